@@ -1,0 +1,220 @@
+"""Every model as data: sizes, schedule, conventions, weight files and licences.
+
+The only place with official names and addresses. Facts of the official models: arXiv 2403.07319 and the
+release page of github.com/zsyOAOA/ResShift.
+"""
+
+import difflib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from resshift_fast.models.autoencoder import AutoencoderConfig, SpaceToDepth, SpaceToDepthConfig, VQAutoencoder
+from resshift_fast.models.swin_unet import SwinUNet, SwinUNetConfig
+from resshift_fast.schedule import Schedule
+
+if TYPE_CHECKING:
+    from torch import nn
+
+RELEASE = "https://github.com/zsyOAOA/ResShift/releases/download/v2.0/"
+OFFICIAL_LICENCE = "non-commercial (published by the ResShift authors under the S-Lab License 1.0)"
+OWN_LICENCE = "CC BY-SA 4.0 (trained from free photographs, see weights/nano-x4.md)"
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """A file of weights.
+
+    Args:
+        filename: name in the cache folder, or in the package's `weights` folder.
+        url: where it is published; None: it is embedded in the package.
+        size: bytes, once known. sha256: hash in hexadecimal, once known.
+        licence: terms that the file comes under.
+    """
+
+    filename: str
+    url: str | None
+    size: int | None = None
+    sha256: str | None = None
+    licence: str = OFFICIAL_LICENCE
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """One restoration model.
+
+    Args:
+        name, summary: how it is called, and what it is for in one line.
+        scale: output side / input side.
+        denoiser, first_stage, schedule: sizes of the parts.
+        prediction_type: what the denoiser predicts, one of `schedule.PREDICTION_TYPES`.
+        clamp_x0: clamp x̂_0 to [−1, 1] at every step; for first stages whose latent is the image.
+        pad_multiple: input sides are padded to a multiple of this, in input pixels.
+        tile, overlap: default tile side and overlap in input pixels.
+        needs_mask: whether it fills holes and so wants a mask.
+        weights, autoencoder_weights: files; None where there is nothing to load or nothing is published.
+    """
+
+    name: str
+    summary: str
+    scale: int
+    denoiser: SwinUNetConfig
+    first_stage: AutoencoderConfig | SpaceToDepthConfig
+    schedule: Schedule
+    prediction_type: str = "x0"
+    clamp_x0: bool = False
+    pad_multiple: int = 64
+    tile: int = 512
+    overlap: int = 64
+    needs_mask: bool = False
+    weights: WeightFile | None = None
+    autoencoder_weights: WeightFile | None = None
+
+    @property
+    def licence(self) -> str:
+        """Terms of the denoiser's weights, or a note that none are published."""
+        return self.weights.licence if self.weights else "no weights published"
+
+    @property
+    def latent_per_input(self) -> float:
+        """Latent pixels along a side for one input pixel."""
+        return self.scale / self.first_stage.factor
+
+
+def _official(filename: str) -> WeightFile:
+    return WeightFile(filename, RELEASE + filename)
+
+
+VQ_F4 = AutoencoderConfig()
+VQ_F8_FACE = AutoencoderConfig(
+    channels=64, channel_mult=(1, 2, 4, 8), num_res_blocks=(1, 2, 3, 4), latent_channels=8, codebook_size=4096
+)
+VQ_F4_WEIGHTS = _official("autoencoder_vq_f4.pth")
+FOUR_STEPS = Schedule(steps=4, kappa=2.0, power=0.3, min_noise_level=0.2, etas_end=0.99)
+FIFTEEN_STEPS = Schedule(steps=15, kappa=2.0, power=0.3, min_noise_level=0.04, etas_end=0.99)
+REALSR = SwinUNetConfig()
+INPAINT = SwinUNetConfig(lq_size=256, cond_mask=True)
+NANO = SwinUNetConfig(
+    image_size=64,
+    in_channels=48,
+    out_channels=48,
+    model_channels=64,
+    num_res_blocks=(2, 1),
+    attention_resolutions=(32,),
+    channel_mult=(1, 2),
+    num_head_channels=32,
+    swin_depth=2,
+    swin_embed_dim=64,
+    mlp_ratio=2.0,
+)
+
+
+def _realsr(name: str, summary: str, schedule: Schedule, filename: str) -> ModelSpec:
+    return ModelSpec(
+        name=name,
+        summary=summary,
+        scale=4,
+        denoiser=REALSR,
+        first_stage=VQ_F4,
+        schedule=schedule,
+        tile=256,
+        overlap=32,
+        weights=_official(filename),
+        autoencoder_weights=VQ_F4_WEIGHTS,
+    )
+
+
+def _inpaint(name: str, summary: str, filename: str, autoencoder: WeightFile) -> ModelSpec:
+    return ModelSpec(
+        name=name,
+        summary=summary,
+        scale=1,
+        denoiser=INPAINT,
+        first_stage=VQ_F4,
+        schedule=FOUR_STEPS,
+        pad_multiple=256,
+        tile=512,
+        overlap=128,
+        needs_mask=True,
+        weights=_official(filename),
+        autoencoder_weights=autoencoder,
+    )
+
+
+_SPECS = (
+    ModelSpec(
+        name="nano-x4",
+        summary="×4 super-resolution, embedded, fast on a CPU; mild restoration with high fidelity",
+        scale=4,
+        denoiser=NANO,
+        first_stage=SpaceToDepthConfig(),
+        schedule=Schedule(steps=4, kappa=0.25, power=0.3, min_noise_level=0.2, etas_end=0.99),
+        prediction_type="residual",
+        clamp_x0=True,
+        pad_multiple=16,
+        tile=192,
+        overlap=16,
+        weights=WeightFile("nano-x4.safetensors", None, licence=OWN_LICENCE),
+    ),
+    _realsr("realsr-x4-v1", "×4 real-world super-resolution, 15 steps", FIFTEEN_STEPS, "resshift_realsrx4_s15_v1.pth"),
+    _realsr("realsr-x4-v2", "×4 real-world super-resolution, 15 steps", FIFTEEN_STEPS, "resshift_realsrx4_s15_v2.pth"),
+    _realsr("realsr-x4-v3", "×4 real-world super-resolution, 4 steps", FOUR_STEPS, "resshift_realsrx4_s4_v3.pth"),
+    ModelSpec(
+        name="realsr-x2",
+        summary="×2 real-world super-resolution, architecture only: no weights are published",
+        scale=2,
+        denoiser=SwinUNetConfig(lq_size=128),
+        first_stage=VQ_F4,
+        schedule=FOUR_STEPS,
+        pad_multiple=128,
+        tile=512,
+        autoencoder_weights=VQ_F4_WEIGHTS,
+    ),
+    _realsr("bicsr-x4", "×4 super-resolution of bicubically reduced images, 4 steps", FOUR_STEPS, "resshift_bicsrx4_s4.pth"),
+    _inpaint("inpaint-imagenet", "fills holes in photos", "resshift_inpainting_imagenet_s4.pth", VQ_F4_WEIGHTS),
+    _inpaint(
+        "inpaint-face",
+        "fills holes in aligned faces",
+        "resshift_inpainting_face_s4.pth",
+        _official("celeba256_vq_f4_dim3_face.pth"),
+    ),
+    ModelSpec(
+        name="faceir",
+        summary="restores aligned 512×512 faces",
+        scale=1,
+        denoiser=SwinUNetConfig(in_channels=8, out_channels=8, lq_size=512),
+        first_stage=VQ_F8_FACE,
+        schedule=FOUR_STEPS,
+        pad_multiple=512,
+        tile=512,
+        weights=_official("resshift_faceir_s4.pth"),
+        autoencoder_weights=_official("ffhq512_vq_f8_dim8_face.pth"),
+    ),
+)
+
+MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
+DEFAULT_MODEL = "nano-x4"
+
+
+def get(name: str) -> ModelSpec:
+    """The model called `name`.
+
+    Raises:
+        ValueError: for an unknown name; the message gives the nearest one and all others.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    near = difflib.get_close_matches(str(name).lower(), MODELS, n=1, cutoff=0.3)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"unknown model {name!r}; {hint}models: {', '.join(MODELS)}")
+
+
+def build_denoiser(spec: ModelSpec) -> "nn.Module":
+    """A `SwinUNet` of the model's sizes with fresh weights."""
+    return SwinUNet(spec.denoiser)
+
+
+def build_first_stage(spec: ModelSpec) -> "nn.Module":
+    """A `VQAutoencoder` or `SpaceToDepth` of the model's sizes with fresh weights."""
+    if isinstance(spec.first_stage, SpaceToDepthConfig):
+        return SpaceToDepth(spec.first_stage)
+    return VQAutoencoder(spec.first_stage)

@@ -1,0 +1,1 @@
+"""The networks: modules that call `resshift_fast.ops` and nothing below them."""

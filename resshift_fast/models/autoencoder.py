@@ -1,0 +1,236 @@
+"""First stages: the VQGAN autoencoders of the official models and a lossless space-to-depth stage.
+
+Every first stage has `encode(image) -> latent` and `decode(latent) -> image`, images in [−1, 1], and the
+attributes `factor` (pixels a latent pixel) and `latent_channels`. The VQGAN follows arXiv 2012.09841; its
+state-dict keys are those of the official checkpoints.
+"""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resshift_fast import ops
+from resshift_fast.models.layers import Conv3x3, GroupNorm, UpsampleConv
+
+EPS = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """Sizes of a `VQAutoencoder`.
+
+    Args:
+        channels: width of the first level.
+        channel_mult: width of each level in units of `channels`; every level but the last halves the image.
+        num_res_blocks: residual blocks of each encoder level; decoder levels hold one more.
+        latent_channels: channels of the latent and of a codebook entry.
+        codebook_size: number of codebook entries.
+    """
+
+    channels: int = 128
+    channel_mult: tuple[int, ...] = (1, 2, 4)
+    num_res_blocks: tuple[int, ...] = (2, 2, 2)
+    latent_channels: int = 3
+    codebook_size: int = 8192
+
+    @property
+    def factor(self) -> int:
+        """Image pixels along a side for one latent pixel."""
+        return 2 ** (len(self.channel_mult) - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceToDepthConfig:
+    """Sizes of a `SpaceToDepth` stage: `factor` image pixels along a side for one latent pixel."""
+
+    factor: int = 4
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latent: three colours for every pixel of a block."""
+        return 3 * self.factor**2
+
+
+class _ResnetBlock(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.norm1 = GroupNorm(in_channels, EPS)
+        self.conv1 = Conv3x3(in_channels, out_channels)
+        self.norm2 = GroupNorm(out_channels, EPS)
+        self.conv2 = Conv3x3(out_channels, out_channels)
+        if in_channels != out_channels:
+            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(self.norm1(x, activation="silu"))
+        h = self.conv2(self.norm2(h, activation="silu"))
+        return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
+
+
+class _AttentionBlock(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = GroupNorm(channels, EPS)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        return x + self.proj_out(ops.spatial_attention(self.q(h), self.k(h), self.v(h)))
+
+
+class _Middle(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.block_1 = _ResnetBlock(channels, channels)
+        self.attn_1 = _AttentionBlock(channels)
+        self.block_2 = _ResnetBlock(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class _Downsample(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class _Level(nn.Module):
+    """Residual blocks of one resolution, then the change to the next."""
+
+    def __init__(self, blocks: list[_ResnetBlock], downsample: nn.Module | None = None, upsample: nn.Module | None = None):
+        super().__init__()
+        self.block = nn.ModuleList(blocks)
+        if downsample is not None:
+            self.downsample = downsample
+        if upsample is not None:
+            self.upsample = upsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.block:
+            x = block(x)
+        for name in ("downsample", "upsample"):
+            if hasattr(self, name):
+                x = getattr(self, name)(x)
+        return x
+
+
+def _resnet_blocks(in_channels: int, out_channels: int, count: int) -> list[_ResnetBlock]:
+    return [_ResnetBlock(in_channels if i == 0 else out_channels, out_channels) for i in range(count)]
+
+
+class Encoder(nn.Module):
+    """Image to latent before quantization."""
+
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__()
+        widths = [config.channels * mult for mult in config.channel_mult]
+        self.conv_in = Conv3x3(3, config.channels)
+        self.down = nn.ModuleList()
+        channels = config.channels
+        for level, width in enumerate(widths):
+            last = level == len(widths) - 1
+            blocks = _resnet_blocks(channels, width, config.num_res_blocks[level])
+            self.down.append(_Level(blocks, downsample=None if last else _Downsample(width)))
+            channels = width
+        self.mid = _Middle(channels)
+        self.norm_out = GroupNorm(channels, EPS)
+        self.conv_out = Conv3x3(channels, config.latent_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for level in self.down:
+            x = level(x)
+        return self.conv_out(self.norm_out(self.mid(x), activation="silu"))
+
+
+class Decoder(nn.Module):
+    """Latent to image."""
+
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__()
+        widths = [config.channels * mult for mult in config.channel_mult]
+        channels = widths[-1]
+        self.conv_in = Conv3x3(config.latent_channels, channels)
+        self.mid = _Middle(channels)
+        levels = []
+        for level in reversed(range(len(widths))):
+            blocks = _resnet_blocks(channels, widths[level], config.num_res_blocks[level] + 1)
+            channels = widths[level]
+            levels.append(_Level(blocks, upsample=UpsampleConv(channels) if level else None))
+        self.up = nn.ModuleList(reversed(levels))
+        self.norm_out = GroupNorm(channels, EPS)
+        self.conv_out = Conv3x3(channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mid(self.conv_in(x))
+        for level in reversed(self.up):
+            x = level(x)
+        return self.conv_out(self.norm_out(x, activation="silu"))
+
+
+class _Codebook(nn.Module):
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__()
+        self.embedding = nn.Embedding(config.codebook_size, config.latent_channels)
+
+
+class VQAutoencoder(nn.Module):
+    """VQGAN whose latent is quantized at decoding.
+
+    Args:
+        config: sizes; see `AutoencoderConfig`.
+    """
+
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__()
+        self.config = config
+        self.factor, self.latent_channels = config.factor, config.latent_channels
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quantize = _Codebook(config)
+        self.quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+        self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """[B, 3, H, W] in [−1, 1] to the unquantized latent [B, latent_channels, H/factor, W/factor]."""
+        return self.quant_conv(self.encoder(image))
+
+    def decode(self, latent: Tensor, quantize: bool = True) -> Tensor:
+        """Latent [B, latent_channels, h, w] to the image [B, 3, h·factor, w·factor]; not clamped.
+
+        Args:
+            latent: any floating dtype.
+            quantize: replace every vector by its nearest codebook entry first.
+        """
+        if quantize:
+            latent, _ = ops.vector_quantize(latent, self.quantize.embedding.weight)
+        return self.decoder(self.post_quant_conv(latent))
+
+
+class SpaceToDepth(nn.Module):
+    """Lossless first stage: every block of factor × factor pixels becomes the channels of one latent pixel.
+
+    Args:
+        config: sizes; see `SpaceToDepthConfig`.
+    """
+
+    def __init__(self, config: SpaceToDepthConfig):
+        super().__init__()
+        self.config = config
+        self.factor, self.latent_channels = config.factor, config.latent_channels
+
+    def encode(self, image: Tensor) -> Tensor:
+        """[B, 3, H, W] to [B, 3·factor², H/factor, W/factor]."""
+        return F.pixel_unshuffle(image, self.factor)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Inverse of `encode`, exactly."""
+        return F.pixel_shuffle(latent, self.factor)

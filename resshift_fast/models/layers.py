@@ -1,0 +1,71 @@
+"""Layers shared by the denoiser and the autoencoders. State-dict keys follow the official checkpoints."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from resshift_fast import ops
+
+NUM_GROUPS = 32
+
+
+class GroupNorm(nn.Module):
+    """Group normalization with 32 groups through `ops.group_norm`; keys `weight` and `bias`."""
+
+    def __init__(self, channels: int, eps: float = 1e-5):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(
+        self, x: Tensor, *, scale: Tensor | None = None, shift: Tensor | None = None, activation: str | None = None
+    ) -> Tensor:
+        return ops.group_norm(
+            x, NUM_GROUPS, self.weight, self.bias, self.eps, scale=scale, shift=shift, activation=activation
+        )
+
+
+class Conv3x3(nn.Conv2d):
+    """3×3 convolution with stride 1 and padding 1 through `ops.conv2d`."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.conv2d(x, self.weight, self.bias)
+
+
+class UpsampleConv(nn.Module):
+    """Nearest ×2, then a 3×3 convolution; key `conv`."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.upsample_conv2d(x, self.conv.weight, self.conv.bias)
+
+
+def zero_(module: nn.Module) -> nn.Module:
+    """Set every parameter of `module` to zero and return it: a residual branch that starts as nothing."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def timestep_embedding(timesteps: Tensor, channels: int) -> Tensor:
+    """Sinusoidal embedding, cosines first (arXiv 2006.11239, appendix B, with the halves exchanged).
+
+    Args:
+        timesteps: [N], any dtype.
+        channels: even width of the embedding.
+
+    Returns:
+        float32 [N, channels]: cos(t ω_i) then sin(t ω_i), ω_i = 10000^(−i / (channels/2)).
+    """
+    half = channels // 2
+    exponent = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
+    angle = timesteps[:, None].float() * torch.exp(-math.log(10000) * exponent)
+    return torch.cat([angle.cos(), angle.sin()], dim=1)

@@ -1,0 +1,360 @@
+"""The denoiser: a U-Net whose attention layers are Swin blocks (arXiv 2403.07319, section 3.4).
+
+State-dict keys and shapes are those of the official checkpoints. What depends only on the timestep
+(`modulation`) or only on the low-quality image (`condition`) can be computed once per chain; `forward`
+does all three parts.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resshift_fast import ops
+from resshift_fast.models.layers import NUM_GROUPS, Conv3x3, GroupNorm, UpsampleConv, timestep_embedding, zero_
+from resshift_fast.ops.window_attention import relative_position_index, shift_mask
+
+Modulation = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwinUNetConfig:
+    """Sizes of a `SwinUNet`.
+
+    Args:
+        image_size: side of the latent that shifts and buffers are configured for, in pixels.
+        in_channels, out_channels: latent channels in and out.
+        model_channels: width of the first level, a multiple of 32.
+        num_res_blocks: residual blocks a level.
+        attention_resolutions: sides of the levels, in pixels at `image_size`, that hold a Swin layer.
+        channel_mult: width of each level in units of `model_channels`.
+        num_head_channels: width of an attention head.
+        swin_depth: Swin blocks in a layer; every other one is shifted.
+        swin_embed_dim: width of a Swin layer, a multiple of `num_head_channels` and of 32.
+        window_size: side of an attention window in pixels, at most the configured side.
+        mlp_ratio: hidden width of the Swin feed-forward part in units of `swin_embed_dim`.
+        lq_size: side of the low-quality image for a latent of `image_size`, in pixels; a power of two times it.
+        cond_lq, cond_mask: whether the denoiser is given the low-quality image, and a mask with it.
+    """
+
+    image_size: int = 64
+    in_channels: int = 3
+    out_channels: int = 3
+    model_channels: int = 160
+    num_res_blocks: tuple[int, ...] = (2, 2, 2, 2)
+    attention_resolutions: tuple[int, ...] = (64, 32, 16, 8)
+    channel_mult: tuple[int, ...] = (1, 2, 2, 4)
+    num_head_channels: int = 32
+    swin_depth: int = 2
+    swin_embed_dim: int = 192
+    window_size: int = 8
+    mlp_ratio: float = 4.0
+    lq_size: int = 64
+    cond_lq: bool = True
+    cond_mask: bool = False
+
+    @property
+    def lq_channels(self) -> int:
+        """Channels that `SwinUNet.condition` returns."""
+        if not self.cond_lq:
+            return 0
+        if self.lq_size == self.image_size:
+            return 4 if self.cond_mask else 3
+        return FEATURE_CHANNELS * self.lq_size // self.image_size
+
+    @property
+    def downsampling(self) -> int:
+        """Factor between the latent's side and the lowest level's."""
+        return 2 ** (len(self.channel_mult) - 1)
+
+
+FEATURE_CHANNELS = 16  # first width of the low-quality image's feature extractor; doubles at every stage
+
+
+class ResBlock(nn.Module):
+    """GroupNorm, SiLU, convolution twice, conditioned by scale and shift between, with a skip connection."""
+
+    def __init__(self, in_channels: int, out_channels: int, emb_channels: int):
+        super().__init__()
+        self.in_layers = nn.Sequential(GroupNorm(in_channels), nn.SiLU(), Conv3x3(in_channels, out_channels))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, 2 * out_channels))
+        self.out_layers = nn.Sequential(
+            GroupNorm(out_channels), nn.SiLU(), nn.Identity(), zero_(Conv3x3(out_channels, out_channels))
+        )
+        same = in_channels == out_channels
+        self.skip_connection = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        scale, shift = modulation.chunk(2, dim=1)
+        h = self.in_layers[2](self.in_layers[0](x, activation="silu"))
+        h = self.out_layers[3](self.out_layers[0](h, scale=scale, shift=shift, activation="silu"))
+        return self.skip_connection(x) + h
+
+
+class Downsample(nn.Module):
+    """3×3 convolution with stride 2; key `op`."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.op = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class WindowAttention(nn.Module):
+    """qkv projection, `ops.window_attention`, output projection."""
+
+    def __init__(self, channels: int, num_heads: int, window_size: int, shift_size: int):
+        super().__init__()
+        self.num_heads, self.window_size, self.shift_size = num_heads, window_size, shift_size
+        table = torch.empty((2 * window_size - 1) ** 2, num_heads)
+        self.relative_position_bias_table = nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
+        # Kept for the checkpoints' sake; the operator derives it from the window's size.
+        self.register_buffer("relative_position_index", relative_position_index(window_size).clone())
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = ops.window_attention(
+            self.qkv(x),
+            self.relative_position_bias_table,
+            num_heads=self.num_heads,
+            window_size=self.window_size,
+            shift_size=self.shift_size,
+            mask="resshift",
+        )
+        return self.proj(out)
+
+
+class Mlp(nn.Module):
+    """Parameters of the feed-forward part as 1×1 convolutions; keys `fc1`, `fc2`. `SwinBlock` runs it."""
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, hidden, 1)
+        self.fc2 = nn.Conv2d(hidden, channels, 1)
+
+
+class SwinBlock(nn.Module):
+    """x + attention(norm1(x)), then x + mlp(norm2(x)), on images."""
+
+    def __init__(self, channels: int, resolution: int, num_heads: int, window_size: int, shift_size: int, hidden: int):
+        super().__init__()
+        self.norm1 = GroupNorm(channels)
+        self.attn = WindowAttention(channels, num_heads, window_size, shift_size)
+        self.norm2 = GroupNorm(channels)
+        self.mlp = Mlp(channels, hidden)
+        # Kept for the checkpoints' sake; the operator makes the mask for the true size of its input.
+        mask = shift_mask(resolution, resolution, window_size, shift_size, "resshift") if shift_size else None
+        self.register_buffer("attn_mask", None if mask is None else mask.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        norm, fc1, fc2 = self.norm2, self.mlp.fc1, self.mlp.fc2
+        w1, w2 = fc1.weight.flatten(1), fc2.weight.flatten(1)
+        return ops.swin_mlp(x, NUM_GROUPS, norm.weight, norm.bias, w1, fc1.bias, w2, fc2.bias, norm.eps)
+
+
+class _PointwiseProjection(nn.Module):
+    """1×1 convolution; key `proj`."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x)
+
+
+class SwinLayer(nn.Module):
+    """Project to the Swin width, run the blocks, project back."""
+
+    def __init__(self, channels: int, resolution: int, config: SwinUNetConfig):
+        super().__init__()
+        width = config.swin_embed_dim
+        window_size = min(config.window_size, resolution)
+        shifts = [window_size // 2 if i % 2 and resolution > window_size else 0 for i in range(config.swin_depth)]
+        self.patch_embed = _PointwiseProjection(channels, width)
+        self.blocks = nn.ModuleList(
+            SwinBlock(
+                width, resolution, width // config.num_head_channels, window_size, shift, int(width * config.mlp_ratio)
+            )
+            for shift in shifts
+        )
+        self.patch_unembed = _PointwiseProjection(width, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch_embed(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.patch_unembed(x)
+
+
+class Stage(nn.Sequential):
+    """Layers in sequence, where residual blocks take the next of the modulations."""
+
+    def forward(self, x: Tensor, modulations) -> Tensor:
+        for layer in self:
+            x = layer(x, next(modulations)) if isinstance(layer, ResBlock) else layer(x)
+        return x
+
+
+class SwinUNet(nn.Module):
+    """The residual-shift denoiser.
+
+    Args:
+        config: sizes; see `SwinUNetConfig`.
+    """
+
+    def __init__(self, config: SwinUNetConfig):
+        super().__init__()
+        self.config = config
+        emb_channels = 4 * config.model_channels
+        self.time_embed = nn.Sequential(
+            nn.Linear(config.model_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
+        )
+        if config.cond_lq and config.lq_size != config.image_size:
+            self.feature_extractor = _feature_extractor(config)
+        widths = self._build_encoder(emb_channels)
+        channels = widths[-1]
+        resolution = config.image_size // config.downsampling
+        self.middle_block = Stage(
+            ResBlock(channels, channels, emb_channels),
+            SwinLayer(channels, resolution, config),
+            ResBlock(channels, channels, emb_channels),
+        )
+        channels = self._build_decoder(widths, emb_channels)
+        self.out = nn.Sequential(
+            GroupNorm(channels), nn.SiLU(), zero_(Conv3x3(channels, config.out_channels))
+        )
+
+    def _build_encoder(self, emb_channels: int) -> list[int]:
+        config = self.config
+        channels = config.model_channels
+        widths = [channels]
+        self.input_blocks = nn.ModuleList([Stage(Conv3x3(config.in_channels + config.lq_channels, channels))])
+        resolution = config.image_size
+        for level, mult in enumerate(config.channel_mult):
+            for i in range(config.num_res_blocks[level]):
+                layers = [ResBlock(channels, mult * config.model_channels, emb_channels)]
+                channels = mult * config.model_channels
+                if i == 0 and resolution in config.attention_resolutions:
+                    layers.append(SwinLayer(channels, resolution, config))
+                self.input_blocks.append(Stage(*layers))
+                widths.append(channels)
+            if level < len(config.channel_mult) - 1:
+                self.input_blocks.append(Stage(Downsample(channels, channels)))
+                widths.append(channels)
+                resolution //= 2
+        return widths
+
+    def _build_decoder(self, widths: list[int], emb_channels: int) -> int:
+        config = self.config
+        channels, widths = widths[-1], list(widths)
+        resolution = config.image_size // config.downsampling
+        self.output_blocks = nn.ModuleList()
+        for level in reversed(range(len(config.channel_mult))):
+            width = config.channel_mult[level] * config.model_channels
+            for i in range(config.num_res_blocks[level] + 1):
+                layers = [ResBlock(channels + widths.pop(), width, emb_channels)]
+                channels = width
+                if i == 0 and resolution in config.attention_resolutions:
+                    layers.append(SwinLayer(channels, resolution, config))
+                if level and i == config.num_res_blocks[level]:
+                    layers.append(UpsampleConv(channels))
+                    resolution *= 2
+                self.output_blocks.append(Stage(*layers))
+        return channels
+
+    def condition(self, lq: Tensor | None, mask: Tensor | None = None) -> Tensor | None:
+        """Features of the low-quality image; they are the same at every step.
+
+        Args:
+            lq: [B, 3, H, W] in [−1, 1], or None for a denoiser without it.
+            mask: [B, 1, H, W], 1 = unknown and −1 = known, for inpainting.
+
+        Returns:
+            [B, lq_channels, h, w] at the latent's size, or None.
+
+        Raises:
+            ValueError: if lq or mask is missing or not wanted.
+        """
+        config = self.config
+        if (lq is not None) != config.cond_lq:
+            raise ValueError(f"SwinUNet: lq must be {'given' if config.cond_lq else 'None'} for this denoiser")
+        if (mask is not None) != config.cond_mask:
+            raise ValueError(f"SwinUNet: mask must be {'given' if config.cond_mask else 'None'} for this denoiser")
+        if lq is None:
+            return None
+        features = lq if mask is None else torch.cat([lq, mask], dim=1)
+        return self.feature_extractor(features) if config.lq_size != config.image_size else features
+
+    def modulation(self, timesteps: Tensor) -> Modulation:
+        """Scale and shift of every residual block for each timestep.
+
+        Args:
+            timesteps: [N], the raw step indices.
+
+        Returns:
+            One [N, 2·C] tensor (scale, then shift) a residual block, in the order in which they run.
+        """
+        weight = self.time_embed[0].weight
+        emb = self.time_embed(timestep_embedding(timesteps, self.config.model_channels).to(weight.dtype))
+        emb = F.silu(emb)
+        return tuple(block.emb_layers[1](emb) for block in self._res_blocks())
+
+    def denoise(self, x: Tensor, modulation: Modulation) -> Tensor:
+        """Run the U-Net.
+
+        Args:
+            x: [B, in_channels + lq_channels, h, w]: the scaled x_t followed by `condition`'s features; h and w are
+                multiples of `window_size · downsampling` (64 for the official models).
+            modulation: from `modulation`, with B rows.
+
+        Returns:
+            The prediction, [B, out_channels, h, w].
+        """
+        modulations = iter(modulation)
+        skips = []
+        for block in self.input_blocks:
+            x = block(x, modulations)
+            skips.append(x)
+        x = self.middle_block(x, modulations)
+        for block in self.output_blocks:
+            x = block(torch.cat([x, skips.pop()], dim=1), modulations)
+        norm, _, conv = self.out
+        return conv(norm(x, activation="silu"))
+
+    def forward(
+        self, x: Tensor, timesteps: Tensor, lq: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Predict from a scaled x_t.
+
+        Args:
+            x: [B, in_channels, h, w], x_t / √(κ² η_t + 1).
+            timesteps: int64 [B].
+            lq, mask: as in `condition`.
+
+        Returns:
+            The prediction, [B, out_channels, h, w].
+        """
+        features = self.condition(lq, mask)
+        x = x if features is None else torch.cat([x, features.to(x.dtype)], dim=1)
+        return self.denoise(x, self.modulation(timesteps))
+
+    def _res_blocks(self):
+        for stage in (*self.input_blocks, self.middle_block, *self.output_blocks):
+            yield from (layer for layer in stage if isinstance(layer, ResBlock))
+
+
+def _feature_extractor(config: SwinUNetConfig) -> nn.Sequential:
+    """Convolution, SiLU and a stride-2 convolution for each halving from lq_size to image_size."""
+    layers, channels = [], 4 if config.cond_mask else 3
+    width = FEATURE_CHANNELS
+    for _ in range(int(math.log2(config.lq_size // config.image_size))):
+        layers += [Conv3x3(channels, width), nn.SiLU(), Downsample(width, 2 * width)]
+        channels = width = 2 * width
+    return nn.Sequential(*layers)

@@ -1,0 +1,23 @@
+"""The operators of ResShift, each in a file of its own: formula, reference, checks and public function."""
+
+from resshift_fast.ops.conv2d import conv2d
+from resshift_fast.ops.group_norm import group_norm
+from resshift_fast.ops.residual_shift import posterior_step, prior_sample, q_sample
+from resshift_fast.ops.spatial_attention import spatial_attention
+from resshift_fast.ops.swin_mlp import swin_mlp
+from resshift_fast.ops.upsample_conv2d import upsample_conv2d
+from resshift_fast.ops.vector_quantize import vector_quantize
+from resshift_fast.ops.window_attention import window_attention
+
+__all__ = [
+    "conv2d",
+    "group_norm",
+    "posterior_step",
+    "prior_sample",
+    "q_sample",
+    "spatial_attention",
+    "swin_mlp",
+    "upsample_conv2d",
+    "vector_quantize",
+    "window_attention",
+]

@@ -1,0 +1,53 @@
+"""Argument checks shared by the operators: what was wrong, what was expected, what to do."""
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def image(op: str, name: str, x: Tensor) -> None:
+    """x is a floating-point [B, C, H, W] tensor with at least one element."""
+    floating(op, name, x)
+    if x.dim() != 4:
+        raise ValueError(f"{op}: {name} must be [B, C, H, W], got shape {tuple(x.shape)}; add or merge dimensions")
+    if x.numel() == 0:
+        raise ValueError(f"{op}: {name} is empty, shape {tuple(x.shape)}; every dimension must be at least 1")
+
+
+def floating(op: str, name: str, x: Tensor) -> None:
+    """x is a floating-point tensor."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(x).__name__}")
+    if x.dtype not in FLOATING:
+        raise TypeError(f"{op}: {name} has dtype {x.dtype}, expected a floating-point dtype; convert it with .float()")
+
+
+def shape(op: str, name: str, x: Tensor | None, expected: tuple[int, ...], why: str) -> None:
+    """x, if given, has exactly the expected shape."""
+    if x is not None and tuple(x.shape) != expected:
+        raise ValueError(f"{op}: {name} has shape {tuple(x.shape)}, expected {expected} {why}")
+
+
+def parameters(op: str, x: Tensor, **tensors: Tensor | None) -> None:
+    """Every given tensor is on x's device and of x's dtype or float32."""
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if tensor.device != x.device:
+            raise ValueError(f"{op}: {name} is on {tensor.device}, expected x's device {x.device}; move it with .to()")
+        if tensor.dtype not in (x.dtype, torch.float32):
+            raise TypeError(f"{op}: {name} has dtype {tensor.dtype}, expected x's {x.dtype} or torch.float32")
+
+
+def integers(op: str, name: str, x: Tensor, expected: tuple[int, ...]) -> None:
+    """x is an int64 tensor of the expected shape."""
+    if not isinstance(x, Tensor) or x.dtype != torch.int64:
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{op}: {name} must be an int64 tensor, got {got}")
+    shape(op, name, x, expected, "")
+
+
+def accumulation_dtype(x: Tensor) -> torch.dtype:
+    """float64 for float64 input, else float32: the dtype in which sums are formed."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32

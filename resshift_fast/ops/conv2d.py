@@ -1,0 +1,42 @@
+"""3×3 convolution with stride 1: y = w ∗ x + b."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from resshift_fast.ops import checks
+
+
+def reference(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+    """The formula in plain PyTorch, in x's dtype."""
+    return F.conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=padding)
+
+
+def check_weight(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """weight is [O, C, 3, 3] for x's C, bias [O] or None, on x's device."""
+    checks.image(op, "x", x)
+    if weight.dim() != 4 or tuple(weight.shape[1:]) != (x.shape[1], 3, 3):
+        raise ValueError(f"{op}: weight has shape {tuple(weight.shape)}, expected (O, {x.shape[1]}, 3, 3) to match x")
+    checks.shape(op, "bias", bias, (weight.shape[0],), "to match weight's output channels")
+    checks.parameters(op, x, weight=weight, bias=bias)
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, padding: int = 1) -> Tensor:
+    """3×3 convolution, stride 1.
+
+    Args:
+        x: [B, C, H, W], floating point, contiguous or channels-last.
+        weight: [O, C, 3, 3], x's dtype or float32.
+        bias: [O], x's dtype or float32, or None.
+        padding: zeros added on every side, ≥ 0; with 0 the image must be at least 3×3.
+
+    Returns:
+        [B, O, H + 2·padding − 2, W + 2·padding − 2] in x's dtype. Differentiable in every tensor.
+
+    Raises:
+        ValueError: for a shape, device or padding that does not fit.
+        TypeError: for a dtype other than those named.
+    """
+    check_weight("conv2d", x, weight, bias)
+    if padding < 0 or min(x.shape[2:]) + 2 * padding < 3:
+        raise ValueError(f"conv2d: image {x.shape[2]}×{x.shape[3]} with padding={padding} is smaller than the 3×3 kernel")
+    return reference(x, weight, bias, padding)

@@ -1,0 +1,210 @@
+r"""The three samplers of residual shifting (arXiv 2403.07319, equations 1, 2 and 7).
+
+.. math::
+    \text{q\_sample:} \quad & x_t = x_0 + \eta_t (y - x_0) + \kappa \sqrt{\eta_t}\,\epsilon
+
+    \text{prior\_sample:} \quad & x_T = y + \kappa \sqrt{\eta_T}\,\epsilon
+
+    \text{posterior\_step:} \quad & x_{t-1} = \tfrac{\eta_{t-1}}{\eta_t} x_t + \tfrac{\alpha_t}{\eta_t} \hat x_0
+    + \kappa \sqrt{\eta_{t-1} \alpha_t / \eta_t}\,\epsilon
+
+The network's prediction p gives x̂_0 as p ("x0"), y − p ("residual"), (x_t − η y − κ√η p)/(1 − η) ("epsilon")
+or (x_t − η y − p)/(1 − η) ("epsilon_scaled"). Both samplers of the chain also return the denoiser's next
+input, x/√(κ² η + 1) followed by the low-quality image's channels. Coefficients come as rows of
+`Schedule.table`, noise from the noise field unless it is given.
+"""
+
+import torch
+from torch import Tensor
+
+from resshift_fast import schedule as columns
+from resshift_fast.noise import noise_field
+from resshift_fast.ops import checks
+from resshift_fast.schedule import NUM_COEFFICIENTS, check_prediction_type
+
+
+def x0_from_prediction(x_t: Tensor, prediction: Tensor, y: Tensor, row: Tensor, prediction_type: str) -> Tensor:
+    """x̂_0 [B, C, H, W] from the network's prediction; `row` is the step's coefficient row."""
+    if prediction_type == "x0":
+        return prediction
+    if prediction_type == "residual":
+        return y - prediction
+    noise_part = prediction * row[columns.KAPPA_SQRT_ETA] if prediction_type == "epsilon" else prediction
+    return (x_t - row[columns.ETA] * y - noise_part) / row[columns.ONE_MINUS_ETA]
+
+
+def _next_input(x: Tensor, input_scale: Tensor, lq: Tensor | None, dtype: torch.dtype | None) -> Tensor:
+    dtype = dtype or x.dtype
+    scaled = (x * input_scale).to(dtype)
+    return scaled if lq is None else torch.cat([scaled, lq.to(dtype)], dim=1)
+
+
+def posterior_step_reference(
+    x_t: Tensor,
+    prediction: Tensor,
+    y: Tensor,
+    row: Tensor,
+    noise: Tensor | None,
+    prediction_type: str,
+    clamp_x0: bool,
+    lq: Tensor | None,
+    next_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor]:
+    """The formula in plain PyTorch, in x_t's dtype."""
+    x0 = x0_from_prediction(x_t, prediction.to(x_t.dtype), y, row, prediction_type)
+    if clamp_x0:
+        x0 = x0.clamp(-1, 1)
+    x_prev = row[columns.MEAN_X_T] * x_t + row[columns.MEAN_X0] * x0
+    if noise is not None:
+        x_prev = x_prev + row[columns.NOISE_STD] * noise
+    return x_prev, _next_input(x_prev, row[columns.NEXT_INPUT_SCALE], lq, next_dtype)
+
+
+def prior_sample_reference(
+    y: Tensor, row: Tensor, noise: Tensor, lq: Tensor | None, next_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor]:
+    """The formula in plain PyTorch, in y's dtype."""
+    x_t = y + row[columns.KAPPA_SQRT_ETA] * noise
+    return x_t, _next_input(x_t, row[columns.INPUT_SCALE], lq, next_dtype)
+
+
+def q_sample_reference(x0: Tensor, y: Tensor, t: Tensor, table: Tensor, noise: Tensor) -> Tensor:
+    """The formula in plain PyTorch, in x0's dtype."""
+    row = table[t][:, :, None, None, None]
+    return x0 + row[:, columns.ETA] * (y - x0) + row[:, columns.KAPPA_SQRT_ETA] * noise
+
+
+def posterior_step(
+    x_t: Tensor,
+    prediction: Tensor,
+    y: Tensor,
+    coefficients: Tensor,
+    seed: Tensor,
+    step: Tensor,
+    *,
+    origin: Tensor | None = None,
+    prediction_type: str = "x0",
+    clamp_x0: bool = False,
+    noise: Tensor | None = None,
+    lq: Tensor | None = None,
+    next_dtype: torch.dtype | None = None,
+    last: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """One reverse step: sample x_{t−1} and prepare the denoiser's next input.
+
+    Args:
+        x_t: float32 [B, C, H, W] (float64 in equivalence tests).
+        prediction: [B, C, H, W], the denoiser's output in any floating dtype.
+        y: [B, C, H, W] like x_t, the encoded low-quality image.
+        coefficients: float32 [8], this step's row of `Schedule.table` on x_t's device.
+        seed: int64 [B], each in [0, 2⁶³).
+        step: int64 [], the noise field's step: 1, 2, … in execution order.
+        origin: int64 [B, 2], (row, column) of each tile in the whole latent; None means (0, 0).
+        prediction_type: "x0", "residual", "epsilon" or "epsilon_scaled".
+        clamp_x0: clamp x̂_0 to [−1, 1].
+        noise: [B, C, H, W] like x_t, used instead of the noise field.
+        lq: [B, C', H, W], appended to the next input, or None.
+        next_dtype: dtype of the next input; None means x_t's.
+        last: the step with zero noise: none is drawn.
+
+    Returns:
+        (x_{t−1} like x_t, next input [B, C + C', H, W] in next_dtype). Differentiable in x_t, prediction, y.
+
+    Raises:
+        ValueError: for a shape, device or prediction type that does not fit.
+        TypeError: for a dtype other than those named.
+    """
+    op = "posterior_step"
+    checks.image(op, "x_t", x_t)
+    check_prediction_type(op, prediction_type)
+    for name, tensor in (("prediction", prediction), ("y", y)):
+        checks.shape(op, name, tensor, tuple(x_t.shape), "like x_t")
+    _check_common(op, x_t, coefficients, seed, origin, noise, lq)
+    checks.integers(op, "step", step, ())
+    if last:
+        noise = None
+    elif noise is None:
+        noise = noise_field(seed, step, *x_t.shape[1:], origin=origin).to(x_t.dtype)
+    return posterior_step_reference(
+        x_t, prediction, y, coefficients, noise, prediction_type, clamp_x0, lq, next_dtype
+    )
+
+
+def prior_sample(
+    y: Tensor,
+    coefficients: Tensor,
+    seed: Tensor,
+    *,
+    origin: Tensor | None = None,
+    noise: Tensor | None = None,
+    lq: Tensor | None = None,
+    next_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Start the chain: sample x_T and prepare the denoiser's first input.
+
+    Args:
+        y: float32 [B, C, H, W], the encoded low-quality image.
+        coefficients: float32 [8], the first executed step's row of `Schedule.table`.
+        seed, origin, noise, lq, next_dtype: as in `posterior_step`; the noise field's step is 0.
+
+    Returns:
+        (x_T like y, first input [B, C + C', H, W] in next_dtype). Differentiable in y.
+
+    Raises:
+        ValueError, TypeError: as in `posterior_step`.
+    """
+    op = "prior_sample"
+    checks.image(op, "y", y)
+    _check_common(op, y, coefficients, seed, origin, noise, lq)
+    if noise is None:
+        step = torch.zeros((), dtype=torch.int64, device=y.device)
+        noise = noise_field(seed, step, *y.shape[1:], origin=origin).to(y.dtype)
+    return prior_sample_reference(y, coefficients, noise, lq, next_dtype)
+
+
+def q_sample(x0: Tensor, y: Tensor, t: Tensor, table: Tensor, noise: Tensor) -> Tensor:
+    """Forward process: sample x_t given x_0 and y, each image at its own step.
+
+    Args:
+        x0, y, noise: [B, C, H, W], floating point, of one shape and dtype.
+        t: int64 [B], each in 0 … T − 1.
+        table: float32 [T, 8] from `Schedule.table`.
+
+    Returns:
+        x_t, [B, C, H, W] like x0. Differentiable in x0, y and noise.
+
+    Raises:
+        ValueError: for a shape or device that does not fit.
+        TypeError: for a dtype other than those named.
+    """
+    checks.image("q_sample", "x0", x0)
+    for name, tensor in (("y", y), ("noise", noise)):
+        checks.shape("q_sample", name, tensor, tuple(x0.shape), "like x0")
+    checks.integers("q_sample", "t", t, (x0.shape[0],))
+    if table.dim() != 2 or table.shape[1] != NUM_COEFFICIENTS:
+        raise ValueError(f"q_sample: table has shape {tuple(table.shape)}, expected (T, {NUM_COEFFICIENTS})")
+    return q_sample_reference(x0, y, t, table, noise)
+
+
+def _check_common(
+    op: str,
+    x: Tensor,
+    coefficients: Tensor,
+    seed: Tensor,
+    origin: Tensor | None,
+    noise: Tensor | None,
+    lq: Tensor | None,
+) -> None:
+    batch = x.shape[0]
+    checks.shape(op, "coefficients", coefficients, (NUM_COEFFICIENTS,), "one row of Schedule.table")
+    checks.integers(op, "seed", seed, (batch,))
+    if origin is not None:
+        checks.integers(op, "origin", origin, (batch, 2))
+    checks.shape(op, "noise", noise, tuple(x.shape), "like the latent")
+    if lq is not None and (lq.dim() != 4 or lq.shape[0] != batch or lq.shape[2:] != x.shape[2:]):
+        raise ValueError(
+            f"{op}: lq has shape {tuple(lq.shape)}, expected ({batch}, C', {x.shape[2]}, {x.shape[3]}) to match the latent"
+        )
+    for name, tensor in (("coefficients", coefficients), ("seed", seed), ("origin", origin), ("noise", noise), ("lq", lq)):
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"{op}: {name} is on {tensor.device}, expected {x.device}; move it with .to()")

@@ -1,0 +1,46 @@
+r"""Single-head attention over all pixels of an image, as in the middle of the VQGAN autoencoders.
+
+.. math:: \mathrm{softmax}\big(q k^\top / \sqrt{C}\big)\,v
+
+The score matrix has (HW)² entries, 256 GiB in float32 for a 512² latent, so queries are taken in blocks:
+whichever kernel `scaled_dot_product_attention` picks, no more than SCORE_ELEMENTS scores exist at once.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from resshift_fast.ops import checks
+
+SCORE_ELEMENTS = 1 << 26  # 256 MiB in float32
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The formula through scaled_dot_product_attention, in blocks of queries."""
+    batch, channels, height, width = q.shape
+    q, k, v = (x.flatten(2).transpose(1, 2)[:, None] for x in (q, k, v))  # [B, 1, HW, C]
+    block = max(1, SCORE_ELEMENTS // (batch * height * width))
+    out = [F.scaled_dot_product_attention(part, k, v) for part in q.split(block, dim=2)]
+    out = out[0] if len(out) == 1 else torch.cat(out, dim=2)
+    return out[:, 0].transpose(1, 2).reshape(batch, channels, height, width)
+
+
+def spatial_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of every pixel to every pixel of the same image.
+
+    Args:
+        q, k, v: [B, C, H, W], floating point, of one shape, dtype and device.
+
+    Returns:
+        [B, C, H, W] in q's dtype. Differentiable in every tensor.
+
+    Raises:
+        ValueError: for shapes or devices that differ.
+        TypeError: for a dtype that is not floating point, or differs.
+    """
+    checks.image("spatial_attention", "q", q)
+    for name, x in (("k", k), ("v", v)):
+        checks.shape("spatial_attention", name, x, tuple(q.shape), "like q")
+        if x.dtype != q.dtype or x.device != q.device:
+            raise TypeError(f"spatial_attention: {name} is {x.dtype} on {x.device}, expected q's {q.dtype} on {q.device}")
+    return reference(q, k, v)

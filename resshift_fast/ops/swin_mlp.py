@@ -1,0 +1,70 @@
+r"""The feed-forward half of a Swin block on images.
+
+.. math:: y = x + W_2\,\mathrm{gelu}(W_1\,\mathrm{norm}(x) + b_1) + b_2
+
+with group normalization, 1×1 convolutions and the erf GELU (Hendrycks and Gimpel, arXiv 1606.08415).
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from resshift_fast.ops import checks
+from resshift_fast.ops.group_norm import group_norm
+
+
+def reference(
+    x: Tensor,
+    num_groups: int,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    eps: float,
+) -> Tensor:
+    """The formula in plain PyTorch, in x's dtype."""
+    y = group_norm(x, num_groups, norm_weight, norm_bias, eps)
+    y = F.conv2d(y, w1.to(x.dtype)[:, :, None, None], b1.to(x.dtype))
+    y = F.conv2d(F.gelu(y), w2.to(x.dtype)[:, :, None, None], b2.to(x.dtype))
+    return x + y
+
+
+def swin_mlp(
+    x: Tensor,
+    num_groups: int,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    eps: float = 1e-5,
+) -> Tensor:
+    """x + fc2(gelu(fc1(group_norm(x)))).
+
+    Args:
+        x: [B, C, H, W], floating point.
+        num_groups: a divisor of C.
+        norm_weight, norm_bias: [C].
+        w1: [hidden, C]. b1: [hidden]. w2: [C, hidden]. b2: [C].
+        eps: added to the variance.
+        Every parameter is in x's dtype or float32.
+
+    Returns:
+        [B, C, H, W] in x's dtype (under autocast, the sum's). Differentiable in every tensor.
+
+    Raises:
+        ValueError: for a shape or device that does not fit.
+        TypeError: for a dtype other than those named.
+    """
+    checks.image("swin_mlp", "x", x)
+    channels = x.shape[1]
+    if w1.dim() != 2 or w1.shape[1] != channels:
+        raise ValueError(f"swin_mlp: w1 has shape {tuple(w1.shape)}, expected (hidden, {channels}) to match x's channels")
+    hidden = w1.shape[0]
+    checks.shape("swin_mlp", "b1", b1, (hidden,), "to match w1")
+    checks.shape("swin_mlp", "w2", w2, (channels, hidden), "to match w1 transposed")
+    checks.shape("swin_mlp", "b2", b2, (channels,), "to match x's channels")
+    checks.parameters("swin_mlp", x, w1=w1, b1=b1, w2=w2, b2=b2)
+    return reference(x, num_groups, norm_weight, norm_bias, w1, b1, w2, b2, eps)

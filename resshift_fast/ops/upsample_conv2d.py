@@ -1,0 +1,31 @@
+"""Nearest-neighbour upsampling by 2, then a 3×3 convolution with padding 1."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from resshift_fast.ops.conv2d import check_weight
+
+
+def reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The formula in plain PyTorch, in x's dtype; makes the upsampled image."""
+    upsampled = F.interpolate(x, scale_factor=2, mode="nearest")
+    return F.conv2d(upsampled, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=1)
+
+
+def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """conv2d(nearest ×2 (x), weight, bias, padding=1).
+
+    Args:
+        x: [B, C, H, W], floating point.
+        weight: [O, C, 3, 3], x's dtype or float32.
+        bias: [O], x's dtype or float32, or None.
+
+    Returns:
+        [B, O, 2H, 2W] in x's dtype. Differentiable in every tensor.
+
+    Raises:
+        ValueError: for a shape or device that does not fit.
+        TypeError: for a dtype other than those named.
+    """
+    check_weight("upsample_conv2d", x, weight, bias)
+    return reference(x, weight, bias)

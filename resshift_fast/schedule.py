@@ -1,0 +1,161 @@
+r"""The residual-shifting schedule and the coefficients of every step (arXiv 2403.07319, section 3).
+
+.. math::
+    \sqrt{\eta_i} = s\,(e/s)^{(i/(T-1))^p}, \quad s = \min(m/\kappa,\ m), \quad i = 0 \dots T-1
+
+    q(x_t \mid x_0, y) = N\big(x_0 + \eta_t (y - x_0),\ \kappa^2 \eta_t I\big)
+
+    q(x_{t-1} \mid x_t, x_0, y) = N\big(\tfrac{\eta_{t-1}}{\eta_t} x_t + \tfrac{\alpha_t}{\eta_t} x_0,\
+    \kappa^2 \tfrac{\eta_{t-1} \alpha_t}{\eta_t} I\big), \quad \alpha_t = \eta_t - \eta_{t-1}
+
+with :math:`\eta_{-1} = 0`. Everything is computed once in float64; operators receive float32 rows.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+PREDICTION_TYPES = ("x0", "epsilon", "epsilon_scaled", "residual")
+
+# Columns of a coefficient row, in the order in which the operators read them.
+ETA, ONE_MINUS_ETA, KAPPA_SQRT_ETA, MEAN_X_T, MEAN_X0, NOISE_STD, INPUT_SCALE, NEXT_INPUT_SCALE = range(8)
+NUM_COEFFICIENTS = 8
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """η schedule, timestep respacing and per-step coefficients.
+
+    Args:
+        steps: number of training steps T, ≥ 2.
+        kappa: κ > 0, the noise level relative to the residual shift.
+        power: p > 0, the exponent of the schedule.
+        min_noise_level: m > 0, bounds √η of the first step by min(m/κ, m).
+        etas_end: √η of the last step, in (0, 1]; 1 only without "epsilon" predictions.
+        respacing: number of steps that the chain executes, 1 … `steps`; None executes all.
+
+    Raises:
+        ValueError: for a value outside its range.
+    """
+
+    steps: int = 4
+    kappa: float = 2.0
+    power: float = 0.3
+    min_noise_level: float = 0.2
+    etas_end: float = 0.99
+    respacing: int | None = None
+
+    def __post_init__(self):
+        if self.steps < 2:
+            raise ValueError(f"Schedule: steps is {self.steps}, expected at least 2")
+        for name in ("kappa", "power", "min_noise_level"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"Schedule: {name} is {getattr(self, name)}, expected a positive number")
+        first = min(self.min_noise_level / self.kappa, self.min_noise_level)
+        if not first < self.etas_end <= 1:
+            raise ValueError(
+                f"Schedule: etas_end is {self.etas_end}, expected a value in ({first:g}, 1], above the first step's √η"
+            )
+        if self.respacing is not None and not 1 <= self.respacing <= self.steps:
+            raise ValueError(f"Schedule: respacing is {self.respacing}, expected 1 to steps={self.steps}")
+
+    @cached_property
+    def sqrt_etas_all(self) -> np.ndarray:
+        """√η of all training steps, float64 [steps], increasing."""
+        first = min(self.min_noise_level / self.kappa, self.min_noise_level)
+        exponent = np.linspace(0, 1, self.steps, dtype=np.float64) ** self.power
+        return first * (self.etas_end / first) ** exponent
+
+    @cached_property
+    def timesteps(self) -> np.ndarray:
+        """Training indices that the chain keeps, int64 [num_steps], increasing; the denoiser is given these."""
+        if self.respacing is None:
+            return np.arange(self.steps)
+        return np.array([int(self.steps / self.respacing * i) for i in range(self.respacing)])
+
+    @property
+    def num_steps(self) -> int:
+        """Number of denoiser evaluations in one chain."""
+        return len(self.timesteps)
+
+    @cached_property
+    def etas(self) -> np.ndarray:
+        """η of the kept steps, float64 [num_steps]."""
+        return self.sqrt_etas_all[self.timesteps] ** 2
+
+    @cached_property
+    def etas_previous(self) -> np.ndarray:
+        """η_{t−1} of the kept steps, float64 [num_steps], starting with 0."""
+        return np.concatenate([[0.0], self.etas[:-1]])
+
+    @cached_property
+    def alphas(self) -> np.ndarray:
+        """α_t = η_t − η_{t−1}, float64 [num_steps]."""
+        return self.etas - self.etas_previous
+
+    @cached_property
+    def posterior_variance(self) -> np.ndarray:
+        """Variance of q(x_{t−1} | x_t, x_0, y), float64 [num_steps]; 0 at the last executed step."""
+        return self.kappa**2 * self.etas_previous * self.alphas / self.etas
+
+    @cached_property
+    def posterior_log_variance_clipped(self) -> np.ndarray:
+        """Logarithm of the posterior variance with index 0, whose variance is 0, replaced by index 1."""
+        variance = self.posterior_variance
+        return np.log(np.append(variance[1], variance[1:]) if len(variance) > 1 else np.full(1, -np.inf))
+
+    def loss_weights(self, prediction_type: str = "x0") -> np.ndarray:
+        """Weight of the squared error at each step in the variational bound, float64 [num_steps].
+
+        Args:
+            prediction_type: one of `PREDICTION_TYPES`; the error meant is that of the network's own output.
+
+        Raises:
+            ValueError: for another prediction type.
+        """
+        check_prediction_type("Schedule.loss_weights", prediction_type)
+        weight = (self.alphas / self.etas) ** 2 / (2 * np.exp(self.posterior_log_variance_clipped))
+        if prediction_type == "epsilon":
+            weight = weight * self.kappa**2 * self.etas / (1 - self.etas) ** 2
+        elif prediction_type == "epsilon_scaled":
+            weight = weight / (1 - self.etas) ** 2
+        return weight
+
+    @cached_property
+    def coefficients(self) -> np.ndarray:
+        """One row of operator coefficients a step, float64 [num_steps, 8].
+
+        Columns: η_t, 1 − η_t, κ√η_t, η_{t−1}/η_t, α_t/η_t, posterior deviation, input scale
+        1/√(κ²η_t + 1) of this step, and that of the next executed one.
+        """
+        input_scale = 1 / np.sqrt(self.kappa**2 * self.etas + 1)
+        return np.stack(
+            [
+                self.etas,
+                1 - self.etas,
+                self.kappa * np.sqrt(self.etas),
+                self.etas_previous / self.etas,
+                self.alphas / self.etas,
+                np.sqrt(self.posterior_variance),
+                input_scale,
+                np.concatenate([[1.0], input_scale[:-1]]),
+            ],
+            axis=1,
+        )
+
+    def table(self, device: "torch.device | str" = "cpu") -> "torch.Tensor":
+        """The coefficients as a float32 tensor [num_steps, 8] on `device`; row t belongs to step t."""
+        import torch
+
+        return torch.tensor(self.coefficients, dtype=torch.float32, device=device)
+
+
+def check_prediction_type(where: str, prediction_type: str) -> None:
+    """Raise ValueError, naming `where`, unless `prediction_type` is one of `PREDICTION_TYPES`."""
+    if prediction_type not in PREDICTION_TYPES:
+        raise ValueError(f"{where}: prediction_type is {prediction_type!r}, expected one of {', '.join(PREDICTION_TYPES)}")

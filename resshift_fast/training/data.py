@@ -1,0 +1,180 @@
+"""Training patches. A patch is a pure function of (seed, step, index), so a resumed run sees exactly what an
+uninterrupted one would have seen, without a loader state to save."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+from resshift_fast.training.degradations import Mixture
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Image files below `folder`, sorted. Raises FileNotFoundError when there is no such folder or no image in it."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}; give a folder that holds photos")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not paths:
+        raise FileNotFoundError(f"no images in {folder}; expected files ending in {', '.join(SUFFIXES)}")
+    return paths
+
+
+def read_rgb(path: Path, max_pixels: float | None = None) -> np.ndarray:
+    """Read a picture upright as uint8 [H, W, 3]; 16-bit gray is scaled, alpha is dropped. A picture of more than
+    `max_pixels` is downscaled to about that. Raises OSError for an unreadable file."""
+    with Image.open(path) as opened:
+        image = ImageOps.exif_transpose(opened)
+        if image.mode.startswith("I"):
+            image = Image.fromarray((np.asarray(image) / 257.0).clip(0, 255).astype(np.uint8))
+        image = image.convert("RGB")
+    if max_pixels is not None and image.width * image.height > max_pixels:
+        factor = (max_pixels / (image.width * image.height)) ** 0.5
+        size = (max(1, int(image.width * factor)), max(1, int(image.height * factor)))
+        image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return np.asarray(image)
+
+
+def _pixel_limit(sizes: Sequence[int], total: float) -> float:
+    """The largest limit L with Σ min(size, L) ≤ total."""
+    remaining, left = total, len(sizes)
+    for size in sorted(sizes):
+        if size * left > remaining:
+            return remaining / left
+        remaining, left = remaining - size, left - 1
+    return float("inf")
+
+
+def load_photos(folder: Path, *, min_side: int, max_megapixels: float = 500.0) -> list[np.ndarray]:
+    """All photos below `folder` in memory, as uint8 [H, W, 3] in the order of their paths.
+
+    min_side: a photo with a shorter side is skipped. max_megapixels: bound on all photos together (3 MB a megapixel);
+    the largest ones are downscaled until everything fits. An unreadable or too small file is skipped with a warning.
+    Raises FileNotFoundError for a missing or empty folder, ValueError when nothing usable is left.
+    """
+    readable: list[tuple[Path, int]] = []
+    for path in list_images(folder):
+        try:
+            with Image.open(path) as image:
+                width, height = image.size
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            warnings.warn(f"skipped {path}: cannot be read ({error})", stacklevel=2)
+            continue
+        if min(width, height) < min_side:
+            warnings.warn(f"skipped {path}: {width}×{height} is below {min_side} pixels a side", stacklevel=2)
+            continue
+        readable.append((path, width * height))
+    limit = _pixel_limit([pixels for _, pixels in readable], max_megapixels * 1e6)
+    photos: list[np.ndarray] = []
+    for path, _ in readable:
+        try:
+            photo = read_rgb(path, limit)
+        except (OSError, ValueError, SyntaxError) as error:
+            warnings.warn(f"skipped {path}: cannot be read ({error})", stacklevel=2)
+            continue
+        if min(photo.shape[:2]) >= min_side:
+            photos.append(photo)
+    if not photos:
+        raise ValueError(f"no usable photo in {folder}; every side must be at least {min_side} pixels")
+    return photos
+
+
+@dataclass(frozen=True)
+class PatchPlan:
+    """What a patch looks like."""
+
+    patch: int = 256
+    """Side of the high-quality patch in pixels, a multiple of scale."""
+    scale: int = 4
+    """Factor between high and low quality."""
+    max_downscale: float = 4.0
+    """A patch is cut from a region up to this many times larger and area-averaged down, so that large photos give
+    dense detail and every photo is seen at many sizes."""
+    candidates: int = 2
+    """The patch with the most gradient out of this many is kept: sky teaches little."""
+    recolour: float = 0.3
+    """Probability of permuted channels and a changed exposure, which widens a small set of photos."""
+    mixture: Mixture = Mixture()
+    """How the low-quality side is made."""
+
+
+def _region(photo: np.ndarray, plan: PatchPlan, rng: np.random.Generator) -> np.ndarray:
+    """The most detailed of a few random squares of a random size, not yet resized."""
+    height, width = photo.shape[:2]
+    largest = max(1.0, min(plan.max_downscale, min(height, width) / plan.patch))
+    side = min(int(round(plan.patch * largest ** rng.random())), height, width)
+    best, best_activity = None, -1.0
+    for _ in range(max(1, plan.candidates)):
+        top, left = int(rng.integers(0, height - side + 1)), int(rng.integers(0, width - side + 1))
+        region = photo[top : top + side, left : left + side]
+        step = max(1, side // plan.patch)
+        green = region[::step, ::step, 1].astype(np.int16)
+        activity = float(np.abs(np.diff(green, axis=0)).mean() + np.abs(np.diff(green, axis=1)).mean())
+        if activity > best_activity:
+            best, best_activity = region, activity
+    return best
+
+
+def _recoloured(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    gamma, gain = np.exp(rng.uniform(-0.3, 0.3)), rng.uniform(0.8, 1.1)
+    table = np.clip(np.rint(255.0 * gain * (np.arange(256) / 255.0) ** gamma), 0, 255).astype(np.uint8)
+    return table[image[..., rng.permutation(3)]]
+
+
+def make_pair(
+    photos: Sequence[np.ndarray], plan: PatchPlan, seed: int, step: int, index: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The training pair number `index` of batch `step`: uint8 (high [P, P, 3], low [P/scale, P/scale, 3]).
+    Equal arguments give equal arrays, whatever was asked before."""
+    rng = np.random.default_rng([seed, step, index])
+    high = _region(photos[int(rng.integers(len(photos)))], plan, rng)
+    if high.shape[0] != plan.patch:
+        high = cv2.resize(high, (plan.patch, plan.patch), interpolation=cv2.INTER_AREA)
+    if rng.random() < 0.5:
+        high = high[:, ::-1]
+    if rng.random() < 0.5:
+        high = high[::-1]
+    if rng.random() < 0.5:
+        high = high.transpose(1, 0, 2)
+    if rng.random() < plan.recolour:
+        high = _recoloured(high, rng)
+    high = np.ascontiguousarray(high)
+    return high, plan.mixture.degrade(high, plan.scale, rng)
+
+
+def make_batch(
+    photos: Sequence[np.ndarray], plan: PatchPlan, seed: int, step: int, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Batch `step`: uint8 (high [B, P, P, 3], low [B, P/scale, P/scale, 3])."""
+    pairs = [make_pair(photos, plan, seed, step, index) for index in range(size)]
+    return np.stack([high for high, _ in pairs]), np.stack([low for _, low in pairs])
+
+
+def prefetch(
+    photos: Sequence[np.ndarray], plan: PatchPlan, seed: int, size: int, steps: range, workers: int = 1
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The batches of `steps` in order, made ahead of time by `workers` threads. Closing the iterator stops them."""
+    pool = ThreadPoolExecutor(max_workers=max(1, workers), thread_name_prefix="patches")
+    pending: deque[Future] = deque()
+    upcoming = iter(steps)
+    try:
+        while True:
+            while len(pending) <= workers:
+                step = next(upcoming, None)
+                if step is None:
+                    break
+                pending.append(pool.submit(make_batch, photos, plan, seed, step, size))
+            if not pending:
+                return
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

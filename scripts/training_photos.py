@@ -1,0 +1,180 @@
+"""Collect the freely licensed photos that the embedded model is trained on.
+
+    python scripts/training_photos.py OUT                   # apt-get download, unpack, pick, downscale
+    python scripts/training_photos.py OUT --packages DIR    # the packages are already unpacked in DIR/<package>
+
+Writes OUT/train (every chosen photo at several scales, PNG), OUT/val (256×256 crops of photos that are not in train)
+and OUT/LICENCES.md (who took each picture, under which licence, and what it was used for). Downscaling first makes the
+pixels dense and sharp and removes the JPEG blocks of the originals, so that crops look like 256×256 whole scenes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+MATE = "mate-backgrounds"
+LOMIRI_16 = "lomiri-wallpapers-16.04"
+LOMIRI_20 = "lomiri-wallpapers-20.04"
+PLASMA = "plasma-workspace-wallpapers"
+UKUI = "ukui-wallpapers"
+FOLDERS = {
+    MATE: "usr/share/backgrounds/mate/{}",
+    LOMIRI_16: "usr/share/backgrounds/{}",
+    LOMIRI_20: "usr/share/backgrounds/{}",
+    PLASMA: "usr/share/wallpapers/{}",
+    UKUI: "usr/share/backgrounds/{}",
+}
+SHORT_SIDES = (1080, 720, 480, 320, 256)
+VAL_SHORT_SIDES = (640, 360)
+CROP = 256
+# A picture that is nearly at its original size still shows its camera's interpolation and JPEG blocks.
+MAX_SCALE = 0.8
+
+
+class Photo(NamedTuple):
+    """One picture of a Debian package. The licence is that of the package's debian/copyright; for the Plasma wallpapers
+    it is the one in the wallpaper's own metadata, which is finer than the package's."""
+
+    package: str
+    path: str
+    author: str
+    licence: str
+    use: str = "train"
+
+
+def _mate(name: str, author: str, use: str = "train") -> Photo:
+    return Photo(MATE, name, author, "GPL-2+", use)
+
+
+def _plasma(name: str, author: str, licence: str = "LGPL-3 (package: GPL-2+)", use: str = "train") -> Photo:
+    return Photo(PLASMA, name, author, licence, use)
+
+
+PHOTOS = (
+    Photo(LOMIRI_16, "Bridge_by_Sander_Klootwijk.jpg", "Sander Klootwijk, 2018", "CC-BY-SA-4.0"),
+    Photo(LOMIRI_16, "Dragonfly_by_Bolly.jpg", '"Bolly", 2018', "CC-BY-SA-4.0"),
+    Photo(LOMIRI_16, "Picture_0B_by_freespace.jpg", 'Trevor "Freespace", 2018', "CC-BY-4.0", "val"),
+    Photo(LOMIRI_16, "Picture_1A_by_freespace.jpg", 'Trevor "Freespace", 2018', "CC-BY-4.0"),
+    Photo(LOMIRI_16, "Wine_by_Jakkub_Mede.jpg", "Jakub Mede, 2018", "CC-BY-4.0"),
+    Photo(LOMIRI_16, "aitzgorri_by_Aitzol_Berasategi.jpg", "Aitzol Berasategi, 2018", "CC-BY-4.0"),
+    Photo(LOMIRI_16, "free_by_Peter_Nerlich.jpg", "Peter Nerlich, 2018", "CC-BY-SA-4.0"),
+    Photo(LOMIRI_16, "friends_by_Aitzol_Berasategi.jpg", "Aitzol Berasategi, 2018", "CC-BY-4.0", "val"),
+    Photo(LOMIRI_16, "greentock_by_Peter_Nerlich.jpg", "Peter Nerlich, 2018", "CC-BY-SA-4.0"),
+    Photo(LOMIRI_16, "life_by_Aitzol_Berasategi.jpg", "Aitzol Berasategi, 2018", "CC-BY-4.0"),
+    Photo(LOMIRI_16, "picosdeeuropa_by_Aitzol_Berasategi.jpg", "Aitzol Berasategi, 2018", "CC-BY-4.0"),
+    Photo(LOMIRI_16, "seeding_by_Clements_Engelhardt.jpg", "Clemens Engelhardt, 2018", "CC0-1.0"),
+    Photo(LOMIRI_16, "sunset_by_Aitzol_Berasategi.jpg", "Aitzol Berasategi, 2018", "CC-BY-4.0", "val"),
+    Photo(LOMIRI_20, "Kleiber_by_Lukas_Baubkus.jpg", "Lukas Baubkus, 2021", "CC-BY-SA-3.0", "val"),
+    _mate("abstract/Elephants_3840x2160.jpg", "Wyng Stancikaite, 2020 (a painting)"),
+    _mate("nature/Aqua.jpg", "Charles Barbin, 2008"),
+    _mate("nature/Blinds.jpg", "Lennart Poettering and Andrea Cimitan, 2008"),
+    _mate("nature/Dune.jpg", "Marco Cogoni, 2007, and Hylke Bons, 2008"),
+    _mate("nature/FreshFlower.jpg", "Jens Ansorg, 2005"),
+    _mate("nature/Garden.jpg", "Charles Barbin, 2008"),
+    _mate("nature/GreenMeadow.jpg", "Timothy Schellhase, 2005, and Lapo Calamandrei, 2008"),
+    _mate("nature/LadyBird.jpg", "Charles Barbin, 2008", "val"),
+    _mate("nature/RainDrops.jpg", '"blackcombwhistler07", 2008'),
+    _mate("nature/Storm.jpg", "Sergey Nazarov, 2008"),
+    _mate("nature/TwoWings.jpg", "Charles Barbin and Hylke Bons, 2008"),
+    _mate("nature/Wood.jpg", "Jean-François Fortin Tam, 2008"),
+    _mate("nature/YellowFlower.jpg", "Charles Barbin, 2008"),
+    _plasma("BytheWater/contents/images/2560x1600.jpg", "Maciej Wiklo"),
+    _plasma("ColdRipple/contents/images/2560x1600.jpg", "Risto Saukonpää"),
+    _plasma("ColorfulCups/contents/images/2560x1600.jpg", "Dmitri Popov"),
+    _plasma("EveningGlow/contents/images/2560x1600.jpg", "Ian Hex"),
+    _plasma("FallenLeaf/contents/images/2560x1600.jpg", "Martin Klapetek"),
+    _plasma("Grey/contents/images/2560x1600.jpg", "Sigi Sagi"),
+    _plasma("Kite/contents/images/2560x1600.jpg", "Risto Saukonpää"),
+    _plasma("OneStandsOut/contents/images/2560x1600.jpg", "Risto Saukonpää"),
+    _plasma("Path/contents/images/2560x1600.jpg", "Risto Saukonpää"),
+    _plasma("summer_1am/contents/images/2560x1600.jpg", "Risto Saukonpää"),
+    _plasma("Autumn/contents/images/2560x1600.jpg", "RJ Quiralta (a painting)"),
+    _plasma("SafeLanding/contents/images/5120x2880.jpg", "louisfoss (an illustration)", "CC-BY-SA-4.0"),
+    Photo(UKUI, "firstgeneration.jpg", "Ubuntu Kylin community contributors, 2013-2020 (an illustration)", "CC-BY-SA-3.0"),
+)
+
+
+def fetch_packages(folder: Path) -> None:
+    """Download this release's packages with apt-get and unpack each into folder/<package>."""
+    for package in sorted({photo.package for photo in PHOTOS}):
+        subprocess.run(["apt-get", "download", package], cwd=folder, check=True)
+        archive = next(iter(sorted(folder.glob(f"{package}_*.deb"))))
+        subprocess.run(["dpkg-deb", "-x", str(archive), str(folder / package)], check=True)
+
+
+def _resized(image: Image.Image, short_side: int) -> Image.Image:
+    scale = short_side / min(image.size)
+    size = (round(image.width * scale), round(image.height * scale))
+    # reducing_gap starts from an area average, which keeps a 6000-pixel Lanczos filter short.
+    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def _usable(image: Image.Image, short_side: int) -> bool:
+    return short_side <= MAX_SCALE * min(image.size)
+
+
+def _best_crop(image: Image.Image) -> Image.Image:
+    """The CROP × CROP window on a 32-pixel grid with the most gradient: sky tells nothing about a restoration."""
+    gray = np.asarray(image.convert("L"), dtype=np.float64)
+    activity = np.abs(np.diff(gray, axis=0))[:, :-1] + np.abs(np.diff(gray, axis=1))[:-1]
+    total = np.pad(activity.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+
+    def score(top: int, left: int) -> float:
+        bottom, right = top + CROP - 1, left + CROP - 1
+        return total[bottom, right] - total[top, right] - total[bottom, left] + total[top, left]
+
+    corners = [
+        (top, left)
+        for top in range(0, image.height - CROP + 1, 32)
+        for left in range(0, image.width - CROP + 1, 32)
+    ]
+    top, left = max(corners, key=lambda corner: score(*corner))
+    return image.crop((left, top, left + CROP, top + CROP))
+
+
+def prepare(packages: Path, out: Path) -> None:
+    """Write OUT/train, OUT/val and OUT/LICENCES.md from the packages unpacked under `packages`."""
+    for use in ("train", "val"):
+        (out / use).mkdir(parents=True, exist_ok=True)
+    rows = ["| file | package | author | licence | used for |", "|---|---|---|---|---|"]
+    for photo in PHOTOS:
+        path = packages / photo.package / FOLDERS[photo.package].format(photo.path)
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+        stem = photo.path.replace("/contents/images", "").replace("/", "_").rsplit(".", 1)[0]
+        for short_side in SHORT_SIDES if photo.use == "train" else VAL_SHORT_SIDES:
+            if not _usable(image, short_side):
+                continue
+            small = _resized(image, short_side)
+            if photo.use == "val":
+                small = _best_crop(small)
+            small.save(out / photo.use / f"{stem}_{short_side}.png")
+        rows.append(f"| {photo.path} | {photo.package} | {photo.author} | {photo.licence} | {photo.use} |")
+        print(f"{photo.use:5} {photo.path}", flush=True)
+    (out / "LICENCES.md").write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="folder to write train/, val/ and LICENCES.md to")
+    parser.add_argument("--packages", type=Path, help="folder with the packages already unpacked, one folder each")
+    arguments = parser.parse_args()
+    if arguments.packages is not None:
+        prepare(arguments.packages, arguments.out)
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        fetch_packages(Path(folder))
+        prepare(Path(folder), arguments.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
