@@ -11,6 +11,7 @@ import threading
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -26,12 +27,12 @@ DERIVED = ("attn_mask", "relative_position_index")
 
 _MAX_NESTING = 8
 _HEAD_BYTES = 1024
-# What every torch.save file in the format before the zip one starts with, after the two bytes of the pickle protocol.
+# What torch.save files in the format before the zip one start with, after a few bytes of the pickle protocol.
 _LEGACY_MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 _FOREIGN = (
     (b"\x89PNG", "a PNG image"),
     (b"\xff\xd8\xff", "a JPEG image"),
-    (b"\x1f\x8b", "a gzip archive; unpack it first"),
+    (b"\x1f\x8b", "a gzip archive to unpack first"),
     (b"%PDF", "a PDF document"),
 )
 _DENOISER_KEYS = ("input_blocks.", "middle_block.", "output_blocks.")
@@ -65,7 +66,9 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """
     path = Path(path)
     kind = _recognize(path)
-    tree = _read_safetensors(path) if kind == "safetensors" else _read_torch(path, mmap=kind == "zip")
+    # Given a path of this name, torch.load takes it for safetensors whatever is inside; given a handle it does not.
+    mappable = kind == "zip" and path.suffix != ".safetensors"
+    tree = _read_safetensors(path) if kind == "safetensors" else _read_torch(path, mmap=mappable)
     found = _find_tensors(tree)
     if found is None:
         content = f"a {type(tree).__name__}"
@@ -188,7 +191,7 @@ def _recognize(path: Path) -> str:
         raise CheckpointError(f"{path} is empty; download it again")
     if head.startswith(b"PK"):
         return _recognize_zip(path)
-    if head[2:].startswith(_LEGACY_MAGIC) or head[2 + 9 :].startswith(_LEGACY_MAGIC):  # protocol 4 frames: 9 bytes
+    if _LEGACY_MAGIC in head[:32]:
         return "legacy"
     if head[8:9] == b"{":
         return "safetensors"
@@ -201,7 +204,7 @@ def _recognize_zip(path: Path) -> str:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is truncated or damaged ({_reason(error)}); download it again") from error
+        raise CheckpointError(f"{path} is truncated or damaged (no table of contents); download it again") from error
     ends = {name.rsplit("/", 1)[-1] for name in names}
     if "constants.pkl" in ends:
         raise CheckpointError(f"{path} is a TorchScript program; expected a state dict of torch.save or safetensors")
@@ -248,19 +251,31 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path, mmap: bool) -> Any:
     """torch.load without code execution; a damaged pickle may raise nearly any exception."""
+    options = {"map_location": "cpu", "weights_only": True}
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        if mmap:
+            return torch.load(path, mmap=True, **options)
+        with open(path, "rb") as handle:
+            return torch.load(handle, **options)
     except MemoryError:
         raise
     except Exception as error:
+        if mmap and (isinstance(error, OSError) or "mmap" in str(error)):  # some network file systems can't map files
+            return _read_torch(path, mmap=False)
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         if refused:
             raise CheckpointError(
                 f"{path} holds Python objects besides tensors ({refused[1]}), which could run code and so were not "
                 "opened; where you trust it, save its state dict alone with torch.save and pass that file"
             ) from error
-        if mmap and (isinstance(error, OSError) or "mmap" in str(error)):  # some network file systems can't map files
-            return _read_torch(path, mmap=False)
+        # torch puts the reason behind a paragraph on unsafe loading, which is no advice to give.
+        inner = re.search(r"WeightsUnpickler error:\s*(\S[^\n]*)", str(error))
+        if inner or isinstance(error, UnpicklingError):
+            reason = inner[1] if inner else "its pickle could not be read"
+            raise CheckpointError(
+                f"{path} is damaged or was saved with another pickle protocol than torch.save's own ({reason}); "
+                "download it or save it again"
+            ) from error
         raise CheckpointError(f"{path} is truncated or damaged ({_reason(error)}); download it again") from error
 
 
@@ -326,7 +341,7 @@ def _hint(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
     """Guess from well-known keys which other file was taken; empty where nothing speaks for one."""
     found, expected = _network(state), _network(own)
     if found and expected and found != expected:
-        return f"the file holds {found} where {expected} belongs: were weights and autoencoder exchanged?"
+        return f"the file holds {found} where {expected} belongs, so the two may have been exchanged"
     if not any(key in state for key in own):
         return "no key is shared, so it is another network's file"
     for key, axes, what in (

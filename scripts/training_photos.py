@@ -97,8 +97,8 @@ PHOTOS = (
     _plasma("Path/contents/images/2560x1600.jpg", "Risto Saukonpää"),
     _plasma("summer_1am/contents/images/2560x1600.jpg", "Risto Saukonpää"),
     _plasma("Autumn/contents/images/2560x1600.jpg", "RJ Quiralta (a painting)"),
-    _plasma("SafeLanding/contents/images/5120x2880.jpg", "louisfoss (an illustration)", "CC-BY-SA-4.0"),
-    Photo(UKUI, "firstgeneration.jpg", "Ubuntu Kylin community contributors, 2013-2020 (an illustration)", "CC-BY-SA-3.0"),
+    _plasma("SafeLanding/contents/images/5120x2880.jpg", "louisfoss (a drawing)", "CC-BY-SA-4.0"),
+    Photo(UKUI, "firstgeneration.jpg", "Ubuntu Kylin community contributors, 2013-2020 (a drawing)", "CC-BY-SA-3.0"),
 )
 
 

@@ -29,7 +29,7 @@ class SwinUNetConfig:
         model_channels: width of the first level, a multiple of 32.
         num_res_blocks: residual blocks a level.
         attention_resolutions: sides of the levels, in pixels at `image_size`, that hold a Swin layer.
-        channel_mult: width of each level in units of `model_channels`.
+        channel_mult: width of each level in units of `model_channels`; the width is a multiple of 32.
         num_head_channels: width of an attention head.
         swin_depth: Swin blocks in a layer; every other one is shifted.
         swin_embed_dim: width of a Swin layer, a multiple of `num_head_channels` and of 32.
@@ -45,7 +45,7 @@ class SwinUNetConfig:
     model_channels: int = 160
     num_res_blocks: tuple[int, ...] = (2, 2, 2, 2)
     attention_resolutions: tuple[int, ...] = (64, 32, 16, 8)
-    channel_mult: tuple[int, ...] = (1, 2, 2, 4)
+    channel_mult: tuple[float, ...] = (1, 2, 2, 4)
     num_head_channels: int = 32
     swin_depth: int = 2
     swin_embed_dim: int = 192
@@ -238,9 +238,10 @@ class SwinUNet(nn.Module):
         self.input_blocks = nn.ModuleList([Stage(Conv3x3(config.in_channels + config.lq_channels, channels))])
         resolution = config.image_size
         for level, mult in enumerate(config.channel_mult):
+            width = int(mult * config.model_channels)
             for i in range(config.num_res_blocks[level]):
-                layers = [ResBlock(channels, mult * config.model_channels, emb_channels)]
-                channels = mult * config.model_channels
+                layers = [ResBlock(channels, width, emb_channels)]
+                channels = width
                 if i == 0 and resolution in config.attention_resolutions:
                     layers.append(SwinLayer(channels, resolution, config))
                 self.input_blocks.append(Stage(*layers))
@@ -257,7 +258,7 @@ class SwinUNet(nn.Module):
         resolution = config.image_size // config.downsampling
         self.output_blocks = nn.ModuleList()
         for level in reversed(range(len(config.channel_mult))):
-            width = config.channel_mult[level] * config.model_channels
+            width = int(config.channel_mult[level] * config.model_channels)
             for i in range(config.num_res_blocks[level] + 1):
                 layers = [ResBlock(channels + widths.pop(), width, emb_channels)]
                 channels = width

@@ -1,5 +1,5 @@
-"""Ways a photo loses detail: blur, downscaling, noise, JPEG. Every function is a pure function of its arguments and, where
-it is random, of the generator it is given, so a training run can be repeated patch by patch.
+"""Ways a photo loses detail: blur, downscaling, noise, JPEG. Every function is a pure function of its arguments and,
+where it is random, of the generator it is given, so a training run can be repeated patch by patch.
 
 Images are uint8 RGB arrays [H, W, 3]; every stage rounds to 8 bits, as cameras and web sites do between theirs.
 """
@@ -105,7 +105,7 @@ class Mixture:
     jpeg_shift: float = 0.3
     """Probability that the 8×8 grid does not start at the picture's corner."""
     second_order: float = 0.3
-    """Probability of a first round of noise and JPEG at an intermediate size, as for pictures that were shared twice."""
+    """Probability of a first round of noise and JPEG at an intermediate size, as for a picture shared twice."""
 
     def __post_init__(self) -> None:
         shares = ("clean", "blur", "anisotropic", "noise", "gray_noise", "signal_noise", "jpeg", "jpeg_shift",

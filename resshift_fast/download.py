@@ -1,0 +1,424 @@
+"""Weights files on this computer: embedded in the package, or downloaded once and verified ever after.
+
+A download goes to `FILENAME.part` beside its target, is resumed where it stopped (even by a later process), and gets
+its name only when it is whole. Its SHA-256 is then kept in `FILENAME.sha256` (readable by `sha256sum -c`), so that a
+file which changes later is noticed even where its publisher gives no hash.
+"""
+
+import contextlib
+import errno
+import hashlib
+import http.client
+import json
+import os
+import re
+import shutil
+import socket
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from resshift_fast.catalog import WeightFile
+
+CACHE_VARIABLE = "RESSHIFT_FAST_CACHE"
+TIMEOUT_SECONDS = 20.0  # without a byte, not for the whole file
+ATTEMPTS = 3  # in a row that bring nothing new
+RETRY_DELAY_SECONDS = 1.0  # doubled at each attempt
+
+_BLOCK_BYTES = 1 << 18
+_POLL_SECONDS = 0.2
+_RECORD = re.compile(r"# size (\d+) mtime_ns (-?\d+)\n([0-9a-f]{64}) ")
+
+
+class DownloadError(OSError):
+    """A weights file that could not be fetched, stored or verified; the message is one line and says what to do."""
+
+
+class _Failure(Exception):
+    """Trying again would not help; the message is the reason alone."""
+
+
+class _Interruption(Exception):
+    """A passing trouble of the network or the server; the message is the reason alone."""
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What is known of a file that was whole: its SHA-256, and the size and time by which a change shows."""
+
+    size: int
+    mtime_ns: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Partial:
+    """What an unfinished download needs in order to go on: bytes there, the server's name for this version, length."""
+
+    received: int = 0
+    validator: str | None = None
+    total: int | None = None
+
+
+def cache_dir() -> Path:
+    """The folder of downloaded weights, which need not exist yet.
+
+    RESSHIFT_FAST_CACHE names it; else it is `resshift_fast` in the platform's cache folder: %LOCALAPPDATA% on Windows,
+    ~/Library/Caches on macOS, $XDG_CACHE_HOME or ~/.cache elsewhere.
+
+    Raises:
+        DownloadError: the home folder is unknown.
+    """
+    try:
+        if chosen := os.environ.get(CACHE_VARIABLE):
+            return Path(chosen).expanduser().absolute()
+        if sys.platform == "win32":
+            base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        elif sys.platform == "darwin":
+            base = Path.home() / "Library" / "Caches"
+        else:
+            configured = os.environ.get("XDG_CACHE_HOME", "")
+            # The XDG specification has relative paths ignored.
+            base = Path(configured) if os.path.isabs(configured) else Path.home() / ".cache"
+    except RuntimeError as error:
+        raise DownloadError(f"the home folder is unknown; name a cache folder with {CACHE_VARIABLE}=FOLDER") from error
+    return base / "resshift_fast"
+
+
+def local_path(file: "WeightFile") -> Path:
+    """Where a weights file is, or will be once fetched; nothing is read or written.
+
+    Raises:
+        ValueError: the file name is not a bare name.
+    """
+    if file.filename in ("", ".", "..") or re.search(r"[/\\]", file.filename):
+        raise ValueError(f"a weights file needs a bare file name, got {file.filename!r}")
+    folder = Path(__file__).parent / "weights" if file.url is None else cache_dir()
+    return folder / file.filename
+
+
+def fetch(file: "WeightFile", progress: bool = True, *, verify: bool = False, option: str = "weights") -> Path:
+    """Return a weights file's path, downloading the file first if it is not there.
+
+    Safe to call from several threads and processes: one downloads, the others wait for it. A file that the user put
+    there by hand is taken as if downloaded.
+
+    Args:
+        file: filename; url, or None for a file embedded in the package; size in bytes and sha256 where known; licence.
+        progress: show a bar on stderr while downloading.
+        verify: hash the whole file even where its size and time say that it did not change.
+        option: the argument that takes a local file instead, for messages ("weights" or "autoencoder").
+
+    Returns:
+        The file's absolute path.
+
+    Raises:
+        FileNotFoundError: an embedded file is not there.
+        DownloadError: no connection, an HTTP error, no space, an unwritable folder, or a file whose size or hash is
+            not the expected one. What was received so far is kept for the next try where it can be continued.
+
+    Example:
+        >>> fetch(catalog.get("realsr-x4-v3").weights)  # doctest: +SKIP
+        PosixPath('/home/me/.cache/resshift_fast/resshift_realsrx4_s4_v3.pth')
+    """
+    target = local_path(file)
+    if file.url is None:
+        if not target.is_file():
+            raise FileNotFoundError(f"{target} is missing from the installed package; install resshift_fast again")
+        return target
+    part = target
+    by_hand = f"download {file.url} by hand to {target}, or pass a copy as {option}=FILE (--{option} FILE)"
+    try:
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with _only_one(target) as part:
+                if not target.exists():  # else another process has finished it meanwhile
+                    _announce(file)
+                    _download(file, target, part, progress)
+        _check(file, target, verify)
+    except _Failure as error:
+        kept = f"run again to go on with what is kept in {part}, or " if _read_partial(part, file).received else ""
+        raise DownloadError(f"{file.filename} could not be downloaded ({error}); {kept}{by_hand}") from error
+    except DownloadError:
+        raise
+    except OSError as error:
+        raise DownloadError(
+            f"{file.filename} could not be kept in {target.parent} ({_reason(error)}); make room and permit writing "
+            f"there, or choose another folder with {CACHE_VARIABLE}=FOLDER; or {by_hand}"
+        ) from error
+    return target
+
+
+def _announce(file: "WeightFile") -> None:
+    """State the licence before anything of the file is received."""
+    if not file.licence:
+        return
+    if "non-commercial" in file.licence.lower():
+        terms = f"published by the ResShift authors under a non-commercial licence ({file.licence})"
+    else:
+        terms = f"licence: {file.licence}"
+    print(f"{file.filename}: {terms}", file=sys.stderr)
+
+
+def _check(file: "WeightFile", target: Path, verify: bool) -> None:
+    """Compare a file that is there with its known or recorded size and hash; record them at first sight."""
+    status = target.stat()
+    record = _read_record(target)
+    known_size = file.size if file.size is not None else (record.size if record else status.st_size)
+    known_hash = (file.sha256 or (record.sha256 if record else "")).lower()
+    remedy = f"delete it and run again to download it from {file.url}"
+    if record and not file.sha256:
+        remedy += f", or delete {_beside(target, '.sha256')} if you replaced it on purpose"
+    if status.st_size != known_size:
+        raise DownloadError(f"{target} is damaged or another file ({status.st_size} bytes, not {known_size}); {remedy}")
+    if not verify and record == _Record(status.st_size, status.st_mtime_ns, known_hash):
+        return
+    digest = _sha256(target)
+    if known_hash and digest != known_hash:
+        raise DownloadError(f"{target} is damaged or another file (sha256 {digest}, not {known_hash}); {remedy}")
+    _write_record(target, _Record(status.st_size, status.st_mtime_ns, digest))
+
+
+def _download(file: "WeightFile", target: Path, part: Path, progress: bool) -> None:
+    """Receive the whole file, over as many connections as it takes, verify it and give it its name."""
+    from tqdm import tqdm
+
+    failures, furthest = 0, _read_partial(part, file).received
+    # The delay keeps an empty bar from being drawn before the server has answered.
+    options = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "delay": 1e-9, "disable": not progress}
+    with tqdm(desc=file.filename, **options) as bar:
+        while True:
+            try:
+                _transfer(file, part, bar)
+                break
+            except _Interruption as error:
+                # Counted from the furthest byte ever: starting anew and breaking at the same place is no progress.
+                failures = 0 if _size(part) > furthest else failures + 1
+                furthest = max(furthest, _size(part))
+                if failures >= ATTEMPTS:
+                    raise _Failure(f"{error}; {failures} tries brought nothing new") from error
+                time.sleep(RETRY_DELAY_SECONDS * 2 ** max(0, failures - 1))
+    digest = _sha256(part)
+    record = _read_record(target)
+    expected = (file.sha256 or (record.sha256 if record else digest)).lower()
+    if digest != expected:
+        _discard(part)
+        accept = "" if file.sha256 else f" as {_beside(target, '.sha256')} says; delete that to accept another version"
+        raise _Failure(f"its sha256 is {digest}, not {expected}{accept}")
+    os.replace(part, target)
+    _state_file(part).unlink(missing_ok=True)
+    status = target.stat()
+    _write_record(target, _Record(status.st_size, status.st_mtime_ns, digest))
+
+
+def _transfer(file: "WeightFile", part: Path, bar: Any) -> None:
+    """One request: go on where the part ends, or start anew where the server can't or the file has changed."""
+    partial = _read_partial(part, file)
+    if partial.received and partial.received == partial.total:
+        return
+    request = urllib.request.Request(file.url, headers={"User-Agent": "resshift-fast"})
+    if partial.received:
+        request.add_header("Range", f"bytes={partial.received}-")
+        request.add_header("If-Range", partial.validator)
+    with _connect(request, part) as response:
+        if response.status not in (200, 206) or response.headers.get_content_type() == "text/html":
+            raise _Failure(f"the server answered HTTP {response.status} with a web page or nothing instead of the file")
+        partial = _plan(response, partial, part)
+        total = file.size if partial.total is None else partial.total
+        if file.size is not None and total != file.size:
+            raise _Failure(f"the server offers {total} bytes, expected {file.size}")
+        _require_space(part.parent, (total or 0) - partial.received)
+        if not partial.received:
+            _start_anew(part, file, partial)
+        # Only the bytes of this connection count for the rate that the bar shows.
+        bar.total, bar.initial, bar.n = total, partial.received, partial.received
+        bar.refresh()
+        _receive(response, part, total, bar)
+    received = _size(part)
+    if received == 0 or (total is not None and received != total):
+        raise _Interruption(f"the connection ended after {received} of {total or 'an unknown number of'} bytes")
+
+
+def _connect(request: urllib.request.Request, part: Path) -> http.client.HTTPResponse:
+    """Open the address, telling passing troubles from lasting ones."""
+    host = request.host
+    if request.type not in ("http", "https"):
+        raise _Failure(f"{request.full_url} is not a web address")
+    try:
+        return urllib.request.build_opener().open(request, timeout=TIMEOUT_SECONDS)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416 and request.has_header("Range"):
+            _discard(part)
+            raise _Interruption(f"{host} has not the rest of what was begun (HTTP 416)") from error
+        kind = _Interruption if error.code in (408, 429) or error.code >= 500 else _Failure
+        raise kind(f"{host} answered HTTP {error.code} {error.reason}") from error
+    except urllib.error.URLError as error:
+        reason = error.reason
+        if isinstance(reason, (TimeoutError, ConnectionResetError, ConnectionAbortedError)):
+            raise _Interruption(f"no answer from {host}: {_reason(reason)}") from error
+        offline = "; is this computer offline?" if isinstance(reason, socket.gaierror) else ""
+        text = _reason(reason) if isinstance(reason, BaseException) else reason
+        raise _Failure(f"no connection to {host}: {text}{offline}") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _Interruption(f"no answer from {host}: {_reason(error)}") from error
+
+
+def _plan(response: http.client.HTTPResponse, partial: _Partial, part: Path) -> _Partial:
+    """What the response brings: the rest of the part, or the whole file (`received` 0)."""
+    headers = response.headers
+    etag = headers.get("ETag", "")
+    # A weak tag names equivalent contents, not equal bytes, so nothing may be continued by it.
+    validator = etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
+    if response.status != 206:
+        length = headers.get("Content-Length", "")
+        return _Partial(0, validator, int(length) if length.isdigit() else None)
+    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", "").strip())
+    total = int(found[2]) if found and found[2] != "*" else partial.total
+    # Some servers honour Range but not If-Range, and would append another version's end.
+    same = total == partial.total and (validator is None or validator == partial.validator)
+    if not found or int(found[1]) != partial.received or not same:
+        _discard(part)
+        raise _Interruption("the file on the server is no longer the one that was begun")
+    return partial
+
+
+def _receive(response: http.client.HTTPResponse, part: Path, total: int | None, bar: Any) -> None:
+    """Append what comes to the part; however the connection ends, what came is in it."""
+    with open(part, "ab") as handle:
+        while block := _read(response):
+            handle.write(block)
+            bar.update(len(block))
+            if total is not None and handle.tell() > total:
+                _discard(part)
+                raise _Failure(f"the server sent more than {total} bytes")
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    # read1 returns what has come; read would lose it if the connection broke before the block is full.
+    try:
+        return response.read1(_BLOCK_BYTES)
+    except (OSError, http.client.HTTPException) as error:
+        raise _Interruption(f"the connection broke: {_reason(error)}") from error
+
+
+def _require_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(errno.ENOSPC, f"{needed / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free")
+
+
+def _read_partial(part: Path, file: "WeightFile") -> _Partial:
+    """The state of an earlier try for the same address; empty where it can't be continued safely."""
+    try:
+        state = json.loads(_state_file(part).read_text("utf-8"))
+        received = part.stat().st_size
+        partial = _Partial(received, state["validator"], state["total"])
+        usable = state["url"] == file.url and isinstance(partial.validator, str) and isinstance(partial.total, int)
+    except (OSError, ValueError, KeyError, TypeError):
+        return _Partial()
+    return partial if usable and received <= partial.total else _Partial()
+
+
+def _start_anew(part: Path, file: "WeightFile", partial: _Partial) -> None:
+    """Empty the part before its state names the new version, so that no crash can join two versions."""
+    _discard(part)
+    part.touch()
+    state = {"url": file.url, "validator": partial.validator, "total": partial.total}
+    _state_file(part).write_text(json.dumps(state), "utf-8")
+
+
+def _discard(part: Path) -> None:
+    _state_file(part).unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.truncate(part, 0)
+
+
+@contextlib.contextmanager
+def _only_one(target: Path) -> Iterator[Path]:
+    """Hold the target's lock and yield the part's path; the system frees the lock when a process dies."""
+    with open(target.with_name(f".{target.name}.lock"), "a+b") as handle:
+        waiting = False
+        while True:
+            locked = _try_lock(handle)
+            if locked is not False:
+                break
+            if not waiting:
+                print(f"{target.name}: waiting for another process that downloads it", file=sys.stderr)
+            waiting = True
+            time.sleep(_POLL_SECONDS)
+        # Without locks (some network file systems) each process needs a part of its own, which no other continues.
+        yield _beside(target, ".part" if locked else f".{os.getpid()}-{threading.get_ident()}.part")
+
+
+def _try_lock(handle: IO[bytes]) -> bool | None:
+    """True: locked until the handle is closed. False: another has the lock. None: this file system has no locks."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            handle.seek(0)
+            msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return False if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK) else None
+    return True
+
+
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(path.name + ending)
+
+
+def _state_file(part: Path) -> Path:
+    return _beside(part, ".json")
+
+
+def _read_record(target: Path) -> _Record | None:
+    try:
+        found = _RECORD.match(_beside(target, ".sha256").read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return _Record(int(found[1]), int(found[2]), found[3]) if found else None
+
+
+def _write_record(target: Path, record: _Record) -> None:
+    path = _beside(target, ".sha256")
+    temporary = _beside(path, f".{os.getpid()}-{threading.get_ident()}.tmp")
+    # sha256sum skips lines that begin with a hash sign.
+    text = f"# size {record.size} mtime_ns {record.mtime_ns}\n{record.sha256}  {target.name}\n"
+    with contextlib.suppress(OSError):  # a cache that can only be read is hashed at each start instead
+        temporary.write_text(text, "utf-8")
+        os.replace(temporary, path)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an exception's message, or its class where it has none."""
+    text = (getattr(error, "strerror", None) or str(error)).strip()
+    return text.splitlines()[0].rstrip(".")[:200] if text else type(error).__name__

@@ -1,0 +1,301 @@
+"""Which files come in and which go out: finding images, naming outputs, writing atomically.
+
+Nothing here knows what is inside an image. Every error is a built-in class whose message is one line
+that names the path and what to do, so the command line can print it as it is.
+"""
+
+import difflib
+import errno
+import glob
+import os
+import re
+import secrets
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+FORMATS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".jfif": "JPEG",
+    ".webp": "WEBP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".bmp": "BMP",
+}
+"""Suffixes that are read and written (in any case), and the format each one means."""
+
+_SUFFIX_LIST = ", ".join(FORMATS)
+
+
+def natural_key(path: str | Path) -> tuple:
+    """A sort key by which ``photo2.png`` comes before ``photo10.png``; case counts only between equals."""
+    parts = re.split(r"([0-9]+)", str(path))
+    return [
+        (1, int(part), "") if part.isascii() and part.isdigit() else (0, 0, part.casefold()) for part in parts
+    ], str(path)
+
+
+def missing_file(path: str | Path) -> FileNotFoundError:
+    """The error for a path that does not exist, with the nearest name in its folder or the first missing folder."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        return FileNotFoundError(f"{path} does not exist: there is no folder {path.parent}; check the path")
+    names = []
+    with suppress(OSError):
+        names = os.listdir(path.parent)
+    near = difflib.get_close_matches(path.name, names, n=1)
+    hint = (
+        f"did you mean {path.with_name(near[0])}?" if near else f"the folder {path.parent.resolve()} has no such file"
+    )
+    return FileNotFoundError(f"{path} does not exist; {hint}")
+
+
+def find_images(patterns: Iterable[str | Path]) -> list[Path]:
+    """Expand files, folders and globs into a list of image files.
+
+    - A file is taken as it is, whatever its suffix (``images.read`` goes by the content).
+    - A folder gives its own image files, not those of folders below it, in natural order; hidden files are
+      left out. ``folder/**/*.png`` goes deeper.
+    - Anything else with ``*``, ``?`` or ``[`` is expanded as a glob (quoted globs, and shells that don't expand),
+      in natural order, and gives the image files among its matches. ``~`` is expanded too.
+
+    Args:
+        patterns: paths and globs, in the order in which their images are wanted.
+
+    Returns:
+        The files in order, each once, though it may be given several times.
+
+    Raises:
+        FileNotFoundError: if a path does not exist or a glob matches no image.
+        ValueError: if there are no patterns, or a folder has no image; names the accepted suffixes.
+        PermissionError: if a folder cannot be listed.
+    """
+    if isinstance(patterns, str | Path):
+        patterns = [patterns]
+    found: dict[str, Path] = {}
+    for pattern in patterns:
+        for path in _expand(str(pattern)):
+            found.setdefault(os.path.normcase(os.path.abspath(path)), path)
+    if not found:
+        raise ValueError("no input was given; name image files, folders or globs")
+    return list(found.values())
+
+
+def _expand(pattern: str) -> list[Path]:
+    path = Path(pattern).expanduser()
+    if path.is_dir():
+        try:
+            names = os.listdir(path)
+        except PermissionError as error:
+            raise PermissionError(f"the folder {path} cannot be listed: permission denied; check its rights") from error
+        files = [path / name for name in names if not name.startswith(".")]
+        files = [file for file in files if _is_image_file(file)]
+        if not files:
+            raise ValueError(
+                f"the folder {path} has no images; accepted are {_SUFFIX_LIST} (folders below it are not searched)"
+            )
+        return sorted(files, key=natural_key)
+    if path.exists():
+        return [path]
+    if not glob.has_magic(pattern):
+        raise missing_file(path)
+    files = [Path(match) for match in glob.glob(str(path), recursive=True)]
+    files = [file for file in files if _is_image_file(file)]
+    if not files:
+        raise FileNotFoundError(f"no image matches {pattern}; accepted are {_SUFFIX_LIST}")
+    return sorted(files, key=natural_key)
+
+
+def _is_image_file(path: Path) -> bool:
+    return path.suffix.lower() in FORMATS and path.is_file()
+
+
+def unique_outputs(
+    inputs: Sequence[str | Path],
+    folder: str | Path,
+    suffix: str | Callable[[Path], str] | None = ".png",
+) -> list[Path]:
+    """Name one output in ``folder`` for each input, so that none overwrites another or an input.
+
+    An output has its input's stem where that stem is unique. Inputs that share a stem get what tells them apart:
+    the suffix (``a_png``, ``a_jpg``), else the folder (``a_left``, ``a_right``), else both, else a number (``a``,
+    ``a-2``). Stems are compared without case and without Unicode composition, since file systems may, and stay
+    unique whatever the suffix, so a suffix may be changed later (``images.suffix_for``). The same set of inputs
+    always gets the same names, in whatever order they come.
+
+    Args:
+        inputs: the input files; they need not exist.
+        folder: where the outputs go; not created.
+        suffix: of every output; None keeps each input's own (".png" where it has none that can be written); a
+            function gets the input's path and returns the suffix.
+
+    Returns:
+        One path per input, in the order of the inputs.
+
+    Raises:
+        ValueError: if an output would replace one of the inputs.
+    """
+    paths, folder = [Path(path) for path in inputs], Path(folder)
+    stems = _unique_stems(paths)
+    outputs = [folder / f"{stem}{_suffix_of(path, suffix)}" for path, stem in zip(paths, stems, strict=True)]
+    originals = {os.path.normcase(os.path.realpath(path)) for path in paths}
+    for path, output in zip(paths, outputs, strict=True):
+        if os.path.normcase(os.path.realpath(output)) in originals:
+            raise ValueError(f"the output for {path} would replace the input {output}; choose another output folder")
+    return outputs
+
+
+def _suffix_of(path: Path, suffix: str | Callable[[Path], str] | None) -> str:
+    if callable(suffix):
+        return suffix(path)
+    if suffix is not None:
+        return suffix
+    return path.suffix if path.suffix.lower() in FORMATS else ".png"
+
+
+def _unique_stems(paths: list[Path]) -> list[str]:
+    groups: dict[str, list[int]] = {}
+    for index, path in enumerate(paths):
+        groups.setdefault(_name_key(path.stem), []).append(index)
+    stems = [path.stem for path in paths]
+    taken = {key for key, members in groups.items() if len(members) == 1}
+    for key in sorted(groups):
+        # Sorted, so that the names don't depend on the order of the inputs.
+        members = sorted(groups[key], key=lambda index: (os.path.abspath(paths[index]), index))
+        if len(members) == 1:
+            continue
+        for index, stem in zip(members, _tell_apart([paths[index] for index in members], taken), strict=True):
+            stems[index] = stem
+            taken.add(_name_key(stem))
+    return stems
+
+
+def _tell_apart(paths: list[Path], taken: set[str]) -> list[str]:
+    suffixes = [path.suffix[1:].lower() for path in paths]
+    parents = [Path(os.path.abspath(path)).parent.name for path in paths]
+    for marks in (
+        [(suffix,) for suffix in suffixes],
+        [(parent,) for parent in parents],
+        list(zip(parents, suffixes, strict=True)),
+    ):
+        names = ["_".join((path.stem, *filter(None, mark))) for path, mark in zip(paths, marks, strict=True)]
+        keys = {_name_key(name) for name in names}
+        if len(keys) == len(names) and not keys & taken:
+            return names
+    names, used = [], set(taken)
+    for path in paths:
+        name, number = path.stem, 1
+        while _name_key(name) in used:
+            number += 1
+            name = f"{path.stem}-{number}"
+        used.add(_name_key(name))
+        names.append(name)
+    return names
+
+
+def _name_key(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def make_folder(folder: str | Path) -> Path:
+    """Create an output folder (and those above it) and make sure that files can be written there.
+
+    Call it before the work starts, so that an unwritable place is known at once and not after minutes.
+
+    Returns:
+        The folder.
+
+    Raises:
+        NotADirectoryError: if it, or a folder above it, is a file.
+        PermissionError, OSError: if it cannot be created or written, with the reason.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / _temporary_name()
+        os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        probe.unlink()
+    except (FileExistsError, NotADirectoryError) as error:
+        raise NotADirectoryError(
+            f"the output folder {folder} is, or lies under, a file; choose another name"
+        ) from error
+    except OSError as error:
+        raise _write_error(error, folder) from error
+    return folder
+
+
+def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
+    """Write a file so that at every moment it is the old one or the new one, never half of one.
+
+    The bytes go to a hidden temporary file in the same folder, are flushed to the disk, and take the name in one
+    step. On any failure, Ctrl-C included, the temporary file is removed and a file that was there is untouched; a
+    killed process may leave the temporary file (``.resshift-….part``). Permissions follow the umask. A symbolic
+    link is followed, not replaced.
+
+    Args:
+        path: the file; its folder must exist.
+        data: its whole content.
+
+    Raises:
+        FileNotFoundError: if the folder does not exist.
+        IsADirectoryError: if the path is a folder.
+        PermissionError: if the folder cannot be written.
+        OSError: if there is no space left or writing fails otherwise; ``errno`` is kept.
+    """
+    path = Path(path)
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give a file name, such as {path / 'photo.png'}")
+    temporary = target.parent / _temporary_name()
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
+    try:
+        with os.fdopen(os.open(temporary, flags, 0o666), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _write_error(error, path) from error
+        raise
+    _sync_folder(target.parent)
+
+
+def _temporary_name() -> str:
+    return f".resshift-{secrets.token_hex(8)}.part"
+
+
+def _sync_folder(folder: Path) -> None:
+    # Makes the new name survive a power cut. Not every system can do it; the file itself is already safe.
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _write_error(error: OSError, path: Path) -> OSError:
+    """The same error with a message for people."""
+    number = error.errno
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        new = OSError(f"no space left to write {path}; free some space and run again (what was written before is kept)")
+    elif number in (errno.EACCES, errno.EPERM):
+        new = PermissionError(
+            f"{path} cannot be written: permission denied; check its folder's rights or choose another output"
+        )
+    elif number == errno.EROFS:
+        new = OSError(f"{path} cannot be written: the file system is read-only; choose another output folder")
+    elif number == errno.ENAMETOOLONG:
+        new = OSError(f"{path} cannot be written: the name is too long; choose a shorter one")
+    elif number in (errno.ENOENT, errno.ENOTDIR):
+        new = FileNotFoundError(f"{path} cannot be written: the folder {path.parent} does not exist; create it first")
+    else:
+        new = OSError(f"{path} cannot be written: {error.strerror or error}")
+    new.errno = number
+    return new

@@ -1,0 +1,330 @@
+"""What the image libraries leave open: 16-bit PNG and TIFF with metadata, EXIF cleaning, colour conversion.
+
+Pillow has no 16-bit colour and OpenCV writes no metadata. So a 16-bit PNG is OpenCV's with two chunks put in (iCCP
+and eXIf, PNG specification, third edition, 11.3), and a TIFF is zlib strips behind tags that Pillow writes (TIFF 6.0
+with the horizontal predictor of its section 14; Deflate as in the Adobe Photoshop TIFF technical notes of 2002).
+"""
+
+import io
+import itertools
+import struct
+import zlib
+
+import cv2
+import numpy as np
+from PIL import Image, ImageCms
+from PIL.ExifTags import IFD, Base
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+# The beginnings of files by which an unreadable one is named.
+_MAGIC = {
+    b"\x89PNG": "PNG",
+    b"\xff\xd8": "JPEG",
+    b"RIFF": "WebP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",
+    b"MM\0+": "TIFF",
+    b"BM": "BMP",
+}
+_FOREIGN_MAGIC = {b"GIF8": "a GIF", b"%PDF": "a PDF", b"8BPS": "a Photoshop document", b"PK\x03\x04": "a ZIP archive"}
+
+
+# What describes a photo and stays true when its pixels are replaced. All else in the first directory (strips, bits,
+# sizes, compression, thumbnail, profile) describes the old file.
+_DESCRIPTIVE = {
+    Base.DocumentName,
+    Base.ImageDescription,
+    Base.Make,
+    Base.Model,
+    Base.XResolution,
+    Base.YResolution,
+    Base.ResolutionUnit,
+    Base.Software,
+    Base.DateTime,
+    Base.Artist,
+    Base.HostComputer,
+    Base.Rating,
+    Base.RatingPercent,
+    Base.Copyright,
+    Base.XPTitle,
+    Base.XPComment,
+    Base.XPAuthor,
+    Base.XPKeywords,
+    Base.XPSubject,
+}
+_WRONG_AFTER_RESIZE = {Base.ExifImageWidth, Base.ExifImageHeight, Base.ExifInteroperabilityOffset}
+
+
+class ImageError(ValueError):
+    """An image that cannot be read, or a photo that cannot be stored as asked; one line says why and what to do."""
+
+
+def what_it_is(name: str, data: bytes) -> str:
+    """One line on a file that Pillow does not recognize, from its first bytes."""
+    for magic, kind in _MAGIC.items():
+        if data.startswith(magic):
+            return f"{name} is a damaged {kind}, or of a kind that is not supported; export it again as 8 or 16 bit RGB"
+    foreign = next((kind for magic, kind in _FOREIGN_MAGIC.items() if data.startswith(magic)), None)
+    if data[4:8] == b"ftyp":
+        foreign = "a HEIC, AVIF or video file"
+    if foreign is None:
+        head = data[:512]
+        is_text = not any(byte < 9 or 13 < byte < 27 for byte in head)
+        foreign = "a text file" if is_text and data[:16].isascii() else "not an image that is known here"
+    return f"{name} is {foreign}; give a PNG, JPEG, WebP, TIFF or BMP"
+
+
+def refuse_strange_tiff(image: Image.Image, name: str) -> None:
+    """Refuse a TIFF whose values have no known white, and previews in camera raw files (both are ImageErrors)."""
+    tags = getattr(image, "tag_v2", None)
+    if image.format != "TIFF" or tags is None:
+        return
+    bits, sample_format = max(tags.get(258, (1,))), tags.get(339, (1,))
+    kind = {2: "signed", 3: "float"}.get(sample_format[0], "")
+    if kind or bits not in (1, 2, 4, 8, 16):
+        raise ImageError(f"{name} holds {bits}-bit {kind or 'integer'} pixels; convert it to 8 or 16 bit first")
+    if tags.get(254, 0) & 1:
+        raise ImageError(
+            f"{name} begins with a reduced preview, as camera raw files do; develop it to a TIFF or PNG first"
+        )
+
+
+def decode_planes(
+    image: Image.Image, icc_profile: bytes | None, name: str, data: bytes | None
+) -> tuple[np.ndarray, np.ndarray | None, bool]:
+    """The arrays of an image that Pillow has loaded.
+
+    Args:
+        image: the image, of any mode.
+        icc_profile: its profile, by which CMYK and LAB become sRGB.
+        name: for messages.
+        data: the file it came from, if any.
+
+    Returns:
+        Pixels uint8 or uint16 [H, W, 3], alpha [H, W] in the same dtype or None, and whether the image is gray.
+
+    Raises:
+        ImageError: if it holds float values, or integers beyond 16 bits.
+    """
+    if image.mode == "F":
+        raise ImageError(f"{name} holds float pixels; convert it to 8 or 16 bit first")
+    if image.mode.startswith("I"):
+        return _planes_16_bit_gray(image, name)
+    gray = image.mode in ("1", "L", "LA", "La")
+    if image.has_transparency_data:
+        if gray and isinstance(image.info.get("transparency"), int):
+            _scale_clear_gray(image, data)
+        image = image.convert("LA" if gray else "RGBA")
+    elif image.mode in ("CMYK", "LAB"):
+        image = to_srgb(image, icc_profile) or image.convert("RGB")
+    else:
+        image = image.convert("L" if gray else "RGB")
+    planes = np.array(image)
+    alpha = planes[..., -1] if image.mode in ("LA", "RGBA") else None
+    if gray:
+        planes = planes[..., None] if alpha is None else planes[..., :1]
+        return np.repeat(planes, 3, axis=2), alpha, True
+    return planes[..., :3], alpha, False
+
+
+def _scale_clear_gray(image: Image.Image, data: bytes | None) -> None:
+    # Pillow stretches 1- to 4-bit gray to 8 bits, but not always the value that a PNG declares clear.
+    if image.format == "PNG" and data is not None:
+        depth = png_header(data)[0]
+        clear = image.info["transparency"]
+        if depth < 8 and clear < 2**depth:
+            image.info["transparency"] = clear * 255 // (2**depth - 1)
+
+
+def _planes_16_bit_gray(image: Image.Image, name: str) -> tuple[np.ndarray, np.ndarray | None, bool]:
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 65535:
+        raise ImageError(
+            f"{name} holds 32-bit pixels (mode {image.mode}) beyond 0 to 65535; convert it to 8 or 16 bit first"
+        )
+    plane = values.astype(np.uint16)
+    clear = image.info.get("transparency")
+    alpha = np.where(plane == clear, 0, 65535).astype(np.uint16) if isinstance(clear, int) else None
+    if image.format == "TIFF" and image.tag_v2.get(262) == 0:  # white is zero
+        plane = 65535 - plane
+    return np.repeat(plane[..., None], 3, axis=2), alpha, True
+
+
+def clean_exif(exif: Image.Exif) -> bytes | None:
+    """EXIF that is still true after the pixels were turned upright and enlarged.
+
+    Kept are the descriptive tags of the first directory, the Exif directory without the pixel sizes (maker notes
+    stay as they are) and GPS. The orientation becomes 1. The thumbnail and everything about the old file's layout go.
+
+    Returns:
+        Bytes that begin with ``Exif\\0\\0``, as Pillow gives and takes them; None where there was no EXIF or where it
+        is too damaged to be written again.
+    """
+    if not len(exif):
+        return None
+    try:
+        new = Image.Exif()
+        for tag in exif:
+            if tag in _DESCRIPTIVE:
+                new[tag] = exif[tag]
+        details = {tag: value for tag, value in exif.get_ifd(IFD.Exif).items() if tag not in _WRONG_AFTER_RESIZE}
+        new.get_ifd(IFD.Exif).update(details)
+        new.get_ifd(IFD.GPSInfo).update(exif.get_ifd(IFD.GPSInfo))
+        new[Base.Orientation] = 1
+        return new.tobytes()
+    except Exception:  # noqa: BLE001  Cameras write EXIF that breaks Pillow in many ways; the picture is worth more.
+        return None
+
+
+def is_16_bit_color(image: Image.Image, data: bytes) -> bool:
+    """Whether the file ``data``, opened by Pillow as ``image``, holds 16-bit colour (or gray with alpha).
+
+    Pillow gives only 8 bits of these; other 16-bit files (gray) it gives whole.
+    """
+    if image.format == "PNG":
+        depth, color_type = png_header(data)
+        return depth == 16 and color_type != 0
+    if image.format == "TIFF":
+        bits = image.tag_v2.get(258, (1,))
+        return image.mode in ("RGB", "RGBA", "RGBX") and set(bits) == {16}
+    return False
+
+
+def is_gray_png(image: Image.Image, data: bytes) -> bool:
+    """Whether a file opened by Pillow is a PNG of gray with or without alpha."""
+    return image.format == "PNG" and png_header(data)[1] in (0, 4)
+
+
+def png_header(data: bytes) -> tuple[int, int]:
+    """Bit depth and colour type (0 gray, 2 RGB, 3 palette, 4 gray and alpha, 6 RGBA) of a PNG file."""
+    return data[24], data[25]
+
+
+def decode_16_bit(image: Image.Image, data: bytes, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Decode a file of 16-bit colour with OpenCV.
+
+    Args:
+        image: the file as Pillow opened it.
+        data: the file.
+        name: for messages.
+
+    Returns:
+        Pixels uint16 [H, W, 3] RGB and alpha uint16 [H, W] or None. A TIFF's orientation is applied, a PNG's is not.
+
+    Raises:
+        ImageError: if OpenCV cannot read it as 16-bit colour.
+    """
+    try:
+        planes = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        planes = None
+    if planes is None or planes.dtype != np.uint16 or planes.ndim != 3 or planes.shape[2] not in (3, 4):
+        raise ImageError(
+            f"{name} is a kind of 16-bit {image.format} that is not supported; export it as 16-bit RGB or RGBA"
+        )
+    pixels, alpha = cv2.cvtColor(planes[..., :3], cv2.COLOR_BGR2RGB), planes[..., 3] if planes.shape[2] == 4 else None
+    extra = image.tag_v2.get(338, (2,))[0] if image.format == "TIFF" else 2
+    if extra == 0:  # the fourth channel is something else
+        return pixels, None
+    if extra == 1 and alpha is not None:  # colours multiplied by alpha
+        straight = pixels.astype(np.float32) * 65535 / np.maximum(alpha, 1)[..., None]
+        pixels = np.rint(straight).clip(0, 65535).astype(np.uint16)
+    return pixels, alpha
+
+
+def encode_png_16(planes: np.ndarray, icc_profile: bytes | None, exif: bytes | None) -> bytes:
+    """A 16-bit PNG of uint16 [H, W], [H, W, 3] RGB or [H, W, 4] RGBA, with its profile and EXIF."""
+    if planes.ndim == 3:
+        planes = cv2.cvtColor(planes, cv2.COLOR_RGB2BGR if planes.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
+    data = cv2.imencode(".png", planes, [cv2.IMWRITE_PNG_COMPRESSION, 6])[1].tobytes()
+    chunks = b""
+    if icc_profile:
+        chunks += _png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc_profile))
+    if exif:
+        chunks += _png_chunk(b"eXIf", exif.removeprefix(b"Exif\0\0"))
+    after_header = 8 + 25  # the signature and IHDR; both chunks belong before the pixels
+    return data[:after_header] + chunks + data[after_header:]
+
+
+def _png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def encode_tiff(planes: np.ndarray, icc_profile: bytes | None, exif: bytes | None) -> bytes:
+    """A TIFF (Deflate, horizontal predictor) with its profile and EXIF.
+
+    Args:
+        planes: uint8 or uint16; [H, W] gray, [H, W, 2] gray and alpha, [H, W, 3] RGB or [H, W, 4] RGBA.
+        icc_profile: the profile's bytes, if any.
+        exif: EXIF as ``clean_exif`` gives it, if any.
+
+    Raises:
+        ValueError: if the result would pass the 4 GB that TIFF can address.
+    """
+    height, width = planes.shape[:2]
+    planes = planes.reshape(height, width, -1)
+    channels, depth = planes.shape[2], planes.itemsize * 8
+    rows = max(1, min(height, 2**18 // planes[0].nbytes))
+    strips = [_predict_and_deflate(planes[top : top + rows]) for top in range(0, height, rows)]
+    sizes = [len(strip) for strip in strips]
+    if sum(sizes) > 2**32 - 2**24:
+        raise ValueError("the picture is too large for TIFF's 4 GB; write a .png instead")
+
+    tags = ImageFileDirectory_v2(prefix=b"II")
+    if exif:
+        old = Image.Exif()
+        old.load(exif)
+        for tag in old:
+            tags[tag] = old.get_ifd(tag) if tag in (IFD.Exif, IFD.GPSInfo) else old[tag]
+    tags[256], tags[257] = width, height
+    tags[258] = (depth,) * channels
+    tags[259] = 8  # Deflate
+    tags[262] = 1 if channels < 3 else 2  # black is zero, RGB
+    tags[277], tags[278] = channels, rows
+    # Offsets count from the end of the tags: Pillow adds where that is when it writes them.
+    tags[273] = tuple(itertools.accumulate(sizes[:-1], initial=0))
+    tags[279] = tuple(sizes)
+    tags[284] = 1  # samples of a pixel are together
+    tags[317] = 2  # horizontal differencing
+    tags[339] = (1,) * channels  # unsigned integers
+    if channels in (2, 4):
+        tags[338] = (2,)  # alpha, colours not multiplied by it
+    if icc_profile:
+        tags[34675] = icc_profile
+    file = io.BytesIO()
+    tags.save(file)
+    file.writelines(strips)
+    return file.getvalue()
+
+
+def _predict_and_deflate(strip: np.ndarray) -> bytes:
+    differences = strip.copy()
+    differences[:, 1:] -= strip[:, :-1]
+    return zlib.compress(differences.astype(differences.dtype.newbyteorder("<"), copy=False).tobytes(), 6)
+
+
+def profile_space(icc_profile: bytes) -> bytes:
+    """What colours a profile is for, ``b"RGB "``, ``b"GRAY"`` or ``b"CMYK"``: header bytes 16 to 19 (ICC.1:2022)."""
+    return icc_profile[16:20]
+
+
+def to_srgb(image: Image.Image, icc_profile: bytes | None) -> Image.Image | None:
+    """Convert to RGB with the sRGB profile (relative colorimetric, black point compensation).
+
+    Returns:
+        An RGB image; None where there is no profile, or it is damaged or belongs to another kind of image.
+    """
+    if not icc_profile:
+        return None
+    try:
+        return ImageCms.profileToProfile(
+            image,
+            ImageCms.ImageCmsProfile(io.BytesIO(icc_profile)),
+            ImageCms.createProfile("sRGB"),
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            outputMode="RGB",
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    except (ImageCms.PyCMSError, OSError, ValueError, ImportError):
+        return None

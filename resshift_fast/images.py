@@ -1,0 +1,462 @@
+"""Photos in and out: reading, writing, colour, alpha, metadata.
+
+A file becomes a ``Photo`` (upright RGB pixels of 8 or 16 bits, alpha beside them, profile and EXIF as bytes) and a
+``Photo`` becomes a file. Between them the pipeline changes only pixels and alpha.
+"""
+
+import io
+import struct
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from .files import FORMATS, missing_file, write_atomically
+from .image_codecs import (
+    ImageError,
+    clean_exif,
+    decode_16_bit,
+    decode_planes,
+    encode_png_16,
+    encode_tiff,
+    is_16_bit_color,
+    is_gray_png,
+    profile_space,
+    refuse_strange_tiff,
+    to_srgb,
+    what_it_is,
+)
+
+_READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
+_LONGEST_SIDE = {"JPEG": 65500, "WEBP": 16383}
+_JPEG_SEGMENT = 65533  # the most bytes that one EXIF segment holds
+
+# EXIF orientation (tag 274) -> what turns the stored rows and columns upright.
+_UPRIGHT = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+@dataclass(eq=False)
+class Photo:
+    """An upright picture with what belongs to it.
+
+    Attributes:
+        pixels: uint8 or uint16 [H, W, 3], RGB in the profile's colour space (sRGB where there is none), not multiplied
+            by alpha. Three equal channels for a gray source.
+        alpha: the pixels' dtype [H, W], 0 clear to 255 or 65535 opaque; None without transparency.
+        gray: the source was gray; written as gray again (ITU-R BT.601 luma of the pixels).
+        icc_profile: the colour profile, byte for byte.
+        exif: EXIF that begins with ``Exif\\0\\0``, orientation 1, without thumbnail and pixel sizes.
+        name: where it came from, for messages.
+    """
+
+    pixels: np.ndarray
+    alpha: np.ndarray | None = None
+    gray: bool = False
+    icc_profile: bytes | None = None
+    exif: bytes | None = None
+    name: str = "image"
+
+    def __post_init__(self) -> None:
+        pixels, alpha = self.pixels, self.alpha
+        if not isinstance(pixels, np.ndarray) or pixels.dtype not in (np.uint8, np.uint16):
+            kind = getattr(pixels, "dtype", type(pixels).__name__)
+            raise TypeError(f"Photo: pixels must be a numpy array of uint8 or uint16, got {kind}; see from_float")
+        if pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+            raise ValueError(f"Photo: pixels must be [H, W, 3] with H, W of at least 1, got {list(pixels.shape)}")
+        if alpha is not None and (alpha.shape != pixels.shape[:2] or alpha.dtype != pixels.dtype):
+            raise ValueError(
+                f"Photo: alpha must be {pixels.dtype} {list(pixels.shape[:2])} like the pixels, got {alpha.dtype} "
+                f"{list(alpha.shape)}; see resize_alpha"
+            )
+
+    @property
+    def height(self) -> int:
+        return self.pixels.shape[0]
+
+    @property
+    def width(self) -> int:
+        return self.pixels.shape[1]
+
+    @property
+    def bits(self) -> int:
+        """8 or 16."""
+        return self.pixels.itemsize * 8
+
+
+def read(path: str | Path) -> Photo:
+    """Read a PNG, JPEG, WebP, TIFF or BMP; the content decides, not the suffix.
+
+    Gray of 1 to 16 bits, RGB, palettes, every kind of transparency (16-bit ones too) and CMYK. CMYK is converted to
+    sRGB through its profile, else plainly; its profile is then dropped, since it says nothing about RGB. The EXIF
+    orientation is applied. Of several frames or pages the first is taken. Float, signed and 32-bit TIFFs are refused:
+    nothing says what is white in them. The limit on pixels is Pillow's (``PIL.Image.MAX_IMAGE_PIXELS``: a warning
+    above it, an error above twice that, 179 million by default).
+
+    Raises:
+        FileNotFoundError: with the nearest name in the folder.
+        IsADirectoryError, PermissionError, OSError: if the file cannot be opened or read.
+        ImageError: if it is empty, not an image, damaged, cut off, too large or of a kind that is refused.
+    """
+    path = Path(path)
+    name = str(path)
+    data = _file_bytes(path)
+    try:
+        image = Image.open(io.BytesIO(data), formats=_READ_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise _too_large(name) from error
+    except Exception as error:  # Pillow's parsers raise whatever a damaged file leads them to.
+        raise ImageError(what_it_is(name, data)) from error
+    photo = _photo(image, name, data)
+    if not is_16_bit_color(image, data):
+        return photo
+    return _with_16_bits(photo, image, data)
+
+
+def _file_bytes(path: Path) -> bytes:
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, not an image; name the files in it")
+    try:
+        if path.exists() and not path.is_file():
+            raise ImageError(f"{path} is not a regular file; copy the image to one first")
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise missing_file(path) from error
+    except PermissionError as error:
+        raise PermissionError(f"{path} cannot be read: permission denied; check its rights") from error
+    except OSError as error:
+        raise OSError(f"{path} cannot be read: {error.strerror or error}") from error
+    if not data:
+        raise ImageError(f"{path} is empty (0 bytes); fetch or export it again")
+    return data
+
+
+def _too_large(name: str) -> ImageError:
+    limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+    return ImageError(
+        f"{name} has more than {limit:,} pixels, the limit against decompression bombs; crop it, or raise "
+        f"PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def from_pil(image: Image.Image, *, name: str = "image") -> Photo:
+    """A ``Photo`` of a Pillow image: any mode but float; orientation, profile and EXIF as for ``read``.
+
+    Mode I;16 gives uint16; mode I too, where its values are within 0 to 65535. All else gives uint8.
+
+    Args:
+        image: the image; loaded if it is not yet.
+        name: where it came from, for messages.
+
+    Raises:
+        TypeError: if it is not a Pillow image.
+        ImageError: if it is damaged, has no pixels, or holds float or signed values.
+    """
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"from_pil: expected a PIL.Image.Image, got {type(image).__name__}; see read for paths")
+    return _photo(image, name)
+
+
+def _photo(image: Image.Image, name: str, data: bytes | None = None) -> Photo:
+    if 0 in image.size:
+        raise ImageError(f"{name} has no pixels ({image.width}×{image.height})")
+    refuse_strange_tiff(image, name)
+    try:
+        image.load()
+    except Image.DecompressionBombError as error:
+        raise _too_large(name) from error
+    except Exception as error:  # as in read
+        raise ImageError(f"{name} is damaged or cut off ({_one_line(error)}); fetch or export it again") from error
+    # Only now: a PNG may have its EXIF behind the pixels, and Pillow turns a TIFF upright, and says so, as it loads.
+    exif, orientation = _exif(image)
+    icc_profile = image.info.get("icc_profile") or None
+    pixels, alpha, gray = decode_planes(image, icc_profile, name, data)
+    if icc_profile and (image.mode in ("CMYK", "LAB") or profile_space(icc_profile) not in (b"RGB ", b"GRAY")):
+        icc_profile = None
+    upright = _UPRIGHT[orientation]
+    return Photo(
+        np.ascontiguousarray(upright(pixels)),
+        None if alpha is None else np.ascontiguousarray(upright(alpha)),
+        gray,
+        icc_profile,
+        exif,
+        name,
+    )
+
+
+def _exif(image: Image.Image) -> tuple[bytes | None, int]:
+    try:
+        exif = image.getexif()
+        orientation = exif.get(0x0112, 1)
+    except Exception:  # noqa: BLE001  damaged EXIF, in whatever way; the picture is worth more
+        return None, 1
+    return clean_exif(exif), orientation if orientation in _UPRIGHT else 1
+
+
+def _with_16_bits(photo: Photo, image: Image.Image, data: bytes) -> Photo:
+    pixels, alpha = decode_16_bit(image, data, photo.name)
+    # OpenCV turns a TIFF upright, like Pillow, but not a PNG.
+    upright = _UPRIGHT[_exif(image)[1] if image.format == "PNG" else 1]
+    return replace(
+        photo,
+        pixels=np.ascontiguousarray(upright(pixels)),
+        alpha=None if alpha is None else np.ascontiguousarray(upright(alpha)),
+        gray=is_gray_png(image, data),
+    )
+
+
+def suffix_for(photo: Photo, wanted_suffix: str) -> str:
+    """The suffix to write a photo with: the wanted one where that format can hold it, else ".png".
+
+    PNG holds everything. JPEG and BMP have no alpha, JPEG, WebP and BMP no 16 bits, and JPEG and WebP an end at 65500
+    and 16383 pixels a side. A suffix that is not written at all gives ".png" too.
+    """
+    form = FORMATS.get(wanted_suffix.lower())
+    return ".png" if form is None or _obstacle(photo, form) else wanted_suffix
+
+
+def _obstacle(photo: Photo, form: str) -> str | None:
+    # An alpha that is opaque everywhere says nothing, so it stands in nobody's way.
+    if form in ("JPEG", "BMP") and photo.alpha is not None and photo.alpha.min() < np.iinfo(photo.alpha.dtype).max:
+        return f"{form} has no transparency"
+    if form not in ("PNG", "TIFF") and photo.bits == 16:
+        return f"{form} has no 16-bit pixels"
+    longest = _LONGEST_SIDE.get(form)
+    if longest and max(photo.width, photo.height) > longest:
+        return f"{form} ends at {longest} pixels a side and this is {photo.width}×{photo.height}"
+    return None
+
+
+def write(path: str | Path, photo: Photo, quality: int = 95) -> None:
+    """Write a photo in the format of the path's suffix, atomically (see ``files.write_atomically``).
+
+    PNG and TIFF are lossless, at 8 or 16 bits. JPEG is 4:4:4. WebP is lossless at quality 100. All but BMP keep the
+    profile and EXIF (JPEG only up to 64 KB of EXIF); for BMP the colours are converted to sRGB. A gray photo is
+    written gray (WebP and 16-bit gray with alpha: as equal channels, without a gray profile).
+
+    Args:
+        path: ends in .png, .jpg, .jpeg, .jfif, .webp, .tif, .tiff or .bmp; its folder exists.
+        photo: the photo.
+        quality: 1 to 100, for JPEG and WebP.
+
+    Raises:
+        ImageError: if the format is unknown or cannot hold the photo (``suffix_for`` avoids it).
+        ValueError, TypeError: if the quality is out of range, or it is not a Photo.
+        OSError: if it cannot be written; an existing file is then untouched.
+    """
+    if not isinstance(photo, Photo):
+        raise TypeError(f"write: expected a Photo, got {type(photo).__name__}; see from_pil and Photo(pixels)")
+    path = Path(path)
+    form = FORMATS.get(path.suffix.lower())
+    if form is None:
+        raise ImageError(
+            f"{path}: {path.suffix or 'no suffix'} is no format that is written; use one of {', '.join(FORMATS)}"
+        )
+    if not 1 <= quality <= 100:
+        raise ValueError(f"write: quality must be 1 to 100, got {quality}")
+    obstacle = _obstacle(photo, form)
+    if obstacle:
+        raise ImageError(f"{path} cannot hold this photo: {obstacle}; write it as {path.with_suffix('.png').name}")
+    try:
+        data = _encode(photo, form, quality)
+    except (OSError, ValueError, struct.error, cv2.error) as error:
+        raise ImageError(f"{path} cannot be encoded as {form} ({_one_line(error)}); write it as .png") from error
+    write_atomically(path, data)
+
+
+def _encode(photo: Photo, form: str, quality: int) -> bytes:
+    planes = _stored_planes(photo, form)
+    icc_profile, exif = photo.icc_profile or None, photo.exif or None
+    if icc_profile and planes.ndim == 3 and planes.shape[2] > 2 and profile_space(icc_profile) == b"GRAY":
+        icc_profile = None
+    if exif and not exif.startswith(b"Exif\0\0"):
+        exif = b"Exif\0\0" + exif
+    if form == "TIFF":
+        return encode_tiff(planes, icc_profile, exif)
+    if planes.dtype == np.uint16:
+        return encode_png_16(planes, icc_profile, exif)
+    image = Image.fromarray(planes)
+    options = {"icc_profile": icc_profile, "exif": exif}
+    if form == "JPEG":
+        options |= {"quality": quality, "subsampling": 0}
+        if exif and len(exif) > _JPEG_SEGMENT:
+            del options["exif"]
+    elif form == "WEBP":
+        options |= {"quality": quality, "lossless": quality == 100, "exact": True}
+    elif form == "BMP":
+        options = {}
+        image = image if photo.gray else to_srgb(image, icc_profile) or image
+    file = io.BytesIO()
+    image.save(file, form, **{key: value for key, value in options.items() if value is not None})
+    return file.getvalue()
+
+
+def _stored_planes(photo: Photo, form: str) -> np.ndarray:
+    """[H, W] gray, [H, W, 2] gray and alpha, [H, W, 3] or [H, W, 4], as the format stores it."""
+    alpha = None if form in ("JPEG", "BMP") else photo.alpha
+    if not photo.gray:
+        return np.ascontiguousarray(photo.pixels) if alpha is None else np.dstack([photo.pixels, alpha])
+    plane = _luma(photo.pixels)
+    # WebP has no gray, and what reads 16-bit colour here reads no 16-bit gray with alpha.
+    if form == "WEBP" or (alpha is not None and photo.bits == 16):
+        return np.dstack([plane] * 3 if alpha is None else [plane] * 3 + [alpha])
+    return plane if alpha is None else np.dstack([plane, alpha])
+
+
+def _luma(pixels: np.ndarray) -> np.ndarray:
+    """ITU-R BT.601 luma [H, W] of [H, W, 3]: integers stay in their dtype, and equal channels give themselves."""
+    luma = pixels[..., 0] * np.float32(0.299)
+    luma += pixels[..., 1] * np.float32(0.587)
+    luma += pixels[..., 2] * np.float32(0.114)
+    return np.rint(luma, out=luma).astype(pixels.dtype) if pixels.dtype.kind == "u" else luma
+
+
+def to_float(pixels: np.ndarray) -> np.ndarray:
+    """uint8 or uint16 of any shape to float32 in [0, 1].
+
+    Raises:
+        TypeError: if the array has another dtype.
+    """
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise TypeError(f"to_float: pixels must be uint8 or uint16, got {pixels.dtype}")
+    return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
+
+
+def from_float(values: np.ndarray, dtype: type | np.dtype = np.uint8, *, check: bool = True) -> np.ndarray:
+    """Floats to uint8 or uint16: clamped to [0, 1], scaled, rounded to the nearest (halves to even).
+
+    The inverse of ``to_float``: every integer comes back as itself.
+
+    Args:
+        values: floating point, any shape, nominally in [0, 1].
+        dtype: np.uint8 or np.uint16.
+        check: refuse NaN and infinities; without it NaN becomes 0 and infinities are clamped.
+
+    Raises:
+        TypeError: if the values are not floats, or the dtype is another.
+        ValueError: if a value is NaN or infinite and ``check`` is set.
+    """
+    dtype = np.dtype(dtype)
+    if dtype not in (np.uint8, np.uint16):
+        raise TypeError(f"from_float: dtype must be uint8 or uint16, got {dtype}")
+    if not np.issubdtype(values.dtype, np.floating):
+        raise TypeError(f"from_float: values must be floating point in [0, 1], got {values.dtype}")
+    if check and not np.isfinite(values).all():
+        bad = int(np.size(values) - np.isfinite(values).sum())
+        raise ValueError(
+            f"from_float: {bad} of {np.size(values)} values are NaN or infinite; pass check=False to clamp them"
+        )
+    # float16 and bfloat16 cannot hold 65535 steps.
+    scaled = values.astype(np.float32 if values.itemsize < 8 else np.float64)
+    np.nan_to_num(scaled, copy=False, nan=0.0, posinf=1.0, neginf=0.0)
+    np.clip(scaled, 0, 1, out=scaled)
+    scaled *= np.iinfo(dtype).max
+    return np.rint(scaled, out=scaled).astype(dtype)
+
+
+def to_pil(photo: Photo) -> Image.Image:
+    """A Pillow image: L, LA, RGB or RGBA, and I;16 for 16-bit gray without alpha.
+
+    Pillow has no other 16-bit images, so these are rounded to 8 bits. The profile and EXIF are in ``info``, whence
+    Pillow's ``save`` takes the profile by itself and EXIF with ``exif=image.info["exif"]``.
+    """
+    if photo.bits == 16 and not (photo.gray and photo.alpha is None):
+        photo = _in_8_bits(photo)
+    image = Image.fromarray(_stored_planes(photo, "PNG"))
+    image.info |= {key: value for key in ("icc_profile", "exif") if (value := getattr(photo, key))}
+    return image
+
+
+def _in_8_bits(photo: Photo) -> Photo:
+    if photo.bits == 8:
+        return photo
+    nearest = ((np.arange(65536, dtype=np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    return replace(photo, pixels=nearest[photo.pixels], alpha=None if photo.alpha is None else nearest[photo.alpha])
+
+
+def resize_alpha(alpha: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize an alpha channel bicubically (averaging over what a smaller pixel covers), clamped to its range.
+
+    Args:
+        alpha: uint8 or uint16 [H, W].
+        size: (height, width) wanted.
+
+    Returns:
+        The same dtype, [height, width].
+    """
+    height, width = size
+    if alpha.shape == (height, width):
+        return alpha.copy()
+    resized = Image.fromarray(alpha.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
+    return np.rint(np.asarray(resized)).clip(0, np.iinfo(alpha.dtype).max).astype(alpha.dtype)
+
+
+def read_mask(mask: str | Path | Image.Image | Photo | np.ndarray) -> np.ndarray:
+    """A mask of what to fill in: white (at least half of full brightness) is a hole, black is kept.
+
+    Halfway is far from both, so JPEG noise does no harm. A mask's own transparency is ignored.
+
+    Args:
+        mask: a path, Pillow image or Photo in any mode; or an array [H, W] or [H, W, C] (the first three channels
+            count) of bool, uint8, uint16, or floating point in [0, 1].
+
+    Returns:
+        bool [H, W], True in the holes.
+
+    Raises:
+        TypeError, ValueError: if an array has another dtype or shape, or NaN.
+        OSError, ImageError: as for ``read``.
+    """
+    if isinstance(mask, Image.Image):
+        mask = from_pil(mask, name="mask")
+    elif isinstance(mask, str | Path):
+        mask = read(mask)
+    if isinstance(mask, Photo):
+        mask = mask.pixels
+    if not isinstance(mask, np.ndarray):
+        raise TypeError(f"read_mask: expected a path, image or array, got {type(mask).__name__}")
+    if mask.ndim not in (2, 3) or 0 in mask.shape:
+        raise ValueError(f"read_mask: a mask must be [H, W] or [H, W, C], got {list(mask.shape)}")
+    is_float = np.issubdtype(mask.dtype, np.floating)
+    if not is_float and mask.dtype not in (bool, np.uint8, np.uint16):
+        raise TypeError(f"read_mask: a mask must be bool, uint8, uint16 or floating point, got {mask.dtype}")
+    if is_float and np.isnan(mask).any():
+        raise ValueError("read_mask: the mask has NaN values; use 0 for kept and 1 for holes")
+    if mask.ndim == 3:
+        mask = mask[..., 0] if mask.shape[2] < 3 or mask.dtype == bool else _luma(mask[..., :3])
+    if mask.dtype == bool:
+        return mask.copy()
+    return mask >= 0.5 if is_float else mask > np.iinfo(mask.dtype).max // 2
+
+
+def side_by_side(before: Photo, after: Photo) -> Photo:
+    """A before/after picture: ``before`` (bicubically brought to the size of ``after``), a thin white line, ``after``.
+
+    Transparency is laid over white; the result has 8 bits and the profile of ``after``.
+    """
+    left = Image.fromarray(_over_white(before)).resize((after.width, after.height), Image.Resampling.BICUBIC)
+    line = np.full((after.height, max(2, after.width // 128), 3), 255, np.uint8)
+    pixels = np.concatenate([np.asarray(left), line, _over_white(after)], axis=1)
+    return Photo(pixels, gray=before.gray and after.gray, icc_profile=after.icc_profile, name=after.name)
+
+
+def _over_white(photo: Photo) -> np.ndarray:
+    photo = _in_8_bits(photo)
+    if photo.alpha is None:
+        return photo.pixels
+    opacity = to_float(photo.alpha)[..., None]
+    return from_float(to_float(photo.pixels) * opacity + (1 - opacity))

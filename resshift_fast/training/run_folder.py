@@ -1,0 +1,86 @@
+"""The files of a run: last.pt, best.safetensors, log.csv. Every file is replaced in one step, so a crash leaves either
+the old or the new one."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+FORMAT = 1
+LOG_FIELDS = (
+    "step",
+    "loss",
+    "lr",
+    "grad_norm",
+    "val_psnr_y_clean",
+    "val_psnr_y_degraded",
+    "bicubic_psnr_y_clean",
+    "bicubic_psnr_y_degraded",
+    "seconds",
+)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path next to `path` that takes its place when the block ends well, and is removed otherwise."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class RunFolder:
+    """Paths and formats of one run's files. Raises OSError when the folder can't be made."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.last = self.folder / "last.pt"
+        self.best = self.folder / "best.safetensors"
+        self.log = self.folder / "log.csv"
+
+    def sheet(self, step: int) -> Path:
+        """The validation picture of a step."""
+        return self.folder / "val" / f"{step:07d}.png"
+
+    def save_last(self, state: dict) -> None:
+        """Write the resumable state; the previous one stays until the new one is complete."""
+        with replacing(self.last) as temporary:
+            torch.save({"format": FORMAT, **state}, temporary)
+
+    def load_last(self) -> dict:
+        """Read the resumable state. Raises ValueError for a damaged or foreign file."""
+        try:
+            state = torch.load(self.last, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ValueError(
+                f"{self.last} cannot be read ({type(error).__name__}); move it away to start anew"
+            ) from error
+        if not isinstance(state, dict) or state.get("format") != FORMAT:
+            raise ValueError(f"{self.last} is not a training state of this version; start in another run folder")
+        return state
+
+    def start_log(self, step: int) -> None:
+        """Keep the rows up to `step` (0: none), so that a resumed run doesn't log a step twice."""
+        rows: list[dict] = []
+        if step and self.log.exists():
+            with open(self.log, newline="", encoding="utf-8") as file:
+                rows = [row for row in csv.DictReader(file) if row["step"].isdigit() and int(row["step"]) <= step]
+        with replacing(self.log) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, LOG_FIELDS, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def append_log(self, **values: object) -> None:
+        """Add a row; fields that are left out stay empty."""
+        with open(self.log, "a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, LOG_FIELDS).writerow(values)

@@ -1,0 +1,130 @@
+"""Validation: the whole chain on held-out pictures with a fixed clean and a fixed degraded input each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from resshift_fast.training.data import list_images, read_rgb
+from resshift_fast.training.degradations import Mixture, resize
+from resshift_fast.training.metrics import psnr_y
+
+SHEET_ROWS = 4
+
+
+def to_tensor(images: np.ndarray) -> Tensor:
+    """uint8 [B, H, W, 3] to float32 [B, 3, H, W] in [−1, 1]."""
+    pixels = torch.from_numpy(np.require(images, requirements=["C", "W"]))
+    return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+
+def to_images(tensor: Tensor) -> np.ndarray:
+    """[B, 3, H, W] in [−1, 1] to uint8 [B, H, W, 3], clamped and rounded."""
+    pixels = tensor.float().add(1.0).mul(127.5).round().clamp(0, 255)
+    return pixels.permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy()
+
+
+def upsample(lq: Tensor, scale: int) -> Tensor:
+    """The low-quality image at the result's size, by bicubic interpolation without antialiasing."""
+    return lq if scale == 1 else F.interpolate(lq, scale_factor=scale, mode="bicubic", align_corners=False)
+
+
+@dataclass(frozen=True)
+class ValidationResult:
+    """Mean PSNR of the luma channel in dB over all pictures."""
+
+    clean: float
+    degraded: float
+    bicubic_clean: float
+    bicubic_degraded: float
+
+    @property
+    def gain(self) -> float:
+        """Mean gain over bicubic interpolation in dB."""
+        return (self.clean - self.bicubic_clean + self.degraded - self.bicubic_degraded) / 2
+
+
+class Validation:
+    """Held-out pictures with their low-quality versions, made once.
+
+    folder: pictures; the central square of each, of at most `side` pixels, is used. Low-quality versions: an
+    antialiased bicubic one, and one from `mixture` without its clean share; the same in every run of a seed.
+    Raises FileNotFoundError for a missing or empty folder, ValueError for a picture below 64 pixels a side.
+    """
+
+    def __init__(self, folder: Path, scale: int, mixture: Mixture, *, limit: int, side: int = 256, batch: int = 4):
+        self.scale, self.batch = scale, batch
+        paths = list_images(folder)
+        picked = np.unique(np.linspace(0, len(paths) - 1, min(limit, len(paths))).round().astype(int))
+        self.high: list[np.ndarray] = []
+        self.low: dict[str, list[np.ndarray]] = {"clean": [], "degraded": []}
+        spoiled = replace(mixture, clean=0.0)
+        multiple = 64
+        for number, index in enumerate(picked):
+            image = read_rgb(paths[index])
+            size = min(side, *image.shape[:2]) // multiple * multiple
+            if size == 0:
+                raise ValueError(f"{paths[index]} is below {multiple} pixels a side; use larger validation pictures")
+            top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
+            high = np.ascontiguousarray(image[top : top + size, left : left + size])
+            self.high.append(high)
+            self.low["clean"].append(resize(high, size // scale, size // scale, "bicubic"))
+            self.low["degraded"].append(spoiled.degrade(high, scale, np.random.default_rng([20240319, number])))
+        self.bicubic = {
+            kind: [to_images(upsample(to_tensor(low[None]), scale))[0] for low in lows]
+            for kind, lows in self.low.items()
+        }
+
+    def run(self, restore: Callable[[Tensor], Tensor], sheet: Path | None = None) -> ValidationResult:
+        """Restore everything and measure it.
+
+        restore: [B, 3, h, w] in [−1, 1] to [B, 3, scale·h, scale·w]; sheet: PNG to write, where each row is
+        low quality (bicubic) | restored | truth, clean on the left and degraded on the right.
+        """
+        restored = {kind: self._restored(restore, lows) for kind, lows in self.low.items()}
+        if sheet is not None:
+            self._write_sheet(sheet, restored)
+
+        def mean(images: list[np.ndarray]) -> float:
+            return float(np.mean([psnr_y(image, high) for image, high in zip(images, self.high, strict=True)]))
+
+        return ValidationResult(
+            clean=mean(restored["clean"]),
+            degraded=mean(restored["degraded"]),
+            bicubic_clean=mean(self.bicubic["clean"]),
+            bicubic_degraded=mean(self.bicubic["degraded"]),
+        )
+
+    def _restored(self, restore: Callable[[Tensor], Tensor], lows: list[np.ndarray]) -> list[np.ndarray]:
+        results: list[np.ndarray] = []
+        start = 0
+        while start < len(lows):
+            end = start + 1
+            while end < len(lows) and end - start < self.batch and lows[end].shape == lows[start].shape:
+                end += 1
+            results.extend(to_images(restore(to_tensor(np.stack(lows[start:end])))))
+            start = end
+        return results
+
+    def _write_sheet(self, path: Path, restored: dict[str, list[np.ndarray]]) -> None:
+        rows = []
+        # Spread over the list, since neighbours in it are often two views of one picture.
+        chosen = np.unique(np.linspace(0, len(self.high) - 1, min(SHEET_ROWS, len(self.high))).round().astype(int))
+        width = max(high.shape[1] for high in self.high)
+        for index in chosen:
+            cells = [
+                picture
+                for kind in ("clean", "degraded")
+                for picture in (self.bicubic[kind][index], restored[kind][index], self.high[index])
+            ]
+            pad = width - cells[0].shape[1]
+            rows.append(np.concatenate([np.pad(cell, ((0, 0), (0, pad), (0, 0))) for cell in cells], axis=1))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.concatenate(rows)).save(path)
