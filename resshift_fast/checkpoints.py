@@ -257,8 +257,6 @@ def _read_torch(path: Path, mmap: bool) -> Any:
             return torch.load(path, mmap=True, **options)
         with open(path, "rb") as handle:
             return torch.load(handle, **options)
-    except MemoryError:
-        raise
     except Exception as error:
         if mmap and (isinstance(error, OSError) or "mmap" in str(error)):  # some network file systems can't map files
             return _read_torch(path, mmap=False)

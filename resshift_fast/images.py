@@ -310,14 +310,14 @@ def _stored_planes(photo: Photo, form: str) -> np.ndarray:
     alpha = None if form in ("JPEG", "BMP") else photo.alpha
     if not photo.gray:
         return np.ascontiguousarray(photo.pixels) if alpha is None else np.dstack([photo.pixels, alpha])
-    plane = _luma(photo.pixels)
+    plane = luma(photo.pixels)
     # WebP has no gray, and what reads 16-bit colour here reads no 16-bit gray with alpha.
     if form == "WEBP" or (alpha is not None and photo.bits == 16):
         return np.dstack([plane] * 3 if alpha is None else [plane] * 3 + [alpha])
     return plane if alpha is None else np.dstack([plane, alpha])
 
 
-def _luma(pixels: np.ndarray) -> np.ndarray:
+def luma(pixels: np.ndarray) -> np.ndarray:
     """ITU-R BT.601 luma [H, W] of [H, W, 3]: integers stay in their dtype, and equal channels give themselves."""
     luma = pixels[..., 0] * np.float32(0.299)
     luma += pixels[..., 1] * np.float32(0.587)
@@ -437,7 +437,7 @@ def read_mask(mask: str | Path | Image.Image | Photo | np.ndarray) -> np.ndarray
     if is_float and np.isnan(mask).any():
         raise ValueError("read_mask: the mask has NaN values; use 0 for kept and 1 for holes")
     if mask.ndim == 3:
-        mask = mask[..., 0] if mask.shape[2] < 3 or mask.dtype == bool else _luma(mask[..., :3])
+        mask = mask[..., 0] if mask.shape[2] < 3 or mask.dtype == bool else luma(mask[..., :3])
     if mask.dtype == bool:
         return mask.copy()
     return mask >= 0.5 if is_float else mask > np.iinfo(mask.dtype).max // 2

@@ -13,7 +13,7 @@ from resshift_fast.models.swin_unet import SwinUNet
 from resshift_fast.schedule import Schedule
 
 
-def torch_noise(y: Tensor, num_steps: int) -> list[Tensor]:
+def torch_noise(y: Tensor, num_steps: int, generator: torch.Generator | None = None) -> list[Tensor]:
     """Noise from torch's generator in the official program's order.
 
     One draw for the prior and one a step, the last of which the chain does not use.
@@ -21,11 +21,14 @@ def torch_noise(y: Tensor, num_steps: int) -> list[Tensor]:
     Args:
         y: [B, C, h, w]; the noise is like it.
         num_steps: number of executed steps.
+        generator: on y's device; None means torch's global one.
 
     Returns:
         num_steps + 1 tensors: the prior's, then one a step.
     """
-    return [torch.randn_like(y) for _ in range(num_steps + 1)]
+    return [
+        torch.randn(y.shape, dtype=y.dtype, device=y.device, generator=generator) for _ in range(num_steps + 1)
+    ]
 
 
 @torch.no_grad()

@@ -1,0 +1,418 @@
+"""Image in, image out: the only place where all rooms meet."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resshift_fast import backends, catalog, checkpoints, download, images
+from resshift_fast.catalog import ModelSpec
+from resshift_fast.noise import check_seed
+from resshift_fast.sampler import sample_latents, torch_noise
+from resshift_fast.sources import Source, sources_of
+from resshift_fast.tiling import Axis, Blender, plan_axis, reflect
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+NOISES = ("field", "torch")
+BICUBIC_MARGIN = 2  # input pixels beyond a tile that the bicubic kernel reaches
+
+Path = str | PathLike
+Progress = bool | Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """One tile of one image: its place in the plan."""
+
+    image: int
+    row: int
+    column: int
+    top: int
+    left: int
+
+
+@dataclass
+class _Job:
+    """One image under restoration."""
+
+    source: Source
+    hole: np.ndarray | None
+    rows: Axis
+    columns: Axis
+    seed: int
+    blender: Blender
+
+
+class Pipeline:
+    """A restoration model, ready to run; may be used from several threads at once.
+
+    Args:
+        spec: the model's entry in the catalogue.
+        denoiser, first_stage: its networks with their weights.
+        device: where they run.
+        dtype: what they run in; the chain itself is float32.
+
+    Attributes:
+        spec, denoiser, first_stage, device, dtype: as given.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, denoiser: nn.Module, first_stage: nn.Module, device: torch.device, dtype: torch.dtype
+    ):
+        self.spec, self.device, self.dtype = spec, device, dtype
+        self.denoiser = _prepared(denoiser, device, dtype)
+        self.first_stage = _prepared(first_stage, device, dtype)
+        self._stage_dtype = dtype if any(True for _ in first_stage.parameters()) else torch.float32
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str = catalog.DEFAULT_MODEL,
+        *,
+        weights: Path | None = None,
+        autoencoder: Path | None = None,
+        random_weights: bool = False,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | str = torch.float32,
+        progress: bool = True,
+    ) -> "Pipeline":
+        """Build a model of the catalogue and load its weights, downloading them on first use.
+
+        Args:
+            name: see `catalog.MODELS`.
+            weights, autoencoder: files to load instead of the published ones.
+            random_weights: load nothing; for tests and measurements.
+            device: None takes CUDA where it works, else the CPU.
+            dtype: torch.float32, bfloat16 or float16, or its name.
+            progress: show a bar while downloading.
+
+        Raises:
+            ValueError: unknown model, device or dtype, a model without published weights, or a file that does not
+                fit (`checkpoints.CheckpointError`).
+            FileNotFoundError, OSError: a file that cannot be read or downloaded (`download.DownloadError`).
+        """
+        spec = catalog.get(name)
+        device, dtype = _device(device), _dtype(dtype)
+        backends.preferred()
+        denoiser, first_stage = catalog.build_denoiser(spec), catalog.build_first_stage(spec)
+        if not random_weights:
+            _load(denoiser, spec, "weights", spec.weights, weights, progress)
+            if any(True for _ in first_stage.parameters()):
+                _load(first_stage, spec, "autoencoder", spec.autoencoder_weights, autoencoder, progress)
+            elif autoencoder is not None:
+                raise ValueError(f"{name} has no autoencoder to load {autoencoder} into; leave autoencoder out")
+        return cls(spec, denoiser, first_stage, device, dtype)
+
+    def __call__(
+        self,
+        image: Any,
+        mask: Any = None,
+        *,
+        seed: int | Sequence[int] = 0,
+        tile: int | None = None,
+        overlap: int | None = None,
+        batch_size: int | None = None,
+        noise: str = "field",
+        progress: Progress = True,
+    ) -> Any:
+        """Restore an image, or a list of images of any sizes.
+
+        | `image` | returns | range | dtype | device | layout |
+        |---|---|---|---|---|---|
+        | path | PIL image | 8 bit (I;16 for 16-bit gray) | – | – | mode L, LA, RGB or RGBA as in the file |
+        | PIL image | PIL image | 8 bit (I;16 stays) | – | – | mode L, LA, RGB or RGBA |
+        | array | array | full integer range | uint8 or uint16, as given | CPU | [H, W], [H, W, 1], [H, W, 3], [H, W, 4] |
+        | tensor | tensor | [0, 1] | as given | as given | [B, C, H, W] or [C, H, W]; C = 1, 3, 4 |
+        | `images.Photo` | `images.Photo` | full integer range | as given | CPU | [H, W, 3], alpha apart |
+        | list, tuple | list, tuple | each as its kind | | | |
+
+        Sides are multiplied by the model's scale. Fourth channels (alpha) are enlarged bicubically. Profiles and EXIF
+        of files and PIL images stay in the PIL image's `info`.
+
+        Args:
+            image: see the table. Values are sRGB.
+            mask: for inpainting models only: what to fill in, one for each image (a list for a list): a path, PIL
+                image, Photo or array [H, W] of the image's size; True, or at least half of full brightness, is a
+                hole. Pixels outside it come back unchanged, bit for bit.
+            seed: of the noise, in [0, 2⁶³); one for all images, or a list with one for each.
+            tile: largest side that is restored in one piece, in input pixels, rounded down to what the network
+                divides into; None takes the model's own. Smaller tiles need less memory.
+            overlap: input pixels that neighbouring tiles share; None takes the model's own, a quarter of a tile at
+                most.
+            batch_size: tiles that are restored at once; None takes 1 on a CPU and 4 elsewhere.
+            noise: "field", a function of seed and place, whatever the tiling; or "torch", drawn with torch's
+                generator in the official program's order.
+            progress: True shows a bar on a terminal; a function is called with (done, total) denoiser evaluations.
+
+        Raises:
+            TypeError, ValueError: for an argument that does not fit, naming what was expected.
+            OSError: for a file that cannot be read.
+        """
+        sources, gather = sources_of(image)
+        seeds = _seeds(seed, len(sources))
+        holes = self._holes(mask, sources)
+        if noise not in NOISES:
+            raise ValueError(f"noise is {noise!r}, expected 'field' or 'torch'")
+        if noise == "torch" and len(set(seeds)) > 1:
+            raise ValueError("noise='torch' draws in order from one seed; give a single seed, or use noise='field'")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+        batch_size = batch_size or (1 if self.device.type == "cpu" else 4)
+        jobs = [
+            self._job(source, hole, one, tile, overlap) for source, hole, one in zip(sources, holes, seeds, strict=True)
+        ]
+        self._run(jobs, batch_size, noise, progress)
+        return gather([job.source.result() for job in jobs])
+
+    def _holes(self, mask: Any, sources: list[Source]) -> list[np.ndarray | None]:
+        """One bool [H, W] for each source, or None for a model without masks."""
+        if self.spec.needs_mask != (mask is not None):
+            need = "fills holes and needs a mask" if self.spec.needs_mask else "takes no mask; leave it out"
+            raise ValueError(f"{self.spec.name} {need}")
+        if mask is None:
+            return [None] * len(sources)
+        masks = list(mask) if isinstance(mask, list | tuple) else [mask]
+        if len(masks) != len(sources):
+            raise ValueError(f"{len(masks)} masks for {len(sources)} images; give one for each")
+        holes = [images.read_mask(m.detach().cpu().numpy() if isinstance(m, Tensor) else m) for m in masks]
+        for hole, source in zip(holes, sources, strict=True):
+            if hole.shape != (source.height, source.width):
+                raise ValueError(
+                    f"the mask is {hole.shape[1]}×{hole.shape[0]}, but {source.name} is "
+                    f"{source.width}×{source.height}; make them the same size"
+                )
+        return holes
+
+    def _job(self, source: Source, hole: np.ndarray | None, seed: int, tile: int | None, overlap: int | None) -> _Job:
+        spec = self.spec
+        multiple = spec.pad_multiple
+        if tile is not None and tile < multiple:
+            raise ValueError(f"tile is {tile}, expected at least {multiple} input pixels, the smallest for {spec.name}")
+        tile = (tile or spec.tile) // multiple * multiple
+        if overlap is None:
+            overlap = min(spec.overlap, tile // 4)
+        align = max(1, int(spec.denoiser.downsampling / spec.latent_per_input))
+        rows = plan_axis(source.height, tile, overlap, multiple, align)
+        columns = plan_axis(source.width, tile, overlap, multiple, align)
+        source.begin(spec.scale)
+        blender = Blender(rows, columns, spec.scale, partial(source.write, hole=hole))
+        return _Job(source, hole, rows, columns, seed, blender)
+
+    def _run(self, jobs: list[_Job], batch_size: int, noise: str, progress: Progress) -> None:
+        batches = list(_batches(jobs, batch_size))
+        generator = torch.Generator(self.device).manual_seed(jobs[0].seed) if noise == "torch" and jobs else None
+        steps = self.spec.schedule.num_steps
+        needed = [any(_has_hole(jobs[tile.image], tile) for tile in batch) for batch in batches]
+        with _progress(progress, sum(needed) * steps) as advance:
+            for batch, run in zip(batches, needed, strict=True):
+                restored = self._restore(jobs, batch, generator, advance) if run else [None] * len(batch)
+                for tile, pixels in zip(batch, restored, strict=True):
+                    jobs[tile.image].blender.add(tile.row, tile.column, pixels)
+
+    @torch.no_grad()
+    def _restore(
+        self, jobs: list[_Job], batch: list[_Tile], generator: torch.Generator | None, advance: Callable[[], None]
+    ) -> np.ndarray:
+        """The chain on a batch of tiles of one shape: float32 [tiles, 3, height · scale, width · scale]."""
+        spec, device = self.spec, self.device
+        margin = BICUBIC_MARGIN if spec.scale > 1 else 0
+        wide = torch.stack([_crop(jobs[tile.image], tile, margin) for tile in batch]).to(device)
+        mask = None
+        if spec.needs_mask:
+            hole = torch.stack([_crop_hole(jobs[tile.image], tile) for tile in batch]).to(device)
+            wide = torch.where(hole, -1.0, wide)
+            mask = hole.float() * 2 - 1
+        lq, enlarged = wide, wide
+        if spec.scale > 1:
+            cut = margin * spec.scale
+            lq = wide[:, :, margin:-margin, margin:-margin]
+            enlarged = F.interpolate(wide, scale_factor=spec.scale, mode="bicubic")[:, :, cut:-cut, cut:-cut]
+        y = self.first_stage.encode(enlarged.to(self._stage_dtype)).float()
+        place = [[tile.top * spec.latent_per_input, tile.left * spec.latent_per_input] for tile in batch]
+        x0 = sample_latents(
+            self.denoiser,
+            spec.schedule,
+            y,
+            lq if spec.denoiser.cond_lq else None,
+            mask=mask,
+            seed=torch.tensor([jobs[tile.image].seed for tile in batch], device=device),
+            origin=torch.tensor(place, device=device).long(),
+            noise=None if generator is None else torch_noise(y, spec.schedule.num_steps, generator),
+            prediction_type=spec.prediction_type,
+            clamp_x0=spec.clamp_x0,
+            callback=lambda t, x: advance(),
+        )
+        pixels = self.first_stage.decode(x0.to(self._stage_dtype)).float().cpu().numpy()
+        if not np.isfinite(pixels).all():
+            raise ValueError(f"the networks overflowed in {_name(self.dtype)}; use float32 or bfloat16")
+        return pixels
+
+
+def sample(
+    image: Any,
+    model: str = catalog.DEFAULT_MODEL,
+    *,
+    mask: Any = None,
+    seed: int | Sequence[int] = 0,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str = torch.float32,
+    weights: Path | None = None,
+    autoencoder: Path | None = None,
+    **options: Any,
+) -> Any:
+    """Restore an image with a model of the catalogue; returns what it was given (see the table in `Pipeline.__call__`).
+
+    The last pipeline is kept, so that calls in a row load the weights once.
+
+    Args:
+        image, mask, seed: as in `Pipeline.__call__`, which also takes `options` (tile, overlap, batch_size, noise,
+            progress).
+        model, device, dtype, weights, autoencoder: as in `Pipeline.from_pretrained`.
+
+    Raises:
+        ValueError, TypeError, OSError: as there.
+
+    Example:
+        >>> import numpy as np
+        >>> sample(np.zeros((16, 24, 3), dtype=np.uint8)).shape
+        (64, 96, 3)
+    """
+    key = (model, str(weights), str(autoencoder), str(_device(device)), _dtype(dtype))
+    with _kept_lock:
+        if key not in _kept:
+            pipeline = Pipeline.from_pretrained(
+                model, weights=weights, autoencoder=autoencoder, device=device, dtype=dtype
+            )
+            _kept.clear()
+            _kept[key] = pipeline
+        pipeline = _kept[key]
+    return pipeline(image, mask, seed=seed, **options)
+
+
+_kept: dict[tuple, Pipeline] = {}
+_kept_lock = threading.Lock()
+
+
+def _batches(jobs: list[_Job], batch_size: int) -> Iterator[list[_Tile]]:
+    """Consecutive tiles of one shape, `batch_size` at most, in row-major order image by image.
+
+    A batch holds either tiles with holes or tiles without, which need no network.
+    """
+    batch: list[_Tile] = []
+    kind: tuple | None = None
+    for i, job in enumerate(jobs):
+        for row, top in enumerate(job.rows.starts):
+            for column, left in enumerate(job.columns.starts):
+                tile = _Tile(i, row, column, top, left)
+                its_kind = (job.rows.tile, job.columns.tile, _has_hole(job, tile))
+                if batch and (len(batch) == batch_size or its_kind != kind):
+                    yield batch
+                    batch = []
+                batch, kind = [*batch, tile], its_kind
+    if batch:
+        yield batch
+
+
+def _has_hole(job: _Job, tile: _Tile) -> bool:
+    """Whether the tile has anything to restore: without a mask always, with one where its hole reaches in."""
+    if job.hole is None:
+        return True
+    return bool(job.hole[tile.top : tile.top + job.rows.tile, tile.left : tile.left + job.columns.tile].any())
+
+
+def _indices(axis: Axis, start: int, margin: int) -> np.ndarray:
+    """Source pixels under a tile and `margin` pixels around: the padded image continues by its border pixels, as
+    bicubic interpolation of the whole would take it, and the padding itself reflects the image."""
+    inside = np.arange(start - margin, start + axis.tile + margin).clip(0, axis.padded - 1)
+    return reflect(0, axis.padded, axis.length)[inside]
+
+
+def _crop(job: _Job, tile: _Tile, margin: int) -> Tensor:
+    return job.source.crop(_indices(job.rows, tile.top, margin), _indices(job.columns, tile.left, margin))
+
+
+def _crop_hole(job: _Job, tile: _Tile) -> Tensor:
+    rows, columns = _indices(job.rows, tile.top, 0), _indices(job.columns, tile.left, 0)
+    return torch.from_numpy(job.hole[rows[:, None], columns[None, :]])[None]
+
+
+class _progress:
+    """Context whose value is to be called once a denoiser evaluation."""
+
+    def __init__(self, progress: Progress, total: int):
+        self._report, self._total, self._done, self._bar = progress, total, 0, None
+
+    def __enter__(self) -> Callable[[], None]:
+        if self._report is True and self._total > self._done:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=self._total, desc="restoring", unit="step", leave=False, disable=None)
+            return self._bar.update
+        return self._advance
+
+    def _advance(self) -> None:
+        self._done += 1
+        if callable(self._report):
+            self._report(self._done, self._total)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _prepared(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    module = module.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+    return module.eval().requires_grad_(False)
+
+
+def _load(
+    module: nn.Module,
+    spec: ModelSpec,
+    option: str,
+    published: catalog.WeightFile | None,
+    given: Path | None,
+    progress: bool,
+) -> None:
+    if given is None and published is None:
+        raise ValueError(f"no {option} are published for {spec.name}; train it and give {option}=FILE (--{option} FILE)")
+    path = download.fetch(published, progress, option=option) if given is None else given
+    checkpoints.load_into(module, checkpoints.read_state_dict(path), path)
+
+
+def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
+    if isinstance(seed, list | tuple):
+        if len(seed) != count:
+            raise ValueError(f"{len(seed)} seeds for {count} images; give one for all, or one for each")
+        return [check_seed("seed", one) for one in seed]
+    return [check_seed("seed", seed)] * count
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"device {str(device)!r} cannot be used here: {reason}; use device='cpu'") from None
+    return device
+
+
+def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+    if isinstance(dtype, str) and dtype in DTYPES:
+        return DTYPES[dtype]
+    if dtype in DTYPES.values():
+        return dtype
+    raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,200 @@
+"""Every kind of input behind one face: pixels out by index, result in by bands, back in the kind it came in."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from resshift_fast import images
+from resshift_fast.images import Photo
+
+
+class Source:
+    """One picture on its way through the pipeline.
+
+    Attributes:
+        height, width: input pixels. name: for messages.
+    """
+
+    height: int
+    width: int
+    name: str
+
+    def crop(self, rows: np.ndarray, columns: np.ndarray) -> Tensor:
+        """Pixels at the given indices, float32 [3, len(rows), len(columns)] in [−1, 1]."""
+        raise NotImplementedError
+
+    def begin(self, scale: int) -> None:
+        """Make room for the result, `scale` times the input's sides."""
+        raise NotImplementedError
+
+    def write(self, top: int, band: np.ndarray, hole: np.ndarray | None) -> None:
+        """Store result rows from `top` on, float32 [3, height, W·scale] in [−1, 1]; outside `hole` keep the input's."""
+        raise NotImplementedError
+
+    def result(self) -> Any:
+        """The finished picture, in the kind that came in."""
+        raise NotImplementedError
+
+
+class PhotoSource(Source):
+    """8- and 16-bit pictures: files, PIL images, arrays, Photos.
+
+    Args:
+        photo: the picture. back: turns the restored Photo into the caller's kind.
+    """
+
+    def __init__(self, photo: Photo, back: Callable[[Photo], Any] = lambda photo: photo):
+        self._photo, self._back = photo, back
+        self.height, self.width, self.name = photo.height, photo.width, photo.name
+
+    def crop(self, rows: np.ndarray, columns: np.ndarray) -> Tensor:
+        pixels = images.to_float(self._photo.pixels[rows[:, None], columns[None, :]])
+        return torch.from_numpy(pixels).permute(2, 0, 1) * 2 - 1
+
+    def begin(self, scale: int) -> None:
+        self._scale = scale
+        self._out = np.empty((self.height * scale, self.width * scale, 3), dtype=self._photo.pixels.dtype)
+
+    def write(self, top: int, band: np.ndarray, hole: np.ndarray | None) -> None:
+        pixels = images.from_float((band.transpose(1, 2, 0) + 1) / 2, self._out.dtype)
+        if self._photo.gray:
+            pixels = images.luma(pixels)[:, :, None]
+        rows = slice(top, top + band.shape[1])
+        self._out[rows] = pixels if hole is None else np.where(hole[rows, :, None], pixels, self._photo.pixels[rows])
+
+    def result(self) -> Any:
+        alpha = self._photo.alpha
+        if alpha is not None:
+            alpha = images.resize_alpha(alpha, self._out.shape[:2])
+        return self._back(replace(self._photo, pixels=self._out, alpha=alpha))
+
+
+class TensorSource(Source):
+    """One [C, H, W] float tensor in [0, 1] with 1 (gray), 3 (RGB) or 4 (RGB and alpha) channels.
+
+    Args:
+        pixels: the tensor, on any device. name: for messages.
+    """
+
+    def __init__(self, pixels: Tensor, name: str = "tensor"):
+        self._pixels = pixels.detach()
+        self._values = self._pixels.to("cpu", torch.float32).numpy()
+        self.height, self.width, self.name = pixels.shape[1], pixels.shape[2], name
+
+    def crop(self, rows: np.ndarray, columns: np.ndarray) -> Tensor:
+        pixels = self._values[:3, rows[:, None], columns[None, :]]
+        return torch.from_numpy(np.broadcast_to(pixels, (3, *pixels.shape[1:])).copy()) * 2 - 1
+
+    def begin(self, scale: int) -> None:
+        channels = self._values.shape[0]
+        self._out = torch.empty(channels, self.height * scale, self.width * scale, dtype=self._pixels.dtype)
+        if channels == 4:
+            alpha = torch.from_numpy(self._values[3:].copy())[None]
+            if scale > 1:
+                alpha = F.interpolate(alpha, scale_factor=scale, mode="bicubic").clamp(0, 1)
+            self._out[3:] = alpha[0]
+
+    def write(self, top: int, band: np.ndarray, hole: np.ndarray | None) -> None:
+        if not np.isfinite(band).all():
+            raise ValueError("the result has NaN or infinite values")
+        pixels = np.clip((band + 1) / 2, 0, 1)
+        if self._values.shape[0] == 1:
+            pixels = images.luma(pixels.transpose(1, 2, 0))[None]
+        rows = slice(top, top + band.shape[1])
+        colours = min(3, self._values.shape[0])
+        self._out[:colours, rows] = torch.from_numpy(pixels).to(self._out.dtype)
+        if hole is not None:
+            known = torch.from_numpy(~hole[rows]).expand(colours, -1, -1)
+            source = self._pixels[:colours, rows].to("cpu")
+            self._out[:colours, rows][known] = source[known]
+
+    def result(self) -> Tensor:
+        return self._out.to(self._pixels.device)
+
+
+def sources_of(image: Any) -> tuple[list[Source], Callable[[list[Any]], Any]]:
+    """The pictures in `image`, and what turns their results into the kind of `image`.
+
+    Args:
+        image: path, PIL image, Photo, uint8/uint16 array, float tensor, or a list or tuple of these.
+
+    Returns:
+        (sources, gather): gather takes the list of results.
+
+    Raises:
+        TypeError: for a kind, rank or dtype that is not accepted. ValueError: for empty, NaN or out-of-range values.
+        OSError, images.ImageError: for a file that cannot be read.
+    """
+    if isinstance(image, list | tuple):
+        parts = [sources_of(one) for one in image]
+        counts = [len(sources) for sources, _ in parts]
+
+        def gather(results: list[Any]) -> Any:
+            taken = iter(results)
+            whole = [back([next(taken) for _ in range(n)]) for (_, back), n in zip(parts, counts, strict=True)]
+            return whole if isinstance(image, list) else tuple(whole)
+
+        return [source for sources, _ in parts for source in sources], gather
+    if isinstance(image, Tensor):
+        return _tensor_sources(image)
+    return [_photo_source(image)], lambda results: results[0]
+
+
+def _photo_source(image: Any) -> PhotoSource:
+    if isinstance(image, Photo):
+        return PhotoSource(image)
+    if isinstance(image, str | PathLike):
+        return PhotoSource(images.read(image), images.to_pil)
+    if isinstance(image, np.ndarray):
+        return _array_source(image)
+    if hasattr(image, "getbands"):
+        return PhotoSource(images.from_pil(image), images.to_pil)
+    raise TypeError(
+        f"cannot restore a {type(image).__name__}; give a path, a PIL image, a uint8 or uint16 array [H, W, 3], "
+        "a float tensor [B, 3, H, W] in [0, 1], or a list of these"
+    )
+
+
+def _array_source(array: np.ndarray) -> PhotoSource:
+    if array.dtype not in (np.uint8, np.uint16):
+        raise TypeError(
+            f"an array must be uint8 or uint16, got {array.dtype}; floats go in as a torch tensor [B, 3, H, W] in [0, 1]"
+        )
+    channels = 1 if array.ndim == 2 else array.shape[-1]
+    if array.ndim not in (2, 3) or channels not in (1, 3, 4) or 0 in array.shape:
+        raise ValueError(f"an array must be [H, W], or [H, W, C] with C of 1, 3 or 4, got {list(array.shape)}")
+    planes = array[:, :, None] if array.ndim == 2 else array
+    gray = channels == 1
+    pixels = np.broadcast_to(planes, (*planes.shape[:2], 3)).copy() if gray else np.ascontiguousarray(planes[:, :, :3])
+    alpha = np.ascontiguousarray(planes[:, :, 3]) if channels == 4 else None
+
+    def back(photo: Photo) -> np.ndarray:
+        if gray:
+            return photo.pixels[:, :, 0].copy() if array.ndim == 2 else photo.pixels[:, :, :1].copy()
+        return photo.pixels if photo.alpha is None else np.dstack([photo.pixels, photo.alpha])
+
+    return PhotoSource(Photo(pixels, alpha, gray=gray, name="array"), back)
+
+
+def _tensor_sources(tensor: Tensor) -> tuple[list[Source], Callable[[list[Any]], Any]]:
+    if not tensor.is_floating_point():
+        raise TypeError(f"a tensor must be floating point in [0, 1], got {tensor.dtype}; use x.float() / 255 for uint8")
+    if tensor.dim() not in (3, 4) or tensor.shape[-3] not in (1, 3, 4) or tensor.numel() == 0:
+        raise ValueError(
+            f"a tensor must be [B, C, H, W] or [C, H, W] with C of 1, 3 or 4, got {list(tensor.shape)}"
+        )
+    if not torch.isfinite(tensor).all():
+        raise ValueError("the tensor has NaN or infinite values; values must be in [0, 1]")
+    low, high = float(tensor.min()), float(tensor.max())
+    if low < 0 or high > 1:
+        raise ValueError(f"the tensor's values are in [{low:.4g}, {high:.4g}], expected [0, 1]; scale or clamp them")
+    if tensor.dim() == 3:
+        return [TensorSource(tensor)], lambda results: results[0]
+    sources = [TensorSource(one, f"tensor[{i}]") for i, one in enumerate(tensor)]
+    return sources, torch.stack
