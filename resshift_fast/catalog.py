@@ -169,7 +169,9 @@ _SPECS = (
         tile=512,
         autoencoder_weights=VQ_F4_WEIGHTS,
     ),
-    _realsr("bicsr-x4", "×4 super-resolution of bicubically reduced images, 4 steps", FOUR_STEPS, "resshift_bicsrx4_s4.pth"),
+    _realsr(
+        "bicsr-x4", "×4 super-resolution of bicubically reduced images, 4 steps", FOUR_STEPS, "resshift_bicsrx4_s4.pth"
+    ),
     _inpaint("inpaint-imagenet", "fills holes in photos", "resshift_inpainting_imagenet_s4.pth", VQ_F4_WEIGHTS),
     _inpaint(
         "inpaint-face",

@@ -98,16 +98,55 @@ class Pipeline:
                 fit (`checkpoints.CheckpointError`).
             FileNotFoundError, OSError: a file that cannot be read or downloaded (`download.DownloadError`).
         """
-        spec = catalog.get(name)
-        device, dtype = _device(device), _dtype(dtype)
-        backends.preferred()
+        return cls._build(
+            catalog.get(name), weights, autoencoder, random_weights, _device(device), _dtype(dtype), progress
+        )
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Path,
+        *,
+        weights: Path | None = None,
+        autoencoder: Path | None = None,
+        random_weights: bool = False,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | str = torch.float32,
+    ) -> "Pipeline":
+        """Build the model that a YAML file of the official training code describes.
+
+        Args:
+            config: the file; see `official_config.read`.
+            weights, autoencoder: files with the trained weights, needed unless random_weights is set.
+            random_weights, device, dtype: as in `from_pretrained`.
+
+        Raises:
+            ValueError, OSError: as in `from_pretrained`, and for a configuration that is not supported.
+        """
+        from resshift_fast import official_config
+
+        spec = official_config.read(config)
+        return cls._build(spec, weights, autoencoder, random_weights, _device(device), _dtype(dtype), False)
+
+    @classmethod
+    def _build(
+        cls,
+        spec: ModelSpec,
+        weights: Path | None,
+        autoencoder: Path | None,
+        random_weights: bool,
+        device: torch.device,
+        dtype: torch.dtype,
+        progress: bool,
+    ) -> "Pipeline":
+        backends.preferred()  # an unusable choice in the environment is an error now, not in the middle of a photo
         denoiser, first_stage = catalog.build_denoiser(spec), catalog.build_first_stage(spec)
         if not random_weights:
             _load(denoiser, spec, "weights", spec.weights, weights, progress)
             if any(True for _ in first_stage.parameters()):
                 _load(first_stage, spec, "autoencoder", spec.autoencoder_weights, autoencoder, progress)
             elif autoencoder is not None:
-                raise ValueError(f"{name} has no autoencoder to load {autoencoder} into; leave autoencoder out")
+                raise ValueError(f"{spec.name} has no autoencoder to load {autoencoder} into; leave autoencoder out")
         return cls(spec, denoiser, first_stage, device, dtype)
 
     def __call__(
@@ -128,7 +167,7 @@ class Pipeline:
         |---|---|---|---|---|---|
         | path | PIL image | 8 bit (I;16 for 16-bit gray) | – | – | mode L, LA, RGB or RGBA as in the file |
         | PIL image | PIL image | 8 bit (I;16 stays) | – | – | mode L, LA, RGB or RGBA |
-        | array | array | full integer range | uint8 or uint16, as given | CPU | [H, W], [H, W, 1], [H, W, 3], [H, W, 4] |
+        | array | array | full integer range | uint8 or uint16 as given | CPU | [H, W] or [H, W, C]; C = 1, 3, 4 |
         | tensor | tensor | [0, 1] | as given | as given | [B, C, H, W] or [C, H, W]; C = 1, 3, 4 |
         | `images.Photo` | `images.Photo` | full integer range | as given | CPU | [H, W, 3], alpha apart |
         | list, tuple | list, tuple | each as its kind | | | |
@@ -162,6 +201,7 @@ class Pipeline:
             raise ValueError(f"noise is {noise!r}, expected 'field' or 'torch'")
         if noise == "torch" and len(set(seeds)) > 1:
             raise ValueError("noise='torch' draws in order from one seed; give a single seed, or use noise='field'")
+        tile, overlap, batch_size = _whole("tile", tile), _whole("overlap", overlap), _whole("batch_size", batch_size)
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected at least 1")
         batch_size = batch_size or (1 if self.device.type == "cpu" else 4)
@@ -249,10 +289,12 @@ class Pipeline:
             clamp_x0=spec.clamp_x0,
             callback=lambda t, x: advance(),
         )
-        pixels = self.first_stage.decode(x0.to(self._stage_dtype)).float().cpu().numpy()
-        if not np.isfinite(pixels).all():
-            raise ValueError(f"the networks overflowed in {_name(self.dtype)}; use float32 or bfloat16")
-        return pixels
+        pixels = self.first_stage.decode(x0.to(self._stage_dtype)).float()
+        # Quantization would turn a NaN in the latent into a colour.
+        if not (torch.isfinite(x0).all() and torch.isfinite(pixels).all()):
+            cure = "use float32 or bfloat16" if self.dtype == torch.float16 else "use other weights, these are damaged"
+            raise ValueError(f"the networks of {spec.name} overflowed in {_name(self.dtype)}; {cure}")
+        return pixels.cpu().numpy()
 
 
 def sample(
@@ -330,8 +372,8 @@ def _has_hole(job: _Job, tile: _Tile) -> bool:
 def _indices(axis: Axis, start: int, margin: int) -> np.ndarray:
     """Source pixels under a tile and `margin` pixels around: the padded image continues by its border pixels, as
     bicubic interpolation of the whole would take it, and the padding itself reflects the image."""
-    inside = np.arange(start - margin, start + axis.tile + margin).clip(0, axis.padded - 1)
-    return reflect(0, axis.padded, axis.length)[inside]
+    inside = np.arange(start - margin, start + axis.tile + margin).clip(0, axis.extent - 1)
+    return reflect(0, axis.extent, axis.length)[inside]
 
 
 def _crop(job: _Job, tile: _Tile, margin: int) -> Tensor:
@@ -381,7 +423,9 @@ def _load(
     progress: bool,
 ) -> None:
     if given is None and published is None:
-        raise ValueError(f"no {option} are published for {spec.name}; train it and give {option}=FILE (--{option} FILE)")
+        raise ValueError(
+            f"no {option} are published for {spec.name}; give your own with {option}=FILE (--{option} FILE)"
+        )
     path = download.fetch(published, progress, option=option) if given is None else given
     checkpoints.load_into(module, checkpoints.read_state_dict(path), path)
 
@@ -392,6 +436,14 @@ def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
             raise ValueError(f"{len(seed)} seeds for {count} images; give one for all, or one for each")
         return [check_seed("seed", one) for one in seed]
     return [check_seed("seed", seed)] * count
+
+
+def _whole(name: str, value: int | None) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} is {value!r}, expected a whole number or None")
+    return value.__index__()
 
 
 def _device(device: str | torch.device | None) -> torch.device:

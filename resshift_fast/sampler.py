@@ -26,9 +26,7 @@ def torch_noise(y: Tensor, num_steps: int, generator: torch.Generator | None = N
     Returns:
         num_steps + 1 tensors: the prior's, then one a step.
     """
-    return [
-        torch.randn(y.shape, dtype=y.dtype, device=y.device, generator=generator) for _ in range(num_steps + 1)
-    ]
+    return [torch.randn(y.shape, dtype=y.dtype, device=y.device, generator=generator) for _ in range(num_steps + 1)]
 
 
 @torch.no_grad()
@@ -71,9 +69,7 @@ def sample_latents(
     table = schedule.table(y.device)
     timesteps = torch.from_numpy(schedule.timesteps).to(y.device)
     modulation = denoiser.modulation(timesteps)
-    features = denoiser.condition(
-        None if lq is None else lq.to(dtype), None if mask is None else mask.to(dtype)
-    )
+    features = denoiser.condition(None if lq is None else lq.to(dtype), None if mask is None else mask.to(dtype))
     last_step = schedule.num_steps - 1
     prior = None if noise is None else noise[0]
     x_t, network_input = ops.prior_sample(

@@ -54,7 +54,7 @@ class Schedule:
         if self.steps < 2:
             raise ValueError(f"Schedule: steps is {self.steps}, expected at least 2")
         for name in ("kappa", "power", "min_noise_level"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < np.inf:
                 raise ValueError(f"Schedule: {name} is {getattr(self, name)}, expected a positive number")
         first = min(self.min_noise_level / self.kappa, self.min_noise_level)
         if not first < self.etas_end <= 1:
@@ -105,9 +105,12 @@ class Schedule:
 
     @cached_property
     def posterior_log_variance_clipped(self) -> np.ndarray:
-        """Logarithm of the posterior variance with index 0, whose variance is 0, replaced by index 1."""
+        """Logarithm of the posterior variance with index 0, whose variance is 0, replaced by index 1.
+
+        A chain of one step has no other variance: there it is −∞.
+        """
         variance = self.posterior_variance
-        return np.log(np.append(variance[1], variance[1:]) if len(variance) > 1 else np.full(1, -np.inf))
+        return np.log(np.append(variance[1], variance[1:])) if len(variance) > 1 else np.full(1, -np.inf)
 
     def loss_weights(self, prediction_type: str = "x0") -> np.ndarray:
         """Weight of the squared error at each step in the variational bound, float64 [num_steps].
@@ -116,9 +119,11 @@ class Schedule:
             prediction_type: one of `PREDICTION_TYPES`; the error meant is that of the network's own output.
 
         Raises:
-            ValueError: for another prediction type.
+            ValueError: for another prediction type, or a chain of one step, whose posterior has no variance.
         """
         check_prediction_type("Schedule.loss_weights", prediction_type)
+        if self.num_steps < 2:
+            raise ValueError("Schedule.loss_weights: the chain has one step and so no posterior; keep at least 2 steps")
         weight = (self.alphas / self.etas) ** 2 / (2 * np.exp(self.posterior_log_variance_clipped))
         if prediction_type == "epsilon":
             weight = weight * self.kappa**2 * self.etas / (1 - self.etas) ** 2
@@ -158,4 +163,5 @@ class Schedule:
 def check_prediction_type(where: str, prediction_type: str) -> None:
     """Raise ValueError, naming `where`, unless `prediction_type` is one of `PREDICTION_TYPES`."""
     if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(f"{where}: prediction_type is {prediction_type!r}, expected one of {', '.join(PREDICTION_TYPES)}")
+        expected = ", ".join(PREDICTION_TYPES)
+        raise ValueError(f"{where}: prediction_type is {prediction_type!r}, expected one of {expected}")

@@ -83,7 +83,7 @@ class TensorSource(Source):
     """
 
     def __init__(self, pixels: Tensor, name: str = "tensor"):
-        self._pixels = pixels.detach()
+        self._pixels = pixels
         self._values = self._pixels.to("cpu", torch.float32).numpy()
         self.height, self.width, self.name = pixels.shape[1], pixels.shape[2], name
 
@@ -95,10 +95,10 @@ class TensorSource(Source):
         channels = self._values.shape[0]
         self._out = torch.empty(channels, self.height * scale, self.width * scale, dtype=self._pixels.dtype)
         if channels == 4:
-            alpha = torch.from_numpy(self._values[3:].copy())[None]
+            alpha = self._pixels[3:].cpu()
             if scale > 1:
-                alpha = F.interpolate(alpha, scale_factor=scale, mode="bicubic").clamp(0, 1)
-            self._out[3:] = alpha[0]
+                alpha = F.interpolate(alpha.float()[None], scale_factor=scale, mode="bicubic").clamp(0, 1)[0]
+            self._out[3:] = alpha
 
     def write(self, top: int, band: np.ndarray, hole: np.ndarray | None) -> None:
         if not np.isfinite(band).all():
@@ -164,7 +164,7 @@ def _photo_source(image: Any) -> PhotoSource:
 def _array_source(array: np.ndarray) -> PhotoSource:
     if array.dtype not in (np.uint8, np.uint16):
         raise TypeError(
-            f"an array must be uint8 or uint16, got {array.dtype}; floats go in as a torch tensor [B, 3, H, W] in [0, 1]"
+            f"an array must be uint8 or uint16, got {array.dtype}; floats go in as a tensor [B, 3, H, W] in [0, 1]"
         )
     channels = 1 if array.ndim == 2 else array.shape[-1]
     if array.ndim not in (2, 3) or channels not in (1, 3, 4) or 0 in array.shape:
@@ -186,11 +186,10 @@ def _tensor_sources(tensor: Tensor) -> tuple[list[Source], Callable[[list[Any]],
     if not tensor.is_floating_point():
         raise TypeError(f"a tensor must be floating point in [0, 1], got {tensor.dtype}; use x.float() / 255 for uint8")
     if tensor.dim() not in (3, 4) or tensor.shape[-3] not in (1, 3, 4) or tensor.numel() == 0:
-        raise ValueError(
-            f"a tensor must be [B, C, H, W] or [C, H, W] with C of 1, 3 or 4, got {list(tensor.shape)}"
-        )
+        raise ValueError(f"a tensor must be [B, C, H, W] or [C, H, W] with C of 1, 3 or 4, got {list(tensor.shape)}")
     if not torch.isfinite(tensor).all():
         raise ValueError("the tensor has NaN or infinite values; values must be in [0, 1]")
+    tensor = tensor.detach()
     low, high = float(tensor.min()), float(tensor.max())
     if low < 0 or high > 1:
         raise ValueError(f"the tensor's values are in [{low:.4g}, {high:.4g}], expected [0, 1]; scale or clamp them")

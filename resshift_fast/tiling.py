@@ -19,11 +19,13 @@ class Axis:
         length: the image's side.
         tile: every tile's side; the part past `length` is padding.
         starts: first pixel of every tile, increasing from 0.
+        extent: the padded image's side, whatever the tiling; at least `padded`.
     """
 
     length: int
     tile: int
     starts: tuple[int, ...]
+    extent: int
 
     @property
     def padded(self) -> int:
@@ -49,13 +51,14 @@ def plan_axis(length: int, tile: int, overlap: int, multiple: int, align: int) -
         raise ValueError(f"tile is {tile}, expected a multiple of {multiple} (the network's window and halvings)")
     if not 0 <= overlap < tile:
         raise ValueError(f"overlap is {overlap}, expected 0 to tile − 1 = {tile - 1}")
+    extent = -(-length // multiple) * multiple
     if length <= tile:
-        return Axis(length, -(-length // multiple) * multiple, (0,))
+        return Axis(length, extent, (0,), extent)
     step = (tile - overlap) // align * align
     if step == 0:
         raise ValueError(f"overlap {overlap} leaves less than {align} new pixels in a tile of {tile}; lower it")
     last = -(-length // align) * align - tile
-    return Axis(length, tile, (*range(0, last, step), last))
+    return Axis(length, tile, (*range(0, last, step), last), extent)
 
 
 def reflect(start: int, count: int, length: int) -> np.ndarray:

@@ -1,9 +1,10 @@
 """The training loop on a tiny network: it learns, resumes bit for bit, stops on signals and refuses what can't work."""
 
 import csv
+import inspect
 import os
 import signal
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -69,7 +70,17 @@ def _spec(**changes):
 
 def _config(photos, run, **changes):
     values = {"steps": 6, "batch_size": 2, "patch": 64, "warmup": 2, "lr": 1e-3, "log_every": 1, "save_every": 3}
+    values |= {"rollout": 0.0, "channels_last": False}
     return TrainConfig(data=str(photos), run=str(run), **(values | changes))
+
+
+def test_the_command_has_the_settings_own_defaults():
+    command = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}
+    command["compile"] = command.pop("compile_model")
+    shared = [field for field in fields(TrainConfig) if field.name in command and field.default is not MISSING]
+    assert len(shared) > 20
+    assert {field.name: command[field.name] for field in shared} == {field.name: field.default for field in shared}
+    assert command["clean"] == Mixture().clean
 
 
 def _trainer(config, spec=None):

@@ -105,7 +105,9 @@ class _Downsample(nn.Module):
 class _Level(nn.Module):
     """Residual blocks of one resolution, then the change to the next."""
 
-    def __init__(self, blocks: list[_ResnetBlock], downsample: nn.Module | None = None, upsample: nn.Module | None = None):
+    def __init__(
+        self, blocks: list[_ResnetBlock], downsample: nn.Module | None = None, upsample: nn.Module | None = None
+    ):
         super().__init__()
         self.block = nn.ModuleList(blocks)
         if downsample is not None:

@@ -227,9 +227,7 @@ class SwinUNet(nn.Module):
             ResBlock(channels, channels, emb_channels),
         )
         channels = self._build_decoder(widths, emb_channels)
-        self.out = nn.Sequential(
-            GroupNorm(channels), nn.SiLU(), zero_(Conv3x3(channels, config.out_channels))
-        )
+        self.out = nn.Sequential(GroupNorm(channels), nn.SiLU(), zero_(Conv3x3(channels, config.out_channels)))
 
     def _build_encoder(self, emb_channels: int) -> list[int]:
         config = self.config
@@ -329,9 +327,7 @@ class SwinUNet(nn.Module):
         norm, _, conv = self.out
         return conv(norm(x, activation="silu"))
 
-    def forward(
-        self, x: Tensor, timesteps: Tensor, lq: Tensor | None = None, mask: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, timesteps: Tensor, lq: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Predict from a scaled x_t.
 
         Args:

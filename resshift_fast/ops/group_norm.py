@@ -7,7 +7,6 @@ the per-image, per-channel scale and shift of the timestep (arXiv 2105.05233, ad
 normalization) and the activation f(z) = z or z σ(z) comes last. Statistics are float32 whatever the input.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 

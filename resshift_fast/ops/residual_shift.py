@@ -125,9 +125,7 @@ def posterior_step(
         noise = None
     elif noise is None:
         noise = noise_field(seed, step, *x_t.shape[1:], origin=origin).to(x_t.dtype)
-    return posterior_step_reference(
-        x_t, prediction, y, coefficients, noise, prediction_type, clamp_x0, lq, next_dtype
-    )
+    return posterior_step_reference(x_t, prediction, y, coefficients, noise, prediction_type, clamp_x0, lq, next_dtype)
 
 
 def prior_sample(
@@ -202,9 +200,9 @@ def _check_common(
         checks.integers(op, "origin", origin, (batch, 2))
     checks.shape(op, "noise", noise, tuple(x.shape), "like the latent")
     if lq is not None and (lq.dim() != 4 or lq.shape[0] != batch or lq.shape[2:] != x.shape[2:]):
-        raise ValueError(
-            f"{op}: lq has shape {tuple(lq.shape)}, expected ({batch}, C', {x.shape[2]}, {x.shape[3]}) to match the latent"
-        )
-    for name, tensor in (("coefficients", coefficients), ("seed", seed), ("origin", origin), ("noise", noise), ("lq", lq)):
+        expected = f"({batch}, C', {x.shape[2]}, {x.shape[3]})"
+        raise ValueError(f"{op}: lq has shape {tuple(lq.shape)}, expected {expected} to match the latent")
+    given = {"coefficients": coefficients, "seed": seed, "origin": origin, "noise": noise, "lq": lq}
+    for name, tensor in given.items():
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"{op}: {name} is on {tensor.device}, expected {x.device}; move it with .to()")

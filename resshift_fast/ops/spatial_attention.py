@@ -42,5 +42,6 @@ def spatial_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     for name, x in (("k", k), ("v", v)):
         checks.shape("spatial_attention", name, x, tuple(q.shape), "like q")
         if x.dtype != q.dtype or x.device != q.device:
-            raise TypeError(f"spatial_attention: {name} is {x.dtype} on {x.device}, expected q's {q.dtype} on {q.device}")
+            expected = f"q's {q.dtype} on {q.device}"
+            raise TypeError(f"spatial_attention: {name} is {x.dtype} on {x.device}, expected {expected}")
     return reference(q, k, v)

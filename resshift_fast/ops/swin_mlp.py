@@ -61,7 +61,7 @@ def swin_mlp(
     checks.image("swin_mlp", "x", x)
     channels = x.shape[1]
     if w1.dim() != 2 or w1.shape[1] != channels:
-        raise ValueError(f"swin_mlp: w1 has shape {tuple(w1.shape)}, expected (hidden, {channels}) to match x's channels")
+        raise ValueError(f"swin_mlp: w1 has shape {tuple(w1.shape)}, expected (hidden, {channels}) to match x")
     hidden = w1.shape[0]
     checks.shape("swin_mlp", "b1", b1, (hidden,), "to match w1")
     checks.shape("swin_mlp", "w2", w2, (channels, hidden), "to match w1 transposed")

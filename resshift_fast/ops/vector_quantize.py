@@ -74,7 +74,7 @@ def vector_quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     checks.image("vector_quantize", "z", z)
     if codebook.dim() != 2 or codebook.shape[0] == 0 or codebook.shape[1] != z.shape[1]:
         raise ValueError(
-            f"vector_quantize: codebook has shape {tuple(codebook.shape)}, expected (N, {z.shape[1]}) to match z's channels"
+            f"vector_quantize: codebook has shape {tuple(codebook.shape)}, expected (N, {z.shape[1]}) to match z"
         )
     checks.parameters("vector_quantize", z, codebook=codebook)
     return reference(z, codebook)

@@ -78,9 +78,7 @@ def _reverse(windows: Tensor, window_size: int, batch: int, height: int, width: 
     return x.reshape(batch, height, width, -1)
 
 
-def reference(
-    qkv: Tensor, bias_table: Tensor, num_heads: int, window_size: int, shift_size: int, mask: str
-) -> Tensor:
+def reference(qkv: Tensor, bias_table: Tensor, num_heads: int, window_size: int, shift_size: int, mask: str) -> Tensor:
     """The formula in plain PyTorch; scores and softmax in float32 (float64 for float64 input)."""
     batch, height, width, channels3 = qkv.shape
     head_dim = channels3 // 3 // num_heads

@@ -33,17 +33,17 @@ class TrainConfig:
     """Weights to start from instead of random ones: a safetensors file or a last.pt (its averaged weights)."""
     autoencoder: str | None = None
     """Weights of the model's autoencoder; needed by the models that have one."""
-    steps: int = 100_000
+    steps: int = 10_000
     """Optimizer steps of the whole run; the learning rate falls to its minimum there."""
-    batch_size: int = 16
+    batch_size: int = 8
     """Patches a step."""
-    patch: int = 256
+    patch: int = 128
     """Side of a high-quality patch in pixels."""
-    lr: float = 5e-4
+    lr: float = 6e-4
     """Highest learning rate."""
     min_lr: float = 1e-6
     """Learning rate at the last step."""
-    warmup: int = 500
+    warmup: int = 100
     """Steps of linear warm-up."""
     betas: tuple[float, float] = (0.9, 0.99)
     """AdamW's decay rates."""
@@ -57,13 +57,13 @@ class TrainConfig:
     """l1, mse or charbonnier (√(e² + 10⁻⁶)) between the prediction and its target."""
     first_step_weight: float = 0.4
     """Probability of the chain's first step T − 1, which has to make the detail; the others share the rest."""
-    rollout: float = 0.0
+    rollout: float = 1.0
     """Probability, a batch, that x_t is built from the network's own estimate of x_0 instead of the true one. At low
     noise a network that only ever saw true x_t learns to copy x_0 out of it, but at inference x_t holds its own
     estimate (exposure bias). Costs one more forward pass for such a batch."""
     precision: str = "float32"
     """float32, or bfloat16 by autocast."""
-    channels_last: bool = False
+    channels_last: bool = True
     """Keep activations and weights in channels-last memory order."""
     compile: bool = False
     """Compile the denoiser with torch.compile."""

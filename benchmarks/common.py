@@ -1,0 +1,323 @@
+"""What all benchmarks share: options, timing, what machine it is, tables and files of numbers."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import math
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from resshift_fast import images
+from resshift_fast.cli import console
+from resshift_fast.files import make_folder, write_atomically
+from resshift_fast.tiling import reflect
+
+if TYPE_CHECKING:
+    from resshift_fast.pipeline import Pipeline
+
+PHOTO = Path(__file__).resolve().parent.parent / "examples" / "nuthatch.jpg"
+DTYPES = ("float32", "bfloat16", "float16")
+MIB = 2**20
+
+
+@dataclass
+class Report:
+    """What a benchmark found.
+
+    Args:
+        title: one line.
+        columns: heading and format of each column, such as {"seconds": ".3f"}.
+        rows: values by heading; one that is missing or None is shown as a dash.
+        notes: lines below the table.
+        summary: the main figures by name.
+        problem: what makes the benchmark fail, if anything does.
+    """
+
+    title: str
+    columns: dict[str, str]
+    rows: list[dict[str, Any]]
+    notes: list[str] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    problem: str = ""
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the options that every benchmark has."""
+    made = argparse.ArgumentParser(description=description)
+    option(made, "--csv", type=Path, metavar="FILE", help="Also write the table as CSV.")
+    option(made, "--json", type=Path, metavar="FILE", help="Also write table, summary, settings and machine as JSON.")
+    return made
+
+
+def option(to: argparse.ArgumentParser, *names: str, help: str, **settings: Any) -> None:
+    """Add an option whose help ends with its default, unless that says nothing."""
+    default = settings.get("default")
+    if default is not None and not isinstance(default, bool):
+        shown = " ".join(map(str, default)) if isinstance(default, list | tuple) else default
+        help = f"{help} Default: {shown}."
+    to.add_argument(*names, help=help.replace("%", "%%"), **settings)
+
+
+def add_model_options(to: argparse.ArgumentParser, *, several_dtypes: bool = False) -> None:
+    """The options that `load` takes; with `several_dtypes` --dtype gives a list."""
+    option(to, "--model", default="nano-x4", help="A model of the catalogue.")
+    option(to, "--weights", type=Path, metavar="FILE", help="Weights instead of the model's published ones.")
+    option(to, "--autoencoder", type=Path, metavar="FILE", help="Autoencoder instead of the published one.")
+    option(to, "--random-weights", action="store_true", help="Load no weights: for time and memory alone.")
+    option(to, "--device", help="cpu, cuda, ...; without it cuda where it works, else cpu.")
+    if several_dtypes:
+        option(to, "--dtype", nargs="+", choices=DTYPES, default=["float32"], help="What the networks run in.")
+    else:
+        option(to, "--dtype", choices=DTYPES, default="float32", help="What the networks run in.")
+    option(to, "--threads", type=positive, help="torch's threads on the CPU; without it torch's own choice.")
+    option(to, "--seed", type=int, default=0, help="Seed of the noise.")
+
+
+def positive(text: str) -> int:
+    """argparse type: a whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
+
+
+def natural(text: str) -> int:
+    """argparse type: a whole number of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is below 0")
+    return value
+
+
+def load(args: argparse.Namespace, dtype: str | None = None) -> Pipeline:
+    """The pipeline that the model options ask for; sets torch's threads.
+
+    Args:
+        args: parsed options of `add_model_options`.
+        dtype: instead of `args.dtype`.
+
+    Raises:
+        ValueError, OSError: as `Pipeline.from_pretrained`.
+    """
+    import torch
+
+    from resshift_fast.pipeline import Pipeline
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return Pipeline.from_pretrained(
+        args.model,
+        weights=args.weights,
+        autoencoder=args.autoencoder,
+        random_weights=args.random_weights,
+        device=args.device,
+        dtype=dtype or args.dtype,
+    )
+
+
+def weights_line(args: argparse.Namespace) -> str:
+    """Which weights run, with the training step that a safetensors file says it is from."""
+    if args.random_weights:
+        return "random weights"
+    if args.weights is None:
+        return "published weights"
+    step = None
+    if args.weights.suffix == ".safetensors":
+        from safetensors import safe_open
+
+        with safe_open(args.weights, "pt") as file:
+            step = (file.metadata() or {}).get("step")
+    return f"{args.weights}" + (f" (step {step})" if step else "")
+
+
+def photo(height: int, width: int, path: Path = PHOTO) -> np.ndarray:
+    """A picture continued by its mirror images to any size, uint8 or uint16 [height, width, 3].
+
+    Natural detail at its own sharpness, where enlarging would blur it.
+    """
+    pixels = images.read(path).pixels
+    rows, columns = reflect(0, height, pixels.shape[0]), reflect(0, width, pixels.shape[1])
+    return np.ascontiguousarray(pixels[rows[:, None], columns[None, :]])
+
+
+def synchronize(device: Any) -> None:
+    """Wait for what the device was given to do."""
+    if getattr(device, "type", "cpu") == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
+def seconds(function: Callable[[], Any], device: Any = None) -> tuple[float, Any]:
+    """(wall-clock seconds, result) of one call."""
+    synchronize(device)
+    start = time.perf_counter()
+    result = function()
+    synchronize(device)
+    return time.perf_counter() - start, result
+
+
+def median(values: Sequence[float]) -> float:
+    """The median of at least one value."""
+    return float(statistics.median(values))
+
+
+def spread(values: Sequence[float]) -> float | None:
+    """The sample standard deviation; None for a single value."""
+    return float(statistics.stdev(values)) if len(values) > 1 else None
+
+
+def peak_mib() -> float:
+    """The most memory that this process has held so far (resident set), in MiB; NaN where the system tells nothing."""
+    try:
+        import resource
+    except ImportError:
+        return float("nan")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / MIB if sys.platform == "darwin" else peak / 1024
+
+
+def machine(threads: int | None = None, device: Any = None) -> dict[str, Any]:
+    """What the numbers depend on.
+
+    Args:
+        threads: torch's threads; None asks torch, which imports it.
+        device: a torch device; a GPU is named.
+    """
+    found: dict[str, Any] = {"cpu": _cpu_name(), "cores": _cores()}
+    if hasattr(os, "getloadavg"):
+        found["load"] = round(os.getloadavg()[0], 2)
+    if threads is None:
+        import torch
+
+        threads = torch.get_num_threads()
+    if getattr(device, "type", "cpu") == "cuda":
+        import torch
+
+        found["gpu"] = torch.cuda.get_device_name(device)
+    found["threads"] = threads
+    return found | {
+        "torch": metadata.version("torch"),
+        "python": platform.python_version(),
+        "system": platform.platform(terse=True),
+    }
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine() or "unknown"
+
+
+def machine_line(found: dict[str, Any]) -> str:
+    """`machine` in one line."""
+    parts = [f"{found['cpu']}, {found['cores']} cores"]
+    if "gpu" in found:
+        parts.append(found["gpu"])
+    parts += [f"torch {found['torch']}", f"{found['threads']} threads", f"Python {found['python']}"]
+    if "load" in found:
+        parts.append(f"load average {found['load']:.2f}")
+    return "; ".join(parts)
+
+
+def table(columns: dict[str, str], rows: Sequence[dict[str, Any]]) -> str:
+    """Aligned text: numbers to the right, all else to the left."""
+    cells = [[_shown(row.get(name), form) for name, form in columns.items()] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    right = [bool(form) for form in columns.values()]
+
+    def line(texts: Sequence[str]) -> str:
+        aligned = (
+            text.rjust(width) if to_right else text.ljust(width)
+            for text, width, to_right in zip(texts, widths, right, strict=True)
+        )
+        return "  ".join(aligned).rstrip()
+
+    return "\n".join([line(list(columns)), line(["─" * width for width in widths]), *map(line, cells)])
+
+
+def _shown(value: Any, form: str) -> str:
+    if value is None:
+        return "–"
+    return format(value, form) if form and not isinstance(value, str) else str(value)
+
+
+def run(measure: Callable[[argparse.Namespace], Report], options: argparse.ArgumentParser, argv: Any = None) -> int:
+    """Parse, measure, print and write; the exit code.
+
+    Args:
+        measure: the benchmark.
+        options: its parser.
+        argv: arguments; None takes the process's.
+    """
+    args = options.parse_args(argv)
+    console.prepare_streams()
+    try:
+        report = measure(args)
+        found = machine(args.threads, report.summary.get("device"))
+        report.summary.pop("device", None)
+        print("\n".join([report.title, machine_line(found), "", table(report.columns, report.rows)]))
+        if report.notes:
+            print("\n" + "\n".join(report.notes))
+        _write(args, options.prog, report, found)
+    except (ValueError, TypeError, OSError) as error:
+        console.report(error)
+        return 1
+    if report.problem:
+        console.say(f"error: {report.problem}")
+        return 1
+    return 0
+
+
+def _write(args: argparse.Namespace, name: str, report: Report, found: dict[str, Any]) -> None:
+    if args.csv:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, report.columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(report.rows)
+        make_folder(args.csv.parent)
+        write_atomically(args.csv, text.getvalue().encode())
+    if args.json:
+        settings = {key: value for key, value in vars(args).items() if key not in ("csv", "json")}
+        content = {
+            "benchmark": Path(name).stem,
+            "machine": found,
+            "settings": settings,
+            "summary": report.summary,
+            "rows": report.rows,
+        }
+        make_folder(args.json.parent)
+        write_atomically(args.json, (json.dumps(_plain(content), indent=1) + "\n").encode())
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: infinities and NaN, which it cannot, become text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

@@ -1,0 +1,203 @@
+"""The commands besides `restore`, the help, and what surrounds all commands."""
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from resshift_fast import __version__, backends, catalog, ops
+from resshift_fast.cli import app, console
+from resshift_fast.cli.restore import restore as restore_command
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = ("restore", "models", "doctor", "train")
+
+
+def run_module(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "resshift_fast", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        timeout=120,
+    )
+
+
+def test_no_arguments_print_the_help(program):
+    outcome = program()
+    assert outcome.code == 0
+    assert all(re.search(rf"^  {name} ", outcome.out, re.MULTILINE) for name in COMMANDS)
+
+
+def test_version(program):
+    assert program("--version").out == f"resshift-fast {__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_explained(program, command):
+    outcome = program(command, "--help")
+    assert outcome.code == 0
+    options = [line for line in outcome.out.splitlines() if re.match(r"  -", line)]
+    assert options
+    explained = re.split(r"\n(?=  -)", outcome.out[outcome.out.index("Options:") :])[1:]
+    assert all(len(text.split()) > 3 for text in explained), explained
+
+
+def test_restore_options_say_their_defaults(program):
+    text = program("restore", "--help").out
+    required_or_off = {
+        "--in",
+        "--out",
+        "--weights",
+        "--autoencoder",
+        "--mask",
+        "--compare",
+        "--skip-existing",
+        "--help",
+    }
+    for option in re.split(r"\n(?=  -)", text[text.index("Options:") :])[1:]:
+        if not required_or_off & set(re.findall(r"--[a-z-]+", option)):
+            assert "Default:" in option, option
+
+
+def test_default_model_is_the_catalogues():
+    assert inspect.signature(restore_command).parameters["model"].default == catalog.DEFAULT_MODEL
+
+
+def test_unknown_command(program):
+    outcome = program("restor")
+    assert outcome.code == 2
+    assert "restor" in outcome.err
+
+
+def test_help_needs_neither_torch_nor_image_libraries():
+    script = (
+        "import sys; sys.argv = ['resshift-fast', 'restore', '--help']\n"
+        "from resshift_fast import cli\n"
+        "try:\n    cli.main()\n"
+        "finally:\n    print({'torch', 'cv2', 'PIL', 'numpy'} & set(sys.modules), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert done.stderr == "set()\n"
+
+
+def test_models_lists_every_model(program, monkeypatch, tmp_path):
+    monkeypatch.setenv("RESSHIFT_FAST_CACHE", str(tmp_path))
+    (tmp_path / "resshift_realsrx4_s4_v3.pth").write_bytes(bytes(2_500_000))
+    outcome = program("models")
+    assert outcome.code == 0
+    for spec in catalog.MODELS.values():
+        assert spec.name in outcome.out and spec.summary in outcome.out and spec.licence in outcome.out
+    assert "resshift_realsrx4_s4_v3.pth (2.5 MB, downloaded)" in outcome.out
+    assert "resshift_realsrx4_s15_v1.pth (not downloaded)" in outcome.out
+    assert re.search(r"realsr-x2 +×2 +4 +174\.0 M +none published", outcome.out)
+    assert str(tmp_path) in outcome.out
+
+
+def test_doctor_says_what_can_run(program, monkeypatch, tmp_path):
+    monkeypatch.setenv("RESSHIFT_FAST_CACHE", str(tmp_path))
+    outcome = program("doctor")
+    assert outcome.code == 0
+    for label in (
+        "Python",
+        "torch",
+        "Triton",
+        "CUDA driver",
+        "GPU",
+        "nvcc",
+        "C++ compiler",
+        "OpenCV",
+        "Pillow",
+        "cache",
+    ):
+        assert re.search(rf"^{re.escape(label)} +\S", outcome.out, re.MULTILINE), label
+    assert torch.__version__ in outcome.out and str(tmp_path) in outcome.out
+    assert "could not be checked" not in outcome.out
+    for operator in ops.__all__:
+        assert re.search(rf"^  {operator} +\w+: \S", outcome.out, re.MULTILINE), operator
+
+
+def test_doctor_goes_on_where_one_check_breaks(program, monkeypatch):
+    monkeypatch.setattr(backends, "status", lambda: 1 // 0)
+    monkeypatch.setenv("CXX", sys.executable)
+    outcome = program("doctor")
+    assert outcome.code == 0
+    assert "could not be checked: ZeroDivisionError" in outcome.out
+    assert f"({sys.executable})" in outcome.out
+
+
+def test_train_is_wired_in_and_its_errors_are_one_line(program, tmp_path):
+    outcome = program("train", tmp_path / "nothing", "--run", tmp_path / "run")
+    assert outcome.code == 1
+    assert len(outcome.err.splitlines()) == 1 and outcome.err.startswith("error: ")
+
+
+def test_warnings_are_one_line(program, monkeypatch):
+    import warnings
+
+    monkeypatch.setattr(
+        backends, "status", lambda: warnings.warn("look\nout", stacklevel=1) or [("op", "reference", "")]
+    )
+    assert "warning: look out\n" in program("doctor").err
+
+
+@pytest.mark.parametrize("arguments", [["models"], ["restore", "×.png", "-o", "out"]], ids=["stdout", "stderr"])
+def test_an_ascii_terminal_gets_plain_text(arguments):
+    done = run_module(*arguments, PYTHONIOENCODING="ascii", PYTHONUTF8="1")
+    printed = done.stdout + done.stderr
+    assert printed.isascii()
+    assert b"Traceback" not in printed and b"internal error" not in printed
+    assert b"x4" in done.stdout or b"x.png does not exist" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "expected"),
+    [
+        ("256×192 → 4 …", "ascii", "256x192 -> 4 ..."),
+        ("é\udcff", "ascii", "??"),
+        ("é\udcff", "utf-8", "é?"),
+        ("2×", "latin-1", "2×"),
+    ],
+)
+def test_characters_that_a_terminal_lacks(text, encoding, expected):
+    console.prepare_streams()
+    assert text.encode(encoding, errors=console._HANDLER).decode(encoding) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 0 s"),
+        (3599.7, "1 h 0 min"),
+        (7500, "2 h 5 min"),
+    ],
+)
+def test_durations(seconds, text):
+    assert console.duration(seconds) == text
+
+
+def test_errors_of_the_system_name_the_file():
+    assert (
+        console.explain(FileNotFoundError(2, "No such file or directory", "x.png"))
+        == "x.png: No such file or directory"
+    )
+
+
+def test_a_message_is_one_line_and_names_the_file_once():
+    assert console.explain(ValueError("too\nbad"), "a.png") == "a.png: too bad"
+    assert console.explain(ValueError("a.png is bad"), "a.png") == "a.png is bad"
+    assert console.explain(ValueError(), "a.png") == "a.png: ValueError"
+
+
+def test_program_is_called_by_its_name():
+    assert app.app.info.name == "resshift-fast"

@@ -1,0 +1,108 @@
+"""Ctrl-C: what is finished stays, nothing is half-written, and the same command goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from sample_photos import make_photo
+
+from resshift_fast.pipeline import Pipeline
+
+TESTS = Path(__file__).resolve().parents[1]
+
+# The program with tiny models, which stops for good in the third photo. A shell's background jobs ignore SIGINT, and
+# so would their children.
+PROGRAM = """
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import tiny_models
+from resshift_fast import cli
+from resshift_fast.pipeline import Pipeline
+tiny_models.install()
+call, calls = Pipeline.__call__, []
+def slow(self, *arguments, **options):
+    calls.append(1)
+    if len(calls) == 3:
+        print("third", file=sys.stderr, flush=True)
+        time.sleep(120)
+    return call(self, *arguments, **options)
+Pipeline.__call__ = slow
+cli.main()
+"""
+
+
+@pytest.fixture
+def many(tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for i in range(1, 7):
+        make_photo(folder / f"{i}.png", (8 + i, 8))
+    return folder
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C cannot be sent to one process there")
+def test_ctrl_c_in_the_middle_of_a_folder(restore, weights, many, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["restore", many, "-o", out, "--weights", weights["nano-x4"]]
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if line == "third\n":
+            process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130, said
+    assert said[-1] == "interrupted after 2 of 6; run again with --skip-existing to go on\n"
+    assert "Traceback" not in "".join(said)
+    assert names(out) == ["1.png", "2.png"]
+    for path in out.iterdir():
+        Image.open(path).load()
+
+    outcome = restore(many, "-o", out, "--skip-existing")
+    assert outcome.code == 0
+    assert outcome.err.splitlines()[-1] == "4 restored, 0 failed, 2 skipped"
+    assert names(out) == [f"{i}.png" for i in range(1, 7)]
+
+
+def test_ctrl_c_while_the_model_loads(restore, photos, tmp_path, monkeypatch):
+    def interrupt(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pipeline, "from_pretrained", interrupt)
+    outcome = restore(photos, "-o", tmp_path / "out")
+    assert outcome.code == 130
+    assert outcome.err == "interrupted after 0 of 3; run again with --skip-existing to go on\n"
+
+
+def test_ctrl_c_while_the_result_is_written(restore, photos, tmp_path, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupt)
+    assert restore(photos, "-o", tmp_path / "out").code == 130
+    assert names(tmp_path / "out") == []
+
+
+def test_ctrl_c_in_another_command(program, monkeypatch):
+    from resshift_fast import backends
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(backends, "status", interrupt)
+    outcome = program("doctor")
+    assert outcome.code == 130
+    assert "interrupted" in outcome.err

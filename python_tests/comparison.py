@@ -1,0 +1,102 @@
+"""How tests compare: relative errors, an operator against its float64 formula, and the largest tensor made."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+# Largest relative error allowed against float64, whatever the plain path does.
+LIMITS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+DTYPES = tuple(LIMITS)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """"float32" for torch.float32: for the ids of tests."""
+    return str(dtype).removeprefix("torch.")
+
+
+def relative_error(ours, reference) -> float:
+    """‖ours − reference‖ / ‖reference‖ in float64; ‖ours‖ for a reference of zeros. Arrays are accepted."""
+    ours, reference = (torch.as_tensor(x).detach().double() for x in (ours, reference))
+    norm = reference.norm().item()
+    return (ours - reference).norm().item() / (norm or 1.0)
+
+
+def assert_close(name: str, ours, reference, ratio: float) -> None:
+    """Fail unless `ours` has the reference's shape and at most `ratio` relative error; NaN fails."""
+    ours, reference = torch.as_tensor(ours), torch.as_tensor(reference)
+    assert ours.shape == reference.shape, f"{name}: shape {tuple(ours.shape)}, expected {tuple(reference.shape)}"
+    error = relative_error(ours, reference)
+    if not error <= ratio:
+        difference = (ours.detach().double() - reference.detach().double()).abs().nan_to_num(torch.inf)
+        place = tuple(int(i) for i in torch.unravel_index(difference.argmax(), difference.shape))
+        raise AssertionError(
+            f"{name}: relative error {error:.2e}, allowed {ratio:.2e}; worst at {place}: "
+            f"{ours[place].item():.7g}, expected {reference[place].item():.7g}"
+        )
+
+
+def _run(function: Callable, tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Outputs, and gradients of their sum weighted by fixed random numbers that `dtype` can hold."""
+    outputs = function(**tensors)
+    outputs = [outputs] if isinstance(outputs, Tensor) else [x for x in outputs if x.dtype.is_floating_point]
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.randn(x.shape, generator=generator).to(dtype).to(x.dtype) for x in outputs]
+    torch.autograd.backward(outputs, weights)
+    results = {f"output {i}": x.detach() for i, x in enumerate(outputs)}
+    return results | {f"gradient of {name}": x.grad for name, x in tensors.items() if x.requires_grad}
+
+
+def check_operator(
+    op: Callable, plain: Callable, exact: Callable, tensors: dict[str, Tensor], dtype: torch.dtype, limit: float | None = None
+) -> None:
+    """Compare outputs and gradients of `op` in `dtype` with those of `exact` in float64.
+
+    A 16-bit dtype may at most double the error of the plain PyTorch path `plain` in the same dtype, so that a
+    faster backend can't hide behind a wide limit. All three take `tensors` by keyword; strides are kept.
+    """
+    rounded = {name: x.detach().to(dtype) for name, x in tensors.items()}
+    reference = _run(exact, {name: x.double().requires_grad_() for name, x in rounded.items()}, dtype)
+    ours = _run(op, {name: x.detach().requires_grad_() for name, x in rounded.items()}, dtype)
+    theirs = _run(plain, {name: x.detach().requires_grad_() for name, x in rounded.items()}, dtype)
+    assert ours.keys() == reference.keys()
+    for name, value in ours.items():
+        allowed = limit or LIMITS[dtype]
+        if dtype in (torch.float16, torch.bfloat16):
+            allowed = min(allowed, 2 * relative_error(theirs[name], reference[name]) + torch.finfo(dtype).eps / 8)
+        assert value.dtype == dtype, f"{name} is {value.dtype}, expected {dtype}"
+        assert_close(name, value, reference[name], allowed)
+
+
+def layouts(x: Tensor) -> dict[str, Tensor]:
+    """Tensors of x's shape in other memory layouts; all but "expanded", which repeats image 0, hold x's values."""
+    strided = x.new_full((*x.shape[:-1], 2 * x.shape[-1]), torch.nan)[..., ::2]
+    offset = x.new_full((x.shape[0], x.shape[1] + 2, *x.shape[2:]), torch.nan)[:, 1:-1]
+    transposed = x.transpose(2, 3).contiguous().transpose(2, 3)
+    return {
+        "channels_last": x.contiguous(memory_format=torch.channels_last),
+        "strided": strided.copy_(x),
+        "offset": offset.copy_(x),
+        "transposed": transposed,
+        "expanded": x[:1].expand_as(x),
+    }
+
+
+LAYOUTS = ("channels_last", "strided", "offset", "transposed", "expanded")
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the bytes of the largest storage that any operator returned within the context."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
+            if isinstance(x, Tensor):
+                self.bytes = max(self.bytes, x.untyped_storage().nbytes())
+        return result

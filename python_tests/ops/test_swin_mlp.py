@@ -1,0 +1,102 @@
+"""swin_mlp against its formula in float64, outputs and gradients; arguments it refuses."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from comparison import DTYPES, LAYOUTS, assert_close, check_operator, layouts, name_of
+from golden_data import array
+
+from resshift_fast.ops import swin_mlp
+from resshift_fast.ops.swin_mlp import reference
+
+pytestmark = pytest.mark.usefixtures("poisoned_empty")
+
+CASES = [(2, 32, 8, 48, 5, 7), (1, 6, 3, 1, 3, 9), (3, 10, 1, 33, 1, 6), (1, 64, 32, 128, 8, 8)]
+IDS = [f"B{b}-C{c}-G{g}-hidden{n}-H{h}-W{w}" for b, c, g, n, h, w in CASES]
+
+
+def exact(x, norm_weight, norm_bias, w1, b1, w2, b2, *, num_groups, eps=1e-5):
+    """The formula on rows of channels, with the error function written out."""
+    batch, channels, height, width = x.shape
+    groups = x.reshape(batch, num_groups, -1)
+    centred = groups - groups.mean(2, keepdim=True)
+    normalized = (centred * (centred.square().mean(2, keepdim=True) + eps).rsqrt()).reshape(x.shape)
+    rows = normalized.permute(0, 2, 3, 1) * norm_weight + norm_bias
+    hidden = rows @ w1.T + b1
+    hidden = hidden * (1 + torch.erf(hidden / math.sqrt(2))) / 2
+    return x + (hidden @ w2.T + b2).permute(0, 3, 1, 2)
+
+
+def plain(x, norm_weight, norm_bias, w1, b1, w2, b2, *, num_groups, eps=1e-5):
+    """The plain PyTorch path by keyword."""
+    return reference(x, num_groups, norm_weight, norm_bias, w1, b1, w2, b2, eps)
+
+
+def inputs(batch, channels, hidden, height, width):
+    """Random tensors; the image has a mean far from 0."""
+    return {
+        "x": array("mlp.x", batch, channels, height, width) - 2.3,
+        "norm_weight": array("mlp.norm_weight", channels),
+        "norm_bias": array("mlp.norm_bias", channels),
+        "w1": array("mlp.w1", hidden, channels) / channels**0.5,
+        "b1": array("mlp.b1", hidden),
+        "w2": array("mlp.w2", channels, hidden) / hidden**0.5,
+        "b2": array("mlp.b2", channels),
+    }
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("batch, channels, groups, hidden, height, width", CASES, ids=IDS)
+def test_matches_float64(batch, channels, groups, hidden, height, width, dtype):
+    functions = (partial(f, num_groups=groups) for f in (swin_mlp, plain, exact))
+    check_operator(*functions, inputs(batch, channels, hidden, height, width), dtype)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_memory_layout(layout):
+    tensors = inputs(2, 16, 24, 6, 5)
+    tensors["x"] = layouts(tensors["x"])[layout]
+    functions = (partial(f, num_groups=4) for f in (swin_mlp, plain, exact))
+    check_operator(*functions, tensors, torch.float32)
+
+
+def test_eps_reaches_the_norm():
+    tensors = inputs(1, 8, 12, 4, 4)
+    tensors["x"] = tensors["x"] * 0.01
+    doubles = {name: x.double() for name, x in tensors.items()}
+    ours = swin_mlp(**tensors, num_groups=2, eps=0.3)
+    assert_close("output", ours, exact(**doubles, num_groups=2, eps=0.3), 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=name_of)
+def test_float32_parameters_with_16_bit_images(dtype):
+    tensors = inputs(2, 16, 24, 6, 5)
+    tensors["x"] = tensors["x"].to(dtype)
+    y = swin_mlp(**tensors, num_groups=4)
+    assert y.dtype == dtype
+    assert_close("output", y, exact(**{n: p.double() for n, p in tensors.items()}, num_groups=4), 2 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"x": torch.ones(6, 3, 3)}, ValueError, r"swin_mlp: x must be \[B, C, H, W\]"),
+        ({"x": torch.ones(1, 6, 0, 3)}, ValueError, "swin_mlp: x is empty"),
+        ({"x": torch.ones(1, 6, 3, 3, dtype=torch.uint8)}, TypeError, "x has dtype torch.uint8"),
+        ({"w1": torch.ones(9, 5)}, ValueError, r"w1 has shape \(9, 5\), expected \(hidden, 6\)"),
+        ({"w1": torch.ones(9, 6, 1, 1)}, ValueError, r"w1 has shape \(9, 6, 1, 1\)"),
+        ({"b1": torch.ones(6)}, ValueError, r"b1 has shape \(6,\), expected \(9,\) to match w1"),
+        ({"w2": torch.ones(9, 6)}, ValueError, r"w2 has shape \(9, 6\), expected \(6, 9\)"),
+        ({"b2": torch.ones(9)}, ValueError, r"b2 has shape \(9,\), expected \(6,\)"),
+        ({"w2": torch.ones(6, 9).half()}, TypeError, "w2 has dtype torch.float16"),
+        ({"b1": torch.ones(9, device="meta")}, ValueError, "b1 is on meta"),
+        ({"num_groups": 4}, ValueError, "6 channels do not divide into 4 groups"),
+        ({"norm_weight": torch.ones(5)}, ValueError, r"weight has shape \(5,\), expected \(6,\)"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_refuses(change, error, message):
+    with pytest.raises(error, match=message):
+        swin_mlp(**(inputs(1, 6, 9, 3, 3) | {"num_groups": 3} | change))

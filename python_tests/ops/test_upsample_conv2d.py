@@ -1,0 +1,90 @@
+"""upsample_conv2d against explicit source indices in float64, outputs and gradients; arguments it refuses."""
+
+import pytest
+import torch
+from comparison import DTYPES, LAYOUTS, assert_close, check_operator, layouts, name_of
+from golden_data import array
+
+from resshift_fast.ops import upsample_conv2d
+from resshift_fast.ops.upsample_conv2d import reference
+
+pytestmark = pytest.mark.usefixtures("poisoned_empty")
+
+CASES = [(2, 3, 5, 7, 9, True), (1, 17, 4, 1, 1, False), (3, 4, 1, 1, 6, True), (1, 32, 8, 5, 2, False)]
+IDS = [f"B{b}-C{c}-O{o}-H{h}-W{w}-{'bias' if bias else 'plain'}" for b, c, o, h, w, bias in CASES]
+
+
+def source(size: int, tap: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each of 2·size outputs: the input that a tap reads, and whether it lies inside the image."""
+    upsampled = torch.arange(2 * size) + tap - 1
+    return upsampled.clamp(0, 2 * size - 1) // 2, (upsampled >= 0) & (upsampled < 2 * size)
+
+
+def exact(x, weight, bias=None):
+    """The formula by gathering: the upsampled image never exists."""
+    y = 0.0
+    for i in range(3):
+        rows, row_inside = source(x.shape[2], i)
+        for j in range(3):
+            columns, column_inside = source(x.shape[3], j)
+            read = x[:, :, rows[:, None], columns[None, :]] * (row_inside[:, None] & column_inside[None, :])
+            y = y + torch.einsum("bchw,oc->bohw", read, weight[:, :, i, j])
+    return y if bias is None else y + bias.view(1, -1, 1, 1)
+
+
+def plain(x, weight, bias=None):
+    """The plain PyTorch path by keyword."""
+    return reference(x, weight, bias)
+
+
+def inputs(batch, channels, out_channels, height, width, bias=True):
+    """Random tensors; the image has a mean far from 0."""
+    tensors = {
+        "x": array("upsample.x", batch, channels, height, width) - 2.3,
+        "weight": array("upsample.weight", out_channels, channels, 3, 3),
+    }
+    return tensors | ({"bias": array("upsample.bias", out_channels)} if bias else {})
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("batch, channels, out_channels, height, width, bias", CASES, ids=IDS)
+def test_matches_float64(batch, channels, out_channels, height, width, bias, dtype):
+    check_operator(upsample_conv2d, plain, exact, inputs(batch, channels, out_channels, height, width, bias), dtype)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_memory_layout(layout):
+    tensors = inputs(2, 6, 5, 3, 4)
+    tensors["x"] = layouts(tensors["x"])[layout]
+    check_operator(upsample_conv2d, plain, exact, tensors, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=name_of)
+def test_float32_parameters_with_16_bit_images(dtype):
+    tensors = inputs(2, 6, 5, 3, 4)
+    x = tensors.pop("x").to(dtype)
+    y = upsample_conv2d(x, **tensors)
+    assert y.dtype == dtype
+    assert_close("output", y, exact(x.double(), **{n: p.double() for n, p in tensors.items()}), 2 * torch.finfo(dtype).eps)
+
+
+W, X = torch.ones(4, 6, 3, 3), torch.ones(2, 6, 5, 5)
+
+
+@pytest.mark.parametrize(
+    "args, error, message",
+    [
+        ((X[0], W), ValueError, r"upsample_conv2d: x must be \[B, C, H, W\]"),
+        ((X[:0], W), ValueError, "upsample_conv2d: x is empty"),
+        ((X.bool(), W), TypeError, "x has dtype torch.bool"),
+        ((X, W[:, :5]), ValueError, r"weight has shape \(4, 5, 3, 3\), expected \(O, 6, 3, 3\)"),
+        ((X, W[..., 0]), ValueError, r"weight has shape \(4, 6, 3\)"),
+        ((X, W, torch.ones(4, 1)), ValueError, r"bias has shape \(4, 1\), expected \(4,\)"),
+        ((X, W, torch.ones(4).half()), TypeError, "bias has dtype torch.float16"),
+        ((X, W.to("meta")), ValueError, "weight is on meta"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_refuses(args, error, message):
+    with pytest.raises(error, match=message):
+        upsample_conv2d(*args)

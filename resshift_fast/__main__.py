@@ -1,0 +1,5 @@
+"""`python -m resshift_fast` is `resshift-fast`."""
+
+from resshift_fast.cli import main
+
+main()

@@ -1,0 +1,54 @@
+"""The program `resshift-fast`: its commands, and what surrounds all of them."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Annotated
+
+import typer
+
+from resshift_fast import __version__
+from resshift_fast.cli import console
+from resshift_fast.cli.doctor import doctor
+from resshift_fast.cli.models import models
+from resshift_fast.cli.restore import restore
+from resshift_fast.cli.train import train
+
+# Help is plain text: it reads the same in every terminal, pipe and encoding.
+app = typer.Typer(name="resshift-fast", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+for command in (restore, models, doctor, train):
+    app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"resshift-fast {__version__}")
+        raise typer.Exit()
+
+
+@app.callback(invoke_without_command=True)
+def _start(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Restore photos with ResShift diffusion models: enlarge, repair faces, fill holes."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def run() -> None:
+    """Run the program on the process's arguments: plain streams, one-line warnings and errors; raises SystemExit."""
+    console.prepare_streams()
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: console.say(f"warning: {console.one_line(message)}")
+        try:
+            app()
+        except KeyboardInterrupt:
+            console.say("interrupted")
+            sys.exit(130)
+        except Exception as error:  # a traceback says nothing to most people; RESSHIFT_FAST_DEBUG=1 shows it
+            console.report(error)
+            sys.exit(1)

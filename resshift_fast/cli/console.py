@@ -1,0 +1,90 @@
+"""What the commands print, and how: text that no terminal chokes on, and errors in one line that says what to do."""
+
+import codecs
+import os
+import sys
+import traceback
+
+import typer
+
+DEBUG_VARIABLE = "RESSHIFT_FAST_DEBUG"
+
+_HANDLER = "resshift_fast.plain"
+_PLAIN = {"×": "x", "→": "->", "−": "-", "–": "-", "…": "...", "≥": ">=", "≤": "<="}
+
+
+def prepare_streams() -> None:
+    """Make stdout and stderr write characters that their encoding lacks in a plain form instead of failing."""
+    codecs.register_error(_HANDLER, _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=_HANDLER)
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_PLAIN.get(character, "?") for character in error.object[error.start : error.end]), error.end
+
+
+def say(text: str) -> None:
+    """Print a line on stderr, where everything goes that is not a command's result."""
+    typer.echo(text, err=True)
+
+
+def report(error: BaseException, subject: str = "", tile: int | None = None) -> None:
+    """Print an error as one line, and its traceback where RESSHIFT_FAST_DEBUG is set."""
+    if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
+        traceback.print_exception(error)
+    say(f"error: {explain(error, subject, tile)}")
+
+
+def explain(error: BaseException, subject: str = "", tile: int | None = None) -> str:
+    """What went wrong and what to do, in one line.
+
+    Args:
+        error: what was caught.
+        subject: the file it is about; put in front where the message does not name it.
+        tile: the tile side in input pixels that was used, for the advice when memory runs out.
+    """
+    if _is_out_of_memory(error):
+        smaller = f"a smaller --tile than {tile}" if tile else "a smaller --tile"
+        text = f"not enough memory; try {smaller}, --batch-size 1 or --dtype bfloat16"
+    elif isinstance(error, OSError) and error.strerror and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    elif isinstance(error, (ValueError, TypeError, OSError)):
+        text = one_line(error)
+    else:
+        text = (
+            f"internal error: {type(error).__name__}: {one_line(error)}; run again with {DEBUG_VARIABLE}=1 to see where"
+        )
+    return text if not subject or subject in text else f"{subject}: {text}"
+
+
+def one_line(message: object) -> str:
+    """The text of a message without its line breaks; an exception without text gives its class."""
+    text = " ".join(str(message).split())
+    return text or type(message).__name__
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    # torch has OutOfMemoryError for accelerators only and a RuntimeError for the CPU, OpenCV a class of its own; what
+    # they share is the text, and neither is imported here only to be asked.
+    text = str(error).lower()
+    return type(error).__name__ == "OutOfMemoryError" or ("memory" in text and "allocate" in text)
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: 0.8 s, 42 s, 3 min 20 s, 2 h 5 min."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(round(whole / 60), 60)
+    return f"{hours} h {minutes} min"

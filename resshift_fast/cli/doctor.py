@@ -1,0 +1,161 @@
+"""`resshift-fast doctor`: what can run here, and why the rest cannot."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+import typer
+
+from resshift_fast import __version__
+from resshift_fast.cli.console import one_line
+
+_LABEL = "{:<14} {}"
+
+
+def doctor() -> None:
+    """Say what can run here, and why not.
+
+    Prints what is installed, where weights are kept, and which kernels each operator uses and why.
+    """
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("resshift-fast", lambda: __version__),
+        ("Python", lambda: f"{platform.python_version()} on {platform.platform()}"),
+        ("CPU", _cpu),
+        ("torch", _torch),
+        ("Triton", lambda: _version_of("triton", "not installed; comes with torch's CUDA builds on Linux")),
+        ("CUDA driver", _driver),
+        ("GPU", _gpu),
+        ("nvcc", lambda: _tool(["nvcc"], "not found; only needed to build CUDA kernels from source")),
+        ("C++ compiler", _compiler),
+        ("numpy", lambda: _version_of("numpy", "not installed: pip install numpy")),
+        ("OpenCV", lambda: _version_of("cv2", "not installed: pip install opencv-python-headless")),
+        ("Pillow", lambda: _version_of("PIL", "not installed: pip install pillow")),
+        ("weights", _weights),
+        ("cache", _cache),
+    ]
+    for label, check in checks:
+        typer.echo(_LABEL.format(label, _safely(check)))
+    typer.echo("\nKernels of each operator:")
+    typer.echo(_safely(_operators))
+
+
+def _safely(check: Callable[[], str]) -> str:
+    """One broken thing must not hide the others; and it is what a doctor is called for."""
+    try:
+        return check()
+    except Exception as error:
+        return f"could not be checked: {type(error).__name__}: {one_line(error)}"
+
+
+def _version_of(module: str, absent: str) -> str:
+    try:
+        return str(import_module(module).__version__)
+    except ModuleNotFoundError as error:
+        # A module that is there but lacks one of its own parts is another finding.
+        if error.name == module:
+            return absent
+        raise
+
+
+def _cpu() -> str:
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{platform.machine()}, {available} cores usable"
+
+
+def _torch() -> str:
+    import torch
+
+    build = f"CUDA {torch.version.cuda} build" if torch.version.cuda else "build without CUDA"
+    return (
+        f"{torch.__version__} ({build}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()})"
+    )
+
+
+def _driver() -> str:
+    """Asks the driver's own library, so that it works with a torch that has no CUDA."""
+    name = {"win32": "nvcuda.dll", "linux": "libcuda.so.1"}.get(sys.platform)
+    if name is None:
+        return "none exists for this system"
+    try:
+        library = ctypes.CDLL(name)
+    except OSError:
+        return f"not found ({name} cannot be loaded): everything runs on the CPU"
+    version = ctypes.c_int()
+    status = library.cuDriverGetVersion(ctypes.byref(version))
+    if status:
+        return f"installed, but answers with error {status}"
+    return f"for CUDA up to {version.value // 1000}.{version.value % 1000 // 10}"
+
+
+def _gpu() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        return "; ".join(
+            f"cuda:{i} {gpu.name}, sm_{gpu.major}{gpu.minor}, {gpu.total_memory / 2**30:.0f} GiB"
+            for i, gpu in enumerate(found)
+        )
+    if torch.backends.mps.is_available():
+        return "Apple GPU, with --device mps"
+    if torch.version.cuda is None:
+        return "none that this torch can use (it is built without CUDA)"
+    return "none that CUDA can use"
+
+
+def _compiler() -> str:
+    return _tool(
+        [os.environ.get("CXX", ""), "c++", "g++", "clang++"], "not found; only needed to build kernels from source"
+    )
+
+
+def _tool(names: list[str], absent: str) -> str:
+    """The first of these programs that is there, with its own word on its version."""
+    for name in filter(None, names):
+        path = shutil.which(name)
+        if path is None:
+            continue
+        answer = subprocess.run([path, "--version"], capture_output=True, text=True, errors="replace", timeout=20)
+        lines = [line.strip() for line in answer.stdout.splitlines() if line.strip()]
+        telling = next((line for line in lines if "release" in line), lines[0] if lines else "version unknown")
+        return f"{telling} ({path})"
+    return absent
+
+
+def _weights() -> str:
+    from resshift_fast import catalog
+    from resshift_fast.download import local_path
+
+    file = catalog.get(catalog.DEFAULT_MODEL).weights
+    path = local_path(file)
+    if not path.is_file():
+        return f"{path} is missing: the default model cannot run; install resshift-fast again"
+    return f"{path} ({path.stat().st_size / 1e6:.1f} MB), the default model {catalog.DEFAULT_MODEL}"
+
+
+def _cache() -> str:
+    from resshift_fast.download import CACHE_VARIABLE, cache_dir
+
+    folder = cache_dir()
+    how = f"{CACHE_VARIABLE}=FOLDER moves it"
+    if not folder.is_dir():
+        return f"{folder} (made with the first download; {how})"
+    # Hidden names and records of hashes are the downloader's own.
+    sizes = [path.stat().st_size for path in folder.iterdir() if path.suffix in (".pth", ".safetensors")]
+    return f"{folder} ({len(sizes)} weights files, {sum(sizes) / 1e6:.1f} MB; {how})"
+
+
+def _operators() -> str:
+    from resshift_fast import backends
+
+    status = backends.status()
+    width = max(len(operator) for operator, _, _ in status)
+    lines = [f"  {operator:<{width}}  {chosen}: {reason}" for operator, chosen, reason in status]
+    return "\n".join(lines)

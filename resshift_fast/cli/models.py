@@ -1,0 +1,63 @@
+"""`resshift-fast models`: what can be chosen with --model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from resshift_fast.catalog import ModelSpec, WeightFile
+
+_COLUMNS = "{:<17} {:>5} {:>5} {:>11}  {}"
+
+
+def models() -> None:
+    """List the models.
+
+    Scale, steps, parameters (with the autoencoder's), weights files, licence and purpose of each.
+    """
+    from resshift_fast import catalog
+    from resshift_fast.download import DownloadError, cache_dir
+
+    counts: dict[tuple, int] = {}
+    typer.echo(_COLUMNS.format("MODEL", "SCALE", "STEPS", "PARAMETERS", "WEIGHTS"))
+    for spec in catalog.MODELS.values():
+        files = [file for file in (spec.weights, spec.autoencoder_weights) if file]
+        first, *others = [_state(file) for file in files] if spec.weights else ["none published"]
+        sizes = spec.denoiser, spec.first_stage  # several models share them, and building takes a moment
+        if sizes not in counts:
+            counts[sizes] = _parameters(spec)
+        parameters = f"{counts[sizes] / 1e6:.1f} M"
+        default = "*" if spec.name == catalog.DEFAULT_MODEL else ""
+        typer.echo(_COLUMNS.format(spec.name + default, f"×{spec.scale}", spec.schedule.num_steps, parameters, first))
+        for other in others:
+            typer.echo(_COLUMNS.format("", "", "", "", other))
+        typer.echo(f"    {spec.summary}\n    licence: {spec.licence}")
+    try:
+        folder = str(cache_dir())
+    except DownloadError as error:
+        folder = f"unknown: {error}"
+    typer.echo(f"\n* the default. Weights are downloaded on first use to {folder}")
+
+
+def _state(file: WeightFile) -> str:
+    """The file's name, and whether it is here: its size, or that it is yet to be downloaded."""
+    from resshift_fast.download import local_path
+
+    try:
+        size = local_path(file).stat().st_size
+    except OSError:
+        return f"{file.filename} ({'missing: install again' if file.url is None else 'not downloaded'})"
+    return f"{file.filename} ({size / 1e6:.1f} MB, {'embedded' if file.url is None else 'downloaded'})"
+
+
+def _parameters(spec: ModelSpec) -> int:
+    """Parameters of both networks; nothing is allocated."""
+    import torch
+
+    from resshift_fast import catalog
+
+    with torch.device("meta"):
+        networks = catalog.build_denoiser(spec), catalog.build_first_stage(spec)
+    return sum(parameter.numel() for network in networks for parameter in network.parameters())

@@ -1,0 +1,159 @@
+"""What `restore` is going to do, before it does anything: which files come in, and where each result goes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from resshift_fast.files import FORMATS, find_images, missing_file, unique_outputs
+
+# Suffixes that name a format but none that is written; a folder called out.gif is hardly what was meant.
+_FOREIGN_SUFFIXES = (".avif", ".exr", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".pdf", ".ppm", ".psd", ".svg", ".tga")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One photo to restore.
+
+    Args:
+        source: the photo.
+        output: where the result goes.
+        compare: where the before/after picture goes, if one is wanted.
+        mask: the photo's mask, for models that fill holes.
+        exact: the output's name was given, so its format stays; else a format that can't hold a result becomes PNG.
+    """
+
+    source: Path
+    output: Path
+    compare: Path | None = None
+    mask: Path | None = None
+    exact: bool = False
+
+    @property
+    def fallback(self) -> Path:
+        """The output's name as PNG."""
+        return self.output.with_suffix(".png")
+
+    @property
+    def is_done(self) -> bool:
+        """Whether everything that this job would write exists."""
+        result = self.output.exists() or (not self.exact and self.fallback.exists())
+        return result and (self.compare is None or self.compare.exists())
+
+
+@dataclass
+class Tally:
+    """How a batch goes, in photos.
+
+    Attributes:
+        total: to be restored, without those that were not found or are skipped.
+        restored, failed, skipped: so far.
+        stopped: why the batch ended early; empty if it did not.
+    """
+
+    total: int = 0
+    restored: int = 0
+    failed: int = 0
+    skipped: int = 0
+    stopped: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.restored} restored, {self.failed} failed, {self.skipped} skipped"
+
+
+def find_inputs(patterns: Sequence[str]) -> tuple[list[Path], list[Exception]]:
+    """The image files that files, folders and globs stand for, each once, and an error for each that gave none."""
+    found: dict[str, Path] = {}
+    problems: list[Exception] = []
+    for pattern in patterns:
+        try:
+            for path in find_images([pattern]):
+                found.setdefault(os.path.normcase(os.path.abspath(path)), path)
+        except (OSError, ValueError) as error:
+            problems.append(error)
+    return list(found.values()), problems
+
+
+def plan_jobs(
+    inputs: Sequence[Path], out: str, *, suffix: str | None, compare: bool, mask: Path | None, one_given: bool
+) -> list[Job]:
+    """A job for each input, with names that overwrite neither one another nor an input.
+
+    Args:
+        inputs: the photos.
+        out: a file (for one input, with an image suffix) or a folder.
+        suffix: of the outputs in a folder; None keeps each input's own.
+        compare: write before/after pictures too, as STEM_compare.png.
+        mask: a mask for all inputs, or a folder with masks of the inputs' stems, or None.
+        one_given: a single file was asked for, so that an `out` with an image suffix is a file's name.
+
+    Raises:
+        ValueError: if `out` names a file and there are several inputs, has a suffix that is not written, or would
+            replace an input, or masks share a stem.
+        FileNotFoundError: if there is no such mask.
+    """
+    exact = _is_file(out, one_given)
+    path = Path(out).expanduser()
+    outputs = [path] if exact else unique_outputs(inputs, path, suffix)
+    originals = {_key(source) for source in inputs}
+    if exact and _key(path) in originals:
+        raise ValueError(f"-o {out} would replace the input; choose another name")
+    pictures = _compare_names(outputs, originals) if compare else [None] * len(outputs)
+    masks = _masks(inputs, mask)
+    return [
+        Job(source, output, picture, its_mask, exact)
+        for source, output, picture, its_mask in zip(inputs, outputs, pictures, masks, strict=True)
+    ]
+
+
+def _key(path: Path) -> str:
+    """What two paths share exactly where they may be one file, whether or not the file system tells case apart."""
+    return os.path.realpath(path).casefold()
+
+
+def _is_file(out: str, one_given: bool) -> bool:
+    path = Path(out).expanduser()
+    suffix = path.suffix.lower()
+    if path.is_dir() or out.endswith(("/", os.sep)) or suffix not in (*FORMATS, *_FOREIGN_SUFFIXES):
+        return False
+    if suffix not in FORMATS:
+        raise ValueError(f"-o {out}: {suffix} is not written; use one of {', '.join(FORMATS)}, or name a folder")
+    if not one_given:
+        raise ValueError(f"-o {out} names one file, but there are several inputs; name a folder, such as {path.stem}")
+    return True
+
+
+def _compare_names(outputs: Sequence[Path], originals: set[str]) -> list[Path]:
+    # A result may become PNG later, so its stem is what must stay free.
+    taken = {_key(output.with_suffix("")) for output in outputs}
+    names = []
+    for output in outputs:
+        number = 1
+        while True:
+            stem = f"{output.stem}_compare" + (f"-{number}" if number > 1 else "")
+            name = output.with_name(f"{stem}.png")
+            if _key(name.with_suffix("")) not in taken and _key(name) not in originals:
+                break
+            number += 1
+        taken.add(_key(name.with_suffix("")))
+        names.append(name)
+    return names
+
+
+def _masks(inputs: Sequence[Path], mask: Path | None) -> list[Path | None]:
+    if mask is None:
+        return [None] * len(inputs)
+    mask = mask.expanduser()
+    if not mask.is_dir():
+        if not mask.exists():
+            raise missing_file(mask)
+        return [mask] * len(inputs)
+    by_stem: dict[str, Path] = {}
+    for path in find_images([mask]):
+        if path.stem in by_stem:
+            raise ValueError(f"two masks are called {path.stem}: {by_stem[path.stem]} and {path}; remove one")
+        by_stem[path.stem] = path
+    # One that is missing is that photo's failure: reading it says so.
+    return [by_stem.get(source.stem, mask / f"{source.stem}.png") for source in inputs]

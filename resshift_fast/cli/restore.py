@@ -1,0 +1,246 @@
+"""`resshift-fast restore`: photos in, restored photos out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from resshift_fast.backends import BACKENDS
+from resshift_fast.cli import console
+from resshift_fast.cli.plan import Job, Tally, find_inputs, plan_jobs
+
+if TYPE_CHECKING:
+    from resshift_fast.catalog import ModelSpec
+
+OFFICIAL_SEED = 12345  # what the official program draws with by default
+
+
+class Noise(str, Enum):
+    field = "field"
+    torch = "torch"
+
+
+class Dtype(str, Enum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Format(str, Enum):
+    png = "png"
+    jpg = "jpg"
+    webp = "webp"
+    tiff = "tiff"
+    same = "same"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asked for.
+
+    Args:
+        patterns: photos, folders and globs. out: file or folder.
+        model, backend: their names.
+        skip_existing: leave out what exists.
+        naming: suffix, compare and mask for `plan.plan_jobs`.
+        loading: keyword arguments of `Pipeline.from_pretrained`.
+        options: keyword arguments of a pipeline's call.
+    """
+
+    patterns: list[str]
+    out: str
+    model: str
+    backend: str
+    skip_existing: bool
+    naming: dict[str, Any]
+    loading: dict[str, Any]
+    options: dict[str, Any]
+
+
+def _option(text: str, *names: str, **details: Any) -> Any:
+    """An option whose help says its own default, because most defaults depend on the model."""
+    return typer.Option(*names, help=text, show_default=False, **details)
+
+
+def restore(
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="IN", help="Photos, folders of photos, or globs.", show_default=False),
+    ] = None,
+    more: Annotated[
+        list[str] | None,
+        _option("A photo, folder or glob like IN; may be repeated.", "-i", "--in", "--input", metavar="IN"),
+    ] = None,
+    out: Annotated[
+        str | None,
+        _option(
+            "Where results go: a file for one photo if it ends like an image, else a folder. Required.",
+            "-o",
+            "--out",
+            metavar="OUT",
+        ),
+    ] = None,
+    model: Annotated[
+        str, _option("A name that `resshift-fast models` lists. Default: nano-x4.", metavar="NAME")
+    ] = "nano-x4",
+    weights: Annotated[
+        Path | None, _option("File to load instead of the model's published weights.", metavar="FILE")
+    ] = None,
+    autoencoder: Annotated[
+        Path | None, _option("File to load instead of the published autoencoder.", metavar="FILE")
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        _option(
+            "For inpainting models: the mask (white: fill in), or a folder of masks named like the photos.",
+            metavar="PATH",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, _option(f"Seed of the noise. Default: 0, or {OFFICIAL_SEED} with --noise torch.", metavar="N")
+    ] = None,
+    noise: Annotated[
+        Noise,
+        _option("field: depends on seed and place alone; torch: drawn as the official program does. Default: field."),
+    ] = Noise.field,
+    tile: Annotated[
+        int | None,
+        _option(
+            "Largest side restored in one piece, in input pixels; less needs less memory. Default: the model's.",
+            metavar="N",
+        ),
+    ] = None,
+    overlap: Annotated[
+        int | None,
+        _option(
+            "Input pixels shared by neighbouring tiles. Default: the model's, a quarter of a tile at most.", metavar="N"
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None, _option("Tiles restored at once. Default: 1 on a CPU, 4 elsewhere.", min=1, metavar="N")
+    ] = None,
+    device: Annotated[
+        str | None, _option("cpu, cuda, cuda:1, mps, ... Default: cuda where it works, else cpu.", metavar="NAME")
+    ] = None,
+    dtype: Annotated[Dtype, _option("Number format of the networks. Default: float32.")] = Dtype.float32,
+    backend: Annotated[str, _option(f"Kernels: {', '.join(BACKENDS)}. Default: auto.", metavar="NAME")] = "auto",
+    format: Annotated[
+        Format,
+        _option("Of results in a folder; same: each photo's own. What a format can't hold becomes PNG. Default: png."),
+    ] = Format.png,
+    compare: Annotated[
+        bool, _option("Also write STEM_compare.png: bicubic enlargement left, result right.", "--compare")
+    ] = False,
+    skip_existing: Annotated[
+        bool, _option("Leave out photos whose results exist already, to go on after a break.", "--skip-existing")
+    ] = False,
+) -> None:
+    """Restore photos. Nothing is overwritten but earlier results, and a photo that fails does not stop the others.
+
+    Exit codes: 0 all restored, 1 some failed, 2 wrong usage, 130 stopped by Ctrl-C.
+    """
+    patterns = [*(images or []), *(more or [])]
+    if not patterns:
+        _refuse("no photos were given; name files, folders or globs: resshift-fast restore photo.jpg -o restored")
+    if out is None:
+        _refuse("no output was given; name a file or folder: -o restored")
+    request = Request(
+        patterns=patterns,
+        out=out,
+        model=model,
+        backend=backend,
+        skip_existing=skip_existing,
+        naming={
+            "suffix": None if format is Format.same else f".{format.value}",
+            "compare": compare,
+            "mask": mask,
+        },
+        loading={"weights": weights, "autoencoder": autoencoder, "device": device, "dtype": dtype.value},
+        options={
+            "seed": seed if seed is not None else OFFICIAL_SEED if noise is Noise.torch else 0,
+            "tile": tile,
+            "overlap": overlap,
+            "batch_size": batch_size,
+            "noise": noise.value,
+        },
+    )
+    tally = Tally()
+    try:
+        code = _run(request, tally)
+    except KeyboardInterrupt:  # loading torch takes seconds, so it may come before the first photo too
+        progress = f"after {tally.restored} of {tally.total}" if tally.total else "before the first photo"
+        console.say(f"interrupted {progress}; run again with --skip-existing to go on")
+        code = 130
+    raise typer.Exit(code)
+
+
+def _refuse(message: str) -> None:
+    console.say(f"error: {message}")
+    raise typer.Exit(2)
+
+
+def _run(request: Request, tally: Tally) -> int:
+    """Plan, load and restore; the exit code."""
+    from resshift_fast import catalog
+    from resshift_fast.backends import use_backend
+    from resshift_fast.checkpoints import CheckpointError
+    from resshift_fast.image_codecs import ImageError
+
+    try:
+        with use_backend(request.backend):
+            _check(request, catalog.get(request.model))
+            jobs = _jobs_to_do(request, tally)
+            if jobs:
+                _restore(jobs, request, tally)
+    except Exception as error:
+        console.report(error)
+        is_usage = isinstance(error, (ValueError, TypeError)) and not isinstance(error, (CheckpointError, ImageError))
+        return 2 if is_usage else 1
+    console.say(f"{tally}; {tally.stopped}" if tally.stopped else str(tally))
+    return 1 if tally.failed else 0
+
+
+def _check(request: Request, spec: ModelSpec) -> None:
+    """Find out before anything is written what would fail with every photo."""
+    from resshift_fast.noise import check_seed
+
+    check_seed("--seed", request.options["seed"])
+    mask = request.naming["mask"]
+    if spec.needs_mask and mask is None:
+        raise ValueError(f"{spec.name} fills holes and needs a mask; give --mask FILE or --mask FOLDER")
+    if mask is not None and not spec.needs_mask:
+        raise ValueError(f"{spec.name} takes no mask; leave --mask out, or use a model that fills holes")
+    tile, overlap = request.options["tile"], request.options["overlap"]
+    if tile is not None and tile < spec.pad_multiple:
+        raise ValueError(
+            f"--tile is {tile}, expected at least {spec.pad_multiple} input pixels, the smallest for {spec.name}"
+        )
+    side = (tile or spec.tile) // spec.pad_multiple * spec.pad_multiple
+    if overlap is not None and not 0 <= overlap < side:
+        raise ValueError(f"--overlap is {overlap}, expected 0 to {side - 1} input pixels with tiles of {side}")
+
+
+def _jobs_to_do(request: Request, tally: Tally) -> list[Job]:
+    """The jobs that are left; what was not found is said, and counted like what is skipped."""
+    inputs, problems = find_inputs(request.patterns)
+    one_given = len(inputs) == 1 and not problems
+    jobs = plan_jobs(inputs, request.out, one_given=one_given, **request.naming) if inputs else []
+    for problem in problems:
+        console.report(problem)
+    todo = [job for job in jobs if not (request.skip_existing and job.is_done)]
+    tally.failed, tally.skipped, tally.total = len(problems), len(jobs) - len(todo), len(todo)
+    return todo
+
+
+def _restore(jobs: list[Job], request: Request, tally: Tally) -> None:
+    from resshift_fast.cli.batch import run_jobs
+    from resshift_fast.files import make_folder
+    from resshift_fast.pipeline import Pipeline
+
+    # An unwritable folder should show before a download of minutes.
+    make_folder(jobs[0].output.parent)
+    run_jobs(Pipeline.from_pretrained(request.model, **request.loading), jobs, request.options, tally)
