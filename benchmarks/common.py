@@ -236,7 +236,11 @@ def machine_line(found: dict[str, Any]) -> str:
     parts = [f"{found['cpu']}, {found['cores']} cores"]
     if "gpu" in found:
         parts.append(found["gpu"])
-    parts += [f"torch {found['torch']}", f"{found['threads']} threads", f"Python {found['python']}"]
+    parts += [
+        f"torch {found['torch']}",
+        f"{found['threads']} thread{'s' * (found['threads'] > 1)}",
+        f"Python {found['python']}",
+    ]
     if "load" in found:
         parts.append(f"load average {found['load']:.2f}")
     return "; ".join(parts)

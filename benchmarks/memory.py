@@ -132,7 +132,7 @@ def measure(args: argparse.Namespace, argv: list[str]) -> common.Report:
     ]
     peak = max(row["written MiB"] for row in rows) / 1024
     notes.append(f"Highest peak {peak:.2f} GiB, limit {args.limit_gib:g} GiB.")
-    problem = "" if peak <= args.limit_gib else f"the peak of {peak:.2f} GiB exceeds the limit of {args.limit_gib:g} GiB"
+    problem = f"the peak of {peak:.2f} GiB exceeds --limit-gib {args.limit_gib:g}" if peak > args.limit_gib else ""
     title = f"Memory of {args.model}, {common.weights_line(args)}, {args.dtype}, in a process for each photo"
     return common.Report(title, columns, rows, notes, {"peak GiB": peak, "limit GiB": args.limit_gib}, problem)
 

@@ -175,9 +175,7 @@ def measure(args: argparse.Namespace) -> common.Report:
     }
     if args.seeds == 1:
         del columns["± PSNR"], columns["± SSIM"]
-    notes = [
-        f"Bicubic is {args.bicubic}'s; {args.border} border pixels left out; seconds are medians after a warm-up."
-    ]
+    notes = [f"Bicubic is {args.bicubic}'s; {args.border} border pixels left out; seconds are medians after a warm-up."]
     if args.seeds > 1:
         notes.append(f"± is the standard deviation over {args.seeds} seeds; in a mean row, that of the mean.")
     title = f"Quality of {args.model}, {common.weights_line(args)}, {args.dtype}, seed {args.seed}"

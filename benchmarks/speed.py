@@ -2,6 +2,8 @@
 
     python benchmarks/speed.py
     python benchmarks/speed.py --model realsr-x4-v3 --random-weights --dtype float32 bfloat16
+
+Denoise is the U-Net alone; noise and shift are prior_sample and posterior_step; the rest is what is around the chain.
 """
 
 from __future__ import annotations

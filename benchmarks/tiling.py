@@ -187,7 +187,7 @@ def noise_of(pipe: Pipeline, picture: Tensor, variant: Variant, overlap: int, se
     restore(Pipeline(spec, listener, Gray(spec), pipe.device, pipe.dtype), picture, variant, overlap, seed)
     steps = spec.schedule.num_steps
     if len(listener.heard) != variant.tiles * steps:
-        raise ValueError(f"the denoiser ran {len(listener.heard)} times, expected {variant.tiles} tiles × {steps} steps")
+        raise ValueError(f"the denoiser ran {len(listener.heard)} times, not {variant.tiles} tiles × {steps} steps")
     return [torch.cat(listener.heard[i * steps : (i + 1) * steps]) for i in range(variant.tiles)]
 
 

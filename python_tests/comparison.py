@@ -39,14 +39,18 @@ def assert_close(name: str, ours, reference, ratio: float) -> None:
 
 
 def _run(function: Callable, tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Outputs, and gradients of their sum weighted by fixed random numbers that `dtype` can hold."""
+    """Outputs, and gradients of their sum weighted by fixed random numbers that `dtype` can hold.
+
+    The gradient of a tensor that the outputs do not depend on is zero.
+    """
     outputs = function(**tensors)
     outputs = [outputs] if isinstance(outputs, Tensor) else [x for x in outputs if x.dtype.is_floating_point]
     generator = torch.Generator().manual_seed(1)
     weights = [torch.randn(x.shape, generator=generator).to(dtype).to(x.dtype) for x in outputs]
     torch.autograd.backward(outputs, weights)
     results = {f"output {i}": x.detach() for i, x in enumerate(outputs)}
-    return results | {f"gradient of {name}": x.grad for name, x in tensors.items() if x.requires_grad}
+    gradients = {name: torch.zeros_like(x) if x.grad is None else x.grad for name, x in tensors.items()}
+    return results | {f"gradient of {name}": gradient for name, gradient in gradients.items()}
 
 
 def check_operator(

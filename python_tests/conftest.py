@@ -1,15 +1,12 @@
 """Settings and fixtures that all tests share."""
 
-import os
-
 import pytest
 import torch
 from golden_data import OfficialNetworks
 from hypothesis import settings
 
-# Parallel workers share the cores instead of each taking all of them.
-_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-torch.set_num_threads(max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // _WORKERS)))
+# Tests work on small tensors, which threads only slow down; pytest-xdist uses the other cores.
+torch.set_num_threads(1)
 
 # The first call of an operator or a busy machine can take long; that is no failure.
 settings.register_profile("resshift_fast", deadline=None)

@@ -31,8 +31,9 @@ def restore(image, scale=1, change=lambda pixels: pixels, hole=None):
 
 
 def tensor(*shape, dtype=torch.float32):
-    """Multiples of 1/256, which every dtype holds and no step rounds."""
-    return (torch.randint(0, 257, shape, generator=torch.Generator().manual_seed(0)) / 256).to(dtype)
+    """Multiples of 1/256, which every dtype holds; in float64 with digits that float32 doesn't hold."""
+    steps = torch.randint(0, 257, shape, generator=torch.Generator().manual_seed(0))
+    return (steps / 256).to(dtype) * (1 - 2**-40)
 
 
 def pil(mode):

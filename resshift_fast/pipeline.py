@@ -1,5 +1,6 @@
 """Image in, image out: the only place where all rooms meet."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -326,7 +327,7 @@ def sample(
         >>> sample(np.zeros((16, 24, 3), dtype=np.uint8)).shape
         (64, 96, 3)
     """
-    key = (model, str(weights), str(autoencoder), str(_device(device)), _dtype(dtype))
+    key = (model, _version(weights), _version(autoencoder), str(_device(device)), _dtype(dtype))
     with _kept_lock:
         if key not in _kept:
             pipeline = Pipeline.from_pretrained(
@@ -340,6 +341,11 @@ def sample(
 
 _kept: dict[tuple, Pipeline] = {}
 _kept_lock = threading.Lock()
+
+
+def _version(path: Path | None) -> tuple | None:
+    """Tells a file of weights from what was at the same path before."""
+    return None if path is None else (str(path), os.path.exists(path) and os.stat(path).st_mtime_ns)
 
 
 def _batches(jobs: list[_Job], batch_size: int) -> Iterator[list[_Tile]]:

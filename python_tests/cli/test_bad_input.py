@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+from dataclasses import replace
 
 import pytest
 import tiny_models
@@ -106,7 +107,8 @@ def test_an_unknown_model_gives_the_nearest_name_before_anything_is_written(prog
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_without_published_weights(program, photos, tmp_path):
+def test_a_model_without_published_weights(program, models, photos, tmp_path):
+    catalog.MODELS["realsr-x2"] = replace(catalog.MODELS[tiny_models.ENLARGE], name="realsr-x2", weights=None)
     error = the_error(program("restore", photos, "-o", tmp_path / "out", "--model", "realsr-x2"), 2)
     assert "--weights" in error
 
@@ -281,12 +283,8 @@ def test_weights_of_another_model(program, weights, photos, tmp_path):
     assert "does not fit" in the_error(program("restore", photos, "-o", tmp_path / "out", *arguments), 1)
 
 
-def test_a_download_without_connection(program, photos, tmp_path, monkeypatch):
-    from dataclasses import replace
-
+def test_a_download_without_connection(program, models, photos, tmp_path, monkeypatch):
     monkeypatch.setenv("RESSHIFT_FAST_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(catalog, "MODELS", dict(catalog.MODELS))
-    tiny_models.install(catalog.MODELS)
     nowhere = catalog.WeightFile("w.pth", "http://127.0.0.1:1/w.pth")
     catalog.MODELS["bicsr-x4"] = replace(catalog.MODELS[tiny_models.ENLARGE], weights=nowhere)
     error = the_error(program("restore", photos, "-o", tmp_path / "out", "--model", "bicsr-x4"), 1)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
-from typing import Annotated
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, Any
 
 import typer
 
@@ -15,15 +18,30 @@ from resshift_fast.cli.models import models
 from resshift_fast.cli.restore import restore
 from resshift_fast.cli.train import train
 
+
+def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, ending with 130 on Ctrl-C like other programs; typer's versions differ here."""
+
+    @wraps(command)
+    def run_command(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            console.say("interrupted")
+            raise typer.Exit(130) from None
+
+    return run_command
+
+
 # Help is plain text: it reads the same in every terminal, pipe and encoding.
 app = typer.Typer(name="resshift-fast", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 for command in (restore, models, doctor, train):
-    app.command()(command)
+    app.command()(_interruptible(command))
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"resshift-fast {__version__}")
+        print(f"resshift-fast {__version__}")
         raise typer.Exit()
 
 
@@ -36,7 +54,7 @@ def _start(
 ) -> None:
     """Restore photos with ResShift diffusion models: enlarge, repair faces, fill holes."""
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        print(context.get_help())
 
 
 def run() -> None:
@@ -46,9 +64,16 @@ def run() -> None:
         warnings.showwarning = lambda message, *_, **__: console.say(f"warning: {console.one_line(message)}")
         try:
             app()
-        except KeyboardInterrupt:
-            console.say("interrupted")
-            sys.exit(130)
         except Exception as error:  # a traceback says nothing to most people; RESSHIFT_FAST_DEBUG=1 shows it
             console.report(error)
             sys.exit(1)
+        finally:
+            _flush()
+
+
+def _flush() -> None:
+    """Write out stdout while a reader that has gone away, as `head` does, can still be met quietly."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

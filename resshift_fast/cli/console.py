@@ -5,8 +5,6 @@ import os
 import sys
 import traceback
 
-import typer
-
 DEBUG_VARIABLE = "RESSHIFT_FAST_DEBUG"
 
 _HANDLER = "resshift_fast.plain"
@@ -29,7 +27,8 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 
 def say(text: str) -> None:
     """Print a line on stderr, where everything goes that is not a command's result."""
-    typer.echo(text, err=True)
+    # Not typer.echo, which writes UTF-8 to a terminal that says it knows ASCII only.
+    print(text, file=sys.stderr, flush=True)
 
 
 def report(error: BaseException, subject: str = "", tile: int | None = None) -> None:
@@ -50,8 +49,8 @@ def explain(error: BaseException, subject: str = "", tile: int | None = None) ->
     if _is_out_of_memory(error):
         smaller = f"a smaller --tile than {tile}" if tile else "a smaller --tile"
         text = f"not enough memory; try {smaller}, --batch-size 1 or --dtype bfloat16"
-    elif isinstance(error, OSError) and error.strerror and error.filename is not None:
-        text = f"{error.filename}: {error.strerror}"
+    elif isinstance(error, OSError) and error.strerror:
+        text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     elif isinstance(error, (ValueError, TypeError, OSError)):
         text = one_line(error)
     else:

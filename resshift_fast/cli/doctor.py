@@ -11,8 +11,6 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 
-import typer
-
 from resshift_fast import __version__
 from resshift_fast.cli.console import one_line
 
@@ -41,9 +39,9 @@ def doctor() -> None:
         ("cache", _cache),
     ]
     for label, check in checks:
-        typer.echo(_LABEL.format(label, _safely(check)))
-    typer.echo("\nKernels of each operator:")
-    typer.echo(_safely(_operators))
+        print(_LABEL.format(label, _safely(check)))
+    print("\nKernels of each operator:")
+    print(_safely(_operators))
 
 
 def _safely(check: Callable[[], str]) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import typer
-
 if TYPE_CHECKING:
     from resshift_fast.catalog import ModelSpec, WeightFile
 
@@ -21,7 +19,7 @@ def models() -> None:
     from resshift_fast.download import DownloadError, cache_dir
 
     counts: dict[tuple, int] = {}
-    typer.echo(_COLUMNS.format("MODEL", "SCALE", "STEPS", "PARAMETERS", "WEIGHTS"))
+    print(_COLUMNS.format("MODEL", "SCALE", "STEPS", "PARAMETERS", "WEIGHTS"))
     for spec in catalog.MODELS.values():
         files = [file for file in (spec.weights, spec.autoencoder_weights) if file]
         first, *others = [_state(file) for file in files] if spec.weights else ["none published"]
@@ -30,15 +28,15 @@ def models() -> None:
             counts[sizes] = _parameters(spec)
         parameters = f"{counts[sizes] / 1e6:.1f} M"
         default = "*" if spec.name == catalog.DEFAULT_MODEL else ""
-        typer.echo(_COLUMNS.format(spec.name + default, f"×{spec.scale}", spec.schedule.num_steps, parameters, first))
+        print(_COLUMNS.format(spec.name + default, f"×{spec.scale}", spec.schedule.num_steps, parameters, first))
         for other in others:
-            typer.echo(_COLUMNS.format("", "", "", "", other))
-        typer.echo(f"    {spec.summary}\n    licence: {spec.licence}")
+            print(_COLUMNS.format("", "", "", "", other))
+        print(f"    {spec.summary}\n    licence: {spec.licence}")
     try:
         folder = str(cache_dir())
     except DownloadError as error:
         folder = f"unknown: {error}"
-    typer.echo(f"\n* the default. Weights are downloaded on first use to {folder}")
+    print(f"\n* the default. Weights are downloaded on first use to {folder}")
 
 
 def _state(file: WeightFile) -> str:

@@ -29,14 +29,29 @@ def shape(op: str, name: str, x: Tensor | None, expected: tuple[int, ...], why: 
         raise ValueError(f"{op}: {name} has shape {tuple(x.shape)}, expected {expected} {why}")
 
 
+def like(op: str, name: str, x: Tensor | None, other: Tensor, other_name: str) -> None:
+    """x, if given, has the shape, dtype and device of `other`."""
+    if x is None:
+        return
+    floating(op, name, x)
+    shape(op, name, x, tuple(other.shape), f"like {other_name}")
+    if x.dtype != other.dtype:
+        raise TypeError(f"{op}: {name} has dtype {x.dtype}, expected {other_name}'s {other.dtype}")
+    devices(op, other, **{name: x})
+
+
+def devices(op: str, x: Tensor, **tensors: Tensor | None) -> None:
+    """Every given tensor is on x's device."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"{op}: {name} is on {tensor.device}, expected x's device {x.device}; move it with .to()")
+
+
 def parameters(op: str, x: Tensor, **tensors: Tensor | None) -> None:
     """Every given tensor is on x's device and of x's dtype or float32."""
+    devices(op, x, **tensors)
     for name, tensor in tensors.items():
-        if tensor is None:
-            continue
-        if tensor.device != x.device:
-            raise ValueError(f"{op}: {name} is on {tensor.device}, expected x's device {x.device}; move it with .to()")
-        if tensor.dtype not in (x.dtype, torch.float32):
+        if tensor is not None and tensor.dtype not in (x.dtype, torch.float32):
             raise TypeError(f"{op}: {name} has dtype {tensor.dtype}, expected x's {x.dtype} or torch.float32")
 
 

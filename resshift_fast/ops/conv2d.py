@@ -37,7 +37,9 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, padding: in
         TypeError: for a dtype other than those named.
     """
     check_weight("conv2d", x, weight, bias)
-    if padding < 0 or min(x.shape[2:]) + 2 * padding < 3:
+    if padding < 0:
+        raise ValueError(f"conv2d: padding is {padding}, expected 0 or more")
+    if min(x.shape[2:]) + 2 * padding < 3:
         size = f"{x.shape[2]}×{x.shape[3]}"
         raise ValueError(f"conv2d: image {size} with padding={padding} is smaller than the 3×3 kernel; pad it more")
     return reference(x, weight, bias, padding)

@@ -7,6 +7,7 @@ the per-image, per-channel scale and shift of the timestep (arXiv 2105.05233, ad
 normalization) and the activation f(z) = z or z σ(z) comes last. Statistics are float32 whatever the input.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -27,7 +28,8 @@ def reference(
 ) -> Tensor:
     """The formula in plain PyTorch, accumulated in float32 (float64 for float64 input)."""
     accumulate = checks.accumulation_dtype(x)
-    y = F.group_norm(x.to(accumulate), num_groups, weight.to(accumulate), bias.to(accumulate), eps)
+    # torch.group_norm, because that of torch.nn.functional refuses a single value a group.
+    y = torch.group_norm(x.to(accumulate), num_groups, weight.to(accumulate), bias.to(accumulate), eps)
     if scale is not None:
         y = y * (1 + scale.to(accumulate)[:, :, None, None])
     if shift is not None:

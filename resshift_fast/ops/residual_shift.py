@@ -69,9 +69,9 @@ def prior_sample_reference(
 
 
 def q_sample_reference(x0: Tensor, y: Tensor, t: Tensor, table: Tensor, noise: Tensor) -> Tensor:
-    """The formula in plain PyTorch, in x0's dtype."""
+    """The formula in plain PyTorch, in the wider of x0's and the table's dtypes."""
     row = table[t][:, :, None, None, None]
-    return x0 + row[:, columns.ETA] * (y - x0) + row[:, columns.KAPPA_SQRT_ETA] * noise
+    return (x0 + row[:, columns.ETA] * (y - x0) + row[:, columns.KAPPA_SQRT_ETA] * noise).to(x0.dtype)
 
 
 def posterior_step(
@@ -96,7 +96,7 @@ def posterior_step(
         x_t: float32 [B, C, H, W] (float64 in equivalence tests).
         prediction: [B, C, H, W], the denoiser's output in any floating dtype.
         y: [B, C, H, W] like x_t, the encoded low-quality image.
-        coefficients: float32 [8], this step's row of `Schedule.table` on x_t's device.
+        coefficients: float32 (or x_t's dtype) [8], this step's row of `Schedule.table` on x_t's device.
         seed: int64 [B], each in [0, 2⁶³).
         step: int64 [], the noise field's step: 1, 2, … in execution order.
         origin: int64 [B, 2], (row, column) of each tile in the whole latent; None means (0, 0).
@@ -115,12 +115,14 @@ def posterior_step(
         TypeError: for a dtype other than those named.
     """
     op = "posterior_step"
-    checks.image(op, "x_t", x_t)
+    _check_latent(op, "x_t", x_t)
     check_prediction_type(op, prediction_type)
-    for name, tensor in (("prediction", prediction), ("y", y)):
-        checks.shape(op, name, tensor, tuple(x_t.shape), "like x_t")
-    _check_common(op, x_t, coefficients, seed, origin, noise, lq)
+    checks.floating(op, "prediction", prediction)
+    checks.shape(op, "prediction", prediction, tuple(x_t.shape), "like x_t")
+    checks.like(op, "y", y, x_t, "x_t")
     checks.integers(op, "step", step, ())
+    checks.devices(op, x_t, prediction=prediction, step=step)
+    _check_common(op, x_t, coefficients, seed, origin, noise, lq)
     if last:
         noise = None
     elif noise is None:
@@ -152,7 +154,7 @@ def prior_sample(
         ValueError, TypeError: as in `posterior_step`.
     """
     op = "prior_sample"
-    checks.image(op, "y", y)
+    _check_latent(op, "y", y)
     _check_common(op, y, coefficients, seed, origin, noise, lq)
     if noise is None:
         step = torch.zeros((), dtype=torch.int64, device=y.device)
@@ -166,7 +168,7 @@ def q_sample(x0: Tensor, y: Tensor, t: Tensor, table: Tensor, noise: Tensor) -> 
     Args:
         x0, y, noise: [B, C, H, W], floating point, of one shape and dtype.
         t: int64 [B], each in 0 … T − 1.
-        table: float32 [T, 8] from `Schedule.table`.
+        table: [T, 8] from `Schedule.table`, float32 or x0's dtype.
 
     Returns:
         x_t, [B, C, H, W] like x0. Differentiable in x0, y and noise.
@@ -177,11 +179,19 @@ def q_sample(x0: Tensor, y: Tensor, t: Tensor, table: Tensor, noise: Tensor) -> 
     """
     checks.image("q_sample", "x0", x0)
     for name, tensor in (("y", y), ("noise", noise)):
-        checks.shape("q_sample", name, tensor, tuple(x0.shape), "like x0")
+        checks.like("q_sample", name, tensor, x0, "x0")
     checks.integers("q_sample", "t", t, (x0.shape[0],))
     if table.dim() != 2 or table.shape[1] != NUM_COEFFICIENTS:
         raise ValueError(f"q_sample: table has shape {tuple(table.shape)}, expected (T, {NUM_COEFFICIENTS})")
+    checks.parameters("q_sample", x0, table=table)
+    checks.devices("q_sample", x0, t=t)
     return q_sample_reference(x0, y, t, table, noise)
+
+
+def _check_latent(op: str, name: str, x: Tensor) -> None:
+    checks.image(op, name, x)
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{op}: {name} has dtype {x.dtype}, expected torch.float32; convert it with .float()")
 
 
 def _check_common(
@@ -198,11 +208,11 @@ def _check_common(
     checks.integers(op, "seed", seed, (batch,))
     if origin is not None:
         checks.integers(op, "origin", origin, (batch, 2))
-    checks.shape(op, "noise", noise, tuple(x.shape), "like the latent")
+    checks.like(op, "noise", noise, x, "the latent")
+    if lq is not None:
+        checks.floating(op, "lq", lq)
     if lq is not None and (lq.dim() != 4 or lq.shape[0] != batch or lq.shape[2:] != x.shape[2:]):
         expected = f"({batch}, C', {x.shape[2]}, {x.shape[3]})"
         raise ValueError(f"{op}: lq has shape {tuple(lq.shape)}, expected {expected} to match the latent")
-    given = {"coefficients": coefficients, "seed": seed, "origin": origin, "noise": noise, "lq": lq}
-    for name, tensor in given.items():
-        if tensor is not None and tensor.device != x.device:
-            raise ValueError(f"{op}: {name} is on {tensor.device}, expected {x.device}; move it with .to()")
+    checks.parameters(op, x, coefficients=coefficients)
+    checks.devices(op, x, seed=seed, origin=origin, lq=lq)

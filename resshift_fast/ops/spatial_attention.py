@@ -41,7 +41,8 @@ def spatial_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     checks.image("spatial_attention", "q", q)
     for name, x in (("k", k), ("v", v)):
         checks.shape("spatial_attention", name, x, tuple(q.shape), "like q")
-        if x.dtype != q.dtype or x.device != q.device:
-            expected = f"q's {q.dtype} on {q.device}"
-            raise TypeError(f"spatial_attention: {name} is {x.dtype} on {x.device}, expected {expected}")
+        if x.dtype != q.dtype:
+            raise TypeError(f"spatial_attention: {name} has dtype {x.dtype}, expected q's {q.dtype}")
+        if x.device != q.device:
+            raise ValueError(f"spatial_attention: {name} is on {x.device}, expected q's device {q.device}")
     return reference(q, k, v)

@@ -1,0 +1,48 @@
+# `make demo` and `make test` need nothing but a Python: what is missing is installed into .venv first.
+
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= out
+WORKERS ?= 2
+PHOTO := examples/nuthatch.jpg
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+# Without a CUDA driver the CPU build of torch is enough. Where the package index only has builds with CUDA:
+#   make demo TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
+HAS_CUDA = $(shell { nvidia-smi -L || ldconfig -p | grep libcuda.so.1; } >/dev/null 2>&1 && echo yes)
+TORCH ?= $(if $(HAS_CUDA),'torch>=2.10',torch==2.13.0)
+
+.PHONY: help demo test lint clean
+
+help:
+	@echo "make demo   install into $(VENV), restore $(PHOTO) and show it beside the original"
+	@echo "make test   install into $(VENV) and run the tests on $(WORKERS) workers"
+	@echo "make lint   check the code with ruff"
+	@echo "make clean  remove $(VENV), $(OUT) and everything else that was made here"
+	@echo "PYTHON=python3.12 chooses the Python, TORCH=... what pip installs as torch."
+
+demo: $(INSTALLED)
+	@$(BIN)/resshift-fast restore $(PHOTO) -o $(OUT) --compare
+	@echo "restored photo:    $(OUT)/$(basename $(notdir $(PHOTO))).png"
+	@echo "before and after:  $(OUT)/$(basename $(notdir $(PHOTO)))_compare.png"
+
+# One thread for each worker: more would only wait for one another.
+test: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf $(VENV) $(OUT) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find resshift_fast python_tests benchmarks scripts -name __pycache__ -prune -exec rm -rf {} +
+
+# Written last, so that a break in between is made good by running again.
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
+		{ echo "error: $(PYTHON) is missing or older than Python 3.10; name a newer one with PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[dev]'
+	@touch $@

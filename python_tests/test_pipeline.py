@@ -1,0 +1,296 @@
+"""From picture to picture: what every kind gives back, sizes, dtypes, batches, seeds, noise, threads, progress."""
+
+import io
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from comparison import assert_close
+from golden_data import array, arrays
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pipelines import CPU, SPECS, WHOLE, integers, nothing, oracle, photo, pointwise, tensor_of, tiny
+
+from resshift_fast import Pipeline, catalog, images
+from resshift_fast.images import Photo
+
+BICUBIC, IDENTITY = oracle(nothing, 4), oracle(nothing, 1)
+H, W = 13, 22
+
+
+def enlarged(pixels):
+    """Bicubic enlargement of [H, W, C] in [0, 1] after reflection to a multiple of 16, as a plain sum would give."""
+    x = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None]
+    x = F.pad(x, (0, -W % 16, 0, -H % 16), mode="reflect")
+    large = F.interpolate(x, scale_factor=4, mode="bicubic", align_corners=False)[0, :, : 4 * H, : 4 * W]
+    return large.clamp(0, 1).permute(1, 2, 0).numpy()
+
+
+def gray(bits=8):
+    return integers(H, W, 1, bits=bits)
+
+
+KINDS = {  # what goes in, and its colours [H, W, 1 or 3] as integers
+    "array-uint8": (lambda: integers(H, W, 3), lambda: integers(H, W, 3)),
+    "array-uint16": (lambda: integers(H, W, 3, bits=16), lambda: integers(H, W, 3, bits=16)),
+    "array-alpha": (lambda: integers(H, W, 4), lambda: integers(H, W, 4)[..., :3]),
+    "array-HW": (lambda: gray()[..., 0], gray),
+    "array-HW1-uint16": (lambda: gray(16), lambda: gray(16)),
+    "photo": (lambda: Photo(integers(H, W, 3)), lambda: integers(H, W, 3)),
+    "pil-RGB": (lambda: Image.fromarray(integers(H, W, 3)), lambda: integers(H, W, 3)),
+    "pil-RGBA": (lambda: Image.fromarray(integers(H, W, 4)), lambda: integers(H, W, 4)[..., :3]),
+    "pil-L": (lambda: Image.fromarray(gray()[..., 0]), gray),
+    "pil-I16": (lambda: Image.fromarray(gray(16)[..., 0]), lambda: gray(16)),
+    "tensor-BCHW": (lambda: tensor_of(integers(H, W, 3)), lambda: integers(H, W, 3)),
+    "tensor-CHW": (lambda: tensor_of(integers(H, W, 3))[0], lambda: integers(H, W, 3)),
+    "tensor-gray": (lambda: tensor_of(gray()), gray),
+    "tensor-alpha": (lambda: tensor_of(integers(H, W, 4)), lambda: integers(H, W, 4)[..., :3]),
+    "tensor-float16": (lambda: tensor_of(integers(H, W, 3)).half(), lambda: integers(H, W, 3)),
+    "tensor-bfloat16": (lambda: tensor_of(integers(H, W, 3)).bfloat16(), lambda: integers(H, W, 3)),
+    "tensor-float64": (lambda: tensor_of(integers(H, W, 3)).double(), lambda: integers(H, W, 3)),
+}
+
+
+def described(picture):
+    """(what must stay, height and width, colours [H, W, C] in [0, 1])."""
+    if isinstance(picture, torch.Tensor):
+        assert not picture.requires_grad
+        kept = (torch.Tensor, picture.dtype, picture.device, picture.shape[:-2])
+        planes = picture.double().reshape(-1, *picture.shape[-2:]).permute(1, 2, 0).numpy()
+        return kept, picture.shape[-2:], planes[..., :3]
+    if isinstance(picture, Photo):
+        kept, values = (Photo, picture.gray, picture.alpha is None, picture.pixels.dtype), picture.pixels
+    elif isinstance(picture, Image.Image):
+        kept, values = (Image.Image, picture.mode), np.asarray(picture)
+    else:
+        kept, values = (np.ndarray, picture.dtype, picture.ndim, picture.shape[2:]), picture
+    planes = values.reshape(*values.shape[:2], -1)[..., :3] / np.iinfo(values.dtype).max
+    return kept, values.shape[:2], planes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_gives_its_own_kind_enlarged(kind):
+    make, colours = KINDS[kind]
+    expected = enlarged(colours() / np.iinfo(colours().dtype).max)
+    image = make()
+    result = BICUBIC(image, progress=False)
+    (kept, size, values), (kept_before, _, _) = described(result), described(image)
+    assert kept == kept_before
+    assert size == (4 * H, 4 * W)
+    tolerance = 0.004 if "bfloat16" in kind else 1e-3 if "float16" in kind else 1e-6
+    step = {"uint8": 255, "uint16": 65535, "int32": 65535}.get(str(np.asarray(result).dtype)) if "tensor" not in kind else 0
+    if isinstance(result, Photo):
+        step = 255
+    np.testing.assert_allclose(values, np.broadcast_to(expected, values.shape), atol=0.51 / step if step else tolerance)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_of_scale_1_that_changes_nothing_returns_every_kind_as_it_is(kind):
+    image = KINDS[kind][0]()
+    (kept, size, values), (kept_before, size_before, before) = described(IDENTITY(image, progress=False)), described(image)
+    assert (kept, size) == (kept_before, size_before)
+    np.testing.assert_allclose(values, before, rtol=0, atol=1e-7 if "tensor" in kind else 0)
+
+
+def test_files_give_pil_images(tmp_path):
+    pixels = integers(H, W, 4)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    expected = BICUBIC(pixels, progress=False)
+    for path in (tmp_path / "photo.png", str(tmp_path / "photo.png")):
+        result = BICUBIC(path, progress=False)
+        assert isinstance(result, Image.Image) and result.mode == "RGBA"
+        np.testing.assert_array_equal(np.asarray(result), expected)
+    np.testing.assert_array_equal(expected[..., 3], images.resize_alpha(pixels[..., 3], (4 * H, 4 * W)))
+
+
+def test_lists_and_tuples_of_any_kinds_and_sizes_come_back_alike():
+    small, large = integers(3, 5, 3), integers(33, 9)
+    result = BICUBIC([small, (tensor_of(small), [large]), Image.fromarray(small)], progress=False)
+    assert [type(part) for part in result] == [np.ndarray, tuple, Image.Image]
+    assert result[0].shape == (12, 20, 3) and result[2].size == (20, 12)
+    assert result[1][0].shape == (1, 3, 12, 20) and result[1][1][0].shape == (132, 36)
+    np.testing.assert_array_equal(result[0], BICUBIC(small, progress=False))
+    assert BICUBIC([], progress=False) == [] and BICUBIC((), progress=False) == ()
+
+
+def test_neither_picture_nor_random_state_of_the_caller_change():
+    image = tensor_of(photo(20, 20))
+    before, state = image.clone(), torch.get_rng_state()
+    tiny("x4")(image, progress=False)
+    tiny("x4")(image, noise="torch", progress=False)
+    assert torch.equal(image, before) and torch.equal(torch.get_rng_state(), state)
+
+
+@settings(max_examples=15)
+@given(height=st.integers(1, 70), width=st.integers(1, 70))
+def test_every_size_is_padded_by_reflection(height, width):
+    """Also where the padding is longer than the side, to which numpy's reflection is the reference."""
+    pipe, image = tiny("x4"), photo(height, width)
+    padded = np.pad(image, ((0, -height % 16), (0, -width % 16), (0, 0)), mode="reflect")
+    result, whole = pipe(image, tile=WHOLE, progress=False), pipe(padded, tile=WHOLE, progress=False)
+    assert result.shape == (4 * height, 4 * width, 3)
+    np.testing.assert_array_equal(result, whole[: 4 * height, : 4 * width])
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 33), (34, 3)], ids=lambda side: str(side))
+@pytest.mark.parametrize("name", [name for name in SPECS if name != "x4"])
+def test_every_model_takes_odd_sizes(name, height, width):
+    pipe = tiny(name)
+    mask = np.ones((height, width), bool) if pipe.spec.needs_mask else None
+    result = pipe(tensor_of(photo(height, width)), mask, progress=False)
+    assert result.shape == (1, 3, height * pipe.spec.scale, width * pipe.spec.scale)
+    assert result.min() >= 0 and result.max() <= 1
+
+
+# Rounding may move a vector of the small codebook's latent to another entry, which is then far away.
+NEAR = {"x4": {torch.bfloat16: 0.01, torch.float16: 0.002}, "x4-vq": {torch.bfloat16: 0.15, torch.float16: 0.1}}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("name", NEAR)
+def test_16_bit_networks_are_near_float32(name, dtype):
+    image = tensor_of(photo(24, 40))
+    exact = tiny(name)(image, progress=False)
+    result = tiny(name, dtype)(image, progress=False)
+    assert result.dtype == torch.float32
+    assert_close(name, result, exact, NEAR[name][dtype])
+    assert not torch.equal(result, exact)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+@pytest.mark.parametrize("name", ["x4", "x2-vq"])
+def test_a_batch_equals_one_by_one(name, batch_size):
+    pipe = tiny(name)
+    sizes = [(20, 30), (20, 30), (20, 30), (9, 40), (40, 9), (20, 30)]
+    pictures = [tensor_of(photo(*size, seed=i))[0] for i, size in enumerate(sizes)]
+    seeds = [3, 3, 4, 5, 6, 2**62]
+    together = pipe(pictures, seed=seeds, batch_size=batch_size, progress=False)
+    for picture, seed, result in zip(pictures, seeds, together, strict=True):
+        assert_close(name, result, pipe(picture, seed=seed, progress=False), 1e-5)
+    stacked = pipe(torch.stack(pictures[:3]), seed=seeds[:3], batch_size=batch_size, progress=False)
+    assert_close(name, stacked, torch.stack(together[:3]), 1e-5)
+
+
+def test_order_in_the_batch_does_not_matter():
+    pipe = oracle(pointwise)
+    pictures, seeds = [photo(20, 20, seed=i) for i in range(4)], [5, 6, 7, 8]
+    forward = pipe(pictures, seed=seeds, batch_size=3, progress=False)
+    backward = pipe(pictures[::-1], seed=seeds[::-1], batch_size=3, progress=False)
+    for ours, theirs in zip(forward, backward[::-1], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("noise", ["field", "torch"])
+def test_a_seed_decides_the_result(noise):
+    pipe, image = tiny("x4"), photo(20, 20)
+    first, again, other = (pipe(image, seed=seed, noise=noise, progress=False) for seed in (7, 7, 8))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).mean() > 0.3
+
+
+@pytest.mark.parametrize("high", [2**32, 2**62], ids=["bit-32", "bit-62"])
+def test_all_bits_of_a_seed_count(high):
+    pipe, image = oracle(pointwise), photo(8, 8)
+    assert (pipe(image, seed=high + 1, progress=False) != pipe(image, seed=1, progress=False)).mean() > 0.5
+
+
+def official_chain(pipe, image, seed):
+    """The chain in the official program's order of draws, from the formulas and the networks alone."""
+    spec, schedule = pipe.spec, pipe.spec.schedule
+    lq = image * 2 - 1
+    y = pipe.first_stage.encode(F.interpolate(lq, scale_factor=spec.scale, mode="bicubic"))
+    torch.manual_seed(seed)
+    x = y + schedule.kappa * schedule.etas[-1] ** 0.5 * torch.randn_like(y)
+    for t in reversed(range(schedule.num_steps)):
+        eta = schedule.etas[t]
+        scaled = x / (schedule.kappa**2 * eta + 1) ** 0.5
+        x0 = pipe.denoiser(scaled.float(), torch.full((len(y),), t), lq)
+        if spec.prediction_type == "residual":
+            x0 = (y - x0).clamp(-1, 1)
+        noise, eta_before = torch.randn_like(y), schedule.etas[t - 1] if t else 0.0
+        mean = eta_before / eta * x + (eta - eta_before) / eta * x0
+        x = mean + schedule.kappa * (eta_before * (eta - eta_before) / eta) ** 0.5 * noise
+    return (pipe.first_stage.decode(x.float()).clamp(-1, 1) + 1) / 2
+
+
+@pytest.mark.parametrize("name", ["x4", "x4-vq", "x2-vq"])
+def test_torch_noise_is_drawn_in_the_official_order(name):
+    pipe = tiny(name)
+    side = 2 * pipe.spec.pad_multiple
+    image = tensor_of(photo(side, side))
+    with torch.random.fork_rng():
+        expected = official_chain(pipe, image, 12345)
+    assert_close(name, pipe(image, seed=12345, noise="torch", progress=False), expected, 1e-4)
+
+
+def test_the_official_sample_is_reproduced(official):
+    """realsr-x4-v3, 4 steps, with the deterministic weights: the whole program against the official one."""
+    spec = catalog.get("realsr-x4-v3")
+    pipe = Pipeline(spec, official.denoiser(spec.name), official.first_stage(spec.name), CPU, torch.float32)
+    y = array("sample.y", 1, 3, 64, 64).clamp(-1, 1)
+    expected = (arrays("sample_realsr_seed12345.npz")["image"].clamp(-1, 1) + 1) / 2
+    result = pipe((y + 1) / 2, seed=12345, noise="torch", progress=False)
+    assert_close("image", result, expected, 1e-4)
+
+
+def test_several_threads_may_share_a_pipeline():
+    pipe = tiny("x4")
+    cases = [(photo(16 + 8 * (i % 3), 24, seed=i), i) for i in range(8)]
+    serial = [pipe(image, seed=seed, progress=False) for image, seed in cases]
+    with ThreadPoolExecutor(4) as pool:
+        parallel = list(pool.map(lambda case: pipe(case[0], seed=case[1], noise="field", progress=False), cases))
+        torch_noise = list(pool.map(lambda _: pipe(cases[0][0], noise="torch", progress=False), range(4)))
+    for ours, theirs in zip(parallel, serial, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for result in torch_noise:
+        np.testing.assert_array_equal(result, torch_noise[0])
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "batches"), [pytest.param(1, 6 + 2, id="one by one"), pytest.param(4, 2 + 1, id="batches of 4")]
+)
+def test_progress_counts_the_evaluations(batch_size, batches):
+    pipe, calls = oracle(pointwise), []
+    pictures = [photo(32, 48), photo(16, 32)]
+
+    def count(done, total):
+        assert len(pipe.denoiser.shapes) == done  # called after each
+        calls.append((done, total))
+
+    pipe(pictures, tile=16, overlap=0, batch_size=batch_size, progress=count)
+    total = batches * pipe.spec.schedule.num_steps if batch_size == 1 else 2 * pipe.spec.schedule.num_steps
+    assert calls == [(done + 1, total) for done in range(total)]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "progress", "shown"),
+    [
+        pytest.param(Terminal, True, True, id="on a terminal"),
+        pytest.param(Terminal, False, False, id="switched off"),
+        pytest.param(io.StringIO, True, False, id="in a log"),
+    ],
+)
+def test_a_bar_is_shown_on_a_terminal_only(monkeypatch, stream, progress, shown):
+    monkeypatch.setattr(sys, "stderr", stream())
+    BICUBIC(photo(8, 8), progress=progress)
+    assert ("restoring" in sys.stderr.getvalue()) == shown
+    assert bool(sys.stderr.getvalue()) == shown
+
+
+def test_an_error_in_the_callback_stops_the_run_and_leaves_the_pipeline_usable():
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    pipe = tiny("x4")
+    with pytest.raises(KeyboardInterrupt):
+        pipe(photo(20, 20), progress=stop)
+    assert pipe(photo(20, 20), progress=False).shape == (80, 80, 3)

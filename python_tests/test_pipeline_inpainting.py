@@ -1,0 +1,248 @@
+"""Filling holes: known pixels stay bit for bit, at any size and through tiles; what was in a hole does not matter."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pipelines import WHOLE, integers, oracle, photo, pointwise, tensor_of, tile_statistics, tiny
+
+from resshift_fast import images
+from resshift_fast.images import Photo
+
+POINTWISE = oracle(pointwise, 1, mask=True)
+H, W = 40, 90
+
+
+def hole_of(height, width, seed=0):
+    """A few rectangles, one of which touches the border; never everything."""
+    random = np.random.default_rng(seed)
+    hole = np.zeros((height, width), bool)
+    for _ in range(3):
+        top, left = random.integers(0, height), random.integers(0, width)
+        hole[top : top + height // 3 + 1, left : left + width // 4 + 1] = True
+    hole[0, 0], hole[-1, -1] = False, height * width > 1
+    return hole
+
+
+HOLE = hole_of(H, W)
+
+
+@given(
+    height=st.integers(1, 140),
+    width=st.integers(1, 140),
+    tile=st.sampled_from([64, 128, WHOLE]),
+    overlap=st.sampled_from([0, 7, 32]),
+    bits=st.sampled_from([8, 16]),
+    seed=st.integers(0, 9),
+)
+@settings(max_examples=30)
+def test_known_pixels_stay_and_holes_are_filled_the_same_in_every_tiling(height, width, tile, overlap, bits, seed):
+    image, hole = integers(height, width, 3, bits=bits, seed=seed), hole_of(height, width, seed)
+    whole = POINTWISE(image, hole, tile=WHOLE, progress=False)
+    tiled = POINTWISE(image, hole, tile=tile, overlap=overlap, progress=False)
+    np.testing.assert_array_equal(tiled[~hole], image[~hole])
+    np.testing.assert_allclose(tiled[hole].astype(int), whole[hole], atol=1)
+    if hole.sum() > 4:
+        assert (tiled[hole] != image[hole]).mean() > 0.9
+
+
+def tensor(*shape, dtype=torch.float32):
+    return torch.rand(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+KINDS = {
+    "array-RGB": lambda: integers(H, W, 3),
+    "array-RGB-16bit": lambda: integers(H, W, 3, bits=16),
+    "array-RGBA-16bit": lambda: integers(H, W, 4, bits=16),
+    "array-gray": lambda: integers(H, W),
+    "photo-alpha": lambda: Photo(integers(H, W, 3), integers(H, W)),
+    "pil-RGB": lambda: Image.fromarray(integers(H, W, 3)),
+    "pil-RGBA": lambda: Image.fromarray(integers(H, W, 4)),
+    "pil-LA": lambda: Image.fromarray(integers(H, W, 2), "LA"),
+    "pil-16bit": lambda: Image.fromarray(integers(H, W, bits=16)),
+    "tensor-float32": lambda: tensor(3, H, W),
+    "tensor-alpha-float64": lambda: tensor(1, 4, H, W, dtype=torch.float64),
+    "tensor-gray-bfloat16": lambda: tensor(1, 1, H, W, dtype=torch.bfloat16),
+    "tensor-float16": lambda: tensor(1, 3, H, W, dtype=torch.float16),
+}
+
+
+def values(picture):
+    """[H, W, C] with alpha as the last channel, in the picture's own precision."""
+    if isinstance(picture, torch.Tensor):
+        return picture.double().reshape(-1, H, W).permute(1, 2, 0).numpy()
+    if isinstance(picture, Photo):
+        return np.dstack([picture.pixels, picture.alpha])
+    return np.asarray(picture).reshape(H, W, -1)
+
+
+@pytest.mark.parametrize("name", ["inpaint", "inpaint-vq"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_keeps_its_known_pixels_and_its_alpha(kind, name):
+    image = KINDS[kind]()
+    result = tiny(name)(image, HOLE, tile=64, progress=False)
+    assert type(result) is type(image)
+    if isinstance(image, Image.Image):
+        assert result.mode == image.mode
+    ours, before = values(result), values(image)
+    assert ours.dtype == before.dtype and ours.shape == before.shape
+    np.testing.assert_array_equal(ours[~HOLE], before[~HOLE])
+    assert (ours[HOLE] != before[HOLE])[..., 0].mean() > 0.9
+    if before.shape[2] in (2, 4):
+        np.testing.assert_array_equal(ours[..., -1], before[..., -1])
+
+
+@pytest.mark.parametrize("name", ["inpaint", "inpaint-vq"])
+def test_what_was_in_the_hole_does_not_matter(name):
+    first = photo(H, W)
+    results = []
+    for inside in (0, 255, integers(H, W, 3)):
+        image = np.where(HOLE[..., None], inside, first).astype(np.uint8)
+        results.append(tiny(name)(image, HOLE, tile=64, progress=False))
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+
+
+def test_the_surroundings_and_the_seed_do_matter():
+    image = photo(H, W)
+    ours = tiny("inpaint")(image, HOLE, progress=False)
+    for other in (
+        tiny("inpaint")(255 - image, HOLE, progress=False),
+        tiny("inpaint")(image, HOLE, seed=1, progress=False),
+    ):
+        assert (other[HOLE] != ours[HOLE]).mean() > 0.5
+
+
+def test_the_network_sees_a_black_hole_and_a_mask_of_plus_and_minus_one():
+    seen = []
+
+    def watch(latent, features):
+        seen.append(features)
+        return pointwise(latent, features)
+
+    hole = np.zeros((64, 64), bool)
+    hole[8:24, 16:48] = True  # whole latent pixels, over which the oracle averages
+    image = photo(64, 64)
+    oracle(watch, 1, mask=True)(image, hole, progress=False)
+    lq, mask = seen[0][0, :3], seen[0][0, 3]
+    in_hole = torch.from_numpy(hole[::4, ::4])
+    assert (lq[:, in_hole] == -1).all() and (mask[in_hole] == 1).all() and (mask[~in_hole] == -1).all()
+    expected = torch.nn.functional.avg_pool2d(tensor_of(image) * 2 - 1, 4)[0]
+    torch.testing.assert_close(lq[:, ~in_hole], expected[:, ~in_hole])
+
+
+def evaluations(pipe, image, hole, **options):
+    calls = []
+    result = pipe(image, hole, progress=lambda done, total: calls.append((done, total)), **options)
+    assert calls == [(i + 1, len(calls)) for i in range(len(calls))]
+    return result, len(calls)
+
+
+def test_tiles_without_holes_are_not_evaluated():
+    image, hole = photo(192, 192), np.zeros((192, 192), bool)
+    hole[70:80, 130:140] = True
+    hole[100, 100] = True
+    steps = POINTWISE.spec.schedule.num_steps
+    _, whole = evaluations(POINTWISE, image, hole, tile=WHOLE)
+    result, in_tiles = evaluations(POINTWISE, image, hole, tile=64, overlap=0)  # 3 × 3 tiles, two with holes
+    assert (whole, in_tiles) == (steps, 2 * steps)
+    np.testing.assert_array_equal(result[~hole], image[~hole])
+    _, batched = evaluations(POINTWISE, image, hole, tile=64, overlap=0, batch_size=5)
+    assert batched == steps
+
+
+def test_a_mask_without_holes_costs_nothing_and_changes_nothing():
+    image = integers(H, W, 3, bits=16)
+    result, count = evaluations(POINTWISE, image, np.zeros((H, W), bool), tile=64)
+    assert count == 0
+    np.testing.assert_array_equal(result, image)
+
+
+def test_a_hole_as_large_as_the_picture_is_filled():
+    result = tiny("inpaint")(photo(H, W), np.ones((H, W), bool), tile=64, progress=False)
+    assert result.shape == (H, W, 3) and result.std() > 1
+
+
+def test_pictures_of_unequal_sizes_with_their_masks_equal_one_by_one():
+    pipe = tiny("inpaint")
+    sizes = ((40, 90), (30, 30), (40, 90))
+    pictures = [photo(*size, seed=i) for i, size in enumerate(sizes)]
+    holes = [hole_of(*size, seed=i) for i, size in enumerate(sizes)]
+    together = pipe(pictures, holes, tile=64, batch_size=3, progress=False)
+    for picture, hole, result in zip(pictures, holes, together, strict=True):
+        alone = pipe(picture, hole, tile=64, progress=False)
+        np.testing.assert_allclose(result.astype(int), alone, atol=1)
+        np.testing.assert_array_equal(result[~hole], picture[~hole])
+
+
+def mask_kinds(folder):
+    gray = HOLE.astype(np.uint8) * 255
+    path = folder / "mask.png"
+    Image.fromarray(gray).save(path)
+    return {
+        "str": str(path),
+        "path": path,
+        "pil-L": Image.fromarray(gray),
+        "pil-1": Image.fromarray(gray).convert("1"),
+        "pil-RGB": Image.fromarray(gray).convert("RGB"),
+        "Photo": images.read(path),
+        "bool": HOLE,
+        "uint8-of-0-and-200": HOLE.astype(np.uint8) * 200,
+        "uint16": HOLE.astype(np.uint16) * 65535,
+        "float": HOLE.astype(np.float32),
+        "HW1": gray[..., None],
+        "tensor": torch.from_numpy(HOLE),
+        "list": [HOLE],
+    }
+
+
+def test_every_kind_of_mask_means_the_same(tmp_path):
+    image = photo(H, W)
+    expected = POINTWISE(image, HOLE, progress=False)
+    for kind, mask in mask_kinds(tmp_path).items():
+        np.testing.assert_array_equal(POINTWISE(image, mask, progress=False), expected, err_msg=kind)
+
+
+def test_a_batch_of_tensors_takes_a_list_of_masks():
+    batch = tensor(2, 3, H, W)
+    holes = [HOLE, hole_of(H, W, 1)]
+    results = POINTWISE(batch, holes, progress=False)
+    for result, image, hole in zip(results, batch, holes, strict=True):
+        known = torch.from_numpy(~hole)
+        assert torch.equal(result[:, known], image[:, known])
+        assert (result[:, ~known] != image[:, ~known]).float().mean() > 0.9
+
+
+REFUSED = {
+    "missing": (None, ValueError, "oracle-x1 fills holes and needs a mask"),
+    "wrong size": (np.zeros((W, H), bool), ValueError, "mask is 40×90, but array is 90×40; make them the same size"),
+    "too many": ([HOLE, HOLE], ValueError, "2 masks for 1 images; give one for each"),
+    "too few": ([], ValueError, "0 masks for 1 images"),
+    "int64": (np.zeros((H, W), np.int64), TypeError, "bool, uint8, uint16 or floating point, got int64"),
+    "number": (3, TypeError, "expected a path, image or array, got int"),
+    "NaN": (np.full((H, W), np.nan), ValueError, "NaN"),
+    "batch": (np.zeros((1, 1, H, W), bool), ValueError, r"\[H, W\] or \[H, W, C\]"),
+    "missing file": ("no-such-mask.png", FileNotFoundError, "no-such-mask.png"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_masks_that_do_not_fit_are_refused_in_one_line(case):
+    mask, error, message = REFUSED[case]
+    with pytest.raises(error, match=message) as raised:
+        POINTWISE(photo(H, W), mask, progress=False)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_mask_of_the_wrong_size_names_the_file(tmp_path):
+    path = tmp_path / "beach.png"
+    Image.fromarray(photo(H, W)).save(path)
+    with pytest.raises(ValueError, match=r"the mask is 90×41, but \S*beach.png is 90×40"):
+        POINTWISE(path, np.zeros((H + 1, W), bool), progress=False)
+
+
+def test_a_model_without_holes_takes_no_mask():
+    with pytest.raises(ValueError, match="oracle-x4 takes no mask; leave it out"):
+        oracle(tile_statistics)(photo(8, 8), np.zeros((8, 8), bool), progress=False)
