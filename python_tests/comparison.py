@@ -13,7 +13,7 @@ DTYPES = tuple(LIMITS)
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """"float32" for torch.float32: for the ids of tests."""
+    """ "float32" for torch.float32: for the ids of tests."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -54,7 +54,12 @@ def _run(function: Callable, tensors: dict[str, Tensor], dtype: torch.dtype) -> 
 
 
 def check_operator(
-    op: Callable, plain: Callable, exact: Callable, tensors: dict[str, Tensor], dtype: torch.dtype, limit: float | None = None
+    op: Callable,
+    plain: Callable,
+    exact: Callable,
+    tensors: dict[str, Tensor],
+    dtype: torch.dtype,
+    limit: float | None = None,
 ) -> None:
     """Compare outputs and gradients of `op` in `dtype` with those of `exact` in float64.
 

@@ -58,8 +58,9 @@ def weight(name: str, shape: tuple[int, ...]) -> Tensor:
 
 def fill_(module: nn.Module) -> nn.Module:
     """Give every parameter of `module` its deterministic value, and return it."""
-    state = {name: t if name.endswith(BUFFERS) else weight(name, tuple(t.shape)) for name, t in module.state_dict().items()}
-    module.load_state_dict(state)
+    state = module.state_dict()
+    own = {name: weight(name, tuple(tensor.shape)) for name, tensor in state.items() if not name.endswith(BUFFERS)}
+    module.load_state_dict(state | own)
     return module
 
 

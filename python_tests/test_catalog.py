@@ -124,7 +124,9 @@ def test_nothing_is_published_for_realsr_x2():
     assert get("realsr-x2").weights is None and get("realsr-x2").licence == "no weights published"
 
 
-@pytest.mark.parametrize("name, steps, first", [("realsr-x4-v1", 15, 0.02), ("realsr-x4-v3", 4, 0.1), ("faceir", 4, 0.1)])
+@pytest.mark.parametrize(
+    "name, steps, first", [("realsr-x4-v1", 15, 0.02), ("realsr-x4-v3", 4, 0.1), ("faceir", 4, 0.1)]
+)
 def test_official_schedules(name, steps, first):
     schedule = get(name).schedule
     assert (schedule.steps, schedule.kappa, schedule.power, schedule.etas_end) == (steps, 2.0, 0.3, 0.99)

@@ -36,7 +36,8 @@ def normals_in_float64(words: torch.Tensor) -> torch.Tensor:
     """Box–Muller in float64, [4, …] words to [4, …] normals."""
     u = ((words >> 9).double() + 0.5) / 2**23
     radius, angle = (-2 * u[0::2].log()).sqrt(), 2 * math.pi * u[1::2]
-    return torch.stack([radius[0] * angle[0].cos(), radius[0] * angle[0].sin(), radius[1] * angle[1].cos(), radius[1] * angle[1].sin()])
+    cosine, sine = radius * angle.cos(), radius * angle.sin()
+    return torch.stack([cosine[0], sine[0], cosine[1], sine[1]])
 
 
 def field(seed, step, channels, height, width, origin=None):
@@ -99,14 +100,13 @@ def test_normals_of_extreme_words_are_within_4e_6_of_float64(monkeypatch):
 @given(st.lists(seeds, min_size=2, max_size=5), st.randoms(), st.integers(0, 20), st.integers(1, 9))
 def test_batch_and_order_change_nothing(batch, random, step, channels):
     origins = [[random.randrange(10_000), random.randrange(10_000)] for _ in batch]
-    whole = noise_field(torch.tensor(batch), torch.tensor(step), channels, 3, 5, origin=torch.tensor(origins))
+    seed, origin, size = torch.tensor(batch), torch.tensor(origins), (channels, 3, 5)
+    whole = noise_field(seed, torch.tensor(step), *size, origin=origin)
     order = random.sample(range(len(batch)), len(batch))
-    shuffled = noise_field(
-        torch.tensor([batch[i] for i in order]), torch.tensor(step), channels, 3, 5, origin=torch.tensor([origins[i] for i in order])
-    )
+    shuffled = noise_field(seed[order], torch.tensor(step), *size, origin=origin[order])
     assert torch.equal(shuffled, whole[order])
-    for i, seed in enumerate(batch):
-        assert torch.equal(field(seed, step, channels, 3, 5, origins[i]), whole[i])
+    for i, own in enumerate(batch):
+        assert torch.equal(field(own, step, *size, origins[i]), whole[i])
 
 
 @settings(max_examples=30)

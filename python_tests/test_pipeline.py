@@ -77,22 +77,21 @@ def test_every_kind_gives_its_own_kind_enlarged(kind):
     make, colours = KINDS[kind]
     expected = enlarged(colours() / np.iinfo(colours().dtype).max)
     image = make()
-    result = BICUBIC(image, progress=False)
-    (kept, size, values), (kept_before, _, _) = described(result), described(image)
+    (kept, size, values), (kept_before, _, _) = described(BICUBIC(image, progress=False)), described(image)
     assert kept == kept_before
     assert size == (4 * H, 4 * W)
-    tolerance = 0.004 if "bfloat16" in kind else 1e-3 if "float16" in kind else 1e-6
-    step = {"uint8": 255, "uint16": 65535, "int32": 65535}.get(str(np.asarray(result).dtype)) if "tensor" not in kind else 0
-    if isinstance(result, Photo):
-        step = 255
-    np.testing.assert_allclose(values, np.broadcast_to(expected, values.shape), atol=0.51 / step if step else tolerance)
+    if "tensor" in kind:
+        tolerance = {"bfloat16": 4e-3, "float16": 1e-3}.get(kind.removeprefix("tensor-"), 1e-6)
+    else:
+        tolerance = 0.51 / np.iinfo(colours().dtype).max
+    np.testing.assert_allclose(values, np.broadcast_to(expected, values.shape), rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_of_scale_1_that_changes_nothing_returns_every_kind_as_it_is(kind):
     image = KINDS[kind][0]()
-    (kept, size, values), (kept_before, size_before, before) = described(IDENTITY(image, progress=False)), described(image)
-    assert (kept, size) == (kept_before, size_before)
+    (*kept, values), (*kept_before, before) = described(IDENTITY(image, progress=False)), described(image)
+    assert kept == kept_before
     np.testing.assert_allclose(values, before, rtol=0, atol=1e-7 if "tensor" in kind else 0)
 
 
@@ -118,15 +117,15 @@ def test_lists_and_tuples_of_any_kinds_and_sizes_come_back_alike():
 
 
 def test_neither_picture_nor_random_state_of_the_caller_change():
-    image = tensor_of(photo(20, 20))
+    pipe, image = tiny("x4"), tensor_of(photo(20, 20))
     before, state = image.clone(), torch.get_rng_state()
-    tiny("x4")(image, progress=False)
-    tiny("x4")(image, noise="torch", progress=False)
+    for noise in ("field", "torch"):
+        pipe(image, noise=noise, progress=False)
     assert torch.equal(image, before) and torch.equal(torch.get_rng_state(), state)
 
 
-@settings(max_examples=15)
-@given(height=st.integers(1, 70), width=st.integers(1, 70))
+@settings(max_examples=12)
+@given(height=st.integers(1, 70), width=st.integers(1, 40))
 def test_every_size_is_padded_by_reflection(height, width):
     """Also where the padding is longer than the side, to which numpy's reflection is the reference."""
     pipe, image = tiny("x4"), photo(height, width)
@@ -153,7 +152,7 @@ NEAR = {"x4": {torch.bfloat16: 0.01, torch.float16: 0.002}, "x4-vq": {torch.bflo
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 @pytest.mark.parametrize("name", NEAR)
 def test_16_bit_networks_are_near_float32(name, dtype):
-    image = tensor_of(photo(24, 40))
+    image = tensor_of(photo(16, 24))
     exact = tiny(name)(image, progress=False)
     result = tiny(name, dtype)(image, progress=False)
     assert result.dtype == torch.float32
@@ -161,11 +160,12 @@ def test_16_bit_networks_are_near_float32(name, dtype):
     assert not torch.equal(result, exact)
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 5])
-@pytest.mark.parametrize("name", ["x4", "x2-vq"])
+@pytest.mark.parametrize(
+    ("name", "batch_size"), [("x4", 1), ("x4", 2), ("x4", 5), ("x2-vq", 5)], ids=lambda value: str(value)
+)
 def test_a_batch_equals_one_by_one(name, batch_size):
     pipe = tiny(name)
-    sizes = [(20, 30), (20, 30), (20, 30), (9, 40), (40, 9), (20, 30)]
+    sizes = [(12, 16), (12, 16), (12, 16), (9, 20), (20, 9), (12, 16)]
     pictures = [tensor_of(photo(*size, seed=i))[0] for i, size in enumerate(sizes)]
     seeds = [3, 3, 4, 5, 6, 2**62]
     together = pipe(pictures, seed=seeds, batch_size=batch_size, progress=False)
@@ -204,14 +204,14 @@ def official_chain(pipe, image, seed):
     lq = image * 2 - 1
     y = pipe.first_stage.encode(F.interpolate(lq, scale_factor=spec.scale, mode="bicubic"))
     torch.manual_seed(seed)
-    x = y + schedule.kappa * schedule.etas[-1] ** 0.5 * torch.randn_like(y)
+    x = y + schedule.kappa * schedule.etas[-1] ** 0.5 * torch.randn(y.shape)
     for t in reversed(range(schedule.num_steps)):
         eta = schedule.etas[t]
         scaled = x / (schedule.kappa**2 * eta + 1) ** 0.5
         x0 = pipe.denoiser(scaled.float(), torch.full((len(y),), t), lq)
         if spec.prediction_type == "residual":
             x0 = (y - x0).clamp(-1, 1)
-        noise, eta_before = torch.randn_like(y), schedule.etas[t - 1] if t else 0.0
+        noise, eta_before = torch.randn(y.shape), schedule.etas[t - 1] if t else 0.0
         mean = eta_before / eta * x + (eta - eta_before) / eta * x0
         x = mean + schedule.kappa * (eta_before * (eta - eta_before) / eta) ** 0.5 * noise
     return (pipe.first_stage.decode(x.float()).clamp(-1, 1) + 1) / 2
@@ -220,8 +220,7 @@ def official_chain(pipe, image, seed):
 @pytest.mark.parametrize("name", ["x4", "x4-vq", "x2-vq"])
 def test_torch_noise_is_drawn_in_the_official_order(name):
     pipe = tiny(name)
-    side = 2 * pipe.spec.pad_multiple
-    image = tensor_of(photo(side, side))
+    image = tensor_of(photo(pipe.spec.pad_multiple, 2 * pipe.spec.pad_multiple))
     with torch.random.fork_rng():
         expected = official_chain(pipe, image, 12345)
     assert_close(name, pipe(image, seed=12345, noise="torch", progress=False), expected, 1e-4)
@@ -251,7 +250,7 @@ def test_several_threads_may_share_a_pipeline():
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "batches"), [pytest.param(1, 6 + 2, id="one by one"), pytest.param(4, 2 + 1, id="batches of 4")]
+    ("batch_size", "batches"), [pytest.param(1, 8, id="one by one"), pytest.param(4, 2, id="batches across pictures")]
 )
 def test_progress_counts_the_evaluations(batch_size, batches):
     pipe, calls = oracle(pointwise), []
@@ -262,7 +261,7 @@ def test_progress_counts_the_evaluations(batch_size, batches):
         calls.append((done, total))
 
     pipe(pictures, tile=16, overlap=0, batch_size=batch_size, progress=count)
-    total = batches * pipe.spec.schedule.num_steps if batch_size == 1 else 2 * pipe.spec.schedule.num_steps
+    total = batches * pipe.spec.schedule.num_steps
     assert calls == [(done + 1, total) for done in range(total)]
 
 

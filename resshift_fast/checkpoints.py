@@ -7,7 +7,6 @@ is. Nothing in a file is ever executed (`weights_only=True`), and a module is ei
 import codecs
 import os
 import re
-import threading
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,8 +15,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
+
+from resshift_fast.files import write_atomically
 
 # Where training programs keep the weights inside a checkpoint; the first that holds tensors wins, averaged ones first.
 WRAPPERS = ("params_ema", "ema", "params", "state_dict", "model")
@@ -164,16 +166,7 @@ def save_safetensors(
         raise TypeError(f"dtype must be a floating-point torch.dtype or None, got {dtype}")
     state = module_or_state.state_dict() if isinstance(module_or_state, nn.Module) else module_or_state
     tensors = {key: _to_save(key, value, dtype) for key, value in state.items() if not key.endswith(DERIVED)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    try:
-        save_file(tensors, temporary, metadata=dict(metadata))
-        with open(temporary, "rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"{path} could not be written ({_reason(error)}); check the folder and its free space") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, serialize(tensors, metadata=dict(metadata)))
 
 
 def _recognize(path: Path) -> str:

@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from resshift_fast.files import write_atomically
+
 if TYPE_CHECKING:
     from resshift_fast.catalog import WeightFile
 
@@ -395,12 +397,10 @@ def _read_record(target: Path) -> _Record | None:
 
 def _write_record(target: Path, record: _Record) -> None:
     path = _beside(target, ".sha256")
-    temporary = _beside(path, f".{os.getpid()}-{threading.get_ident()}.tmp")
     # sha256sum skips lines that begin with a hash sign.
     text = f"# size {record.size} mtime_ns {record.mtime_ns}\n{record.sha256}  {target.name}\n"
     with contextlib.suppress(OSError):  # a cache that can only be read is hashed at each start instead
-        temporary.write_text(text, "utf-8")
-        os.replace(temporary, path)
+        write_atomically(path, text.encode())
 
 
 def _sha256(path: Path) -> str:

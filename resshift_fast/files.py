@@ -11,9 +11,10 @@ import os
 import re
 import secrets
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 FORMATS = {
     ".png": "PNG",
@@ -227,8 +228,10 @@ def make_folder(folder: str | Path) -> Path:
     return folder
 
 
-def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
-    """Write a file so that at every moment it is the old one or the new one, never half of one.
+@contextmanager
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write into that takes the name `path` when the block ends well, so that at every moment the file is
+    the old one or the new one, never half of one.
 
     The bytes go to a hidden temporary file in the same folder, are flushed to the disk, and take the name in one
     step. On any failure, Ctrl-C included, the temporary file is removed and a file that was there is untouched; a
@@ -237,7 +240,6 @@ def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
 
     Args:
         path: the file; its folder must exist.
-        data: its whole content.
 
     Raises:
         FileNotFoundError: if the folder does not exist.
@@ -253,7 +255,7 @@ def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
     try:
         with os.fdopen(os.open(temporary, flags, 0o666), "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
@@ -264,6 +266,12 @@ def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
             raise _write_error(error, path) from error
         raise
     _sync_folder(target.parent)
+
+
+def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
+    """Write the whole content of a file in one step, as `replacing` does, with its errors."""
+    with replacing(path) as file:
+        file.write(data)
 
 
 def _temporary_name() -> str:

@@ -64,6 +64,11 @@ def sample_latents(
     Raises:
         ValueError, TypeError: from the operators, for shapes and dtypes that do not fit.
     """
+    draws = schedule.num_steps + 1
+    if noise is not None and len(noise) != draws:
+        raise ValueError(
+            f"sample_latents: noise has {len(noise)} tensors, expected {draws}: the prior's, then one a step"
+        )
     parameter = next(denoiser.parameters())
     dtype = parameter.dtype
     table = schedule.table(y.device)

@@ -45,7 +45,7 @@ def mini_config() -> SwinUNetConfig:
     """The configuration of mini_unet.json; what is not named here is fixed in this implementation."""
     fields = document("mini_unet.json")
     assert fields.pop("use_scale_shift_norm") and not fields.pop("patch_norm")
-    return SwinUNetConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    return SwinUNetConfig(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
 
 
 @pytest.fixture(scope="module")

@@ -28,8 +28,10 @@ def exact(x, weight, bias=None, *, padding=1):
     padded = x.new_zeros(batch, channels, height + 2 * padding, width + 2 * padding)
     padded[:, :, padding : padding + height, padding : padding + width] = x
     rows, columns = padded.shape[2] - 2, padded.shape[3] - 2
-    taps = [(i, j) for i in range(3) for j in range(3)]
-    y = sum(torch.einsum("bchw,oc->bohw", padded[:, :, i : i + rows, j : j + columns], weight[:, :, i, j]) for i, j in taps)
+    y = 0.0
+    for i, j in [(i, j) for i in range(3) for j in range(3)]:
+        read = padded[:, :, i : i + rows, j : j + columns]
+        y = y + torch.einsum("bchw,oc->bohw", read, weight[:, :, i, j])
     return y if bias is None else y + bias.view(1, -1, 1, 1)
 
 
@@ -68,7 +70,8 @@ def test_float32_parameters_with_16_bit_images(dtype):
     x = tensors.pop("x").to(dtype)
     y = conv2d(x, **tensors)
     assert y.dtype == dtype
-    assert_close("output", y, exact(x.double(), **{n: p.double() for n, p in tensors.items()}), 2 * torch.finfo(dtype).eps)
+    expected = exact(x.double(), **{name: p.double() for name, p in tensors.items()})
+    assert_close("output", y, expected, 2 * torch.finfo(dtype).eps)
 
 
 W, X = torch.ones(4, 6, 3, 3), torch.ones(2, 6, 5, 5)

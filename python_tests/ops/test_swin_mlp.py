@@ -76,7 +76,8 @@ def test_float32_parameters_with_16_bit_images(dtype):
     tensors["x"] = tensors["x"].to(dtype)
     y = swin_mlp(**tensors, num_groups=4)
     assert y.dtype == dtype
-    assert_close("output", y, exact(**{n: p.double() for n, p in tensors.items()}, num_groups=4), 2 * torch.finfo(dtype).eps)
+    expected = exact(**{name: p.double() for name, p in tensors.items()}, num_groups=4)
+    assert_close("output", y, expected, 2 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize(

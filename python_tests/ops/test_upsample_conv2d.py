@@ -65,7 +65,8 @@ def test_float32_parameters_with_16_bit_images(dtype):
     x = tensors.pop("x").to(dtype)
     y = upsample_conv2d(x, **tensors)
     assert y.dtype == dtype
-    assert_close("output", y, exact(x.double(), **{n: p.double() for n, p in tensors.items()}), 2 * torch.finfo(dtype).eps)
+    expected = exact(x.double(), **{name: p.double() for name, p in tensors.items()})
+    assert_close("output", y, expected, 2 * torch.finfo(dtype).eps)
 
 
 W, X = torch.ones(4, 6, 3, 3), torch.ones(2, 6, 5, 5)

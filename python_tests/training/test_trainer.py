@@ -1,6 +1,7 @@
 """The training loop on a tiny network: it learns, resumes bit for bit, stops on signals and refuses what can't work."""
 
 import csv
+import errno
 import inspect
 import os
 import signal
@@ -252,15 +253,15 @@ def test_a_failed_write_keeps_the_previous_checkpoint(photos, tmp_path, monkeypa
     trainer.run(stop_after=1)
     before = (tmp_path / "last.pt").read_bytes()
 
-    def full(_state, path):
-        path.write_bytes(b"half")
-        raise OSError("no space left")
+    def full(_state, file):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="no space"):
         trainer.save()
     assert (tmp_path / "last.pt").read_bytes() == before
-    assert not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob(".*.tmp"))
+    assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob(".*.part"))
 
 
 def test_a_signal_ends_after_the_step_and_the_run_continues(photos, tmp_path):

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from resshift_fast.pipeline import Pipeline
 
 
+BAR_SECONDS = 1.0  # a photo that is faster is done before a bar can be read
+
+
 def run_jobs(pipe: Pipeline, jobs: Sequence[Job], options: dict[str, Any], tally: Tally) -> None:
     """Restore every job's photo, say a line about each on stderr, and count them in `tally`.
 
@@ -66,7 +69,7 @@ def _restore(
     """Restore one photo: (before, after, where the result is)."""
     before = images.read(job.source)
     mask = images.read_mask(job.mask) if job.mask else None
-    with _bar(label, pipe.spec.schedule.num_steps) as progress:
+    with _bar(label) as progress:
         after = pipe(before, mask, progress=progress, **options)
     output = job.output
     if not job.exact and images.suffix_for(after, output.suffix) != output.suffix:
@@ -81,21 +84,15 @@ def _restore(
 
 
 @contextmanager
-def _bar(label: str, steps: int) -> Iterator[Callable[[int, int], None]]:
-    """A function that the pipeline calls with (done, total): a bar on a terminal for photos of more than one tile."""
-    bar: tqdm | None = None
+def _bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A function that the pipeline calls with (done, total): a bar on a terminal, for photos that take their time."""
+    with tqdm(desc=label, unit="step", leave=False, disable=None, delay=BAR_SECONDS) as bar:
 
-    def progress(done: int, total: int) -> None:
-        nonlocal bar
-        if total > steps:
-            bar = bar or tqdm(total=total, desc=label, unit="step", leave=False, disable=None)
+        def progress(done: int, total: int) -> None:
+            bar.total = total
             bar.update(done - bar.n)
 
-    try:
         yield progress
-    finally:
-        if bar is not None:
-            bar.close()
 
 
 class _Clock:

@@ -4,12 +4,12 @@ the old or the new one."""
 from __future__ import annotations
 
 import csv
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import io
 from pathlib import Path
 
 import torch
+
+from resshift_fast.files import replacing, write_atomically
 
 FORMAT = 1
 LOG_FIELDS = (
@@ -23,19 +23,6 @@ LOG_FIELDS = (
     "bicubic_psnr_y_degraded",
     "seconds",
 )
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path next to `path` that takes its place when the block ends well, and is removed otherwise."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class RunFolder:
@@ -54,8 +41,8 @@ class RunFolder:
 
     def save_last(self, state: dict) -> None:
         """Write the resumable state; the previous one stays until the new one is complete."""
-        with replacing(self.last) as temporary:
-            torch.save({"format": FORMAT, **state}, temporary)
+        with replacing(self.last) as file:
+            torch.save({"format": FORMAT, **state}, file)
 
     def load_last(self) -> dict:
         """Read the resumable state. Raises ValueError for a damaged or foreign file."""
@@ -75,10 +62,11 @@ class RunFolder:
         if step and self.log.exists():
             with open(self.log, newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.DictReader(file) if row["step"].isdigit() and int(row["step"]) <= step]
-        with replacing(self.log) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, LOG_FIELDS, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, LOG_FIELDS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(self.log, text.getvalue().encode())
 
     def append_log(self, **values: object) -> None:
         """Add a row; fields that are left out stay empty."""
