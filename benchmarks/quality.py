@@ -127,7 +127,7 @@ def row(folder: Path, name: str, figures: dict[str, Any]) -> dict[str, Any]:
     """A row of the table from figures as `measure_pair` gives them."""
     psnr, bicubic = float(np.mean(figures["psnr"])), figures["bicubic_psnr"]
     return {
-        "folder": folder.name,
+        "folder": folder.resolve().name,
         "image": name,
         "PSNR-Y": psnr,
         "± PSNR": common.spread(figures["psnr"]),

@@ -125,7 +125,8 @@ def test_float32_parameters_with_16_bit_images(dtype):
     y = group_norm(x, 8, **tensors, activation="silu")
     assert y.dtype == dtype
     doubles = {name: p.detach().double() for name, p in tensors.items()}
-    assert_close("output", y, exact(x.double(), **doubles, num_groups=8, activation="silu"), torch.finfo(dtype).eps)
+    expected = exact(x.double(), **doubles, num_groups=8, activation="silu")
+    assert_close("output", y, expected, torch.finfo(dtype).eps / 4)  # rounded once, at the end
     y.float().square().sum().backward()
     assert all(p.grad.dtype == torch.float32 for p in tensors.values())
 

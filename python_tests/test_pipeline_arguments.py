@@ -1,0 +1,260 @@
+"""Arguments that do not fit are refused in one line; weights are found, checked and kept."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from pipelines import CPU, SPECS, integers, nothing, oracle, photo, pointwise, tensor_of, tiny
+
+from resshift_fast import Pipeline, catalog, pipeline, sample
+from resshift_fast.checkpoints import CheckpointError, save_safetensors
+
+PIPE = oracle(pointwise)  # ×4, pads to 16, tiles start on every second pixel
+IMAGE = photo(40, 40)
+NAN = torch.tensor(float("nan"))
+
+
+CALLS = {
+    "tile below the window": ({"tile": 15}, ValueError, "tile is 15, expected at least 16 input pixels"),
+    "tile of zero": ({"tile": 0}, ValueError, "tile is 0, expected at least 16"),
+    "negative tile": ({"tile": -64}, ValueError, "tile is -64"),
+    "fractional tile": ({"tile": 64.5}, TypeError, "tile is 64.5, expected a whole number or None"),
+    "tile in words": ({"tile": "64"}, TypeError, "tile is '64', expected a whole number"),
+    "negative overlap": ({"overlap": -1}, ValueError, "overlap is -1, expected 0 to tile − 1 = 63"),
+    "overlap of a tile": ({"tile": 32, "overlap": 32}, ValueError, "overlap is 32, expected 0 to tile − 1 = 31"),
+    "overlap without a step": ({"tile": 32, "overlap": 31}, ValueError, "overlap 31 leaves less than 2 new pixels"),
+    "fractional overlap": ({"overlap": 0.5}, TypeError, "overlap is 0.5, expected a whole number"),
+    "no batch": ({"batch_size": 0}, ValueError, "batch_size is 0, expected at least 1"),
+    "negative batch": ({"batch_size": -2}, ValueError, "batch_size is -2"),
+    "fractional batch": ({"batch_size": 1.5}, TypeError, "batch_size is 1.5, expected a whole number"),
+    "true batch": ({"batch_size": True}, TypeError, "batch_size is True"),
+    "unknown noise": ({"noise": "white"}, ValueError, "noise is 'white', expected 'field' or 'torch'"),
+    "negative seed": ({"seed": -1}, ValueError, r"seed is -1, expected 0 to 2\*\*63 - 1"),
+    "seed beyond 63 bits": ({"seed": 2**63}, ValueError, "expected 0 to"),
+    "fractional seed": ({"seed": 1.0}, TypeError, "seed is 1.0, expected a whole number"),
+    "boolean seed": ({"seed": True}, TypeError, "seed is True"),
+    "too many seeds": ({"seed": [1, 2]}, ValueError, "2 seeds for 1 images; give one for all, or one for each"),
+    "bad seed in a list": ({"seed": [-5]}, ValueError, "seed is -5"),
+}
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_refused_in_one_line_before_any_work(case):
+    options, error, message = CALLS[case]
+    pipe = oracle(pointwise)
+    with pytest.raises(error, match=message) as raised:
+        pipe(IMAGE, progress=False, **options)
+    assert "\n" not in str(raised.value)
+    assert not pipe.denoiser.shapes
+
+
+IMAGES = {
+    "NaN": (NAN.expand(1, 3, 8, 8), ValueError, "NaN"),
+    "out of range": (tensor_of(IMAGE) * 255, ValueError, r"expected \[0, 1\]; scale or clamp"),
+    "integer tensor": (torch.zeros(3, 8, 8, dtype=torch.int32), TypeError, "floating point"),
+    "wrong rank": (torch.zeros(8, 8), ValueError, r"got \[8, 8\]"),
+    "float array": (np.zeros((8, 8, 3)), TypeError, "uint8 or uint16, got float64"),
+    "unsupported": ({"image": 1}, TypeError, "cannot restore a dict"),
+    "second of a list": ([IMAGE, None], TypeError, "cannot restore a NoneType"),
+}
+
+
+@pytest.mark.parametrize("case", IMAGES)
+def test_pictures_that_do_not_fit_are_refused_before_any_work(case):
+    image, error, message = IMAGES[case]
+    pipe = oracle(pointwise)
+    with pytest.raises(error, match=message) as raised:
+        pipe(image, progress=False)
+    assert "\n" not in str(raised.value)
+    assert not pipe.denoiser.shapes
+
+
+def test_torch_noise_takes_one_seed():
+    images = [photo(8, 8), photo(8, 8)]
+    with pytest.raises(ValueError, match="noise='torch' draws in order from one seed"):
+        PIPE(images, seed=[1, 2], noise="torch", progress=False)
+    first, second = PIPE(images, seed=3, noise="torch", progress=False)
+    assert (first != second).any()  # the same picture, but the next draws
+
+
+def test_whole_numbers_of_numpy_are_welcome():
+    expected = PIPE(IMAGE, seed=3, tile=32, overlap=8, batch_size=2, progress=False)
+    options = {"seed": np.int64(3), "tile": np.uint8(32), "overlap": np.int16(8), "batch_size": np.int32(2)}
+    np.testing.assert_array_equal(PIPE(IMAGE, progress=False, **options), expected)
+
+
+@pytest.mark.parametrize("spec", ["x4", "x4-vq"])
+def test_an_overflow_is_an_error_and_no_picture(spec):
+    """Also where quantization would turn NaN into the first colour of the codebook."""
+    shared = tiny(spec)
+    denoiser = catalog.build_denoiser(shared.spec)
+    denoiser.load_state_dict(shared.denoiser.state_dict())
+    with torch.no_grad():
+        denoiser.out[2].weight *= 1e6
+    pipe = Pipeline(shared.spec, denoiser, catalog.build_first_stage(shared.spec), CPU, torch.float16)
+    with pytest.raises(ValueError, match="overflowed in float16; use float32 or bfloat16"):
+        pipe(photo(8, 8), progress=False)
+
+
+def test_weights_that_give_nan_are_called_damaged():
+    pipe = oracle(lambda latent, features: latent * NAN)
+    with pytest.raises(ValueError, match="overflowed in float32; use other weights"):
+        pipe(tensor_of(photo(8, 8)), progress=False)
+
+
+BUILDS = {
+    "unknown model": ({"name": "realsr-v3"}, ValueError, "unknown model 'realsr-v3'; did you mean 'realsr-x4-v3'?"),
+    "no name at all": ({"name": None}, ValueError, "unknown model None"),
+    "unknown dtype": ({"dtype": "float8"}, ValueError, "dtype is 'float8', expected one of float32, bfloat16, float16"),
+    "wide dtype": ({"dtype": torch.float64}, ValueError, "dtype is torch.float64"),
+    "unknown device": ({"device": "gpu"}, ValueError, "device 'gpu' cannot be used here: .*; use device='cpu'"),
+    "absent device": ({"device": "xpu:7"}, ValueError, "device 'xpu:7' cannot be used here"),
+    "missing weights": ({"weights": "none.safetensors"}, FileNotFoundError, "none.safetensors"),
+}
+
+
+@pytest.mark.parametrize("case", BUILDS)
+def test_pipelines_that_cannot_be_built_say_why(case):
+    options, error, message = BUILDS[case]
+    with pytest.raises(error, match=message) as raised:
+        Pipeline.from_pretrained(**options)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, "float16"], ids=["torch.bfloat16", "float16"])
+def test_dtypes_go_by_name_too(dtype):
+    pipe = Pipeline.from_pretrained("nano-x4", random_weights=True, dtype=dtype, device="cpu")
+    assert pipe.dtype == next(pipe.denoiser.parameters()).dtype
+    assert str(pipe.dtype).endswith(str(dtype).removeprefix("torch."))
+    assert (pipe.spec.name, pipe.device) == ("nano-x4", CPU)
+
+
+@pytest.fixture
+def catalogue(monkeypatch):
+    """The catalogue's entries in the tests' sizes."""
+    for name, spec in (("nano-x4", SPECS["x4"]), ("realsr-x4-v3", SPECS["x4-vq"]), ("realsr-x2", SPECS["x2-vq"])):
+        monkeypatch.setitem(catalog.MODELS, name, spec)
+
+
+@pytest.fixture
+def files(tmp_path, catalogue):
+    """Weights of the tests' "nano-x4", once more under another seed, of "realsr-x4-v3" and of its autoencoder."""
+    save_safetensors(tiny("x4").denoiser, tmp_path / "nano.safetensors", {})
+    other = {key: value * 1.25 for key, value in tiny("x4").denoiser.state_dict().items() if value.is_floating_point()}
+    save_safetensors(other, tmp_path / "other.safetensors", {})
+    save_safetensors(tiny("x4-vq").denoiser, tmp_path / "realsr.safetensors", {})
+    save_safetensors(tiny("x4-vq").first_stage, tmp_path / "autoencoder.safetensors", {})
+    return tmp_path
+
+
+def test_given_files_are_loaded(files):
+    for name, spec, options in (
+        ("nano-x4", "x4", {"weights": files / "nano.safetensors"}),
+        (
+            "realsr-x4-v3",
+            "x4-vq",
+            {"weights": str(files / "realsr.safetensors"), "autoencoder": files / "autoencoder.safetensors"},
+        ),
+    ):
+        pipe = Pipeline.from_pretrained(name, device="cpu", **options)
+        np.testing.assert_array_equal(pipe(IMAGE, progress=False), tiny(spec)(IMAGE, progress=False))
+
+
+def test_weights_of_another_model_are_refused_with_the_first_keys(files):
+    with pytest.raises(CheckpointError, match=r"realsr.safetensors does not fit SwinUNet: .*input_blocks\.0\.0"):
+        Pipeline.from_pretrained("nano-x4", weights=files / "realsr.safetensors")
+    with pytest.raises(CheckpointError, match=r"nano.safetensors does not fit VQAutoencoder: .*encoder\.conv_in"):
+        Pipeline.from_pretrained(
+            "realsr-x4-v3", weights=files / "realsr.safetensors", autoencoder=files / "nano.safetensors"
+        )
+
+
+def test_a_model_without_published_weights_says_what_to_do(catalogue):
+    with pytest.raises(ValueError, match=r"no weights are published for realsr-x2; .* weights=FILE \(--weights FILE\)"):
+        Pipeline.from_pretrained("realsr-x2")
+
+
+def test_an_autoencoder_for_a_model_without_one_is_refused(files):
+    with pytest.raises(ValueError, match=r"nano-x4 has no autoencoder to load .*autoencoder.safetensors into; leave"):
+        Pipeline.from_pretrained(
+            weights=files / "nano.safetensors", autoencoder=files / "autoencoder.safetensors", device="cpu"
+        )
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """Names of the models that `sample` loads; it starts with none."""
+    loaded, build = [], Pipeline.from_pretrained
+
+    def recorded(name, **options):
+        loaded.append(name)
+        return build(name, **options)
+
+    monkeypatch.setattr(pipeline, "_kept", {})
+    monkeypatch.setattr(Pipeline, "from_pretrained", recorded)
+    return loaded
+
+
+def test_sample_is_a_pipeline_in_one_call(files, loads):
+    weights = files / "nano.safetensors"
+    expected = tiny("x4")(IMAGE, seed=5, tile=32, overlap=4, progress=False)
+    result = sample(IMAGE, weights=weights, device="cpu", seed=5, tile=32, overlap=4, progress=False)
+    np.testing.assert_array_equal(result, expected)
+    with pytest.raises(TypeError, match="strength"):
+        sample(IMAGE, weights=weights, strength=1)
+
+
+def test_the_embedded_model_is_at_hand_and_stays_true_to_the_picture(loads):
+    image = photo(24, 32)
+    result, plain = sample(image, device="cpu", progress=False), oracle(nothing)(image, progress=False)
+    assert result.shape == (96, 128, 3) and loads == ["nano-x4"]
+    assert 0 < np.abs(result / 255 - plain / 255).mean() < 0.05
+
+
+def test_sample_keeps_one_pipeline_and_reloads_on_change(files, loads):
+    def run(**options):
+        options = {"weights": files / "nano.safetensors", "device": "cpu"} | options
+        return sample(integers(8, 8, 3), progress=False, **options)
+
+    first = run()
+    run(seed=3, tile=32)
+    run(weights=str(files / "nano.safetensors"), dtype="float32")
+    assert len(loads) == 1
+    run(dtype="bfloat16")
+    assert len(loads) == 2
+    assert (run(weights=files / "other.safetensors") != first).any()
+    assert len(loads) == 3 and len(pipeline._kept) == 1
+    np.testing.assert_array_equal(run(), first)
+    assert len(loads) == 4
+
+
+def test_sample_notices_a_file_that_was_written_again(files, loads):
+    weights = files / "nano.safetensors"
+    first = sample(IMAGE, weights=weights, device="cpu", progress=False)
+    os.replace(files / "other.safetensors", weights)
+    os.utime(weights, ns=(1, 1))
+    second = sample(IMAGE, weights=weights, device="cpu", progress=False)
+    assert (first != second).any() and len(loads) == 2
+
+
+def test_sample_keeps_what_it_has_when_another_model_fails(files, loads):
+    options = {"weights": files / "nano.safetensors", "device": "cpu", "progress": False}
+    sample(IMAGE, **options)
+    with pytest.raises(CheckpointError):
+        sample(IMAGE, **options | {"weights": files / "realsr.safetensors"})
+    with pytest.raises(ValueError, match="unknown model 'nano-x8'; did you mean 'nano-x4'"):
+        sample(IMAGE, "nano-x8", **options)
+    count = len(loads)
+    sample(IMAGE, **options)
+    assert len(loads) == count
+
+
+def test_sample_in_several_threads_loads_once(files, loads):
+    with ThreadPoolExecutor(4) as pool:
+        options = {"weights": files / "nano.safetensors", "device": "cpu", "progress": False}
+        results = list(pool.map(lambda _: sample(IMAGE, **options), range(4)))
+    assert len(loads) == 1
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
