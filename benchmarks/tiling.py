@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from resshift_fast import images
 from resshift_fast.catalog import ModelSpec
 from resshift_fast.pipeline import Pipeline
-from resshift_fast.tiling import Axis, Blender, plan_axis, reflect
+from resshift_fast.tiling import Axis, Blender, reflect
 
 # A border line is compared with the lines this many latent pixels away on both sides: far enough to be no part of the
 # seam, and at the same place of the latent's grid, whose lines differ among themselves.
@@ -82,18 +82,12 @@ def options() -> argparse.ArgumentParser:
     return made
 
 
-def plan(spec: ModelSpec, side: int, tile: int, overlap: int) -> Axis:
-    """The tiles that a pipeline lays along a side, all in input pixels."""
-    align = max(1, int(spec.denoiser.downsampling / spec.latent_per_input))
-    return plan_axis(side, tile // spec.pad_multiple * spec.pad_multiple, overlap, spec.pad_multiple, align)
-
-
 def variants(spec: ModelSpec, height: int, width: int, args: argparse.Namespace) -> list[Variant]:
     """What is compared; the first is the picture in one piece."""
     whole = -(-max(height, width) // spec.pad_multiple) * spec.pad_multiple
 
     def variant(name: str, tile: int, overlap: int, **settings: Any) -> Variant:
-        return Variant(name, plan(spec, height, tile, overlap), plan(spec, width, tile, overlap), **settings)
+        return Variant(name, *spec.plan_tiles(height, width, tile, overlap), **settings)
 
     one, other = (args.tile, args.overlap), (args.other_tile, args.other_overlap)
     return [

@@ -24,7 +24,7 @@ CALLS = {
     "tile in words": ({"tile": "64"}, TypeError, "tile is '64', expected a whole number"),
     "negative overlap": ({"overlap": -1}, ValueError, "overlap is -1, expected 0 to tile − 1 = 63"),
     "overlap of a tile": ({"tile": 32, "overlap": 32}, ValueError, "overlap is 32, expected 0 to tile − 1 = 31"),
-    "overlap without a step": ({"tile": 32, "overlap": 31}, ValueError, "overlap 31 leaves less than 2 new pixels"),
+    "overlap without a step": ({"tile": 32, "overlap": 31}, ValueError, "overlap is 31, expected at most 30"),
     "fractional overlap": ({"overlap": 0.5}, TypeError, "overlap is 0.5, expected a whole number"),
     "no batch": ({"batch_size": 0}, ValueError, "batch_size is 0, expected at least 1"),
     "negative batch": ({"batch_size": -2}, ValueError, "batch_size is -2"),

@@ -76,7 +76,7 @@ def test_known_plans(length, tile, overlap, multiple, align, starts, side):
         pytest.param(40, 0, "tile is 40, expected a multiple of 16", id="tile between multiples"),
         pytest.param(32, -1, "overlap is -1, expected 0 to tile − 1 = 31", id="negative overlap"),
         pytest.param(32, 32, "overlap is 32, expected 0 to tile − 1 = 31", id="overlap of a whole tile"),
-        pytest.param(32, 31, "overlap 31 leaves less than 2 new pixels in a tile of 32", id="step below the grid"),
+        pytest.param(32, 31, "overlap is 31, expected at most 30 in a tile of 32", id="step below the grid"),
     ],
 )
 def test_impossible_plans_are_refused(tile, overlap, message):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from resshift_fast.models.autoencoder import AutoencoderConfig, SpaceToDepth, SpaceToDepthConfig, VQAutoencoder
 from resshift_fast.models.swin_unet import SwinUNet, SwinUNetConfig
 from resshift_fast.schedule import Schedule
+from resshift_fast.tiling import Axis, plan_axis
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,6 +79,30 @@ class ModelSpec:
     def latent_per_input(self) -> float:
         """Latent pixels along a side for one input pixel."""
         return self.scale / self.first_stage.factor
+
+    def plan_tiles(
+        self, height: int, width: int, tile: int | None = None, overlap: int | None = None
+    ) -> tuple[Axis, Axis]:
+        """Where the tiles of an image lie.
+
+        Args:
+            height, width: the image's sides in input pixels.
+            tile: largest side of a tile in input pixels, rounded down to `pad_multiple`; None takes the model's own.
+            overlap: input pixels that neighbours share; None takes the model's own, a quarter of a tile at most.
+
+        Returns:
+            (rows, columns).
+
+        Raises:
+            ValueError: if tile is below `pad_multiple`, or overlap leaves nothing of a tile.
+        """
+        multiple = self.pad_multiple
+        if tile is not None and tile < multiple:
+            raise ValueError(f"tile is {tile}, expected at least {multiple} input pixels, the smallest for {self.name}")
+        tile = (self.tile if tile is None else tile) // multiple * multiple
+        overlap = min(self.overlap, tile // 4) if overlap is None else overlap
+        align = max(1, int(self.denoiser.downsampling / self.latent_per_input))
+        return plan_axis(height, tile, overlap, multiple, align), plan_axis(width, tile, overlap, multiple, align)
 
 
 def _official(filename: str) -> WeightFile:

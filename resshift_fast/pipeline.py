@@ -18,7 +18,7 @@ from resshift_fast.catalog import ModelSpec
 from resshift_fast.noise import check_seed
 from resshift_fast.sampler import sample_latents, torch_noise
 from resshift_fast.sources import Source, sources_of
-from resshift_fast.tiling import Axis, Blender, plan_axis, reflect
+from resshift_fast.tiling import Axis, Blender, reflect
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NOISES = ("field", "torch")
@@ -232,18 +232,9 @@ class Pipeline:
         return holes
 
     def _job(self, source: Source, hole: np.ndarray | None, seed: int, tile: int | None, overlap: int | None) -> _Job:
-        spec = self.spec
-        multiple = spec.pad_multiple
-        if tile is not None and tile < multiple:
-            raise ValueError(f"tile is {tile}, expected at least {multiple} input pixels, the smallest for {spec.name}")
-        tile = (tile or spec.tile) // multiple * multiple
-        if overlap is None:
-            overlap = min(spec.overlap, tile // 4)
-        align = max(1, int(spec.denoiser.downsampling / spec.latent_per_input))
-        rows = plan_axis(source.height, tile, overlap, multiple, align)
-        columns = plan_axis(source.width, tile, overlap, multiple, align)
-        source.begin(spec.scale)
-        blender = Blender(rows, columns, spec.scale, partial(source.write, hole=hole))
+        rows, columns = self.spec.plan_tiles(source.height, source.width, tile, overlap)
+        source.begin(self.spec.scale)
+        blender = Blender(rows, columns, self.spec.scale, partial(source.write, hole=hole))
         return _Job(source, hole, rows, columns, seed, blender)
 
     def _run(self, jobs: list[_Job], batch_size: int, noise: str, progress: Progress) -> None:

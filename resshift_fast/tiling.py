@@ -51,12 +51,12 @@ def plan_axis(length: int, tile: int, overlap: int, multiple: int, align: int) -
         raise ValueError(f"tile is {tile}, expected a multiple of {multiple} (the network's window and halvings)")
     if not 0 <= overlap < tile:
         raise ValueError(f"overlap is {overlap}, expected 0 to tile − 1 = {tile - 1}")
+    step = (tile - overlap) // align * align
+    if step == 0:
+        raise ValueError(f"overlap is {overlap}, expected at most {tile - align} in a tile of {tile}")
     extent = -(-length // multiple) * multiple
     if length <= tile:
         return Axis(length, extent, (0,), extent)
-    step = (tile - overlap) // align * align
-    if step == 0:
-        raise ValueError(f"overlap {overlap} leaves less than {align} new pixels in a tile of {tile}; lower it")
     last = -(-length // align) * align - tile
     return Axis(length, tile, (*range(0, last, step), last), extent)
 

@@ -214,14 +214,10 @@ def _check(request: Request, spec: ModelSpec) -> None:
         raise ValueError(f"{spec.name} fills holes and needs a mask; give --mask FILE or --mask FOLDER")
     if mask is not None and not spec.needs_mask:
         raise ValueError(f"{spec.name} takes no mask; leave --mask out, or use a model that fills holes")
-    tile, overlap = request.options["tile"], request.options["overlap"]
-    if tile is not None and tile < spec.pad_multiple:
-        raise ValueError(
-            f"--tile is {tile}, expected at least {spec.pad_multiple} input pixels, the smallest for {spec.name}"
-        )
-    side = (tile or spec.tile) // spec.pad_multiple * spec.pad_multiple
-    if overlap is not None and not 0 <= overlap < side:
-        raise ValueError(f"--overlap is {overlap}, expected 0 to {side - 1} input pixels with tiles of {side}")
+    try:
+        spec.plan_tiles(1, 1, request.options["tile"], request.options["overlap"])
+    except ValueError as error:
+        raise ValueError(f"--{error}") from None
 
 
 def _jobs_to_do(request: Request, tally: Tally) -> list[Job]:
