@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from comparison import assert_close
+from comparison import assert_close, tied_pixels
 from golden_data import array, arrays, fill_
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from resshift_fast import ops
 from resshift_fast.catalog import get
 from resshift_fast.models.swin_unet import SwinUNet, SwinUNetConfig
 from resshift_fast.noise import noise_field
@@ -113,11 +114,18 @@ def test_official_chain(official):
         x0 = sample_latents(
             denoiser, spec.schedule, y, lq, seed=ZERO, noise=noise, callback=lambda t, x: latents.append(x.clone())
         )
-        image = first_stage.decode(x0)
     assert len(latents) == len(expected["steps"]) == 4
     for number, (ours, reference) in enumerate(zip(latents, expected["steps"], strict=True), start=1):
         assert_close(f"latent after step {number}", ours, reference, 1e-4)
     assert torch.equal(x0, latents[-1])
+
+    codebook, final = first_stage.quantize.embedding.weight, expected["steps"][-1]
+    tied = tied_pixels(final, codebook)
+    assert tied.sum() == 2
+    ours, theirs = (ops.vector_quantize(latent, codebook)[1] for latent in (x0, final))
+    assert torch.equal(ours[~tied], theirs[~tied])
+    with torch.no_grad():
+        image = first_stage.decode(torch.where(tied[:, None], final, x0))
     assert_close("image", image, expected["image"], 1e-4)
 
 

@@ -82,7 +82,6 @@ def sample_latents(
     )
     for position, t in enumerate(reversed(range(schedule.num_steps)), start=1):
         rows = tuple(m[t : t + 1].expand(y.shape[0], -1) for m in modulation)
-        network_input = network_input.contiguous(memory_format=torch.channels_last)
         prediction = denoiser.denoise(network_input, rows)
         x_t, network_input = ops.posterior_step(
             x_t,
