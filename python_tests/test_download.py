@@ -55,11 +55,11 @@ def test_progress_bar(site, capsys):
 
 
 def test_licence_is_stated_once_before_the_download(site, capsys):
-    file = site.file(licence="non-commercial use only")
+    file = site.file(licence="S-Lab License 1.0, non-commercial")
     seen = []
     site.after = [lambda: seen.append(capsys.readouterr().err)]
     fetch(file, progress=False)
-    words = "published by the ResShift authors under a non-commercial licence (non-commercial use only)"
+    words = "its licence allows non-commercial use only: S-Lab License 1.0, non-commercial"
     assert seen == [f"{NAME}: {words}\n"]
     fetch(file, progress=False)
     assert capsys.readouterr().err == ""

@@ -366,10 +366,11 @@ def test_mask_threshold(below, above, channels):
     [
         (np.zeros((2, 2), np.int32), TypeError, "must be bool, uint8, uint16 or floating point, got int32"),
         (np.full((2, 2), np.nan), ValueError, "NaN"),
+        (np.eye(2, dtype=np.uint8), ValueError, "values are 0 and 1, all of them black; use 0 and 255, or bool"),
         (np.zeros(4, bool), ValueError, r"\[H, W\] or \[H, W, C\], got \[4\]"),
         ([[True]], TypeError, "expected a path, image or array, got list"),
     ],
-    ids=["int32", "nan", "rank", "list"],
+    ids=["int32", "nan", "zeros-and-ones", "rank", "list"],
 )
 def test_bad_masks(mask, error, message):
     with pytest.raises(error, match=message):

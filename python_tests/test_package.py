@@ -1,6 +1,7 @@
 """What importing costs, which names the package offers, and that imports run one way."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -101,3 +102,11 @@ def test_imports_run_one_way(path):
 def test_models_choose_no_backend(path):
     source = path.read_text(encoding="utf-8")
     assert not any(word in source for word in ("cuda", "triton", "is_available", "backends"))
+
+
+DOCUMENTS = [ROOT.parent / "README.md", ROOT / "weights" / "nano-x4.md"]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_documents_have_no_unfilled_place(path):
+    assert not re.search(r"@[A-Z]+@", path.read_text(encoding="utf-8"))

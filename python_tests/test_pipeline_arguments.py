@@ -34,6 +34,9 @@ CALLS = {
     "negative seed": ({"seed": -1}, ValueError, r"seed is -1, expected 0 to 2\*\*63 - 1"),
     "seed beyond 63 bits": ({"seed": 2**63}, ValueError, "expected 0 to"),
     "fractional seed": ({"seed": 1.0}, TypeError, "seed is 1.0, expected a whole number"),
+    "boolean seed of numpy": ({"seed": np.True_}, TypeError, "seed is np.True_|seed is True"),
+    "floats of numpy as seeds": ({"seed": np.array([1.5])}, TypeError, "seed is 1.5"),
+    "matrix of seeds": ({"seed": np.ones((2, 2), int)}, TypeError, "expected a whole number"),
     "boolean seed": ({"seed": True}, TypeError, "seed is True"),
     "too many seeds": ({"seed": [1, 2]}, ValueError, "2 seeds for 1 images; give one for all, or one for each"),
     "bad seed in a list": ({"seed": [-5]}, ValueError, "seed is -5"),
@@ -54,6 +57,8 @@ IMAGES = {
     "NaN": (NAN.expand(1, 3, 8, 8), ValueError, "NaN"),
     "out of range": (tensor_of(IMAGE) * 255, ValueError, r"expected \[0, 1\]; scale or clamp"),
     "integer tensor": (torch.zeros(3, 8, 8, dtype=torch.int32), TypeError, "floating point"),
+    "sparse tensor": (torch.zeros(3, 8, 8).to_sparse(), TypeError, "sparse or meta tensor"),
+    "tensor without data": (torch.zeros(3, 8, 8, device="meta"), TypeError, "sparse or meta tensor"),
     "wrong rank": (torch.zeros(8, 8), ValueError, r"got \[8, 8\]"),
     "float array": (np.zeros((8, 8, 3)), TypeError, "uint8 or uint16, got float64"),
     "unsupported": ({"image": 1}, TypeError, "cannot restore a dict"),
@@ -85,6 +90,17 @@ def test_whole_numbers_of_numpy_are_welcome():
     np.testing.assert_array_equal(PIPE(IMAGE, progress=False, **options), expected)
 
 
+SEEDS = [(4, 5), range(4, 6), np.array([4, 5]), torch.tensor([4, 5])]
+
+
+@pytest.mark.parametrize("seeds", SEEDS, ids=lambda seeds: type(seeds).__name__)
+def test_seeds_come_in_any_sequence(seeds):
+    images = [photo(8, 8), photo(8, 9)]
+    expected = PIPE(images, seed=[4, 5], progress=False)
+    for image, wanted in zip(PIPE(images, seed=seeds, progress=False), expected, strict=True):
+        np.testing.assert_array_equal(image, wanted)
+
+
 @pytest.mark.parametrize("spec", ["x4", "x4-vq"])
 def test_an_overflow_is_an_error_and_no_picture(spec):
     """Also where quantization would turn NaN into the first colour of the codebook."""
@@ -111,6 +127,8 @@ BUILDS = {
     "wide dtype": ({"dtype": torch.float64}, ValueError, "dtype is torch.float64"),
     "unknown device": ({"device": "gpu"}, ValueError, "device 'gpu' cannot be used here: .*; use device='cpu'"),
     "absent device": ({"device": "xpu:7"}, ValueError, "device 'xpu:7' cannot be used here"),
+    "device without values": ({"device": "meta"}, ValueError, "device 'meta' cannot be used here"),
+    "fraction of a device": ({"device": 1.5}, ValueError, "device '1.5' cannot be used here"),
     "missing weights": ({"weights": "none.safetensors"}, FileNotFoundError, "none.safetensors"),
 }
 
@@ -258,3 +276,13 @@ def test_sample_in_several_threads_loads_once(files, loads):
     assert len(loads) == 1
     for result in results[1:]:
         np.testing.assert_array_equal(result, results[0])
+
+
+def test_damaged_weights_of_the_package_are_installed_again(tmp_path, monkeypatch):
+    path = tmp_path / "nano-x4.safetensors"
+    path.write_bytes(b"\x40\0\0\0\0\0\0\0{")
+    monkeypatch.setattr(pipeline.download, "local_path", lambda file: path)
+    with pytest.raises(CheckpointError, match="nano-x4.safetensors of the installed package is damaged; install"):
+        Pipeline.from_pretrained("nano-x4", device="cpu")
+    with pytest.raises(CheckpointError, match="truncated or damaged .*; download it again"):
+        Pipeline.from_pretrained("nano-x4", weights=path, device="cpu")

@@ -205,10 +205,12 @@ def test_every_kind_of_mask_means_the_same(tmp_path):
         np.testing.assert_array_equal(POINTWISE(image, mask, progress=False), expected, err_msg=kind)
 
 
-def test_a_batch_of_tensors_takes_a_list_of_masks():
+@pytest.mark.parametrize("stacked", [False, True], ids=["list", "tensor"])
+def test_a_batch_of_tensors_takes_its_masks(stacked):
     batch = tensor(2, 3, H, W)
     holes = [HOLE, hole_of(H, W, 1)]
-    results = POINTWISE(batch, holes, progress=False)
+    masks = torch.from_numpy(np.stack(holes))[:, None].float() if stacked else holes
+    results = POINTWISE(batch, masks, progress=False)
     for result, image, hole in zip(results, batch, holes, strict=True):
         known = torch.from_numpy(~hole)
         assert torch.equal(result[:, known], image[:, known])

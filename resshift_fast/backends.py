@@ -6,6 +6,10 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
 AVAILABLE = ("auto", "reference")
@@ -23,6 +27,25 @@ def check(name: str) -> str:
     if name not in AVAILABLE:
         raise ValueError(f"backend {name!r} has no kernels in this build; use 'auto' or 'reference'")
     return name
+
+
+def usable_device(device: "str | torch.device | None") -> "torch.device":
+    """The device, after a number was put on it and read back; None takes CUDA where it works, else the CPU.
+
+    Raises:
+        ValueError: if it cannot be used here, with the reason.
+    """
+    import torch
+
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(device)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"device {str(device)!r} cannot be used here: {reason}; use device='cpu'") from None
+    return device
 
 
 _preferred = "auto"

@@ -163,7 +163,7 @@ def _announce(file: "WeightFile") -> None:
     if not file.licence:
         return
     if "non-commercial" in file.licence.lower():
-        terms = f"published by the ResShift authors under a non-commercial licence ({file.licence})"
+        terms = f"its licence allows non-commercial use only: {file.licence}"
     else:
         terms = f"licence: {file.licence}"
     print(f"{file.filename}: {terms}", file=sys.stderr)

@@ -418,7 +418,7 @@ def read_mask(mask: str | Path | Image.Image | Photo | np.ndarray) -> np.ndarray
         bool [H, W], True in the holes.
 
     Raises:
-        TypeError, ValueError: if an array has another dtype or shape, or NaN.
+        TypeError, ValueError: if an array has another dtype or shape, or NaN, or integers that are 0 and 1 only.
         OSError, ImageError: as for ``read``.
     """
     if isinstance(mask, Image.Image):
@@ -436,6 +436,8 @@ def read_mask(mask: str | Path | Image.Image | Photo | np.ndarray) -> np.ndarray
         raise TypeError(f"read_mask: a mask must be bool, uint8, uint16 or floating point, got {mask.dtype}")
     if is_float and np.isnan(mask).any():
         raise ValueError("read_mask: the mask has NaN values; use 0 for kept and 1 for holes")
+    if not is_float and mask.dtype != bool and mask.max() == 1:
+        raise ValueError("read_mask: the mask's values are 0 and 1, all of them black; use 0 and 255, or bool")
     if mask.ndim == 3:
         mask = mask[..., 0] if mask.shape[2] < 3 or mask.dtype == bool else luma(mask[..., :3])
     if mask.dtype == bool:

@@ -15,6 +15,7 @@ and channel 4g + j takes z_j. A pixel's noise therefore does not depend on batch
 """
 
 import math
+import operator
 
 import torch
 from torch import Tensor
@@ -96,9 +97,13 @@ def noise_field(
 
 def check_seed(where: str, seed: int) -> int:
     """Return `seed` as an int, or raise ValueError/TypeError naming `where` if it is not in [0, 2⁶³)."""
-    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
-        raise TypeError(f"{where}: seed is {seed!r}, expected a whole number from 0 to 2**63 - 1")
-    value = seed.__index__()
+    try:
+        if isinstance(seed, bool):
+            raise TypeError
+        value = operator.index(seed)
+    except TypeError:  # of arrays too, which have __index__ whatever they hold
+        shown = " ".join(repr(seed).split())
+        raise TypeError(f"{where}: seed is {shown}, expected a whole number from 0 to 2**63 - 1") from None
     if not 0 <= value <= MAX_SEED:
         raise ValueError(f"{where}: seed is {value}, expected 0 to 2**63 - 1")
     return value

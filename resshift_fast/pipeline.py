@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resshift_fast import backends, catalog, checkpoints, download, images
+from resshift_fast.backends import usable_device
 from resshift_fast.catalog import ModelSpec
 from resshift_fast.noise import check_seed
 from resshift_fast.sampler import sample_latents, torch_noise
@@ -100,7 +101,7 @@ class Pipeline:
             FileNotFoundError, OSError: a file that cannot be read or downloaded (`download.DownloadError`).
         """
         return cls._build(
-            catalog.get(name), weights, autoencoder, random_weights, _device(device), _dtype(dtype), progress
+            catalog.get(name), weights, autoencoder, random_weights, usable_device(device), _dtype(dtype), progress
         )
 
     @classmethod
@@ -127,7 +128,7 @@ class Pipeline:
         from resshift_fast import official_config
 
         spec = official_config.read(config)
-        return cls._build(spec, weights, autoencoder, random_weights, _device(device), _dtype(dtype), False)
+        return cls._build(spec, weights, autoencoder, random_weights, usable_device(device), _dtype(dtype), False)
 
     @classmethod
     def _build(
@@ -179,8 +180,8 @@ class Pipeline:
         Args:
             image: see the table. Values are sRGB.
             mask: for inpainting models only: what to fill in, one for each image (a list for a list): a path, PIL
-                image, Photo or array [H, W] of the image's size; True, or at least half of full brightness, is a
-                hole. Pixels outside it come back unchanged, bit for bit.
+                image, Photo or array [H, W] of the image's size, or a tensor [B, 1, H, W] or [H, W] for a tensor;
+                True, or at least half of full brightness, is a hole. Pixels outside it come back bit for bit.
             seed: of the noise, in [0, 2⁶³); one for all images, or a list with one for each.
             tile: largest side that is restored in one piece, in input pixels, rounded down to what the network
                 divides into; None takes the model's own. Smaller tiles need less memory.
@@ -219,6 +220,9 @@ class Pipeline:
             raise ValueError(f"{self.spec.name} {need}")
         if mask is None:
             return [None] * len(sources)
+        if isinstance(mask, Tensor):
+            mask = mask.detach().cpu().reshape(-1, *mask.shape[-2:]).numpy()
+            mask = list(mask)
         masks = list(mask) if isinstance(mask, list | tuple) else [mask]
         if len(masks) != len(sources):
             raise ValueError(f"{len(masks)} masks for {len(sources)} images; give one for each")
@@ -318,7 +322,7 @@ def sample(
         >>> sample(np.zeros((16, 24, 3), dtype=np.uint8)).shape
         (64, 96, 3)
     """
-    key = (model, _version(weights), _version(autoencoder), str(_device(device)), _dtype(dtype))
+    key = (model, _version(weights), _version(autoencoder), str(usable_device(device)), _dtype(dtype))
     with _kept_lock:
         if key not in _kept:
             pipeline = Pipeline.from_pretrained(
@@ -424,11 +428,20 @@ def _load(
             f"no {option} are published for {spec.name}; give your own with {option}=FILE (--{option} FILE)"
         )
     path = download.fetch(published, progress, option=option) if given is None else given
-    checkpoints.load_into(module, checkpoints.read_state_dict(path), path)
+    try:
+        state = checkpoints.read_state_dict(path)
+    except checkpoints.CheckpointError as error:
+        if given is None and published.url is None:
+            text = f"{path} of the installed package is damaged; install resshift_fast again"
+            raise checkpoints.CheckpointError(text) from error
+        raise
+    checkpoints.load_into(module, state, path)
 
 
 def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    if isinstance(seed, list | tuple):
+    if isinstance(seed, np.ndarray | Tensor) and seed.ndim == 1:
+        seed = seed.tolist()
+    if isinstance(seed, Sequence) and not isinstance(seed, str):
         if len(seed) != count:
             raise ValueError(f"{len(seed)} seeds for {count} images; give one for all, or one for each")
         return [check_seed("seed", one) for one in seed]
@@ -441,18 +454,6 @@ def _whole(name: str, value: int | None) -> int | None:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} is {value!r}, expected a whole number or None")
     return value.__index__()
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(device)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"device {str(device)!r} cannot be used here: {reason}; use device='cpu'") from None
-    return device
 
 
 def _dtype(dtype: torch.dtype | str) -> torch.dtype:

@@ -185,6 +185,8 @@ def _tensor_sources(tensor: Tensor) -> tuple[list[Source], Callable[[list[Any]],
         raise TypeError(f"a tensor must be floating point in [0, 1], got {tensor.dtype}; use x.float() / 255 for uint8")
     if tensor.dim() not in (3, 4) or tensor.shape[-3] not in (1, 3, 4) or tensor.numel() == 0:
         raise ValueError(f"a tensor must be [B, C, H, W] or [C, H, W] with C of 1, 3 or 4, got {list(tensor.shape)}")
+    if tensor.layout != torch.strided or tensor.is_meta:
+        raise TypeError("a tensor must hold its pixels, got a sparse or meta tensor; use x.to_dense(), or give it data")
     if not torch.isfinite(tensor).all():
         raise ValueError("the tensor has NaN or infinite values; values must be in [0, 1]")
     tensor = tensor.detach()

@@ -132,9 +132,7 @@ def _best_crop(image: Image.Image) -> Image.Image:
         return total[bottom, right] - total[top, right] - total[bottom, left] + total[top, left]
 
     corners = [
-        (top, left)
-        for top in range(0, image.height - CROP + 1, 32)
-        for left in range(0, image.width - CROP + 1, 32)
+        (top, left) for top in range(0, image.height - CROP + 1, 32) for left in range(0, image.width - CROP + 1, 32)
     ]
     top, left = max(corners, key=lambda corner: score(*corner))
     return image.crop((left, top, left + CROP, top + CROP))

@@ -155,6 +155,13 @@ def test_no_output(program, photos):
     assert "-o" in the_error(program("restore", photos), 2)
 
 
+def test_empty_names_do_not_stand_for_the_current_folder(program, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(photos)
+    assert "an empty name was given" in the_error(program("restore", "", "-o", tmp_path / "out"), 2)
+    assert "no output was given" in the_error(program("restore", photos, "-o", ""), 2)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_file_name_for_several_photos(restore, photos, tmp_path):
     assert "several inputs" in the_error(restore(photos, "-o", tmp_path / "out.png"), 2)
 

@@ -114,6 +114,13 @@ def test_doctor_says_what_can_run(program, monkeypatch, tmp_path):
         assert re.search(rf"^  {operator} +\w+: \S", outcome.out, re.MULTILINE), operator
 
 
+def test_doctor_says_that_the_chosen_backend_cannot_run(program, monkeypatch):
+    monkeypatch.setenv("RESSHIFT_FAST_BACKEND", "cuda")
+    outcome = program("doctor")
+    assert outcome.code == 0
+    assert "RESSHIFT_FAST_BACKEND stops everything: backend 'cuda' has no kernels in this build" in outcome.out
+
+
 def test_doctor_goes_on_where_one_check_breaks(program, monkeypatch):
     monkeypatch.setattr(backends, "status", lambda: 1 // 0)
     monkeypatch.setenv("CXX", sys.executable)

@@ -241,6 +241,17 @@ def test_settings_that_change_nothing_may_differ(photos, tmp_path):
     assert _trainer(replace(config, workers=2, log_every=2, save_every=1, val=str(photos))).run()
 
 
+def test_a_device_that_is_not_here_is_one_clear_error(photos, tmp_path):
+    with pytest.raises(ValueError, match="device 'meta' cannot be used here: .*; use device='cpu'"):
+        _trainer(_config(photos, tmp_path, device="meta"))
+
+
+def test_a_run_folder_that_is_a_file_is_one_clear_error(photos, tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(NotADirectoryError, match="is, or lies under, a file; choose another name"):
+        _trainer(_config(photos, tmp_path / "run"))
+
+
 def test_a_damaged_checkpoint_is_one_clear_error(photos, tmp_path):
     config = _config(photos, tmp_path)
     (tmp_path / "last.pt").write_bytes(b"PK nothing")

@@ -153,7 +153,12 @@ def _cache() -> str:
 def _operators() -> str:
     from resshift_fast import backends
 
+    try:
+        backends.preferred()
+        refused = ""
+    except ValueError as error:
+        refused = f"  {backends.VARIABLE} stops everything: {one_line(error)}\n"
     status = backends.status()
     width = max(len(operator) for operator, _, _ in status)
     lines = [f"  {operator:<{width}}  {chosen}: {reason}" for operator, chosen, reason in status]
-    return "\n".join(lines)
+    return refused + "\n".join(lines)

@@ -146,7 +146,9 @@ def restore(
     patterns = [*(images or []), *(more or [])]
     if not patterns:
         _refuse("no photos were given; name files, folders or globs: resshift-fast restore photo.jpg -o restored")
-    if out is None:
+    if not all(patterns):
+        _refuse("an empty name was given for a photo (an unset variable?); leave it out, or name the folder .")
+    if not out:
         _refuse("no output was given; name a file or folder: -o restored")
     request = Request(
         patterns=patterns,

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from resshift_fast.cli import console
+
 
 def _option(text: str, *names: str) -> typer.models.OptionInfo:
     return typer.Option(*names, help=text, show_default=True)
@@ -57,17 +59,17 @@ def train(
     for name in ("clean", "threads", "resume"):
         del settings[name]
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: typer.echo(f"warning: {message}", err=True)
+        warnings.showwarning = lambda message, *_, **__: console.say(f"warning: {console.one_line(message)}")
         try:
             finished = _run(settings, clean, threads, resume)
-        except (ValueError, TypeError, OSError, FloatingPointError, RuntimeError) as error:
-            typer.echo(f"error: {error}", err=True)
+        except Exception as error:
+            console.report(error)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
     if not finished:
         raise typer.Exit(130)
-    typer.echo(f"done: {run / 'best.safetensors'}")
+    console.say(f"done: {run / 'best.safetensors'}")
 
 
 def _run(settings: dict, clean: float, threads: int | None, resume: bool) -> bool:
@@ -85,7 +87,3 @@ def _run(settings: dict, clean: float, threads: int | None, resume: bool) -> boo
     if threads is not None:
         torch.set_num_threads(threads)
     return Trainer(config).run()
-
-
-if __name__ == "__main__":
-    typer.run(train)

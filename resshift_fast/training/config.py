@@ -12,8 +12,21 @@ PRECISIONS = ("float32", "bfloat16")
 
 # What may differ between a checkpoint and the run that resumes it: none of it changes what is learned.
 FREE_FIELDS = frozenset(
-    ("data", "run", "val", "device", "compile", "workers", "log_every", "val_every", "val_limit", "val_batch",
-     "save_every", "save_minutes", "init_from")  # fmt: skip
+    (
+        "data",
+        "run",
+        "val",
+        "device",
+        "compile",
+        "workers",
+        "log_every",
+        "val_every",
+        "val_limit",
+        "val_batch",
+        "save_every",
+        "save_minutes",
+        "init_from",
+    )  # fmt: skip
 )
 
 

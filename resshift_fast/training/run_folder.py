@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from resshift_fast.files import replacing, write_atomically
+from resshift_fast.files import make_folder, replacing, write_atomically
 
 FORMAT = 1
 LOG_FIELDS = (
@@ -29,8 +29,7 @@ class RunFolder:
     """Paths and formats of one run's files. Raises OSError when the folder can't be made."""
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder = make_folder(folder)
         self.last = self.folder / "last.pt"
         self.best = self.folder / "best.safetensors"
         self.log = self.folder / "log.csv"

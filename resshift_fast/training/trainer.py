@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from resshift_fast import ops
 from resshift_fast import schedule as columns
+from resshift_fast.backends import usable_device
 from resshift_fast.training.config import TrainConfig
 from resshift_fast.training.data import load_photos, prefetch
 from resshift_fast.training.run_folder import RunFolder
@@ -101,7 +102,7 @@ class Trainer:
         first_stage: nn.Module | None = None,
     ):
         self.config = config
-        self.device = torch.device(config.device)
+        self.device = usable_device(config.device)
         torch.manual_seed(config.seed)
         if spec is None or denoiser is None or first_stage is None:
             from resshift_fast import catalog
