@@ -1,5 +1,6 @@
 """Every kind of input behind one face: pixels out by index, result in by bands, back in the kind it came in."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from os import PathLike
@@ -14,7 +15,7 @@ from resshift_fast import images
 from resshift_fast.images import Photo
 
 
-class Source:
+class Source(ABC):
     """One picture on its way through the pipeline.
 
     Attributes:
@@ -25,21 +26,21 @@ class Source:
     width: int
     name: str
 
+    @abstractmethod
     def crop(self, rows: np.ndarray, columns: np.ndarray) -> Tensor:
         """Pixels at the given indices, float32 [3, len(rows), len(columns)] in [−1, 1]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def begin(self, scale: int) -> None:
         """Make room for the result, `scale` times the input's sides."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write(self, top: int, band: np.ndarray, hole: np.ndarray | None) -> None:
         """Store result rows from `top` on, float32 [3, height, W·scale] in [−1, 1]; outside `hole` keep the input's."""
-        raise NotImplementedError
 
+    @abstractmethod
     def result(self) -> Any:
         """The finished picture, in the kind that came in."""
-        raise NotImplementedError
 
 
 class PhotoSource(Source):
