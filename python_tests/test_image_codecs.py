@@ -7,6 +7,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
+from sample_photos import camera_exif
 
 from resshift_fast.images import read
 
@@ -40,15 +41,6 @@ def cmyk_profile():
     header = struct.pack(">I4xI4s4s4s12x4s24x", size, 0x02400000, b"prtr", b"CMYK", b"Lab ", b"acsp")
     header += struct.pack(">I3i", 0, 63190, 65536, 54061)
     return header.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + body
-
-
-def camera_exif(orientation=1):
-    exif = Image.Exif()
-    exif[0x010F] = "Maker"
-    exif[0x0112] = orientation
-    exif.get_ifd(0x8769).update({0x9003: "2020:02:02 20:20:20", 0xA002: 4000, 0xA003: 3000, 0x829A: 0.01})
-    exif.get_ifd(0x8825).update({1: "N"})
-    return exif
 
 
 def png_bytes(planes, color_type, depth, chunks=()):

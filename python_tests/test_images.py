@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
+from sample_photos import camera_exif
 
 from resshift_fast import images
 from resshift_fast.images import (
@@ -42,15 +43,6 @@ def gray_profile():
 def swapped_profile():
     """sRGB with red and green exchanged, so that a real conversion shows."""
     return srgb_profile().replace(b"rXYZ", b"tmp1").replace(b"gXYZ", b"rXYZ").replace(b"tmp1", b"gXYZ")
-
-
-def camera_exif(orientation=1):
-    exif = Image.Exif()
-    exif[0x010F] = "Maker"
-    exif[0x0112] = orientation
-    exif.get_ifd(0x8769).update({0x9003: "2020:02:02 20:20:20", 0xA002: 4000, 0xA003: 3000, 0x829A: 0.01})
-    exif.get_ifd(0x8825).update({1: "N"})
-    return exif
 
 
 def photo_of(bits, gray, alpha, **fields):
