@@ -1,9 +1,15 @@
 """Settings and fixtures that all tests share."""
 
+import os
+
 import pytest
 import torch
 from golden_data import OfficialNetworks
 from hypothesis import settings
+
+# Without a GPU Triton's interpreter runs the kernels; it is chosen when they are decorated, so before their import.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # Tests work on small tensors, which threads only slow down; pytest-xdist uses the other cores.
 torch.set_num_threads(1)

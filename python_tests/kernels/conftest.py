@@ -1,0 +1,16 @@
+"""Kernels run on the GPU where there is one, else in Triton's interpreter (the upper conftest.py turns it on)."""
+
+import pytest
+import torch
+
+collect_ignore_glob: list[str] = []
+try:
+    import triton  # noqa: F401
+except ImportError:
+    collect_ignore_glob.append("test_*.py")
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where kernels run here."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
