@@ -1,32 +1,110 @@
 """Which implementation of an operator runs: what can run here, and why not.
 
-`reference` is the plain PyTorch path that every other backend is compared with.
+`reference` is the plain PyTorch path that every other backend is compared with. `auto` takes, for every operator and
+call, the first backend of `ORDER` that has a kernel for it, runs here, takes the call's arguments and has been
+verified (`verification.py`); the reference takes what is left. A preferred backend stands in place of `ORDER`.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
 BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
-AVAILABLE = ("auto", "reference")
+ORDER = {"cuda": ("cuda", "triton"), "cpu": ("cpu",), "xpu": ("triton",)}  # by device type, before the reference
 VARIABLE = "RESSHIFT_FAST_BACKEND"
 
 
-def check(name: str) -> str:
-    """Return `name` if that backend can be chosen here.
+@dataclass(frozen=True)
+class Kernel:
+    """One backend's implementation of one operator.
+
+    Args:
+        function: takes the registered operator's arguments and returns its outputs.
+        unsupported: takes the same arguments; returns None if `function` can take them, else why not in a few words.
+    """
+
+    function: Callable[..., Any]
+    unsupported: Callable[..., str | None] = lambda *_: None
+
+
+@dataclass(frozen=True)
+class Operator:
+    """What the choice between backends needs to know of a registered operator.
+
+    Args:
+        name: as in `torch.ops.resshift_fast`.
+        plain: the operator in plain PyTorch: the registered arguments, the registered outputs.
+        examples: (device, dtype) to small arguments on which a backend is verified against `plain`.
+        loaders: backend to the function that loads its kernel.
+    """
+
+    name: str
+    plain: Callable[..., Any]
+    examples: Callable[..., list[tuple]]
+    loaders: dict[str, Callable[[], Kernel]] = field(default_factory=dict)
+
+
+OPERATORS: dict[str, Operator] = {}
+
+
+def add(operator: Operator) -> None:
+    """Make an operator known; a second one of the same name takes the first one's place."""
+    OPERATORS[operator.name] = operator
+    _forget()
+
+
+def unavailable(backend: str) -> str | None:
+    """Why a backend cannot run on this machine, or None if it can.
 
     Raises:
-        ValueError: for an unknown backend, or for one that this build has no kernels for.
+        ValueError: for an unknown backend.
     """
-    if name not in BACKENDS:
-        raise ValueError(f"unknown backend {name!r}, expected one of {', '.join(BACKENDS)}")
-    if name not in AVAILABLE:
-        raise ValueError(f"backend {name!r} has no kernels in this build; use 'auto' or 'reference'")
-    return name
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}, expected one of {', '.join(BACKENDS)}")
+    if backend in ("auto", "reference"):
+        return None
+    if not any(backend in operator.loaders for operator in _operators()):
+        return "has no kernels in this build; use 'auto' or 'reference'"
+    if backend == "triton" and not _has_triton():
+        return "needs Triton, which is not installed; pip install triton"
+    if backend in ("triton", "cuda") and not (_has_gpu() or backend == "triton" and _interpreted()):
+        return "needs a GPU that this build of torch can use; torch.cuda.is_available() is False"
+    return None
+
+
+def check(backend: str) -> str:
+    """Return `backend` if it can be chosen here.
+
+    Raises:
+        ValueError: for an unknown backend, or one that cannot run here, with the reason.
+    """
+    if reason := unavailable(backend):
+        raise ValueError(f"backend {backend!r} {reason}")
+    return backend
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+@cache
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available() or (hasattr(torch, "xpu") and torch.xpu.is_available())
+
+
+def _interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels, which then take CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def usable_device(device: "str | torch.device | None") -> "torch.device":
@@ -48,7 +126,9 @@ def usable_device(device: "str | torch.device | None") -> "torch.device":
     return device
 
 
-_preferred = "auto"
+# A plain global, because torch.compile guards on one; it is not checked before it is used, so that importing with a
+# bad value in the environment doesn't fail.
+_preferred = os.environ.get(VARIABLE) or "auto"
 
 
 def preferred() -> str:
@@ -57,17 +137,17 @@ def preferred() -> str:
     Raises:
         ValueError: if the environment variable names a backend that cannot be chosen.
     """
-    if _preferred != "auto":
-        return _preferred
-    return check(os.environ.get(VARIABLE) or "auto")
+    return check(_preferred)
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Prefer a backend for every operator called in the block.
+    """Prefer a backend for every operator called in the block, in all threads.
+
+    An operator without a kernel of that backend runs the reference.
 
     Args:
-        name: "auto" or "reference".
+        name: "auto", "reference", "cpu", "triton" or "cuda".
 
     Raises:
         ValueError: as `check`.
@@ -78,14 +158,133 @@ def use_backend(name: str) -> Iterator[None]:
     """
     global _preferred
     previous, _preferred = _preferred, check(name)
+    _forget()
     try:
         yield
     finally:
         _preferred = previous
+        _forget()
 
 
-def status() -> list[tuple[str, str, str]]:
-    """(operator, chosen backend, why) for every operator, in alphabetical order."""
+def fused(name: str, device_type: str, fixed_shapes: bool = False) -> bool:
+    """Whether a public function calls its registered operator; else it runs the reference itself.
+
+    Eagerly that needs a backend with a kernel for the device. While torch.compile traces, the reference can be traced
+    instead if there is none, unless it has `fixed_shapes`: it decides by sizes, and would be traced anew for each.
+
+    Args:
+        name: the operator. device_type: "cuda" and so on, of its tensors.
+        fixed_shapes: whether the reference's operations depend on the sizes of its arguments.
+    """
+    import torch
+
+    if fixed_shapes and torch.compiler.is_compiling():
+        return _preferred != "reference"
+    return (name, device_type) in _kernels_for
+
+
+def _fused_pairs() -> frozenset[tuple[str, str]]:
+    """(operator, device type) that have a kernel under the current preference."""
+    types = ("cpu", "cuda", "xpu")
+    return frozenset((op, kind) for op in OPERATORS for kind in types if _order(op, kind))
+
+
+def _order(name: str, device_type: str) -> tuple[str, ...]:
+    """Backends to try for an operator on a type of device, the reference left out."""
+    if _preferred == "auto":
+        order = ORDER.get(device_type, ())
+    elif _preferred == "triton":
+        order = ("triton",) if device_type != "cpu" or _interpreted() else ()
+    else:
+        order = (_preferred,) if _preferred == device_type else ()
+    loaders = OPERATORS[name].loaders
+    return tuple(b for b in order if b in loaders and (b != "triton" or _has_triton()))
+
+
+_kernels_for: frozenset[tuple[str, str]] = frozenset()
+_candidates: dict[tuple, tuple[Kernel, ...]] = {}
+
+
+def _forget() -> None:
+    """Have the choice made anew: the preference or the kernels have changed."""
+    global _kernels_for
+    _candidates.clear()
+    _kernels_for = _fused_pairs()
+
+
+def run(name: str, *args: Any) -> Any:
+    """Run a registered operator in the first backend that takes the call: the body of every `resshift_fast::` operator.
+
+    Args:
+        name: the operator. args: its arguments; the first is a tensor, whose device and dtype decide.
+    """
+    x = args[0]
+    key = (name, x.device, x.dtype)
+    kernels = _candidates.get(key)
+    if kernels is None:
+        kernels = _find(key)
+    for kernel in kernels:
+        if kernel.unsupported(*args) is None:
+            return kernel.function(*args)
+    return _run_plain(OPERATORS[name].plain, x.device.type, args)
+
+
+def _run_plain(plain: Callable, device_type: str, args: tuple) -> Any:
+    import torch
+
+    # Autocast would give other dtypes than the operator promises.
+    if torch.is_autocast_enabled(device_type):
+        with torch.autocast(device_type, enabled=False):
+            return plain(*args)
+    return plain(*args)
+
+
+def _find(key: tuple) -> tuple[Kernel, ...]:
+    """The verified kernels for (operator, device, dtype), in order; verifies those met for the first time."""
+    from resshift_fast import verification
+
+    name, device, dtype = key
+    operator = OPERATORS[name]
+    found = [b for b in _order(name, device.type) if verification.passes(operator, b, device, dtype)]
+    kernels = tuple(operator.loaders[backend]() for backend in found)
+    if not verification.forbidden():
+        _candidates[key] = kernels
+    return kernels
+
+
+def kernel(name: str, backend: str) -> Kernel:
+    """One backend's kernel for an operator, unverified: for proofs and measurements.
+
+    Raises:
+        KeyError: if there is none.
+    """
+    return OPERATORS[name].loaders[backend]()
+
+
+def _operators() -> list[Operator]:
+    from resshift_fast import ops  # noqa: F401  registers them
+
+    return list(OPERATORS.values())
+
+
+def status(device_type: str = "cpu") -> list[tuple[str, str, str]]:
+    """(operator, chosen backend, why) for every public operator on a type of device, in alphabetical order."""
     from resshift_fast import ops
 
-    return [(name, "reference", "the only backend in this build") for name in sorted(ops.__all__)]
+    rows = []
+    for name in sorted(ops.__all__):
+        chosen = next((b for b in _order(name, device_type) if unavailable(b) is None), "reference")
+        rows.append((name, chosen, _reason(name, chosen, device_type)))
+    return rows
+
+
+def _reason(name: str, chosen: str, device_type: str) -> str:
+    if chosen != "reference":
+        return "preferred" if _preferred == chosen else f"the first that runs on {device_type}"
+    if _preferred == "reference":
+        return "preferred"
+    loaders = OPERATORS[name].loaders
+    if not loaders:
+        return "PyTorch's own kernel; no other is built"
+    others = [f"{b} {unavailable(b) or f'does not take {device_type} tensors'}" for b in loaders]
+    return "; ".join(others)

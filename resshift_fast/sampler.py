@@ -6,7 +6,7 @@ Everything that depends only on the timestep or only on the low-quality image is
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from resshift_fast import ops
 from resshift_fast.models.swin_unet import SwinUNet
@@ -27,6 +27,69 @@ def torch_noise(y: Tensor, num_steps: int, generator: torch.Generator | None = N
         num_steps + 1 tensors: the prior's, then one a step.
     """
     return [torch.randn(y.shape, dtype=y.dtype, device=y.device, generator=generator) for _ in range(num_steps + 1)]
+
+
+class LatentChain(nn.Module):
+    """All reverse steps as one module of tensor operations, which can be compiled, exported and captured in a graph.
+
+    Nothing in it waits for the device or depends on a value: seeds, steps and coefficients are tensors.
+
+    Args:
+        denoiser: predicts from the scaled x_t; its parameters' dtype is the dtype it runs in.
+        schedule: whose kept steps are executed, last to first.
+        prediction_type, clamp_x0: as in `ops.posterior_step`.
+    """
+
+    def __init__(self, denoiser: SwinUNet, schedule: Schedule, *, prediction_type: str = "x0", clamp_x0: bool = False):
+        super().__init__()
+        self.denoiser = denoiser
+        self.num_steps = schedule.num_steps
+        self.prediction_type, self.clamp_x0 = prediction_type, clamp_x0
+        device = next(denoiser.parameters()).device
+        self.register_buffer("table", schedule.table(device), persistent=False)
+        self.register_buffer("timesteps", torch.from_numpy(schedule.timesteps).to(device), persistent=False)
+        self.register_buffer("steps", torch.arange(self.num_steps + 1, device=device), persistent=False)
+
+    def forward(
+        self,
+        y: Tensor,
+        lq: Tensor | None,
+        seed: Tensor,
+        mask: Tensor | None = None,
+        origin: Tensor | None = None,
+        noise: Sequence[Tensor] | None = None,
+        callback: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Sample x_0; see `sample_latents` for the arguments and the result."""
+        dtype = next(self.denoiser.parameters()).dtype
+        modulation = self.denoiser.modulation(self.timesteps)
+        features = self.denoiser.condition(
+            None if lq is None else lq.to(dtype), None if mask is None else mask.to(dtype)
+        )
+        prior = None if noise is None else noise[0]
+        x_t, network_input = ops.prior_sample(
+            y, self.table[self.num_steps - 1], seed, origin=origin, noise=prior, lq=features, next_dtype=dtype
+        )
+        for position, t in enumerate(reversed(range(self.num_steps)), start=1):
+            rows = tuple(m[t : t + 1].expand(y.shape[0], -1) for m in modulation)
+            x_t, network_input = ops.posterior_step(
+                x_t,
+                self.denoiser.denoise(network_input, rows),
+                y,
+                self.table[t],
+                seed,
+                self.steps[position],
+                origin=origin,
+                prediction_type=self.prediction_type,
+                clamp_x0=self.clamp_x0,
+                noise=None if noise is None else noise[position],
+                lq=features if t else None,
+                next_dtype=dtype,
+                last=t == 0,
+            )
+            if callback is not None:
+                callback(t, x_t)
+        return x_t
 
 
 @torch.no_grad()
@@ -69,35 +132,5 @@ def sample_latents(
         raise ValueError(
             f"sample_latents: noise has {len(noise)} tensors, expected {draws}: the prior's, then one a step"
         )
-    parameter = next(denoiser.parameters())
-    dtype = parameter.dtype
-    table = schedule.table(y.device)
-    timesteps = torch.from_numpy(schedule.timesteps).to(y.device)
-    modulation = denoiser.modulation(timesteps)
-    features = denoiser.condition(None if lq is None else lq.to(dtype), None if mask is None else mask.to(dtype))
-    last_step = schedule.num_steps - 1
-    prior = None if noise is None else noise[0]
-    x_t, network_input = ops.prior_sample(
-        y, table[last_step], seed, origin=origin, noise=prior, lq=features, next_dtype=dtype
-    )
-    for position, t in enumerate(reversed(range(schedule.num_steps)), start=1):
-        rows = tuple(m[t : t + 1].expand(y.shape[0], -1) for m in modulation)
-        prediction = denoiser.denoise(network_input, rows)
-        x_t, network_input = ops.posterior_step(
-            x_t,
-            prediction,
-            y,
-            table[t],
-            seed,
-            torch.tensor(position, device=y.device),
-            origin=origin,
-            prediction_type=prediction_type,
-            clamp_x0=clamp_x0,
-            noise=None if noise is None else noise[position],
-            lq=features if t else None,
-            next_dtype=dtype,
-            last=t == 0,
-        )
-        if callback is not None:
-            callback(t, x_t)
-    return x_t
+    chain = LatentChain(denoiser, schedule, prediction_type=prediction_type, clamp_x0=clamp_x0)
+    return chain(y, lq, seed, mask, origin, noise, callback)

@@ -64,7 +64,8 @@ def our_posterior(x_t, prediction, y, noise=None, lq=None, *, t, **options):
 
 def plain_posterior(x_t, prediction, y, noise=None, lq=None, *, t, prediction_type="x0", clamp_x0=False):
     row = row_of(t, x_t.dtype)
-    return posterior_step_reference(x_t, prediction, y, row, noise, prediction_type, clamp_x0, lq, None)
+    options = (None, prediction_type, clamp_x0, noise, lq, x_t.dtype, noise is None)
+    return posterior_step_reference(x_t, prediction, y, row, SEED, STEP, *options)
 
 
 def inputs(*names):
@@ -98,7 +99,7 @@ def test_prior_sample_matches_float64(with_lq, dtype):
         return prior_sample(y, row_of(t, y.dtype), SEED, noise=noise, lq=lq)
 
     def plain(y, noise, lq=None):
-        return prior_sample_reference(y, row_of(t, y.dtype), noise, lq, None)
+        return prior_sample_reference(y, row_of(t, y.dtype), SEED, None, noise, lq, y.dtype)
 
     check_operator(ours, plain, exact, inputs("y", "noise", *(["lq"] if with_lq else [])), dtype)
 

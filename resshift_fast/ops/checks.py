@@ -66,3 +66,19 @@ def integers(op: str, name: str, x: Tensor, expected: tuple[int, ...]) -> None:
 def accumulation_dtype(x: Tensor) -> torch.dtype:
     """float64 for float64 input, else float32: the dtype in which sums are formed."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def laid_out_like(x: Tensor, other: Tensor) -> Tensor:
+    """x with the strides of `torch.empty_like(other)`, as the fakes of operators promise."""
+    like = torch.empty_like(other, dtype=x.dtype)
+    return x if x.stride() == like.stride() else like.copy_(x)
+
+
+def image_format(x: Tensor) -> torch.memory_format:
+    """The memory format in which an operator whose result has other sizes than x returns it."""
+    return torch.contiguous_format if x.is_contiguous() else torch.channels_last
+
+
+def image_like(y: Tensor, x: Tensor) -> Tensor:
+    """y in `image_format(x)`."""
+    return y.contiguous(memory_format=image_format(x))

@@ -1,14 +1,47 @@
 """3×3 convolution with stride 1: y = w ∗ x + b."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from resshift_fast import backends
 from resshift_fast.ops import checks
+from resshift_fast.ops.registration import recomputed, register
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
     """The formula in plain PyTorch, in x's dtype."""
     return F.conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=padding)
+
+
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+    return checks.image_like(reference(x, weight, bias, padding), x)
+
+
+def _fake(x, weight, bias, padding):
+    batch, _, height, width = x.shape
+    size = (batch, weight.shape[0], height + 2 * padding - 2, width + 2 * padding - 2)
+    return x.new_empty(size).contiguous(memory_format=checks.image_format(x))
+
+
+def examples(device: torch.device, dtype: torch.dtype, *options: int) -> list[tuple]:
+    """Both memory formats, with and without bias; `options` end each call."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, device=device).to(dtype)
+
+    x, weight, bias = normal(2, 32, 9, 7), normal(48, 32, 3, 3) / 16, normal(48)
+    return [(x.contiguous(memory_format=torch.channels_last), weight, bias, *options), (x, weight, None, *options)]
+
+
+_op = register(
+    "conv2d",
+    _plain,
+    fake=_fake,
+    examples=lambda device, dtype: examples(device, dtype, 1),
+    **recomputed(reference),
+)
 
 
 def check_weight(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -42,4 +75,5 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, padding: in
     if min(x.shape[2:]) + 2 * padding < 3:
         size = f"{x.shape[2]}×{x.shape[3]}"
         raise ValueError(f"conv2d: image {size} with padding={padding} is smaller than the 3×3 kernel; pad it more")
-    return reference(x, weight, bias, padding)
+    run = _op if backends.fused("conv2d", x.device.type) else reference
+    return run(x, weight, bias, padding)

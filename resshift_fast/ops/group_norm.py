@@ -1,6 +1,6 @@
 r"""Group normalization with conditioning and activation.
 
-.. math:: y = f\big(\mathrm{norm}(x)\,w + b\big)(1 + s) + h
+.. math:: y = f\big((\mathrm{norm}(x)\,w + b)(1 + s) + h\big)
 
 over each group of C/G channels and all pixels of an image (Wu and He, arXiv 1803.08494); s and h are
 the per-image, per-channel scale and shift of the timestep (arXiv 2105.05233, adaptive group
@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from resshift_fast import backends
 from resshift_fast.ops import checks
+from resshift_fast.ops.registration import register, triton
 
 ACTIVATIONS = (None, "silu")
 
@@ -50,6 +52,129 @@ def reference(
     if activation == "silu":
         y = F.silu(y)
     return y.to(x.dtype)
+
+
+def _plain(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The reference, and the statistics that the backward needs: mean and 1/deviation, [B, G]."""
+    groups = x.to(checks.accumulation_dtype(x)).reshape(x.shape[0], num_groups, -1)
+    variance, mean = torch.var_mean(groups, dim=2, correction=0)
+    y = reference(x, num_groups, weight, bias, eps, scale, shift, activation)
+    return checks.laid_out_like(y, x), mean, (variance + eps).rsqrt()
+
+
+def _fake(x, num_groups, weight, bias, eps, scale, shift, activation):
+    statistics = x.new_empty((x.shape[0], num_groups), dtype=checks.accumulation_dtype(x))
+    return torch.empty_like(x), statistics, torch.empty_like(statistics)
+
+
+def _plain_backward(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    num_groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x [B, C, H, W], of weight and bias [C], of scale and shift [B, C], the last four accumulated."""
+    batch, channels = x.shape[:2]
+    grouped = (batch, num_groups, -1)
+    accumulate = mean.dtype
+    normalized = (x.to(accumulate).reshape(grouped) - mean[..., None]) * rstd[..., None]
+    normalized = normalized.reshape(batch, channels, -1)
+    dz = dy.to(accumulate).reshape(normalized.shape)
+    gain = 1 if scale is None else 1 + scale.to(accumulate)
+    w, b = weight.to(accumulate), bias.to(accumulate)
+    if activation == "silu":
+        z = normalized * (w * gain)[..., None] + (b * gain + (0 if shift is None else shift.to(accumulate)))[..., None]
+        sigmoid = z.sigmoid()
+        dz = dz * sigmoid * (1 + z * (1 - sigmoid))
+    dshift, dz_normalized = dz.sum(2), (dz * normalized).sum(2)  # [B, C]
+    dscale = w * dz_normalized + b * dshift
+    dnormalized = (dz * (w * gain)[..., None]).reshape(grouped)
+    normalized = normalized.reshape(grouped)
+    mean_d = dnormalized.mean(2, keepdim=True)
+    mean_dn = (dnormalized * normalized).mean(2, keepdim=True)
+    dx = ((dnormalized - mean_d - normalized * mean_dn) * rstd[..., None]).reshape(x.shape).to(x.dtype)
+    return checks.laid_out_like(dx, x), (gain * dz_normalized).sum(0), (gain * dshift).sum(0), dscale, dshift
+
+
+def _fake_backward(dy, x, mean, rstd, num_groups, weight, bias, scale, shift, activation):
+    per_channel = weight.new_empty((x.shape[1],), dtype=mean.dtype)
+    per_image = x.new_empty((x.shape[0], x.shape[1]), dtype=mean.dtype)
+    return torch.empty_like(x), per_channel, torch.empty_like(per_channel), per_image, torch.empty_like(per_image)
+
+
+def _setup_context(ctx, inputs, output):
+    x, ctx.num_groups, weight, bias, _, scale, shift, ctx.activation = inputs
+    _, mean, rstd = output
+    ctx.save_for_backward(x, mean, rstd, weight, bias, scale, shift)
+
+
+def _backward(ctx, dy, *_):
+    x, mean, rstd, weight, bias, scale, shift = ctx.saved_tensors
+    dx, dweight, dbias, dscale, dshift = _backward_op(
+        dy, x, mean, rstd, ctx.num_groups, weight, bias, scale, shift, ctx.activation
+    )
+    dscale = None if scale is None else dscale.to(scale.dtype)
+    dshift = None if shift is None else dshift.to(shift.dtype)
+    return dx, None, dweight.to(weight.dtype), dbias.to(bias.dtype), None, dscale, dshift, None
+
+
+def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
+    """Both memory formats, with and without conditioning, a mean far from zero, groups of 1 to 10 channels."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, device=device).to(dtype)
+
+    cases = []
+    for channels, groups, conditioned in ((320, 32, True), (32, 32, False), (80, 16, True)):
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            x = (normal(2, channels, 9, 7) - 2.3).contiguous(memory_format=memory_format)
+            scale, shift = (normal(2, channels), normal(2, channels)) if conditioned else (None, None)
+            activation = "silu" if conditioned else None
+            cases.append((x, groups, normal(channels), normal(channels), 1e-5, scale, shift, activation))
+    return cases
+
+
+def _backward_examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
+    cases = []
+    for x, groups, weight, bias, eps, scale, shift, activation in _examples(device, dtype):
+        _, mean, rstd = _plain(x, groups, weight, bias, eps, scale, shift, activation)
+        dy = torch.linspace(-1, 2, x.numel(), device=device).view_as(x).to(dtype)
+        cases.append((dy, x, mean, rstd, groups, weight, bias, scale, shift, activation))
+    return cases
+
+
+_backward_op = register(
+    "group_norm_backward",
+    _plain_backward,
+    fake=_fake_backward,
+    examples=_backward_examples,
+    loaders={"triton": triton("group_norm", "backward", "unsupported_backward")},
+)
+_op = register(
+    "group_norm",
+    _plain,
+    fake=_fake,
+    examples=_examples,
+    loaders={"triton": triton("group_norm")},
+    backward=_backward,
+    setup_context=_setup_context,
+)
 
 
 def group_norm(
@@ -95,4 +220,6 @@ def group_norm(
     checks.parameters("group_norm", x, weight=weight, bias=bias, scale=scale, shift=shift)
     if activation not in ACTIVATIONS:
         raise ValueError(f"group_norm: activation is {activation!r}, expected None or 'silu'")
+    if backends.fused("group_norm", x.device.type):
+        return _op(x, num_groups, weight, bias, eps, scale, shift, activation)[0]
     return reference(x, num_groups, weight, bias, eps, scale, shift, activation)

@@ -17,9 +17,11 @@ input, x/√(κ² η + 1) followed by the low-quality image's channels. Coeffici
 import torch
 from torch import Tensor
 
+from resshift_fast import backends
 from resshift_fast import schedule as columns
 from resshift_fast.noise import noise_field
 from resshift_fast.ops import checks
+from resshift_fast.ops.registration import recomputed, register, triton
 from resshift_fast.schedule import NUM_COEFFICIENTS, check_prediction_type
 
 
@@ -33,45 +35,157 @@ def x0_from_prediction(x_t: Tensor, prediction: Tensor, y: Tensor, row: Tensor, 
     return (x_t - row[columns.ETA] * y - noise_part) / row[columns.ONE_MINUS_ETA]
 
 
-def _next_input(x: Tensor, input_scale: Tensor, lq: Tensor | None, dtype: torch.dtype | None) -> Tensor:
-    dtype = dtype or x.dtype
+def _next_input(x: Tensor, input_scale: Tensor, lq: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The denoiser's next input, channels-last like everything in the denoiser."""
     scaled = (x * input_scale).to(dtype)
-    return scaled if lq is None else torch.cat([scaled, lq.to(dtype)], dim=1)
+    whole = scaled if lq is None else torch.cat([scaled, lq.to(dtype)], dim=1)
+    return whole.contiguous(memory_format=torch.channels_last)
 
 
 def posterior_step_reference(
     x_t: Tensor,
     prediction: Tensor,
     y: Tensor,
-    row: Tensor,
-    noise: Tensor | None,
+    coefficients: Tensor,
+    seed: Tensor,
+    step: Tensor,
+    origin: Tensor | None,
     prediction_type: str,
     clamp_x0: bool,
+    noise: Tensor | None,
     lq: Tensor | None,
-    next_dtype: torch.dtype | None,
+    next_dtype: torch.dtype,
+    last: bool,
 ) -> tuple[Tensor, Tensor]:
     """The formula in plain PyTorch, in x_t's dtype."""
+    row = coefficients
     x0 = x0_from_prediction(x_t, prediction.to(x_t.dtype), y, row, prediction_type)
     if clamp_x0:
         x0 = x0.clamp(-1, 1)
     x_prev = row[columns.MEAN_X_T] * x_t + row[columns.MEAN_X0] * x0
-    if noise is not None:
+    if not last:
+        if noise is None:
+            noise = noise_field(seed, step, *x_t.shape[1:], origin=origin).to(x_t.dtype)
         x_prev = x_prev + row[columns.NOISE_STD] * noise
-    return x_prev, _next_input(x_prev, row[columns.NEXT_INPUT_SCALE], lq, next_dtype)
+    return x_prev.contiguous(), _next_input(x_prev, row[columns.NEXT_INPUT_SCALE], lq, next_dtype)
 
 
 def prior_sample_reference(
-    y: Tensor, row: Tensor, noise: Tensor, lq: Tensor | None, next_dtype: torch.dtype | None
+    y: Tensor,
+    coefficients: Tensor,
+    seed: Tensor,
+    origin: Tensor | None,
+    noise: Tensor | None,
+    lq: Tensor | None,
+    next_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """The formula in plain PyTorch, in y's dtype."""
+    row = coefficients
+    if noise is None:
+        step = torch.zeros((), dtype=torch.int64, device=y.device)
+        noise = noise_field(seed, step, *y.shape[1:], origin=origin).to(y.dtype)
     x_t = y + row[columns.KAPPA_SQRT_ETA] * noise
-    return x_t, _next_input(x_t, row[columns.INPUT_SCALE], lq, next_dtype)
+    return x_t.contiguous(), _next_input(x_t, row[columns.INPUT_SCALE], lq, next_dtype)
 
 
 def q_sample_reference(x0: Tensor, y: Tensor, t: Tensor, table: Tensor, noise: Tensor) -> Tensor:
     """The formula in plain PyTorch, in the wider of x0's and the table's dtypes."""
     row = table[t][:, :, None, None, None]
     return (x0 + row[:, columns.ETA] * (y - x0) + row[:, columns.KAPPA_SQRT_ETA] * noise).to(x0.dtype)
+
+
+def _plain_q_sample(x0: Tensor, y: Tensor, t: Tensor, table: Tensor, noise: Tensor) -> Tensor:
+    return checks.laid_out_like(q_sample_reference(x0, y, t, table, noise), x0)
+
+
+def _fake_chain(x: Tensor, lq: Tensor | None, next_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    batch, channels, height, width = x.shape
+    size = (batch, channels + (0 if lq is None else lq.shape[1]), height, width)
+    next_input = torch.empty(size, dtype=next_dtype, device=x.device, memory_format=torch.channels_last)
+    return x.new_empty(x.shape), next_input
+
+
+def _fake_posterior_step(
+    x_t,
+    prediction,
+    y,
+    coefficients,
+    seed,
+    step,
+    origin,
+    prediction_type,
+    clamp_x0,
+    noise,
+    lq,
+    next_dtype,
+    last,
+):
+    return _fake_chain(x_t, lq, next_dtype)
+
+
+def _fake_prior_sample(y, coefficients, seed, origin, noise, lq, next_dtype):
+    return _fake_chain(y, lq, next_dtype)
+
+
+def _fake_q_sample(x0, y, t, table, noise):
+    return torch.empty_like(x0)
+
+
+def _latents(device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], Tensor, Tensor, Tensor, Tensor]:
+    """Four latents of five channels and two images, a coefficient row, seeds beyond 32 bits, a step and origins."""
+    generator = torch.Generator(device).manual_seed(0)
+    latents = [torch.randn((2, 5, 9, 7), generator=generator, device=device).to(dtype) for _ in range(4)]
+    row = torch.tensor([0.4, 0.6, 1.26, 0.5, 0.5, 0.7, 0.62, 0.83], dtype=torch.float32, device=device)
+    seed = torch.tensor([12345, 2**40 + 7], device=device)
+    origin = torch.tensor([[0, 64], [3, 2**20]], device=device)
+    return latents, row, seed, torch.tensor(2, device=device), origin
+
+
+def _posterior_step_examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
+    (x_t, prediction, y, lq), row, seed, step, origin = _latents(device, dtype)
+    half = prediction.bfloat16().contiguous(memory_format=torch.channels_last)
+    return [
+        (x_t, half, y, row, seed, step, origin, "x0", True, None, lq[:, :3], torch.bfloat16, False),
+        (x_t, prediction, y, row, seed, step, None, "residual", False, y, None, torch.float32, False),
+        (x_t, prediction, y, row, seed, step, None, "epsilon", False, None, None, torch.float32, True),
+        (x_t, prediction, y, row, seed, step, None, "epsilon_scaled", False, None, None, torch.float32, False),
+    ]
+
+
+def _prior_sample_examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
+    (y, noise, lq, _), row, seed, _, origin = _latents(device, dtype)
+    return [(y, row, seed, origin, None, lq, torch.float16), (y, row, seed, None, noise, None, torch.float32)]
+
+
+def _q_sample_examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
+    (x0, y, noise, _), row, *_ = _latents(device, dtype)
+    return [(x0, y, torch.tensor([2, 0], device=device), torch.stack([row, 1 - row, row / 2]), noise)]
+
+
+_posterior_step = register(
+    "posterior_step",
+    posterior_step_reference,
+    fake=_fake_posterior_step,
+    examples=_posterior_step_examples,
+    loaders={"triton": triton("residual_shift", "posterior_step", "unsupported_posterior_step")},
+    **recomputed(posterior_step_reference),
+)
+_prior_sample = register(
+    "prior_sample",
+    prior_sample_reference,
+    fake=_fake_prior_sample,
+    examples=_prior_sample_examples,
+    loaders={"triton": triton("residual_shift", "prior_sample", "unsupported_prior_sample")},
+    **recomputed(prior_sample_reference),
+)
+_q_sample = register(
+    "q_sample",
+    _plain_q_sample,
+    fake=_fake_q_sample,
+    examples=_q_sample_examples,
+    loaders={"triton": triton("residual_shift", "q_sample", "unsupported_q_sample")},
+    **recomputed(_plain_q_sample),
+)
 
 
 def posterior_step(
@@ -108,7 +222,8 @@ def posterior_step(
         last: the step with zero noise: none is drawn.
 
     Returns:
-        (x_{t−1} like x_t, next input [B, C + C', H, W] in next_dtype). Differentiable in x_t, prediction, y.
+        (x_{t−1} like x_t and contiguous, next input [B, C + C', H, W] in next_dtype and channels-last). Differentiable
+        in x_t, prediction and y.
 
     Raises:
         ValueError: for a shape, device or prediction type that does not fit.
@@ -123,11 +238,9 @@ def posterior_step(
     checks.integers(op, "step", step, ())
     checks.devices(op, x_t, prediction=prediction, step=step)
     _check_common(op, x_t, coefficients, seed, origin, noise, lq)
-    if last:
-        noise = None
-    elif noise is None:
-        noise = noise_field(seed, step, *x_t.shape[1:], origin=origin).to(x_t.dtype)
-    return posterior_step_reference(x_t, prediction, y, coefficients, noise, prediction_type, clamp_x0, lq, next_dtype)
+    run = _posterior_step if backends.fused(op, x_t.device.type) else posterior_step_reference
+    options = (origin, prediction_type, clamp_x0, noise, lq, next_dtype or x_t.dtype, last)
+    return run(x_t, prediction, y, coefficients, seed, step, *options)
 
 
 def prior_sample(
@@ -148,7 +261,7 @@ def prior_sample(
         seed, origin, noise, lq, next_dtype: as in `posterior_step`; the noise field's step is 0.
 
     Returns:
-        (x_T like y, first input [B, C + C', H, W] in next_dtype). Differentiable in y.
+        (x_T like y and contiguous, first input [B, C + C', H, W] in next_dtype and channels-last). Differentiable in y.
 
     Raises:
         ValueError, TypeError: as in `posterior_step`.
@@ -156,10 +269,8 @@ def prior_sample(
     op = "prior_sample"
     _check_latent(op, "y", y)
     _check_common(op, y, coefficients, seed, origin, noise, lq)
-    if noise is None:
-        step = torch.zeros((), dtype=torch.int64, device=y.device)
-        noise = noise_field(seed, step, *y.shape[1:], origin=origin).to(y.dtype)
-    return prior_sample_reference(y, coefficients, noise, lq, next_dtype)
+    run = _prior_sample if backends.fused(op, y.device.type) else prior_sample_reference
+    return run(y, coefficients, seed, origin, noise, lq, next_dtype or y.dtype)
 
 
 def q_sample(x0: Tensor, y: Tensor, t: Tensor, table: Tensor, noise: Tensor) -> Tensor:
@@ -185,7 +296,8 @@ def q_sample(x0: Tensor, y: Tensor, t: Tensor, table: Tensor, noise: Tensor) -> 
         raise ValueError(f"q_sample: table has shape {tuple(table.shape)}, expected (T, {NUM_COEFFICIENTS})")
     checks.parameters("q_sample", x0, table=table)
     checks.devices("q_sample", x0, t=t)
-    return q_sample_reference(x0, y, t, table, noise)
+    run = _q_sample if backends.fused("q_sample", x0.device.type) else q_sample_reference
+    return run(x0, y, t, table, noise)
 
 
 def _check_latent(op: str, name: str, x: Tensor) -> None:

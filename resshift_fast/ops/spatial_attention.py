@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from resshift_fast import backends
 from resshift_fast.ops import checks
+from resshift_fast.ops.registration import recomputed, register, triton
 
 SCORE_ELEMENTS = 1 << 26  # 256 MiB in float32
 
@@ -23,6 +25,39 @@ def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     out = [F.scaled_dot_product_attention(part, k, v) for part in q.split(block, dim=2)]
     out = out[0] if len(out) == 1 else torch.cat(out, dim=2)
     return out[:, 0].transpose(1, 2).reshape(batch, channels, height, width)
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return checks.laid_out_like(reference(q, k, v), q)
+
+
+def _fake(q, k, v):
+    return torch.empty_like(q)
+
+
+def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
+    """The widest and a narrow head, a number of pixels that fills no block."""
+    generator = torch.Generator(device).manual_seed(0)
+    cases = [(2, 512, 5, 7), (1, 64, 9, 8)]
+    return [
+        tuple(
+            torch.randn(shape, generator=generator, device=device)
+            .to(dtype)
+            .contiguous(memory_format=torch.channels_last)
+            for _ in range(3)
+        )
+        for shape in cases
+    ]
+
+
+_op = register(
+    "spatial_attention",
+    _plain,
+    fake=_fake,
+    examples=_examples,
+    loaders={"triton": triton("spatial_attention")},
+    **recomputed(reference),
+)
 
 
 def spatial_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -45,4 +80,5 @@ def spatial_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             raise TypeError(f"spatial_attention: {name} has dtype {x.dtype}, expected q's {q.dtype}")
         if x.device != q.device:
             raise ValueError(f"spatial_attention: {name} is on {x.device}, expected q's device {q.device}")
-    return reference(q, k, v)
+    run = _op if backends.fused("spatial_attention", q.device.type, fixed_shapes=True) else reference
+    return run(q, k, v)

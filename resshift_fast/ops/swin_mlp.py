@@ -5,11 +5,14 @@ r"""The feed-forward half of a Swin block on images.
 with group normalization, 1×1 convolutions and the erf GELU (Hendrycks and Gimpel, arXiv 1606.08415).
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from resshift_fast import backends
 from resshift_fast.ops import checks
-from resshift_fast.ops.group_norm import group_norm
+from resshift_fast.ops.group_norm import reference as group_norm
+from resshift_fast.ops.registration import recomputed, register, triton
 
 
 def reference(
@@ -24,10 +27,47 @@ def reference(
     eps: float,
 ) -> Tensor:
     """The formula in plain PyTorch, in x's dtype."""
-    y = group_norm(x, num_groups, norm_weight, norm_bias, eps)
+    y = group_norm(x, num_groups, norm_weight, norm_bias, eps, None, None, None)
     y = F.conv2d(y, w1.to(x.dtype)[:, :, None, None], b1.to(x.dtype))
     y = F.conv2d(F.gelu(y), w2.to(x.dtype)[:, :, None, None], b2.to(x.dtype))
     return x + y
+
+
+def _plain(
+    x: Tensor,
+    num_groups: int,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    eps: float,
+) -> Tensor:
+    return checks.laid_out_like(reference(x, num_groups, norm_weight, norm_bias, w1, b1, w2, b2, eps), x)
+
+
+def _fake(x, num_groups, norm_weight, norm_bias, w1, b1, w2, b2, eps):
+    return torch.empty_like(x)
+
+
+def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
+    """A width that is no power of two, pixels that fill no block."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, device=device)
+
+    channels, hidden = 96, 384
+    x = (normal(2, channels, 9, 7) - 2.3).to(dtype).contiguous(memory_format=torch.channels_last)
+    parameters = [normal(channels), normal(channels), normal(hidden, channels) / 10, normal(hidden)]
+    parameters += [normal(channels, hidden) / 20, normal(channels)]
+    return [(x, 32, *(parameter.to(dtype) for parameter in parameters), 1e-5)]
+
+
+_op = register(
+    "swin_mlp", _plain, fake=_fake, examples=_examples, loaders={"triton": triton("swin_mlp")}, **recomputed(reference)
+)
 
 
 def swin_mlp(
@@ -67,4 +107,5 @@ def swin_mlp(
     checks.shape("swin_mlp", "w2", w2, (channels, hidden), "to match w1 transposed")
     checks.shape("swin_mlp", "b2", b2, (channels,), "to match x's channels")
     checks.parameters("swin_mlp", x, w1=w1, b1=b1, w2=w2, b2=b2)
-    return reference(x, num_groups, norm_weight, norm_bias, w1, b1, w2, b2, eps)
+    run = _op if backends.fused("swin_mlp", x.device.type) else reference
+    return run(x, num_groups, norm_weight, norm_bias, w1, b1, w2, b2, eps)

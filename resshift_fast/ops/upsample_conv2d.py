@@ -3,13 +3,36 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from resshift_fast.ops.conv2d import check_weight
+from resshift_fast import backends
+from resshift_fast.ops import checks
+from resshift_fast.ops.conv2d import check_weight, examples
+from resshift_fast.ops.registration import recomputed, register, triton
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The formula in plain PyTorch, in x's dtype; makes the upsampled image."""
     upsampled = F.interpolate(x, scale_factor=2, mode="nearest")
     return F.conv2d(upsampled, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=1)
+
+
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return checks.image_like(reference(x, weight, bias), x)
+
+
+def _fake(x, weight, bias):
+    batch, _, height, width = x.shape
+    size = (batch, weight.shape[0], 2 * height, 2 * width)
+    return x.new_empty(size).contiguous(memory_format=checks.image_format(x))
+
+
+_op = register(
+    "upsample_conv2d",
+    _plain,
+    fake=_fake,
+    examples=examples,
+    loaders={"triton": triton("upsample_conv2d")},
+    **recomputed(reference),
+)
 
 
 def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -28,4 +51,5 @@ def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
         TypeError: for a dtype other than those named.
     """
     check_weight("upsample_conv2d", x, weight, bias)
-    return reference(x, weight, bias)
+    run = _op if backends.fused("upsample_conv2d", x.device.type) else reference
+    return run(x, weight, bias)

@@ -9,7 +9,9 @@ The gradient passes straight through to z and, as that of a gather, to the codeb
 import torch
 from torch import Tensor
 
+from resshift_fast import backends
 from resshift_fast.ops import checks
+from resshift_fast.ops.registration import register, triton
 
 CHUNK_ELEMENTS = 1 << 22  # distances held at once: 16 MiB
 
@@ -23,34 +25,72 @@ def nearest(rows: Tensor, codebook: Tensor) -> Tensor:
     return torch.cat(indices)
 
 
+def _plain(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantized z, contiguous, and indices int64 [B, H, W], in plain PyTorch."""
+    batch, channels, height, width = z.shape
+    rows = z.permute(0, 2, 3, 1).reshape(-1, channels)
+    accumulate = checks.accumulation_dtype(z)
+    indices = nearest(rows.to(accumulate), codebook.to(accumulate)).view(batch, height, width)
+    return codebook[indices].to(z.dtype).permute(0, 3, 1, 2).contiguous(), indices
+
+
+def _fake(z, codebook):
+    batch, _, height, width = z.shape
+    return z.new_empty(z.shape), z.new_empty((batch, height, width), dtype=torch.int64)
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.save_for_backward(output[1])
+    ctx.codebook_shape, ctx.codebook_dtype = inputs[1].shape, inputs[1].dtype
+
+
+def _backward(ctx, grad, _):
+    (indices,) = ctx.saved_tensors
+    grad_codebook = None
+    if ctx.needs_input_grad[1]:
+        rows = grad.permute(0, 2, 3, 1).flatten(0, 2).to(ctx.codebook_dtype)
+        # Sorted and summed in order, unlike index_add_, whose sums on a GPU differ from run to run.
+        grad_codebook = rows.new_zeros(ctx.codebook_shape).index_put((indices.flatten(),), rows, accumulate=True)
+    return grad, grad_codebook
+
+
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-        batch, channels, height, width = z.shape
-        rows = z.permute(0, 2, 3, 1).reshape(-1, channels)
-        accumulate = checks.accumulation_dtype(z)
-        indices = nearest(rows.to(accumulate), codebook.to(accumulate))
-        quantized = codebook[indices].to(z.dtype).view(batch, height, width, channels).permute(0, 3, 1, 2)
-        indices = indices.view(batch, height, width)
-        ctx.save_for_backward(indices)
-        ctx.codebook_like = (codebook.shape, codebook.dtype)
-        ctx.mark_non_differentiable(indices)
-        return quantized.contiguous(), indices
+        output = _plain(z, codebook)
+        _setup_context(ctx, (z, codebook), output)
+        ctx.mark_non_differentiable(output[1])
+        return output
 
-    @staticmethod
-    def backward(ctx, grad: Tensor, _):
-        (indices,) = ctx.saved_tensors
-        shape, dtype = ctx.codebook_like
-        grad_codebook = None
-        if ctx.needs_input_grad[1]:
-            rows = grad.permute(0, 2, 3, 1).reshape(-1, shape[1]).to(dtype)
-            grad_codebook = grad.new_zeros(shape, dtype=dtype).index_add_(0, indices.flatten(), rows)
-        return grad, grad_codebook
+    backward = staticmethod(_backward)
 
 
 def reference(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     """The formula in plain PyTorch, in chunks of tokens: the full distance matrix never exists."""
     return _StraightThrough.apply(z, codebook)
+
+
+def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
+    """Few channels and many; entries far enough from one another that rounding decides nothing; repeated entries."""
+    cases = []
+    for channels, entries in ((3, 1000), (64, 50)):
+        index = torch.arange(entries * channels, device=device).view(entries, channels)
+        codebook = (index * 37 % 101 - 50).to(dtype)
+        codebook = torch.cat([codebook, codebook[:5]])
+        pixels = codebook[torch.arange(2 * 9 * 7, device=device) * 11 % len(codebook)] + 0.125
+        cases.append((pixels.view(2, 9, 7, channels).permute(0, 3, 1, 2), codebook))
+    return cases
+
+
+_op = register(
+    "vector_quantize",
+    _plain,
+    fake=_fake,
+    examples=_examples,
+    loaders={"triton": triton("vector_quantize")},
+    backward=_backward,
+    setup_context=_setup_context,
+)
 
 
 def vector_quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,4 +117,5 @@ def vector_quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
             f"vector_quantize: codebook has shape {tuple(codebook.shape)}, expected (N, {z.shape[1]}) to match z"
         )
     checks.parameters("vector_quantize", z, codebook=codebook)
-    return reference(z, codebook)
+    run = _op if backends.fused("vector_quantize", z.device.type, fixed_shapes=True) else reference
+    return run(z, codebook)

@@ -11,22 +11,48 @@ trained with, where only the windows of the bottom row are masked, between their
 The softmax is float32.
 """
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import wraps
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._guards import detect_fake_mode
 
+from resshift_fast import backends
 from resshift_fast.ops import checks
+from resshift_fast.ops.registration import register, triton
 
 MASKS = ("resshift", "swin")
 MASK_VALUE = -100.0
+CACHE_SIZE = 64
 
-# Cached tensors are made outside inference mode, because autograd refuses those made within.
+
+def _cached(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Keep the last tensors that `make` returned, one for each set of arguments.
+
+    A traced tensor belongs to its trace and is made anew; one of a fake mode is kept for that mode. Tensors are made
+    outside inference mode, because autograd refuses those made within.
+    """
+    kept: dict[tuple, Tensor] = {}
+
+    @wraps(make)
+    def cached(*args) -> Tensor:
+        if torch.compiler.is_compiling():
+            return make(*args)
+        key = (*args, detect_fake_mode())
+        if key not in kept:
+            with torch.inference_mode(False):
+                tensor = make(*args)
+            if len(kept) >= CACHE_SIZE:
+                kept.pop(next(iter(kept)))
+            kept[key] = tensor
+        return kept[key]
+
+    return cached
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
+@_cached
 def relative_position_index(window_size: int, device: torch.device | str = "cpu") -> Tensor:
     """Row of the bias table for each pair of tokens, int64 [w², w²].
 
@@ -40,8 +66,7 @@ def relative_position_index(window_size: int, device: torch.device | str = "cpu"
     return rows * (2 * window_size - 1) + columns
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
+@_cached
 def shift_mask(
     height: int, width: int, window_size: int, shift_size: int, kind: str, device: torch.device | str = "cpu"
 ) -> Tensor:
@@ -78,28 +103,121 @@ def _reverse(windows: Tensor, window_size: int, batch: int, height: int, width: 
     return x.reshape(batch, height, width, -1)
 
 
-def reference(qkv: Tensor, bias_table: Tensor, num_heads: int, window_size: int, shift_size: int, mask: str) -> Tensor:
-    """The formula in plain PyTorch; scores and softmax in float32 (float64 for float64 input)."""
-    batch, height, width, channels3 = qkv.shape
-    head_dim = channels3 // 3 // num_heads
-    tokens = window_size**2
-    accumulate = checks.accumulation_dtype(qkv)
-
+def _heads(x: Tensor, parts: int, num_heads: int, window_size: int, shift_size: int) -> Tensor:
+    """[B, H, W, parts · C] to the windows' heads, [parts, B · windows, heads, w², head_dim]."""
     if shift_size:
-        qkv = torch.roll(qkv, (-shift_size, -shift_size), dims=(1, 2))
-    windows = _partition(qkv, window_size).reshape(-1, tokens, 3, num_heads, head_dim)
-    q, k, v = windows.permute(2, 0, 3, 1, 4)  # each [B · windows, heads, w², head_dim]
+        x = torch.roll(x, (-shift_size, -shift_size), dims=(1, 2))
+    windows = _partition(x, window_size)
+    return windows.unflatten(2, (parts, num_heads, -1)).permute(2, 0, 3, 1, 4)
 
-    index = relative_position_index(window_size, qkv.device)
+
+def _image(heads: Tensor, shape: torch.Size, window_size: int, shift_size: int) -> Tensor:
+    """Inverse of `_heads`: [parts, B · windows, heads, w², head_dim] to an image [B, H, W, parts · C]."""
+    windows = heads.permute(1, 3, 0, 2, 4).flatten(2)
+    x = _reverse(windows, window_size, *shape[:3])
+    return torch.roll(x, (shift_size, shift_size), dims=(1, 2)) if shift_size else x
+
+
+def _probabilities(
+    q: Tensor, k: Tensor, bias_table: Tensor, shape: torch.Size, window_size: int, shift_size: int, mask: str
+) -> Tensor:
+    """softmax(q kᵀ / √d + B + M), [B · windows, heads, w², w²], accumulated in float32 (float64 for float64 input)."""
+    batch, height, width = shape[:3]
+    num_heads, tokens, head_dim = q.shape[1:]
+    accumulate = checks.accumulation_dtype(q)
+    index = relative_position_index(window_size, q.device)
     bias = bias_table.to(accumulate)[index].permute(2, 0, 1)  # [heads, w², w²]
     scores = (q * head_dim**-0.5 @ k.transpose(-2, -1)).to(accumulate) + bias
     if shift_size:
-        m = shift_mask(height, width, window_size, shift_size, mask, qkv.device).to(accumulate)
+        m = shift_mask(height, width, window_size, shift_size, mask, q.device).to(accumulate)
         scores = (scores.view(batch, -1, num_heads, tokens, tokens) + m[:, None]).view(-1, num_heads, tokens, tokens)
-    out = F.softmax(scores, dim=-1).to(v.dtype) @ v
+    return F.softmax(scores, dim=-1)
 
-    out = _reverse(out.transpose(1, 2), window_size, batch, height, width)
-    return torch.roll(out, (shift_size, shift_size), dims=(1, 2)) if shift_size else out
+
+def reference(qkv: Tensor, bias_table: Tensor, num_heads: int, window_size: int, shift_size: int, mask: str) -> Tensor:
+    """The formula in plain PyTorch; scores and softmax in float32 (float64 for float64 input)."""
+    q, k, v = _heads(qkv, 3, num_heads, window_size, shift_size)
+    p = _probabilities(q, k, bias_table, qkv.shape, window_size, shift_size, mask)
+    return _image((p.to(v.dtype) @ v)[None], qkv.shape, window_size, shift_size)
+
+
+def _plain(qkv: Tensor, bias_table: Tensor, num_heads: int, window_size: int, shift_size: int, mask: str) -> Tensor:
+    return reference(qkv, bias_table, num_heads, window_size, shift_size, mask).contiguous()
+
+
+def _fake(qkv, bias_table, num_heads, window_size, shift_size, mask):
+    return qkv.new_empty((*qkv.shape[:3], qkv.shape[3] // 3))
+
+
+def _plain_backward(
+    dout: Tensor, qkv: Tensor, bias_table: Tensor, num_heads: int, window_size: int, shift_size: int, mask: str
+) -> tuple[Tensor, Tensor]:
+    """Gradients of qkv and, in float32 (float64 for float64 input), of the bias table; the softmax is recomputed."""
+    accumulate = checks.accumulation_dtype(qkv)
+    q, k, v = _heads(qkv, 3, num_heads, window_size, shift_size).to(accumulate)
+    (do,) = _heads(dout, 1, num_heads, window_size, shift_size).to(accumulate)
+    p = _probabilities(q, k, bias_table, qkv.shape, window_size, shift_size, mask)
+    dp = do @ v.transpose(-2, -1)
+    ds = p * (dp - (dp * p).sum(-1, keepdim=True))
+    scale = q.shape[-1] ** -0.5
+    parts = torch.stack([ds @ k * scale, ds.transpose(-2, -1) @ q * scale, p.transpose(-2, -1) @ do])
+    dqkv = _image(parts.to(qkv.dtype), qkv.shape, window_size, shift_size)
+    index = relative_position_index(window_size, qkv.device).flatten()
+    dtable = torch.zeros(bias_table.shape, dtype=accumulate, device=qkv.device)
+    # Sorted and summed in order, unlike index_add_, whose sums on a GPU differ from run to run.
+    dtable.index_put_((index,), ds.sum(0).flatten(1).T, accumulate=True)
+    return dqkv.contiguous(), dtable
+
+
+def _fake_backward(dout, qkv, bias_table, num_heads, window_size, shift_size, mask):
+    return qkv.new_empty(qkv.shape), bias_table.new_empty(bias_table.shape, dtype=checks.accumulation_dtype(qkv))
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:2])
+    ctx.options = inputs[2:]
+
+
+def _backward(ctx, dout):
+    qkv, bias_table = ctx.saved_tensors
+    dqkv, dtable = _backward_op(dout, qkv, bias_table, *ctx.options)
+    return dqkv, dtable.to(bias_table.dtype), None, None, None, None
+
+
+def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
+    """Both masks, shifted and not, non-square images of several windows."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, device=device).to(dtype)
+
+    cases = [(2, 16, 24, 8, 32, 4, "resshift"), (1, 8, 8, 4, 32, 0, "resshift"), (1, 16, 8, 8, 32, 4, "swin")]
+    return [
+        (normal(batch, height, width, 3 * 2 * head), normal((2 * window - 1) ** 2, 2), 2, window, shift, mask)
+        for batch, height, width, window, head, shift, mask in cases
+    ]
+
+
+def _backward_examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
+    return [(_plain(*args).flip(1), *args) for args in _examples(device, dtype)]
+
+
+_backward_op = register(
+    "window_attention_backward",
+    _plain_backward,
+    fake=_fake_backward,
+    examples=_backward_examples,
+    loaders={"triton": triton("window_attention", "backward", "unsupported_backward")},
+)
+_op = register(
+    "window_attention",
+    _plain,
+    fake=_fake,
+    examples=_examples,
+    loaders={"triton": triton("window_attention")},
+    backward=_backward,
+    setup_context=_setup_context,
+)
 
 
 def window_attention(
@@ -149,4 +267,5 @@ def window_attention(
     checks.parameters(op, qkv, bias_table=bias_table)
     if mask not in MASKS:
         raise ValueError(f"{op}: mask is {mask!r}, expected 'resshift' or 'swin'")
-    return reference(qkv, bias_table, num_heads, window_size, shift_size, mask)
+    run = _op if backends.fused(op, qkv.device.type, fixed_shapes=True) else reference
+    return run(qkv, bias_table, num_heads, window_size, shift_size, mask)

@@ -1,0 +1,92 @@
+"""How an operator becomes `torch.ops.resshift_fast.X`: schema, fake, gradient and the choice between backends.
+
+The registered operator is opaque: to autograd, torch.compile and torch.export it is one node, and which kernel runs
+is settled when it runs, with the true sizes at hand.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from resshift_fast import backends
+from resshift_fast.backends import Kernel, Operator
+
+NAMESPACE = "resshift_fast"
+_library = torch.library.Library(NAMESPACE, "DEF")
+
+
+def triton(module: str, function: str = "forward", unsupported: str = "unsupported") -> Callable[[], Kernel]:
+    """Loader of a launcher in `resshift_fast.kernels.<module>`, which imports Triton only when it is called."""
+
+    def load() -> Kernel:
+        kernels = import_module(f"resshift_fast.kernels.{module}")
+        return Kernel(getattr(kernels, function), getattr(kernels, unsupported))
+
+    return load
+
+
+def register(
+    name: str,
+    plain: Callable[..., Any],
+    *,
+    fake: Callable[..., Any],
+    examples: Callable[[torch.device, torch.dtype], list[tuple]],
+    loaders: dict[str, Callable[[], Kernel]] | None = None,
+    backward: Callable[..., Any] | None = None,
+    setup_context: Callable[..., None] | None = None,
+) -> Callable[..., Any]:
+    """Register an operator and return it.
+
+    Args:
+        name: its name in `torch.ops.resshift_fast`.
+        plain: the operator in plain PyTorch. Its annotations are the schema; every output is new memory.
+        fake: the same arguments to empty outputs of the right shapes, dtypes and strides.
+        examples: small arguments on which a backend is verified.
+        loaders: backend to the function that loads its kernel.
+        backward, setup_context: as in `torch.library.register_autograd`; None for an operator without gradient.
+    """
+    _library.define(name + torch.library.infer_schema(plain, mutates_args=()))
+
+    def implementation(*args: Any) -> Any:
+        return backends.run(name, *args)
+
+    _library.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+    if backward is not None:
+        torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
+    backends.add(Operator(name, plain, examples, loaders or {}))
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+def recomputed(plain: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+    """Gradient of an operator by running `plain` again: `backward` and `setup_context` for `register`.
+
+    Only the arguments are saved, so that no intermediate result lives from forward to backward.
+    """
+
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
+        ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
+        ctx.others = tuple(None if isinstance(x, Tensor) else (x,) for x in inputs)
+
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = iter(ctx.saved_tensors)
+        args = [next(saved).detach() if other is None else other[0] for other in ctx.others]
+        wanted = [i for i, needed in enumerate(ctx.needs_input_grad) if needed]
+        with torch.enable_grad():
+            for i in wanted:
+                args[i].requires_grad_()
+            outputs = plain(*args)
+            outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+            pairs = [(y, dy) for y, dy in zip(outputs, gradients, strict=True) if dy is not None and y.requires_grad]
+            found = torch.autograd.grad(
+                [y for y, _ in pairs], [args[i] for i in wanted], [dy for _, dy in pairs], allow_unused=True
+            )
+        results: list[Tensor | None] = [None] * len(args)
+        for i, gradient in zip(wanted, found, strict=True):
+            results[i] = gradient
+        return tuple(results)
+
+    return {"backward": backward, "setup_context": setup_context}

@@ -1,0 +1,222 @@
+"""Verification of a backend before its first use: small calls are compared with plain PyTorch in float64.
+
+A verdict belongs to (operator, backend, dtype) and an environment: device, driver, torch, Triton and the kernels'
+sources. It is kept in `verdicts/` of the cache folder. An illegal memory access ends the process or poisons its CUDA
+context, so "running" is written first under a lock: whoever finds it unlocked knows that the verification never
+ended, and leaves that backend off. RESSHIFT_FAST_VERIFY=0 trusts every backend.
+"""
+
+import contextlib
+import hashlib
+import os
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resshift_fast.download import DownloadError, cache_dir
+
+if TYPE_CHECKING:
+    import torch
+
+    from resshift_fast.backends import Operator
+
+VARIABLE = "RESSHIFT_FAST_VERIFY"
+PASSED, RUNNING = "passed", "running"
+
+# Largest relative error of a correct kernel, unless plain PyTorch in the same dtype has more than half of it.
+TOLERANCES = {"float64": 1e-10, "float32": 1e-4, "float16": 4e-3, "bfloat16": 3e-2}
+
+_verdicts: dict[tuple, str] = {}
+
+
+def forbidden() -> bool:
+    """Whether nothing may be launched for verification now: a CUDA graph is being captured."""
+    import torch
+
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def passes(operator: "Operator", backend: str, device: "torch.device", dtype: "torch.dtype") -> bool:
+    """Whether a backend's kernel may be used; verifies it at the first question, and warns once if it fails.
+
+    While a CUDA graph is captured only a stored verdict counts.
+    """
+    if os.environ.get(VARIABLE) == "0":
+        return True
+    key = (operator.name, backend, device, dtype)
+    if key not in _verdicts:
+        path = _path(operator, backend, device, dtype)
+        if forbidden():
+            return _stored(path) == PASSED
+        _verdicts[key] = _verdict(path, operator, backend, device, dtype)
+        if _verdicts[key] != PASSED:
+            warnings.warn(
+                f"the {backend} backend of {operator.name} is off for {dtype} on {device}: {_verdicts[key]}; "
+                "plain PyTorch takes its place",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    return _verdicts[key] == PASSED
+
+
+def _verdict(
+    path: Path | None, operator: "Operator", backend: str, device: "torch.device", dtype: "torch.dtype"
+) -> str:
+    """The stored verdict, else a new one, stored: "passed", or what was wrong."""
+    with _locked(path) as file:
+        stored = file.read() if file else ""
+        if stored == RUNNING:
+            return f"its verification ended the process before; remove {path} to try again"
+        if stored:
+            return stored
+        _write(file, RUNNING)
+        try:
+            verdict = compare(operator, backend, device, dtype)
+        except BaseException:  # neither an interruption nor full memory says anything of the kernel
+            _write(file, "")
+            raise
+        _write(file, verdict)
+        return verdict
+
+
+def compare(operator: "Operator", backend: str, device: "torch.device", dtype: "torch.dtype") -> str:
+    """Run a backend's kernel on the operator's examples: "passed", or what was wrong."""
+    import torch
+
+    try:
+        kernel = operator.loaders[backend]()
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            for args in operator.examples(device, dtype):
+                if kernel.unsupported(*args) is None:
+                    wrong = _difference(kernel.function(*args), operator.plain, args)
+                    if wrong:
+                        return wrong
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return PASSED
+
+
+def _difference(ours: Any, plain: Any, args: tuple) -> str | None:
+    """What is wrong with a kernel's outputs, or None."""
+    ours, theirs, exact = (_tensors(x) for x in (ours, plain(*args), plain(*(_double(x) for x in args))))
+    if len(ours) != len(theirs):
+        return f"{len(ours)} outputs, expected {len(theirs)}"
+    for i, (a, b, c) in enumerate(zip(ours, theirs, exact, strict=True)):
+        if a.shape != b.shape or a.dtype != b.dtype or a.stride() != b.stride():
+            return f"output {i} is {_description(a)}, expected {_description(b)}"
+        if not a.dtype.is_floating_point:
+            if not a.equal(b):
+                return f"output {i} differs at {int((a != b).sum())} of {a.numel()} places"
+            continue
+        # A constant that plain PyTorch may miss by rounding too, as the bytes of a cast, is compared by its own dtype.
+        coarsest = max((x.dtype for x in (a, *_tensors(args)) if x.dtype.is_floating_point), key=_epsilon)
+        allowed = max(TOLERANCES[str(coarsest).removeprefix("torch.")], 2 * _error(b, c))
+        error = _error(a, c)
+        if not error <= allowed:
+            return f"output {i} has relative error {error:.1e}, allowed {allowed:.1e}"
+    return None
+
+
+def _epsilon(dtype: "torch.dtype") -> float:
+    import torch
+
+    return torch.finfo(dtype).eps
+
+
+def _error(x: "torch.Tensor", exact: "torch.Tensor") -> float:
+    exact = exact.double()
+    return ((x.double() - exact).norm() / exact.norm().clamp_min(1e-30)).item()
+
+
+def _double(x: Any) -> Any:
+    import torch
+
+    return x.double() if isinstance(x, torch.Tensor) and x.dtype.is_floating_point else x
+
+
+def _tensors(x: Any) -> "list[torch.Tensor]":
+    import torch
+
+    return [x] if isinstance(x, torch.Tensor) else [y for y in x if isinstance(y, torch.Tensor)]
+
+
+def _description(x: "torch.Tensor") -> str:
+    return f"{x.dtype} {tuple(x.shape)} with strides {x.stride()}"
+
+
+def _path(operator: "Operator", backend: str, device: "torch.device", dtype: "torch.dtype") -> Path | None:
+    """Where the verdict is kept; None if there is no folder for it."""
+    try:
+        folder = cache_dir() / "verdicts" / _environment(device)
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, DownloadError):
+        return None
+    return folder / f"{operator.name}-{backend}-{str(dtype).removeprefix('torch.')}"
+
+
+@cache
+def _environment(device: "torch.device") -> str:
+    """Hash of everything on which a verdict depends."""
+    import torch
+
+    parts = [device.type, torch.__version__, str(torch.version.cuda), os.environ.get("TRITON_INTERPRET", "")]
+    if device.type == "cuda":
+        parts += [torch.cuda.get_device_name(device), _driver()]
+    if find_spec("triton"):
+        import triton
+
+        parts.append(triton.__version__)
+    digest = hashlib.sha256("\n".join(parts).encode())
+    kernels = find_spec("resshift_fast.kernels")
+    folders = [Path(__file__).parent / "ops"]
+    folders += [Path(folder) for folder in kernels.submodule_search_locations] if kernels else []
+    for path in sorted(path for folder in folders for path in folder.iterdir() if path.suffix in (".py", ".so")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _driver() -> str:
+    with contextlib.suppress(OSError):
+        return Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
+    return ""
+
+
+def _stored(path: Path | None) -> str:
+    with contextlib.suppress(OSError):
+        return path.read_text() if path else ""
+    return ""
+
+
+@contextlib.contextmanager
+def _locked(path: Path | None) -> Iterator[Any]:
+    """The verdict's file, open and locked against other processes and threads; None where that is impossible."""
+    try:
+        import fcntl
+
+        file = open(path, "a+", encoding="utf-8") if path else None  # noqa: SIM115
+    except (ImportError, OSError):
+        file = None
+    if file is None:
+        yield None
+        return
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        yield file
+
+
+def _write(file: Any, text: str) -> None:
+    """Replace the file's content and have it on disk, whatever happens next."""
+    if file is not None:
+        file.seek(0)
+        file.truncate()
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
