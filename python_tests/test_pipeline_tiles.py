@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipelines import SPECS, WHOLE, nothing, oracle, photo, pointwise, tensor_of, tile_statistics, tiny
 
-from resshift_fast import Pipeline, pipeline
+from resshift_fast import Pipeline
 from resshift_fast.ops import residual_shift
+from resshift_fast.sampler import LatentChain
 from resshift_fast.sources import PhotoSource
 from resshift_fast.tiling import Axis, Blender, plan_axis
 
@@ -88,13 +89,13 @@ def test_noise_is_the_same_bit_for_bit_in_every_tiling(monkeypatch, scale):
 
 
 def test_the_enlarged_picture_is_the_same_in_every_tiling(monkeypatch):
-    canvases, sample_latents = [], pipeline.sample_latents
+    canvases, forward = [], LatentChain.forward
 
-    def recorded(denoiser, schedule, y, lq, *, origin, **options):
+    def recorded(chain, y, lq, seed, mask, origin, *others):
         canvases[-1].add(y, origin)
-        return sample_latents(denoiser, schedule, y, lq, origin=origin, **options)
+        return forward(chain, y, lq, seed, mask, origin, *others)
 
-    monkeypatch.setattr(pipeline, "sample_latents", recorded)
+    monkeypatch.setattr(LatentChain, "forward", recorded)
     for tile in (WHOLE, 16, 48):
         canvases.append(Canvas(tolerance=1e-6))
         POINTWISE[4](photo(51, 66), tile=tile, progress=False)

@@ -43,12 +43,15 @@ class Operator:
         plain: the operator in plain PyTorch: the registered arguments, the registered outputs.
         examples: (device, dtype) to small arguments on which a backend is verified against `plain`.
         loaders: backend to the function that loads its kernel.
+        matrix_operations: the operator's arguments, shapes for tensors, and `out_shape` to the multiplications and
+            additions of its matrix products, as `torch.utils.flop_counter.register_flop_formula` wants; None for none.
     """
 
     name: str
     plain: Callable[..., Any]
     examples: Callable[..., list[tuple]]
     loaders: dict[str, Callable[[], Kernel]] = field(default_factory=dict)
+    matrix_operations: Callable[..., int] | None = None
 
 
 OPERATORS: dict[str, Operator] = {}

@@ -10,20 +10,19 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resshift_fast import backends, catalog, checkpoints, download, images
 from resshift_fast.backends import usable_device
 from resshift_fast.catalog import ModelSpec
 from resshift_fast.noise import check_seed
-from resshift_fast.sampler import sample_latents, torch_noise
+from resshift_fast.restoration import Restoration
+from resshift_fast.sampler import torch_noise
 from resshift_fast.sources import Source, sources_of
 from resshift_fast.tiling import Axis, Blender, reflect
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NOISES = ("field", "torch")
-BICUBIC_MARGIN = 2  # input pixels beyond a tile that the bicubic kernel reaches
 
 Path = str | PathLike
 Progress = bool | Callable[[int, int], None]
@@ -71,7 +70,7 @@ class Pipeline:
         self.spec, self.device, self.dtype = spec, device, dtype
         self.denoiser = _prepared(denoiser, device, dtype)
         self.first_stage = _prepared(first_stage, device, dtype)
-        self._stage_dtype = dtype if any(True for _ in first_stage.parameters()) else torch.float32
+        self.restoration = Restoration(spec, self.denoiser, self.first_stage)
 
     @classmethod
     def from_pretrained(
@@ -252,42 +251,32 @@ class Pipeline:
                 for tile, pixels in zip(batch, restored, strict=True):
                     jobs[tile.image].blender.add(tile.row, tile.column, pixels)
 
+    def _latent_like(self, image: Tensor) -> Tensor:
+        """A latent, unfilled, as the chain makes from `image`."""
+        spec, margin = self.spec, 2 * self.restoration.margin
+        sides = [int((side - margin) * spec.latent_per_input) for side in image.shape[2:]]
+        return torch.empty(image.shape[0], spec.first_stage.latent_channels, *sides, device=image.device)
+
     @torch.no_grad()
     def _restore(
         self, jobs: list[_Job], batch: list[_Tile], generator: torch.Generator | None, advance: Callable[[], None]
     ) -> np.ndarray:
         """The chain on a batch of tiles of one shape: float32 [tiles, 3, height · scale, width · scale]."""
         spec, device = self.spec, self.device
-        margin = BICUBIC_MARGIN if spec.scale > 1 else 0
-        wide = torch.stack([_crop(jobs[tile.image], tile, margin) for tile in batch]).to(device)
-        mask = None
+        margin = self.restoration.margin
+        image = torch.stack([_crop(jobs[tile.image], tile, margin) for tile in batch]).to(device)
+        hole = None
         if spec.needs_mask:
             hole = torch.stack([_crop_hole(jobs[tile.image], tile) for tile in batch]).to(device)
-            wide = torch.where(hole, -1.0, wide)
-            mask = hole.float() * 2 - 1
-        lq, enlarged = wide, wide
-        if spec.scale > 1:
-            cut = margin * spec.scale
-            lq = wide[:, :, margin:-margin, margin:-margin]
-            enlarged = F.interpolate(wide, scale_factor=spec.scale, mode="bicubic")[:, :, cut:-cut, cut:-cut]
-        y = self.first_stage.encode(enlarged.to(self._stage_dtype)).float()
         place = [[tile.top * spec.latent_per_input, tile.left * spec.latent_per_input] for tile in batch]
-        x0 = sample_latents(
-            self.denoiser,
-            spec.schedule,
-            y,
-            lq if spec.denoiser.cond_lq else None,
-            mask=mask,
-            seed=torch.tensor([jobs[tile.image].seed for tile in batch], device=device),
-            origin=torch.tensor(place, device=device).long(),
-            noise=None if generator is None else torch_noise(y, spec.schedule.num_steps, generator),
-            prediction_type=spec.prediction_type,
-            clamp_x0=spec.clamp_x0,
-            callback=lambda t, x: advance(),
-        )
-        pixels = self.first_stage.decode(x0.to(self._stage_dtype)).float()
-        # Quantization would turn a NaN in the latent into a colour.
-        if not (torch.isfinite(x0).all() and torch.isfinite(pixels).all()):
+        origin = torch.tensor(place, device=device).long()
+        seed = torch.tensor([jobs[tile.image].seed for tile in batch], device=device)
+        if generator is None:
+            pixels, finite = self.restoration(image, seed, origin, hole, callback=lambda t, x: advance())
+        else:
+            noise = torch_noise(self._latent_like(image), spec.schedule.num_steps, generator)
+            pixels, finite = self.restoration(image, seed, origin, hole, noise, lambda t, x: advance())
+        if not finite:
             cure = "use float32 or bfloat16" if self.dtype == torch.float16 else "use other weights, these are damaged"
             raise ValueError(f"the networks of {spec.name} overflowed in {_name(self.dtype)}; {cure}")
         return pixels.cpu().numpy()

@@ -1,5 +1,7 @@
 """3×3 convolution with stride 1: y = w ∗ x + b."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,6 +26,11 @@ def _fake(x, weight, bias, padding):
     return x.new_empty(size).contiguous(memory_format=checks.image_format(x))
 
 
+def _matrix_operations(x, weight, bias, padding, *, out_shape, **_):
+    """Nine taps a value of the result."""
+    return 2 * 9 * weight[1] * math.prod(out_shape)
+
+
 def examples(device: torch.device, dtype: torch.dtype, *options: int) -> list[tuple]:
     """Both memory formats, with and without bias; `options` end each call."""
     generator = torch.Generator(device).manual_seed(0)
@@ -40,6 +47,7 @@ _op = register(
     _plain,
     fake=_fake,
     examples=lambda device, dtype: examples(device, dtype, 1),
+    matrix_operations=_matrix_operations,
     **recomputed(reference),
 )
 

@@ -6,6 +6,8 @@ The score matrix has (HW)² entries, 256 GiB in float32 for a 512² latent, so q
 whichever kernel `scaled_dot_product_attention` picks, no more than SCORE_ELEMENTS scores exist at once.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,6 +37,11 @@ def _fake(q, k, v):
     return torch.empty_like(q)
 
 
+def _matrix_operations(q, k, v, **_):
+    """q kᵀ and P v, over all pairs of pixels."""
+    return 4 * math.prod(q) * q[2] * q[3]
+
+
 def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
     """The widest and a narrow head, a number of pixels that fills no block."""
     generator = torch.Generator(device).manual_seed(0)
@@ -56,6 +63,7 @@ _op = register(
     fake=_fake,
     examples=_examples,
     loaders={"triton": triton("spatial_attention")},
+    matrix_operations=_matrix_operations,
     **recomputed(reference),
 )
 

@@ -5,6 +5,8 @@ r"""The feed-forward half of a Swin block on images.
 with group normalization, 1×1 convolutions and the erf GELU (Hendrycks and Gimpel, arXiv 1606.08415).
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -51,6 +53,11 @@ def _fake(x, num_groups, norm_weight, norm_bias, w1, b1, w2, b2, eps):
     return torch.empty_like(x)
 
 
+def _matrix_operations(x, num_groups, norm_weight, norm_bias, w1, *_, **__):
+    """Two products of every pixel with a matrix of w1's size."""
+    return 4 * math.prod(x) * w1[0]
+
+
 def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
     """A width that is no power of two, pixels that fill no block."""
     generator = torch.Generator(device).manual_seed(0)
@@ -66,7 +73,13 @@ def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
 
 
 _op = register(
-    "swin_mlp", _plain, fake=_fake, examples=_examples, loaders={"triton": triton("swin_mlp")}, **recomputed(reference)
+    "swin_mlp",
+    _plain,
+    fake=_fake,
+    examples=_examples,
+    loaders={"triton": triton("swin_mlp")},
+    matrix_operations=_matrix_operations,
+    **recomputed(reference),
 )
 
 

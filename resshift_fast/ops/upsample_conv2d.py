@@ -1,5 +1,7 @@
 """Nearest-neighbour upsampling by 2, then a 3×3 convolution with padding 1."""
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -25,12 +27,18 @@ def _fake(x, weight, bias):
     return x.new_empty(size).contiguous(memory_format=checks.image_format(x))
 
 
+def _matrix_operations(x, weight, bias, *, out_shape, **_):
+    """Four taps a value of the result: the phase convolutions' operations, not the formula's nine."""
+    return 2 * 4 * weight[1] * math.prod(out_shape)
+
+
 _op = register(
     "upsample_conv2d",
     _plain,
     fake=_fake,
     examples=examples,
     loaders={"triton": triton("upsample_conv2d")},
+    matrix_operations=_matrix_operations,
     **recomputed(reference),
 )
 

@@ -6,6 +6,8 @@ Distances are float32 whatever the input, the lowest index wins ties, and a row 
 The gradient passes straight through to z and, as that of a gather, to the codebook.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -37,6 +39,11 @@ def _plain(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
 def _fake(z, codebook):
     batch, _, height, width = z.shape
     return z.new_empty(z.shape), z.new_empty((batch, height, width), dtype=torch.int64)
+
+
+def _matrix_operations(z, codebook, **_):
+    """One product of every pixel with the codebook."""
+    return 2 * math.prod(z) * codebook[0]
 
 
 def _setup_context(ctx, inputs, output):
@@ -88,6 +95,7 @@ _op = register(
     fake=_fake,
     examples=_examples,
     loaders={"triton": triton("vector_quantize")},
+    matrix_operations=_matrix_operations,
     backward=_backward,
     setup_context=_setup_context,
 )

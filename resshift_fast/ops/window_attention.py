@@ -11,6 +11,7 @@ trained with, where only the windows of the bottom row are masked, between their
 The softmax is float32.
 """
 
+import math
 from collections.abc import Callable
 from functools import wraps
 
@@ -173,6 +174,16 @@ def _fake_backward(dout, qkv, bias_table, num_heads, window_size, shift_size, ma
     return qkv.new_empty(qkv.shape), bias_table.new_empty(bias_table.shape, dtype=checks.accumulation_dtype(qkv))
 
 
+def _matrix_operations(qkv, bias_table, num_heads, window_size, shift_size, mask, *, out_shape, **_):
+    """q kᵀ and P v: 2 · 2 · w² operations for every value of the result."""
+    return 4 * window_size**2 * math.prod(out_shape)
+
+
+def _matrix_operations_backward(dout, qkv, bias_table, num_heads, window_size, *_, **__):
+    """q kᵀ again, and the four products of the gradients."""
+    return 10 * window_size**2 * math.prod(dout)
+
+
 def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(*inputs[:2])
     ctx.options = inputs[2:]
@@ -207,6 +218,7 @@ _backward_op = register(
     _plain_backward,
     fake=_fake_backward,
     examples=_backward_examples,
+    matrix_operations=_matrix_operations_backward,
     loaders={"triton": triton("window_attention", "backward", "unsupported_backward")},
 )
 _op = register(
@@ -214,6 +226,7 @@ _op = register(
     _plain,
     fake=_fake,
     examples=_examples,
+    matrix_operations=_matrix_operations,
     loaders={"triton": triton("window_attention")},
     backward=_backward,
     setup_context=_setup_context,

@@ -1,0 +1,74 @@
+"""A model from input pixels to output pixels as one module of tensor operations.
+
+It waits for nothing and decides by shapes alone, so that it can be compiled, counted, and captured in a CUDA graph.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resshift_fast.catalog import ModelSpec
+from resshift_fast.sampler import LatentChain
+
+BICUBIC_MARGIN = 2  # input pixels beyond a tile that the bicubic kernel reaches
+
+
+class Restoration(nn.Module):
+    """Enlarge, encode, sample, decode.
+
+    Args:
+        spec: the model's entry in the catalogue.
+        denoiser, first_stage: its networks, on one device; each may have a dtype of its own.
+
+    Attributes:
+        margin: input pixels that `forward` takes on every side beyond those that it restores.
+    """
+
+    def __init__(self, spec: ModelSpec, denoiser: nn.Module, first_stage: nn.Module):
+        super().__init__()
+        self.spec = spec
+        self.margin = BICUBIC_MARGIN if spec.scale > 1 else 0
+        self.first_stage = first_stage
+        self.chain = LatentChain(denoiser, spec.schedule, prediction_type=spec.prediction_type, clamp_x0=spec.clamp_x0)
+
+    def forward(
+        self,
+        image: Tensor,
+        seed: Tensor,
+        origin: Tensor | None = None,
+        hole: Tensor | None = None,
+        noise: Sequence[Tensor] | None = None,
+        callback: Callable[[int, Tensor], None] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Restore a batch.
+
+        Args:
+            image: float32 [B, 3, H + 2·margin, W + 2·margin] in [−1, 1]; H and W are multiples of `spec.pad_multiple`.
+            seed: int64 [B], each in [0, 2⁶³).
+            origin: int64 [B, 2], each tile's (row, column) in the whole latent; None means (0, 0).
+            hole: bool [B, 1, H, W], True where to fill in, for inpainting.
+            noise: num_steps + 1 tensors like the latent, instead of the noise field.
+            callback: called with (t, x_{t−1}) after every step.
+
+        Returns:
+            (pixels float32 [B, 3, H·scale, W·scale], not clamped; bool [], whether latents and pixels are all finite).
+        """
+        spec, margin = self.spec, self.margin
+        mask = None
+        if hole is not None:
+            image = torch.where(hole, -1.0, image)
+            mask = hole.float() * 2 - 1
+        lq, enlarged = image, image
+        if spec.scale > 1:
+            cut = margin * spec.scale
+            lq = image[:, :, margin:-margin, margin:-margin]
+            enlarged = F.interpolate(image, scale_factor=spec.scale, mode="bicubic")[:, :, cut:-cut, cut:-cut]
+        dtype = next((p.dtype for p in self.first_stage.parameters()), torch.float32)
+        y = self.first_stage.encode(enlarged.to(dtype)).float()
+        x0 = self.chain(y, lq if spec.denoiser.cond_lq else None, seed, mask, origin, noise, callback)
+        pixels = self.first_stage.decode(x0.to(dtype)).float()
+        # Quantization would turn a NaN in the latent into a colour.
+        finite = torch.isfinite(x0).all() & torch.isfinite(pixels).all()
+        return pixels, finite
