@@ -7,7 +7,7 @@ verified (`verification.py`); the reference takes what is left. A preferred back
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
@@ -262,6 +262,15 @@ def kernel(name: str, backend: str) -> Kernel:
         KeyError: if there is none.
     """
     return OPERATORS[name].loaders[backend]()
+
+
+def measuring() -> AbstractContextManager:
+    """Context in which kernels choose their configurations by timing them; nothing where there is no Triton."""
+    if not _has_triton():
+        return nullcontext()
+    from resshift_fast.kernels import tuning
+
+    return tuning.measuring()
 
 
 def _operators() -> list[Operator]:

@@ -8,9 +8,9 @@ and the launchers record what they would start there: it is the GPU's own path t
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -27,6 +27,9 @@ from resshift_fast.restoration import Restoration
 
 PATHS = ("plain", "fused")
 
+_aten = torch.ops.aten
+_ALLOCATIONS = (_aten.empty, _aten.empty_like, _aten.empty_strided, _aten.new_empty, _aten.new_empty_strided)
+
 
 @dataclass
 class Row:
@@ -41,14 +44,14 @@ class Row:
     count: int = 0
     num_bytes: int = 0
     matrix_operations: int = 0
-    calls: list[tuple[int, int]] | None = None
+    calls: list[tuple[int, int]] = field(default_factory=list)
 
     def add(self, num_bytes: int, matrix_operations: int) -> None:
         """Count one more."""
         self.count += 1
         self.num_bytes += num_bytes
         self.matrix_operations += matrix_operations
-        self.calls = [*(self.calls or []), (num_bytes, matrix_operations)]
+        self.calls.append((num_bytes, matrix_operations))
 
 
 class Counter(TorchDispatchMode):
@@ -80,7 +83,7 @@ class Counter(TorchDispatchMode):
 
     def _allocates(self, function: Any) -> bool:
         """Whether this is a launcher taking memory: what it does with it is the launch's to count."""
-        return self._inside is not None and function.overloadpacket in (torch.ops.aten.empty, torch.ops.aten.empty_like)
+        return self._inside is not None and function.overloadpacket in _ALLOCATIONS
 
     def _launches(self, function: Any, args: tuple) -> Any:
         """Count what the backend's launcher would do; the results are the operator's own fake ones."""
@@ -104,14 +107,14 @@ class Counter(TorchDispatchMode):
             self.rows[name].add(launch.num_bytes, operations if i == len(launches) - 1 else 0)
         return result
 
-    @property
-    def total(self) -> Row:
-        """All rows in one."""
-        total = Row()
-        for row in self.rows.values():
-            for call in row.calls or []:
-                total.add(*call)
-        return total
+
+def total(rows: Mapping[str, Row]) -> Row:
+    """All rows in one."""
+    whole = Row()
+    for row in rows.values():
+        for call in row.calls:
+            whole.add(*call)
+    return whole
 
 
 class _Bindings(TorchFunctionMode):
@@ -140,9 +143,9 @@ def _index(x: Tensor, index: Any) -> Tensor:
         elif item is None:
             x, dim = x.unsqueeze(dim), dim + 1
         elif isinstance(item, slice):
-            x, dim = torch.ops.aten.slice(x, dim, item.start, item.stop, item.step or 1), dim + 1
+            x, dim = _aten.slice(x, dim, item.start, item.stop, item.step or 1), dim + 1
         elif isinstance(item, Tensor):
-            x, dim = torch.ops.aten.index(x, [None] * dim + [item]), dim + item.dim()
+            x, dim = _aten.index(x, [None] * dim + [item]), dim + item.dim()
         else:
             x = x.select(dim, item)
     return x

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from resshift_fast import backends, catalog, checkpoints, download, images
+from resshift_fast import backends, catalog, checkpoints, download, graphs, images
 from resshift_fast.backends import usable_device
 from resshift_fast.catalog import ModelSpec
 from resshift_fast.noise import check_seed
@@ -71,6 +72,7 @@ class Pipeline:
         self.denoiser = _prepared(denoiser, device, dtype)
         self.first_stage = _prepared(first_stage, device, dtype)
         self.restoration = Restoration(spec, self.denoiser, self.first_stage)
+        self._compiled: Callable[..., tuple[Tensor, Tensor]] | None = None
 
     @classmethod
     def from_pretrained(
@@ -212,6 +214,35 @@ class Pipeline:
         self._run(jobs, batch_size, noise, progress)
         return gather([job.source.result() for job in jobs])
 
+    def compile(self, *, max_graphs: int = graphs.MAX_GRAPHS, **options: Any) -> "Pipeline":
+        """Make later calls faster: with CUDA graphs on a CUDA device, with torch.compile elsewhere.
+
+        The first call on each shape of batch captures a graph; torch.compile works once, for all sizes, and needs a
+        C++ compiler on a CPU. Where it fails, calls go on uncompiled, with one warning.
+
+        Args:
+            max_graphs: graphs kept, one a shape of batch; each holds its intermediate results in memory.
+            options: for `torch.compile`, elsewhere than on CUDA.
+
+        Returns:
+            This pipeline.
+        """
+        if self.device.type == "cuda":
+            self._compiled = graphs.GraphCache(self.restoration, max_graphs)
+        else:
+            compiled = torch.compile(self.restoration, **({"fullgraph": True, "dynamic": True} | options))
+            self._compiled = partial(self._call_compiled, compiled)
+        return self
+
+    def _call_compiled(self, compiled: Callable[..., Any], *arguments: Any) -> tuple[Tensor, Tensor]:
+        try:
+            return compiled(*arguments)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = " ".join(str(error).split())[:200]
+            warnings.warn(f"torch.compile failed, going on without: {reason}", RuntimeWarning, stacklevel=2)
+            self._compiled = self.restoration
+            return self.restoration(*arguments)
+
     def _holes(self, mask: Any, sources: list[Source]) -> list[np.ndarray | None]:
         """One bool [H, W] for each source, or None for a model without masks."""
         if self.spec.needs_mask != (mask is not None):
@@ -271,11 +302,14 @@ class Pipeline:
         place = [[tile.top * spec.latent_per_input, tile.left * spec.latent_per_input] for tile in batch]
         origin = torch.tensor(place, device=device).long()
         seed = torch.tensor([jobs[tile.image].seed for tile in batch], device=device)
-        if generator is None:
-            pixels, finite = self.restoration(image, seed, origin, hole, callback=lambda t, x: advance())
-        else:
-            noise = torch_noise(self._latent_like(image), spec.schedule.num_steps, generator)
+        steps = spec.schedule.num_steps
+        noise = None if generator is None else torch_noise(self._latent_like(image), steps, generator)
+        if self._compiled is None:
             pixels, finite = self.restoration(image, seed, origin, hole, noise, lambda t, x: advance())
+        else:
+            pixels, finite = self._compiled(image, seed, origin, hole, noise)
+            for _ in range(steps):
+                advance()
         if not finite:
             cure = "use float32 or bfloat16" if self.dtype == torch.float16 else "use other weights, these are damaged"
             raise ValueError(f"the networks of {spec.name} overflowed in {_name(self.dtype)}; {cure}")

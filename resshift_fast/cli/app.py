@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from resshift_fast import __version__
-from resshift_fast.cli import console
+from resshift_fast.cli import bench, console
 from resshift_fast.cli.doctor import doctor
 from resshift_fast.cli.models import models
 from resshift_fast.cli.restore import restore
@@ -37,6 +37,7 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
 app = typer.Typer(name="resshift-fast", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 for command in (restore, models, doctor, train):
     app.command()(_interruptible(command))
+app.add_typer(bench.app)
 
 
 def _version(wanted: bool) -> None:

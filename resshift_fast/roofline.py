@@ -1,0 +1,75 @@
+"""The least time that counted work can take on a GPU: bytes over bandwidth or operations over matrix rate.
+
+A projection, not a measurement: it knows no launch latency, no cache and no kernel that falls short of its limit.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from resshift_fast.counting import Row
+
+
+@dataclass(frozen=True)
+class GPU:
+    """Limits of a GPU by its maker's data sheet; matrix rates are dense, with float32 accumulation.
+
+    Args:
+        title: its full name.
+        arch: compute capability, 90 for 9.0.
+        bandwidth: of its memory in bytes a second.
+        rate_16_bit, rate_32_bit: operations a second on float16 and bfloat16 (tensor cores), and on float32.
+    """
+
+    title: str
+    arch: int
+    bandwidth: float
+    rate_16_bit: float
+    rate_32_bit: float
+
+
+GPUS = {
+    "h100": GPU("NVIDIA H100 SXM", 90, 3.35e12, 989e12, 67e12),
+    "a100": GPU("NVIDIA A100 SXM 80 GB", 80, 2.039e12, 312e12, 19.5e12),
+    "l40s": GPU("NVIDIA L40S", 89, 0.864e12, 362e12, 91.6e12),
+    "4090": GPU("NVIDIA GeForce RTX 4090", 89, 1.008e12, 165e12, 82.6e12),
+}
+
+
+def get(name: str) -> GPU:
+    """The GPU called `name`.
+
+    Raises:
+        ValueError: for one that is not in `GPUS`.
+    """
+    if name.lower() not in GPUS:
+        raise ValueError(f"unknown GPU {name!r}, expected one of {', '.join(GPUS)}")
+    return GPUS[name.lower()]
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Projected seconds of one operator's calls together, and how many of its calls memory limits."""
+
+    seconds: float
+    memory_bound: int
+    count: int
+
+
+def project(rows: Mapping[str, Row], gpu: GPU, element_size: int = 2) -> dict[str, Floor]:
+    """The floor of every counted operator.
+
+    Args:
+        rows: from `counting.count_sample`.
+        gpu: whose limits hold.
+        element_size: bytes of the networks' dtype, 2 or 4: which matrix rate counts.
+
+    Returns:
+        Operator name to `Floor`, the longest first.
+    """
+    rate = gpu.rate_16_bit if element_size == 2 else gpu.rate_32_bit
+    floors = {}
+    for name, row in rows.items():
+        times = [(num_bytes / gpu.bandwidth, operations / rate) for num_bytes, operations in row.calls]
+        memory_bound = sum(moving >= computing for moving, computing in times)
+        floors[name] = Floor(sum(map(max, times)), memory_bound, row.count)
+    return dict(sorted(floors.items(), key=lambda item: -item[1].seconds))
