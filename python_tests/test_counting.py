@@ -32,8 +32,9 @@ def test_the_rule_by_hand():
 
 
 def test_an_operator_counts_its_launches_and_what_they_move():
-    from resshift_fast import backends
     from resshift_fast.kernels.launch import record
+
+    from resshift_fast import backends
 
     name = "resshift_fast::window_attention"
     with FakeTensorMode():

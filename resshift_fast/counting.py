@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._prims_common import make_channels_last_2d_strides_for, suggest_memory_format
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -74,6 +75,9 @@ class Counter(TorchDispatchMode):
         if self._backend and function.namespace == "resshift_fast":
             return self._launches(function, args)
         result = function(*args, **kwargs)
+        if function is _aten.convolution.default and _is_channels_last(*args[:2]):
+            # As cuDNN returns it, and as fake tensors say in a build of torch with CUDA.
+            result = result.as_strided(result.shape, make_channels_last_2d_strides_for(result.shape))
         if not (function.is_view or function.namespace == "prim" or self._allocates(function)):
             num_bytes = sum(_bytes(x) for x in tree_leaves((args, kwargs, result)))
             self.rows[self._inside or _name(function)].add(
@@ -96,7 +100,7 @@ class Counter(TorchDispatchMode):
         operations = _matrix_operations(function, args, {}, result)
         outer, self._inside = self._inside, name
         try:
-            with self, record() as launches:
+            with self, _Bindings(), record() as launches:
                 if kernel is None or kernel.unsupported(*args) is not None:
                     backends.OPERATORS[operator].plain(*args)
                 else:
@@ -118,7 +122,7 @@ def total(rows: Mapping[str, Row]) -> Row:
 
 
 class _Bindings(TorchFunctionMode):
-    """`x[...]` and `x.contiguous()` by the operators that they stand for, without a look at the device.
+    """`x[...]`, `x.contiguous()` and `x.copy_(y)` by the operators that they stand for, without a look at the device.
 
     A build of torch without CUDA refuses them on a fake CUDA tensor.
     """
@@ -131,6 +135,8 @@ class _Bindings(TorchFunctionMode):
             memory_format = kwargs.get("memory_format", torch.contiguous_format)
             same = args[0].is_contiguous(memory_format=memory_format)
             return args[0] if same else args[0].clone(memory_format=memory_format)
+        if function is Tensor.copy_:
+            return _aten.copy_(*args, **kwargs)
         return function(*args, **kwargs)
 
 
@@ -149,6 +155,10 @@ def _index(x: Tensor, index: Any) -> Tensor:
         else:
             x = x.select(dim, item)
     return x
+
+
+def _is_channels_last(*tensors: Tensor) -> bool:
+    return any(suggest_memory_format(x) == torch.channels_last for x in tensors)
 
 
 def _loaders(operator: str) -> dict:

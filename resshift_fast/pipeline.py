@@ -2,7 +2,6 @@
 
 import os
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from resshift_fast import backends, catalog, checkpoints, download, graphs, images
+from resshift_fast import backends, catalog, checkpoints, compilation, download, images
 from resshift_fast.backends import usable_device
 from resshift_fast.catalog import ModelSpec
 from resshift_fast.noise import check_seed
@@ -214,34 +213,27 @@ class Pipeline:
         self._run(jobs, batch_size, noise, progress)
         return gather([job.source.result() for job in jobs])
 
-    def compile(self, *, max_graphs: int = graphs.MAX_GRAPHS, **options: Any) -> "Pipeline":
-        """Make later calls faster: with CUDA graphs on a CUDA device, with torch.compile elsewhere.
+    def compile(
+        self, how: str | None = None, *, max_graphs: int = compilation.MAX_GRAPHS, **options: Any
+    ) -> "Pipeline":
+        """Make later calls faster.
 
-        The first call on each shape of batch captures a graph; torch.compile works once, for all sizes, and needs a
-        C++ compiler on a CPU. Where it fails, calls go on uncompiled, with one warning.
+        The first call on each shape of batch captures a CUDA graph; torch.compile works once, for all sizes, and
+        needs a C++ compiler on a CPU. Where it fails, calls go on uncompiled, with one warning.
 
         Args:
+            how: "graphs" or "torch"; None takes CUDA graphs on a CUDA device and torch.compile elsewhere.
             max_graphs: graphs kept, one a shape of batch; each holds its intermediate results in memory.
-            options: for `torch.compile`, elsewhere than on CUDA.
+            options: for `torch.compile`.
 
         Returns:
             This pipeline.
-        """
-        if self.device.type == "cuda":
-            self._compiled = graphs.GraphCache(self.restoration, max_graphs)
-        else:
-            compiled = torch.compile(self.restoration, **({"fullgraph": True, "dynamic": True} | options))
-            self._compiled = partial(self._call_compiled, compiled)
-        return self
 
-    def _call_compiled(self, compiled: Callable[..., Any], *arguments: Any) -> tuple[Tensor, Tensor]:
-        try:
-            return compiled(*arguments)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            reason = " ".join(str(error).split())[:200]
-            warnings.warn(f"torch.compile failed, going on without: {reason}", RuntimeWarning, stacklevel=2)
-            self._compiled = self.restoration
-            return self.restoration(*arguments)
+        Raises:
+            ValueError: for another `how`, or graphs on a device other than CUDA.
+        """
+        self._compiled = compilation.compiled(self.restoration, self.device, how, max_graphs, options)
+        return self
 
     def _holes(self, mask: Any, sources: list[Source]) -> list[np.ndarray | None]:
         """One bool [H, W] for each source, or None for a model without masks."""

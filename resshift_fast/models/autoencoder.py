@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resshift_fast import ops
-from resshift_fast.models.layers import Conv3x3, GroupNorm, UpsampleConv
+from resshift_fast.models.layers import Conv1x1, Conv3x3, GroupNorm, UpsampleConv
 
 EPS = 1e-6
 
@@ -60,26 +60,26 @@ class _ResnetBlock(nn.Module):
         self.norm2 = GroupNorm(out_channels, EPS)
         self.conv2 = Conv3x3(out_channels, out_channels)
         if in_channels != out_channels:
-            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
+            self.nin_shortcut = Conv1x1(in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(self.norm1(x, activation="silu"))
         h = self.conv2(self.norm2(h, activation="silu"))
-        return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
+        return self.nin_shortcut(x, residual=h) if hasattr(self, "nin_shortcut") else x + h
 
 
 class _AttentionBlock(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.norm = GroupNorm(channels, EPS)
-        self.q = nn.Conv2d(channels, channels, 1)
-        self.k = nn.Conv2d(channels, channels, 1)
-        self.v = nn.Conv2d(channels, channels, 1)
-        self.proj_out = nn.Conv2d(channels, channels, 1)
+        self.q = Conv1x1(channels, channels)
+        self.k = Conv1x1(channels, channels)
+        self.v = Conv1x1(channels, channels)
+        self.proj_out = Conv1x1(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        return x + self.proj_out(ops.spatial_attention(self.q(h), self.k(h), self.v(h)))
+        return self.proj_out(ops.spatial_attention(self.q(h), self.k(h), self.v(h)), residual=x)
 
 
 class _Middle(nn.Module):

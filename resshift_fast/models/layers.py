@@ -37,6 +37,34 @@ class Conv3x3(nn.Conv2d):
         return ops.conv2d(x, self.weight, self.bias)
 
 
+class Conv1x1(nn.Conv2d):
+    """1×1 convolution through `ops.pointwise_conv2d`, of a normalized image and with a sum where they are given."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, *, norm: GroupNorm | None = None, residual: Tensor | None = None) -> Tensor:
+        return pointwise(x, self.weight.flatten(1), self.bias, norm=norm, residual=residual)
+
+
+def pointwise(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, norm: GroupNorm | None = None, residual: Tensor | None = None
+) -> Tensor:
+    """`ops.pointwise_conv2d` with the normalization as a layer."""
+    if norm is None:
+        return ops.pointwise_conv2d(x, weight, bias, residual=residual)
+    return ops.pointwise_conv2d(
+        x,
+        weight,
+        bias,
+        residual=residual,
+        num_groups=NUM_GROUPS,
+        norm_weight=norm.weight,
+        norm_bias=norm.bias,
+        eps=norm.eps,
+    )
+
+
 class UpsampleConv(nn.Module):
     """Nearest ×2, then a 3×3 convolution; key `conv`."""
 

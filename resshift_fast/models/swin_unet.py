@@ -13,7 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resshift_fast import ops
-from resshift_fast.models.layers import NUM_GROUPS, Conv3x3, GroupNorm, UpsampleConv, timestep_embedding, zero_
+from resshift_fast.models.layers import (
+    NUM_GROUPS,
+    Conv1x1,
+    Conv3x3,
+    GroupNorm,
+    UpsampleConv,
+    pointwise,
+    timestep_embedding,
+    zero_,
+)
 from resshift_fast.ops.window_attention import relative_position_index, shift_mask
 
 Modulation = tuple[Tensor, ...]
@@ -84,13 +93,15 @@ class ResBlock(nn.Module):
             GroupNorm(out_channels), nn.SiLU(), nn.Identity(), zero_(Conv3x3(out_channels, out_channels))
         )
         same = in_channels == out_channels
-        self.skip_connection = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+        self.skip_connection = nn.Identity() if same else Conv1x1(in_channels, out_channels)
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
         scale, shift = modulation.chunk(2, dim=1)
         h = self.in_layers[2](self.in_layers[0](x, activation="silu"))
         h = self.out_layers[3](self.out_layers[0](h, scale=scale, shift=shift, activation="silu"))
-        return self.skip_connection(x) + h
+        if isinstance(self.skip_connection, Conv1x1):
+            return self.skip_connection(x, residual=h)
+        return x + h
 
 
 class Downsample(nn.Module):
@@ -117,16 +128,18 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, norm: GroupNorm) -> Tensor:
+        """x + attention(norm(x)), on images."""
+        qkv = pointwise(x, self.qkv.weight, self.qkv.bias, norm=norm)
         out = ops.window_attention(
-            self.qkv(x),
+            qkv.permute(0, 2, 3, 1),
             self.relative_position_bias_table,
             num_heads=self.num_heads,
             window_size=self.window_size,
             shift_size=self.shift_size,
             mask="resshift",
         )
-        return self.proj(out)
+        return pointwise(out.permute(0, 3, 1, 2), self.proj.weight, self.proj.bias, residual=x)
 
 
 class Mlp(nn.Module):
@@ -152,7 +165,7 @@ class SwinBlock(nn.Module):
         self.register_buffer("attn_mask", None if mask is None else mask.clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        x = self.attn(x, self.norm1)
         norm, fc1, fc2 = self.norm2, self.mlp.fc1, self.mlp.fc2
         w1, w2 = fc1.weight.flatten(1), fc2.weight.flatten(1)
         return ops.swin_mlp(x, NUM_GROUPS, norm.weight, norm.bias, w1, fc1.bias, w2, fc2.bias, norm.eps)
@@ -163,7 +176,7 @@ class _PointwiseProjection(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-        self.proj = nn.Conv2d(in_channels, out_channels, 1)
+        self.proj = Conv1x1(in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(x)

@@ -23,7 +23,7 @@ def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tens
 def _fake(x, weight, bias, padding):
     batch, _, height, width = x.shape
     size = (batch, weight.shape[0], height + 2 * padding - 2, width + 2 * padding - 2)
-    return x.new_empty(size).contiguous(memory_format=checks.image_format(x))
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=checks.image_format(x))
 
 
 def _matrix_operations(x, weight, bias, padding, *, out_shape, **_):

@@ -19,12 +19,16 @@ ACTIVATIONS = (None, "silu")
 
 
 def _centre(x: Tensor, num_groups: int) -> Tensor:
-    """About the mean of every group, [B, C, 1, 1], from every eighth row and column.
+    """About the mean of every group, [B, C, 1, 1], from eight rows and columns spread over the image.
 
     PyTorch's CPU kernel for channels-last takes the variance as E[x²] − E[x]², which cancels where the mean is large.
-    Any shift near the mean cures that, and normalization undoes it exactly.
+    Any shift near the mean cures that, and normalization undoes it exactly. The number of samples is fixed, because a
+    size that depends on the image's would be 1 for small ones, for which torch.compile traces anew.
     """
-    mean = x.detach()[:, :, ::8, ::8].mean((2, 3)).unflatten(1, (num_groups, -1)).mean(2)
+    eighths = torch.arange(8, device=x.device)
+    rows, columns = eighths * x.shape[2] // 8, eighths * x.shape[3] // 8
+    samples = x.detach().permute(0, 2, 3, 1)[:, rows[:, None], columns]  # [B, 8, 8, C]
+    mean = samples.mean((1, 2)).unflatten(1, (num_groups, -1)).mean(2)
     return mean.repeat_interleave(x.shape[1] // num_groups, dim=1)[:, :, None, None]
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -24,7 +25,7 @@ def _plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _fake(x, weight, bias):
     batch, _, height, width = x.shape
     size = (batch, weight.shape[0], 2 * height, 2 * width)
-    return x.new_empty(size).contiguous(memory_format=checks.image_format(x))
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=checks.image_format(x))
 
 
 def _matrix_operations(x, weight, bias, *, out_shape, **_):

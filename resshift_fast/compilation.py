@@ -1,10 +1,11 @@
-"""CUDA graphs of a function, captured once for each set of shapes and replayed.
+"""A function of tensors made faster: by torch.compile, or by CUDA graphs captured once for each set of shapes.
 
 A replay starts all kernels of a restoration with a single call, where each costs some microseconds of the processor
 otherwise. What a graph reads and writes stays at fixed addresses: arguments are copied in, results copied out. Kernels
 are verified and tuned in the runs before the capture, when waiting for the device is still allowed.
 """
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from threading import Lock
@@ -18,6 +19,34 @@ WARMUPS = 3
 MAX_GRAPHS = 8  # each keeps its intermediate results alive
 
 Replay = Callable[[], Any]
+
+
+def compiled(
+    function: Callable[..., Any], device: torch.device, how: str | None, max_graphs: int, options: dict[str, Any]
+) -> Callable[..., Any]:
+    """`function` made faster; see `Pipeline.compile` for the arguments and errors."""
+    ways = ("graphs", "torch") if device.type == "cuda" else ("torch",)
+    how = how or ways[0]
+    if how not in ways:
+        raise ValueError(f"how is {how!r}, expected {' or '.join(map(repr, ways))} on {device}")
+    return GraphCache(function, max_graphs) if how == "graphs" else _Compiled(function, options)
+
+
+class _Compiled:
+    """torch.compile for all sizes at once; `function` itself, after one warning, where it fails."""
+
+    def __init__(self, function: Callable[..., Any], options: dict[str, Any]):
+        self._function = function
+        self._compiled = torch.compile(function, **({"fullgraph": True, "dynamic": True} | options))
+
+    def __call__(self, *arguments: Any) -> Any:
+        try:
+            return self._compiled(*arguments)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = " ".join(str(error).split())[:200]
+            warnings.warn(f"torch.compile failed, going on without: {reason}", RuntimeWarning, stacklevel=2)
+            self._compiled = self._function
+            return self._function(*arguments)
 
 
 def capture(function: Callable[..., Any], arguments: tuple, pool: Any) -> tuple[Replay, Any]:

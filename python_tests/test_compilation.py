@@ -1,12 +1,13 @@
-"""The cache of CUDA graphs, with a stand-in for the capture where there is no GPU."""
+"""torch.compile of a pipeline, and the cache of CUDA graphs with a stand-in for the capture where there is no GPU."""
 
 from threading import Thread
 
 import pytest
 import torch
+from pipelines import tiny
 
 from resshift_fast import Pipeline
-from resshift_fast.graphs import GraphCache
+from resshift_fast.compilation import GraphCache, compiled
 
 
 class Recorder:
@@ -115,6 +116,34 @@ def test_a_capture_that_fails_leaves_nothing_behind():
 def test_refuses_to_keep_no_graph():
     with pytest.raises(ValueError, match="max_graphs is 0, expected at least 1"):
         GraphCache(double, max_graphs=0)
+
+
+@pytest.mark.parametrize("how", ["graphs", "cudagraphs"])
+def test_refuses_what_the_device_cannot_do(how):
+    with pytest.raises(ValueError, match=f"how is {how!r}, expected 'torch' on cpu"):
+        compiled(double, torch.device("cpu"), how, 1, {})
+
+
+def test_a_compiled_pipeline_restores_the_same():
+    images = [torch.rand(1, 3, 24, 16), torch.rand(2, 3, 9, 40)]
+    pipe, progress = tiny("x4"), []
+    plain = [pipe(image, progress=False) for image in images]
+    pipe.compile(backend="eager")
+    for image, expected in zip(images, plain, strict=True):
+        result = pipe(image, progress=lambda done, total: progress.append(total - done))
+        torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
+    assert progress.count(0) == 2
+
+
+def test_a_failing_compiler_is_one_warning_and_no_failure():
+    def refuse(graph, inputs):
+        raise RuntimeError("no compiler found")
+
+    function = compiled(double, torch.device("cpu"), None, 1, {"backend": refuse})
+    x = torch.ones(3)
+    with pytest.warns(RuntimeWarning, match="torch.compile failed, going on without: .*no compiler found"):
+        assert torch.equal(function(x)[0], 2 * x)
+    assert torch.equal(function(x)[0], 2 * x)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

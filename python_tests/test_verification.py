@@ -1,0 +1,313 @@
+"""Before its first use a backend is compared with plain PyTorch; a wrong one is left off, and results stay right."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import warnings
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from resshift_fast import backends, ops, use_backend, verification
+from resshift_fast.backends import OPERATORS, Kernel
+from resshift_fast.ops.conv2d import reference
+from resshift_fast.verification import RUNNING
+
+CPU = torch.device("cpu")
+OPERATOR = "conv2d"
+X, WEIGHT, BIAS = torch.randn(2, 3, 5, 7), torch.randn(4, 3, 3, 3), torch.randn(4)
+EXPECTED = reference(X, WEIGHT, BIAS, 1)
+
+
+class Backend:
+    """A kernel for conv2d on the CPU that counts its calls; `change` spoils a right result."""
+
+    def __init__(self, change=lambda y: y):
+        self.calls, self.change = 0, change
+
+    def __call__(self, *args):
+        self.calls += 1
+        return self.change(OPERATORS[OPERATOR].plain(*args))
+
+    @property
+    def used(self) -> bool:
+        """Whether a call of the public function runs it."""
+        before = self.calls
+        call()
+        return self.calls > before
+
+
+def install(function) -> None:
+    """Make `function` the CPU backend's kernel of the operator."""
+    operator = OPERATORS[OPERATOR]
+    backends.add(replace(operator, loaders={**operator.loaders, "cpu": lambda: Kernel(function)}))
+
+
+def call() -> torch.Tensor:
+    return ops.conv2d(X, WEIGHT, BIAS)
+
+
+def new_process() -> None:
+    """Forget what a process remembers of verdicts."""
+    verification._verdicts.clear()
+    verification._environment.cache_clear()
+    backends._forget()
+
+
+def verdict_file(tmp_path):
+    (file,) = (tmp_path / "verdicts").rglob(f"{OPERATOR}-cpu-float32")
+    return file
+
+
+@pytest.fixture(autouse=True)
+def own_verdicts(tmp_path, monkeypatch):
+    monkeypatch.setenv("RESSHIFT_FAST_CACHE", str(tmp_path))
+    monkeypatch.delenv("RESSHIFT_FAST_VERIFY", raising=False)
+    before, remembered = OPERATORS[OPERATOR], dict(verification._verdicts)
+    new_process()
+    with use_backend("auto"):
+        yield
+    backends.add(before)
+    new_process()
+    verification._verdicts.update(remembered)
+
+
+def raises(_):
+    raise RuntimeError("no such\nlaunch")
+
+
+WRONG = {
+    "one-percent-off": (lambda y: y * 1.01, r"output 0 has relative error 1\.0e-02, allowed 1\.0e-04"),
+    "one-value-off": (lambda y: y.index_fill(3, torch.tensor([0]), 0.0), "output 0 has relative error"),
+    "shape": (lambda y: y[..., 1:], r"output 0 is torch\.float32 \(2, 48, 9, 6\) with strides .*, expected"),
+    "dtype": (lambda y: y.double(), r"output 0 is torch\.float64 .*, expected torch\.float32"),
+    "strides": (lambda y: y.transpose(2, 3).contiguous().transpose(2, 3), r"output 0 is .* with strides"),
+    "nan": (lambda y: torch.full_like(y, torch.nan), "output 0 has relative error nan"),
+    "one-nan": (lambda y: y.index_fill(3, torch.tensor([0]), torch.nan), "output 0 has relative error nan"),
+    "infinity": (lambda y: y / 0, "output 0 has relative error"),
+    "number-of-outputs": (lambda y: (y, y), "2 outputs, expected 1"),
+    "exception": (raises, "RuntimeError: no such launch"),
+}
+
+
+def test_a_right_backend_is_verified_once_and_used(recwarn):
+    backend = Backend()
+    install(backend)
+    assert call().equal(EXPECTED)
+    examples = len(OPERATORS[OPERATOR].examples(CPU, torch.float32))
+    assert backend.calls == examples + 1
+    call()
+    assert backend.calls == examples + 2
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("change, message", WRONG.values(), ids=WRONG)
+def test_a_wrong_backend_is_off_with_one_warning(change, message):
+    backend = Backend(change)
+    install(backend)
+    start = r"the cpu backend of conv2d is off for torch\.float32 on cpu: "
+    with pytest.warns(RuntimeWarning, match=f"{start}{message}.*; plain PyTorch takes its place") as caught:
+        assert call().equal(EXPECTED)
+        calls = backend.calls
+        assert call().equal(EXPECTED)
+    assert len(caught) == 1
+    assert backend.calls == calls
+
+
+def test_a_backend_that_cannot_be_loaded_is_off():
+    def load():
+        raise ImportError("no compiled part")
+
+    operator = OPERATORS[OPERATOR]
+    backends.add(replace(operator, loaders={"cpu": load}))
+    with pytest.warns(RuntimeWarning, match="ImportError: no compiled part"):
+        assert call().equal(EXPECTED)
+
+
+def test_a_dtype_is_verified_for_itself():
+    backend = Backend(lambda y: y * 1.01 if y.dtype == torch.float32 else y)
+    install(backend)
+    with pytest.warns(RuntimeWarning) as caught:
+        call()
+        ops.conv2d(X.double(), WEIGHT.double())
+    assert len(caught) == 1
+    before = backend.calls
+    ops.conv2d(X.double(), WEIGHT.double())
+    assert backend.calls == before + 1
+
+
+def test_rounding_to_16_bits_is_no_error():
+    install(Backend(lambda y: y * (1 + 2**-9) if y.dtype == torch.bfloat16 else y))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ops.conv2d(X.bfloat16(), WEIGHT.bfloat16())
+
+
+def test_a_later_process_reads_the_verdict(tmp_path):
+    right, wrong = Backend(), Backend(lambda y: y * 1.01)
+    install(right)
+    call()
+    assert verdict_file(tmp_path).read_text() == "passed"
+    new_process()
+    before = right.calls
+    call()
+    assert right.calls == before + 1
+    verdict_file(tmp_path).unlink()
+    install(wrong)
+    new_process()
+    with pytest.warns(RuntimeWarning, match="relative error"):
+        call()
+    new_process()
+    before = wrong.calls
+    with pytest.warns(RuntimeWarning, match="relative error") as caught:
+        assert call().equal(EXPECTED)
+    assert (wrong.calls, len(caught)) == (before, 1)
+
+
+@pytest.mark.parametrize("changed", ["torch", "kernels"])
+def test_another_environment_is_verified_anew(changed, tmp_path, monkeypatch):
+    backend = Backend()
+    install(backend)
+    call()
+    if changed == "torch":
+        monkeypatch.setattr(torch, "__version__", "99.0")
+    else:
+        (tmp_path / "ops").mkdir()
+        (tmp_path / "ops/conv2d.py").write_text("changed")
+        monkeypatch.setattr(verification, "__file__", str(tmp_path / "verification.py"))
+    new_process()
+    before = backend.calls
+    call()
+    assert backend.calls > before + 1
+    assert len(list((tmp_path / "verdicts").rglob("conv2d-cpu-float32"))) == 2
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, torch.OutOfMemoryError])
+def test_what_says_nothing_of_the_kernel_leaves_no_verdict(error, tmp_path):
+    def interrupted(_):
+        raise error
+
+    backend = Backend(interrupted)
+    install(backend)
+    with pytest.raises(error):
+        call()
+    assert verdict_file(tmp_path).read_text() == ""
+    backend.change = lambda y: y
+    assert backend.used
+
+
+def test_an_unwritable_cache_folder_still_verifies(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RESSHIFT_FAST_CACHE", str(tmp_path / "file"))
+    install(Backend(lambda y: y * 1.01))
+    with pytest.warns(RuntimeWarning, match="relative error"):
+        assert call().equal(EXPECTED)
+    new_process()
+    backend = Backend()
+    install(backend)
+    assert backend.used
+
+
+def test_verification_can_be_switched_off(tmp_path, monkeypatch):
+    monkeypatch.setenv("RESSHIFT_FAST_VERIFY", "0")
+    backend = Backend(lambda y: y * 1.01)
+    install(backend)
+    assert call().equal(EXPECTED * 1.01)
+    assert backend.calls == 1
+    assert not (tmp_path / "verdicts").exists()
+
+
+def test_nothing_is_verified_during_capture(monkeypatch):
+    backend = Backend()
+    install(backend)
+    with monkeypatch.context() as capture:
+        capture.setattr(verification, "forbidden", lambda: True)
+        assert call().equal(EXPECTED)
+        assert backend.calls == 0
+    assert backend.used  # that it was not used is not remembered
+    new_process()
+    monkeypatch.setattr(verification, "forbidden", lambda: True)
+    before = backend.calls
+    call()
+    assert backend.calls == before + 1  # by the stored verdict
+
+
+def test_a_stored_failure_counts_during_capture(monkeypatch, recwarn):
+    backend = Backend(lambda y: y * 1.01)
+    install(backend)
+    with pytest.warns(RuntimeWarning):
+        call()
+    new_process()
+    monkeypatch.setattr(verification, "forbidden", lambda: True)
+    assert not backend.used
+
+
+PROGRAM = textwrap.dedent("""
+    import os, sys, time, warnings
+    from dataclasses import replace
+    from pathlib import Path
+    import torch
+    from resshift_fast import backends, ops
+    from resshift_fast.backends import OPERATORS, Kernel
+
+    operator = OPERATORS["conv2d"]
+    runs = Path(sys.argv[2])
+
+    def kernel(*args):
+        with runs.open("a") as file:
+            file.write("x")
+        if sys.argv[1] == "dies":
+            os._exit(3)
+        if sys.argv[1] == "slow":
+            time.sleep(0.3)
+        return operator.plain(*args)
+
+    backends.add(replace(operator, loaders={"cpu": lambda: Kernel(kernel)}))
+    warnings.simplefilter("error")
+    ops.conv2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 3, 3))
+""")
+
+
+def start(how: str, tmp_path) -> subprocess.Popen:
+    """A process that calls conv2d with a backend that writes one letter a run into a file."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", PROGRAM, how, str(tmp_path / "runs")]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_backend_that_ended_its_process_is_off_at_the_next_start(tmp_path):
+    process = start("dies", tmp_path)
+    process.communicate()
+    assert process.returncode == 3
+    file = verdict_file(tmp_path)
+    assert file.read_text() == RUNNING
+    process = start("right", tmp_path)
+    _, stderr = process.communicate()
+    assert process.returncode == 1
+    assert f"its verification ended the process before; remove {file} to try again" in stderr
+    assert (tmp_path / "runs").read_text() == "x"
+    file.unlink()
+    process = start("right", tmp_path)
+    assert (process.communicate()[1], process.returncode) == ("", 0)
+
+
+def test_of_two_processes_one_waits_for_the_others_verdict(tmp_path):
+    processes = [start("slow", tmp_path) for _ in range(2)]
+    assert [process.communicate()[1] for process in processes] == ["", ""]
+    assert [process.returncode for process in processes] == [0, 0]
+    examples = len(OPERATORS[OPERATOR].examples(CPU, torch.float32))
+    assert len((tmp_path / "runs").read_text()) == examples + 2
+
+
+@pytest.mark.parametrize("name", sorted(OPERATORS))
+def test_plain_pytorch_itself_passes(name):
+    """Every operator's examples suit the comparison: its own plain path, as a backend, is found right."""
+    operator = OPERATORS[name]
+    operator = replace(operator, loaders={"cpu": partial(Kernel, operator.plain)})
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        if name in ("posterior_step", "prior_sample") and dtype != torch.float32:
+            continue  # latents are float32
+        assert verification.compare(operator, "cpu", CPU, dtype) == "passed"

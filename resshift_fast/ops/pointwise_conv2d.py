@@ -1,0 +1,146 @@
+r"""1×1 convolution of an image, with the group normalization before it and the sum after it.
+
+.. math:: y = W\,\mathrm{norm}(x) + b + r
+
+where norm is group normalization (Wu and He, arXiv 1803.08494) or, with `num_groups` 0, nothing; b and the residual r
+may be missing.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from resshift_fast import backends
+from resshift_fast.ops import checks
+from resshift_fast.ops.group_norm import reference as group_norm
+from resshift_fast.ops.registration import recomputed, register, triton
+
+
+def reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    num_groups: int,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """The formula in plain PyTorch, in x's dtype."""
+    y = group_norm(x, num_groups, norm_weight, norm_bias, eps, None, None, None) if num_groups else x
+    y = F.conv2d(y, weight.to(x.dtype)[:, :, None, None], None if bias is None else bias.to(x.dtype))
+    return y if residual is None else (residual + y).to(x.dtype)
+
+
+def _plain(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    num_groups: int,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+) -> Tensor:
+    y = reference(x, weight, bias, residual, num_groups, norm_weight, norm_bias, eps)
+    return y.contiguous(memory_format=torch.channels_last)
+
+
+def _fake(x, weight, bias, residual, num_groups, norm_weight, norm_bias, eps):
+    size = (x.shape[0], weight.shape[0], *x.shape[2:])
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def _matrix_operations(x, weight, *_, **__):
+    """One product of every pixel with the weight."""
+    return 2 * math.prod(x) * weight[0]
+
+
+def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
+    """Normalized and with a residual, and neither; both memory formats; sizes that fill no block."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, device=device).to(dtype)
+
+    x, residual = normal(2, 96, 9, 7) - 2.3, normal(2, 40, 9, 7)
+    weight, bias, norm_weight, norm_bias = normal(40, 96) / 10, normal(40), normal(96), normal(96)
+    channels_last = x.contiguous(memory_format=torch.channels_last)
+    return [
+        (channels_last, weight, bias, residual, 32, norm_weight, norm_bias, 1e-5),
+        (x, weight, None, None, 0, None, None, 1e-5),
+    ]
+
+
+_op = register(
+    "pointwise_conv2d",
+    _plain,
+    fake=_fake,
+    examples=_examples,
+    loaders={"triton": triton("pointwise_conv2d")},
+    matrix_operations=_matrix_operations,
+    **recomputed(reference),
+)
+
+
+def pointwise_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    num_groups: int = 0,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """1×1 convolution of x, or of group_norm(x), plus a residual.
+
+    Args:
+        x: [B, C, H, W], floating point.
+        weight: [O, C]. bias: [O] or None.
+        residual: [B, O, H, W], added to the result, or None.
+        num_groups: a divisor of C to normalize x first, or 0.
+        norm_weight, norm_bias: [C] with `num_groups`, None without.
+        eps: added to the variance.
+        Every tensor is in x's dtype or float32.
+
+    Returns:
+        [B, O, H, W] in x's dtype, channels-last where a backend fuses it. Differentiable in every tensor.
+
+    Raises:
+        ValueError: for a shape, device or number of groups that does not fit.
+        TypeError: for a dtype other than those named.
+
+    Example:
+        >>> pointwise_conv2d(torch.randn(2, 8, 5, 7), torch.randn(6, 8), torch.zeros(6)).shape
+        torch.Size([2, 6, 5, 7])
+    """
+    checks.image("pointwise_conv2d", "x", x)
+    batch, channels, height, width = x.shape
+    if weight.dim() != 2 or weight.shape[1] != channels or weight.shape[0] < 1:
+        shape = tuple(weight.shape)
+        raise ValueError(f"pointwise_conv2d: weight has shape {shape}, expected (O, {channels}) with O ≥ 1 to match x")
+    out_channels = weight.shape[0]
+    checks.shape("pointwise_conv2d", "bias", bias, (out_channels,), "to match weight's output channels")
+    size = (batch, out_channels, height, width)
+    checks.shape("pointwise_conv2d", "residual", residual, size, "to match x and weight")
+    _check_norm(channels, num_groups, norm_weight, norm_bias)
+    tensors = {"weight": weight, "bias": bias, "residual": residual, "norm_weight": norm_weight, "norm_bias": norm_bias}
+    checks.parameters("pointwise_conv2d", x, **tensors)
+    run = _op if backends.fused("pointwise_conv2d", x.device.type) else reference
+    return run(x, weight, bias, residual, num_groups, norm_weight, norm_bias, eps)
+
+
+def _check_norm(channels: int, num_groups: int, norm_weight: Tensor | None, norm_bias: Tensor | None) -> None:
+    """num_groups divides the channels and comes with both parameters, or is 0 and comes with neither."""
+    if num_groups < 0 or num_groups and channels % num_groups:
+        raise ValueError(f"pointwise_conv2d: {channels} channels do not divide into {num_groups} groups")
+    for name, tensor in (("norm_weight", norm_weight), ("norm_bias", norm_bias)):
+        if num_groups and tensor is None:
+            raise ValueError(f"pointwise_conv2d: {name} is None, expected shape ({channels},) for {num_groups} groups")
+        if not num_groups and tensor is not None:
+            raise ValueError(f"pointwise_conv2d: {name} is given, but num_groups is 0; pass the number of groups")
+        checks.shape("pointwise_conv2d", name, tensor, (channels,), "to match x's channels")
