@@ -13,11 +13,13 @@ INSTALLED := $(VENV)/installed
 HAS_CUDA = $(shell { nvidia-smi -L || ldconfig -p | grep libcuda.so.1; } >/dev/null 2>&1 && echo yes)
 TORCH ?= $(if $(HAS_CUDA),'torch>=2.10',torch==2.13.0)
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test proofs gpu lint clean
 
 help:
 	@echo "make demo   install into $(VENV), restore $(PHOTO) and show it beside the original"
 	@echo "make test   install into $(VENV) and run the tests on $(WORKERS) workers"
+	@echo "make proofs compile every Triton kernel for six architectures and compare with the budgets (minutes, no GPU)"
+	@echo "make gpu    on a machine with an NVIDIA GPU: tests, sanitizer, benchmarks and a profile, in ten minutes"
 	@echo "make lint   check the code with ruff"
 	@echo "make clean  remove $(VENV), $(OUT) and everything else that was made here"
 	@echo "PYTHON=python3.12 chooses the Python, TORCH=... what pip installs as torch."
@@ -30,6 +32,14 @@ demo: $(INSTALLED)
 # One thread for each worker: more would only wait for one another.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+proofs: $(INSTALLED)
+	$(BIN)/python scripts/kernel_budgets.py
+
+# The installation is not begun where there is no GPU.
+gpu:
+	@{ nvidia-smi -L >/dev/null 2>&1 || { echo "no GPU, nothing was run: nvidia-smi finds none" >&2; exit 2; }; } \
+		&& $(MAKE) --no-print-directory $(INSTALLED) && $(BIN)/python scripts/gpu_acceptance.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

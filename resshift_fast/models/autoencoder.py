@@ -99,7 +99,12 @@ class _Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+        """The convolution of x padded right and below only.
+
+        A row and a column of zeros before the weight do the same with x padded on all sides, which a convolution does
+        by itself: x is not copied.
+        """
+        return F.conv2d(x, F.pad(self.conv.weight, (1, 0, 1, 0)), self.conv.bias, stride=2, padding=1)
 
 
 class _Level(nn.Module):

@@ -315,8 +315,10 @@ class SwinUNet(nn.Module):
         """
         weight = self.time_embed[0].weight
         emb = self.time_embed(timestep_embedding(timesteps, self.config.model_channels).to(weight.dtype))
-        emb = F.silu(emb)
-        return tuple(block.emb_layers[1](emb) for block in self._res_blocks())
+        layers = [block.emb_layers[1] for block in self._res_blocks()]
+        # One product with all weights: a step has too few rows to fill a GPU block by block.
+        weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
+        return F.linear(F.silu(emb), weight, bias).split([layer.out_features for layer in layers], dim=1)
 
     def denoise(self, x: Tensor, modulation: Modulation) -> Tensor:
         """Run the U-Net.
