@@ -1,0 +1,241 @@
+r"""Triton kernels for `spatial_attention`, which walk over the keys and never hold the score matrix.
+
+A program holds a block of queries of one image, reads keys and values block by block, and keeps the running maximum m,
+the running sum l of exponentials and the unnormalized output, all float32: a block's scores s change them to
+
+.. math:: m' = \max(m, \max s), \quad l' = l\,e^{m - m'} + \sum e^{s - m'}, \quad
+          o' = o\,e^{m - m'} + e^{s - m'} v
+
+With 512 channels the output of 64 queries alone takes half of an SM's registers (128 of a thread's 255 in 8 warps).
+Other divisions were weighed against that. 128 queries would need all registers. Splitting the channels of v over
+programs computes every score twice, 1.5 times the operations. Reading q and k in chunks of channels with 64 keys a
+block spills, because all of a block's values then pass through registers. What fits: q whole in shared memory, and
+blocks of few keys with all their channels, so that both products are single `tl.dot`s and the next keys and values
+arrive while one block is computed. Shared memory decides how many keys: 32 (132 KB on sm_80, 192 KB on sm_90 and 100),
+16 where a program has 99 KB (sm_86, 89, 120). Nothing spills: 198 to 250 registers in 16 bit. float32 has no ieee
+matrix instruction; 32 queries and 16 keys take 162 to 196.
+
+Where the blocks of queries are too few for the GPU (a 64² latent makes 64), the keys too are divided over programs.
+Each part is normalized and stored in float32 with its log-sum-exp, and a second kernel weighs the parts in their
+order. That writes and reads 4·C bytes a query and part, 34 MB in all for 64² pixels in two parts: 10 µs of an H100's
+memory, so that 128 instead of 64 of its 132 SMs share 34 GFLOP, which 64 can't do in less than 70 µs.
+
+Traffic: every block of queries reads all keys and values, but while these fit into two thirds of L2 they come from
+memory once (8 MB for 64² pixels in 16 bit). Beyond, programs that run at the same time walk over the keys in about the
+same order at the same speed and share what they read, so that keys and values come from memory once for each wave of
+programs: `passes` counts the waves, one program an SM.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from resshift_fast.kernels.launch import launch
+from resshift_fast.kernels.tuning import Config, Space, architecture, bucket
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MAX_CHANNELS = 512
+MIN_KEYS = 256  # of a part: below, combining the parts costs more than it saves
+GPUS = {80: (108, 40), 86: (84, 6), 89: (128, 72), 90: (132, 50), 100: (148, 126), 120: (170, 96)}  # SMs, MB of L2
+COMBINE_ELEMENTS = 2048  # of a program of the combining kernel
+
+LOG2_E = tl.constexpr(1.4426950408889634)  # the exponential is 2^(x log2 e), the instruction that there is
+
+
+def _config(b_m: int, b_n: int, num_warps: int, num_stages: int) -> Config:
+    return Config({"B_M": b_m, "B_N": b_n}, num_warps=num_warps, num_stages=num_stages)
+
+
+def _candidates(key: tuple) -> list[Config]:
+    channels, itemsize, tokens = key
+    if itemsize == 4:
+        blocks = {512: ((32, 16, 8, 2), (32, 16, 8, 1), (16, 16, 8, 2)), 256: ((32, 16, 8, 2), (32, 16, 4, 2))}
+        return [_config(*c) for c in blocks.get(channels, ((64, 32, 8, 2), (32, 32, 4, 2), (32, 32, 8, 2)))]
+    blocks = {
+        512: ((64, 32, 8, 2), (64, 32, 8, 1), (64, 16, 8, 2)),
+        256: ((128, 64, 8, 2), (128, 32, 8, 2), (64, 32, 4, 2), (64, 32, 4, 3)),
+        128: ((128, 64, 8, 2), (128, 64, 8, 3), (64, 64, 4, 2), (64, 64, 4, 3)),
+    }
+    return [_config(*c) for c in blocks.get(channels, ((128, 64, 4, 3), (128, 64, 8, 3), (64, 64, 4, 3)))]
+
+
+def _default(arch: int, key: tuple) -> Config:
+    channels, itemsize, tokens = key
+    small = arch in (86, 89) or arch >= 120  # 99 KB of shared memory for a program
+    if itemsize == 4:
+        if channels >= 256:
+            return _config(32, 16, 8, 1 if small and channels == 512 else 2)
+        return _config(32, 32, 8 if channels == 128 else 4, 2)
+    if channels == 512:
+        return _config(64, 16 if small else 32, 8, 2)
+    if channels == 256:
+        return _config(64, 32, 4, 2)
+    return _config(64, 64, 4, 2 if channels == 128 else 3)
+
+
+# Bucket: (channels as a power of two, itemsize, tokens as a power of two).
+SPACE = Space("spatial_attention_kernel", _candidates, _default)
+
+
+@triton.jit(do_not_specialize=["n_rows", "n_tokens", "n_parts", "tokens_each"])
+def spatial_attention_kernel(
+    p_q,  # [B, n_tokens, CHANNELS]
+    p_k,  # [B, n_tokens, CHANNELS]
+    p_v,  # [B, n_tokens, CHANNELS]
+    p_out,  # [n_parts, B, n_tokens, CHANNELS], float32 if the parts are to be combined
+    p_lse,  # [n_parts, B, n_tokens], float32: log2 of the sum of exponentials; None for a single part
+    n_rows,  # B · n_tokens
+    n_tokens,
+    n_parts,  # of the keys
+    tokens_each,  # keys of a part
+    CHANNELS: tl.constexpr,
+    B_M: tl.constexpr,
+    B_N: tl.constexpr,
+    B_C: tl.constexpr,
+):
+    SCALE: tl.constexpr = CHANNELS**-0.5
+    n_blocks = tl.cdiv(n_tokens, B_M)
+    i_block = tl.program_id(0) % n_blocks  # neighbouring programs share keys and values
+    i_part = tl.program_id(0) // n_blocks % n_parts
+    i_image = (tl.program_id(0) // n_blocks // n_parts).to(tl.int64)
+    i_first = i_part * tokens_each
+    i_last = tl.minimum(i_first + tokens_each, n_tokens)
+    i_m = i_block * B_M
+    o_m = tl.arange(0, B_M)
+    o_n = tl.arange(0, B_N)
+    o_c = tl.arange(0, B_C)
+    m_c = o_c < CHANNELS
+    m_q = (i_m + o_m < n_tokens)[:, None] & m_c[None, :]
+    o_q = o_m[:, None] * CHANNELS + o_c[None, :]
+    i_first_row = i_image * n_tokens  # int64, as all offsets made of it
+    b_q = tl.load(p_q + (i_first_row + i_m) * CHANNELS + o_q, mask=m_q, other=0.0)
+
+    b_max = tl.full([B_M], float("-inf"), tl.float32)
+    b_sum = tl.zeros([B_M], tl.float32)
+    b_out = tl.zeros([B_M, B_C], tl.float32)
+    for i_n in range(i_first, i_last, B_N):
+        m_n = i_n + o_n < i_last
+        i_offset = (i_first_row + i_n) * CHANNELS
+        o_k = o_n[None, :] * CHANNELS + o_c[:, None]
+        b_k = tl.load(p_k + i_offset + o_k, mask=m_n[None, :] & m_c[:, None], other=0.0)
+        b_s = tl.dot(b_q, b_k, input_precision="ieee") * (SCALE * LOG2_E)
+        b_s = tl.where(m_n[None, :], b_s, float("-inf"))
+        b_next = tl.maximum(b_max, tl.max(b_s, axis=1))
+        b_p = tl.exp2(b_s - b_next[:, None])
+        b_decay = tl.exp2(b_max - b_next)
+        b_sum = b_sum * b_decay + tl.sum(b_p, axis=1)
+        b_max = b_next
+        o_v = o_n[:, None] * CHANNELS + o_c[None, :]
+        b_v = tl.load(p_v + i_offset + o_v, mask=m_n[:, None] & m_c[None, :], other=0.0)
+        b_out = tl.dot(b_p.to(b_v.dtype), b_v, b_out * b_decay[:, None], input_precision="ieee")
+
+    i_row = i_part * n_rows.to(tl.int64) + i_first_row + i_m
+    b_out = b_out / b_sum[:, None]
+    tl.store(p_out + i_row * CHANNELS + o_q, b_out.to(p_out.dtype.element_ty), mask=m_q)
+    if p_lse is not None:
+        tl.store(p_lse + i_row + o_m, b_max + tl.log2(b_sum), mask=i_m + o_m < n_tokens)
+
+
+@triton.jit(do_not_specialize=["n_rows", "n_parts"])
+def combine_parts_kernel(
+    p_parts,  # [n_parts, n_rows, CHANNELS], float32
+    p_lse,  # [n_parts, n_rows], float32
+    p_out,  # [n_rows, CHANNELS]
+    n_rows,
+    n_parts,
+    CHANNELS: tl.constexpr,
+    B_R: tl.constexpr,
+    B_C: tl.constexpr,
+):
+    o_r = tl.program_id(0).to(tl.int64) * B_R + tl.arange(0, B_R)
+    o_c = tl.arange(0, B_C)
+    m_r = o_r < n_rows
+    m_out = m_r[:, None] & (o_c < CHANNELS)[None, :]
+    o_out = o_r[:, None] * CHANNELS + o_c[None, :]
+    b_max = tl.full([B_R], float("-inf"), tl.float32)
+    for i_part in range(n_parts):
+        b_max = tl.maximum(b_max, tl.load(p_lse + i_part * n_rows.to(tl.int64) + o_r, mask=m_r, other=0.0))
+
+    b_sum = tl.zeros([B_R], tl.float32)
+    b_out = tl.zeros([B_R, B_C], tl.float32)
+    for i_part in range(n_parts):
+        i_row = i_part * n_rows.to(tl.int64)
+        b_weight = tl.exp2(tl.load(p_lse + i_row + o_r, mask=m_r, other=0.0) - b_max)
+        b_sum += b_weight
+        b_out += b_weight[:, None] * tl.load(p_parts + i_row * CHANNELS + o_out, mask=m_out, other=0.0)
+    tl.store(p_out + o_out, (b_out / b_sum[:, None]).to(p_out.dtype.element_ty), mask=m_out)
+
+
+def unsupported(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    """Why these kernels can't run a call; None if they can."""
+    if q.dtype not in DTYPES:
+        return f"{q.dtype} is not float32, float16 or bfloat16"
+    channels = q.shape[1]
+    if channels % 16 or channels > MAX_CHANNELS:
+        return f"{channels} channels are not a multiple of 16 up to {MAX_CHANNELS}"
+    return None
+
+
+def _parts(n_programs: int, n_tokens: int, b_n: int, arch: int) -> tuple[int, int]:
+    """In how many parts the keys are divided, and the keys of each: whole blocks, and no part without keys."""
+    n_parts = max(1, min(GPUS[arch][0] // n_programs, n_tokens // MIN_KEYS))
+    tokens_each = triton.cdiv(triton.cdiv(n_tokens, n_parts), b_n) * b_n
+    return triton.cdiv(n_tokens, tokens_each), tokens_each
+
+
+def _passes(k: Tensor, n_blocks: int, arch: int) -> int:
+    """How often keys and values come from memory."""
+    n_sms, l2_megabytes = GPUS[arch]
+    resident = 2 * k[0].numel() * k.element_size() <= l2_megabytes * 2**20 * 2 // 3
+    return 1 if resident else triton.cdiv(n_blocks, n_sms)
+
+
+def _architecture(device: torch.device) -> int:
+    """The newest architecture of the table that is not newer than the device's."""
+    return max((arch for arch in GPUS if arch <= architecture(device)), default=min(GPUS))
+
+
+def _combine(parts: Tensor, lse: Tensor, out: Tensor) -> None:
+    """Launch the second kernel."""
+    n_parts, n_rows, channels = parts.shape
+    b_c = triton.next_power_of_2(channels)
+    b_r = max(COMBINE_ELEMENTS // b_c, 1)
+    grid = (triton.cdiv(n_rows, b_r),)
+    launch(combine_parts_kernel, grid, parts, lse, out, n_rows, n_parts, CHANNELS=channels, B_R=b_r, B_C=b_c)
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Launch the kernels; returns the output, with the strides of `torch.empty_like(q)`."""
+    batch, channels, height, width = q.shape
+    n_tokens = height * width
+    n_rows = batch * n_tokens
+    result = torch.empty_like(q)
+    q, k, v = (x.contiguous(memory_format=torch.channels_last) for x in (q, k, v))
+    direct = result.is_contiguous(memory_format=torch.channels_last)
+    out = result if direct else torch.empty_like(q)
+    arch = _architecture(q.device)
+    b_c = triton.next_power_of_2(channels)
+
+    def start(config: Config) -> None:
+        n_blocks = triton.cdiv(n_tokens, config.blocks["B_M"])
+        n_parts, tokens_each = _parts(batch * n_blocks, n_tokens, config.blocks["B_N"], arch)
+        parts, lse = out, None
+        if n_parts > 1:
+            parts = q.new_empty((n_parts, n_rows, channels), dtype=torch.float32)
+            lse = q.new_empty((n_parts, n_rows), dtype=torch.float32)
+        passes = _passes(k, n_blocks, arch)
+        launch(
+            spatial_attention_kernel,
+            (batch * n_blocks * n_parts,),
+            *(q, k, v, parts, lse, n_rows, n_tokens, n_parts, tokens_each),
+            passes={"p_k": passes, "p_v": passes},
+            CHANNELS=channels,
+            B_C=b_c,
+            **config.options,
+        )
+        if lse is not None:
+            _combine(parts, lse, out)
+
+    start(SPACE.config((b_c, q.element_size(), bucket(n_tokens)), q.device, start))
+    return result if direct else result.copy_(out)

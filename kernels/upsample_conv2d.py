@@ -1,0 +1,249 @@
+r"""Triton kernels for `upsample_conv2d`: a convolution of the image as it is, one for each parity of the output.
+
+Output pixel (2i + p, 2j + r) reads the upsampled rows 2i + p − 1, 2i + p and 2i + p + 1, which are only two rows of x:
+i + p − 1 and i + p. The three rows of the weight therefore collapse into two,
+
+.. math:: p = 0:\; (w_0,\; w_1 + w_2), \qquad p = 1:\; (w_0 + w_1,\; w_2)
+
+and the columns likewise. Each of the four phases (p, r) is a 2×2 convolution of x: 4/9 of the operations, and the
+upsampled image never exists. Zero padding needs no care: a tap outside the upsampled image is one outside x.
+
+One kernel does it as an implicit matrix product: rows are pixels of x, the inner dimension is tap × channel, and the
+rows of a phase are stored where they belong among the output's, which is channels-last. The alternative, cuDNN on
+weights [4·O, C, 2, 2], writes (H + 1)(W + 1) pixels of 4·O channels that a further pass must read, shift and
+interleave. In 16 bit, at batch 1, in 10⁹ operations and 10⁶ bytes (x, weights and scratch, results, all passes):
+
+==============  ================  ================  ================  ================
+C = O, size     plain             cuDNN, summed     here, summed      here, not summed
+==============  ================  ================  ================  ================
+512, 64 → 128   77.3 op,  59 B    35.4 op,  77 B    34.4 op,  43 B    77.3 op,  26 B
+256, 128 → 256  77.3 op, 110 B    34.9 op, 115 B    34.4 op,  47 B    77.3 op,  43 B
+320, 32 → 64     7.5 op,  10 B     3.6 op,  17 B     3.4 op,  12 B     7.5 op, 5.1 B
+320, 16 → 32     1.9 op, 4.0 B     0.9 op,  11 B     0.8 op, 9.2 B     1.9 op, 2.7 B
+640, 8 → 16      1.9 op, 8.4 B     1.1 op,  35 B     0.8 op,  34 B     1.9 op, 7.8 B
+==============  ================  ================  ================  ================
+
+The sums are formed in every call, because weights may change between calls: 25·C·O elements read and written, and
+16·C·O instead of 9·C·O read by the product. That is little beside the decoder's operations, but most of the traffic of
+the U-Net's small images. Summing saves 40·pixels·C·O operations and costs 32·C·O elements of traffic, so that it pays
+from 0.8 · (operations a second / elements a second) pixels on: 200 to 300 in 16 bit on an A100 or H100, 500 with the
+time that a second launch takes. Below, the same kernel takes the nine taps as they are.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from resshift_fast.kernels.launch import launch
+from resshift_fast.kernels.tuning import Config, Space, bucket
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+SUMMED_PIXELS = {2: 512, 4: 128}  # by itemsize: from so many pixels on, the taps are summed first
+
+SUM_BLOCK = 1024  # elements of each of the nine taps in a program of the summing kernel
+GROUP_M = tl.constexpr(8)  # blocks of pixels that share the blocks of weights while those are in L2
+
+
+def _config(channels: int, b_m: int, b_n: int, b_k: int, num_warps: int, num_stages: int) -> Config:
+    blocks = {"B_M": b_m, "B_N": b_n, "B_K": min(b_k, max(channels, 16))}
+    return Config(blocks, num_warps=num_warps, num_stages=num_stages)
+
+
+def _candidates(key: tuple) -> list[Config]:
+    pixels, channels, out_channels, itemsize = key
+    if itemsize == 4:
+        blocks = ((64, 64, 16, 8, 3), (64, 64, 32, 8, 2), (64, 32, 32, 4, 2), (32, 32, 32, 4, 2))
+    elif pixels <= 1024:
+        blocks = ((64, 32, 64, 4, 4), (64, 64, 64, 4, 4), (64, 32, 128, 4, 3), (32, 32, 64, 2, 4))
+    else:
+        large = ((128, 128, 64, 8, 3), (128, 128, 64, 4, 3), (128, 128, 32, 8, 4), (128, 256, 64, 8, 3))
+        blocks = (*large, (64, 64, 64, 4, 4))
+    return [_config(channels, *block) for block in blocks]
+
+
+def _default(arch: int, key: tuple) -> Config:
+    pixels, channels, out_channels, itemsize = key
+    if itemsize == 4:
+        block = (64, 64, 16, 8, 3) if pixels > 1024 else (64, 32, 32, 4, 2)
+    elif pixels <= 256:
+        block = 64, 32, 64, 4, 4
+    elif pixels <= 1024 or out_channels <= 64:
+        block = 64, 64, 64, 4, 4
+    elif arch in (86, 89) or arch >= 120:  # 99 KB of shared memory for a program
+        block = 128, 128, 32, 8, 4
+    else:
+        block = 128, 128, 64, 8, 3
+    return _config(channels, *block)
+
+
+# Bucket: (pixels, channels, output channels, itemsize), the first three as powers of two.
+SPACE = Space("upsample_conv2d_kernel", _candidates, _default)
+
+
+@triton.jit
+def collapse(b_0, b_1, b_2):
+    """Three taps along one axis as the two of parity 0, then the two of parity 1."""
+    return b_0, b_1 + b_2, b_0 + b_1, b_2
+
+
+@triton.jit
+def load_columns(p_tap, stride_x, m_weight):
+    """Load a row of three taps and collapse them."""
+    b_0 = tl.load(p_tap, mask=m_weight, other=0.0).to(tl.float32)
+    b_1 = tl.load(p_tap + stride_x, mask=m_weight, other=0.0).to(tl.float32)
+    b_2 = tl.load(p_tap + 2 * stride_x, mask=m_weight, other=0.0).to(tl.float32)
+    return collapse(b_0, b_1, b_2)
+
+
+@triton.jit(do_not_specialize=["n_rows"])
+def sum_taps_kernel(
+    p_weight,  # [O, CHANNELS, 3, 3], of any strides
+    p_summed,  # [4 phases, O, 4 taps, CHANNELS]
+    n_rows,  # O
+    stride_o,
+    stride_c,
+    stride_y,
+    stride_x,
+    CHANNELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    o_weight = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    b_o = o_weight // CHANNELS
+    b_c = o_weight % CHANNELS
+    m_weight = b_o < n_rows
+    p_tap = p_weight + b_o * stride_o + b_c * stride_c
+    b_top = load_columns(p_tap, stride_x, m_weight)
+    b_middle = load_columns(p_tap + stride_y, stride_x, m_weight)
+    b_bottom = load_columns(p_tap + 2 * stride_y, stride_x, m_weight)
+    for i_column in tl.static_range(4):  # 2 · parity + tap, as the rows
+        b_rows = collapse(b_top[i_column], b_middle[i_column], b_bottom[i_column])
+        for i_row in tl.static_range(4):
+            i_phase = i_row // 2 * 2 + i_column // 2
+            i_tap = i_row % 2 * 2 + i_column % 2
+            p_store = p_summed + ((i_phase * n_rows + b_o) * 4 + i_tap) * CHANNELS + b_c
+            tl.store(p_store, b_rows[i_row].to(p_summed.dtype.element_ty), mask=m_weight)
+
+
+@triton.jit(do_not_specialize=["n_pixels", "height", "width"])
+def upsample_conv2d_kernel(
+    p_x,  # [B, height, width, CHANNELS]
+    p_weight,  # [4 phases, OUT, 2, 2, CHANNELS] if TAPS is 2, [OUT, 3, 3, CHANNELS] if 3
+    p_bias,  # [OUT], or None
+    p_y,  # [B, 2 · height, 2 · width, OUT]
+    n_pixels,  # B · height · width
+    height,
+    width,
+    CHANNELS: tl.constexpr,
+    OUT: tl.constexpr,
+    TAPS: tl.constexpr,
+    B_M: tl.constexpr,
+    B_N: tl.constexpr,
+    B_K: tl.constexpr,
+):
+    CHUNKS: tl.constexpr = (CHANNELS + B_K - 1) // B_K
+    COLUMNS: tl.constexpr = 4 * ((OUT + B_N - 1) // B_N)  # blocks of outputs of all phases
+    i_program = tl.program_id(0).to(tl.int64)
+    i_group = i_program // (GROUP_M * COLUMNS)
+    i_in_group = i_program % (GROUP_M * COLUMNS)
+    group_size = tl.minimum(tl.cdiv(n_pixels, B_M) - i_group * GROUP_M, GROUP_M)
+    i_first = (i_group * GROUP_M + i_in_group % group_size) * B_M
+    i_column = (i_in_group // group_size).to(tl.int32)
+    i_phase = i_column % 4
+    i_phase_y, i_phase_x = i_phase // 2, i_phase % 2
+
+    # One 64-bit division a program; within the block, columns count on from the first pixel's.
+    i_row = i_first // width
+    o_m = tl.arange(0, B_M)
+    b_column = (i_first - i_row * width).to(tl.int32) + o_m
+    b_row_in_block = b_column // width
+    b_column = b_column % width
+    b_row = ((i_row % height).to(tl.int32) + b_row_in_block) % height
+    m_pixel = i_first + o_m < n_pixels
+
+    o_n = i_column // 4 * B_N + tl.arange(0, B_N)
+    o_k = tl.arange(0, B_K)
+    m_n = o_n < OUT
+    o_x = o_m[:, None] * CHANNELS + o_k[None, :]
+    o_weight = o_n[None, :] * (TAPS * TAPS * CHANNELS) + o_k[:, None]
+    if TAPS == 2:
+        p_weight += i_phase * (4 * OUT * CHANNELS)
+    p_x += i_first * CHANNELS
+    b_y = tl.zeros([B_M, B_N], tl.float32)
+    for i in range(TAPS * TAPS * CHUNKS):
+        i_tap = i // CHUNKS
+        i_c = i % CHUNKS * B_K
+        i_y = i_tap // TAPS
+        i_x = i_tap % TAPS
+        if TAPS == 2:
+            i_y += i_phase_y - 1
+            i_x += i_phase_x - 1
+        else:  # −1, 0, 0 or 0, 0, 1: the row of x that was repeated to row 2i + phase + tap − 1
+            i_y = (i_y + i_phase_y + 1) // 2 - 1
+            i_x = (i_x + i_phase_x + 1) // 2 - 1
+        b_in_y = b_row + i_y
+        b_in_x = b_column + i_x
+        m_x = m_pixel & (b_in_y >= 0) & (b_in_y < height) & (b_in_x >= 0) & (b_in_x < width)
+        m_a = m_x[:, None]
+        m_b = m_n[None, :]
+        if CHANNELS % B_K != 0:
+            m_a = m_a & (i_c + o_k < CHANNELS)[None, :]
+            m_b = m_b & (i_c + o_k < CHANNELS)[:, None]
+        i_shift = (i_y.to(tl.int64) * width + i_x) * CHANNELS + i_c
+        b_x = tl.load(p_x + i_shift + o_x, mask=m_a, other=0.0)
+        b_weight = tl.load(p_weight + i_tap * CHANNELS + i_c + o_weight, mask=m_b, other=0.0)
+        b_y = tl.dot(b_x, b_weight.to(b_x.dtype), b_y, input_precision="ieee")
+
+    if p_bias is not None:
+        b_y += tl.load(p_bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
+    b_out_row = (i_row + b_row_in_block) * 2 + i_phase_y
+    b_pixel = b_out_row * (2 * width) + (2 * b_column + i_phase_x)
+    p_store = p_y + b_pixel[:, None] * OUT + o_n[None, :]
+    tl.store(p_store, b_y.to(p_y.dtype.element_ty), mask=m_pixel[:, None] & m_n[None, :])
+
+
+def unsupported(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
+    """Why these kernels can't run a call; None if they can."""
+    if x.dtype not in DTYPES:
+        return f"{x.dtype} is not float32, float16 or bfloat16"
+    if x.shape[1] % 8:  # pixels would not be aligned to loads of 128 bits
+        return f"{x.shape[1]} channels are not a multiple of 8"
+    return None
+
+
+def _summed(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Launch the summing kernel; returns [4, O, 4, C]."""
+    out_channels, channels = weight.shape[:2]
+    summed = weight.new_empty((4, out_channels, 4, channels), dtype=dtype)
+    grid = (triton.cdiv(out_channels * channels, SUM_BLOCK),)
+    launch(sum_taps_kernel, grid, weight, summed, out_channels, *weight.stride(), CHANNELS=channels, BLOCK=SUM_BLOCK)
+    return summed
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Launch the kernels; returns [B, O, 2H, 2W], channels-last unless x is contiguous."""
+    batch, channels, height, width = x.shape
+    out_channels, n_pixels = weight.shape[0], batch * height * width
+    memory_format = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+    x = x.contiguous(memory_format=torch.channels_last)
+    y = torch.empty(
+        (batch, out_channels, 2 * height, 2 * width),
+        dtype=x.dtype,
+        device=x.device,
+        memory_format=torch.channels_last,
+    )
+    bias = None if bias is None else bias.contiguous()
+    taps = 2 if n_pixels >= SUMMED_PIXELS[x.element_size()] else 3
+    weight = _summed(weight, x.dtype) if taps == 2 else weight.contiguous(memory_format=torch.channels_last)
+
+    def start(config: Config) -> None:
+        columns = 4 * triton.cdiv(out_channels, config.blocks["B_N"])
+        grid = (triton.cdiv(n_pixels, config.blocks["B_M"]) * columns,)
+        arguments = x, weight, bias, y, n_pixels, height, width
+        launch(
+            upsample_conv2d_kernel, grid, *arguments, CHANNELS=channels, OUT=out_channels, TAPS=taps, **config.options
+        )
+
+    key = bucket(n_pixels), bucket(channels), bucket(out_channels), x.element_size()
+    start(SPACE.config(key, x.device, start))
+    return y.contiguous(memory_format=memory_format)
