@@ -1,0 +1,164 @@
+"""Kernels with one fault each, and a sound one, on which `scripts/kernel_budgets.py` is tested."""
+
+import torch
+import triton
+import triton.language as tl
+from kernel_proof.budgets import Exemption
+from kernel_proof.specimens import Specimen
+
+from resshift_fast.kernels.launch import launch
+
+BLOCK = 1024
+SIZE = 1 << 20
+
+
+@triton.jit
+def sound_kernel(
+    p_x,  # [n]
+    p_y,  # [n]
+    n,
+    BLOCK: tl.constexpr,
+):
+    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    m_x = offsets < n
+    tl.store(p_y + offsets, tl.load(p_x + offsets, mask=m_x, other=0.0), mask=m_x)
+
+
+@triton.jit
+def short_address_kernel(
+    p_x,  # [n]
+    p_y,  # [n]
+    n,
+    BLOCK: tl.constexpr,
+):
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    m_x = offsets < n
+    tl.store(p_y + offsets, tl.load(p_x + offsets, mask=m_x, other=0.0), mask=m_x)
+
+
+@triton.jit
+def late_extension_kernel(
+    p_x,  # [n]
+    p_y,  # [n]
+    n,
+    BLOCK: tl.constexpr,
+):
+    offsets = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
+    m_x = offsets < n
+    tl.store(p_y + offsets, tl.load(p_x + offsets, mask=m_x, other=0.0), mask=m_x)
+
+
+@triton.jit
+def narrow_kernel(
+    p_x,  # [n + 1]
+    p_y,  # [n + 1]
+    n,
+    BLOCK: tl.constexpr,
+):
+    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    m_x = offsets < n
+    tl.store(p_y + offsets + 1, tl.load(p_x + offsets + 1, mask=m_x, other=0.0), mask=m_x)
+
+
+@triton.jit
+def spilling_kernel(
+    p_x,  # [n]
+    p_y,  # [n]
+    n,
+    BLOCK: tl.constexpr,
+):
+    # 256 values a thread live through a maximum over all of them.
+    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    m_x = offsets < n
+    b_x = tl.load(p_x + offsets, mask=m_x, other=0.0).to(tl.float32)
+    tl.store(p_y + offsets, (b_x - tl.max(b_x, axis=0)).to(p_y.dtype.element_ty), mask=m_x)
+
+
+@triton.jit
+def tf32_kernel(
+    p_x,  # [SIDE, SIDE]
+    p_y,  # [SIDE, SIDE]
+    SIDE: tl.constexpr,
+):
+    offsets = tl.arange(0, SIDE)[:, None] * SIDE + tl.arange(0, SIDE)[None, :]
+    b_x = tl.load(p_x + offsets)
+    tl.store(p_y + offsets, tl.dot(b_x, b_x, input_precision="tf32"))
+
+
+@triton.jit
+def ieee_kernel(
+    p_x,  # [SIDE, SIDE]
+    p_y,  # [SIDE, SIDE]
+    SIDE: tl.constexpr,
+):
+    offsets = tl.arange(0, SIDE)[:, None] * SIDE + tl.arange(0, SIDE)[None, :]
+    b_x = tl.load(p_x + offsets)
+    tl.store(p_y + offsets, tl.dot(b_x, b_x, input_precision="ieee").to(p_y.dtype.element_ty))
+
+
+@triton.jit
+def greedy_kernel(
+    p_x,  # [SIDE, SIDE]
+    p_y,  # [SIDE, SIDE]
+    SIDE: tl.constexpr,
+):
+    # A transposition that goes through 128 KB of shared memory.
+    rows, columns = tl.arange(0, SIDE)[:, None], tl.arange(0, SIDE)[None, :]
+    tl.store(p_y + columns * SIDE + rows, tl.load(p_x + rows * SIDE + columns))
+
+
+@triton.jit
+def broken_kernel(
+    p_x,  # [n]
+    n,
+):
+    tl.store(p_x + tl.arange(0, n), 0.0)
+
+
+def _copy(kernel, block: int = BLOCK):
+    def launcher(x: torch.Tensor) -> None:
+        launch(kernel, (triton.cdiv(x.numel(), block),), x, torch.empty_like(x), x.numel(), BLOCK=block)
+
+    return launcher
+
+
+def _square(kernel, side: int, num_warps: int = 4):
+    def launcher(x: torch.Tensor) -> None:
+        launch(kernel, (1,), x, torch.empty_like(x), SIDE=side, num_warps=num_warps)
+
+    return launcher
+
+
+sound = _copy(sound_kernel)
+short_address = _copy(short_address_kernel)
+late_extension = _copy(late_extension_kernel)
+narrow = _copy(narrow_kernel)
+spilling = _copy(spilling_kernel, block=1 << 15)
+tf32 = _square(tf32_kernel, 32)
+ieee = _square(ieee_kernel, 32)
+greedy = _square(greedy_kernel, 256, num_warps=32)
+
+
+def broken(x: torch.Tensor) -> None:
+    """Start a kernel that does not compile."""
+    launch(broken_kernel, (1,), x, x.numel())
+
+
+def _specimen(launcher: str, dtype: torch.dtype) -> Specimen:
+    return Specimen(
+        f"bad_kernels.{launcher}", "n", dtype, lambda dtype: (torch.empty(SIZE, dtype=dtype, device="meta"),), ""
+    )
+
+
+SPECIMENS = (
+    _specimen("sound", torch.float16),
+    _specimen("short_address", torch.float16),
+    _specimen("late_extension", torch.float16),
+    _specimen("narrow", torch.float16),
+    _specimen("spilling", torch.float32),
+    _specimen("tf32", torch.float32),
+    _specimen("ieee", torch.float16),
+    _specimen("greedy", torch.float32),
+    _specimen("broken", torch.float32),
+)
+EXEMPTIONS = (Exemption("late_extension_kernel *", "address", "shows that an exemption exempts"),)

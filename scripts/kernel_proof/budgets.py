@@ -1,0 +1,156 @@
+"""What kernels are allowed to need: the budget file, hard limits, and how a compiled kernel is compared with them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from .compilation import FP_FUSION, Compiled, Job
+from .machine_code import SHARED_LIMIT
+
+
+@dataclass(frozen=True)
+class Exemption:
+    """A limit that some budget entries need not keep.
+
+    Args:
+        pattern: of the entries' names, with the wildcards of a shell.
+        limit: "spill", "narrow" (no 128-bit access), "address", "tf32" or "matrix".
+        reason: why.
+        text: part of the finding's text, such as the line of source that an address comes from.
+    """
+
+    pattern: str
+    limit: str
+    reason: str
+    text: str = ""
+
+    def covers(self, entry: str, limit: str, text: str) -> bool:
+        """Whether an entry need not keep a limit."""
+        return limit == self.limit and self.text in text and fnmatchcase(entry, self.pattern)
+
+
+@dataclass
+class Budgets:
+    """The budget file: numbers that hold for one version of Triton.
+
+    Args:
+        triton: the version.
+        fp_fusion: whether the compiler might contract multiplications and additions.
+        entries: "kernel specimen sm_90" to the numbers, by name.
+    """
+
+    triton: str
+    fp_fusion: bool = FP_FUSION
+    entries: dict[str, dict[str, int | str]] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, file: Path) -> "Budgets | None":
+        """Read a budget file; None where there is none."""
+        return cls(**json.loads(file.read_text())) if file.exists() else None
+
+    def save(self, file: Path) -> None:
+        """Write the file, one line an entry, in an order that does not depend on the specimens'."""
+        head = (
+            f'{{\n "triton": {json.dumps(self.triton)},\n "fp_fusion": {json.dumps(self.fp_fusion)},\n "entries": {{\n'
+        )
+        names = sorted(self.entries, key=lambda name: (*name.split()[:2], int(name.rsplit("_", 1)[1])))
+        lines = [f"  {json.dumps(name)}: {json.dumps(self.entries[name])}" for name in names]
+        file.write_text(head + ",\n".join(lines) + "\n }\n}\n")
+
+
+def numbers(job: Job, compiled: Compiled) -> dict[str, int | str]:
+    """A compiled kernel's budget entry."""
+    return {"warps": job.num_warps, "stages": job.num_stages, **asdict(compiled.code)}
+
+
+def beyond_limits(
+    jobs: Mapping[str, Job], compiled: Mapping[Job, Compiled], exemptions: Sequence[Exemption], whole: bool
+) -> list[tuple[str, str]]:
+    """(entry, what is wrong) of what has to hold on any version of Triton.
+
+    Args:
+        jobs: by entry.
+        compiled: what came out of them.
+        exemptions: from these limits.
+        whole: whether the jobs are all there are; then an exemption that none needs is wrong too.
+    """
+    findings, needed = [], set()
+    for name, job in jobs.items():
+        for limit, text in _limits_broken(job, compiled[job]):
+            covering = [exemption for exemption in exemptions if exemption.covers(name, limit, text)]
+            needed.update(covering)
+            if not covering:
+                findings.append((name, text))
+    idle = [x for x in exemptions if whole and x not in needed]
+    return findings + [(x.pattern, f"does not need its exemption from {x.limit!r} any more") for x in idle]
+
+
+def _limits_broken(job: Job, compiled: Compiled) -> list[tuple[str, str]]:
+    """(limit, what is wrong) of one compiled kernel."""
+    found, code = list(compiled.violations), compiled.code
+    if not code:
+        return found
+    if code.spill:
+        found.append(("spill", f"{code.spill} bytes of a thread's registers spill into local memory"))
+    if not code.loads_128 + code.stores_128:
+        found.append(("narrow", "no access to global memory moves 128 bits"))
+    if code.shared > (limit := SHARED_LIMIT[job.arch]):
+        found.append(("shared", f"{code.shared} bytes of shared memory are needed, a block has {limit}"))
+    return found
+
+
+def beyond_budgets(old: Budgets, new: Budgets, whole: bool) -> list[tuple[str, str]]:
+    """(entry, text) of what is worse than its budget or has none and, if `new` is all there is, of stale entries."""
+    findings = [
+        (name, text) for name, ours in new.entries.items() for text in _over_budget(ours, old.entries.get(name))
+    ]
+    if whole:
+        findings += [(name, "nothing compiles to this entry any more") for name in old.entries.keys() - new.entries]
+    return findings
+
+
+def _over_budget(ours: Mapping[str, int | str], budget: Mapping[str, int | str] | None) -> list[str]:
+    """Where an entry's numbers are worse than its budget."""
+    if budget is None:
+        return ["has no entry in the budget file"]
+    found = [
+        f"{ours[key]} {unit} instead of {budget[key]}"
+        for key, unit in (("warps", "warps"), ("stages", "stages of the pipeline"), ("matrix", "as matrix instruction"))
+        if ours[key] != budget[key]
+    ]
+    found += [
+        f"{ours[key]} {unit} where the budget is {budget[key]}"
+        for key, unit in (
+            ("registers", "registers"),
+            ("spill", "bytes of spills"),
+            ("shared", "bytes of shared memory"),
+        )
+        if ours[key] > budget[key]
+    ]
+    found += [
+        f"no 128-bit {unit} any more, where {budget[key]} are expected"
+        for key, unit in (("loads_128", "loads"), ("stores_128", "stores"))
+        if budget[key] and not ours[key]
+    ]
+    return found
+
+
+def differences(old: Mapping[str, Mapping], new: Mapping[str, Mapping]) -> list[str]:
+    """What an update changes, one line an entry."""
+    lines = []
+    for name in sorted({*old, *new}):
+        before, after = old.get(name), new.get(name)
+        if before is None:
+            lines.append(f"+ {name}: {_line(after)}")
+        elif after is None:
+            lines.append(f"- {name}: {_line(before)}")
+        elif before != after:
+            changed = (f"{key} {before.get(key)} → {after.get(key)}" for key in after if before.get(key) != after[key])
+            lines.append(f"~ {name}: {', '.join(changed)}")
+    return lines
+
+
+def _line(entry: Mapping) -> str:
+    return ", ".join(f"{key} {value}" for key, value in entry.items())
