@@ -1,0 +1,180 @@
+"""Triton kernel for `swin_mlp`: normalization, both products, GELU and residual in one launch after the statistics.
+
+A program takes BLOCK_M pixels of one image and loads them once: as the residual they start the sum of the second
+product, and normalized they are the operand of the first. It then walks over the hidden width in steps of BLOCK_H:
+BLOCK_H columns of the hidden activation are made, rounded to x's dtype and used up in registers, so that the hidden
+activation, four times as wide as x, never reaches memory. The widths that occur (96, 160, 192) are no powers of two;
+channels are therefore held in chunks of BLOCK_C, one accumulator each, and nothing is computed on padding.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from resshift_fast.kernels.group_norm import statistics
+from resshift_fast.kernels.launch import launch
+from resshift_fast.kernels.pointwise_conv2d import normalized
+from resshift_fast.kernels.tuning import Config, Space, bucket
+
+BLOCKS_M = {2: (16, 32, 64), 4: (16, 32)}  # by bytes of an element
+# Values of y that a block accumulates: with as many of x beside them they fill the registers, float32 sooner.
+ACCUMULATED = {2: 64 * 192, 4: 32 * 192}
+MAX_CHANNELS = 512  # of the smallest block
+
+SQRT_HALF = tl.constexpr(0.7071067811865476)
+
+
+def _chunk(channels: int) -> int:
+    """Channels of one accumulator: few chunks, none of them mostly padding."""
+    return 64 if channels % 64 == 0 else 32 if channels > 16 else 16
+
+
+def _blocks_m(key: tuple) -> list[int]:
+    """Blocks that fit the registers and are not mostly padding."""
+    _, pixels, channels, itemsize = key
+    return [b for b in BLOCKS_M[itemsize] if b * channels <= ACCUMULATED[itemsize] and b <= pixels] or [16]
+
+
+def _block_h(block_m: int, channels: int, itemsize: int) -> int:
+    """The most of the hidden width whose weights fit 99 KB of shared memory, twice for the pipeline."""
+    if itemsize == 4:
+        return 16
+    return 64 if block_m < 64 and channels <= 192 else 32
+
+
+def _config(block_m: int, key: tuple, num_stages: int = 2) -> Config:
+    *_, channels, itemsize = key
+    blocks = {"BLOCK_M": block_m, "BLOCK_H": _block_h(block_m, channels, itemsize)}
+    # In float32 more threads share the accumulators and the operands of their products.
+    num_warps = 8 if itemsize == 4 and channels > (192 if block_m == 16 else 128) else 4
+    return Config(blocks, num_warps=num_warps, num_stages=num_stages)
+
+
+def _default(arch: int, key: tuple) -> Config:
+    # Small blocks fill the GPU, large ones read the weights less often.
+    wanted = 16 if key[0] <= 1024 else 32 if key[0] <= 4096 else 64
+    return _config(min(wanted, _blocks_m(key)[-1]), key)
+
+
+# Bucket: pixels of the batch, pixels of an image, channels, bytes of an element.
+SPACE = Space(
+    "swin_mlp_kernel",
+    candidates=lambda key: [_config(block_m, key, stages) for block_m in _blocks_m(key) for stages in (2, 3)],
+    default=_default,
+)
+
+
+@triton.jit(do_not_specialize=["pixels"])
+def swin_mlp_kernel(
+    p_x,  # [B, pixels, C]
+    p_mean,  # [B, GROUPS], float32
+    p_rstd,  # [B, GROUPS], float32
+    p_norm_weight,  # [C]
+    p_norm_bias,  # [C]
+    p_w1,  # [HIDDEN, C], x's dtype
+    p_b1,  # [HIDDEN]
+    p_w2,  # [C, HIDDEN], x's dtype
+    p_b2,  # [C]
+    p_y,  # [B, pixels, C]
+    pixels,
+    C: tl.constexpr,
+    GROUPS: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    CHUNKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    m_blocks = tl.cdiv(pixels, BLOCK_M)
+    i_image = (tl.program_id(0) // m_blocks).to(tl.int64)
+    i_first = (tl.program_id(0) % m_blocks) * BLOCK_M
+    o_m = tl.arange(0, BLOCK_M)
+    m_m = o_m < pixels - i_first
+    i_start = (i_image * pixels + i_first) * C  # of the block's first pixel
+    p_m, p_r = p_mean + i_image * GROUPS, p_rstd + i_image * GROUPS
+
+    b_normalized = ()
+    b_y = ()
+    for i_c in tl.static_range(CHUNKS):
+        o_c = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
+        m_c = o_c < C
+        b_x = tl.load(p_x + i_start + o_m[:, None] * C + o_c[None, :], mask=m_m[:, None] & m_c[None, :], other=0.0)
+        b_b2 = tl.load(p_b2 + o_c, mask=m_c, other=0.0).to(tl.float32)
+        b_normalized += (normalized(b_x, p_m, p_r, p_norm_weight, p_norm_bias, o_c, m_c, C // GROUPS),)
+        b_y += (b_x.to(tl.float32) + b_b2[None, :],)
+
+    for i_h in range(0, HIDDEN, BLOCK_H):
+        o_h = i_h + tl.arange(0, BLOCK_H)
+        m_h = o_h < HIDDEN
+        b_h = tl.zeros((BLOCK_M, BLOCK_H), tl.float32)
+        for i_c in tl.static_range(CHUNKS):
+            o_c = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
+            m_w1 = m_h[:, None] & (o_c < C)[None, :]
+            b_w1 = tl.load(p_w1 + o_h[:, None] * C + o_c[None, :], mask=m_w1, other=0.0)
+            b_h = tl.dot(b_normalized[i_c], tl.trans(b_w1), b_h, input_precision="ieee")
+        b_h += tl.load(p_b1 + o_h, mask=m_h, other=0.0).to(tl.float32)[None, :]
+        b_h = (0.5 * b_h * (1.0 + tl.erf(b_h * SQRT_HALF))).to(p_x.dtype.element_ty)
+        b_sum = ()
+        for i_c in tl.static_range(CHUNKS):
+            o_c = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
+            m_w2 = (o_c < C)[:, None] & m_h[None, :]
+            b_w2 = tl.load(p_w2 + o_c[:, None] * HIDDEN + o_h[None, :], mask=m_w2, other=0.0)
+            b_sum += (tl.dot(b_h, tl.trans(b_w2), b_y[i_c], input_precision="ieee"),)
+        b_y = b_sum
+
+    for i_c in tl.static_range(CHUNKS):
+        o_c = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
+        p_chunk = p_y + i_start + o_m[:, None] * C + o_c[None, :]
+        tl.store(p_chunk, b_y[i_c].to(p_y.dtype.element_ty), mask=m_m[:, None] & (o_c < C)[None, :])
+
+
+def unsupported(
+    x: Tensor,
+    num_groups: int,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    eps: float,
+) -> str | None:
+    """Why the kernel can't run this call, or None."""
+    if x.dtype == torch.float64:
+        return "x is float64"
+    if x.shape[1] > MAX_CHANNELS:
+        return f"{x.shape[1]} channels are more than {MAX_CHANNELS}"
+    return None
+
+
+def forward(
+    x: Tensor,
+    num_groups: int,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    eps: float,
+) -> Tensor:
+    """Launch the kernel after that of the statistics; returns y [B, C, H, W] like x."""
+    batch, channels, height, width = x.shape
+    pixels = height * width
+    rows = x.contiguous(memory_format=torch.channels_last)
+    y = torch.empty_like(x)
+    y_rows = y if y.is_contiguous(memory_format=torch.channels_last) else torch.empty_like(rows)
+    mean, rstd = statistics(rows, num_groups, eps)
+    # Float32 matrices would take twice the shared memory and be rounded by every program.
+    w1, w2 = w1.to(x.dtype), w2.to(x.dtype)
+    parameters = [p.contiguous() for p in (norm_weight, norm_bias, w1, b1, w2, b2)]
+    constants = {"C": channels, "GROUPS": num_groups, "HIDDEN": w1.shape[0], "BLOCK_C": _chunk(channels)}
+
+    def start(config: Config) -> None:
+        grid = (batch * triton.cdiv(pixels, config.blocks["BLOCK_M"]),)
+        launch(swin_mlp_kernel, grid, rows, mean, rstd, *parameters, y_rows, pixels, **constants, **config.options)
+
+    key = (bucket(batch * pixels), bucket(pixels), channels, x.element_size())
+    start(SPACE.config(key, x.device, start))
+    return y if y_rows is y else y.copy_(y_rows)

@@ -1,0 +1,171 @@
+"""The pointwise_conv2d kernel against float64: sizes, dtypes, layouts, every configuration, launches."""
+
+import pytest
+import torch
+from comparison import LAYOUTS, LIMITS, assert_close, layouts, name_of, relative_error
+from golden_data import array
+
+from resshift_fast.kernels import pointwise_conv2d, tuning
+from resshift_fast.kernels.launch import record
+from resshift_fast.ops.pointwise_conv2d import reference
+
+pytestmark = pytest.mark.usefixtures("poisoned_empty")
+
+CASES = [  # B, C, groups, O, H, W, bias, residual
+    (2, 96, 8, 72, 3, 7, True, False),
+    (2, 64, 0, 64, 3, 7, True, True),
+    (1, 160, 32, 33, 3, 6, False, True),
+    (3, 6, 3, 9, 1, 5, True, True),
+    (2, 20, 0, 1, 4, 5, False, False),
+    (1, 1, 1, 40, 1, 3, True, False),
+]
+IDS = [
+    f"B{b}-C{c}-G{g}-O{o}-H{h}-W{w}{'-bias' * bias}{'-residual' * residual}"
+    for b, c, g, o, h, w, bias, residual in CASES
+]
+X, WEIGHT, RESIDUAL, NUM_GROUPS, EPS = 0, 1, 3, 4, 7  # places of arguments
+SIZES = [  # rows, output channels, channels and bytes of an element, from which configurations follow
+    (64, 192, 192, 2),
+    (1024, 192, 320, 2),
+    (4096, 576, 192, 2),
+    (1 << 20, 512, 512, 2),
+    (4096, 160, 160, 2),
+    (1 << 20, 24, 64, 2),
+    (4096, 576, 192, 4),
+    (64, 640, 1280, 4),
+]
+
+
+def dtypes():
+    """The interpreter's products of bfloat16 are wrong, the GPU's are not."""
+    both = [torch.float32, torch.float16]
+    return [*both, torch.bfloat16] if torch.cuda.is_available() else both
+
+
+def inputs(case, device, dtype=torch.float32):
+    """The launcher's arguments; the image has a mean far from 0."""
+    batch, channels, groups, out_channels, height, width, bias, residual = case
+    tensors = [
+        array("pointwise.x", batch, channels, height, width) - 2.3,
+        array("pointwise.weight", out_channels, channels) / channels**0.5,
+        array("pointwise.bias", out_channels) if bias else None,
+        array("pointwise.residual", batch, out_channels, height, width) if residual else None,
+        array("pointwise.norm_weight", channels) if groups else None,
+        array("pointwise.norm_bias", channels) if groups else None,
+    ]
+    tensors = [x if x is None else x.to(dtype).to(device) for x in tensors]
+    return [*tensors[:4], groups, *tensors[4:], 1e-5]
+
+
+def channels_last(arguments):
+    """The arguments with both images channels-last."""
+    for i in (X, RESIDUAL):
+        if arguments[i] is not None:
+            arguments[i] = arguments[i].contiguous(memory_format=torch.channels_last)
+    return arguments
+
+
+def double(arguments):
+    """The arguments in float64."""
+    return [a.double() if isinstance(a, torch.Tensor) else a for a in arguments]
+
+
+def assert_matches(arguments):
+    """y is channels-last and as near to float64 as the dtype allows: 16 bits at twice the plain path's error."""
+    dtype = arguments[X].dtype
+    y, exact = pointwise_conv2d.forward(*arguments), reference(*double(arguments))
+    assert y.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last)
+    allowed = LIMITS[dtype]
+    if dtype != torch.float32:
+        allowed = min(allowed, 2 * relative_error(reference(*arguments), exact))
+    assert_close("y", y, exact, allowed)
+
+
+@pytest.mark.parametrize("dtype", dtypes(), ids=name_of)
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_matches_float64(case, dtype, device):
+    arguments = channels_last(inputs(case, device, dtype))
+    assert pointwise_conv2d.unsupported(*arguments) is None
+    assert_matches(arguments)
+
+
+@pytest.mark.parametrize("place", [X, RESIDUAL], ids=["x", "residual"])
+@pytest.mark.parametrize("layout", ["contiguous", *LAYOUTS])
+def test_any_memory_layout(layout, place, device):
+    arguments = inputs((2, 20, 4, 24, 4, 5, True, True), device)
+    arguments[place] = (layouts(arguments[place]) | {"contiguous": arguments[place]})[layout]
+    assert_matches(arguments)
+
+
+def test_strided_parameters(device):
+    arguments = inputs((1, 20, 4, 24, 4, 5, True, True), device)
+    for i in (1, 2, 5, 6):
+        arguments[i] = arguments[i].repeat_interleave(2, dim=-1)[..., ::2]
+    assert_matches(arguments)
+
+
+@pytest.mark.parametrize("dtype", dtypes()[1:], ids=name_of)
+def test_float32_tensors_with_16_bit_images(dtype, device):
+    arguments = inputs((2, 20, 4, 24, 4, 5, True, True), device)
+    arguments[X] = arguments[X].to(dtype)
+    assert_matches(arguments)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: "rows{}-O{}-C{}-{}bytes".format(*size))
+def test_every_configuration(size, device, monkeypatch):
+    rows, out_channels, channels, itemsize = size
+    key = (rows, rows, out_channels, channels, itemsize)
+    candidates = pointwise_conv2d.SPACE.candidates(key)
+    assert len(candidates) <= 8
+    for arch in tuning.ARCHITECTURES:
+        assert pointwise_conv2d.SPACE.default(arch, key) in candidates
+    dtype = torch.float32 if itemsize == 4 else torch.float16
+    arguments = inputs((2, 80, 4, 40, 3, 6, True, True), device, dtype)
+    for config in candidates:
+        monkeypatch.setattr(pointwise_conv2d.SPACE, "default", lambda arch, key, config=config: config)
+        assert_matches(arguments)
+
+
+@pytest.mark.parametrize("rows, out_channels, channels", [(4096, 576, 192), (4096, 192, 160), (256, 192, 640)])
+def test_small_images_still_fill_the_gpu(rows, out_channels, channels):
+    case = (1, channels, 32, out_channels, 1, rows, True, False)
+    with record() as launches:
+        pointwise_conv2d.forward(*channels_last(inputs(case, "meta", torch.bfloat16)))
+    assert launches[-1].grid[0] >= 96
+
+
+def test_eps_reaches_the_norm(device):
+    arguments = inputs((1, 20, 4, 24, 4, 5, True, False), device)
+    arguments[X], arguments[EPS] = arguments[X] * 0.01, 0.3
+    assert_matches(arguments)
+
+
+@pytest.mark.parametrize("groups", [0, 4])
+def test_a_nan_stays_where_it_belongs(groups, device):
+    arguments = inputs((2, 20, groups, 24, 4, 5, True, False), device)
+    arguments[X][0, 3, 2, 2] = torch.nan
+    is_nan = pointwise_conv2d.forward(*arguments).isnan()
+    assert is_nan[0, :, 2, 2].all() and not is_nan[1].any()
+    assert groups or is_nan.sum() == 24
+
+
+def test_results_are_bitwise_the_same(device):
+    arguments = inputs((2, 96, 4, 40, 3, 7, True, True), device)
+    assert torch.equal(pointwise_conv2d.forward(*arguments), pointwise_conv2d.forward(*arguments))
+
+
+@pytest.mark.parametrize("groups", [0, 32])
+def test_one_launch_after_the_statistics(groups):
+    arguments = channels_last(inputs((2, 192, groups, 576, 64, 64, True, True), "meta", torch.bfloat16))
+    with record() as launches:
+        y = pointwise_conv2d.forward(*arguments)
+    assert y.shape == (2, 576, 64, 64)
+    assert (len(launches) > 1) == (groups > 0) and launches[-1].name == "pointwise_conv2d_kernel"
+    assert [launch.name for launch in launches].count("pointwise_conv2d_kernel") == 1
+    numbers = sum(a.numel() for a in arguments if isinstance(a, torch.Tensor)) + y.numel()
+    assert launches[-1].num_bytes == 2 * numbers + 2 * 2 * groups * 4
+
+
+def test_says_what_it_can_not_run(device):
+    arguments = inputs((1, 6, 0, 9, 3, 3, True, True), device)
+    assert pointwise_conv2d.unsupported(*double(arguments)) == "x is float64"

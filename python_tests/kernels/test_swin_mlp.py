@@ -1,0 +1,152 @@
+"""The swin_mlp kernel against float64: sizes, dtypes, layouts, every configuration, launches."""
+
+import pytest
+import torch
+from comparison import LAYOUTS, LIMITS, assert_close, layouts, name_of, relative_error
+from golden_data import array
+
+from resshift_fast.kernels import swin_mlp, tuning
+from resshift_fast.kernels.launch import record
+from resshift_fast.ops.swin_mlp import reference
+
+pytestmark = pytest.mark.usefixtures("poisoned_empty")
+
+CASES = [  # B, C, groups, hidden, H, W
+    (2, 96, 8, 72, 3, 7),
+    (1, 192, 32, 200, 3, 6),
+    (3, 6, 3, 9, 1, 5),
+    (2, 36, 4, 20, 4, 5),
+    (1, 1, 1, 1, 1, 3),
+    (1, 256, 4, 48, 3, 3),
+]
+IDS = [f"B{b}-C{c}-G{g}-hidden{n}-H{h}-W{w}" for b, c, g, n, h, w in CASES]
+SIZES = [  # pixels, channels and bytes of an element, from which configurations follow
+    (64, 192, 2),
+    (4096, 192, 2),
+    (1 << 16, 192, 2),
+    (1 << 16, 512, 2),
+    (64, 192, 4),
+    (1 << 16, 192, 4),
+    (1 << 16, 96, 4),
+]
+
+
+def dtypes():
+    """The interpreter's products of bfloat16 are wrong, the GPU's are not."""
+    both = [torch.float32, torch.float16]
+    return [*both, torch.bfloat16] if torch.cuda.is_available() else both
+
+
+def inputs(batch, channels, groups, hidden, height, width, device, dtype=torch.float32):
+    """The launcher's arguments; the image has a mean far from 0."""
+    tensors = [
+        array("mlp.x", batch, channels, height, width) - 2.3,
+        array("mlp.norm_weight", channels),
+        array("mlp.norm_bias", channels),
+        array("mlp.w1", hidden, channels) / channels**0.5,
+        array("mlp.b1", hidden),
+        array("mlp.w2", channels, hidden) / hidden**0.5,
+        array("mlp.b2", channels),
+    ]
+    x, *parameters = (tensor.to(dtype).to(device) for tensor in tensors)
+    return [x, groups, *parameters, 1e-5]
+
+
+def double(arguments):
+    """The arguments in float64."""
+    return [a.double() if isinstance(a, torch.Tensor) else a for a in arguments]
+
+
+def assert_matches(arguments):
+    """y is like x, and as near to float64 as the dtype allows: 16 bits at twice the plain path's error."""
+    x = arguments[0]
+    y, exact = swin_mlp.forward(*arguments), reference(*double(arguments))
+    assert y.dtype == x.dtype and y.stride() == torch.empty_like(x).stride()
+    allowed = LIMITS[x.dtype]
+    if x.dtype != torch.float32:
+        allowed = min(allowed, 2 * relative_error(reference(*arguments), exact))
+    assert_close("y", y, exact, allowed)
+    return y
+
+
+@pytest.mark.parametrize("dtype", dtypes(), ids=name_of)
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_matches_float64(case, dtype, device):
+    arguments = inputs(*case, device, dtype)
+    arguments[0] = arguments[0].contiguous(memory_format=torch.channels_last)
+    assert swin_mlp.unsupported(*arguments) is None
+    assert_matches(arguments)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", *LAYOUTS])
+def test_any_memory_layout(layout, device):
+    arguments = inputs(2, 20, 4, 24, 4, 5, device)
+    arguments[0] = (layouts(arguments[0]) | {"contiguous": arguments[0]})[layout]
+    assert_matches(arguments)
+
+
+def test_strided_parameters(device):
+    arguments = inputs(1, 20, 4, 24, 4, 5, device)
+    for i in range(2, 8):
+        arguments[i] = arguments[i].repeat_interleave(2, dim=-1)[..., ::2]
+    assert_matches(arguments)
+
+
+@pytest.mark.parametrize("dtype", dtypes()[1:], ids=name_of)
+def test_float32_parameters_with_16_bit_images(dtype, device):
+    arguments = inputs(2, 20, 4, 24, 4, 5, device)
+    arguments[0] = arguments[0].to(dtype)
+    assert_matches(arguments)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: "rows{}-C{}-{}bytes".format(*size))
+def test_every_configuration(size, device, monkeypatch):
+    rows, channels, itemsize = size
+    dtype = torch.float32 if itemsize == 4 else torch.float16
+    arguments = inputs(2, channels, 4, 24, 3, 6, device, dtype)
+    candidates = swin_mlp.SPACE.candidates((rows, rows, channels, itemsize))
+    assert len(candidates) <= 8
+    for arch in tuning.ARCHITECTURES:
+        assert swin_mlp.SPACE.default(arch, (rows, rows, channels, itemsize)) in candidates
+    for config in candidates:
+        if config.num_stages == 2 or device.type == "cuda":  # the interpreter has no pipeline
+            monkeypatch.setattr(swin_mlp.SPACE, "default", lambda arch, key, config=config: config)
+            assert_matches(arguments)
+
+
+def test_eps_reaches_the_norm(device):
+    arguments = inputs(1, 20, 4, 24, 4, 5, device)
+    arguments[0], arguments[-1] = arguments[0] * 0.01, 0.3
+    assert_matches(arguments)
+
+
+def test_a_nan_stays_in_its_image(device):
+    arguments = inputs(2, 20, 4, 24, 4, 5, device)
+    arguments[0][0, 3, 2, 2] = torch.nan
+    y = swin_mlp.forward(*arguments)
+    assert y[0, :, 2, 2].isnan().all() and not y[1].isnan().any()
+
+
+def test_results_are_bitwise_the_same(device):
+    arguments = inputs(2, 36, 4, 70, 4, 5, device)
+    assert torch.equal(swin_mlp.forward(*arguments), swin_mlp.forward(*arguments))
+
+
+def test_one_launch_after_the_statistics_moves_no_hidden_activation():
+    arguments = inputs(2, 192, 32, 768, 64, 64, "meta", torch.bfloat16)
+    arguments[0] = arguments[0].contiguous(memory_format=torch.channels_last)
+    with record() as launches:
+        y = swin_mlp.forward(*arguments)
+    assert y.shape == arguments[0].shape
+    assert [launch.name for launch in launches].count("swin_mlp_kernel") == 1
+    assert launches[-1].name == "swin_mlp_kernel"
+    weights = sum(p.numel() for p in arguments[2:8])
+    statistics = 2 * 2 * 32 * 4
+    assert launches[-1].num_bytes == 2 * (2 * arguments[0].numel() + weights) + statistics
+
+
+def test_says_what_it_can_not_run(device):
+    arguments = inputs(1, 6, 3, 9, 3, 3, device)
+    assert swin_mlp.unsupported(*double(arguments)) == "x is float64"
+    arguments[0] = torch.ones(1, 544, 3, 3, device=device)
+    assert swin_mlp.unsupported(*arguments) == "544 channels are more than 512"
