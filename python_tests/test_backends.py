@@ -1,15 +1,58 @@
-"""Choosing a backend: by block, by environment, and refused with the reason."""
+"""Choosing a backend: by block, by environment, by what a call needs; and refused with the reason."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
-from resshift_fast import Pipeline, backends, ops, use_backend
-from resshift_fast.backends import BACKENDS, VARIABLE, check, preferred, status
+from resshift_fast import Pipeline, backends, ops, use_backend, verification
+from resshift_fast.backends import OPERATORS, VARIABLE, Kernel, check, fused, preferred, status, unavailable
+
+OPERATOR = "conv2d"
+X, WEIGHT = torch.randn(2, 3, 5, 7), torch.randn(4, 3, 3, 3)
 
 
 @pytest.fixture(autouse=True)
-def no_choice_in_the_environment(monkeypatch):
-    monkeypatch.delenv(VARIABLE, raising=False)
+def no_choice_before(monkeypatch):
+    monkeypatch.setattr(backends, "_preferred", "auto")
+    backends._forget()
+    yield
+    monkeypatch.undo()
+    backends._forget()
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """Give conv2d kernels, trusted unverified: {backend: number it returns everywhere, or why it takes no call}."""
+    before = OPERATORS[OPERATOR]
+    monkeypatch.setenv(verification.VARIABLE, "0")
+
+    def install(**results):
+        def loader(result):
+            unsupported = (lambda *_: result) if isinstance(result, str) else (lambda *_: None)
+            return lambda: Kernel(lambda *args: torch.full_like(before.plain(*args), result), unsupported)
+
+        backends.add(replace(before, loaders={name: loader(result) for name, result in results.items()}))
+
+    yield install
+    backends.add(before)
+
+
+def ran() -> str:
+    """Which kernel a call of conv2d runs: the number that it returns, or "reference"."""
+    y = ops.conv2d(X, WEIGHT)
+    return "reference" if y.equal(OPERATORS[OPERATOR].plain(X, WEIGHT, None, 1)) else str(int(y.mean()))
+
+
+def run(program: str, **environment: str) -> str:
+    """What a fresh process prints; the environment's variables for the choice are those given."""
+    kept = {k: v for k, v in os.environ.items() if k not in (VARIABLE, "TRITON_INTERPRET")}
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, env={**kept, **environment}, capture_output=True, text=True)
+    return result.stdout.strip() or result.stderr.strip().splitlines()[-1]
 
 
 def test_auto_is_the_default():
@@ -32,14 +75,33 @@ def test_a_block_that_fails_gives_the_choice_back():
     assert preferred() == "auto"
 
 
-def test_the_environment_chooses_where_no_block_does(monkeypatch):
-    monkeypatch.setenv(VARIABLE, "reference")
-    assert preferred() == "reference"
-    monkeypatch.setenv(VARIABLE, "")
-    assert preferred() == "auto"
+@pytest.mark.parametrize("value, expected", [("reference", "reference"), ("", "auto"), ("auto", "auto")])
+def test_the_environment_chooses_where_no_block_does(value, expected):
+    program = """
+from resshift_fast import backends
+print(backends.preferred(), end=" ")
+with backends.use_backend("reference"):
+    print(backends.preferred(), end=" ")
+print(backends.preferred())
+"""
+    assert run(program, **{VARIABLE: value}) == f"{expected} reference {expected}"
 
 
-@pytest.mark.parametrize("name", sorted(set(BACKENDS) - set(backends.AVAILABLE)))
+def test_a_bad_choice_in_the_environment_is_told_at_the_first_use():
+    program = "from resshift_fast import backends; print('imported', end=' ', flush=True); backends.preferred()"
+    assert run(program, **{VARIABLE: "tpu"}) == "imported"
+    program = "from resshift_fast import backends; backends.preferred()"
+    expected = "ValueError: unknown backend 'tpu', expected one of auto, reference, cpu, triton, cuda"
+    assert run(program, **{VARIABLE: "tpu"}) == expected
+
+
+def test_a_bad_choice_in_the_environment_stops_the_building_of_a_pipeline(monkeypatch):
+    monkeypatch.setattr(backends, "_preferred", "cuda")
+    with pytest.raises(ValueError, match="'cuda' has no kernels"):
+        Pipeline.from_pretrained("nano-x4", random_weights=True)
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda"])
 def test_a_backend_without_kernels_is_refused_with_the_reason(name):
     with pytest.raises(ValueError, match=f"{name!r} has no kernels in this build; use 'auto' or 'reference'"):
         check(name)
@@ -53,16 +115,122 @@ def test_an_unknown_backend_is_refused_with_the_known_ones():
         use_backend("tpu").__enter__()
 
 
-def test_a_bad_choice_in_the_environment_stops_the_building_of_a_pipeline(monkeypatch):
-    monkeypatch.setenv(VARIABLE, "triton")
-    with pytest.raises(ValueError, match="triton"):
-        Pipeline.from_pretrained("nano-x4", random_weights=True)
+@pytest.mark.parametrize(
+    "package, gpu, interpreter, reason",
+    [
+        (False, False, False, "needs Triton, which is not installed; pip install triton"),
+        (False, True, True, "needs Triton, which is not installed; pip install triton"),
+        (True, False, False, r"needs a GPU that this build of torch can use; torch\.cuda\.is_available\(\) is False"),
+        (True, False, True, None),
+        (True, True, False, None),
+    ],
+)
+def test_triton_needs_its_package_and_a_gpu_or_the_interpreter(package, gpu, interpreter, reason, monkeypatch):
+    monkeypatch.setattr(backends, "_has_triton", lambda: package)
+    monkeypatch.setattr(backends, "_has_gpu", lambda: gpu)
+    monkeypatch.setenv("TRITON_INTERPRET", "1" if interpreter else "0")
+    if reason is None:
+        assert unavailable("triton") is None
+        assert check("triton") == "triton"
+    else:
+        with pytest.raises(ValueError, match=f"backend 'triton' {reason}"), use_backend("triton"):
+            pytest.fail("the block must not run")
 
 
-def test_status_lists_every_operator_with_a_reason():
-    rows = status()
-    assert [name for name, _, _ in rows] == sorted(ops.__all__)
-    assert all(chosen in BACKENDS and why for _, chosen, why in rows)
+def test_the_order_of_choice_depends_on_the_device(monkeypatch):
+    monkeypatch.setattr(backends, "_has_triton", lambda: True)
+    every = {"cpu": None, "triton": None, "cuda": None}
+    monkeypatch.setitem(OPERATORS, OPERATOR, replace(OPERATORS[OPERATOR], loaders=every))
+    orders = {kind: backends._order(OPERATOR, kind) for kind in ("cuda", "cpu", "xpu", "mps")}
+    assert orders == {"cuda": ("cuda", "triton"), "cpu": ("cpu",), "xpu": ("triton",), "mps": ()}
+    monkeypatch.setattr(backends, "_has_triton", lambda: False)
+    assert backends._order(OPERATOR, "cuda") == ("cuda",)
+
+
+def test_auto_takes_the_cpus_kernel_and_the_reference_without_one(kernels):
+    assert ran() == "reference"
+    kernels(cpu=1)
+    assert ran() == "1"
+    kernels()
+    assert ran() == "reference"
+
+
+def test_a_block_changes_what_runs(kernels):
+    kernels(cpu=1)
+    with use_backend("reference"):
+        assert ran() == "reference"
+        with use_backend("cpu"):
+            assert ran() == "1"
+        assert ran() == "reference"
+    assert ran() == "1"
+
+
+def test_triton_takes_cpu_tensors_only_in_the_interpreter(kernels, monkeypatch):
+    monkeypatch.setattr(backends, "_has_triton", lambda: True)
+    monkeypatch.setattr(backends, "_has_gpu", lambda: True)
+    kernels(cpu=1, triton=2)
+    for interpreter, expected in (("1", "2"), ("0", "reference")):
+        monkeypatch.setenv("TRITON_INTERPRET", interpreter)
+        with use_backend("triton"):
+            assert ran() == expected
+
+
+def test_an_operator_without_a_kernel_of_the_preferred_backend_runs_the_reference(kernels):
+    kernels(cpu=1)
+    x, weight = torch.randn(1, 32, 4, 4), torch.rand(32)
+    with use_backend("cpu"):
+        y = ops.group_norm(x, 32, weight, weight)
+    assert y.equal(ops.group_norm(x, 32, weight, weight))
+
+
+def test_a_call_that_a_backend_does_not_take_goes_to_the_next_and_at_last_to_the_reference(kernels, monkeypatch):
+    monkeypatch.setitem(backends.ORDER, "cpu", ("cpu", "cuda"))
+    kernels(cpu=1, cuda=2)
+    assert ran() == "1"
+    kernels(cpu="three channels", cuda=2)
+    assert ran() == "2"
+    kernels(cpu="three channels", cuda="five rows")
+    assert ran() == "reference"
+
+
+def test_status_lists_every_operator_with_a_reason(kernels, monkeypatch):
+    monkeypatch.setattr(backends, "_has_triton", lambda: True)
+    monkeypatch.setattr(backends, "_has_gpu", lambda: False)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    kernels(cpu=1)
+    rows = {name: (chosen, why) for name, chosen, why in status()}
+    assert list(rows) == sorted(ops.__all__)
+    assert rows[OPERATOR] == ("cpu", "the first that runs on cpu")
+    gpu = "triton needs a GPU that this build of torch can use; torch.cuda.is_available() is False"
+    assert rows["group_norm"] == ("reference", gpu)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert dict((name, why) for name, _, why in status())["group_norm"] == "triton does not take cpu tensors"
+    with use_backend("triton"):
+        assert dict((name, row) for name, *row in status())["group_norm"] == ["triton", "preferred"]
+    with use_backend("reference"):
+        assert {tuple(row) for _, *row in status()} == {("reference", "preferred")}
+    kernels()
+    assert dict((name, why) for name, _, why in status())[OPERATOR] == "PyTorch's own kernel; no other is built"
+
+
+def test_traced_code_calls_the_operator_where_a_kernel_or_fixed_shapes_want_it(kernels, monkeypatch):
+    kernels(cpu=1)
+    assert fused(OPERATOR, "cpu") and not fused(OPERATOR, "cuda") and not fused("group_norm", "cpu")
+    assert not fused("window_attention", "cpu", fixed_shapes=True)  # eagerly the reference decides by sizes as it likes
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert fused("window_attention", "cpu", fixed_shapes=True) and not fused("group_norm", "cpu")
+    with use_backend("reference"):
+        assert not fused("window_attention", "cpu", fixed_shapes=True) and not fused(OPERATOR, "cpu")
+
+
+@pytest.mark.parametrize("cpu", [{}, {"cpu": "takes nothing"}, {"cpu": 1}], ids=["no-kernel", "unsupported", "kernel"])
+def test_an_operator_returns_its_inputs_dtype_under_autocast(cpu, kernels):
+    kernels(**cpu)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = torch.ops.resshift_fast.conv2d(X, WEIGHT, None, 1)
+        assert (X.reshape(14, 15) @ X.reshape(14, 15).T).dtype == torch.bfloat16
+    assert y.dtype == torch.float32
+    assert y.equal(torch.ops.resshift_fast.conv2d(X, WEIGHT, None, 1))
 
 
 def test_operators_run_the_same_under_either_choice():
@@ -72,3 +240,14 @@ def test_operators_run_the_same_under_either_choice():
         with use_backend(name):
             results.append(ops.group_norm(x, 32, weight, bias))
     torch.testing.assert_close(*results)
+
+
+def test_triton_is_imported_only_where_it_runs():
+    program = """
+import sys, torch
+from resshift_fast import backends, ops
+backends.status(); backends.unavailable("triton")
+ops.group_norm(torch.randn(1, 4, 3, 3), 2, torch.ones(4), torch.ones(4))
+print("triton" in sys.modules, any(name.startswith("resshift_fast.kernels") for name in sys.modules))
+"""
+    assert run(program) == "False False"

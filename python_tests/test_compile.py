@@ -14,7 +14,7 @@ from torch.export import Dim
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from resshift_fast import use_backend
+from resshift_fast import ops, use_backend
 from resshift_fast.counting import _Bindings
 from resshift_fast.models.autoencoder import AutoencoderConfig, VQAutoencoder
 from resshift_fast.models.swin_unet import SwinUNet, SwinUNetConfig
@@ -78,12 +78,18 @@ def chain_arguments(batch: int, height: int, width: int) -> tuple:
     return y, y.flip(1), torch.arange(batch) + 2**40
 
 
+# Name to what makes the program, and what makes its arguments for a batch, height and width.
 PROGRAMS: dict[str, tuple[Callable, Callable]] = {
-    "denoiser": (lambda *args: denoiser(2)(*args), denoiser_arguments),
-    "encode": (lambda image: autoencoder().encode(image), images),
-    "decode": (lambda latent: autoencoder().decode(latent), images),
-    "chain": (lambda *args: chain()(*args), chain_arguments),
+    "denoiser": (lambda: denoiser(2), denoiser_arguments),
+    "encode": (lambda: autoencoder().encode, images),
+    "decode": (lambda: autoencoder().decode, images),
+    "chain": (chain, chain_arguments),
 }
+
+
+def program(name: str) -> tuple[Callable, Callable]:
+    make, arguments = PROGRAMS[name]
+    return make(), arguments
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +102,7 @@ def nothing_compiled_before():
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_one_graph_serves_every_size(name):
-    function, arguments = PROGRAMS[name]
+    function, arguments = program(name)
     counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=counter)
     for size in SIZES:
@@ -106,7 +112,7 @@ def test_one_graph_serves_every_size(name):
 
 
 def test_ahead_of_time_autograd_keeps_the_one_graph():
-    function, arguments = PROGRAMS["encode"]
+    function, arguments = program("encode")
     # Floats of modules would be tried as inputs first, which takes twice the time and ends in the same graph.
     with torch._dynamo.config.patch(specialize_float=True):
         counter = CompileCounterWithBackend("aot_eager")
@@ -117,10 +123,9 @@ def test_ahead_of_time_autograd_keeps_the_one_graph():
             assert counter.frame_count == 1, f"traced anew for {size}"
 
 
-@pytest.mark.parametrize("name", ["decode", "encode"])
-def test_the_reference_compiles_without_a_break(name):
+def test_the_reference_compiles_without_a_break():
     """Its window attention decides by sizes, so nothing is promised of the number of graphs."""
-    function, arguments = PROGRAMS[name]
+    function, arguments = program("decode")
     with use_backend("reference"):
         args = arguments(2, 2, 3)
         compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="eager")
@@ -128,7 +133,11 @@ def test_the_reference_compiles_without_a_break(name):
 
 
 def test_the_choice_of_a_backend_is_part_of_the_graph():
-    function, (x,) = PROGRAMS["decode"][0], images(2, 1, 2)
+    (x,), codebook = images(2, 1, 2), autoencoder().quantize.embedding.weight
+
+    def function(x: Tensor) -> Tensor:
+        return ops.vector_quantize(x, codebook)[0]
+
     counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=counter)
     expected = function(x)
@@ -143,10 +152,10 @@ def test_the_choice_of_a_backend_is_part_of_the_graph():
 def test_the_chain_exports_with_free_sizes(tmp_path):
     batch, height, width = Dim("batch", min=1, max=64), Dim("h", min=1, max=256), Dim("w", min=1, max=256)
     sizes = {0: batch, 2: WINDOW * height, 3: WINDOW * width}
-    program = torch.export.export(
+    exported = torch.export.export(
         chain(), chain_arguments(2, 2, 3), dynamic_shapes={"y": sizes, "lq": sizes, "seed": {0: batch}}
     )
-    torch.export.save(program, tmp_path / "chain.pt2")
+    torch.export.save(exported, tmp_path / "chain.pt2")
     loaded = torch.export.load(tmp_path / "chain.pt2").module()
     for size in [*SIZES, (1, 1, 1), (1, 5, 2)]:
         args = chain_arguments(*size)
@@ -205,8 +214,8 @@ def test_a_graph_can_capture_the_chain_on_a_gpu(dtype):
 
 def test_the_watch_sees_what_it_looks_for():
     with FakeTensorMode(), _Bindings(), Watch() as watch:
-        x = torch.randn(3, device="cuda")
-        x.to("cpu")
-        torch.rand_like(x).uniform_()
+        x = torch.empty(3, device="cuda")
+        torch.ops.aten._to_copy(x, device="cpu")
+        torch.rand_like(x)
     assert len(watch.elsewhere) == 1
-    assert {"aten::randn", "aten::rand_like"} <= watch.names
+    assert "aten::rand_like" in watch.names

@@ -32,9 +32,8 @@ def test_the_rule_by_hand():
 
 
 def test_an_operator_counts_its_launches_and_what_they_move():
-    from resshift_fast.kernels.launch import record
-
     from resshift_fast import backends
+    from resshift_fast.kernels.launch import record
 
     name = "resshift_fast::window_attention"
     with FakeTensorMode():

@@ -169,19 +169,21 @@ def use_backend(name: str) -> Iterator[None]:
         _forget()
 
 
-def fused(name: str, device_type: str, fixed_shapes: bool = False) -> bool:
+def fused(name: str, device_type: str, opaque: bool = False) -> bool:
     """Whether a public function calls its registered operator; else it runs the reference itself.
 
-    Eagerly that needs a backend with a kernel for the device. While torch.compile traces, the reference can be traced
-    instead if there is none, unless it has `fixed_shapes`: it decides by sizes, and would be traced anew for each.
+    Eagerly that needs a backend with a kernel for the device. While torch.compile traces, the reference is traced
+    instead if there is none, unless the operator is to stay `opaque`. torch.export keeps all of them, because the
+    exported program may run where there are kernels.
 
     Args:
         name: the operator. device_type: "cuda" and so on, of its tensors.
-        fixed_shapes: whether the reference's operations depend on the sizes of its arguments.
+        opaque: whether tracing the reference is to be avoided: it decides by sizes and would be traced anew for each,
+            or is long.
     """
     import torch
 
-    if fixed_shapes and torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and (opaque or torch.compiler.is_exporting()):
         return _preferred != "reference"
     return (name, device_type) in _kernels_for
 
@@ -226,20 +228,18 @@ def run(name: str, *args: Any) -> Any:
     kernels = _candidates.get(key)
     if kernels is None:
         kernels = _find(key)
-    for kernel in kernels:
-        if kernel.unsupported(*args) is None:
-            return kernel.function(*args)
-    return _run_plain(OPERATORS[name].plain, x.device.type, args)
+    function = next((k.function for k in kernels if k.unsupported(*args) is None), OPERATORS[name].plain)
+    return _without_autocast(function, x.device.type, args)
 
 
-def _run_plain(plain: Callable, device_type: str, args: tuple) -> Any:
+def _without_autocast(function: Callable, device_type: str, args: tuple) -> Any:
     import torch
 
-    # Autocast would give other dtypes than the operator promises.
+    # Autocast would give other dtypes than the operator promises, in plain PyTorch and where a launcher calls it.
     if torch.is_autocast_enabled(device_type):
         with torch.autocast(device_type, enabled=False):
-            return plain(*args)
-    return plain(*args)
+            return function(*args)
+    return function(*args)
 
 
 def _find(key: tuple) -> tuple[Kernel, ...]:

@@ -238,7 +238,7 @@ def posterior_step(
     checks.integers(op, "step", step, ())
     checks.devices(op, x_t, prediction=prediction, step=step)
     _check_common(op, x_t, coefficients, seed, origin, noise, lq)
-    run = _posterior_step if backends.fused(op, x_t.device.type) else posterior_step_reference
+    run = _posterior_step if backends.fused(op, x_t.device.type, opaque=True) else posterior_step_reference
     options = (origin, prediction_type, clamp_x0, noise, lq, next_dtype or x_t.dtype, last)
     return run(x_t, prediction, y, coefficients, seed, step, *options)
 
@@ -269,7 +269,7 @@ def prior_sample(
     op = "prior_sample"
     _check_latent(op, "y", y)
     _check_common(op, y, coefficients, seed, origin, noise, lq)
-    run = _prior_sample if backends.fused(op, y.device.type) else prior_sample_reference
+    run = _prior_sample if backends.fused(op, y.device.type, opaque=True) else prior_sample_reference
     return run(y, coefficients, seed, origin, noise, lq, next_dtype or y.dtype)
 
 

@@ -88,5 +88,5 @@ def spatial_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             raise TypeError(f"spatial_attention: {name} has dtype {x.dtype}, expected q's {q.dtype}")
         if x.device != q.device:
             raise ValueError(f"spatial_attention: {name} is on {x.device}, expected q's device {q.device}")
-    run = _op if backends.fused("spatial_attention", q.device.type, fixed_shapes=True) else reference
+    run = _op if backends.fused("spatial_attention", q.device.type, opaque=True) else reference
     return run(q, k, v)

@@ -113,12 +113,17 @@ def swin_mlp(
     """
     checks.image("swin_mlp", "x", x)
     channels = x.shape[1]
+    if num_groups < 1 or channels % num_groups:
+        raise ValueError(f"swin_mlp: {channels} channels do not divide into {num_groups} groups")
+    for name, tensor in (("norm_weight", norm_weight), ("norm_bias", norm_bias)):
+        checks.shape("swin_mlp", name, tensor, (channels,), "to match x's channels")
     if w1.dim() != 2 or w1.shape[1] != channels:
         raise ValueError(f"swin_mlp: w1 has shape {tuple(w1.shape)}, expected (hidden, {channels}) to match x")
     hidden = w1.shape[0]
     checks.shape("swin_mlp", "b1", b1, (hidden,), "to match w1")
     checks.shape("swin_mlp", "w2", w2, (channels, hidden), "to match w1 transposed")
     checks.shape("swin_mlp", "b2", b2, (channels,), "to match x's channels")
-    checks.parameters("swin_mlp", x, w1=w1, b1=b1, w2=w2, b2=b2)
+    tensors = {"norm_weight": norm_weight, "norm_bias": norm_bias, "w1": w1, "b1": b1, "w2": w2, "b2": b2}
+    checks.parameters("swin_mlp", x, **tensors)
     run = _op if backends.fused("swin_mlp", x.device.type) else reference
     return run(x, num_groups, norm_weight, norm_bias, w1, b1, w2, b2, eps)

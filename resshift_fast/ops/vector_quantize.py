@@ -125,5 +125,5 @@ def vector_quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
             f"vector_quantize: codebook has shape {tuple(codebook.shape)}, expected (N, {z.shape[1]}) to match z"
         )
     checks.parameters("vector_quantize", z, codebook=codebook)
-    run = _op if backends.fused("vector_quantize", z.device.type, fixed_shapes=True) else reference
+    run = _op if backends.fused("vector_quantize", z.device.type, opaque=True) else reference
     return run(z, codebook)

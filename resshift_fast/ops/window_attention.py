@@ -280,5 +280,5 @@ def window_attention(
     checks.parameters(op, qkv, bias_table=bias_table)
     if mask not in MASKS:
         raise ValueError(f"{op}: mask is {mask!r}, expected 'resshift' or 'swin'")
-    run = _op if backends.fused(op, qkv.device.type, fixed_shapes=True) else reference
+    run = _op if backends.fused(op, qkv.device.type, opaque=True) else reference
     return run(qkv, bias_table, num_heads, window_size, shift_size, mask)
