@@ -213,14 +213,14 @@ def test_status_lists_every_operator_with_a_reason(kernels, monkeypatch):
     assert dict((name, why) for name, _, why in status())[OPERATOR] == "PyTorch's own kernel; no other is built"
 
 
-def test_traced_code_calls_the_operator_where_a_kernel_or_fixed_shapes_want_it(kernels, monkeypatch):
+def test_traced_code_calls_the_operator_where_a_kernel_is_or_it_stays_opaque(kernels, monkeypatch):
     kernels(cpu=1)
     assert fused(OPERATOR, "cpu") and not fused(OPERATOR, "cuda") and not fused("group_norm", "cpu")
-    assert not fused("window_attention", "cpu", fixed_shapes=True)  # eagerly the reference decides by sizes as it likes
+    assert not fused("window_attention", "cpu", opaque=True)  # eagerly the reference decides by sizes as it likes
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert fused("window_attention", "cpu", fixed_shapes=True) and not fused("group_norm", "cpu")
+    assert fused("window_attention", "cpu", opaque=True) and not fused("group_norm", "cpu")
     with use_backend("reference"):
-        assert not fused("window_attention", "cpu", fixed_shapes=True) and not fused(OPERATOR, "cpu")
+        assert not fused("window_attention", "cpu", opaque=True) and not fused(OPERATOR, "cpu")
 
 
 @pytest.mark.parametrize("cpu", [{}, {"cpu": "takes nothing"}, {"cpu": 1}], ids=["no-kernel", "unsupported", "kernel"])

@@ -1,0 +1,379 @@
+"""Triton kernels for `group_norm`: statistics, affine, scale-shift and SiLU; `statistics` alone for other kernels.
+
+A group that one program can afford takes one launch: the program normalizes what it holds in registers, or reads it
+again. Larger ones take two: `group_stats_kernel` writes one mean and sum of squares a part of the image, and every
+program of `group_norm_apply_kernel` combines the parts of its groups in the same order before it normalizes.
+Tiles and statistics are in group_norm_tiles.py, the backward pass in group_norm_backward.py.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from resshift_fast.kernels.group_norm_backward import backward, unsupported_backward
+from resshift_fast.kernels.group_norm_tiles import (
+    Plan,
+    affine_rows,
+    combine_parts,
+    combine_slots,
+    dense,
+    forward_plan,
+    group_members,
+    group_size,
+    like,
+    load_affine,
+    normalize,
+    reciprocal_deviation,
+    slot_statistics,
+    tile_offsets,
+    tile_start,
+    to_channels,
+    unsupported,
+)
+from resshift_fast.kernels.launch import launch
+from resshift_fast.kernels.tuning import Config, Space
+
+__all__ = ["backward", "forward", "statistics", "unsupported", "unsupported_backward"]
+
+# No sums depend on the block of the apply kernel. What the others sum, and in which order, follows from shapes alone.
+# Bucket: BLOCK_C.
+APPLY = Space(
+    "group_norm_apply",
+    candidates=lambda bucket: [_apply_config(bucket[0], *c) for c in ((4096, 4), (4096, 8), (8192, 8), (16384, 8))],
+    default=lambda arch, bucket: _apply_config(bucket[0], 8192, 8),
+)
+
+
+def _apply_config(block_c: int, tile: int, num_warps: int) -> Config:
+    return Config({"BLOCK_P": max(tile // block_c, 1)}, num_warps=num_warps)
+
+
+@triton.jit
+def group_norm_fwd_kernel(
+    p_x,  # [B, C, pixels] or [B, pixels, C]
+    p_weight,  # [C]
+    p_bias,  # [C]
+    p_scale,  # [B, C], or None
+    p_shift,  # [B, C], or None
+    p_y,  # like x
+    p_mean,  # [B, GROUPS], float32
+    p_rstd,  # [B, GROUPS], float32
+    pixels,
+    scale_stride,
+    shift_stride,
+    eps,
+    C: tl.constexpr,
+    GROUPS: tl.constexpr,
+    K: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    SILU: tl.constexpr,
+    RESIDENT: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    CG: tl.constexpr = C // GROUPS
+    CHUNK: tl.constexpr = K * CG
+    CHUNKS: tl.constexpr = GROUPS // K
+    i_image = (tl.program_id(0) // CHUNKS).to(tl.int64)
+    i_chunk = tl.program_id(0) % CHUNKS
+    b_p, b_k = tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_K)
+    m_member = group_members(CG, K, BLOCK_C, BLOCK_K)
+    m_c = (tl.arange(0, BLOCK_C) < CHUNK)[None, :]
+    b_offsets = tile_offsets(pixels, C, CHANNELS_LAST, BLOCK_P, BLOCK_C)
+    total = group_size(pixels, CG)
+    if RESIDENT:
+        m_x = (b_p < pixels)[:, None] & m_c
+        o_tile = tile_start(i_image, i_chunk, 0, pixels, C, CHUNK, CHANNELS_LAST)
+        b_x = tl.load(p_x + o_tile + b_offsets, mask=m_x, other=0.0).to(tl.float32)
+        b_guess, b_rest, b_m2 = combine_slots(b_x, 0.0, (b_p < pixels).to(tl.float32), total, m_member)
+    else:
+        b_mean, b_m2, b_count = slot_statistics(
+            p_x, i_image, i_chunk, 0, pixels, pixels, C, CHUNK, CHANNELS_LAST, BLOCK_P, BLOCK_C
+        )
+        b_guess, b_rest, b_m2 = combine_slots(b_mean, b_m2, b_count, total, m_member)
+    b_rstd = reciprocal_deviation(b_m2, total, eps)
+    o_groups = i_image * GROUPS + i_chunk * K + b_k
+    tl.store(p_mean + o_groups, b_guess + b_rest, mask=b_k < K)
+    tl.store(p_rstd + o_groups, b_rstd, mask=b_k < K)
+
+    b_gain, b_offset = load_affine(
+        p_weight, p_bias, p_scale, p_shift, scale_stride, shift_stride, i_image, i_chunk * CHUNK, CHUNK, BLOCK_C
+    )
+    b_gain *= to_channels(b_rstd, m_member)
+    b_guess, b_rest = to_channels(b_guess, m_member), to_channels(b_rest, m_member)
+    if RESIDENT:
+        b_y = normalize(b_x, b_guess, b_rest, b_gain, b_offset, SILU)
+        tl.store(p_y + o_tile + b_offsets, b_y.to(p_y.dtype.element_ty), mask=m_x)
+    else:
+        for pixel in range(0, pixels, BLOCK_P):
+            m_x = (pixel + b_p < pixels)[:, None] & m_c
+            o_tile = tile_start(i_image, i_chunk, pixel, pixels, C, CHUNK, CHANNELS_LAST)
+            b_x = tl.load(p_x + o_tile + b_offsets, mask=m_x, other=0.0).to(tl.float32)
+            b_y = normalize(b_x, b_guess, b_rest, b_gain, b_offset, SILU)
+            tl.store(p_y + o_tile + b_offsets, b_y.to(p_y.dtype.element_ty), mask=m_x)
+
+
+@triton.jit
+def group_stats_kernel(
+    p_x,  # [B, C, pixels] or [B, pixels, C]
+    p_mean,  # [B, parts, GROUPS], float32
+    p_spread,  # [B, parts, GROUPS], float32: sum of squared deviations; 1 / deviation where FINAL
+    pixels,
+    parts,
+    part_pixels,
+    eps,
+    C: tl.constexpr,
+    GROUPS: tl.constexpr,
+    K: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    FINAL: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    CG: tl.constexpr = C // GROUPS
+    CHUNKS: tl.constexpr = GROUPS // K
+    i_row = (tl.program_id(0) // CHUNKS).to(tl.int64)  # of [B, parts]
+    i_chunk = tl.program_id(0) % CHUNKS
+    i_image = i_row // parts
+    first = (i_row % parts).to(tl.int32) * part_pixels
+    last = tl.minimum(first + part_pixels, pixels)
+    b_mean, b_m2, b_count = slot_statistics(
+        p_x, i_image, i_chunk, first, last, pixels, C, K * CG, CHANNELS_LAST, BLOCK_P, BLOCK_C
+    )
+    total = group_size(last - first, CG)
+    m_member = group_members(CG, K, BLOCK_C, BLOCK_K)
+    b_guess, b_rest, b_spread = combine_slots(b_mean, b_m2, b_count, total, m_member)
+    if FINAL:
+        b_spread = reciprocal_deviation(b_spread, total, eps)
+    b_k = tl.arange(0, BLOCK_K)
+    o_groups = i_row * GROUPS + i_chunk * K + b_k
+    tl.store(p_mean + o_groups, b_guess + b_rest, mask=b_k < K)
+    tl.store(p_spread + o_groups, b_spread, mask=b_k < K)
+
+
+@triton.jit
+def group_stats_combine_kernel(
+    p_part_mean,  # [B, parts, GROUPS], float32
+    p_part_m2,  # [B, parts, GROUPS], float32
+    p_mean,  # [B, GROUPS], float32
+    p_rstd,  # [B, GROUPS], float32
+    pixels,
+    parts,
+    part_pixels,
+    eps,
+    GROUPS: tl.constexpr,
+    CG: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    i_image = (tl.program_id(0) // (GROUPS // K)).to(tl.int64)
+    i_group = tl.program_id(0) % (GROUPS // K) * K
+    b_guess, b_rest, b_m2 = combine_parts(
+        p_part_mean, p_part_m2, i_image, i_group, parts, part_pixels, pixels, GROUPS, CG, K, BLOCK_N, BLOCK_K
+    )
+    b_k = tl.arange(0, BLOCK_K)
+    o_groups = i_image * GROUPS + i_group + b_k
+    tl.store(p_mean + o_groups, b_guess + b_rest, mask=b_k < K)
+    b_rstd = reciprocal_deviation(b_m2, group_size(pixels, CG), eps)
+    tl.store(p_rstd + o_groups, b_rstd, mask=b_k < K)
+
+
+@triton.jit
+def group_norm_apply_kernel(
+    p_x,  # [B, C, pixels] or [B, pixels, C]
+    p_part_mean,  # [B, parts, GROUPS], float32
+    p_part_m2,  # [B, parts, GROUPS], float32
+    p_weight,  # [C]
+    p_bias,  # [C]
+    p_scale,  # [B, C], or None
+    p_shift,  # [B, C], or None
+    p_y,  # like x
+    p_mean,  # [B, GROUPS], float32, or None
+    p_rstd,  # [B, GROUPS], float32, or None
+    pixels,
+    parts,
+    part_pixels,
+    program_pixels,
+    scale_stride,
+    shift_stride,
+    eps,
+    C: tl.constexpr,
+    GROUPS: tl.constexpr,
+    K: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    SILU: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    CG: tl.constexpr = C // GROUPS
+    CHUNK: tl.constexpr = K * CG
+    CHUNKS: tl.constexpr = GROUPS // K
+    blocks = tl.cdiv(pixels, program_pixels)
+    i_chunk = tl.program_id(0) % CHUNKS
+    i_block = tl.program_id(0) // CHUNKS % blocks
+    i_image = (tl.program_id(0) // CHUNKS // blocks).to(tl.int64)
+    b_guess, b_rest, b_m2 = combine_parts(
+        p_part_mean, p_part_m2, i_image, i_chunk * K, parts, part_pixels, pixels, GROUPS, CG, K, BLOCK_N, BLOCK_K
+    )
+    b_rstd = reciprocal_deviation(b_m2, group_size(pixels, CG), eps)
+    if p_mean is not None:
+        if i_block == 0:
+            b_k = tl.arange(0, BLOCK_K)
+            o_groups = i_image * GROUPS + i_chunk * K + b_k
+            tl.store(p_mean + o_groups, b_guess + b_rest, mask=b_k < K)
+            tl.store(p_rstd + o_groups, b_rstd, mask=b_k < K)
+
+    m_member = group_members(CG, K, BLOCK_C, BLOCK_K)
+    b_gain, b_offset = load_affine(
+        p_weight, p_bias, p_scale, p_shift, scale_stride, shift_stride, i_image, i_chunk * CHUNK, CHUNK, BLOCK_C
+    )
+    b_gain *= to_channels(b_rstd, m_member)
+    b_guess, b_rest = to_channels(b_guess, m_member), to_channels(b_rest, m_member)
+    b_p = tl.arange(0, BLOCK_P)
+    m_c = (tl.arange(0, BLOCK_C) < CHUNK)[None, :]
+    b_offsets = tile_offsets(pixels, C, CHANNELS_LAST, BLOCK_P, BLOCK_C)
+    first = i_block * program_pixels
+    for pixel in range(first, tl.minimum(first + program_pixels, pixels), BLOCK_P):
+        m_x = (pixel + b_p < pixels)[:, None] & m_c
+        o_tile = tile_start(i_image, i_chunk, pixel, pixels, C, CHUNK, CHANNELS_LAST)
+        b_x = tl.load(p_x + o_tile + b_offsets, mask=m_x, other=0.0).to(tl.float32)
+        b_y = normalize(b_x, b_guess, b_rest, b_gain, b_offset, SILU)
+        tl.store(p_y + o_tile + b_offsets, b_y.to(p_y.dtype.element_ty), mask=m_x)
+
+
+def _start_stats(x: Tensor, num_groups: int, eps: float, channels_last: bool, plan: Plan) -> tuple[Tensor, Tensor]:
+    """Launch the statistics kernel; returns means and sums of squares [B, parts, G], or rstd where parts is 1."""
+    batch, channels, height, width = x.shape
+    mean = x.new_empty((batch, plan.parts, num_groups), dtype=torch.float32)
+    spread = torch.empty_like(mean)
+    launch(
+        group_stats_kernel,
+        (batch * plan.parts * (num_groups // plan.groups),),
+        *(x, mean, spread, height * width, plan.parts, plan.part_pixels, eps),
+        C=channels,
+        GROUPS=num_groups,
+        K=plan.groups,
+        CHANNELS_LAST=channels_last,
+        FINAL=plan.parts == 1,
+        BLOCK_P=plan.block_p,
+        BLOCK_C=plan.block_c,
+        BLOCK_K=triton.next_power_of_2(plan.groups),
+        num_warps=plan.num_warps,
+    )
+    return mean, spread
+
+
+def statistics(x: Tensor, num_groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / √(variance + eps) of every group of x [B, C, H, W]: float32 [B, G], in one launch or two."""
+    batch, channels, height, width = x.shape
+    x, channels_last = dense(x)
+    plan = forward_plan(x, num_groups, channels_last, writes=False)
+    mean, spread = _start_stats(x, num_groups, eps, channels_last, plan)
+    if plan.parts == 1:
+        return mean.view(batch, num_groups), spread.view(batch, num_groups)
+    results = (
+        x.new_empty((batch, num_groups), dtype=torch.float32),
+        x.new_empty((batch, num_groups), dtype=torch.float32),
+    )
+    launch(
+        group_stats_combine_kernel,
+        (batch * (num_groups // plan.groups),),
+        *(mean, spread, *results, height * width, plan.parts, plan.part_pixels, eps),
+        GROUPS=num_groups,
+        CG=channels // num_groups,
+        K=plan.groups,
+        BLOCK_N=triton.next_power_of_2(plan.parts),
+        BLOCK_K=triton.next_power_of_2(plan.groups),
+        num_warps=2,
+    )
+    return results
+
+
+def tile_constants(
+    channels: int, num_groups: int, plan: Plan, channels_last: bool, activation: str | None
+) -> dict[str, int]:
+    """Constants of the kernels that normalize."""
+    return {
+        "C": channels,
+        "GROUPS": num_groups,
+        "K": plan.groups,
+        "CHANNELS_LAST": channels_last,
+        "SILU": activation == "silu",
+        "BLOCK_C": plan.block_c,
+        "BLOCK_K": triton.next_power_of_2(plan.groups),
+    }
+
+
+def apply_parts(
+    x: Tensor,
+    parts: tuple[Tensor, Tensor],
+    plan: Plan,
+    affine: tuple[Tensor | None, ...],
+    strides: tuple[int, int],
+    y: Tensor,
+    results: tuple[Tensor | None, Tensor | None],
+    eps: float,
+    constants: dict[str, int],
+) -> None:
+    """Launch the apply kernel: y, and mean and 1 / deviation where wanted, of x and the statistics of its parts."""
+    pixels = x.shape[2] * x.shape[3]
+
+    def start(config: Config) -> None:
+        block_p = min(config.blocks["BLOCK_P"], triton.next_power_of_2(pixels))
+        program_pixels = triton.cdiv(plan.part_pixels, block_p) * block_p
+        launch(
+            group_norm_apply_kernel,
+            (x.shape[0] * (constants["GROUPS"] // plan.groups) * triton.cdiv(pixels, program_pixels),),
+            *(x, *parts, *affine, y, *results),
+            *(pixels, plan.parts, plan.part_pixels, program_pixels, *strides, eps),
+            **constants,
+            BLOCK_N=triton.next_power_of_2(plan.parts),
+            **{**config.options, "BLOCK_P": block_p},
+        )
+
+    start(APPLY.config((plan.block_c,), x.device, start))
+
+
+def forward(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Launch one kernel or two; returns y like x, and mean and 1 / deviation, float32 [B, G]."""
+    batch, channels, height, width = x.shape
+    pixels = height * width
+    values, channels_last = dense(x)
+    y = torch.empty_like(values)
+    mean = x.new_empty((batch, num_groups), dtype=torch.float32)
+    rstd = torch.empty_like(mean)
+    affine, strides = affine_rows(weight, bias, scale, shift)
+    plan = forward_plan(values, num_groups, channels_last)
+    constants = tile_constants(channels, num_groups, plan, channels_last, activation)
+    if plan.parts == 1:
+        resident = plan.block_p >= pixels
+        launch(
+            group_norm_fwd_kernel,
+            (batch * (num_groups // plan.groups),),
+            *(values, *affine, y, mean, rstd, pixels, *strides, eps),
+            **constants,
+            RESIDENT=resident,
+            BLOCK_P=plan.block_p,
+            num_warps=plan.num_warps,
+            passes={} if resident else {"p_x": 2},
+        )
+        return like(y, x), mean, rstd
+
+    parts = _start_stats(values, num_groups, eps, channels_last, plan)
+    apply_parts(values, parts, plan, affine, strides, y, (mean, rstd), eps, constants)
+    return like(y, x), mean, rstd

@@ -1,0 +1,287 @@
+"""What the kernels of `group_norm` share: tiles of an image, statistics of their groups, and how images are cut.
+
+One tile serves both memory formats: [BLOCK_P pixels, BLOCK_C channels] of a chunk of whole groups. In NCHW a chunk is
+one group. In channels-last, where images are split over programs, it holds as many groups as make its part of a row
+at least 64 bytes and a multiple of 16, so that loads are 128-bit whatever C/G; a program that takes all pixels of its
+groups may take fewer groups, so that more programs share the work.
+
+Every slot of the tile keeps the mean and the sum of squared deviations of the pixels it has seen (Welford); slots and
+channels are combined once, at the end, about a guess of the mean that is then corrected, so that neither a mean far
+above the deviation nor a constant image cancels.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MAX_GROUP_CHANNELS = 4096  # of one group: a tile holds whole groups
+MIN_ROW_BYTES = 64  # of a channels-last chunk: two sectors
+MAX_ROW_BYTES = 1024  # of a chunk of several groups: wider tiles have too few pixels
+SECTOR = 32  # bytes that a multiprocessor reads or writes in about a cycle, of one row
+TILE = 8192  # elements of a tile that is one of many
+RESIDENT_TILE = 16384  # elements that 16 warps hold in registers without spills
+SINGLE_ELEMENTS = 81920  # of one program's groups: its second reading finds no more in the L2 cache
+# From shapes alone, so that the order of summation is the same on every GPU: these are an H100's.
+PROCESSORS = 132
+LAUNCH_CYCLES = 5000  # of a second launch: its start, its first loads and the first one's end
+SPLIT_PROGRAMS = 512  # about four a multiprocessor
+MAX_PARTS = 128  # of an image: each program of the second pass reads all of them
+
+
+@triton.jit
+def tile_start(i_image, i_chunk, pixel, pixels, C: tl.constexpr, CHUNK: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """Offset of a tile's first element; i_image is int64."""
+    if CHANNELS_LAST:
+        return (i_image * pixels + pixel) * C + i_chunk * CHUNK
+    else:
+        return (i_image * C + i_chunk * CHUNK) * pixels + pixel
+
+
+@triton.jit
+def tile_offsets(pixels, C: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Offsets [BLOCK_P, BLOCK_C] from a tile's first element."""
+    b_p, b_c = tl.arange(0, BLOCK_P)[:, None], tl.arange(0, BLOCK_C)[None, :]
+    if CHANNELS_LAST:
+        return b_p * C + b_c
+    else:
+        return b_p + b_c.to(tl.int64) * pixels
+
+
+@triton.jit
+def group_members(CG: tl.constexpr, K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr):
+    """[BLOCK_C, BLOCK_K]: whether a channel of the chunk belongs to a group of it."""
+    b_c = tl.arange(0, BLOCK_C)[:, None]
+    return (b_c // CG == tl.arange(0, BLOCK_K)[None, :]) & (b_c < K * CG)
+
+
+@triton.jit
+def group_size(pixels, CG: tl.constexpr):
+    """Elements of a group in float32; pixels may be a constant, which Triton makes of an argument that is 1."""
+    return pixels * 1.0 * CG
+
+
+@triton.jit
+def sum_groups(b_channel, m_member):
+    """Sums over the channels of each group: [BLOCK_C] to [BLOCK_K]."""
+    return tl.sum(tl.where(m_member, b_channel[:, None], 0.0), axis=0)
+
+
+@triton.jit
+def to_channels(b_group, m_member):
+    """Each channel's group's value: [BLOCK_K] to [BLOCK_C]."""
+    return tl.sum(tl.where(m_member, b_group[None, :], 0.0), axis=1)
+
+
+@triton.jit
+def add_pixels(b_x, m_p, seen, b_mean, b_m2):
+    """Mean and sum of squared deviations [BLOCK_P, BLOCK_C] with one more pixel where m_p, the number `seen`."""
+    b_delta = tl.where(m_p[:, None], b_x - b_mean, 0.0)
+    b_mean += b_delta * (1.0 / seen)
+    b_m2 += b_delta * (b_x - b_mean)
+    return b_mean, b_m2
+
+
+@triton.jit
+def slot_statistics(
+    p_x, i_image, i_chunk, first, last, pixels, C: tl.constexpr, CHUNK: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Mean and sum of squared deviations [BLOCK_P, BLOCK_C] of the pixels first + slot, first + slot + BLOCK_P, …
+
+    Returns them and the number of pixels in each slot, [BLOCK_P].
+    """
+    b_p = tl.arange(0, BLOCK_P)
+    b_offsets = tile_offsets(pixels, C, CHANNELS_LAST, BLOCK_P, BLOCK_C)
+    m_c = (tl.arange(0, BLOCK_C) < CHUNK)[None, :]
+    b_mean = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    b_m2 = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    b_count = tl.zeros((BLOCK_P,), tl.float32)
+    seen = 0.0
+    for pixel in range(first, last, BLOCK_P):
+        m_p = pixel + b_p < pixels
+        p_tile = p_x + tile_start(i_image, i_chunk, pixel, pixels, C, CHUNK, CHANNELS_LAST)
+        b_x = tl.load(p_tile + b_offsets, mask=m_p[:, None] & m_c, other=0.0).to(tl.float32)
+        seen += 1.0
+        b_mean, b_m2 = add_pixels(b_x, m_p, seen, b_mean, b_m2)
+        b_count += m_p.to(tl.float32)
+    return b_mean, b_m2, b_count
+
+
+@triton.jit
+def combine_slots(b_mean, b_m2, b_count, total, m_member):
+    """Statistics of groups of `total` elements from those of slots [S, BLOCK_C] that saw b_count [S] pixels.
+
+    Returns a guess of the mean, what it lacks, and the sum of squared deviations, [BLOCK_K]. The guess is off by a
+    rounding of the sum, which for a constant image of large values is far more than its deviation.
+    """
+    b_count = b_count[:, None]
+    b_guess = sum_groups(tl.sum(b_mean * b_count, axis=0), m_member) / total
+    b_delta = b_mean - to_channels(b_guess, m_member)[None, :]
+    b_rest = sum_groups(tl.sum(b_delta * b_count, axis=0), m_member) / total
+    b_sum = sum_groups(tl.sum(b_m2 + b_delta * b_delta * b_count, axis=0), m_member)
+    return b_guess, b_rest, b_sum - total * b_rest * b_rest
+
+
+@triton.jit
+def combine_parts(p_mean, p_m2, i_image, i_group, parts, part_pixels, pixels, GROUPS: tl.constexpr, CG: tl.constexpr,
+                  K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
+    """`combine_slots` of the parts [B, parts, GROUPS] of groups i_group, …, i_group + K − 1."""
+    b_n, b_k = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
+    m_part = (b_n < parts)[:, None] & (b_k < K)[None, :]
+    b_offsets = (i_image * parts + b_n)[:, None] * GROUPS + i_group + b_k[None, :]
+    b_mean = tl.load(p_mean + b_offsets, mask=m_part, other=0.0)
+    b_m2 = tl.load(p_m2 + b_offsets, mask=m_part, other=0.0)
+    b_count = tl.maximum(tl.minimum(pixels - b_n * part_pixels, part_pixels), 0)
+    b_count = tl.where(b_n < parts, b_count, 0).to(tl.float32) * CG
+    total = group_size(pixels, CG)
+    return combine_slots(b_mean, b_m2, b_count, total, group_members(1, K, BLOCK_K, BLOCK_K))
+
+
+@triton.jit
+def reciprocal_deviation(b_m2, total, eps):
+    """1 / √(variance + eps); a sum of squares below 0 by rounding counts as 0, NaN stays."""
+    b_variance = tl.where(b_m2 < 0.0, 0.0, b_m2) / total
+    return 1.0 / tl.sqrt(b_variance + eps)
+
+
+@triton.jit
+def load_affine(p_weight, p_bias, p_scale, p_shift, scale_stride, shift_stride, i_image, i_channel,
+                CHUNK: tl.constexpr, BLOCK_C: tl.constexpr):  # fmt: skip
+    """Gain and offset [BLOCK_C] of the chunk from i_channel on: norm · gain + offset = (norm · w + b)(1 + s) + h."""
+    b_c = i_channel + tl.arange(0, BLOCK_C)
+    m_c = tl.arange(0, BLOCK_C) < CHUNK
+    b_gain = tl.load(p_weight + b_c, mask=m_c, other=0.0).to(tl.float32)
+    b_offset = tl.load(p_bias + b_c, mask=m_c, other=0.0).to(tl.float32)
+    if p_scale is not None:
+        b_scale = 1.0 + tl.load(p_scale + i_image * scale_stride + b_c, mask=m_c, other=0.0).to(tl.float32)
+        b_gain *= b_scale
+        b_offset *= b_scale
+    if p_shift is not None:
+        b_offset += tl.load(p_shift + i_image * shift_stride + b_c, mask=m_c, other=0.0).to(tl.float32)
+    return b_gain, b_offset
+
+
+@triton.jit
+def normalize(b_x, b_guess, b_rest, b_gain, b_offset, SILU: tl.constexpr):
+    """The output of a tile [BLOCK_P, BLOCK_C] in float32; gain includes 1 / deviation."""
+    b_z = ((b_x - b_guess[None, :]) - b_rest[None, :]) * b_gain[None, :] + b_offset[None, :]
+    if SILU:
+        b_z = b_z / (1.0 + tl.exp(-b_z))
+    return b_z
+
+
+class Plan(NamedTuple):
+    """How an image is cut.
+
+    Args:
+        groups: of one program's chunk of channels.
+        block_p, block_c, num_warps: of its tile.
+        part_pixels: of one program, a multiple of block_p unless the image is one part.
+        parts: of an image; 1 is the path of one launch.
+    """
+
+    groups: int
+    block_p: int
+    block_c: int
+    num_warps: int
+    part_pixels: int
+    parts: int
+
+
+def row_groups(channels: int, num_groups: int, element_size: int, channels_last: bool) -> int:
+    """Groups of a chunk: the fewest that make 128-bit words of a part of a row of a fit length."""
+    if not channels_last:
+        return 1
+    width = channels // num_groups * element_size
+    divisors = [k for k in range(1, num_groups + 1) if num_groups % k == 0]
+    aligned = [k for k in divisors if k * width % 16 == 0 and MIN_ROW_BYTES <= k * width <= MAX_ROW_BYTES]
+    return aligned[0] if aligned else max([k for k in divisors if k * width <= 2 * MIN_ROW_BYTES], default=1)
+
+
+def _row_cycles(channels: int, element_size: int, channels_last: bool) -> float:
+    """Cycles of a multiprocessor for the chunk's elements of one pixel."""
+    sectors = channels * element_size / SECTOR
+    return max(sectors, 1.0) if channels_last else sectors
+
+
+def split_plan(x: Tensor, num_groups: int, channels_last: bool, tile: int) -> Plan:
+    """Parts enough to fill the GPU, in tiles of `tile` elements."""
+    batch, channels, pixels = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
+    groups = row_groups(channels, num_groups, x.element_size(), channels_last)
+    block_c = triton.next_power_of_2(groups * channels // num_groups)
+    block_p = max(min(tile // block_c, triton.next_power_of_2(pixels)), 1)
+    parts = min(max(SPLIT_PROGRAMS * groups // (batch * num_groups), 1), MAX_PARTS)
+    part_pixels = triton.cdiv(triton.cdiv(pixels, parts), block_p) * block_p
+    num_warps = min(max(block_p * block_c // 1024, 1), 8)
+    return Plan(groups, block_p, block_c, num_warps, part_pixels, triton.cdiv(pixels, part_pixels))
+
+
+def forward_plan(x: Tensor, num_groups: int, channels_last: bool, writes: bool = True) -> Plan:
+    """One part an image where that is faster by a count of sectors, else `split_plan`.
+
+    Args:
+        x: in a format that the kernels read.
+        writes: whether x is normalized too, not only read for its statistics.
+    """
+    batch, channels, pixels, size = x.shape[0], x.shape[1], x.shape[2] * x.shape[3], x.element_size()
+    per_group = channels // num_groups
+    most = row_groups(channels, num_groups, size, channels_last)
+    split_cycles = batch * num_groups // most * pixels * _row_cycles(most * per_group, size, channels_last)
+    best, plan = LAUNCH_CYCLES + split_cycles / PROCESSORS * (3 if writes else 1), None
+    for groups in range(1, most + 1):
+        if num_groups % groups or pixels * groups * per_group > SINGLE_ELEMENTS:
+            continue
+        block_c = triton.next_power_of_2(groups * per_group)
+        whole = triton.next_power_of_2(pixels)
+        resident = whole * block_c <= RESIDENT_TILE
+        rounds = triton.cdiv(batch * num_groups // groups, PROCESSORS)
+        cycles = rounds * pixels * _row_cycles(groups * per_group, size, channels_last)
+        cycles *= (2 if resident else 3) if writes else 1
+        if cycles < best:
+            block_p = whole if resident else max(TILE // block_c, 1)
+            num_warps = min(max(block_p * block_c // 512, 1), 16)
+            best, plan = cycles, Plan(groups, block_p, block_c, num_warps, pixels, 1)
+    return plan or split_plan(x, num_groups, channels_last, TILE)
+
+
+def dense(x: Tensor) -> tuple[Tensor, bool]:
+    """x in a format that the kernels read, that of `torch.empty_like(x)` if possible; whether it is channels-last."""
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return x, True
+    if x.is_contiguous():
+        return x, False
+    channels_last = x.stride(1) == 1
+    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format), channels_last
+
+
+def affine_rows(
+    weight: Tensor, bias: Tensor, scale: Tensor | None, shift: Tensor | None
+) -> tuple[tuple[Tensor | None, ...], tuple[int, int]]:
+    """The four with adjacent channels, and how far apart the rows of scale and shift are.
+
+    Both are halves of a linear layer's output as a rule, whose rows need no copy to be read.
+    """
+    rows = [x if x is None or x.stride(1) == 1 else x.contiguous() for x in (scale, shift)]
+    strides = tuple(0 if x is None else x.stride(0) for x in rows)
+    return (weight.contiguous(), bias.contiguous(), *rows), strides
+
+
+def like(y: Tensor, x: Tensor) -> Tensor:
+    """y with the strides of `torch.empty_like(x)`."""
+    if y.stride() == x.stride():
+        return y
+    empty = torch.empty_like(x)
+    return y if y.stride() == empty.stride() else empty.copy_(y)
+
+
+def unsupported(x: Tensor, num_groups: int, *_: object) -> str | None:
+    """Why the kernels can't run this call, or None."""
+    if x.dtype not in DTYPES:
+        return f"{x.dtype} is not float32, float16 or bfloat16"
+    if x.shape[1] // num_groups > MAX_GROUP_CHANNELS:
+        return f"{x.shape[1] // num_groups} channels a group are more than {MAX_GROUP_CHANNELS}"
+    return None

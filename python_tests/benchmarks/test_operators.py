@@ -1,0 +1,353 @@
+"""The benchmarks of single operators: what they measure, and that no wrong result gets a speed-up."""
+
+import csv
+import inspect
+from dataclasses import replace
+from importlib import import_module, util
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from resshift_fast import catalog, ops
+from resshift_fast.sampler import LatentChain
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "benchmarks"
+CPU = torch.device("cpu")
+LATENT = 64
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Import a benchmark the way running it as a script does."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    return import_module
+
+
+@pytest.fixture
+def operators(script):
+    return script("operators")
+
+
+@pytest.fixture
+def cases(script):
+    return script("operator_cases")
+
+
+def benchmark(operators, **options):
+    """A benchmark of small latents, without torch.compile."""
+    settings = {"repeats": 1, "backward": True, "compiled": False, "latent": 16} | options
+    return operators.Benchmark(CPU, **settings)
+
+
+def first(cases, name, **sizes):
+    """The first case of an operator, with other sizes, at level 0."""
+    case = next(case for case in cases.CASES if case.op == name)
+    return replace(case, level=0, sizes=case.sizes | sizes)
+
+
+# which calls
+
+
+def test_every_public_operator_is_measured(cases):
+    assert set(cases.OPERATORS) == set(ops.__all__)
+    assert {case.op for case in cases.CASES} == set(ops.__all__)
+
+
+def described(name, arguments):
+    """A call without its values: an operator, shapes of tensors, and numbers and words as they are."""
+    ignored = ("eps", "seed", "step", "t", "next_dtype", "coefficients")
+    described = {
+        key: tuple(value.shape) if isinstance(value, torch.Tensor) else value
+        for key, value in arguments.items()
+        if key not in ignored
+    }
+    return name, tuple(sorted((key, str(value)) for key, value in described.items()))
+
+
+@pytest.fixture
+def network_calls(monkeypatch):
+    """Descriptions of all operator calls of realsr-x4-v3 for one photo of 64×64."""
+    calls = set()
+
+    def recording(name, function):
+        def recorded(*args, **kwargs):
+            call = inspect.signature(function).bind(*args, **kwargs)
+            call.apply_defaults()
+            calls.add(described(name, call.arguments))
+            return function(*args, **kwargs)
+
+        return recorded
+
+    for name in ops.__all__:
+        monkeypatch.setattr(ops, name, recording(name, getattr(ops, name)))
+    spec = catalog.get("realsr-x4-v3")
+    with torch.device("meta"), torch.no_grad():
+        image, index = torch.empty(1, 3, LATENT, LATENT), torch.empty(1, dtype=torch.int64)
+        LatentChain(catalog.build_denoiser(spec), spec.schedule)(image, image, index)
+        catalog.build_first_stage(spec).decode(image)
+        ops.q_sample(image, image, index, spec.schedule.table("meta"), image)
+    return calls
+
+
+def test_cases_are_calls_of_the_networks(cases, network_calls):
+    assert len(network_calls) > 50
+    for case in cases.CASES:
+        arguments = case.arguments(torch.device("meta"), torch.float32, LATENT, 1)
+        assert described(case.op, arguments) in network_calls, case
+
+
+def test_cases_have_labels_of_their_own(cases):
+    labels = [(case.op, case.label(LATENT, 1)) for case in cases.CASES]
+    assert len(set(labels)) == len(labels)
+    assert labels[0] == ("group_norm", "B1-C160-H64-W64-silu-scale_shift")
+
+
+def test_no_pixel_is_between_two_codebook_entries(cases):
+    """Else the order of a sum would choose, and a correct kernel could fail."""
+    case = first(cases, "vector_quantize")
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        z, codebook = (x.double() for x in case.arguments(CPU, dtype, 16, 1).values())
+        assert codebook.unique(dim=0).shape == (8192, 3)
+        nearest = torch.cdist(z.flatten(2)[0].T, codebook).square().topk(2, largest=False).values
+        assert (nearest[:, 1] - nearest[:, 0]).min() > 0.2
+
+
+# equivalence
+
+SMALL = {"spatial_attention": {"channels": 64}, "upsample_conv2d": {"channels": 32, "out": 16}}
+
+
+@pytest.mark.parametrize("name", ops.__all__)
+def test_the_package_agrees_with_its_reference(name, operators, cases):
+    found = benchmark(operators)
+    found.run(first(cases, name, **SMALL.get(name, {})), torch.float32)
+    assert found.failed == 0
+    assert [(row["pass"], row["provider"]) for row in found.rows] == [
+        ("forward", "reference"),
+        ("forward", "ours"),
+        ("backward", "reference"),
+        ("backward", "ours"),
+    ]
+    for row in found.rows:
+        assert row["error"] <= row["allowed"] == 1e-5 and row["median ms"] > 0 and row["peak MiB"] > 0
+        assert ("speed-up" in row) == (row["provider"] == "ours")
+
+
+def wrong_by(factor):
+    """q_sample with a result that is off by a factor, gradients included."""
+
+    def q_sample(x0, y, t, table, noise):
+        return ops.q_sample(x0, y, t, table, noise) * factor
+
+    return q_sample
+
+
+def wrong_gradient(x0, y, t, table, noise):
+    """q_sample with the right result and no gradient for the noise."""
+    return ops.q_sample(x0, y, t, table, noise.detach())
+
+
+def wrong_dtype(x0, y, t, table, noise):
+    return ops.q_sample(x0, y, t, table, noise).double()
+
+
+def not_a_number(x0, y, t, table, noise):
+    x_t = ops.q_sample(x0, y, t, table, noise)
+    return torch.where(torch.arange(x_t.numel()).view_as(x_t) == 7, torch.nan, x_t)
+
+
+def broken(x0, y, t, table, noise):
+    raise RuntimeError("no such kernel\nand more")
+
+
+def replaced(monkeypatch, cases, function):
+    """Put a function in the place of the public q_sample, for the benchmark alone."""
+    operator = SimpleNamespace(**vars(cases.OPERATORS["q_sample"]), plain=cases.OPERATORS["q_sample"].plain)
+    operator.public = function
+    monkeypatch.setitem(cases.OPERATORS, "q_sample", operator)
+
+
+@pytest.mark.parametrize(
+    ("function", "dtype", "remark"),
+    [
+        (wrong_by(1 + 3e-5), torch.float32, "output 0: error 3.00e-05, allowed 1.00e-05"),
+        (wrong_by(1.02), torch.bfloat16, "output 0: error "),
+        (wrong_dtype, torch.float32, "output 0 is torch.float64"),
+        (not_a_number, torch.float32, "output 0: error nan"),
+        (broken, torch.float32, "RuntimeError: no such kernel"),
+    ],
+)
+def test_a_wrong_provider_is_not_timed(function, dtype, remark, monkeypatch, operators, cases):
+    replaced(monkeypatch, cases, function)
+    found = benchmark(operators)
+    found.run(first(cases, "q_sample"), dtype)
+    reference, ours = found.rows[:2]
+    assert ours["remark"].startswith(remark) and reference["remark"] == ""
+    assert "speed-up" not in ours and "median ms" not in ours and reference["median ms"] > 0
+    assert found.failed == 2
+
+
+def test_a_wrong_gradient_fails_the_backward_pass_alone(monkeypatch, operators, cases):
+    replaced(monkeypatch, cases, wrong_gradient)
+    found = benchmark(operators)
+    found.run(first(cases, "q_sample"), torch.float32)
+    ours = [row for row in found.rows if row["provider"] == "ours"]
+    assert "speed-up" in ours[0] and "speed-up" not in ours[1]
+    assert ours[1]["remark"].startswith("gradient of noise: error 1.00e+00")
+    assert found.failed == 1
+
+
+def test_16_bit_may_double_the_plain_error_and_no_more(script):
+    compare = script("operator_measure").compare
+    exact = {"output 0": torch.ones(10, dtype=torch.float64)}
+    plain = {"output 0": torch.full((10,), 1 + 2**-7, dtype=torch.bfloat16)}
+    assert not compare({"output 0": torch.full((10,), 1 + 2**-6, dtype=torch.bfloat16)}, plain, exact).problem
+    assert compare({"output 0": torch.full((10,), 1 + 3 * 2**-7, dtype=torch.bfloat16)}, plain, exact).problem
+
+
+def test_integers_must_be_equal(script):
+    compare = script("operator_measure").compare
+    exact, other = {"output 0": torch.arange(8)}, {"output 0": torch.arange(8) // 7 * 7}
+    assert compare(exact, exact, exact).problem == ""
+    assert compare(other, exact, exact).problem == "output 0: error 7.50e-01, allowed 0.00e+00"
+
+
+# measures
+
+
+def test_memory_on_the_cpu_is_the_peak_beyond_the_arguments(script):
+    peak_bytes = script("operator_measure").peak_bytes
+    x = torch.ones(1 << 20)  # 4 MiB
+
+    def two_at_once():
+        a = x + 1
+        b = a * 2
+        del a
+        return b.sum()
+
+    assert peak_bytes(lambda: two_at_once, CPU) == pytest.approx(8 * 2**20, rel=0.01)
+
+
+def test_providers_take_turns(script):
+    order = []
+    prepared = {name: lambda name=name: lambda: order.append(name) for name in "abc"}
+    measure = script("operator_measure")
+    found = measure.times(prepared, 3, measure.Clock(CPU))
+    assert "".join(order[-9:]) == "abc" + "bca" + "cab"
+    assert {name: len(values) for name, values in found.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_compile_that_fails_is_skipped_with_the_reason(monkeypatch, operators, cases):
+    def no_compiler(function):
+        def call(**arguments):
+            raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found")
+
+        return call
+
+    monkeypatch.setattr(operators, "compiled", no_compiler)
+    found = benchmark(operators, compiled=True, backward=False)
+    found.run(first(cases, "q_sample"), torch.float32)
+    assert found.rows[2]["provider"] == "compile" and "speed-up" not in found.rows[2]
+    assert "skipped" in found.rows[2]["remark"] and "No working C++ compiler" in found.notes[0]
+    assert found.failed == 0
+
+
+# command
+
+
+def run(operators, *argv):
+    return CliRunner().invoke(operators.app, [*map(str, argv)])
+
+
+def test_files_and_table(operators, tmp_path):
+    found = run(operators, "--op", "q_sample", "--quick", "--no-compile", "--device", "cpu", "--output", tmp_path)
+    assert found.exit_code == 0
+    assert "q_sample-B1-C3-H64-W64" in found.stdout and "torch.profiler" in found.stdout
+    with open(tmp_path / "operators.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == [
+        "operator",
+        "where",
+        "case",
+        "dtype",
+        "pass",
+        "provider",
+        "backend",
+        "median ms",
+        "spread ms",
+        "peak MiB",
+        "error",
+        "allowed",
+        "speed-up",
+        "remark",
+        "runs",
+    ]
+    assert [row["provider"] for row in rows] == ["reference", "ours"] * 2
+    assert float(rows[1]["speed-up"]) == pytest.approx(float(rows[0]["median ms"]) / float(rows[1]["median ms"]))
+    assert {row["runs"] for row in rows} == {"3"} and rows[0]["speed-up"] == ""
+    plotted = util.find_spec("matplotlib") is not None
+    assert (tmp_path / "operators-float32.png").exists() == plotted
+    assert ("no plots: matplotlib is not installed" in found.stderr) == (not plotted)
+
+
+def test_a_wrong_provider_makes_the_exit_status_1(monkeypatch, operators, cases, tmp_path):
+    replaced(monkeypatch, cases, wrong_by(1.5))
+    argv = ("--op", "q_sample", "--quick", "--no-compile", "--device", "cpu", "--output", tmp_path)
+    found = run(operators, *argv, "--no-backward")
+    assert found.exit_code == 1
+    assert "output 0: error 5.00e-01, allowed 1.00e-05" in found.stdout
+    assert "1 equivalence check failed" in found.stderr
+    with open(tmp_path / "operators.csv", newline="") as file:
+        ours = list(csv.DictReader(file))[1]
+    assert ours["provider"] == "ours" and ours["speed-up"] == "" and float(ours["error"]) == pytest.approx(0.5)
+
+
+def test_help_states_defaults_and_units(operators):
+    text = " ".join(run(operators, "--help").stdout.split())
+    for option in ("--op", "--dtype", "--device", "--backward", "--compile", "--repeats", "--output", "--quick"):
+        assert f" {option} " in text
+    for said in ("Default: all of them.", "Default: float32 on the CPU", "in milliseconds", "in MiB", "in pixels"):
+        assert said in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("--op", "softmax"), "'softmax' is not one of conv2d"),
+        (("--dtype", "int8"), "'int8' is not one of float32"),
+        (("--device", "nowhere"), "nowhere"),
+        (("--latent", "65"), "65 is not a multiple of 64"),
+        (("--repeats", "0"), "'--repeats'"),
+    ],
+)
+def test_bad_options_are_named(argv, said, operators):
+    found = run(operators, *argv)
+    assert found.exit_code == 2 and said in " ".join(found.stderr.split())
+
+
+# overhead
+
+
+def test_overhead_measures_every_operator_both_ways(script):
+    found = CliRunner().invoke(script("overhead").app, ["--calls", "2", "--device", "cpu"])
+    assert found.exit_code == 0
+    for name in ops.__all__:
+        lines = [line.split() for line in found.stdout.splitlines() if line.startswith(f"{name} ")]
+        assert [line[1] for line in lines] == ["ops", "torch.ops.resshift_fast"]
+
+
+def test_overhead_is_the_difference_between_the_calls(monkeypatch, script):
+    overhead = script("overhead")
+    monkeypatch.setattr(overhead.measure, "microseconds", lambda call, device: call())
+    measured = overhead.measure_pair(lambda: 9.0, lambda: 4.0, 5, CPU)
+    assert measured == {"call µs": 9.0, "direct µs": 4.0, "overhead µs": 5.0, "from": 5.0, "to": 5.0}
+
+
+def test_a_call_is_made_by_position_where_it_can_be(script):
+    def function(a, b, *, c):
+        return a, b, c
+
+    assert script("overhead").bound(function, {"c": 3, "b": 2, "a": 1})() == (1, 2, 3)
