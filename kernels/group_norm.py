@@ -138,7 +138,7 @@ def group_stats_kernel(
     i_row = (tl.program_id(0) // CHUNKS).to(tl.int64)  # of [B, parts]
     i_chunk = tl.program_id(0) % CHUNKS
     i_image = i_row // parts
-    first = (i_row % parts).to(tl.int32) * part_pixels
+    first = (i_row % parts * part_pixels).to(tl.int32)
     last = tl.minimum(first + part_pixels, pixels)
     b_mean, b_m2, b_count = slot_statistics(
         p_x, i_image, i_chunk, first, last, pixels, C, K * CG, CHANNELS_LAST, BLOCK_P, BLOCK_C
@@ -238,7 +238,7 @@ def group_norm_apply_kernel(
     b_p = tl.arange(0, BLOCK_P)
     m_c = (tl.arange(0, BLOCK_C) < CHUNK)[None, :]
     b_offsets = tile_offsets(pixels, C, CHANNELS_LAST, BLOCK_P, BLOCK_C)
-    first = i_block * program_pixels
+    first = (i_block.to(tl.int64) * program_pixels).to(tl.int32)
     for pixel in range(first, tl.minimum(first + program_pixels, pixels), BLOCK_P):
         m_x = (pixel + b_p < pixels)[:, None] & m_c
         o_tile = tile_start(i_image, i_chunk, pixel, pixels, C, CHUNK, CHANNELS_LAST)

@@ -94,7 +94,7 @@ def group_norm_bwd_sums_kernel(
     i_row = (tl.program_id(0) // (GROUPS // K)).to(tl.int64)  # of [B, parts]
     i_chunk = tl.program_id(0) % (GROUPS // K)
     i_image = i_row // parts
-    first = (i_row % parts).to(tl.int32) * part_pixels
+    first = (i_row % parts * part_pixels).to(tl.int32)
     m_member = group_members(CG, K, BLOCK_C, BLOCK_K)
     b_mean, b_rstd = channel_statistics(p_mean, p_rstd, i_image, i_chunk * K, m_member, GROUPS, K, BLOCK_K)
     b_gain, b_offset = load_affine(
@@ -182,7 +182,7 @@ def group_norm_bwd_dx_kernel(
     b_mean_d = to_channels(sum_groups(b_gain * b_dshift, m_member) / total, m_member)
     b_mean_dn = to_channels(sum_groups(b_gain * b_dz_n, m_member) / total, m_member)
     b_offsets = tile_offsets(pixels, C, CHANNELS_LAST, BLOCK_P, BLOCK_C)
-    first = i_block * program_pixels
+    first = (i_block.to(tl.int64) * program_pixels).to(tl.int32)
     for pixel in range(first, tl.minimum(first + program_pixels, pixels), BLOCK_P):
         m_x = (pixel + b_p < pixels)[:, None] & (b_c < CHUNK)[None, :]
         o_tile = tile_start(i_image, i_chunk, pixel, pixels, C, CHUNK, CHANNELS_LAST)
@@ -207,7 +207,7 @@ def group_norm_bwd_weight_kernel(
     BLOCK_B: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    b_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    b_c = tl.program_id(0).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
     b_dweight = tl.zeros((BLOCK_B, BLOCK_C), tl.float32)
     b_dbias = tl.zeros((BLOCK_B, BLOCK_C), tl.float32)
     for i_image in range(0, batch, BLOCK_B):

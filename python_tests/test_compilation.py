@@ -125,10 +125,10 @@ def test_refuses_what_the_device_cannot_do(how):
 
 
 def test_a_compiled_pipeline_restores_the_same():
-    images = [torch.rand(1, 3, 24, 16), torch.rand(2, 3, 9, 40)]
+    images = [torch.rand(1, 3, 24, 16), torch.rand(1, 3, 17, 12)]
     pipe, progress = tiny("x4"), []
     plain = [pipe(image, progress=False) for image in images]
-    pipe.compile(backend="eager")
+    pipe.compile(backend="eager", dynamic=False)
     for image, expected in zip(images, plain, strict=True):
         result = pipe(image, progress=lambda done, total: progress.append(total - done))
         torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)

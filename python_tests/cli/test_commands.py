@@ -115,7 +115,7 @@ def test_doctor_says_what_can_run(program, monkeypatch, tmp_path):
 
 
 def test_doctor_says_that_the_chosen_backend_cannot_run(program, monkeypatch):
-    monkeypatch.setenv("RESSHIFT_FAST_BACKEND", "cuda")
+    monkeypatch.setattr(backends, "_preferred", "cuda")  # as RESSHIFT_FAST_BACKEND sets it at the start
     outcome = program("doctor")
     assert outcome.code == 0
     assert "RESSHIFT_FAST_BACKEND stops everything: backend 'cuda' has no kernels in this build" in outcome.out

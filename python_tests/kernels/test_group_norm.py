@@ -190,6 +190,29 @@ def test_any_memory_layout(layout, device):
     check_backward(layouts(dy)[layout], image(shape, device), 2, *parameters, None)
 
 
+@pytest.mark.parametrize("path", ["registers", "split"])
+def test_rows_of_scale_and_shift_are_read_where_they_lie(path, device, monkeypatch):
+    take(path, monkeypatch)
+    shape = (3, 12, 5, 3, 2)
+    x, dy = image(shape, device), array("group_norm.dy", *shape[:4]).to(device)
+    weight, bias, *conditioning = affine(shape, device)
+    rows = {
+        "halves": torch.cat(conditioning, dim=1).chunk(2, dim=1),
+        "expanded": [p[:1].expand_as(p) for p in conditioning],
+        "columns": [p.T.contiguous().T for p in conditioning],
+    }
+    for name, (scale, shift) in rows.items():
+        rest = (weight, bias, scale, shift, "silu")
+        check_forward(x, 2, *rest)
+        check_backward(dy, x, 2, *rest)
+        launches = launched(group_norm.forward, x, 2, weight, bias, EPS, scale, shift, "silu")
+        statistics = x.new_empty(3, 2)
+        launches += launched(group_norm.backward, dy, x, statistics, statistics, 2, *rest)
+        given = {"p_scale": scale, "p_shift": shift}
+        read = [launch.parameters[key] is given[key] for launch in launches for key in given.keys() & launch.parameters]
+        assert read == [name != "columns"] * 7  # both by three kernels, the scale by one more
+
+
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("path", PATHS)
 def test_a_mean_of_a_thousand_deviations(path, memory_format, device, monkeypatch):

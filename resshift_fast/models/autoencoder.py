@@ -5,13 +5,14 @@ attributes `factor` (pixels a latent pixel) and `latent_channels`. The VQGAN fol
 state-dict keys are those of the official checkpoints.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resshift_fast import ops
-from resshift_fast.models.layers import Conv1x1, Conv3x3, GroupNorm, UpsampleConv
+from resshift_fast.models.layers import Conv1x1, Conv3x3, GroupNorm, Join, UpsampleConv, joined
 
 EPS = 1e-6
 
@@ -53,6 +54,8 @@ class SpaceToDepthConfig:
 
 
 class _ResnetBlock(nn.Module):
+    """GroupNorm, SiLU, convolution twice, and the sum with the block's input, which is left to whatever comes next."""
+
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
         self.norm1 = GroupNorm(in_channels, EPS)
@@ -62,10 +65,11 @@ class _ResnetBlock(nn.Module):
         if in_channels != out_channels:
             self.nin_shortcut = Conv1x1(in_channels, out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(self.norm1(x, activation="silu"))
+    def forward(self, x: Tensor | Join) -> Tensor | Join:
+        x, h = self.norm1.join(x, activation="silu")
+        h = self.conv1(h)
         h = self.conv2(self.norm2(h, activation="silu"))
-        return self.nin_shortcut(x, residual=h) if hasattr(self, "nin_shortcut") else x + h
+        return self.nin_shortcut(x, residual=h) if hasattr(self, "nin_shortcut") else Join(x, h, "add")
 
 
 class _AttentionBlock(nn.Module):
@@ -77,8 +81,8 @@ class _AttentionBlock(nn.Module):
         self.v = Conv1x1(channels, channels)
         self.proj_out = Conv1x1(channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.norm(x)
+    def forward(self, x: Tensor | Join) -> Tensor:
+        x, h = self.norm.join(x)
         return self.proj_out(ops.spatial_attention(self.q(h), self.k(h), self.v(h)), residual=x)
 
 
@@ -89,7 +93,7 @@ class _Middle(nn.Module):
         self.attn_1 = _AttentionBlock(channels)
         self.block_2 = _ResnetBlock(channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Join) -> Tensor | Join:
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
@@ -108,7 +112,7 @@ class _Downsample(nn.Module):
 
 
 class _Level(nn.Module):
-    """Residual blocks of one resolution, then the change to the next."""
+    """Residual blocks of one resolution, then the change to the next; `_run` runs them."""
 
     def __init__(
         self, blocks: list[_ResnetBlock], downsample: nn.Module | None = None, upsample: nn.Module | None = None
@@ -120,13 +124,20 @@ class _Level(nn.Module):
         if upsample is not None:
             self.upsample = upsample
 
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.block:
+    @property
+    def resample(self) -> nn.Module | None:
+        """The change to the next resolution."""
+        return getattr(self, "downsample", None) or getattr(self, "upsample", None)
+
+
+def _run(levels: Iterable[_Level], x: Tensor | Join) -> Tensor | Join:
+    """All levels in one loop: a level of its own would keep its input, the largest image, until its end."""
+    for level in levels:
+        for block in level.block:
             x = block(x)
-        for name in ("downsample", "upsample"):
-            if hasattr(self, name):
-                x = getattr(self, name)(x)
-        return x
+        if level.resample is not None:
+            x = level.resample(joined(x))
+    return x
 
 
 def _resnet_blocks(in_channels: int, out_channels: int, count: int) -> list[_ResnetBlock]:
@@ -152,10 +163,9 @@ class Encoder(nn.Module):
         self.conv_out = Conv3x3(channels, config.latent_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
-        for level in self.down:
-            x = level(x)
-        return self.conv_out(self.norm_out(self.mid(x), activation="silu"))
+        x = self.mid(_run(self.down, self.conv_in(x)))
+        _, h = self.norm_out.join(x, activation="silu")
+        return self.conv_out(h)
 
 
 class Decoder(nn.Module):
@@ -177,10 +187,9 @@ class Decoder(nn.Module):
         self.conv_out = Conv3x3(channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(x))
-        for level in reversed(self.up):
-            x = level(x)
-        return self.conv_out(self.norm_out(x, activation="silu"))
+        x = _run(reversed(self.up), self.mid(self.conv_in(x)))
+        _, h = self.norm_out.join(x, activation="silu")
+        return self.conv_out(h)
 
 
 class _Codebook(nn.Module):

@@ -10,6 +10,31 @@ from resshift_fast import ops
 NUM_GROUPS = 32
 
 
+class Join:
+    """An image that is still two: x + other ("add"), or the channels of one after those of the other ("concat").
+
+    The `GroupNorm` that comes next joins them in its own pass; `joined` does where none comes. Either takes the two
+    away, so that nobody who passed them on keeps them in memory.
+    """
+
+    def __init__(self, x: Tensor, other: Tensor, kind: str):
+        self._images: list[Tensor] = [x, other]
+        self.kind = kind
+
+    def take(self) -> list[Tensor]:
+        """The two images, once."""
+        images, self._images = self._images, []
+        return images
+
+
+def joined(join: Tensor | Join) -> Tensor:
+    """The image as one tensor."""
+    if isinstance(join, Tensor):
+        return join
+    x, other = join.take()
+    return x + other if join.kind == "add" else torch.cat([x, other], dim=1)
+
+
 class GroupNorm(nn.Module):
     """Group normalization with 32 groups through `ops.group_norm`; keys `weight` and `bias`."""
 
@@ -24,6 +49,14 @@ class GroupNorm(nn.Module):
     ) -> Tensor:
         return ops.group_norm(
             x, NUM_GROUPS, self.weight, self.bias, self.eps, scale=scale, shift=shift, activation=activation
+        )
+
+    def join(self, x: Tensor | Join, *, activation: str | None = None) -> tuple[Tensor, Tensor]:
+        """The image as one tensor, and normalized."""
+        if isinstance(x, Tensor):
+            return x, self(x, activation=activation)
+        return ops.join_group_norm(
+            *x.take(), NUM_GROUPS, self.weight, self.bias, self.eps, join=x.kind, activation=activation
         )
 
 

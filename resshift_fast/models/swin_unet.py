@@ -18,6 +18,7 @@ from resshift_fast.models.layers import (
     Conv1x1,
     Conv3x3,
     GroupNorm,
+    Join,
     UpsampleConv,
     pointwise,
     timestep_embedding,
@@ -95,9 +96,10 @@ class ResBlock(nn.Module):
         same = in_channels == out_channels
         self.skip_connection = nn.Identity() if same else Conv1x1(in_channels, out_channels)
 
-    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Join, modulation: Tensor) -> Tensor:
         scale, shift = modulation.chunk(2, dim=1)
-        h = self.in_layers[2](self.in_layers[0](x, activation="silu"))
+        x, h = self.in_layers[0].join(x, activation="silu")
+        h = self.in_layers[2](h)
         h = self.out_layers[3](self.out_layers[0](h, scale=scale, shift=shift, activation="silu"))
         if isinstance(self.skip_connection, Conv1x1):
             return self.skip_connection(x, residual=h)
@@ -207,9 +209,9 @@ class SwinLayer(nn.Module):
 
 
 class Stage(nn.Sequential):
-    """Layers in sequence, where residual blocks take the next of the modulations."""
+    """Layers in sequence, where residual blocks take the next of the modulations; the first may take a `Join`."""
 
-    def forward(self, x: Tensor, modulations) -> Tensor:
+    def forward(self, x: Tensor | Join, modulations) -> Tensor:
         for layer in self:
             x = layer(x, next(modulations)) if isinstance(layer, ResBlock) else layer(x)
         return x
@@ -315,10 +317,8 @@ class SwinUNet(nn.Module):
         """
         weight = self.time_embed[0].weight
         emb = self.time_embed(timestep_embedding(timesteps, self.config.model_channels).to(weight.dtype))
-        layers = [block.emb_layers[1] for block in self._res_blocks()]
-        # One product with all weights: a step has too few rows to fill a GPU block by block.
-        weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
-        return F.linear(F.silu(emb), weight, bias).split([layer.out_features for layer in layers], dim=1)
+        emb = F.silu(emb)
+        return tuple(block.emb_layers[1](emb) for block in self._res_blocks())
 
     def denoise(self, x: Tensor, modulation: Modulation) -> Tensor:
         """Run the U-Net.
@@ -338,7 +338,7 @@ class SwinUNet(nn.Module):
             skips.append(x)
         x = self.middle_block(x, modulations)
         for block in self.output_blocks:
-            x = block(torch.cat([x, skips.pop()], dim=1), modulations)
+            x = block(Join(x, skips.pop(), "concat"), modulations)
         norm, _, conv = self.out
         return conv(norm(x, activation="silu"))
 

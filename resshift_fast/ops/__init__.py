@@ -2,6 +2,7 @@
 
 from resshift_fast.ops.conv2d import conv2d
 from resshift_fast.ops.group_norm import group_norm
+from resshift_fast.ops.join_group_norm import join_group_norm
 from resshift_fast.ops.pointwise_conv2d import pointwise_conv2d
 from resshift_fast.ops.residual_shift import posterior_step, prior_sample, q_sample
 from resshift_fast.ops.spatial_attention import spatial_attention
@@ -13,6 +14,7 @@ from resshift_fast.ops.window_attention import window_attention
 __all__ = [
     "conv2d",
     "group_norm",
+    "join_group_norm",
     "pointwise_conv2d",
     "posterior_step",
     "prior_sample",

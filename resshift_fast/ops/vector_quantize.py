@@ -55,9 +55,10 @@ def _backward(ctx, grad, _):
     (indices,) = ctx.saved_tensors
     grad_codebook = None
     if ctx.needs_input_grad[1]:
-        rows = grad.permute(0, 2, 3, 1).flatten(0, 2).to(ctx.codebook_dtype)
+        rows = grad.permute(0, 2, 3, 1).flatten(0, 2).to(checks.accumulation_dtype(grad))
         # Sorted and summed in order, unlike index_add_, whose sums on a GPU differ from run to run.
-        grad_codebook = rows.new_zeros(ctx.codebook_shape).index_put((indices.flatten(),), rows, accumulate=True)
+        total = rows.new_zeros(ctx.codebook_shape).index_put((indices.flatten(),), rows, accumulate=True)
+        grad_codebook = total.to(ctx.codebook_dtype)
     return grad, grad_codebook
 
 

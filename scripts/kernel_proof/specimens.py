@@ -78,6 +78,19 @@ def _group_norm_backward(*shape: int, **options):
     return arguments
 
 
+def _join_group_norm(*shape: int, skip: int = 0):
+    """A concatenation with `skip` channels, a sum without."""
+    batch, channels, height, width = shape
+
+    def arguments(dtype: torch.dtype) -> tuple:
+        other = image(batch, skip or channels, height, width, dtype=dtype)
+        weight, bias = (tensor(channels + skip, dtype=dtype) for _ in range(2))
+        join = "concat" if skip else "add"
+        return image(*shape, dtype=dtype), other, 32, weight, bias, 1e-5, join, None, None, "silu"
+
+    return arguments
+
+
 def _window_attention(*shape: int, heads: int, window: int = 8, shift: int = 0):
     batch, height, width, channels = shape
 
@@ -187,6 +200,10 @@ _TABLE = (
     ("group_norm.backward", "640x8x8-batch4", BF16, _group_norm_backward(4, 640, 8, 8)),
     ("group_norm.backward", "128x256x256", ALL, _group_norm_backward(1, 128, 256, 256)),
     ("group_norm.backward", "160x64x64-nchw", ALL, _group_norm_backward(1, 160, 64, 64, nchw=True)),
+    ("join_group_norm.forward", "128x256x256-add", ALL, _join_group_norm(1, 128, 256, 256)),
+    ("join_group_norm.forward", "512x16x16-add-batch64", BF16, _join_group_norm(64, 512, 16, 16)),
+    ("join_group_norm.forward", "320x64x64-concat-160", ALL, _join_group_norm(1, 320, 64, 64, skip=160)),
+    ("join_group_norm.forward", "640x8x8-concat-640", ALL, _join_group_norm(1, 640, 8, 8, skip=640)),
     ("window_attention.forward", "192x64x64-shift4", ALL, _window_attention(1, 64, 64, 192, heads=6, shift=4)),
     ("window_attention.forward", "192x256x256", BF16, _window_attention(1, 256, 256, 192, heads=6)),
     ("window_attention.forward", "192x64x64-window16", ALL, _window_attention(1, 64, 64, 192, heads=6, window=16)),
@@ -229,8 +246,13 @@ SPECIMENS = tuple(
     Specimen(launcher, case, dtype, arguments) for launcher, case, dtypes, arguments in _TABLE for dtype in dtypes
 )
 
+_FEW_GROUPS = "few groups a program: on small images more programs are worth more than wide loads"
+
 EXEMPTIONS = (
     Exemption("group_stats_combine_kernel *", "narrow", "moves a few statistics a group"),
     Exemption("group_norm_bwd_weight_kernel *", "narrow", "adds up one number a channel and image"),
+    Exemption("group_norm_fwd_kernel *", "narrow", _FEW_GROUPS),
+    Exemption("group_stats_kernel *", "narrow", _FEW_GROUPS),
+    Exemption("join_group_norm_kernel *", "narrow", _FEW_GROUPS),
     Exemption("vector_quantize_small_kernel *", "narrow", "codes of three numbers lie 12 bytes apart, and in L2"),
 )

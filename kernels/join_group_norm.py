@@ -1,0 +1,216 @@
+"""Triton kernels for `join_group_norm`: a sum or concatenation of two images, and its group normalization.
+
+Everything is channels-last. A program takes whole groups of the joined image, as in group_norm.py. Where the groups of
+an image fit into registers one launch does all. Else the first launch reads both images, writes the joined one and the
+statistics of its parts, and the apply kernel of `group_norm` is the second. Statistics are those of the rounded values.
+A chunk of groups may lie across the seam of a concatenation: either image is loaded where its channels are.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from resshift_fast.kernels.group_norm import apply_parts, tile_constants
+from resshift_fast.kernels.group_norm_tiles import (
+    DTYPES,
+    MAX_GROUP_CHANNELS,
+    add_pixels,
+    affine_rows,
+    combine_slots,
+    forward_plan,
+    group_members,
+    group_size,
+    load_affine,
+    normalize,
+    reciprocal_deviation,
+    split_plan,
+    tile_offsets,
+    to_channels,
+)
+from resshift_fast.kernels.launch import launch
+
+TILE = 4096  # elements of the first of two launches: two images and two statistics in registers
+
+
+@triton.jit
+def load_joined(
+    p_x, p_other, i_row, i_channel, m_p, C: tl.constexpr, C1: tl.constexpr, CHUNK: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """The joined tile [BLOCK_P, BLOCK_C] in x's dtype from row i_row (int64) of [B · pixels] and channel i_channel on.
+
+    C1 are the channels of x: all C of them for a sum. Rows outside m_p [BLOCK_P] are 0.
+    """
+    b_p, b_c = tl.arange(0, BLOCK_P)[:, None], tl.arange(0, BLOCK_C)[None, :]
+    m_tile = m_p[:, None] & (b_c < CHUNK)
+    p_x += i_row * C1 + i_channel
+    if C1 == C:
+        p_other += i_row * C1 + i_channel
+        b_x = tl.load(p_x + (b_p * C1 + b_c), mask=m_tile, other=0.0)
+        b_other = tl.load(p_other + (b_p * C1 + b_c), mask=m_tile, other=0.0)
+        return (b_x.to(tl.float32) + b_other.to(tl.float32)).to(p_x.dtype.element_ty)
+    else:
+        C2: tl.constexpr = C - C1
+        p_other += i_row * C2 + (i_channel - C1)
+        m_first = i_channel + b_c < C1
+        b_x = tl.load(p_x + (b_p * C1 + b_c), mask=m_tile & m_first, other=0.0)
+        b_other = tl.load(p_other + (b_p * C2 + b_c), mask=m_tile & (i_channel + b_c >= C1), other=0.0)
+        return tl.where(m_first, b_x, b_other)
+
+
+@triton.jit
+def join_group_norm_kernel(
+    p_x,  # [B, pixels, C1]
+    p_other,  # like x, or [B, pixels, C − C1]
+    p_weight,  # [C]
+    p_bias,  # [C]
+    p_scale,  # [B, C], or None
+    p_shift,  # [B, C], or None
+    p_joined,  # [B, pixels, C]
+    p_y,  # [B, pixels, C]
+    pixels,
+    scale_stride,
+    shift_stride,
+    eps,
+    C: tl.constexpr,
+    C1: tl.constexpr,
+    GROUPS: tl.constexpr,
+    K: tl.constexpr,
+    SILU: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    CG: tl.constexpr = C // GROUPS
+    CHUNK: tl.constexpr = K * CG
+    CHUNKS: tl.constexpr = GROUPS // K
+    i_image = (tl.program_id(0) // CHUNKS).to(tl.int64)
+    i_channel = tl.program_id(0) % CHUNKS * CHUNK
+    m_p = tl.arange(0, BLOCK_P) < pixels
+    b_joined = load_joined(p_x, p_other, i_image * pixels, i_channel, m_p, C, C1, CHUNK, BLOCK_P, BLOCK_C)
+    m_tile = m_p[:, None] & (tl.arange(0, BLOCK_C) < CHUNK)[None, :]
+    b_offsets = i_image * pixels * C + i_channel + tile_offsets(pixels, C, True, BLOCK_P, BLOCK_C)
+    tl.store(p_joined + b_offsets, b_joined, mask=m_tile)
+
+    b_x = b_joined.to(tl.float32)
+    m_member = group_members(CG, K, BLOCK_C, BLOCK_K)
+    total = group_size(pixels, CG)
+    b_guess, b_rest, b_m2 = combine_slots(b_x, 0.0, m_p.to(tl.float32), total, m_member)
+    b_rstd = reciprocal_deviation(b_m2, total, eps)
+    b_gain, b_offset = load_affine(
+        p_weight, p_bias, p_scale, p_shift, scale_stride, shift_stride, i_image, i_channel, CHUNK, BLOCK_C
+    )
+    b_gain *= to_channels(b_rstd, m_member)
+    b_guess, b_rest = to_channels(b_guess, m_member), to_channels(b_rest, m_member)
+    b_y = normalize(b_x, b_guess, b_rest, b_gain, b_offset, SILU)
+    tl.store(p_y + b_offsets, b_y.to(p_y.dtype.element_ty), mask=m_tile)
+
+
+@triton.jit
+def join_group_stats_kernel(
+    p_x,  # [B, pixels, C1]
+    p_other,  # like x, or [B, pixels, C − C1]
+    p_joined,  # [B, pixels, C]
+    p_mean,  # [B, parts, GROUPS], float32
+    p_m2,  # [B, parts, GROUPS], float32: sum of squared deviations
+    pixels,
+    parts,
+    part_pixels,
+    C: tl.constexpr,
+    C1: tl.constexpr,
+    GROUPS: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    CG: tl.constexpr = C // GROUPS
+    CHUNK: tl.constexpr = K * CG
+    CHUNKS: tl.constexpr = GROUPS // K
+    i_row = (tl.program_id(0) // CHUNKS).to(tl.int64)  # of [B, parts]
+    i_chunk = tl.program_id(0) % CHUNKS
+    i_image = i_row // parts
+    first = (i_row % parts * part_pixels).to(tl.int32)
+    last = tl.minimum(first + part_pixels, pixels)
+    b_p = tl.arange(0, BLOCK_P)
+    m_c = (tl.arange(0, BLOCK_C) < CHUNK)[None, :]
+    b_offsets = tile_offsets(pixels, C, True, BLOCK_P, BLOCK_C)
+    b_mean = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    b_m2 = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    b_count = tl.zeros((BLOCK_P,), tl.float32)
+    seen = 0.0
+    for pixel in range(first, last, BLOCK_P):
+        m_p = pixel + b_p < pixels
+        i_pixel = i_image * pixels + pixel
+        b_joined = load_joined(p_x, p_other, i_pixel, i_chunk * CHUNK, m_p, C, C1, CHUNK, BLOCK_P, BLOCK_C)
+        tl.store(p_joined + i_pixel * C + i_chunk * CHUNK + b_offsets, b_joined, mask=m_p[:, None] & m_c)
+        seen += 1.0
+        b_mean, b_m2 = add_pixels(b_joined.to(tl.float32), m_p, seen, b_mean, b_m2)
+        b_count += m_p.to(tl.float32)
+    m_member = group_members(CG, K, BLOCK_C, BLOCK_K)
+    b_guess, b_rest, b_sum = combine_slots(b_mean, b_m2, b_count, group_size(last - first, CG), m_member)
+    b_k = tl.arange(0, BLOCK_K)
+    o_groups = i_row * GROUPS + i_chunk * K + b_k
+    tl.store(p_mean + o_groups, b_guess + b_rest, mask=b_k < K)
+    tl.store(p_m2 + o_groups, b_sum, mask=b_k < K)
+
+
+def unsupported(x: Tensor, other: Tensor, num_groups: int, weight: Tensor, *_: object) -> str | None:
+    """Why the kernels can't run this call, or None."""
+    if x.dtype not in DTYPES:
+        return f"{x.dtype} is not float32, float16 or bfloat16"
+    per_group = weight.shape[0] // num_groups
+    if per_group > MAX_GROUP_CHANNELS:
+        return f"{per_group} channels a group are more than {MAX_GROUP_CHANNELS}"
+    return None
+
+
+def forward(
+    x: Tensor,
+    other: Tensor,
+    num_groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    join: str,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str | None,
+) -> tuple[Tensor, Tensor]:
+    """Launch one kernel or two; returns the joined image and its normalization, channels-last."""
+    batch, first, height, width = x.shape
+    channels, pixels = weight.shape[0], height * width
+    images = [t.contiguous(memory_format=torch.channels_last) for t in (x, other)]
+    joined = torch.empty(
+        (batch, channels, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+    )
+    y = torch.empty_like(joined)
+    affine, strides = affine_rows(weight, bias, scale, shift)
+    plan = forward_plan(joined, num_groups, channels_last=True)
+    resident = plan.parts == 1 and plan.block_p >= pixels
+    if not resident:
+        plan = split_plan(joined, num_groups, channels_last=True, tile=TILE)
+    constants = tile_constants(channels, num_groups, plan, channels_last=True, activation=activation)
+    joining = {name: constants[name] for name in ("C", "GROUPS", "K", "BLOCK_C", "BLOCK_K")}
+    joining |= {"C1": first, "BLOCK_P": plan.block_p, "num_warps": plan.num_warps}
+    if resident:
+        launch(
+            join_group_norm_kernel,
+            (batch * (num_groups // plan.groups),),
+            *(*images, *affine, joined, y, pixels, *strides, eps),
+            SILU=constants["SILU"],
+            **joining,
+        )
+        return joined, y
+
+    mean = x.new_empty((batch, plan.parts, num_groups), dtype=torch.float32)
+    parts = mean, torch.empty_like(mean)
+    launch(
+        join_group_stats_kernel,
+        (batch * plan.parts * (num_groups // plan.groups),),
+        *(*images, joined, *parts, pixels, plan.parts, plan.part_pixels),
+        **joining,
+    )
+    apply_parts(joined, parts, plan, affine, strides, y, (None, None), eps, constants)
+    return joined, y

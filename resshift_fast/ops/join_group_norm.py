@@ -1,0 +1,164 @@
+r"""Two images joined into one, and its group normalization with conditioning and activation.
+
+.. math:: j = x + o \;\text{ or }\; j = \mathrm{cat}(x, o), \quad y = f\big((\mathrm{norm}(j)\,w + b)(1 + s) + h\big)
+
+The sum ends a residual block, the concatenation of channels brings a skip connection into a U-Net's decoder (arXiv
+1505.04597), and a normalization comes next as a rule; it is that of `group_norm`. j is rounded to x's dtype before it
+is normalized, so that both results are those of the two operations apart.
+"""
+
+import torch
+from torch import Tensor
+
+from resshift_fast import backends
+from resshift_fast.ops import checks
+from resshift_fast.ops.group_norm import ACTIVATIONS, group_norm
+from resshift_fast.ops.group_norm import reference as group_norm_reference
+from resshift_fast.ops.registration import recomputed, register, triton
+
+JOINS = ("add", "concat")
+
+
+def _join(x: Tensor, other: Tensor, join: str) -> Tensor:
+    return x + other if join == "add" else torch.cat([x, other], dim=1)
+
+
+def reference(
+    x: Tensor,
+    other: Tensor,
+    num_groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    join: str,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str | None,
+) -> tuple[Tensor, Tensor]:
+    """The formula in plain PyTorch: the joined image and its normalization."""
+    joined = _join(x, other, join)
+    return joined, group_norm_reference(joined, num_groups, weight, bias, eps, scale, shift, activation)
+
+
+def _plain(
+    x: Tensor,
+    other: Tensor,
+    num_groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    join: str,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str | None,
+) -> tuple[Tensor, Tensor]:
+    joined, y = reference(x, other, num_groups, weight, bias, eps, join, scale, shift, activation)
+    return tuple(t.contiguous(memory_format=torch.channels_last) for t in (joined, y))
+
+
+def _fake(x, other, num_groups, weight, bias, eps, join, scale, shift, activation):
+    size = (x.shape[0], weight.shape[0], *x.shape[2:])
+    joined = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    return joined, torch.empty_like(joined)
+
+
+def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
+    """Both joins, groups across the seam; in one launch and, the last, in two; conditioned by halves of one tensor."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def image(channels, height, width):
+        x = torch.randn((2, channels, height, width), generator=generator, device=device) - 2.3
+        return x.to(dtype).contiguous(memory_format=torch.channels_last)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, device=device).to(dtype)
+
+    scale, shift = normal(2, 2 * 64).chunk(2, dim=1)
+    return [
+        (image(64, 9, 7), image(64, 9, 7), 32, normal(64), normal(64), 1e-5, "add", scale, shift, None),
+        (image(56, 9, 7), image(40, 9, 7), 32, normal(96), normal(96), 1e-5, "concat", None, None, "silu"),
+        (image(14, 33, 33), image(10, 33, 33), 2, normal(24), normal(24), 1e-5, "concat", None, None, "silu"),
+    ]
+
+
+_op = register(
+    "join_group_norm",
+    _plain,
+    fake=_fake,
+    examples=_examples,
+    loaders={"triton": triton("join_group_norm")},
+    **recomputed(reference),
+)
+
+
+def join_group_norm(
+    x: Tensor,
+    other: Tensor,
+    num_groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float = 1e-5,
+    *,
+    join: str = "add",
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The sum or concatenation of two images, and `group_norm` of it.
+
+    Args:
+        x: [B, C1, H, W], floating point.
+        other: in x's dtype, like x for a sum, [B, C2, H, W] for a concatenation.
+        num_groups: a divisor of C: C1 for a sum, C1 + C2 for a concatenation.
+        weight, bias: [C], x's dtype or float32.
+        eps: added to the variance.
+        join: "add" or "concat".
+        scale, shift: [B, C], x's dtype or float32, or None.
+        activation: None or "silu".
+
+    Returns:
+        The joined image and its normalization, [B, C, H, W] in x's dtype, channels-last where a backend fuses them.
+        Differentiable in every tensor.
+
+    Raises:
+        ValueError: for a shape that does not fit, another device, an unknown join or activation.
+        TypeError: for a dtype other than those named.
+
+    Example:
+        >>> x, skip = torch.randn(2, 8, 5, 7), torch.randn(2, 4, 5, 7)
+        >>> joined, y = join_group_norm(x, skip, 4, torch.ones(12), torch.zeros(12), join="concat", activation="silu")
+        >>> joined.shape, y.shape
+        (torch.Size([2, 12, 5, 7]), torch.Size([2, 12, 5, 7]))
+    """
+    channels = _check_images(x, other, join)
+    if num_groups < 1 or channels % num_groups:
+        raise ValueError(f"join_group_norm: {channels} channels do not divide into {num_groups} groups")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        checks.shape("join_group_norm", name, tensor, (channels,), "to match the joined channels")
+    for name, tensor in (("scale", scale), ("shift", shift)):
+        checks.shape("join_group_norm", name, tensor, (x.shape[0], channels), "[B, C] to match the joined image")
+    checks.parameters("join_group_norm", x, weight=weight, bias=bias, scale=scale, shift=shift)
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"join_group_norm: activation is {activation!r}, expected None or 'silu'")
+    if backends.fused("join_group_norm", x.device.type):
+        return _op(x, other, num_groups, weight, bias, eps, join, scale, shift, activation)
+    # One after the other: there may be a kernel for the normalization where there is none for both.
+    joined = _join(x, other, join)
+    return joined, group_norm(joined, num_groups, weight, bias, eps, scale=scale, shift=shift, activation=activation)
+
+
+def _check_images(x: Tensor, other: Tensor, join: str) -> int:
+    """Both are images that can be joined; returns the joined channels."""
+    checks.image("join_group_norm", "x", x)
+    checks.image("join_group_norm", "other", other)
+    if join not in JOINS:
+        raise ValueError(f"join_group_norm: join is {join!r}, expected 'add' or 'concat'")
+    if join == "add":
+        checks.like("join_group_norm", "other", other, x, "x")
+        return x.shape[1]
+    size = (x.shape[0], other.shape[1], *x.shape[2:])
+    checks.shape("join_group_norm", "other", other, size, "[B, C2, H, W] to match x")
+    if other.dtype != x.dtype:
+        raise TypeError(f"join_group_norm: other has dtype {other.dtype}, expected x's {x.dtype}")
+    checks.devices("join_group_norm", x, other=other)
+    return x.shape[1] + other.shape[1]
