@@ -41,7 +41,7 @@ __all__ = ["backward", "forward", "statistics", "unsupported", "unsupported_back
 APPLY = Space(
     "group_norm_apply",
     candidates=lambda bucket: [_apply_config(bucket[0], *c) for c in ((4096, 4), (4096, 8), (8192, 8), (16384, 8))],
-    default=lambda arch, bucket: _apply_config(bucket[0], 8192, 8),
+    default=lambda arch, bucket: _apply_config(bucket[0], 4096 if arch == 100 else 8192, 8),
 )
 
 

@@ -27,20 +27,23 @@ def _config(tile: tuple[int, int, int], key: tuple) -> Config:
     *_, channels, itemsize = key
     block_k = 64 if itemsize == 2 and channels % 64 == 0 else 32
     blocks = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k}
-    return Config(blocks, num_warps=num_warps if itemsize == 2 else max(num_warps, 4), num_stages=3)
+    if itemsize == 4:
+        return Config(blocks, num_warps=max(num_warps, 4), num_stages=2)
+    return Config(blocks, num_warps=num_warps, num_stages=3)
 
 
 def _tiles(key: tuple) -> list[tuple[int, int, int]]:
-    """Tiles that are not mostly padding; the largest needs more registers in float32 than there are."""
+    """Tiles that are not mostly padding; the larger ones need more registers in float32 than there are."""
     _, pixels, out_channels, _, itemsize = key
-    largest = 64 if itemsize == 4 else 128
-    fits = [t for t in TILES if max(t[:2]) <= largest and t[0] <= pixels and t[1] <= bucket(out_channels)]
+    largest = 2048 if itemsize == 4 else 16384
+    fits = [t for t in TILES if t[0] * t[1] <= largest and t[0] <= pixels and t[1] <= bucket(out_channels)]
     return fits or [TILES[-1]]
 
 
 def _default(arch: int, key: tuple) -> Config:
     rows, _, out_channels, _, _ = key
-    tiles = _tiles(key)
+    # On 12.0 the normalization of a tile of 128 x 64 does not fit the registers of four warps.
+    tiles = [t for t in _tiles(key) if arch < 120 or t[:2] != (128, 64)]
     full = [t for t in tiles if triton.cdiv(rows, t[0]) * triton.cdiv(out_channels, t[1]) >= PROGRAMS]
     return _config(full[0] if full else tiles[-1], key)
 

@@ -43,17 +43,20 @@ COMBINE_ELEMENTS = 2048  # of a program of the combining kernel
 LOG2_E = tl.constexpr(1.4426950408889634)  # the exponential is 2^(x log2 e), the instruction that there is
 
 
-def _config(b_m: int, b_n: int, num_warps: int, num_stages: int) -> Config:
-    return Config({"B_M": b_m, "B_N": b_n}, num_warps=num_warps, num_stages=num_stages)
+def _config(b_m: int, b_n: int, num_warps: int, num_stages: int, hoist: bool = True) -> Config:
+    return Config({"B_M": b_m, "B_N": b_n, "HOIST": hoist}, num_warps=num_warps, num_stages=num_stages)
 
 
 def _candidates(key: tuple) -> list[Config]:
     channels, itemsize, tokens = key
     if itemsize == 4:
-        blocks = {512: ((32, 16, 8, 2), (32, 16, 8, 1), (16, 16, 8, 2)), 256: ((32, 16, 8, 2), (32, 16, 4, 2))}
+        blocks = {
+            512: ((32, 16, 8, 1, False), (32, 16, 8, 2), (16, 16, 8, 2)),
+            256: ((32, 16, 8, 2), (32, 16, 4, 2)),
+        }
         return [_config(*c) for c in blocks.get(channels, ((64, 32, 8, 2), (32, 32, 4, 2), (32, 32, 8, 2)))]
     blocks = {
-        512: ((64, 32, 8, 2), (64, 32, 8, 1), (64, 16, 8, 2)),
+        512: ((64, 32, 8, 2), (64, 32, 8, 1, False), (64, 16, 8, 2), (64, 16, 8, 3), (64, 16, 8, 3, False)),
         256: ((128, 64, 8, 2), (128, 32, 8, 2), (64, 32, 4, 2), (64, 32, 4, 3)),
         128: ((128, 64, 8, 2), (128, 64, 8, 3), (64, 64, 4, 2), (64, 64, 4, 3)),
     }
@@ -64,11 +67,13 @@ def _default(arch: int, key: tuple) -> Config:
     channels, itemsize, tokens = key
     small = arch in (86, 89) or arch >= 120  # 99 KB of shared memory for a program
     if itemsize == 4:
-        if channels >= 256:
-            return _config(32, 16, 8, 1 if small and channels == 512 else 2)
+        if channels == 512:
+            return _config(32, 16, 8, 1, False)
+        if channels == 256:
+            return _config(32, 16, 8, 2)
         return _config(32, 32, 8 if channels == 128 else 4, 2)
     if channels == 512:
-        return _config(64, 16 if small else 32, 8, 2)
+        return _config(64, 32, 8, 2) if arch == 100 else _config(64, 16, 8, 2 if small else 3, arch != 90)
     if channels == 256:
         return _config(64, 32, 4, 2)
     return _config(64, 64, 4, 2 if channels == 128 else 3)
@@ -93,6 +98,7 @@ def spatial_attention_kernel(
     B_M: tl.constexpr,
     B_N: tl.constexpr,
     B_C: tl.constexpr,
+    HOIST: tl.constexpr,  # whether addresses may be prepared before the loop and stay in registers
 ):
     SCALE: tl.constexpr = CHANNELS**-0.5
     n_blocks = tl.cdiv(n_tokens, B_M)
@@ -108,30 +114,30 @@ def spatial_attention_kernel(
     m_c = o_c < CHANNELS
     m_q = (i_m + o_m < n_tokens)[:, None] & m_c[None, :]
     o_q = o_m[:, None] * CHANNELS + o_c[None, :]
+    o_kv = o_n[:, None] * CHANNELS + o_c[None, :]
     i_first_row = i_image * n_tokens  # int64, as all offsets made of it
     b_q = tl.load(p_q + (i_first_row + i_m) * CHANNELS + o_q, mask=m_q, other=0.0)
 
     b_max = tl.full([B_M], float("-inf"), tl.float32)
     b_sum = tl.zeros([B_M], tl.float32)
     b_out = tl.zeros([B_M, B_C], tl.float32)
-    for i_n in range(i_first, i_last, B_N):
+    for i_n in tl.range(i_first, i_last, B_N, disable_licm=not HOIST):
         m_n = i_n + o_n < i_last
         i_offset = (i_first_row + i_n) * CHANNELS
-        o_k = o_n[None, :] * CHANNELS + o_c[:, None]
-        b_k = tl.load(p_k + i_offset + o_k, mask=m_n[None, :] & m_c[:, None], other=0.0)
-        b_s = tl.dot(b_q, b_k, input_precision="ieee") * (SCALE * LOG2_E)
+        m_kv = m_n[:, None] & m_c[None, :]
+        b_k = tl.load(p_k + i_offset + o_kv, mask=m_kv, other=0.0)
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * (SCALE * LOG2_E)
         b_s = tl.where(m_n[None, :], b_s, float("-inf"))
         b_next = tl.maximum(b_max, tl.max(b_s, axis=1))
         b_p = tl.exp2(b_s - b_next[:, None])
         b_decay = tl.exp2(b_max - b_next)
         b_sum = b_sum * b_decay + tl.sum(b_p, axis=1)
         b_max = b_next
-        o_v = o_n[:, None] * CHANNELS + o_c[None, :]
-        b_v = tl.load(p_v + i_offset + o_v, mask=m_n[:, None] & m_c[None, :], other=0.0)
+        b_v = tl.load(p_v + i_offset + o_kv, mask=m_kv, other=0.0)
         b_out = tl.dot(b_p.to(b_v.dtype), b_v, b_out * b_decay[:, None], input_precision="ieee")
 
     i_row = i_part * n_rows.to(tl.int64) + i_first_row + i_m
-    b_out = b_out / b_sum[:, None]
+    b_out = b_out * (1.0 / b_sum)[:, None]
     tl.store(p_out + i_row * CHANNELS + o_q, b_out.to(p_out.dtype.element_ty), mask=m_q)
     if p_lse is not None:
         tl.store(p_lse + i_row + o_m, b_max + tl.log2(b_sum), mask=i_m + o_m < n_tokens)

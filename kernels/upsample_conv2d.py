@@ -41,7 +41,7 @@ from resshift_fast.kernels.tuning import Config, Space, bucket
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SUMMED_PIXELS = {2: 512, 4: 128}  # by itemsize: from so many pixels on, the taps are summed first
 
-SUM_BLOCK = 1024  # elements of each of the nine taps in a program of the summing kernel
+SUM_BLOCK = 1024  # input channels of a program of the summing kernel, at most
 GROUP_M = tl.constexpr(8)  # blocks of pixels that share the blocks of weights while those are in L2
 
 
@@ -92,7 +92,7 @@ def load_columns(p_tap, stride_x, m_weight):
     """Load a row of three taps and collapse them."""
     b_0 = tl.load(p_tap, mask=m_weight, other=0.0).to(tl.float32)
     b_1 = tl.load(p_tap + stride_x, mask=m_weight, other=0.0).to(tl.float32)
-    b_2 = tl.load(p_tap + 2 * stride_x, mask=m_weight, other=0.0).to(tl.float32)
+    b_2 = tl.load(p_tap + stride_x + stride_x, mask=m_weight, other=0.0).to(tl.float32)
     return collapse(b_0, b_1, b_2)
 
 
@@ -106,23 +106,23 @@ def sum_taps_kernel(
     stride_y,
     stride_x,
     CHANNELS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    B_C: tl.constexpr,
 ):
-    o_weight = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    b_o = o_weight // CHANNELS
-    b_c = o_weight % CHANNELS
-    m_weight = b_o < n_rows
-    p_tap = p_weight + b_o * stride_o + b_c * stride_c
+    CHUNKS: tl.constexpr = (CHANNELS + B_C - 1) // B_C
+    i_o = (tl.program_id(0) // CHUNKS).to(tl.int64)
+    o_c = tl.program_id(0) % CHUNKS * B_C + tl.arange(0, B_C)
+    m_weight = o_c < CHANNELS
+    p_tap = p_weight + i_o * stride_o + o_c.to(tl.int64) * stride_c
     b_top = load_columns(p_tap, stride_x, m_weight)
     b_middle = load_columns(p_tap + stride_y, stride_x, m_weight)
-    b_bottom = load_columns(p_tap + 2 * stride_y, stride_x, m_weight)
+    b_bottom = load_columns(p_tap + stride_y + stride_y, stride_x, m_weight)
     for i_column in tl.static_range(4):  # 2 · parity + tap, as the rows
         b_rows = collapse(b_top[i_column], b_middle[i_column], b_bottom[i_column])
         for i_row in tl.static_range(4):
             i_phase = i_row // 2 * 2 + i_column // 2
             i_tap = i_row % 2 * 2 + i_column % 2
-            p_store = p_summed + ((i_phase * n_rows + b_o) * 4 + i_tap) * CHANNELS + b_c
-            tl.store(p_store, b_rows[i_row].to(p_summed.dtype.element_ty), mask=m_weight)
+            p_row = p_summed + ((i_phase * n_rows.to(tl.int64) + i_o) * 4 + i_tap) * CHANNELS
+            tl.store(p_row + o_c, b_rows[i_row].to(p_summed.dtype.element_ty), mask=m_weight)
 
 
 @triton.jit(do_not_specialize=["n_pixels", "height", "width"])
@@ -197,7 +197,7 @@ def upsample_conv2d_kernel(
     if p_bias is not None:
         b_y += tl.load(p_bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
     b_out_row = (i_row + b_row_in_block) * 2 + i_phase_y
-    b_pixel = b_out_row * (2 * width) + (2 * b_column + i_phase_x)
+    b_pixel = (b_out_row * width + b_column) * 2 + i_phase_x
     p_store = p_y + b_pixel[:, None] * OUT + o_n[None, :]
     tl.store(p_store, b_y.to(p_y.dtype.element_ty), mask=m_pixel[:, None] & m_n[None, :])
 
@@ -215,8 +215,16 @@ def _summed(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Launch the summing kernel; returns [4, O, 4, C]."""
     out_channels, channels = weight.shape[:2]
     summed = weight.new_empty((4, out_channels, 4, channels), dtype=dtype)
-    grid = (triton.cdiv(out_channels * channels, SUM_BLOCK),)
-    launch(sum_taps_kernel, grid, weight, summed, out_channels, *weight.stride(), CHANNELS=channels, BLOCK=SUM_BLOCK)
+    b_c = min(triton.next_power_of_2(channels), SUM_BLOCK)
+    grid = (out_channels * triton.cdiv(channels, b_c),)
+    launch(
+        sum_taps_kernel,
+        grid,
+        *(weight, summed, out_channels, *weight.stride()),
+        CHANNELS=channels,
+        B_C=b_c,
+        num_warps=max(b_c // 256, 1),  # 8 channels a thread
+    )
     return summed
 
 

@@ -38,7 +38,7 @@ SMALL = Space(
 LARGE = Space(
     "vector_quantize_large",
     candidates=lambda bucket: [_config(m, n, w) for m in (16, 32, 64) for n, w in ((64, 4), (128, 8))],
-    default=lambda arch, bucket: _config(32 if bucket[0] <= 1 << 13 else 64, 128, 8),
+    default=lambda arch, bucket: _config(16, 64, 4) if bucket[0] <= 1 << 13 else _config(64, 128, 8),
 )
 
 

@@ -55,7 +55,7 @@ def _in_one_kernel(b_t: int, head_dim: int) -> bool:
 def _forward_candidates(key: tuple) -> list[Config]:
     b_t, head_dim, itemsize, num_programs = key
     if b_t > 64 or (b_t == 64 and itemsize == 4):
-        blocks = ((64, 64, 4), (64, 32, 4), (32, 32, 2)) if itemsize == 2 else ((32, 32, 4), (64, 32, 8))
+        blocks = ((64, 64, 4), (64, 32, 4), (32, 32, 2)) if itemsize == 2 else ((64, 32, 8), (32, 32, 4))
         return [Config({"B_Q": b_q, "B_K": b_k, "WINDOWS": 1}, w, num_stages=1) for b_q, b_k, w in blocks]
     # A program's later windows find the bias in registers, but a GPU wants some hundred programs first.
     first = 1 if num_programs <= 1024 else 2 if num_programs <= 4096 else 4
@@ -66,8 +66,9 @@ def _forward_candidates(key: tuple) -> list[Config]:
 def _backward_candidates(key: tuple) -> list[Config]:
     b_t, head_dim, itemsize = key
     if not _in_one_kernel(b_t, head_dim):
-        return [Config({"B_Q": 16}, w, num_stages=1) for w in ((8, 4) if itemsize == 2 else (16, 8))]
-    warps = 16 if b_t == 64 and itemsize == 4 else _warps(b_t, head_dim, itemsize)
+        warps = (8, 4) if itemsize == 2 or b_t == 64 else (16, 8)
+        return [Config({"B_Q": 16}, w, num_stages=1) for w in warps]
+    warps = 16 if b_t == 64 and itemsize == 4 else _warps(b_t, head_dim, itemsize) * (2 if b_t == 16 < head_dim else 1)
     return [Config({"B_Q": b_t}, w, num_stages=s) for w in (warps, max(warps // 2, 1)) for s in (1, 2)]
 
 
@@ -272,7 +273,7 @@ def window_attention_bwd_kernel(
             b_dv = tl.dot(tl.trans(b_p.to(b_v.dtype)), b_dout, input_precision="ieee")
             tl.store(p_dqkv + b_offset_k + CHANNELS, b_dv.to(p_dqkv.dtype.element_ty), mask=m_k)
         else:
-            p_row = p_rows + (i_window * HEADS + i_head).to(tl.int64) * (3 * TOKENS) + o_q
+            p_row = p_rows + (tl.cast(i_window, tl.int64) * HEADS + i_head) * (3 * TOKENS) + o_q
             tl.store(p_row, b_max, mask=o_q < TOKENS)
             tl.store(p_row + TOKENS, b_sum, mask=o_q < TOKENS)
             tl.store(p_row + 2 * TOKENS, b_delta, mask=o_q < TOKENS)
@@ -325,7 +326,7 @@ def window_attention_bwd_kv_kernel(
         b_region_q = window_regions(i_window, o_q, height, width, shift, WINDOW, MASK)
         b_q = tl.load(p_qkv + b_pixel_q[:, None] * (3 * CHANNELS) + o_d[None, :], mask=m_q, other=0.0)
         b_dout = tl.load(p_dout + b_pixel_q[:, None] * CHANNELS + o_d[None, :], mask=m_q, other=0.0)
-        p_row = p_rows + (i_window * HEADS + i_head).to(tl.int64) * (3 * TOKENS) + o_q
+        p_row = p_rows + (i_window.to(tl.int64) * HEADS + i_head) * (3 * TOKENS) + o_q
         b_max = tl.load(p_row, mask=o_q < TOKENS, other=0.0)
         b_sum = tl.load(p_row + TOKENS, mask=o_q < TOKENS, other=1.0)
         b_delta = tl.load(p_row + 2 * TOKENS, mask=o_q < TOKENS, other=0.0)
@@ -355,8 +356,8 @@ def bias_table_bwd_kernel(
 ):
     SPAN: tl.constexpr = 2 * WINDOW - 1
     TOKENS: tl.constexpr = WINDOW * WINDOW
-    i_head = tl.program_id(0) % HEADS
-    i_row = tl.program_id(0) // HEADS  # of offsets: r_q − r_k + w − 1
+    i_row = tl.program_id(0) % SPAN  # of offsets: r_q − r_k + w − 1
+    i_head = tl.program_id(0) // SPAN
     # Along one axis the parts and the queries' rows, which fix the keys' rows; along the other both tokens' columns,
     # of which the keys' are contiguous in memory.
     o_part = tl.arange(0, B_P * B_W) // B_W

@@ -255,4 +255,16 @@ EXEMPTIONS = (
     Exemption("group_stats_kernel *", "narrow", _FEW_GROUPS),
     Exemption("join_group_norm_kernel *", "narrow", _FEW_GROUPS),
     Exemption("vector_quantize_small_kernel *", "narrow", "codes of three numbers lie 12 bytes apart, and in L2"),
+    Exemption(
+        "window_attention_bwd_kernel *",
+        "address",
+        "every part has a window, so that the first one's number is less than n_windows, which is an argument",
+        "`i_first = i_part * windows_each`",
+    ),
+    Exemption(
+        "spatial_attention_kernel *",
+        "address",
+        "every part has a key, so that the first one's number is less than n_tokens, which is an argument",
+        "`i_first = i_part * tokens_each`",
+    ),
 )
