@@ -253,7 +253,6 @@ EXEMPTIONS = (
     Exemption("group_norm_bwd_weight_kernel *", "narrow", "adds up one number a channel and image"),
     Exemption("group_norm_fwd_kernel *", "narrow", _FEW_GROUPS),
     Exemption("group_stats_kernel *", "narrow", _FEW_GROUPS),
-    Exemption("join_group_norm_kernel *", "narrow", _FEW_GROUPS),
     Exemption("vector_quantize_small_kernel *", "narrow", "codes of three numbers lie 12 bytes apart, and in L2"),
     Exemption(
         "window_attention_bwd_kernel *",
