@@ -11,9 +11,11 @@ Other divisions were weighed against that. 128 queries would need all registers.
 programs computes every score twice, 1.5 times the operations. Reading q and k in chunks of channels with 64 keys a
 block spills, because all of a block's values then pass through registers. What fits: q whole in shared memory, and
 blocks of few keys with all their channels, so that both products are single `tl.dot`s and the next keys and values
-arrive while one block is computed. Shared memory decides how many keys: 32 (132 KB on sm_80, 192 KB on sm_90 and 100),
-16 where a program has 99 KB (sm_86, 89, 120). Nothing spills: 198 to 250 registers in 16 bit. float32 has no ieee
-matrix instruction; 32 queries and 16 keys take 162 to 196.
+arrive while one block is computed. Registers and shared memory decide how many keys: 32 on sm_100 (193 KB), 16
+elsewhere, in three stages on sm_80 and 90 (130 and 160 KB), in two where a program has 99 KB (sm_86, 89, 120). Nothing
+spills: 230 to 255 registers in 16 bit. On sm_90 that takes a loop that computes its addresses anew, because prepared
+ones don't fit beside the output (`HOIST`). float32 has no ieee matrix instruction; 32 queries and 16 keys in one stage
+take 175 to 214.
 
 Where the blocks of queries are too few for the GPU (a 64² latent makes 64), the keys too are divided over programs.
 Each part is normalized and stored in float32 with its log-sum-exp, and a second kernel weighs the parts in their
