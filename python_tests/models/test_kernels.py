@@ -1,0 +1,57 @@
+"""A whole denoiser and a whole first stage on the Triton kernels, in the interpreter where there is no GPU."""
+
+import pytest
+import torch
+from golden_data import array, fill_
+from pipelines import SPECS
+
+from resshift_fast import backends, catalog, use_backend, verification
+
+pytest.importorskip("triton")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def run_by(monkeypatch):
+    """Trusts the kernels, and counts the registered operators that a kernel ran."""
+    monkeypatch.setenv(verification.VARIABLE, "0")
+    counts: dict[str, int] = {}
+    find = backends._find
+
+    def counted(key):
+        kernels = find(key)
+        counts[key[0]] = len(kernels)
+        return kernels
+
+    monkeypatch.setattr(backends, "_find", counted)
+    return counts
+
+
+def both(function):
+    """The results by the reference and by the kernels."""
+    with torch.no_grad():
+        with use_backend("reference"):
+            expected = function()
+        with use_backend("triton"):
+            return expected, function()
+
+
+def test_a_denoiser(run_by):
+    denoiser = fill_(catalog.build_denoiser(SPECS["x4-vq"])).to(DEVICE)
+    config = denoiser.config
+    x = array("x", 1, config.in_channels, 16, 16).to(DEVICE)
+    lq = array("lq", 1, 3, *(16 * config.lq_size // config.image_size,) * 2).to(DEVICE)
+    expected, ours = both(lambda: denoiser(x, torch.tensor([3], device=DEVICE), lq))
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(ours, expected)
+    assert {"group_norm", "join_group_norm", "window_attention", "swin_mlp", "pointwise_conv2d"} <= run_by.keys()
+    assert all(run_by.values())
+
+
+def test_a_first_stage(run_by):
+    stage = fill_(catalog.build_first_stage(SPECS["x4-vq"])).to(DEVICE)
+    latent = array("latent", 1, stage.latent_channels, 4, 6).to(DEVICE)
+    expected, ours = both(lambda: stage.decode(latent))
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+    assert {"vector_quantize", "spatial_attention", "join_group_norm"} <= run_by.keys()
+    assert all(run_by.values())
