@@ -1,0 +1,71 @@
+// The noise field: standard normals as a pure function of (seed, step, channel, row, column); resshift_fast/noise.py
+// states it.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "platform.h"
+
+namespace resshift {
+
+struct Words {
+  std::uint32_t r0, r1, r2, r3;
+};
+
+struct Normals {
+  float z0, z1, z2, z3;
+
+  RSF_INLINE float operator[](int i) const { return i == 0 ? z0 : i == 1 ? z1 : i == 2 ? z2 : z3; }
+};
+
+// Philox4x32-10 (Salmon et al., SC 2011); the key is the seed's low and high 32 bits.
+RSF_INLINE Words philox4x32(Words counter, std::uint64_t seed) {
+  constexpr std::uint64_t kMultiplier0 = 0xD2511F53u, kMultiplier1 = 0xCD9E8D57u;
+  constexpr std::uint32_t kWeyl0 = 0x9E3779B9u, kWeyl1 = 0xBB67AE85u;
+  std::uint32_t key0 = static_cast<std::uint32_t>(seed), key1 = static_cast<std::uint32_t>(seed >> 32);
+#if RSF_ON_GPU
+#pragma unroll
+#endif
+  for (int round = 0; round < 10; ++round) {
+    const std::uint64_t p0 = kMultiplier0 * counter.r0, p1 = kMultiplier1 * counter.r2;
+    counter = {static_cast<std::uint32_t>(p1 >> 32) ^ counter.r1 ^ key0, static_cast<std::uint32_t>(p1),
+               static_cast<std::uint32_t>(p0 >> 32) ^ counter.r3 ^ key1, static_cast<std::uint32_t>(p0)};
+    key0 += kWeyl0;
+    key1 += kWeyl1;
+  }
+  return counter;
+}
+
+// Two normals √(−2 ln u) (cos 2πv, sin 2πv) of two words, where a word r stands for ((r >> 9) + 1/2) 2⁻²³.
+//
+// That number is (r >> 8 | 1) 2⁻²⁴, so the angle is reduced to ±1/8 turn exactly, in integers. On what remains,
+// polynomials give sin(π f/2) and cos(π f/2), minimax over |f| ≤ 1/2: within 5e-9 and 6e-11 before rounding. The same
+// operations on every device keep its results together, and a GPU's own cosine would need a path for huge arguments.
+RSF_INLINE void box_muller(std::uint32_t radius_word, std::uint32_t angle_word, float& z_cos, float& z_sin) {
+  const float u = static_cast<float>(radius_word >> 8 | 1u) * 5.9604644775390625e-08f;
+  const float radius = sqrtf(-2.0f * logf(u));
+  const std::int32_t turn = static_cast<std::int32_t>(angle_word >> 8 | 1u);  // in units of 2⁻²⁴ turns
+  const std::int32_t quarter = (turn + (1 << 21)) >> 22;
+  const float f = static_cast<float>(turn - quarter * (1 << 22)) * 2.384185791015625e-07f;  // quarter turns
+  const float f2 = f * f;
+  const float sine = f * (1.5707964f + f2 * (-0.6459635f + f2 * (0.07968023f + f2 * -0.004602177f)));
+  const float cosine =
+      1.0f + f2 * (-1.2337005f + f2 * (0.25366923f + f2 * (-0.020860288f + f2 * 0.00090402167f)));
+  const bool odd = quarter & 1;
+  const float c = odd ? sine : cosine, s = odd ? cosine : sine;
+  z_cos = radius * ((quarter + 1) & 2 ? -c : c);
+  z_sin = radius * (quarter & 2 ? -s : s);
+}
+
+// The field at one pixel for the channels 4 · group … 4 · group + 3.
+RSF_INLINE Normals noise(std::uint64_t seed, std::uint32_t step, std::uint32_t group, std::uint32_t row,
+                         std::uint32_t column) {
+  const Words words = philox4x32({column, row, group, step}, seed);
+  Normals z;
+  box_muller(words.r0, words.r1, z.z0, z.z1);
+  box_muller(words.r2, words.r3, z.z2, z.z3);
+  return z;
+}
+
+}  // namespace resshift

@@ -1,0 +1,93 @@
+// The residual shift for one pixel and channel, and what its kernels are called with; ops/residual_shift.py has the
+// formulas.
+#pragma once
+
+#include <cstdint>
+
+#include "platform.h"
+#include "scalar.h"
+
+namespace resshift {
+
+// Columns of a coefficient row, as in resshift_fast/schedule.py.
+enum Column { kEta, kOneMinusEta, kKappaSqrtEta, kMeanXt, kMeanX0, kNoiseStd, kInputScale, kNextInputScale, kColumns };
+
+// As in schedule.PREDICTION_TYPES.
+enum class PredictionType : std::int32_t { kX0, kEpsilon, kEpsilonScaled, kResidual };
+
+// A tensor [B, C, pixels] in any layout; strides in elements, no data where there is no tensor.
+struct View {
+  const void* data = nullptr;
+  Dtype dtype = Dtype::kFloat32;
+  std::int64_t image = 0, channel = 0, pixel = 0;
+};
+
+// One call of posterior_step or, without a prediction, of prior_sample, where x is y.
+struct ChainStep {
+  View x, prediction, y, noise, lq;   // y only where x̂_0 needs it, noise only where it is given
+  const float* coefficients;          // [8]
+  const std::int64_t* seed;           // [B], or null: no noise is drawn
+  const std::int64_t* step;           // [], or null: step 0
+  const std::int64_t* origin;         // [B, 2] (row, column), or null
+  float* x_out;                       // [B, C, pixels]
+  void* next_input;                   // [B, pixels, C + C_lq]
+  Dtype next_dtype;
+  std::int64_t batch, channels, lq_channels, height, width;
+  PredictionType prediction_type;
+  bool clamp_x0;
+};
+
+// One call of q_sample; the images have one dtype.
+struct QSample {
+  View x0, y, noise;
+  const std::int64_t* t;  // [B]
+  const void* table;      // [T, 8]
+  Dtype table_dtype;
+  std::int64_t num_steps;
+  void* x_t;              // strides as x0's
+  std::int64_t batch, channels, pixels;
+};
+
+RSF_INLINE float load(const View& view, std::int64_t index) {
+  switch (view.dtype) {
+    case Dtype::kFloat16:
+      return to_float(static_cast<const Half*>(view.data)[index]);
+    case Dtype::kBFloat16:
+      return to_float(static_cast<const BFloat16*>(view.data)[index]);
+    default:
+      return static_cast<const float*>(view.data)[index];
+  }
+}
+
+RSF_INLINE float load(const View& view, std::int64_t image, std::int64_t channel, std::int64_t pixel) {
+  return load(view, image * view.image + channel * view.channel + pixel * view.pixel);
+}
+
+RSF_INLINE void store(void* data, Dtype dtype, std::int64_t index, float value) {
+  switch (dtype) {
+    case Dtype::kFloat16:
+      static_cast<Half*>(data)[index] = from_float<Half>(value);
+      break;
+    case Dtype::kBFloat16:
+      static_cast<BFloat16*>(data)[index] = from_float<BFloat16>(value);
+      break;
+    default:
+      static_cast<float*>(data)[index] = value;
+  }
+}
+
+// Mean of q(x_{t−1} | x_t, x̂_0) from the network's prediction.
+RSF_INLINE float posterior_mean(const float* coefficients, PredictionType type, bool clamp_x0, float x_t,
+                                float prediction, float y) {
+  float x0 = prediction;
+  if (type == PredictionType::kResidual) {
+    x0 = y - prediction;
+  } else if (type != PredictionType::kX0) {
+    if (type == PredictionType::kEpsilon) x0 *= coefficients[kKappaSqrtEta];
+    x0 = (x_t - coefficients[kEta] * y - x0) / coefficients[kOneMinusEta];
+  }
+  if (clamp_x0) x0 = x0 < -1.0f ? -1.0f : x0 > 1.0f ? 1.0f : x0;  // NaN passes through
+  return coefficients[kMeanXt] * x_t + coefficients[kMeanX0] * x0;
+}
+
+}  // namespace resshift

@@ -1,0 +1,103 @@
+// What kernels are written with: launches, shared memory, and reductions over warps and blocks.
+//
+// Everything that only nvcc can read (launch syntax, `extern __shared__`, PTX) is in this file and in matrix.h, so that
+// csrc/emulation can take its place.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../common/moments.h"
+#include "../common/scalar.h"
+
+#if defined(RSF_EMULATED)
+#include "../emulation/cuda.h"
+#else
+#include <cuda_runtime.h>
+#endif
+
+// Declare `name` as a pointer to `count` elements of the block's shared memory; each declaration has its own.
+#if defined(RSF_EMULATED)
+#define RSF_SHARED(type, name, count)    \
+  static const char name##_declaration = 0; \
+  type* const name = static_cast<type*>(::emulation::static_shared(&name##_declaration, sizeof(type) * (count)))
+#else
+#define RSF_SHARED(type, name, count)                     \
+  __shared__ alignas(16) type name##_memory[count]; \
+  type* const name = name##_memory
+#endif
+
+namespace resshift {
+
+constexpr int kWarpSize = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr std::size_t kStaticSharedBytes = 48 * 1024;  // beyond it a kernel has to ask
+
+// Start `kernel` on a cudaStream_t; returns the cudaError_t of the launch.
+template <class... Parameters, class... Arguments>
+int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes, void* stream,
+           const Arguments&... arguments) {
+#if defined(RSF_EMULATED)
+  (void)stream;
+  emulation::run_grid(grid, block, shared_bytes, [&] { kernel(arguments...); });
+  return 0;
+#else
+  if (shared_bytes > kStaticSharedBytes) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+    if (error != cudaSuccess) return error;
+  }
+  kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
+  return cudaGetLastError();
+#endif
+}
+
+// The block's shared memory whose size the launch gives, 16-byte aligned.
+template <class T>
+RSF_DEVICE T* dynamic_shared() {
+#if defined(RSF_EMULATED)
+  return static_cast<T*>(emulation::dynamic_shared());
+#elif defined(__CUDACC__)
+  extern __shared__ uint4 resshift_dynamic_shared[];
+  return reinterpret_cast<T*>(resshift_dynamic_shared);
+#endif
+}
+
+RSF_INLINE std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// Reductions over the LANES neighbouring lanes of a warp that a thread is among; every lane has the result. Lanes are
+// combined in a fixed order, so that results are the same from run to run.
+template <int LANES = kWarpSize>
+RSF_DEVICE float warp_sum(float value) {
+#pragma unroll
+  for (int offset = LANES / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kAllLanes, value, offset);
+  return value;
+}
+
+template <int LANES = kWarpSize>
+RSF_DEVICE float warp_max(float value) {
+#pragma unroll
+  for (int offset = LANES / 2; offset > 0; offset /= 2) value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, offset));
+  return value;
+}
+
+template <int LANES = kWarpSize>
+RSF_DEVICE Moments warp_moments(Moments value) {
+#pragma unroll
+  for (int offset = LANES / 2; offset > 0; offset /= 2) {
+    Moments other;
+    other.count = __shfl_xor_sync(kAllLanes, value.count, offset);
+    other.mean = __shfl_xor_sync(kAllLanes, value.mean, offset);
+    other.squares = __shfl_xor_sync(kAllLanes, value.squares, offset);
+    // Both lanes of a pair merge in the order of their numbers, and so get the same bits.
+    if (threadIdx.x & offset) {
+      other.merge(value);
+      value = other;
+    } else {
+      value.merge(other);
+    }
+  }
+  return value;
+}
+
+}  // namespace resshift

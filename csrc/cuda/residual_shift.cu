@@ -1,0 +1,281 @@
+// posterior_step, prior_sample and q_sample, one launch each: noise from Philox in registers, and the denoiser's next
+// input written in the same pass.
+//
+// The chain's own call has latents of three channels in NCHW, the network's prediction channels-last and everything of
+// the denoiser in one dtype. Its kernel gives every thread four pixels with all of their channels: float32 planes and
+// the next input move in 16-byte pieces, and one Philox call serves a pixel. Any other call takes one pixel a thread and
+// looks dtypes up as it goes; latents are so small that the time is the launch.
+
+#include "residual_shift.h"
+
+#include <algorithm>
+
+#include "../common/philox.h"
+#include "device.h"
+
+namespace resshift::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int kPixels = 4;  // of a thread in the kernel of the chain's own call
+constexpr int kMaxBlocks = 1 << 20;
+
+// Where a thread's pixels are in the noise field.
+struct Place {
+  std::uint32_t row, column;
+
+  RSF_DEVICE Place(const ChainStep& call, std::int64_t image, std::int64_t pixel) {
+    row = static_cast<std::uint32_t>(pixel / call.width);
+    column = static_cast<std::uint32_t>(pixel % call.width);
+    if (call.origin) {
+      row += static_cast<std::uint32_t>(call.origin[2 * image]);
+      column += static_cast<std::uint32_t>(call.origin[2 * image + 1]);
+    }
+  }
+};
+
+template <bool PRIOR>
+RSF_DEVICE float mean_of(const ChainStep& call, float x, float prediction, float y) {
+  if constexpr (PRIOR) return x;
+  return posterior_mean(call.coefficients, call.prediction_type, call.clamp_x0, x, prediction, y);
+}
+
+template <bool PRIOR>
+__global__ void __launch_bounds__(kThreads) chain_step_kernel(const __grid_constant__ ChainStep call) {
+  const std::int64_t pixels = call.height * call.width, total = call.batch * pixels;
+  const std::int64_t out_channels = call.channels + call.lq_channels;
+  const float noise_std = call.coefficients[PRIOR ? kKappaSqrtEta : kNoiseStd];
+  const float scale = call.coefficients[PRIOR ? kInputScale : kNextInputScale];
+  const std::uint32_t step = call.step ? static_cast<std::uint32_t>(*call.step) : 0;
+  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * kThreads;
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < total; i += stride) {
+    const std::int64_t image = i / pixels, pixel = i % pixels;
+    const Place place(call, image, pixel);
+    for (std::int64_t group = 0; 4 * group < call.channels; ++group) {
+      Normals z{};
+      if (call.seed) {
+        const auto seed = static_cast<std::uint64_t>(call.seed[image]);
+        z = noise(seed, step, static_cast<std::uint32_t>(group), place.row, place.column);
+      }
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const std::int64_t channel = 4 * group + j;
+        if (channel >= call.channels) break;
+        const float x = load(call.x, image, channel, pixel);
+        const float prediction = PRIOR ? 0.0f : load(call.prediction, image, channel, pixel);
+        const float y = call.y.data ? load(call.y, image, channel, pixel) : 0.0f;
+        float result = mean_of<PRIOR>(call, x, prediction, y);
+        if (call.noise.data) result += noise_std * load(call.noise, image, channel, pixel);
+        if (call.seed) result += noise_std * z[j];
+        call.x_out[(image * call.channels + channel) * pixels + pixel] = result;
+        store(call.next_input, call.next_dtype, i * out_channels + channel, result * scale);
+      }
+    }
+    for (std::int64_t channel = 0; channel < call.lq_channels; ++channel) {
+      const float lq = load(call.lq, image, channel, pixel);
+      store(call.next_input, call.next_dtype, i * out_channels + call.channels + channel, lq);
+    }
+  }
+}
+
+// The widest access that an array of so many bytes allows wherever it follows others of its kind.
+RSF_INLINE constexpr int access_bytes(int bytes) { return bytes % 16 == 0 ? 16 : bytes % 8 == 0 ? 8 : 4; }
+
+template <class T, int N>
+RSF_DEVICE void load_row(T (&row)[N], const T* address) {
+  constexpr int kWidth = access_bytes(N * sizeof(T)) / sizeof(T);
+#pragma unroll
+  for (int i = 0; i < N; i += kWidth) {
+    const auto piece = load_vector<kWidth>(address + i);
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) row[i + j] = piece[j];
+  }
+}
+
+template <class T, int N>
+RSF_DEVICE void store_row(T* address, const T (&row)[N]) {
+  constexpr int kWidth = access_bytes(N * sizeof(T)) / sizeof(T);
+#pragma unroll
+  for (int i = 0; i < N; i += kWidth) {
+    Vector<T, kWidth> piece;
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) piece[j] = row[i + j];
+    store_vector(address + i, piece);
+  }
+}
+
+// The chain's own call: what `is_chains_own` says.
+template <class T, int LQ_CHANNELS, bool PRIOR>
+__global__ void __launch_bounds__(kThreads) chain_step_rows_kernel(const __grid_constant__ ChainStep call) {
+  constexpr int kChannels = 3, kOut = kChannels + LQ_CHANNELS;
+  const std::int64_t pixels = call.height * call.width, quads = pixels / kPixels, total = call.batch * quads;
+  const float noise_std = call.coefficients[PRIOR ? kKappaSqrtEta : kNoiseStd];
+  const float scale = call.coefficients[PRIOR ? kInputScale : kNextInputScale];
+  const std::uint32_t step = call.step ? static_cast<std::uint32_t>(*call.step) : 0;
+  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * kThreads;
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < total; i += stride) {
+    const std::int64_t image = i / quads, pixel = i % quads * kPixels;
+    T prediction[kPixels * kChannels], next[kPixels * kOut];
+    if constexpr (!PRIOR) {
+      load_row(prediction, static_cast<const T*>(call.prediction.data) + (image * pixels + pixel) * kChannels);
+    }
+    Normals z[kPixels] = {};
+    if (call.seed) {
+      const auto seed = static_cast<std::uint64_t>(call.seed[image]);
+      const auto width = static_cast<std::uint32_t>(call.width);
+      Place place(call, image, pixel);
+      std::uint32_t in_row = static_cast<std::uint32_t>(pixel % call.width);
+#pragma unroll
+      for (int p = 0; p < kPixels; ++p) {
+        z[p] = noise(seed, step, 0, place.row, place.column);
+        ++place.column;
+        if (++in_row == width) {
+          in_row = 0;
+          place.column -= width;
+          ++place.row;
+        }
+      }
+    }
+#pragma unroll
+    for (int channel = 0; channel < kChannels; ++channel) {
+      const std::int64_t offset = (image * kChannels + channel) * pixels + pixel;
+      float x[kPixels], y[kPixels] = {}, given[kPixels] = {};
+      load_row(x, static_cast<const float*>(call.x.data) + offset);
+      if (call.y.data) load_row(y, static_cast<const float*>(call.y.data) + offset);
+      if (call.noise.data) load_row(given, static_cast<const float*>(call.noise.data) + offset);
+#pragma unroll
+      for (int p = 0; p < kPixels; ++p) {
+        const float predicted = PRIOR ? 0.0f : to_float(prediction[p * kChannels + channel]);
+        x[p] = mean_of<PRIOR>(call, x[p], predicted, y[p]);
+        if (call.noise.data) x[p] += noise_std * given[p];
+        if (call.seed) x[p] += noise_std * z[p][channel];
+        next[p * kOut + channel] = from_float<T>(x[p] * scale);
+      }
+      store_row(call.x_out + offset, x);
+    }
+#pragma unroll
+    for (int channel = 0; channel < LQ_CHANNELS; ++channel) {
+#pragma unroll
+      for (int p = 0; p < kPixels; ++p) {
+        const std::int64_t offset = image * call.lq.image + channel * call.lq.channel + (pixel + p) * call.lq.pixel;
+        next[p * kOut + kChannels + channel] = static_cast<const T*>(call.lq.data)[offset];
+      }
+    }
+    store_row(static_cast<T*>(call.next_input) + (image * pixels + pixel) * kOut, next);
+  }
+}
+
+bool is_aligned(const void* address) { return reinterpret_cast<std::uintptr_t>(address) % 16 == 0; }
+
+// Whether a float32 tensor, if there, is contiguous NCHW.
+bool is_plane(const View& view, std::int64_t channels, std::int64_t pixels) {
+  return !view.data || (view.dtype == Dtype::kFloat32 && view.pixel == 1 && view.channel == pixels &&
+                        view.image == channels * pixels && is_aligned(view.data));
+}
+
+bool is_chains_own(const ChainStep& call) {
+  const std::int64_t pixels = call.height * call.width;
+  const View& p = call.prediction;
+  const bool prediction = !p.data || (p.dtype == call.next_dtype && p.channel == 1 && p.pixel == 3 &&
+                                      p.image == 3 * pixels && is_aligned(p.data));
+  const bool planes = is_plane(call.x, 3, pixels) && is_plane(call.y, 3, pixels) && is_plane(call.noise, 3, pixels);
+  const bool lq = call.lq_channels == 0 || (call.lq.dtype == call.next_dtype && call.lq_channels <= 4 &&
+                                            call.lq_channels >= 3);
+  return call.channels == 3 && pixels % kPixels == 0 && prediction && planes && lq && is_aligned(call.x_out) &&
+         is_aligned(call.next_input);
+}
+
+dim3 grid_for(std::int64_t threads) {
+  return dim3(static_cast<unsigned>(std::min<std::int64_t>(divide_up(threads, kThreads), kMaxBlocks)));
+}
+
+template <bool PRIOR>
+int start(const ChainStep& call, void* stream) {
+  const std::int64_t pixels = call.batch * call.height * call.width;
+  if (!is_chains_own(call)) {
+    return launch(chain_step_kernel<PRIOR>, grid_for(pixels), dim3(kThreads), 0, stream, call);
+  }
+  return dispatch(call.next_dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    auto* kernel = call.lq_channels == 0   ? chain_step_rows_kernel<T, 0, PRIOR>
+                   : call.lq_channels == 3 ? chain_step_rows_kernel<T, 3, PRIOR>
+                                           : chain_step_rows_kernel<T, 4, PRIOR>;
+    return launch(kernel, grid_for(pixels / kPixels), dim3(kThreads), 0, stream, call);
+  });
+}
+
+// A step outside the table gives NaN instead of reading what lies beside it.
+template <int COLUMN>
+RSF_DEVICE float table_entry(const QSample& call, std::int64_t image) {
+  const std::int64_t t = call.t[image];
+  if (t < 0 || t >= call.num_steps) return nanf("");
+  return load(View{call.table, call.table_dtype}, t * kColumns + COLUMN);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) q_sample_kernel(const __grid_constant__ QSample call) {
+  const std::int64_t per_image = call.channels * call.pixels, total = call.batch * per_image;
+  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * kThreads;
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < total; i += stride) {
+    const std::int64_t image = i / per_image, channel = i % per_image / call.pixels, pixel = i % call.pixels;
+    const float eta = table_entry<kEta>(call, image), noise_std = table_entry<kKappaSqrtEta>(call, image);
+    const float x0 = load(call.x0, image, channel, pixel);
+    const float shifted = x0 + eta * (load(call.y, image, channel, pixel) - x0);
+    const std::int64_t out = image * call.x0.image + channel * call.x0.channel + pixel * call.x0.pixel;
+    static_cast<T*>(call.x_t)[out] = from_float<T>(shifted + noise_std * load(call.noise, image, channel, pixel));
+  }
+}
+
+// All images in one dense layout, whatever it is: 16 bytes at a time.
+template <class T>
+__global__ void __launch_bounds__(kThreads) q_sample_rows_kernel(const __grid_constant__ QSample call) {
+  constexpr int kWidth = 16 / sizeof(T);
+  const std::int64_t per_image = call.channels * call.pixels / kWidth, total = call.batch * per_image;
+  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * kThreads;
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < total; i += stride) {
+    const std::int64_t image = i / per_image;
+    const float eta = table_entry<kEta>(call, image), noise_std = table_entry<kKappaSqrtEta>(call, image);
+    auto x = load_vector<kWidth>(static_cast<const T*>(call.x0.data) + i * kWidth);
+    const auto y = load_vector<kWidth>(static_cast<const T*>(call.y.data) + i * kWidth);
+    const auto z = load_vector<kWidth>(static_cast<const T*>(call.noise.data) + i * kWidth);
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) {
+      const float x0 = to_float(x[j]);
+      x[j] = from_float<T>(x0 + eta * (to_float(y[j]) - x0) + noise_std * to_float(z[j]));
+    }
+    store_vector(static_cast<T*>(call.x_t) + i * kWidth, x);
+  }
+}
+
+bool same_layout(const View& a, const View& b) {
+  return a.image == b.image && a.channel == b.channel && a.pixel == b.pixel;
+}
+
+bool is_dense(const QSample& call) {
+  const View& x = call.x0;
+  const std::int64_t per_image = call.channels * call.pixels;
+  const bool planes = x.pixel == 1 && x.channel == call.pixels, channels_last = x.channel == 1 && x.pixel == call.channels;
+  return x.image == per_image && (planes || channels_last) && per_image % 8 == 0 && same_layout(x, call.y) &&
+         same_layout(x, call.noise) && is_aligned(x.data) && is_aligned(call.y.data) && is_aligned(call.noise.data) &&
+         is_aligned(call.x_t);
+}
+
+}  // namespace
+
+int chain_step(const ChainStep& call, void* stream) {
+  return call.prediction.data ? start<false>(call, stream) : start<true>(call, stream);
+}
+
+int q_sample(const QSample& call, void* stream) {
+  const std::int64_t total = call.batch * call.channels * call.pixels;
+  return dispatch(call.x0.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    constexpr int kWidth = 16 / sizeof(T);
+    if (is_dense(call)) {
+      return launch(q_sample_rows_kernel<T>, grid_for(total / kWidth), dim3(kThreads), 0, stream, call);
+    }
+    return launch(q_sample_kernel<T>, grid_for(total), dim3(kThreads), 0, stream, call);
+  });
+}
+
+}  // namespace resshift::cuda

@@ -1,0 +1,54 @@
+// Executes CUDA kernels on the CPU: the threads of a block are fibers that one scheduler switches between.
+//
+// A thread runs until it waits at a barrier or for the other lanes of a warp operation. Between two such points threads
+// run one after another, in the order that is asked for: a kernel whose result depends on the order has a race. What a
+// GPU leaves undefined is an error here: a barrier that some threads leave out or exit before, and a lane mask that does
+// not match the lanes that take part. Shared memory starts as NaN and is allocated apart, so that AddressSanitizer sees
+// what is beyond it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+namespace emulation {
+
+struct Dim3 {
+  unsigned x, y, z;
+  Dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+constexpr unsigned kWarpSize = 32;
+
+// Order of a block's threads between barriers, and of the grid's blocks.
+enum class Order { kAscending, kDescending, kShuffled };
+
+void set_order(Order order);
+
+// Run `kernel` once for every thread of every block. Throws std::runtime_error for what a GPU leaves undefined.
+void run_grid(Dim3 grid, Dim3 block, std::size_t shared_bytes, const std::function<void()>& kernel);
+
+// Of the running thread.
+const Dim3& thread_index();
+const Dim3& block_index();
+const Dim3& block_size();
+const Dim3& grid_size();
+unsigned lane();
+
+void sync_block(const char* file, int line);
+
+// The block's memory for one declaration, known by an address that is its own.
+void* static_shared(const void* declaration, std::size_t bytes);
+void* dynamic_shared();
+
+// Wait until all lanes of `mask` have called with the same mask and kind; the last one calls `operate` on the slots of
+// all 32 lanes, null for those outside the mask.
+using WarpOperation = void (*)(void* const slots[kWarpSize]);
+void warp_operation(const char* kind, unsigned mask, void* slot, WarpOperation operate);
+
+// Asynchronous copies of the running thread: they are made no earlier than when `wait_copies` asks for their group.
+void copy_later(void* to, const void* from, std::size_t bytes);
+void commit_copies();
+void wait_copies(int groups_left);
+
+}  // namespace emulation

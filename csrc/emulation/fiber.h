@@ -1,0 +1,64 @@
+// A function with a stack of its own that can be left in its middle and entered again.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <new>
+
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace emulation {
+
+class Fiber {
+ public:
+  Fiber() = default;
+  Fiber(Fiber&& other) noexcept : stack_(other.stack_) { other.stack_ = nullptr; }
+  Fiber(const Fiber&) = delete;
+  Fiber& operator=(const Fiber&) = delete;
+  ~Fiber() {
+    if (stack_) munmap(stack_, kStackBytes);
+  }
+
+  // Have `function` begin at the next `enter`; what an earlier one left unfinished is forgotten.
+  void start(void (*function)());
+
+  // Run from where the fiber was left until it leaves again or ends; called from outside.
+  void enter();
+
+  // Go back to where the fiber was entered; called from inside.
+  void leave();
+
+ private:
+  // Sanitizers make frames larger; pages that are not touched cost nothing.
+  static constexpr std::size_t kStackBytes = 512 * 1024;
+  static constexpr std::size_t kGuardBytes = 4096;
+
+  static void begin();
+  void before_switch(void** fake_stack, const void* bottom, std::size_t bytes);
+  void after_switch(void* fake_stack, const void** bottom, std::size_t* bytes);
+
+  char* stack_ = nullptr;
+  void (*function_)() = nullptr;
+  bool ended_ = false;
+  void* outer_fake_stack_ = nullptr;
+  void* inner_fake_stack_ = nullptr;
+  const void* outer_bottom_ = nullptr;
+  std::size_t outer_bytes_ = 0;
+#if defined(__x86_64__)
+  void* outer_ = nullptr;
+  void* inner_ = nullptr;
+#else
+  ucontext_t outer_, inner_;
+#endif
+};
+
+}  // namespace emulation

@@ -1,0 +1,15 @@
+// The Python module through which tests call the kernels on numpy arrays. It is never part of a wheel.
+#include "bindings.h"
+#include "emulator.h"
+
+PYBIND11_MODULE(resshift_emulation, module) {
+  using namespace emulation;
+  module.doc() = "The CUDA kernels of csrc/cuda, executed on the CPU.";
+  py::enum_<Order>(module, "Order")
+      .value("ascending", Order::kAscending)
+      .value("descending", Order::kDescending)
+      .value("shuffled", Order::kShuffled);
+  module.def("set_order", &set_order, "Order in which a block's threads run between barriers, and the blocks of a grid.");
+  bind_residual_shift(module);
+  bind_selftest(module);
+}

@@ -1,0 +1,155 @@
+// Kernels that are wrong on purpose, so that tests can see the emulation notice, and small right ones of its parts.
+#include "../cuda/device.h"
+#include "../cuda/matrix.h"
+#include "bindings.h"
+
+namespace resshift {
+namespace {
+
+// out[i] = in[threads − 1 − i] through shared memory; without the barrier a thread reads what may not be written yet.
+__global__ void reverse_kernel(const float* in, float* out, bool barrier) {
+  float* tile = dynamic_shared<float>();
+  tile[threadIdx.x] = in[threadIdx.x];
+  if (barrier) __syncthreads();
+  out[threadIdx.x] = tile[blockDim.x - 1 - threadIdx.x];
+}
+
+// Writes one element past the tile, or past the output, where it is told to.
+__global__ void past_the_end_kernel(float* out, int count, bool in_shared, int excess) {
+  float* tile = dynamic_shared<float>();
+  const int i = static_cast<int>(threadIdx.x);
+  if (i >= count + excess) return;
+  if (in_shared) tile[i] = 1.0f;
+  if (!in_shared || i < count) out[i] = 1.0f;
+}
+
+__global__ void static_past_the_end_kernel(float* out, int excess) {
+  RSF_SHARED(float, tile, 32);
+  tile[threadIdx.x + excess] = 1.0f;
+  __syncthreads();
+  out[threadIdx.x] = tile[threadIdx.x];
+}
+
+// Sum over the warp, in a mask that may leave out lanes that take part, or name lanes that do not.
+__global__ void masked_sum_kernel(const float* in, float* out, unsigned mask, unsigned active) {
+  if (!(active >> threadIdx.x & 1)) return;
+  float value = in[threadIdx.x];
+  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(mask, value, offset);
+  out[threadIdx.x] = value;
+}
+
+// Half of the block leaves before the barrier, or waits at another one.
+__global__ void divergent_barrier_kernel(float* out, bool other_barrier) {
+  if (threadIdx.x < blockDim.x / 2) {
+    if (!other_barrier) return;
+    __syncthreads();
+  } else {
+    __syncthreads();
+  }
+  out[threadIdx.x] = 1.0f;
+}
+
+// The first thread of each block adds to a sum that it does not own.
+__global__ void racing_sum_kernel(float* out) {
+  RSF_SHARED(float, total, 1);
+  if (threadIdx.x == 0) *total = 0.0f;
+  __syncthreads();
+  *total = *total * 0.5f + static_cast<float>(threadIdx.x);
+  __syncthreads();
+  if (threadIdx.x == 0) out[blockIdx.x] = *total;
+}
+
+// Reads an asynchronous copy, waiting for it or not.
+__global__ void async_copy_kernel(const float* in, float* out, bool wait) {
+  RSF_SHARED(float, tile, 128);
+  copy_async(tile + 4 * threadIdx.x, in + 4 * threadIdx.x);
+  commit_copies();
+  if (wait) wait_copies<0>();
+  __syncthreads();
+  for (int i = 0; i < 4; ++i) out[4 * threadIdx.x + i] = tile[127 - 4 * threadIdx.x - i];
+}
+
+// d += a b by one warp, fragments from shared memory by `load_matrices`. a [16, 16], b [16, 8], row by row.
+template <class T>
+__global__ void product_kernel(const T* a, const T* b, float* d) {
+  RSF_SHARED(T, tile_a, 16 * 16);
+  RSF_SHARED(T, tile_b, 32 * 8);
+  const int lane = static_cast<int>(threadIdx.x), group = lane / 4, thread = lane % 4;
+  for (int i = lane; i < 16 * 16; i += kWarpSize) tile_a[i] = a[i];
+  for (int i = lane; i < 32 * 8; i += kWarpSize) tile_b[i] = i < 16 * 8 ? b[i] : T{0};
+  __syncwarp();
+  std::uint32_t fragment_a[4], pair[4];
+  load_matrices(fragment_a, tile_a + (lane % 16) * 16 + lane / 16 * 8);
+  load_matrices_transposed(pair, tile_b + lane * 8);
+  const std::uint32_t fragment_b[2] = {pair[0], pair[1]};
+  const int row[4] = {group, group, group + 8, group + 8};
+  float sums[4];
+  for (int i = 0; i < 4; ++i) sums[i] = d[row[i] * 8 + thread * 2 + (i & 1)];
+  mma_16x8x16<T>(sums, fragment_a, fragment_b);
+  for (int i = 0; i < 4; ++i) d[row[i] * 8 + thread * 2 + (i & 1)] = sums[i];
+}
+
+// Moments of 32 numbers by one warp; every lane writes what it has.
+__global__ void moments_kernel(const float* in, float* out) {
+  Moments own;
+  own.add(in[threadIdx.x]);
+  const Moments all = warp_moments(own);
+  out[2 * threadIdx.x] = all.mean;
+  out[2 * threadIdx.x + 1] = all.variance();
+}
+
+using emulation::Array;
+using emulation::check;
+using emulation::dtype_of;
+
+const float* in(const Array& array) { return static_cast<const float*>(array.data()); }
+float* out(Array& array) { return static_cast<float*>(array.mutable_data()); }
+
+}  // namespace
+}  // namespace resshift
+
+void emulation::bind_selftest(py::module_& module) {
+  using namespace resshift;
+  py::module_ selftest = module.def_submodule("selftest");
+  selftest.def("reverse", [](const Array& x, Array& y, bool barrier) {
+    const auto threads = static_cast<unsigned>(x.shape(0));
+    check(launch(reverse_kernel, dim3(1), dim3(threads), threads * sizeof(float), nullptr, in(x), out(y), barrier));
+  });
+  selftest.def("past_the_end", [](Array& y, bool in_shared, int excess) {
+    const auto count = static_cast<int>(y.shape(0));
+    check(launch(past_the_end_kernel, dim3(1), dim3(64), count * sizeof(float), nullptr, out(y), count, in_shared,
+                 excess));
+  });
+  selftest.def("static_past_the_end", [](Array& y, int excess) {
+    check(launch(static_past_the_end_kernel, dim3(1), dim3(32), 0, nullptr, out(y), excess));
+  });
+  selftest.def("masked_sum", [](const Array& x, Array& y, unsigned mask, unsigned active) {
+    check(launch(masked_sum_kernel, dim3(1), dim3(32), 0, nullptr, in(x), out(y), mask, active));
+  });
+  selftest.def("divergent_barrier", [](Array& y, bool other_barrier) {
+    check(launch(divergent_barrier_kernel, dim3(1), dim3(64), 0, nullptr, out(y), other_barrier));
+  });
+  selftest.def("racing_sum", [](Array& y) { check(launch(racing_sum_kernel, dim3(2), dim3(64), 0, nullptr, out(y))); });
+  selftest.def("async_copy", [](const Array& x, Array& y, bool wait) {
+    check(launch(async_copy_kernel, dim3(1), dim3(32), 0, nullptr, in(x), out(y), wait));
+  });
+  selftest.def("product", [](const Array& a, const Array& b, Array& d) {
+    const bool half = dtype_of(a) == Dtype::kFloat16;
+    if (half) {
+      check(launch(product_kernel<Half>, dim3(1), dim3(32), 0, nullptr, static_cast<const Half*>(a.data()),
+                   static_cast<const Half*>(b.data()), out(d)));
+    } else {
+      check(launch(product_kernel<BFloat16>, dim3(1), dim3(32), 0, nullptr, static_cast<const BFloat16*>(a.data()),
+                   static_cast<const BFloat16*>(b.data()), out(d)));
+    }
+  });
+  selftest.def("moments", [](const Array& x, Array& y) {
+    check(launch(moments_kernel, dim3(1), dim3(32), 0, nullptr, in(x), out(y)));
+  });
+  selftest.def("round_trip", [](const Array& x, Array& y) {  // float32 to the dtype of y
+    for (py::ssize_t i = 0; i < x.size(); ++i) store(y.mutable_data(), dtype_of(y), i, in(x)[i]);
+  });
+  selftest.def("widen", [](const Array& x, Array& y) {  // any dtype to float32
+    for (py::ssize_t i = 0; i < x.size(); ++i) out(y)[i] = load(View{x.data(), dtype_of(x)}, i);
+  });
+}

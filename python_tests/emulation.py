@@ -1,0 +1,111 @@
+"""Build and call the emulation of csrc/emulation, which executes the CUDA kernels on the CPU.
+
+It needs a C++ compiler and pybind11. Objects are kept in build/emulation and made anew when their sources, a header or
+the flags change. RESSHIFT_FAST_SANITIZE=1 builds with AddressSanitizer and UndefinedBehaviorSanitizer; the interpreter
+then has to be started with libasan preloaded, as scripts/sanitize.py does.
+"""
+
+import fcntl
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).parents[1]
+SOURCES = (*sorted((ROOT / "csrc/cuda").glob("*.cu")), *sorted((ROOT / "csrc/emulation").glob("*.c[pu]*")))
+BUILD = ROOT / "build/emulation"
+MODULE = "resshift_emulation"
+SANITIZED = os.environ.get("RESSHIFT_FAST_SANITIZE") == "1"
+COMPILER = os.environ.get("CXX", "g++")
+FLAGS = [
+    *("-std=c++17", "-O1", "-g", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-DRSF_EMULATED"),
+    *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
+]
+SANITIZER_FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+
+
+def missing() -> str | None:
+    """Why the emulation cannot be built here, or None."""
+    if shutil.which(COMPILER) is None:
+        return f"no C++ compiler: {COMPILER} is not on PATH"
+    if importlib.util.find_spec("pybind11") is None:
+        return "pybind11 is not installed; pip install pybind11"
+    return None
+
+
+@cache
+def module() -> ModuleType:
+    """The built Python module.
+
+    Raises:
+        RuntimeError: with the compiler's output, if a source does not compile.
+    """
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with open(BUILD / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(_object, SOURCES))
+        library = _link(objects)
+    spec = importlib.util.spec_from_file_location(MODULE, library)
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def _flags() -> list[str]:
+    import pybind11
+
+    includes = (pybind11.get_include(), sysconfig.get_paths()["include"])
+    return [*FLAGS, *(SANITIZER_FLAGS if SANITIZED else []), *(f"-I{path}" for path in includes)]
+
+
+@cache
+def _headers() -> str:
+    files = sorted((ROOT / "csrc").rglob("*.h"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _object(source: Path) -> Path:
+    key = hashlib.sha256(repr((_headers(), source.read_bytes(), COMPILER, _flags())).encode()).hexdigest()[:16]
+    file = BUILD / f"{source.stem}-{key}.o"
+    if not file.exists():
+        _run([COMPILER, *_flags(), "-x", "c++", "-c", source, "-o", file.with_suffix(".tmp")])
+        file.with_suffix(".tmp").rename(file)
+    return file
+
+
+def _link(objects: list[Path]) -> Path:
+    key = hashlib.sha256(repr(objects).encode()).hexdigest()[:16]
+    library = BUILD / f"{MODULE}-{key}.so"
+    if not library.exists():
+        flags = SANITIZER_FLAGS if SANITIZED else []
+        _run([COMPILER, "-shared", *flags, *objects, "-o", library.with_suffix(".tmp")])
+        library.with_suffix(".tmp").rename(library)
+    return library
+
+
+def _run(command: list) -> None:
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stderr}")
+
+
+def array(x: torch.Tensor | None) -> np.ndarray | None:
+    """A CPU tensor's memory as the emulation takes it, with its strides: bfloat16 as the bits of uint16."""
+    if x is None:
+        return None
+    return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
+
+
+def filled(*shape: int, dtype: torch.dtype, memory_format: torch.memory_format = torch.contiguous_format):
+    """A tensor of NaN, so that an element that a kernel leaves out shows."""
+    return torch.empty(shape, dtype=dtype, memory_format=memory_format).fill_(float("nan"))
