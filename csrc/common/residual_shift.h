@@ -44,7 +44,7 @@ struct QSample {
   const void* table;      // [T, 8]
   Dtype table_dtype;
   std::int64_t num_steps;
-  void* x_t;              // strides as x0's
+  View x_t;               // written
   std::int64_t batch, channels, pixels;
 };
 
@@ -59,8 +59,12 @@ RSF_INLINE float load(const View& view, std::int64_t index) {
   }
 }
 
+RSF_INLINE std::int64_t offset(const View& view, std::int64_t image, std::int64_t channel, std::int64_t pixel) {
+  return image * view.image + channel * view.channel + pixel * view.pixel;
+}
+
 RSF_INLINE float load(const View& view, std::int64_t image, std::int64_t channel, std::int64_t pixel) {
-  return load(view, image * view.image + channel * view.channel + pixel * view.pixel);
+  return load(view, offset(view, image, channel, pixel));
 }
 
 RSF_INLINE void store(void* data, Dtype dtype, std::int64_t index, float value) {

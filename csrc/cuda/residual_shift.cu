@@ -8,8 +8,6 @@
 
 #include "residual_shift.h"
 
-#include <algorithm>
-
 #include "../common/philox.h"
 #include "device.h"
 
@@ -18,15 +16,29 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kPixels = 4;  // of a thread in the kernel of the chain's own call
-constexpr int kMaxBlocks = 1 << 20;
+
+// A thread's image and the number of its first pixel, or whatever else a block's threads share out; blocks do not
+// straddle images. An image has fewer than 2³¹ pixels, so that dividing them takes no 64-bit division, which is a
+// subroutine.
+struct Share {
+  std::int64_t image;
+  std::uint32_t index;
+
+  RSF_DEVICE explicit Share(std::int64_t per_image) {
+    const auto blocks = static_cast<std::uint32_t>(divide_up(per_image, kThreads));
+    image = blockIdx.x / blocks;
+    index = blockIdx.x % blocks * kThreads + threadIdx.x;
+  }
+};
 
 // Where a thread's pixels are in the noise field.
 struct Place {
   std::uint32_t row, column;
 
-  RSF_DEVICE Place(const ChainStep& call, std::int64_t image, std::int64_t pixel) {
-    row = static_cast<std::uint32_t>(pixel / call.width);
-    column = static_cast<std::uint32_t>(pixel % call.width);
+  RSF_DEVICE Place(const ChainStep& call, std::int64_t image, std::uint32_t pixel) {
+    const auto width = static_cast<std::uint32_t>(call.width);
+    row = pixel / width;
+    column = pixel % width;
     if (call.origin) {
       row += static_cast<std::uint32_t>(call.origin[2 * image]);
       column += static_cast<std::uint32_t>(call.origin[2 * image + 1]);
@@ -42,39 +54,36 @@ RSF_DEVICE float mean_of(const ChainStep& call, float x, float prediction, float
 
 template <bool PRIOR>
 __global__ void __launch_bounds__(kThreads) chain_step_kernel(const __grid_constant__ ChainStep call) {
-  const std::int64_t pixels = call.height * call.width, total = call.batch * pixels;
-  const std::int64_t out_channels = call.channels + call.lq_channels;
+  const std::int64_t pixels = call.height * call.width, out_channels = call.channels + call.lq_channels;
+  const Share own(pixels);
+  if (own.index >= pixels) return;
+  const std::int64_t image = own.image, pixel = own.index, out = (image * pixels + pixel) * out_channels;
   const float noise_std = call.coefficients[PRIOR ? kKappaSqrtEta : kNoiseStd];
   const float scale = call.coefficients[PRIOR ? kInputScale : kNextInputScale];
   const std::uint32_t step = call.step ? static_cast<std::uint32_t>(*call.step) : 0;
-  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * kThreads;
-  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < total; i += stride) {
-    const std::int64_t image = i / pixels, pixel = i % pixels;
-    const Place place(call, image, pixel);
-    for (std::int64_t group = 0; 4 * group < call.channels; ++group) {
-      Normals z{};
-      if (call.seed) {
-        const auto seed = static_cast<std::uint64_t>(call.seed[image]);
-        z = noise(seed, step, static_cast<std::uint32_t>(group), place.row, place.column);
-      }
+  const Place place(call, image, own.index);
+  for (std::int64_t group = 0; 4 * group < call.channels; ++group) {
+    Normals z{};
+    if (call.seed) {
+      const auto seed = static_cast<std::uint64_t>(call.seed[image]);
+      z = noise(seed, step, static_cast<std::uint32_t>(group), place.row, place.column);
+    }
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const std::int64_t channel = 4 * group + j;
-        if (channel >= call.channels) break;
-        const float x = load(call.x, image, channel, pixel);
-        const float prediction = PRIOR ? 0.0f : load(call.prediction, image, channel, pixel);
-        const float y = call.y.data ? load(call.y, image, channel, pixel) : 0.0f;
-        float result = mean_of<PRIOR>(call, x, prediction, y);
-        if (call.noise.data) result += noise_std * load(call.noise, image, channel, pixel);
-        if (call.seed) result += noise_std * z[j];
-        call.x_out[(image * call.channels + channel) * pixels + pixel] = result;
-        store(call.next_input, call.next_dtype, i * out_channels + channel, result * scale);
-      }
+    for (int j = 0; j < 4; ++j) {
+      const std::int64_t channel = 4 * group + j;
+      if (channel >= call.channels) break;
+      const float x = load(call.x, image, channel, pixel);
+      const float prediction = PRIOR ? 0.0f : load(call.prediction, image, channel, pixel);
+      const float y = call.y.data ? load(call.y, image, channel, pixel) : 0.0f;
+      float result = mean_of<PRIOR>(call, x, prediction, y);
+      if (call.noise.data) result += noise_std * load(call.noise, image, channel, pixel);
+      if (call.seed) result += noise_std * z[j];
+      call.x_out[(image * call.channels + channel) * pixels + pixel] = result;
+      store(call.next_input, call.next_dtype, out + channel, result * scale);
     }
-    for (std::int64_t channel = 0; channel < call.lq_channels; ++channel) {
-      const float lq = load(call.lq, image, channel, pixel);
-      store(call.next_input, call.next_dtype, i * out_channels + call.channels + channel, lq);
-    }
+  }
+  for (std::int64_t channel = 0; channel < call.lq_channels; ++channel) {
+    store(call.next_input, call.next_dtype, out + call.channels + channel, load(call.lq, image, channel, pixel));
   }
 }
 
@@ -104,65 +113,59 @@ RSF_DEVICE void store_row(T* address, const T (&row)[N]) {
   }
 }
 
+// The noise of kPixels neighbours, which may lie in two rows.
+RSF_DEVICE void noise_of_row(Normals (&z)[kPixels], const ChainStep& call, std::int64_t image, std::uint32_t pixel) {
+  const std::uint32_t step = call.step ? static_cast<std::uint32_t>(*call.step) : 0;
+  const auto seed = static_cast<std::uint64_t>(call.seed[image]);
+#pragma unroll
+  for (int p = 0; p < kPixels; ++p) {
+    const Place place(call, image, pixel + p);
+    z[p] = noise(seed, step, 0, place.row, place.column);
+  }
+}
+
 // The chain's own call: what `is_chains_own` says.
 template <class T, int LQ_CHANNELS, bool PRIOR>
 __global__ void __launch_bounds__(kThreads) chain_step_rows_kernel(const __grid_constant__ ChainStep call) {
   constexpr int kChannels = 3, kOut = kChannels + LQ_CHANNELS;
-  const std::int64_t pixels = call.height * call.width, quads = pixels / kPixels, total = call.batch * quads;
+  const std::int64_t pixels = call.height * call.width;
+  const Share own(pixels / kPixels);
+  if (own.index >= pixels / kPixels) return;
+  const std::int64_t image = own.image, pixel = std::int64_t{own.index} * kPixels;
   const float noise_std = call.coefficients[PRIOR ? kKappaSqrtEta : kNoiseStd];
   const float scale = call.coefficients[PRIOR ? kInputScale : kNextInputScale];
-  const std::uint32_t step = call.step ? static_cast<std::uint32_t>(*call.step) : 0;
-  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * kThreads;
-  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < total; i += stride) {
-    const std::int64_t image = i / quads, pixel = i % quads * kPixels;
-    T prediction[kPixels * kChannels], next[kPixels * kOut];
-    if constexpr (!PRIOR) {
-      load_row(prediction, static_cast<const T*>(call.prediction.data) + (image * pixels + pixel) * kChannels);
-    }
-    Normals z[kPixels] = {};
-    if (call.seed) {
-      const auto seed = static_cast<std::uint64_t>(call.seed[image]);
-      const auto width = static_cast<std::uint32_t>(call.width);
-      Place place(call, image, pixel);
-      std::uint32_t in_row = static_cast<std::uint32_t>(pixel % call.width);
-#pragma unroll
-      for (int p = 0; p < kPixels; ++p) {
-        z[p] = noise(seed, step, 0, place.row, place.column);
-        ++place.column;
-        if (++in_row == width) {
-          in_row = 0;
-          place.column -= width;
-          ++place.row;
-        }
-      }
-    }
-#pragma unroll
-    for (int channel = 0; channel < kChannels; ++channel) {
-      const std::int64_t offset = (image * kChannels + channel) * pixels + pixel;
-      float x[kPixels], y[kPixels] = {}, given[kPixels] = {};
-      load_row(x, static_cast<const float*>(call.x.data) + offset);
-      if (call.y.data) load_row(y, static_cast<const float*>(call.y.data) + offset);
-      if (call.noise.data) load_row(given, static_cast<const float*>(call.noise.data) + offset);
-#pragma unroll
-      for (int p = 0; p < kPixels; ++p) {
-        const float predicted = PRIOR ? 0.0f : to_float(prediction[p * kChannels + channel]);
-        x[p] = mean_of<PRIOR>(call, x[p], predicted, y[p]);
-        if (call.noise.data) x[p] += noise_std * given[p];
-        if (call.seed) x[p] += noise_std * z[p][channel];
-        next[p * kOut + channel] = from_float<T>(x[p] * scale);
-      }
-      store_row(call.x_out + offset, x);
-    }
-#pragma unroll
-    for (int channel = 0; channel < LQ_CHANNELS; ++channel) {
-#pragma unroll
-      for (int p = 0; p < kPixels; ++p) {
-        const std::int64_t offset = image * call.lq.image + channel * call.lq.channel + (pixel + p) * call.lq.pixel;
-        next[p * kOut + kChannels + channel] = static_cast<const T*>(call.lq.data)[offset];
-      }
-    }
-    store_row(static_cast<T*>(call.next_input) + (image * pixels + pixel) * kOut, next);
+  T prediction[kPixels * kChannels], next[kPixels * kOut];
+  if constexpr (!PRIOR) {
+    load_row(prediction, static_cast<const T*>(call.prediction.data) + (image * pixels + pixel) * kChannels);
   }
+  Normals z[kPixels] = {};
+  if (call.seed) noise_of_row(z, call, image, own.index * kPixels);
+#pragma unroll
+  for (int channel = 0; channel < kChannels; ++channel) {
+    const std::int64_t first = (image * kChannels + channel) * pixels + pixel;
+    float x[kPixels], y[kPixels] = {}, given[kPixels] = {};
+    load_row(x, static_cast<const float*>(call.x.data) + first);
+    if (call.y.data) load_row(y, static_cast<const float*>(call.y.data) + first);
+    if (call.noise.data) load_row(given, static_cast<const float*>(call.noise.data) + first);
+#pragma unroll
+    for (int p = 0; p < kPixels; ++p) {
+      const float predicted = PRIOR ? 0.0f : to_float(prediction[p * kChannels + channel]);
+      x[p] = mean_of<PRIOR>(call, x[p], predicted, y[p]);
+      if (call.noise.data) x[p] += noise_std * given[p];
+      if (call.seed) x[p] += noise_std * z[p][channel];
+      next[p * kOut + channel] = from_float<T>(x[p] * scale);
+    }
+    store_row(call.x_out + first, x);
+  }
+#pragma unroll
+  for (int channel = 0; channel < LQ_CHANNELS; ++channel) {
+#pragma unroll
+    for (int p = 0; p < kPixels; ++p) {
+      next[p * kOut + kChannels + channel] =
+          static_cast<const T*>(call.lq.data)[offset(call.lq, image, channel, pixel + p)];
+    }
+  }
+  store_row(static_cast<T*>(call.next_input) + (image * pixels + pixel) * kOut, next);
 }
 
 bool is_aligned(const void* address) { return reinterpret_cast<std::uintptr_t>(address) % 16 == 0; }
@@ -185,22 +188,22 @@ bool is_chains_own(const ChainStep& call) {
          is_aligned(call.next_input);
 }
 
-dim3 grid_for(std::int64_t threads) {
-  return dim3(static_cast<unsigned>(std::min<std::int64_t>(divide_up(threads, kThreads), kMaxBlocks)));
+dim3 grid_for(std::int64_t batch, std::int64_t per_image) {
+  return dim3(static_cast<unsigned>(batch * divide_up(per_image, kThreads)));
 }
 
 template <bool PRIOR>
 int start(const ChainStep& call, void* stream) {
-  const std::int64_t pixels = call.batch * call.height * call.width;
+  const std::int64_t pixels = call.height * call.width;
   if (!is_chains_own(call)) {
-    return launch(chain_step_kernel<PRIOR>, grid_for(pixels), dim3(kThreads), 0, stream, call);
+    return launch(chain_step_kernel<PRIOR>, grid_for(call.batch, pixels), dim3(kThreads), 0, stream, call);
   }
   return dispatch(call.next_dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     auto* kernel = call.lq_channels == 0   ? chain_step_rows_kernel<T, 0, PRIOR>
                    : call.lq_channels == 3 ? chain_step_rows_kernel<T, 3, PRIOR>
                                            : chain_step_rows_kernel<T, 4, PRIOR>;
-    return launch(kernel, grid_for(pixels / kPixels), dim3(kThreads), 0, stream, call);
+    return launch(kernel, grid_for(call.batch, pixels / kPixels), dim3(kThreads), 0, stream, call);
   });
 }
 
@@ -212,17 +215,15 @@ RSF_DEVICE float table_entry(const QSample& call, std::int64_t image) {
   return load(View{call.table, call.table_dtype}, t * kColumns + COLUMN);
 }
 
-template <class T>
 __global__ void __launch_bounds__(kThreads) q_sample_kernel(const __grid_constant__ QSample call) {
-  const std::int64_t per_image = call.channels * call.pixels, total = call.batch * per_image;
-  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * kThreads;
-  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < total; i += stride) {
-    const std::int64_t image = i / per_image, channel = i % per_image / call.pixels, pixel = i % call.pixels;
-    const float eta = table_entry<kEta>(call, image), noise_std = table_entry<kKappaSqrtEta>(call, image);
-    const float x0 = load(call.x0, image, channel, pixel);
-    const float shifted = x0 + eta * (load(call.y, image, channel, pixel) - x0);
-    const std::int64_t out = image * call.x0.image + channel * call.x0.channel + pixel * call.x0.pixel;
-    static_cast<T*>(call.x_t)[out] = from_float<T>(shifted + noise_std * load(call.noise, image, channel, pixel));
+  const Share own(call.pixels);
+  if (own.index >= call.pixels) return;
+  const float eta = table_entry<kEta>(call, own.image), noise_std = table_entry<kKappaSqrtEta>(call, own.image);
+  for (std::int64_t channel = 0; channel < call.channels; ++channel) {
+    const float x0 = load(call.x0, own.image, channel, own.index);
+    const float shifted = x0 + eta * (load(call.y, own.image, channel, own.index) - x0);
+    const float x_t = shifted + noise_std * load(call.noise, own.image, channel, own.index);
+    store(const_cast<void*>(call.x_t.data), call.x_t.dtype, offset(call.x_t, own.image, channel, own.index), x_t);
   }
 }
 
@@ -230,21 +231,20 @@ __global__ void __launch_bounds__(kThreads) q_sample_kernel(const __grid_constan
 template <class T>
 __global__ void __launch_bounds__(kThreads) q_sample_rows_kernel(const __grid_constant__ QSample call) {
   constexpr int kWidth = 16 / sizeof(T);
-  const std::int64_t per_image = call.channels * call.pixels / kWidth, total = call.batch * per_image;
-  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * kThreads;
-  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < total; i += stride) {
-    const std::int64_t image = i / per_image;
-    const float eta = table_entry<kEta>(call, image), noise_std = table_entry<kKappaSqrtEta>(call, image);
-    auto x = load_vector<kWidth>(static_cast<const T*>(call.x0.data) + i * kWidth);
-    const auto y = load_vector<kWidth>(static_cast<const T*>(call.y.data) + i * kWidth);
-    const auto z = load_vector<kWidth>(static_cast<const T*>(call.noise.data) + i * kWidth);
+  const std::int64_t per_image = call.channels * call.pixels / kWidth;
+  const Share own(per_image);
+  if (own.index >= per_image) return;
+  const std::int64_t first = (own.image * per_image + own.index) * kWidth;
+  const float eta = table_entry<kEta>(call, own.image), noise_std = table_entry<kKappaSqrtEta>(call, own.image);
+  auto x = load_vector<kWidth>(static_cast<const T*>(call.x0.data) + first);
+  const auto y = load_vector<kWidth>(static_cast<const T*>(call.y.data) + first);
+  const auto z = load_vector<kWidth>(static_cast<const T*>(call.noise.data) + first);
 #pragma unroll
-    for (int j = 0; j < kWidth; ++j) {
-      const float x0 = to_float(x[j]);
-      x[j] = from_float<T>(x0 + eta * (to_float(y[j]) - x0) + noise_std * to_float(z[j]));
-    }
-    store_vector(static_cast<T*>(call.x_t) + i * kWidth, x);
+  for (int j = 0; j < kWidth; ++j) {
+    const float x0 = to_float(x[j]);
+    x[j] = from_float<T>(x0 + eta * (to_float(y[j]) - x0) + noise_std * to_float(z[j]));
   }
+  store_vector(static_cast<T*>(const_cast<void*>(call.x_t.data)) + first, x);
 }
 
 bool same_layout(const View& a, const View& b) {
@@ -254,10 +254,11 @@ bool same_layout(const View& a, const View& b) {
 bool is_dense(const QSample& call) {
   const View& x = call.x0;
   const std::int64_t per_image = call.channels * call.pixels;
-  const bool planes = x.pixel == 1 && x.channel == call.pixels, channels_last = x.channel == 1 && x.pixel == call.channels;
+  const bool planes = x.pixel == 1 && x.channel == call.pixels;
+  const bool channels_last = x.channel == 1 && x.pixel == call.channels;
   return x.image == per_image && (planes || channels_last) && per_image % 8 == 0 && same_layout(x, call.y) &&
-         same_layout(x, call.noise) && is_aligned(x.data) && is_aligned(call.y.data) && is_aligned(call.noise.data) &&
-         is_aligned(call.x_t);
+         same_layout(x, call.noise) && same_layout(x, call.x_t) && is_aligned(x.data) && is_aligned(call.y.data) &&
+         is_aligned(call.noise.data) && is_aligned(call.x_t.data);
 }
 
 }  // namespace
@@ -267,14 +268,11 @@ int chain_step(const ChainStep& call, void* stream) {
 }
 
 int q_sample(const QSample& call, void* stream) {
-  const std::int64_t total = call.batch * call.channels * call.pixels;
+  if (!is_dense(call)) return launch(q_sample_kernel, grid_for(call.batch, call.pixels), dim3(kThreads), 0, stream, call);
   return dispatch(call.x0.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    constexpr int kWidth = 16 / sizeof(T);
-    if (is_dense(call)) {
-      return launch(q_sample_rows_kernel<T>, grid_for(total / kWidth), dim3(kThreads), 0, stream, call);
-    }
-    return launch(q_sample_kernel<T>, grid_for(total), dim3(kThreads), 0, stream, call);
+    const std::int64_t pieces = call.channels * call.pixels * static_cast<std::int64_t>(sizeof(T)) / 16;
+    return launch(q_sample_rows_kernel<T>, grid_for(call.batch, pieces), dim3(kThreads), 0, stream, call);
   });
 }
 

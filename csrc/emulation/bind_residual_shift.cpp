@@ -41,7 +41,7 @@ void bind_residual_shift(py::module_& module) {
                        table.data(),
                        dtype_of(table),
                        table.shape(0),
-                       x_t.mutable_data(),
+                       view_of(x_t),
                        x0.shape(0),
                        x0.shape(1),
                        x0.shape(2) * x0.shape(3)};

@@ -1,6 +1,7 @@
 #include "emulator.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -227,6 +228,11 @@ void warp_operation(const char* kind, unsigned mask, void* slot, WarpOperation o
 }
 
 void copy_later(void* to, const void* from, std::size_t bytes) {
+  if ((reinterpret_cast<std::uintptr_t>(to) | reinterpret_cast<std::uintptr_t>(from)) % bytes) {
+    fail("an asynchronous copy is not aligned");
+  }
+  // In one of the orders at once: what overwrites numbers that others still read shows as well as what comes too late.
+  if (order == Order::kDescending) std::memcpy(to, from, bytes);
   block->running->copies.back().push_back({to, from, bytes});
 }
 

@@ -46,7 +46,8 @@ void* dynamic_shared();
 using WarpOperation = void (*)(void* const slots[kWarpSize]);
 void warp_operation(const char* kind, unsigned mask, void* slot, WarpOperation operate);
 
-// Asynchronous copies of the running thread: they are made no earlier than when `wait_copies` asks for their group.
+// Asynchronous copies of the running thread: they are made when `wait_copies` asks for their group and no earlier; in
+// descending order at once too, since a GPU may do either.
 void copy_later(void* to, const void* from, std::size_t bytes);
 void commit_copies();
 void wait_copies(int groups_left);

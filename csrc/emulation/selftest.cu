@@ -1,4 +1,8 @@
 // Kernels that are wrong on purpose, so that tests can see the emulation notice, and small right ones of its parts.
+#include <pybind11/stl.h>
+
+#include <array>
+
 #include "../cuda/device.h"
 #include "../cuda/matrix.h"
 #include "bindings.h"
@@ -49,7 +53,7 @@ __global__ void divergent_barrier_kernel(float* out, bool other_barrier) {
   out[threadIdx.x] = 1.0f;
 }
 
-// The first thread of each block adds to a sum that it does not own.
+// Every thread changes the one sum that is the block's, with no order among them.
 __global__ void racing_sum_kernel(float* out) {
   RSF_SHARED(float, total, 1);
   if (threadIdx.x == 0) *total = 0.0f;
@@ -68,6 +72,62 @@ __global__ void async_copy_kernel(const float* in, float* out, bool wait) {
   __syncthreads();
   for (int i = 0; i < 4; ++i) out[4 * threadIdx.x + i] = tile[127 - 4 * threadIdx.x - i];
 }
+
+// Copies over a tile that other threads read, behind a barrier or not.
+__global__ void overwriting_copy_kernel(const float* in, float* out, bool barrier) {
+  RSF_SHARED(float, tile, 128);
+  const int own = 4 * static_cast<int>(threadIdx.x), other = 124 - own;
+  store_vector(tile + own, load_vector<4>(in + own));
+  __syncthreads();
+  const auto read = load_vector<4>(tile + other);
+  if (barrier) __syncthreads();
+  copy_async(tile + own, in + 128 + own);
+  commit_copies();
+  store_vector(out + own, read);
+  wait_copies<0>();
+  __syncthreads();
+  store_vector(out + 128 + own, load_vector<4>(tile + other));
+}
+
+enum Divergence { kBarrierAndShuffle, kTwoMasks, kTwoOperations };
+
+// Lanes that part where a warp operation names all of them.
+__global__ void divergent_warp_kernel(float* out, int divergence) {
+  const bool first = threadIdx.x < 16;
+  if (divergence == kBarrierAndShuffle) {
+    if (first) __syncthreads();
+    out[threadIdx.x] = __shfl_xor_sync(kAllLanes, 1.0f, 1);
+  } else if (divergence == kTwoMasks) {
+    out[threadIdx.x] = __shfl_xor_sync(first ? kAllLanes : 0xffff0000u, 1.0f, 1);
+  } else if (first) {
+    __syncwarp();
+  } else {
+    out[threadIdx.x] = static_cast<float>(__ballot_sync(kAllLanes, 1));
+  }
+}
+
+// out [5, 32]: what the warp operations give for a lane's number x.
+__global__ void warp_operations_kernel(const float* in, float* out) {
+  const int lane = static_cast<int>(threadIdx.x);
+  const float x = in[lane];
+  RSF_SHARED(float, sum, 1);
+  if (lane == 0) *sum = 0.0f;
+  __syncwarp();
+  atomicAdd(sum, x);
+  out[lane] = __shfl_sync(kAllLanes, x, lane * 3, 8);
+  out[32 + lane] = __shfl_xor_sync(kAllLanes, x, 12, 8);
+  out[64 + lane] = __shfl_down_sync(kAllLanes, x, 3, 16);
+  out[96 + lane] = static_cast<float>(__ballot_sync(kAllLanes, x > 0.0f) >> 16);
+  out[128 + lane] = *sum;
+}
+
+// Reads four numbers at once from wherever they are.
+__global__ void vector_load_kernel(const float* in, float* out, int offset) {
+  const auto four = load_vector<4>(in + offset);
+  for (int i = 0; i < 4; ++i) out[i] = four[i];
+}
+
+__global__ void count_kernel(float* out) { atomicAdd(out, 1.0f); }
 
 // d += a b by one warp, fragments from shared memory by `load_matrices`. a [16, 16], b [16, 8], row by row.
 template <class T>
@@ -132,6 +192,22 @@ void emulation::bind_selftest(py::module_& module) {
   selftest.def("racing_sum", [](Array& y) { check(launch(racing_sum_kernel, dim3(2), dim3(64), 0, nullptr, out(y))); });
   selftest.def("async_copy", [](const Array& x, Array& y, bool wait) {
     check(launch(async_copy_kernel, dim3(1), dim3(32), 0, nullptr, in(x), out(y), wait));
+  });
+  selftest.def("overwriting_copy", [](const Array& x, Array& y, bool barrier) {
+    check(launch(overwriting_copy_kernel, dim3(1), dim3(32), 0, nullptr, in(x), out(y), barrier));
+  });
+  selftest.def("divergent_warp", [](Array& y, int divergence) {
+    check(launch(divergent_warp_kernel, dim3(1), dim3(32), 0, nullptr, out(y), divergence));
+  });
+  selftest.def("warp_operations", [](const Array& x, Array& y) {
+    check(launch(warp_operations_kernel, dim3(1), dim3(32), 0, nullptr, in(x), out(y)));
+  });
+  selftest.def("vector_load", [](const Array& x, Array& y, int offset) {
+    check(launch(vector_load_kernel, dim3(1), dim3(1), 0, nullptr, in(x), out(y), offset));
+  });
+  selftest.def("count", [](Array& y, std::array<unsigned, 3> grid, std::array<unsigned, 3> block, std::size_t bytes) {
+    check(launch(count_kernel, dim3(grid[0], grid[1], grid[2]), dim3(block[0], block[1], block[2]), bytes, nullptr,
+                 out(y)));
   });
   selftest.def("product", [](const Array& a, const Array& b, Array& d) {
     const bool half = dtype_of(a) == Dtype::kFloat16;
