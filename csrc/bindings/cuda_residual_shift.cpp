@@ -8,10 +8,12 @@ namespace resshift::bindings {
 namespace {
 
 struct Cuda {
-  Launcher launcher;
+  explicit Cuda(const Tensor& x) : launcher(x) {}
 
   void operator()(const ChainStep& call) const { Launcher::check(cuda::chain_step(call, launcher.stream())); }
   void operator()(const QSample& call) const { Launcher::check(cuda::q_sample(call, launcher.stream())); }
+
+  Launcher launcher;
 };
 
 }  // namespace

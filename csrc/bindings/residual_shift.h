@@ -7,14 +7,6 @@
 
 namespace resshift::bindings {
 
-// Tensors of a step of the chain, kept alive for its call.
-struct ChainTensors {
-  Tensor x;
-  OptionalTensor prediction, y, noise, lq, origin;
-  Tensor coefficients;
-  OptionalTensor seed, step;
-};
-
 inline Tensor next_input_like(const Tensor& x, int64_t channels, ScalarType dtype) {
   const std::vector<int64_t> size{x.size(0), channels, x.size(2), x.size(3)};
   return torch::stable::empty(size, dtype, std::nullopt, x.device(), std::nullopt, MemoryFormat::ChannelsLast);
@@ -25,6 +17,11 @@ inline OptionalTensor beside(const OptionalTensor& image, const Tensor& x, const
   if (!image) return std::nullopt;
   check_like(*image, x, name);
   return by_pixel(*image);
+}
+
+inline OptionalTensor integers(const OptionalTensor& numbers, int64_t count, const Tensor& x, const char* name) {
+  if (!numbers) return std::nullopt;
+  return flat(*numbers, ScalarType::Long, count, x, name);
 }
 
 // Check a call's tensors, allocate its results, and `run` it.
@@ -39,27 +36,26 @@ std::tuple<Tensor, Tensor> chain_step(const Tensor& x, const OptionalTensor& pre
   STD_TORCH_CHECK(prediction_type >= 0 && prediction_type <= 3, "prediction_type must be 0 to 3");
   STD_TORCH_CHECK(x.size(2) * x.size(3) < (int64_t{1} << 31), "an image has 2^31 pixels or more");
   const int64_t batch = x.size(0);
-  ChainTensors held{by_pixel(x), beside(prediction, x, "prediction"), beside(y, x, "y"), beside(noise, x, "noise")};
-  held.coefficients = flat(coefficients, ScalarType::Float, kColumns, x, "coefficients");
-  if (seed) held.seed = flat(*seed, ScalarType::Long, batch, x, "seed");
-  if (step) held.step = flat(*step, ScalarType::Long, 1, x, "step");
-  if (origin) held.origin = flat(*origin, ScalarType::Long, 2 * batch, x, "origin");
   if (lq) {
     STD_TORCH_CHECK(lq->device() == x.device() && lq->dim() == 4 && lq->size(0) == batch &&
                         lq->size(2) == x.size(2) && lq->size(3) == x.size(3),
                     "lq must be [B, C', H, W] with the latent's batch, height and width, on its device");
-    held.lq = by_pixel(*lq);
   }
   const int64_t lq_channels = lq ? lq->size(1) : 0;
+  // What is read, by name, so that copies live until the call has been made.
+  const Tensor latent = by_pixel(x), row = flat(coefficients, ScalarType::Float, kColumns, x, "coefficients");
+  const OptionalTensor images[] = {beside(prediction, x, "prediction"), beside(y, x, "y"), beside(noise, x, "noise"),
+                                   lq ? OptionalTensor(by_pixel(*lq)) : std::nullopt};
+  const OptionalTensor numbers[] = {integers(seed, batch, x, "seed"), integers(step, 1, x, "step"),
+                                    integers(origin, 2 * batch, x, "origin")};
   const std::vector<int64_t> size{batch, x.size(1), x.size(2), x.size(3)};
   Tensor x_out = torch::stable::new_empty(x, size);
   Tensor next_input = next_input_like(x, x.size(1) + lq_channels, next_dtype);
   auto view = [](const OptionalTensor& image, const char* name) { return image ? view_of(*image, name) : View{}; };
-  auto integers = [](const OptionalTensor& t) { return t ? static_cast<const int64_t*>(t->const_data_ptr()) : nullptr; };
-  run(ChainStep{view_of(held.x, "the latent"), view(held.prediction, "prediction"), view(held.y, "y"),
-                view(held.noise, "noise"), view(held.lq, "lq"),
-                static_cast<const float*>(held.coefficients.const_data_ptr()), integers(held.seed),
-                integers(held.step), integers(held.origin), static_cast<float*>(x_out.mutable_data_ptr()),
+  auto data = [](const OptionalTensor& t) { return t ? static_cast<const int64_t*>(t->const_data_ptr()) : nullptr; };
+  run(ChainStep{view_of(latent, "the latent"), view(images[0], "prediction"), view(images[1], "y"),
+                view(images[2], "noise"), view(images[3], "lq"), static_cast<const float*>(row.const_data_ptr()),
+                data(numbers[0]), data(numbers[1]), data(numbers[2]), static_cast<float*>(x_out.mutable_data_ptr()),
                 next_input.mutable_data_ptr(), dtype_of(next_dtype, "next_dtype"), batch, x.size(1), lq_channels,
                 x.size(2), x.size(3), static_cast<PredictionType>(prediction_type), clamp_x0});
   return {x_out, next_input};
