@@ -166,7 +166,9 @@ def cuda_plan(torch: Torch) -> Plan:
     return Plan(sources("cuda/*.cu", "bindings/cuda_*.cpp"), compilers, link)
 
 
-PLANS = {"cpu": cpu_plan, "cuda": cuda_plan}
+PLANNERS = {"cpu": cpu_plan, "cuda": cuda_plan}
+PLANS: dict[str, Plan] = {}  # of the libraries that are built
+REASONS: dict[str, str] = {}  # why the others are not
 
 
 def plan_or_reason(name: str) -> Plan | str:
@@ -176,7 +178,7 @@ def plan_or_reason(name: str) -> Plan | str:
         SystemExit: where the environment demands the library, with the reason.
     """
     variable = f"RESSHIFT_FAST_{name.upper()}"
-    wanted = os.environ.get(variable, "auto")
+    wanted = os.environ.get(variable) or "auto"
     if wanted not in ("auto", "0", "1"):
         raise SystemExit(f"{variable} is {wanted!r}, expected auto, 0 or 1")
     if wanted == "0":
@@ -184,7 +186,7 @@ def plan_or_reason(name: str) -> Plan | str:
     try:
         if sys.platform == "win32":
             raise Missing("Windows is not supported yet")
-        return PLANS[name](Torch.find())
+        return PLANNERS[name](Torch.find())
     except Missing as missing:
         if wanted == "1":
             raise SystemExit(f"{variable}=1, but {missing}") from None
@@ -213,7 +215,7 @@ class BuildNative(build_ext):
         name = ext.name.rpartition("_")[2]
         library = Path(self.get_ext_fullpath(ext.name)).resolve()
         try:
-            self.compile(PLANS_TO_BUILD[name], Path(self.build_temp).resolve() / name, library)
+            self.compile(PLANS[name], Path(self.build_temp).resolve() / name, library)
         except (subprocess.CalledProcessError, OSError):
             if os.environ.get(f"RESSHIFT_FAST_{name.upper()}") == "1":
                 raise
@@ -274,16 +276,22 @@ def ninja_file(plan: Plan, objects: list[Path], link: list[str], library: Path) 
     return "\n".join(lines)
 
 
-# Asking for the metadata alone runs this file too, and needs no search for compilers.
-BUILDING = not {"build", "build_ext", "build_py", "bdist_wheel", "editable_wheel", "install"}.isdisjoint(sys.argv)
-FOUND = {name: plan_or_reason(name) for name in PLANS} if BUILDING else {}
-REASONS = {name: reason for name, reason in FOUND.items() if isinstance(reason, str)}
-PLANS_TO_BUILD = {name: plan for name, plan in FOUND.items() if isinstance(plan, Plan)}
+def main() -> None:
+    """What setuptools runs."""
+    # Asking for the metadata alone runs this file too, and needs no search for compilers.
+    building = not {"build", "build_ext", "build_py", "bdist_wheel", "editable_wheel", "install"}.isdisjoint(sys.argv)
+    for name in PLANNERS if building else ():
+        plan = plan_or_reason(name)
+        if isinstance(plan, Plan):
+            PLANS[name] = plan
+        else:
+            REASONS[name] = plan
+    setup(
+        ext_modules=[Extension(f"resshift_fast._{name}", [], py_limited_api=True, optional=True) for name in PLANS],
+        cmdclass={"build_ext": BuildNative, "build_py": Record},
+        options={"bdist_wheel": {"py_limited_api": "cp310"}} if PLANS else {},
+    )
 
-setup(
-    ext_modules=[
-        Extension(f"resshift_fast._{name}", [], py_limited_api=True, optional=True) for name in PLANS_TO_BUILD
-    ],
-    cmdclass={"build_ext": BuildNative, "build_py": Record},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}} if PLANS_TO_BUILD else {},
-)
+
+if __name__ == "__main__":
+    main()

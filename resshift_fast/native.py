@@ -1,0 +1,56 @@
+"""The compiled libraries of csrc/: loading them, and why one is not there.
+
+`resshift_fast/_cpu.abi3.so` registers `torch.ops.resshift_fast_cpu.*`, `_cuda.abi3.so` `torch.ops.resshift_fast_cuda.*`.
+Both were built against LibTorch's stable ABI and work with every torch from 2.10 on.
+"""
+
+import ctypes
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = ("cpu", "cuda")
+FOLDER = Path(__file__).parent
+
+
+def path(name: str) -> Path:
+    """Where the library "cpu" or "cuda" is, if it was built."""
+    return FOLDER / f"_{name}.abi3.so"
+
+
+@cache
+def missing(name: str) -> str | None:
+    """Load the library "cpu" or "cuda", once; returns None, or why it is not loaded."""
+    import torch
+
+    file = path(name)
+    if name == "cuda" and torch.version.cuda is None:
+        return f"needs a build of torch for CUDA; this is {torch.__version__}"
+    if not file.exists():
+        return f"was not built: {_record().get(name, 'this copy was not installed with pip')}"
+    try:
+        if name == "cuda":
+            # The library finds torch's current stream there, and has no need of it until torch has CUDA itself.
+            ctypes.CDLL(str(Path(torch.__file__).parent / "lib/libtorch_cuda.so"), mode=ctypes.RTLD_GLOBAL)
+        torch.ops.load_library(str(file))
+    except OSError as error:
+        return f"could not be loaded: {' '.join(str(error).split())[:300]}"
+    return None
+
+
+def _record() -> dict[str, str]:
+    """What the build wrote down of libraries that it left out: name to reason."""
+    file = FOLDER / "native.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def operator(library: str, name: str) -> Any:
+    """An operator of a loaded library: the callable `torch.ops.resshift_fast_<library>.<name>.default`.
+
+    Raises:
+        AttributeError: if the library does not have it, or is not loaded.
+    """
+    import torch
+
+    return getattr(getattr(torch.ops, f"resshift_fast_{library}"), name).default
