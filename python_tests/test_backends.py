@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from resshift_fast import Pipeline, backends, ops, use_backend, verification
 from resshift_fast.backends import OPERATORS, VARIABLE, Kernel, check, fused, preferred, status, unavailable
@@ -231,6 +233,30 @@ def test_an_operator_returns_its_inputs_dtype_under_autocast(cpu, kernels):
         assert (X.reshape(14, 15) @ X.reshape(14, 15).T).dtype == torch.bfloat16
     assert y.dtype == torch.float32
     assert y.equal(torch.ops.resshift_fast.conv2d(X, WEIGHT, None, 1))
+
+
+def test_a_kernel_runs_with_its_tensors_device_as_the_current_one(monkeypatch):
+    """Launchers start kernels on the current device, which a tensor's need not be."""
+    current, during = [0], []
+
+    @contextmanager
+    def device(which):
+        before, current[0] = current[0], which.index
+        yield
+        current[0] = before
+
+    def kernel(x, *_):
+        during.append(current[0])
+        return torch.empty_like(x)
+
+    monkeypatch.setenv(verification.VARIABLE, "0")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setitem(OPERATORS, OPERATOR, replace(OPERATORS[OPERATOR], loaders={"cuda": lambda: Kernel(kernel)}))
+    with FakeTensorMode():
+        for where in ("cuda:0", "cuda:1"):
+            backends.run(OPERATOR, torch.empty(1, 1, 3, 3, device=where))
+    assert (during, current) == ([0, 1], [0])
 
 
 def test_operators_run_the_same_under_either_choice():

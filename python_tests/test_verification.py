@@ -7,11 +7,14 @@ import textwrap
 import warnings
 from dataclasses import replace
 from functools import partial
+from threading import Thread
 
 import pytest
 import torch
+from pipelines import SPECS, photo, tiny
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from resshift_fast import backends, ops, use_backend, verification
+from resshift_fast import Pipeline, backends, ops, use_backend, verification
 from resshift_fast.backends import OPERATORS, Kernel
 from resshift_fast.ops.conv2d import reference
 from resshift_fast.verification import RUNNING
@@ -243,6 +246,136 @@ def test_a_stored_failure_counts_during_capture(monkeypatch, recwarn):
     new_process()
     monkeypatch.setattr(verification, "forbidden", lambda: True)
     assert not backend.used
+
+
+def pipeline(name: str = "x4") -> Pipeline:
+    """A new pipeline over the networks of `tiny`."""
+    shared = tiny(name)
+    return Pipeline(SPECS[name], shared.denoiser, shared.first_stage, CPU, torch.float32)
+
+
+@pytest.mark.parametrize("fault", ["one-percent-off", "exception", "nan"])
+def test_a_pipeline_verifies_before_its_first_image(fault, tmp_path):
+    image = photo(16, 16)
+    expected = tiny("x4")(image, progress=False)
+    backend = Backend(WRONG[fault][0])
+    install(backend)
+    with pytest.warns(RuntimeWarning, match="the cpu backend of conv2d is off") as caught:
+        pipe = pipeline()
+    assert len(caught) == 1
+    calls = backend.calls
+    assert calls > 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert (pipe(image, progress=False) == expected).all()
+        pipeline()
+    assert backend.calls == calls
+
+
+def test_a_later_pipeline_reads_its_verdicts_and_launches_nothing(tmp_path):
+    backend = Backend()
+    install(backend)
+    pipeline()
+    assert backend.calls == len(OPERATORS[OPERATOR].examples(CPU, torch.float32))
+    new_process()
+    calls = backend.calls
+    pipeline()
+    assert backend.calls == calls
+    verdict_file(tmp_path).unlink()
+    new_process()
+    pipeline()
+    assert backend.calls == 2 * calls
+
+
+def test_a_pipeline_trusts_where_verification_is_off(tmp_path, monkeypatch):
+    monkeypatch.setenv("RESSHIFT_FAST_VERIFY", "0")
+    backend = Backend()
+    install(backend)
+    pipeline()
+    assert backend.calls == 0
+    assert not (tmp_path / "verdicts").exists()
+
+
+def test_a_pipeline_without_kernels_asks_for_no_verdict(monkeypatch):
+    monkeypatch.setattr(verification, "passes", lambda *_: pytest.fail("a verdict was asked for"))
+    backends.verify(CPU, torch.float32)
+    pipeline()
+
+
+def test_verified_are_the_operators_of_inference_in_the_models_dtype(monkeypatch):
+    asked = []
+    monkeypatch.setattr(verification, "passes", lambda operator, *key: asked.append((operator.name, *key)))
+    for operator in OPERATORS.values():
+        monkeypatch.setitem(OPERATORS, operator.name, replace(operator, loaders={"cpu": lambda: None}))
+    backends._forget()
+    backends.verify(CPU, torch.bfloat16)
+    dtypes = {name: dtype for name, backend, device, dtype in asked if (backend, device) == ("cpu", CPU)}
+    assert len(dtypes) == len(asked)
+    assert set(dtypes) == set(ops.__all__) - {"q_sample"}
+    latents = {"posterior_step", "prior_sample"}
+    assert {name for name, dtype in dtypes.items() if dtype == torch.float32} == latents
+    assert {dtype for name, dtype in dtypes.items() if name not in latents} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("name", ["x4", "x4-vq", "inpaint-vq"])
+def test_nothing_is_left_to_verify_when_a_model_runs(name, monkeypatch):
+    compared = []
+    monkeypatch.setattr(verification, "compare", lambda operator, *_: compared.append(operator.name) or "passed")
+    for operator in OPERATORS.values():
+        plain = replace(operator, loaders={"cpu": partial(Kernel, operator.plain)})
+        monkeypatch.setitem(OPERATORS, operator.name, plain)
+    backends._forget()
+    pipe = pipeline(name)
+    assert set(compared) >= {"group_norm", "window_attention", "posterior_step"}
+    compared.clear()
+    image = torch.rand(1, 3, 16, 16)
+    pipe(image, image[:, :1] > 0.5 if pipe.spec.needs_mask else None, progress=False)
+    assert backends._choices and not compared
+
+
+def test_nothing_is_verified_on_fake_tensors(tmp_path):
+    backend = Backend()
+    install(backend)
+    with FakeTensorMode():
+        backends.verify(CPU, torch.float32)
+        backends.verify(torch.device("cuda"), torch.float32)
+        torch.ops.resshift_fast.conv2d(torch.empty(2, 3, 5, 7), torch.empty(4, 3, 3, 3), None, 1)
+    assert backend.calls == 0
+    assert not list((tmp_path / "verdicts").rglob(f"{OPERATOR}-*"))
+    assert backend.used
+
+
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+def test_nothing_is_verified_while_a_program_is_traced(compiler, monkeypatch):
+    backend = Backend()
+    install(backend)
+    seen = []
+
+    def watched(graph, inputs):
+        backends.verify(CPU, torch.float32)
+        compiled = torch._dynamo.lookup_backend(compiler)(graph, inputs)
+        seen.append(backend.calls)
+        return compiled
+
+    torch._dynamo.reset()
+    compiled = torch.compile(ops.conv2d, fullgraph=True, dynamic=True, backend=watched)
+    assert compiled(X, WEIGHT, BIAS).equal(EXPECTED)
+    torch._dynamo.reset()
+    assert seen == [0]
+    assert backend.used  # verified in the compiled program's first run
+
+
+def test_of_two_threads_one_verifies_and_warns(recwarn):
+    backend = Backend(lambda y: y * 1.01)
+    install(backend)
+    warnings.simplefilter("always")
+    threads = [Thread(target=backends.verify, args=(CPU, torch.float32)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert backend.calls == 1  # the first example shows it
+    assert len(recwarn.list) == 1
 
 
 PROGRAM = textwrap.dedent("""

@@ -43,6 +43,8 @@ class Operator:
         plain: the operator in plain PyTorch: the registered arguments, the registered outputs.
         examples: (device, dtype) to small arguments on which a backend is verified against `plain`.
         loaders: backend to the function that loads its kernel.
+        dtypes: those that it takes, the first for a model in another one; none for every floating-point dtype.
+        training: whether only training calls it.
         matrix_operations: the operator's arguments, shapes for tensors, and `out_shape` to the multiplications and
             additions of its matrix products, as `torch.utils.flop_counter.register_flop_formula` wants; None for none.
     """
@@ -51,6 +53,8 @@ class Operator:
     plain: Callable[..., Any]
     examples: Callable[..., list[tuple]]
     loaders: dict[str, Callable[[], Kernel]] = field(default_factory=dict)
+    dtypes: "tuple[torch.dtype, ...]" = ()
+    training: bool = False
     matrix_operations: Callable[..., int] | None = None
 
 
@@ -206,14 +210,24 @@ def _order(name: str, device_type: str) -> tuple[str, ...]:
     return tuple(b for b in order if b in loaders and (b != "triton" or _has_triton()))
 
 
+@dataclass(frozen=True)
+class _Choice:
+    """What may run for one operator, device and dtype: verified kernels in order, and plain PyTorch."""
+
+    kernels: tuple[Kernel, ...]
+    plain: Callable[..., Any]
+    device_type: str
+    index: int | None  # of a CUDA device
+
+
 _kernels_for: frozenset[tuple[str, str]] = frozenset()
-_candidates: dict[tuple, tuple[Kernel, ...]] = {}
+_choices: dict[tuple, _Choice] = {}
 
 
 def _forget() -> None:
     """Have the choice made anew: the preference or the kernels have changed."""
     global _kernels_for
-    _candidates.clear()
+    _choices.clear()
     _kernels_for = _fused_pairs()
 
 
@@ -223,36 +237,70 @@ def run(name: str, *args: Any) -> Any:
     Args:
         name: the operator. args: its arguments; the first is a tensor, whose device and dtype decide.
     """
-    x = args[0]
-    key = (name, x.device, x.dtype)
-    kernels = _candidates.get(key)
-    if kernels is None:
-        kernels = _find(key)
-    function = next((k.function for k in kernels if k.unsupported(*args) is None), OPERATORS[name].plain)
-    return _without_autocast(function, x.device.type, args)
-
-
-def _without_autocast(function: Callable, device_type: str, args: tuple) -> Any:
     import torch
 
+    x = args[0]
+    device = x.device
+    key = (name, device, x.dtype)
+    choice = _choices.get(key) or _choose(key)
+    function = choice.plain
+    for candidate in choice.kernels:
+        if candidate.unsupported(*args) is None:
+            function = candidate.function
+            break
     # Autocast would give other dtypes than the operator promises, in plain PyTorch and where a launcher calls it.
-    if torch.is_autocast_enabled(device_type):
-        with torch.autocast(device_type, enabled=False):
+    elsewhere = choice.index is not None and choice.index != torch.cuda.current_device()
+    if elsewhere or torch.is_autocast_enabled(choice.device_type):
+        with torch.autocast(choice.device_type, enabled=False), on(device):
             return function(*args)
     return function(*args)
 
 
-def _find(key: tuple) -> tuple[Kernel, ...]:
-    """The verified kernels for (operator, device, dtype), in order; verifies those met for the first time."""
+def on(device: "torch.device") -> AbstractContextManager:
+    """Context in which a CUDA device is the current one: kernels are launched there, wherever their tensors are."""
+    import torch
+
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _choose(key: tuple) -> _Choice:
+    """The choice for (operator, device, dtype); verifies kernels met for the first time."""
     from resshift_fast import verification
 
     name, device, dtype = key
     operator = OPERATORS[name]
     found = [b for b in _order(name, device.type) if verification.passes(operator, b, device, dtype)]
     kernels = tuple(operator.loaders[backend]() for backend in found)
+    choice = _Choice(kernels, operator.plain, device.type, device.index if device.type == "cuda" else None)
     if not verification.forbidden():
-        _candidates[key] = kernels
-    return kernels
+        _choices[key] = choice
+    return choice
+
+
+def verify(device: "torch.device", dtype: "torch.dtype") -> None:
+    """Verify every kernel that a model may call on a device, in training apart, which is slow at the first time.
+
+    Later calls only read the verdicts, also where nothing can be verified: while a CUDA graph is captured or
+    torch.compile traces. Kernels are those of the preferred backend. One that fails is left off, with a warning.
+
+    Args:
+        device: of the model. dtype: of its networks; operators on latents are verified in float32.
+
+    Example:
+        >>> verify(torch.device("cuda"), torch.bfloat16)
+    """
+    operators = [o for o in _operators() if (o.name, device.type) in _kernels_for and not o.training]
+    if not operators:
+        return
+    import torch
+
+    from resshift_fast import verification
+
+    device = torch.empty(0, device=device).device  # with the index that tensors on it have
+    for operator in operators:
+        kind = dtype if not operator.dtypes or dtype in operator.dtypes else operator.dtypes[0]
+        for backend in _order(operator.name, device.type):
+            verification.passes(operator, backend, device, kind)
 
 
 def kernel(name: str, backend: str) -> Kernel:

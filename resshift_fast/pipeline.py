@@ -71,6 +71,7 @@ class Pipeline:
         self.denoiser = _prepared(denoiser, device, dtype)
         self.first_stage = _prepared(first_stage, device, dtype)
         self.restoration = Restoration(spec, self.denoiser, self.first_stage)
+        backends.verify(device, dtype)  # what is compiled or captured later only reads the verdicts
         self._compiled: Callable[..., tuple[Tensor, Tensor]] | None = None
 
     @classmethod
@@ -280,7 +281,7 @@ class Pipeline:
         sides = [int((side - margin) * spec.latent_per_input) for side in image.shape[2:]]
         return torch.empty(image.shape[0], spec.first_stage.latent_channels, *sides, device=image.device)
 
-    @torch.no_grad()
+    @torch.inference_mode()  # spares every operator autograd's turn, which no_grad does not
     def _restore(
         self, jobs: list[_Job], batch: list[_Tile], generator: torch.Generator | None, advance: Callable[[], None]
     ) -> np.ndarray:
@@ -296,12 +297,13 @@ class Pipeline:
         seed = torch.tensor([jobs[tile.image].seed for tile in batch], device=device)
         steps = spec.schedule.num_steps
         noise = None if generator is None else torch_noise(self._latent_like(image), steps, generator)
-        if self._compiled is None:
-            pixels, finite = self.restoration(image, seed, origin, hole, noise, lambda t, x: advance())
-        else:
-            pixels, finite = self._compiled(image, seed, origin, hole, noise)
-            for _ in range(steps):
-                advance()
+        with backends.on(device):
+            if self._compiled is None:
+                pixels, finite = self.restoration(image, seed, origin, hole, noise, lambda t, x: advance())
+            else:
+                pixels, finite = self._compiled(image, seed, origin, hole, noise)
+                for _ in range(steps):
+                    advance()
         if not finite:
             cure = "use float32 or bfloat16" if self.dtype == torch.float16 else "use other weights, these are damaged"
             raise ValueError(f"the networks of {spec.name} overflowed in {_name(self.dtype)}; {cure}")

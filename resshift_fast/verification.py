@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
+from resshift_fast.backends import on
 from resshift_fast.download import DownloadError, cache_dir
 
 if TYPE_CHECKING:
@@ -30,23 +32,36 @@ PASSED, RUNNING = "passed", "running"
 TOLERANCES = {"float64": 1e-10, "float32": 1e-4, "float16": 4e-3, "bfloat16": 3e-2}
 
 _verdicts: dict[tuple, str] = {}
+_asking = RLock()  # so that of several threads one verifies, and warns
 
 
 def forbidden() -> bool:
-    """Whether nothing may be launched for verification now: a CUDA graph is being captured."""
+    """Whether nothing may be launched to verify it: a CUDA graph is captured, or a trace taken on fake tensors."""
     import torch
+    from torch._guards import detect_fake_mode
 
+    if torch.compiler.is_compiling() or detect_fake_mode() is not None:
+        return True
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def passes(operator: "Operator", backend: str, device: "torch.device", dtype: "torch.dtype") -> bool:
     """Whether a backend's kernel may be used; verifies it at the first question, and warns once if it fails.
 
-    While a CUDA graph is captured only a stored verdict counts.
+    While a CUDA graph is captured or a trace taken, only a stored verdict counts.
     """
     if os.environ.get(VARIABLE) == "0":
         return True
     key = (operator.name, backend, device, dtype)
+    if key in _verdicts:
+        return _verdicts[key] == PASSED
+    with _asking:
+        return _asked(key, operator)
+
+
+def _asked(key: tuple, operator: "Operator") -> bool:
+    """Whether the verdict of (operator, backend, device, dtype), read or made now, is that the kernel may be used."""
+    _, backend, device, dtype = key
     if key not in _verdicts:
         path = _path(operator, backend, device, dtype)
         if forbidden():
@@ -57,7 +72,7 @@ def passes(operator: "Operator", backend: str, device: "torch.device", dtype: "t
                 f"the {backend} backend of {operator.name} is off for {dtype} on {device}: {_verdicts[key]}; "
                 "plain PyTorch takes its place",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
     return _verdicts[key] == PASSED
 
@@ -88,7 +103,7 @@ def compare(operator: "Operator", backend: str, device: "torch.device", dtype: "
 
     try:
         kernel = operator.loaders[backend]()
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(device.type, enabled=False), on(device):
             for args in operator.examples(device, dtype):
                 if kernel.unsupported(*args) is None:
                     wrong = _difference(kernel.function(*args), operator.plain, args)
@@ -172,7 +187,7 @@ def _environment(device: "torch.device") -> str:
     import torch
 
     parts = [device.type, torch.__version__, str(torch.version.cuda), os.environ.get("TRITON_INTERPRET", "")]
-    if device.type == "cuda":
+    if device.type == "cuda" and torch.cuda.is_available():  # there are fake tensors of an absent device
         parts += [torch.cuda.get_device_name(device), _driver()]
     if find_spec("triton"):
         import triton

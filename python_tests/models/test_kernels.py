@@ -16,14 +16,14 @@ def run_by(monkeypatch):
     """Trusts the kernels, and counts the registered operators that a kernel ran."""
     monkeypatch.setenv(verification.VARIABLE, "0")
     counts: dict[str, int] = {}
-    find = backends._find
+    choose = backends._choose
 
     def counted(key):
-        kernels = find(key)
-        counts[key[0]] = len(kernels)
-        return kernels
+        choice = choose(key)
+        counts[key[0]] = len(choice.kernels)
+        return choice
 
-    monkeypatch.setattr(backends, "_find", counted)
+    monkeypatch.setattr(backends, "_choose", counted)
     return counts
 
 

@@ -15,26 +15,34 @@ def image(op: str, name: str, x: Tensor) -> None:
         raise ValueError(f"{op}: {name} is empty, shape {tuple(x.shape)}; every dimension must be at least 1")
 
 
-def floating(op: str, name: str, x: Tensor) -> None:
-    """x is a floating-point tensor."""
+def tensor(op: str, name: str, x: Tensor) -> None:
+    """x is a tensor."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(x).__name__}")
+
+
+def floating(op: str, name: str, x: Tensor) -> None:
+    """x is a floating-point tensor."""
+    tensor(op, name, x)
     if x.dtype not in FLOATING:
         raise TypeError(f"{op}: {name} has dtype {x.dtype}, expected a floating-point dtype; convert it with .float()")
 
 
-def shape(op: str, name: str, x: Tensor | None, expected: tuple[int, ...], why: str) -> None:
-    """x, if given, has exactly the expected shape."""
-    if x is not None and tuple(x.shape) != expected:
-        raise ValueError(f"{op}: {name} has shape {tuple(x.shape)}, expected {expected} {why}")
-
-
-def like(op: str, name: str, x: Tensor | None, other: Tensor, other_name: str) -> None:
-    """x, if given, has the shape, dtype and device of `other`."""
-    if x is None:
+def shape(
+    op: str, name: str, x: Tensor | None, expected: tuple[int, ...], why: str = "", *, optional: bool = False
+) -> None:
+    """x is a tensor of exactly the expected shape, or missing where it is `optional`."""
+    if optional and x is None:
         return
+    tensor(op, name, x)
+    if x.shape != expected:
+        raise ValueError(f"{op}: {name} has shape {tuple(x.shape)}, expected {tuple(expected)} {why}".rstrip())
+
+
+def like(op: str, name: str, x: Tensor, other: Tensor, other_name: str) -> None:
+    """x has the shape, dtype and device of `other`."""
     floating(op, name, x)
-    shape(op, name, x, tuple(other.shape), f"like {other_name}")
+    shape(op, name, x, other.shape, f"like {other_name}")
     if x.dtype != other.dtype:
         raise TypeError(f"{op}: {name} has dtype {x.dtype}, expected {other_name}'s {other.dtype}")
     devices(op, other, **{name: x})
@@ -42,17 +50,19 @@ def like(op: str, name: str, x: Tensor | None, other: Tensor, other_name: str) -
 
 def devices(op: str, x: Tensor, **tensors: Tensor | None) -> None:
     """Every given tensor is on x's device."""
-    for name, tensor in tensors.items():
-        if tensor is not None and tensor.device != x.device:
-            raise ValueError(f"{op}: {name} is on {tensor.device}, expected x's device {x.device}; move it with .to()")
+    device = x.device
+    for name, other in tensors.items():
+        if other is not None and other.device != device:
+            raise ValueError(f"{op}: {name} is on {other.device}, expected x's device {device}; move it with .to()")
 
 
 def parameters(op: str, x: Tensor, **tensors: Tensor | None) -> None:
     """Every given tensor is on x's device and of x's dtype or float32."""
     devices(op, x, **tensors)
-    for name, tensor in tensors.items():
-        if tensor is not None and tensor.dtype not in (x.dtype, torch.float32):
-            raise TypeError(f"{op}: {name} has dtype {tensor.dtype}, expected x's {x.dtype} or torch.float32")
+    dtype = x.dtype
+    for name, other in tensors.items():
+        if other is not None and other.dtype != dtype and other.dtype != torch.float32:
+            raise TypeError(f"{op}: {name} has dtype {other.dtype}, expected x's {dtype} or torch.float32")
 
 
 def integers(op: str, name: str, x: Tensor, expected: tuple[int, ...]) -> None:
@@ -60,7 +70,7 @@ def integers(op: str, name: str, x: Tensor, expected: tuple[int, ...]) -> None:
     if not isinstance(x, Tensor) or x.dtype != torch.int64:
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"{op}: {name} must be an int64 tensor, got {got}")
-    shape(op, name, x, expected, "")
+    shape(op, name, x, expected)
 
 
 def accumulation_dtype(x: Tensor) -> torch.dtype:

@@ -53,11 +53,14 @@ _op = register(
 
 
 def check_weight(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """weight is [O, C, 3, 3] for x's C, bias [O] or None, on x's device."""
+    """weight is [O, C, 3, 3] for x's C and O ≥ 1, bias [O] or None, on x's device."""
     checks.image(op, "x", x)
-    if weight.dim() != 4 or tuple(weight.shape[1:]) != (x.shape[1], 3, 3):
-        raise ValueError(f"{op}: weight has shape {tuple(weight.shape)}, expected (O, {x.shape[1]}, 3, 3) to match x")
-    checks.shape(op, "bias", bias, (weight.shape[0],), "to match weight's output channels")
+    checks.tensor(op, "weight", weight)
+    channels = x.shape[1]
+    if weight.dim() != 4 or weight.shape[1:] != (channels, 3, 3) or weight.shape[0] < 1:
+        shape = tuple(weight.shape)
+        raise ValueError(f"{op}: weight has shape {shape}, expected (O, {channels}, 3, 3) with O ≥ 1 to match x")
+    checks.shape(op, "bias", bias, (weight.shape[0],), "to match weight's output channels", optional=True)
     checks.parameters(op, x, weight=weight, bias=bias)
 
 

@@ -169,6 +169,7 @@ _backward_op = register(
     fake=_fake_backward,
     examples=_backward_examples,
     loaders={"triton": triton("group_norm", "backward", "unsupported_backward")},
+    training=True,
 )
 _op = register(
     "group_norm",
@@ -220,7 +221,7 @@ def group_norm(
     for name, tensor in (("weight", weight), ("bias", bias)):
         checks.shape("group_norm", name, tensor, (channels,), "to match x's channels")
     for name, tensor in (("scale", scale), ("shift", shift)):
-        checks.shape("group_norm", name, tensor, (x.shape[0], channels), "[B, C] to match x")
+        checks.shape("group_norm", name, tensor, (x.shape[0], channels), "[B, C] to match x", optional=True)
     checks.parameters("group_norm", x, weight=weight, bias=bias, scale=scale, shift=shift)
     if activation not in ACTIVATIONS:
         raise ValueError(f"group_norm: activation is {activation!r}, expected None or 'silu'")

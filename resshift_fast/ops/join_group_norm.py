@@ -136,7 +136,8 @@ def join_group_norm(
     for name, tensor in (("weight", weight), ("bias", bias)):
         checks.shape("join_group_norm", name, tensor, (channels,), "to match the joined channels")
     for name, tensor in (("scale", scale), ("shift", shift)):
-        checks.shape("join_group_norm", name, tensor, (x.shape[0], channels), "[B, C] to match the joined image")
+        size = (x.shape[0], channels)
+        checks.shape("join_group_norm", name, tensor, size, "[B, C] to match the joined image", optional=True)
     checks.parameters("join_group_norm", x, weight=weight, bias=bias, scale=scale, shift=shift)
     if activation not in ACTIVATIONS:
         raise ValueError(f"join_group_norm: activation is {activation!r}, expected None or 'silu'")

@@ -120,13 +120,14 @@ def pointwise_conv2d(
     """
     checks.image("pointwise_conv2d", "x", x)
     batch, channels, height, width = x.shape
+    checks.tensor("pointwise_conv2d", "weight", weight)
     if weight.dim() != 2 or weight.shape[1] != channels or weight.shape[0] < 1:
         shape = tuple(weight.shape)
         raise ValueError(f"pointwise_conv2d: weight has shape {shape}, expected (O, {channels}) with O ≥ 1 to match x")
     out_channels = weight.shape[0]
-    checks.shape("pointwise_conv2d", "bias", bias, (out_channels,), "to match weight's output channels")
+    checks.shape("pointwise_conv2d", "bias", bias, (out_channels,), "to match weight's output channels", optional=True)
     size = (batch, out_channels, height, width)
-    checks.shape("pointwise_conv2d", "residual", residual, size, "to match x and weight")
+    checks.shape("pointwise_conv2d", "residual", residual, size, "to match x and weight", optional=True)
     _check_norm(channels, num_groups, norm_weight, norm_bias)
     tensors = {"weight": weight, "bias": bias, "residual": residual, "norm_weight": norm_weight, "norm_bias": norm_bias}
     checks.parameters("pointwise_conv2d", x, **tensors)
@@ -143,4 +144,4 @@ def _check_norm(channels: int, num_groups: int, norm_weight: Tensor | None, norm
             raise ValueError(f"pointwise_conv2d: {name} is None, expected shape ({channels},) for {num_groups} groups")
         if not num_groups and tensor is not None:
             raise ValueError(f"pointwise_conv2d: {name} is given, but num_groups is 0; pass the number of groups")
-        checks.shape("pointwise_conv2d", name, tensor, (channels,), "to match x's channels")
+        checks.shape("pointwise_conv2d", name, tensor, (channels,), "to match x's channels", optional=True)

@@ -35,6 +35,8 @@ def register(
     fake: Callable[..., Any],
     examples: Callable[[torch.device, torch.dtype], list[tuple]],
     loaders: dict[str, Callable[[], Kernel]] | None = None,
+    dtypes: tuple[torch.dtype, ...] = (),
+    training: bool = False,
     matrix_operations: Callable[..., int] | None = None,
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
@@ -47,7 +49,7 @@ def register(
         fake: the same arguments to empty outputs of the right shapes, dtypes and strides.
         examples: small arguments on which a backend is verified.
         loaders: backend to the function that loads its kernel.
-        matrix_operations: as in `backends.Operator`.
+        dtypes, training, matrix_operations: as in `backends.Operator`.
         backward, setup_context: as in `torch.library.register_autograd`; None for an operator without gradient.
     """
     _library.define(name + torch.library.infer_schema(plain, mutates_args=()))
@@ -59,7 +61,7 @@ def register(
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
     if backward is not None:
         torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
-    backends.add(Operator(name, plain, examples, loaders or {}, matrix_operations))
+    backends.add(Operator(name, plain, examples, loaders or {}, dtypes, training, matrix_operations))
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 

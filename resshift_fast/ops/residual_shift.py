@@ -24,6 +24,8 @@ from resshift_fast.ops import checks
 from resshift_fast.ops.registration import recomputed, register, triton
 from resshift_fast.schedule import NUM_COEFFICIENTS, check_prediction_type
 
+LATENT_DTYPES = (torch.float32, torch.float64)
+
 
 def x0_from_prediction(x_t: Tensor, prediction: Tensor, y: Tensor, row: Tensor, prediction_type: str) -> Tensor:
     """x̂_0 [B, C, H, W] from the network's prediction; `row` is the step's coefficient row."""
@@ -168,6 +170,7 @@ _posterior_step = register(
     fake=_fake_posterior_step,
     examples=_posterior_step_examples,
     loaders={"triton": triton("residual_shift", "posterior_step", "unsupported_posterior_step")},
+    dtypes=LATENT_DTYPES,
     **recomputed(posterior_step_reference),
 )
 _prior_sample = register(
@@ -176,6 +179,7 @@ _prior_sample = register(
     fake=_fake_prior_sample,
     examples=_prior_sample_examples,
     loaders={"triton": triton("residual_shift", "prior_sample", "unsupported_prior_sample")},
+    dtypes=LATENT_DTYPES,
     **recomputed(prior_sample_reference),
 )
 _q_sample = register(
@@ -184,6 +188,7 @@ _q_sample = register(
     fake=_fake_q_sample,
     examples=_q_sample_examples,
     loaders={"triton": triton("residual_shift", "q_sample", "unsupported_q_sample")},
+    training=True,
     **recomputed(_plain_q_sample),
 )
 
@@ -233,7 +238,7 @@ def posterior_step(
     _check_latent(op, "x_t", x_t)
     check_prediction_type(op, prediction_type)
     checks.floating(op, "prediction", prediction)
-    checks.shape(op, "prediction", prediction, tuple(x_t.shape), "like x_t")
+    checks.shape(op, "prediction", prediction, x_t.shape, "like x_t")
     checks.like(op, "y", y, x_t, "x_t")
     checks.integers(op, "step", step, ())
     checks.devices(op, x_t, prediction=prediction, step=step)
@@ -292,8 +297,10 @@ def q_sample(x0: Tensor, y: Tensor, t: Tensor, table: Tensor, noise: Tensor) -> 
     for name, tensor in (("y", y), ("noise", noise)):
         checks.like("q_sample", name, tensor, x0, "x0")
     checks.integers("q_sample", "t", t, (x0.shape[0],))
-    if table.dim() != 2 or table.shape[1] != NUM_COEFFICIENTS:
-        raise ValueError(f"q_sample: table has shape {tuple(table.shape)}, expected (T, {NUM_COEFFICIENTS})")
+    checks.tensor("q_sample", "table", table)
+    if table.dim() != 2 or table.shape[1] != NUM_COEFFICIENTS or table.shape[0] < 1:
+        shape = tuple(table.shape)
+        raise ValueError(f"q_sample: table has shape {shape}, expected (T, {NUM_COEFFICIENTS}) with T ≥ 1")
     checks.parameters("q_sample", x0, table=table)
     checks.devices("q_sample", x0, t=t)
     run = _q_sample if backends.fused("q_sample", x0.device.type) else q_sample_reference
@@ -302,7 +309,7 @@ def q_sample(x0: Tensor, y: Tensor, t: Tensor, table: Tensor, noise: Tensor) -> 
 
 def _check_latent(op: str, name: str, x: Tensor) -> None:
     checks.image(op, name, x)
-    if x.dtype not in (torch.float32, torch.float64):
+    if x.dtype not in LATENT_DTYPES:
         raise TypeError(f"{op}: {name} has dtype {x.dtype}, expected torch.float32; convert it with .float()")
 
 
@@ -320,7 +327,8 @@ def _check_common(
     checks.integers(op, "seed", seed, (batch,))
     if origin is not None:
         checks.integers(op, "origin", origin, (batch, 2))
-    checks.like(op, "noise", noise, x, "the latent")
+    if noise is not None:
+        checks.like(op, "noise", noise, x, "the latent")
     if lq is not None:
         checks.floating(op, "lq", lq)
     if lq is not None and (lq.dim() != 4 or lq.shape[0] != batch or lq.shape[2:] != x.shape[2:]):

@@ -83,7 +83,7 @@ def spatial_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """
     checks.image("spatial_attention", "q", q)
     for name, x in (("k", k), ("v", v)):
-        checks.shape("spatial_attention", name, x, tuple(q.shape), "like q")
+        checks.shape("spatial_attention", name, x, q.shape, "like q")
         if x.dtype != q.dtype:
             raise TypeError(f"spatial_attention: {name} has dtype {x.dtype}, expected q's {q.dtype}")
         if x.device != q.device:

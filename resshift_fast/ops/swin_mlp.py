@@ -117,8 +117,10 @@ def swin_mlp(
         raise ValueError(f"swin_mlp: {channels} channels do not divide into {num_groups} groups")
     for name, tensor in (("norm_weight", norm_weight), ("norm_bias", norm_bias)):
         checks.shape("swin_mlp", name, tensor, (channels,), "to match x's channels")
-    if w1.dim() != 2 or w1.shape[1] != channels:
-        raise ValueError(f"swin_mlp: w1 has shape {tuple(w1.shape)}, expected (hidden, {channels}) to match x")
+    checks.tensor("swin_mlp", "w1", w1)
+    if w1.dim() != 2 or w1.shape[1] != channels or w1.shape[0] < 1:
+        shape = tuple(w1.shape)
+        raise ValueError(f"swin_mlp: w1 has shape {shape}, expected (hidden, {channels}) with hidden ≥ 1 to match x")
     hidden = w1.shape[0]
     checks.shape("swin_mlp", "b1", b1, (hidden,), "to match w1")
     checks.shape("swin_mlp", "w2", w2, (channels, hidden), "to match w1 transposed")

@@ -121,6 +121,7 @@ def vector_quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
         tensor([[[1]]])
     """
     checks.image("vector_quantize", "z", z)
+    checks.tensor("vector_quantize", "codebook", codebook)
     if codebook.dim() != 2 or codebook.shape[0] == 0 or codebook.shape[1] != z.shape[1]:
         raise ValueError(
             f"vector_quantize: codebook has shape {tuple(codebook.shape)}, expected (N, {z.shape[1]}) to match z"

@@ -220,6 +220,7 @@ _backward_op = register(
     examples=_backward_examples,
     matrix_operations=_matrix_operations_backward,
     loaders={"triton": triton("window_attention", "backward", "unsupported_backward")},
+    training=True,
 )
 _op = register(
     "window_attention",
