@@ -295,14 +295,19 @@ def run(measure: Callable[[argparse.Namespace], Report], options: argparse.Argum
     return 0
 
 
+def write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    """Every row's values of these columns; what is missing is left empty. Makes the folder."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    make_folder(path.parent)
+    write_atomically(path, text.getvalue().encode())
+
+
 def _write(args: argparse.Namespace, name: str, report: Report, found: dict[str, Any]) -> None:
     if args.csv:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, report.columns, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(report.rows)
-        make_folder(args.csv.parent)
-        write_atomically(args.csv, text.getvalue().encode())
+        write_csv(args.csv, list(report.columns), report.rows)
     if args.json:
         settings = {key: value for key, value in vars(args).items() if key not in ("csv", "json")}
         content = {

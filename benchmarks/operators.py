@@ -11,7 +11,6 @@ that did not agree shows its error instead, is not timed, and makes the exit sta
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -189,15 +188,6 @@ def full_float32() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Every row with all its columns; what was not measured is left empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode())
-
-
 def write_plots(folder: Path, rows: list[dict[str, Any]], title: str) -> list[Path]:
     """A PNG for each dtype: time and memory of every case, a bar for each provider; none without matplotlib."""
     try:
@@ -327,7 +317,7 @@ def operators(
         for number, (name, case) in enumerate(((d, c) for d in dtypes for c in cases), start=1):
             console.say(f"{number}/{total} {case.op} {case.label(latent, batch)} {name}")
             benchmark.run(case, getattr(torch, name))
-            write_csv(path, benchmark.rows)  # after every case, so that a break loses none
+            common.write_csv(path, CSV_COLUMNS, benchmark.rows)  # after every case, so that a break loses none
     _report(benchmark, path)
 
 

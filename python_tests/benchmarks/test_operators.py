@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from resshift_fast import catalog, ops
+from resshift_fast import backends, catalog, ops
 from resshift_fast.sampler import LatentChain
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -337,6 +337,21 @@ def test_overhead_measures_every_operator_both_ways(script):
     for name in ops.__all__:
         lines = [line.split() for line in found.stdout.splitlines() if line.startswith(f"{name} ")]
         assert [line[1] for line in lines] == ["ops", "torch.ops.resshift_fast"]
+
+
+def test_overhead_is_that_over_the_launcher_where_triton_is(script, tmp_path):
+    pytest.importorskip("triton")
+    argv = ["--calls", "2", "--device", "cpu", "--output", str(tmp_path)]
+    registered = dict(backends.OPERATORS)
+    assert CliRunner().invoke(script("overhead").app, argv).exit_code == 0
+    assert registered == backends.OPERATORS
+    with open(tmp_path / "overhead.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["operator"] for row in rows[::2]] == ops.__all__
+    ends = {row["operator"]: row["ends in"] for row in rows}
+    assert ends.pop("conv2d") == "plain PyTorch"
+    assert set(ends.values()) == {"launcher, start recorded"}
+    assert all(float(row["direct µs"]) > 0 for row in rows)
 
 
 def test_overhead_is_the_difference_between_the_calls(monkeypatch, script):
