@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from resshift_fast import backends, catalog
+from resshift_fast.catalog import ModelSpec
 from resshift_fast.restoration import Restoration
 
 PATHS = ("plain", "fused")
@@ -187,7 +188,7 @@ def _matrix_operations(function: Any, args: tuple, kwargs: dict, result: Any) ->
 
 
 def count_sample(
-    model: str,
+    model: str | ModelSpec,
     path: str = "fused",
     *,
     size: tuple[int, int] = (64, 64),
@@ -198,7 +199,7 @@ def count_sample(
     """Count one restoration from input pixels to output pixels.
 
     Args:
-        model: a name of the catalogue.
+        model: a name of the catalogue, or an entry like its own.
         path: "plain", the reference of every operator, or "fused", the Triton kernels.
         size: (height, width) of the input in pixels, multiples of the model's `pad_multiple`.
         batch: images restored at once.
@@ -212,11 +213,11 @@ def count_sample(
         ValueError: for an unknown model or path, or a size that the model does not take.
         ImportError: for the fused path where Triton is not installed.
     """
-    spec = catalog.get(model)
+    spec = model if isinstance(model, ModelSpec) else catalog.get(model)
     if path not in PATHS:
         raise ValueError(f"path is {path!r}, expected one of {', '.join(PATHS)}")
     if any(side < 1 or side % spec.pad_multiple for side in size):
-        raise ValueError(f"size is {size[0]}×{size[1]}, expected multiples of {spec.pad_multiple} for {model}")
+        raise ValueError(f"size is {size[0]}×{size[1]}, expected multiples of {spec.pad_multiple} for {spec.name}")
     preference = "reference" if path == "plain" else "auto"
     with torch.device("meta"):
         networks = (catalog.build_denoiser(spec), catalog.build_first_stage(spec))

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from resshift_fast import ranges
 from resshift_fast.catalog import ModelSpec
 from resshift_fast.sampler import LatentChain
 
@@ -60,15 +61,17 @@ class Restoration(nn.Module):
         if hole is not None:
             image = torch.where(hole, -1.0, image)
             mask = hole.float() * 2 - 1
-        lq, enlarged = image, image
-        if spec.scale > 1:
-            cut = margin * spec.scale
-            lq = image[:, :, margin:-margin, margin:-margin]
-            enlarged = F.interpolate(image, scale_factor=spec.scale, mode="bicubic")[:, :, cut:-cut, cut:-cut]
         dtype = next((p.dtype for p in self.first_stage.parameters()), torch.float32)
-        y = self.first_stage.encode(enlarged.to(dtype)).float()
+        lq, enlarged = image, image
+        with ranges.stage("encode"):
+            if spec.scale > 1:
+                cut = margin * spec.scale
+                lq = image[:, :, margin:-margin, margin:-margin]
+                enlarged = F.interpolate(image, scale_factor=spec.scale, mode="bicubic")[:, :, cut:-cut, cut:-cut]
+            y = self.first_stage.encode(enlarged.to(dtype)).float()
         x0 = self.chain(y, lq if spec.denoiser.cond_lq else None, seed, mask, origin, noise, callback)
-        pixels = self.first_stage.decode(x0.to(dtype)).float()
+        with ranges.stage("decode"):
+            pixels = self.first_stage.decode(x0.to(dtype)).float()
         # A sum is finite only if all its terms are. Of the latent too: quantization would turn its NaN into a colour.
         finite = torch.isfinite(x0.sum() + pixels.sum())
         return pixels, finite

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from resshift_fast import ops
+from resshift_fast import ops, ranges
 from resshift_fast.models.swin_unet import SwinUNet
 from resshift_fast.schedule import Schedule
 
@@ -62,31 +62,33 @@ class LatentChain(nn.Module):
     ) -> Tensor:
         """Sample x_0; see `sample_latents` for the arguments and the result."""
         dtype = next(self.denoiser.parameters()).dtype
-        modulation = self.denoiser.modulation(self.timesteps)
-        features = self.denoiser.condition(
-            None if lq is None else lq.to(dtype), None if mask is None else mask.to(dtype)
-        )
-        prior = None if noise is None else noise[0]
-        x_t, network_input = ops.prior_sample(
-            y, self.table[self.num_steps - 1], seed, origin=origin, noise=prior, lq=features, next_dtype=dtype
-        )
-        for position, t in enumerate(reversed(range(self.num_steps)), start=1):
-            rows = tuple(m[t : t + 1].expand(y.shape[0], -1) for m in modulation)
-            x_t, network_input = ops.posterior_step(
-                x_t,
-                self.denoiser.denoise(network_input, rows),
-                y,
-                self.table[t],
-                seed,
-                self.steps[position],
-                origin=origin,
-                prediction_type=self.prediction_type,
-                clamp_x0=self.clamp_x0,
-                noise=None if noise is None else noise[position],
-                lq=features if t else None,
-                next_dtype=dtype,
-                last=t == 0,
+        with ranges.stage("prepare"):
+            modulation = self.denoiser.modulation(self.timesteps)
+            features = self.denoiser.condition(
+                None if lq is None else lq.to(dtype), None if mask is None else mask.to(dtype)
             )
+            prior = None if noise is None else noise[0]
+            x_t, network_input = ops.prior_sample(
+                y, self.table[self.num_steps - 1], seed, origin=origin, noise=prior, lq=features, next_dtype=dtype
+            )
+        for position, t in enumerate(reversed(range(self.num_steps)), start=1):
+            with ranges.stage("denoise", position):
+                rows = tuple(m[t : t + 1].expand(y.shape[0], -1) for m in modulation)
+                x_t, network_input = ops.posterior_step(
+                    x_t,
+                    self.denoiser.denoise(network_input, rows),
+                    y,
+                    self.table[t],
+                    seed,
+                    self.steps[position],
+                    origin=origin,
+                    prediction_type=self.prediction_type,
+                    clamp_x0=self.clamp_x0,
+                    noise=None if noise is None else noise[position],
+                    lq=features if t else None,
+                    next_dtype=dtype,
+                    last=t == 0,
+                )
             if callback is not None:
                 callback(t, x_t)
         return x_t

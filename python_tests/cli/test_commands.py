@@ -16,7 +16,7 @@ from resshift_fast.cli import app, console
 from resshift_fast.cli.restore import restore as restore_command
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("restore", "models", "doctor", "train")
+COMMANDS = ("restore", "models", "doctor", "train", "profile")
 
 
 def test_no_arguments_print_the_help(program):

@@ -15,6 +15,7 @@ from resshift_fast import __version__
 from resshift_fast.cli import bench, console
 from resshift_fast.cli.doctor import doctor
 from resshift_fast.cli.models import models
+from resshift_fast.cli.profile import profile
 from resshift_fast.cli.restore import restore
 from resshift_fast.cli.train import train
 
@@ -35,7 +36,7 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
 
 # Help is plain text: it reads the same in every terminal, pipe and encoding.
 app = typer.Typer(name="resshift-fast", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-for command in (restore, models, doctor, train):
+for command in (restore, models, doctor, train, profile):
     app.command()(_interruptible(command))
 app.add_typer(bench.app)
 

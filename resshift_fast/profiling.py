@@ -1,0 +1,220 @@
+"""One restoration to profile: warmed up first, then repeated while a profiler records.
+
+The commands and scripts that profile all run this, so that their numbers are of the same work. Weights are random:
+no time depends on them.
+"""
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # some builds of torch print two lines for every profile otherwise
+
+import torch
+
+from resshift_fast import backends, catalog, ranges
+from resshift_fast.files import make_folder, write_atomically
+from resshift_fast.pipeline import DTYPES, Pipeline
+
+if TYPE_CHECKING:
+    from resshift_fast.roofline import GPU, Floor
+
+TOOLS = ("torch", "nsys")
+WAYS = ("eager", "graphs", "torch")
+CAPTURE = "resshift_fast/capture"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is run.
+
+    Args:
+        model: a name of the catalogue.
+        size: side of the square input in pixels, restored in one piece and padded to what the model takes.
+        batch: images restored at once.
+        steps: denoiser evaluations; None takes the model's own.
+        dtype: of the networks, one of `pipeline.DTYPES`.
+        device: None takes CUDA where it works, else the CPU.
+        how: "eager", "graphs" (CUDA graphs) or "torch" (torch.compile); None takes graphs on CUDA and eager elsewhere.
+        warmup: restorations before those that are recorded.
+        runs: restorations that are recorded.
+
+    Raises:
+        ValueError: for a value that cannot be run, with the reason.
+    """
+
+    model: str = "realsr-x4-v3"
+    size: int = 64
+    batch: int = 1
+    steps: int | None = None
+    dtype: str = "bfloat16"
+    device: str | None = None
+    how: str | None = None
+    warmup: int = 2
+    runs: int = 3
+
+    def __post_init__(self):
+        for name in ("size", "batch", "warmup", "runs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}, expected one of {', '.join(DTYPES)}")
+        if self.how not in (None, *WAYS):
+            raise ValueError(f"how is {self.how!r}, expected one of {', '.join(WAYS)}")
+        self.spec  # noqa: B018  an unknown model or number of steps is said now
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> "Workload":
+        """The workload that `record` wrote down."""
+        return cls(**{field.name: settings[field.name] for field in fields(cls) if field.name in settings})
+
+    @property
+    def spec(self) -> catalog.ModelSpec:
+        """The model, with the wanted number of steps."""
+        spec = catalog.get(self.model)
+        if self.steps is None:
+            return spec
+        return replace(spec, schedule=replace(spec.schedule, respacing=self.steps))
+
+    @property
+    def side(self) -> int:
+        """Side of the input after padding."""
+        multiple = self.spec.pad_multiple
+        return -(-self.size // multiple) * multiple
+
+    def pipeline(self) -> Pipeline:
+        """The model on its device, with random weights."""
+        torch.manual_seed(0)
+        made = Pipeline.from_pretrained(self.model, random_weights=True, device=self.device, dtype=self.dtype)
+        if self.steps is None:
+            return made
+        return Pipeline(self.spec, made.denoiser, made.first_stage, made.device, made.dtype)
+
+    def call(self, pipeline: Pipeline) -> Callable[[], Any]:
+        """Function that restores the same images once, which are on the CPU before and after."""
+        images = torch.rand(self.batch, 3, self.size, self.size, generator=torch.Generator().manual_seed(0))
+        mask = torch.ones(self.batch, 1, self.size, self.size) if self.spec.needs_mask else None
+        return lambda: pipeline(images, mask, tile=self.side, batch_size=self.batch, progress=False)
+
+    def floors(self, gpu: "GPU") -> "dict[str, Floor]":
+        """The projected floor of one restoration on a GPU, by operator; see `roofline.project`.
+
+        Raises:
+            ImportError: where Triton is not installed, whose kernels are counted.
+        """
+        from resshift_fast.counting import count_sample
+        from resshift_fast.roofline import project
+
+        dtype = DTYPES[self.dtype]
+        rows = count_sample(self.spec, size=(self.side, self.side), batch=self.batch, dtype=dtype, arch=gpu.arch)
+        return project(rows, gpu, dtype.itemsize)
+
+
+def record(workload: Workload, folder: Path, tool: str = "torch") -> dict[str, Any]:
+    """Run a workload while a profiler records it.
+
+    Args:
+        workload: what is run.
+        folder: where workload.json goes, which says what ran, and with tool "torch" trace.json.
+        tool: "torch" records with torch.profiler; "nsys" only says between which moments Nsight Systems is to record,
+            which has to run this process with --capture-range=cudaProfilerApi.
+
+    Returns:
+        What was written into workload.json: the workload, what it ran on, and seconds.
+
+    Raises:
+        ValueError: for a tool or way that this device does not have, and as `Pipeline.from_pretrained`.
+    """
+    if tool not in TOOLS:
+        raise ValueError(f"tool is {tool!r}, expected one of {', '.join(TOOLS)}")
+    device = backends.usable_device(workload.device)
+    if tool == "nsys" and device.type != "cuda":
+        raise ValueError(f"nsys records what a CUDA GPU does, and the device is {device}; use the tool 'torch'")
+    how = workload.how or ("graphs" if device.type == "cuda" else "eager")
+    make_folder(folder)
+    pipeline = replace(workload, device=str(device)).pipeline()
+    call = workload.call(pipeline)
+    with ranges.marking():
+        _warm_up(pipeline, call, how, workload.warmup, late_capture=tool == "nsys")
+        with _recording(tool, device, folder / "trace.json"):
+            if tool == "nsys" and how == "graphs":
+                _capture(pipeline, call)
+            call()  # the profiler's own start falls into the first one, which no report counts
+            seconds = [_timed(call) for _ in range(workload.runs)]
+        alone = _timed(call)
+    settings = asdict(workload) | {
+        "how": how,
+        "device": str(device),
+        "tool": tool,
+        "title": _title(workload, how),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "torch": torch.__version__,
+        "backend": backends.preferred(),
+        "seconds": statistics.median(seconds),
+        "seconds_without_profiler": alone,
+    }
+    write_atomically(folder / "workload.json", (json.dumps(settings, indent=1) + "\n").encode())
+    return settings
+
+
+def _title(workload: Workload, how: str) -> str:
+    steps = workload.spec.schedule.num_steps
+    size, batch = f"{workload.size}x{workload.size} input", f"batch {workload.batch}"
+    return f"{workload.model}, {size}, {batch}, {steps} steps, {workload.dtype}, {how}"
+
+
+def _warm_up(pipeline: Pipeline, call: Callable[[], Any], how: str, times: int, late_capture: bool) -> None:
+    """Everything that happens once: verification, tuning, compilation and, unless `late_capture`, graph capture."""
+    if how == "torch" or (how == "graphs" and not late_capture):
+        pipeline.compile(how)
+    for _ in range(times):
+        call()
+
+
+def _capture(pipeline: Pipeline, call: Callable[[], Any]) -> None:
+    """Capture the CUDA graph while the profiler looks on, so that it knows what every node was captured for.
+
+    Outside of every restoration's range: reports leave it out. PyTorch's own operators are named only here, where
+    the time that it takes does no harm.
+    """
+    pipeline.compile("graphs")
+    with ranges.named(CAPTURE), torch.autograd.profiler.emit_nvtx():
+        call()
+
+
+def _timed(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    with ranges.named(ranges.RESTORATION):
+        call()
+    return time.perf_counter() - start
+
+
+def _recording(tool: str, device: torch.device, trace: Path) -> AbstractContextManager:
+    return _cuda_range() if tool == "nsys" else _torch_profile(device, trace)
+
+
+@contextmanager
+def _cuda_range() -> Iterator[None]:
+    """What is between cudaProfilerStart and cudaProfilerStop is recorded."""
+    torch.cuda.synchronize()
+    torch.cuda.profiler.start()
+    try:
+        yield
+        torch.cuda.synchronize()
+    finally:
+        torch.cuda.profiler.stop()
+
+
+@contextmanager
+def _torch_profile(device: torch.device, trace: Path) -> Iterator[None]:
+    kinds = torch.profiler.ProfilerActivity
+    activities = [kinds.CPU, kinds.CUDA] if device.type == "cuda" else [kinds.CPU]
+    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
+        yield
+    profile.export_chrome_trace(str(trace))
