@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from resshift_fast import Pipeline, backends, ops, use_backend, verification
+from resshift_fast import Pipeline, backends, native, ops, use_backend, verification
 from resshift_fast.backends import OPERATORS, VARIABLE, Kernel, check, fused, preferred, status, unavailable
 
 OPERATOR = "conv2d"
@@ -20,6 +20,7 @@ X, WEIGHT = torch.randn(2, 3, 5, 7), torch.randn(4, 3, 3, 3)
 @pytest.fixture(autouse=True)
 def no_choice_before(monkeypatch):
     monkeypatch.setattr(backends, "_preferred", "auto")
+    monkeypatch.setattr(native, "missing", lambda name: None)  # the kernels here are stand-ins
     backends._forget()
     yield
     monkeypatch.undo()
@@ -99,17 +100,26 @@ def test_a_bad_choice_in_the_environment_is_told_at_the_first_use():
 
 def test_a_bad_choice_in_the_environment_stops_the_building_of_a_pipeline(monkeypatch):
     monkeypatch.setattr(backends, "_preferred", "cuda")
-    with pytest.raises(ValueError, match="'cuda' has no kernels"):
+    monkeypatch.setattr(native, "missing", lambda name: f"{name} was not built: no nvcc")
+    with pytest.raises(ValueError, match="backend 'cuda' cuda was not built: no nvcc"):
         Pipeline.from_pretrained("nano-x4", random_weights=True)
 
 
 @pytest.mark.parametrize("name", ["cpu", "cuda"])
-def test_a_backend_without_kernels_is_refused_with_the_reason(name):
-    with pytest.raises(ValueError, match=f"{name!r} has no kernels in this build; use 'auto' or 'reference'"):
+def test_a_backend_without_its_library_is_refused_with_the_reason(name, monkeypatch):
+    monkeypatch.setattr(native, "missing", lambda name: "was not built: no C++ compiler was found")
+    with pytest.raises(ValueError, match=f"backend {name!r} was not built: no C\\+\\+ compiler was found"):
         check(name)
-    with pytest.raises(ValueError, match="no kernels"), use_backend(name):
+    with pytest.raises(ValueError, match="was not built"), use_backend(name):
         pytest.fail("the block must not run")
     assert preferred() == "auto"
+    assert backends._order("posterior_step", name) == (("triton",) if name == "cuda" and backends._has_triton() else ())
+
+
+def test_a_backend_without_kernels_is_refused_with_the_reason(monkeypatch):
+    monkeypatch.setattr(backends, "_operators", lambda: [])
+    with pytest.raises(ValueError, match="'cpu' has no kernels in this build; use 'auto' or 'reference'"):
+        check("cpu")
 
 
 def test_an_unknown_backend_is_refused_with_the_known_ones():

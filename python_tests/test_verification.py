@@ -14,7 +14,7 @@ import torch
 from pipelines import SPECS, photo, tiny
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from resshift_fast import Pipeline, backends, ops, use_backend, verification
+from resshift_fast import Pipeline, backends, native, ops, use_backend, verification
 from resshift_fast.backends import OPERATORS, Kernel
 from resshift_fast.ops.conv2d import reference
 from resshift_fast.verification import RUNNING
@@ -69,6 +69,7 @@ def verdict_file(tmp_path):
 def own_verdicts(tmp_path, monkeypatch):
     monkeypatch.setenv("RESSHIFT_FAST_CACHE", str(tmp_path))
     monkeypatch.delenv("RESSHIFT_FAST_VERIFY", raising=False)
+    monkeypatch.setattr(native, "missing", lambda name: None)  # the kernels here are stand-ins
     before, remembered = OPERATORS[OPERATOR], dict(verification._verdicts)
     new_process()
     with use_backend("auto"):
@@ -297,6 +298,8 @@ def test_a_pipeline_trusts_where_verification_is_off(tmp_path, monkeypatch):
 
 
 def test_a_pipeline_without_kernels_asks_for_no_verdict(monkeypatch):
+    monkeypatch.setattr(native, "missing", lambda name: "was not built")
+    backends._forget()
     monkeypatch.setattr(verification, "passes", lambda *_: pytest.fail("a verdict was asked for"))
     backends.verify(CPU, torch.float32)
     pipeline()

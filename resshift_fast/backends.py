@@ -13,6 +13,8 @@ from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from resshift_fast import native, ranges
+
 if TYPE_CHECKING:
     import torch
 
@@ -81,6 +83,8 @@ def unavailable(backend: str) -> str | None:
         return "has no kernels in this build; use 'auto' or 'reference'"
     if backend == "triton" and not _has_triton():
         return "needs Triton, which is not installed; pip install triton"
+    if backend in native.LIBRARIES and (reason := native.missing(backend)):
+        return reason
     if backend in ("triton", "cuda") and not (_has_gpu() or backend == "triton" and _interpreted()):
         return "needs a GPU that this build of torch can use; torch.cuda.is_available() is False"
     return None
@@ -100,6 +104,10 @@ def check(backend: str) -> str:
 @cache
 def _has_triton() -> bool:
     return find_spec("triton") is not None
+
+
+def _is_installed(backend: str) -> bool:
+    return _has_triton() if backend == "triton" else native.missing(backend) is None
 
 
 @cache
@@ -207,7 +215,7 @@ def _order(name: str, device_type: str) -> tuple[str, ...]:
     else:
         order = (_preferred,) if _preferred == device_type else ()
     loaders = OPERATORS[name].loaders
-    return tuple(b for b in order if b in loaders and (b != "triton" or _has_triton()))
+    return tuple(b for b in order if b in loaders and _is_installed(b))
 
 
 @dataclass(frozen=True)
@@ -248,6 +256,8 @@ def run(name: str, *args: Any) -> Any:
         if candidate.unsupported(*args) is None:
             function = candidate.function
             break
+    if ranges.on:
+        function = ranges.marked(name, function)
     # Autocast would give other dtypes than the operator promises, in plain PyTorch and where a launcher calls it.
     elsewhere = choice.index is not None and choice.index != torch.cuda.current_device()
     if elsewhere or torch.is_autocast_enabled(choice.device_type):

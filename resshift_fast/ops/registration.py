@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from resshift_fast import backends
+from resshift_fast import native as libraries
 from resshift_fast.backends import Kernel, Operator
 
 NAMESPACE = "resshift_fast"
@@ -26,6 +27,35 @@ def triton(module: str, function: str = "forward", unsupported: str = "unsupport
         return Kernel(getattr(kernels, function), getattr(kernels, unsupported))
 
     return load
+
+
+def native(
+    library: str,
+    operator: str,
+    adapt: Callable[..., tuple] | None = None,
+    unsupported: Callable[..., str | None] = lambda *_: None,
+) -> Callable[[], Kernel]:
+    """Loader of `torch.ops.resshift_fast_<library>.<operator>`, a kernel in C++ or CUDA C++.
+
+    Args:
+        library: "cpu" or "cuda". operator: its name.
+        adapt: the registered operator's arguments to the kernel's; None where they are the same.
+        unsupported: as in `Kernel`, of the registered operator's arguments; float64 is refused anyway.
+    """
+
+    def load() -> Kernel:
+        kernel = libraries.operator(library, operator)
+        function = kernel if adapt is None else lambda *args: kernel(*adapt(*args))
+        return Kernel(function, lambda *args: _float64(args) or unsupported(*args))
+
+    return load
+
+
+def _float64(args: tuple) -> str | None:
+    for x in args:
+        if x is torch.float64 or isinstance(x, Tensor) and x.dtype is torch.float64:
+            return "an argument is float64"
+    return None
 
 
 def register(

@@ -21,8 +21,8 @@ from resshift_fast import backends
 from resshift_fast import schedule as columns
 from resshift_fast.noise import noise_field
 from resshift_fast.ops import checks
-from resshift_fast.ops.registration import recomputed, register, triton
-from resshift_fast.schedule import NUM_COEFFICIENTS, check_prediction_type
+from resshift_fast.ops.registration import native, recomputed, register, triton
+from resshift_fast.schedule import NUM_COEFFICIENTS, PREDICTION_TYPES, check_prediction_type
 
 LATENT_DTYPES = (torch.float32, torch.float64)
 
@@ -164,12 +164,25 @@ def _q_sample_examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
     return [(x0, y, torch.tensor([2, 0], device=device), torch.stack([row, 1 - row, row / 2]), noise)]
 
 
+def _numbered(x_t, prediction, y, coefficients, seed, step, origin, prediction_type, *options) -> tuple:
+    """Arguments for C++, which knows a prediction type by its number."""
+    return x_t, prediction, y, coefficients, seed, step, origin, PREDICTION_TYPES.index(prediction_type), *options
+
+
+def _not_float32(x: Tensor, *_) -> str | None:
+    return None if x.dtype == torch.float32 else f"the latent is {x.dtype}"
+
+
 _posterior_step = register(
     "posterior_step",
     posterior_step_reference,
     fake=_fake_posterior_step,
     examples=_posterior_step_examples,
-    loaders={"triton": triton("residual_shift", "posterior_step", "unsupported_posterior_step")},
+    loaders={
+        "cpu": native("cpu", "posterior_step", _numbered, _not_float32),
+        "cuda": native("cuda", "posterior_step", _numbered, _not_float32),
+        "triton": triton("residual_shift", "posterior_step", "unsupported_posterior_step"),
+    },
     dtypes=LATENT_DTYPES,
     **recomputed(posterior_step_reference),
 )
@@ -178,7 +191,11 @@ _prior_sample = register(
     prior_sample_reference,
     fake=_fake_prior_sample,
     examples=_prior_sample_examples,
-    loaders={"triton": triton("residual_shift", "prior_sample", "unsupported_prior_sample")},
+    loaders={
+        "cpu": native("cpu", "prior_sample", None, _not_float32),
+        "cuda": native("cuda", "prior_sample", None, _not_float32),
+        "triton": triton("residual_shift", "prior_sample", "unsupported_prior_sample"),
+    },
     dtypes=LATENT_DTYPES,
     **recomputed(prior_sample_reference),
 )
@@ -187,7 +204,11 @@ _q_sample = register(
     _plain_q_sample,
     fake=_fake_q_sample,
     examples=_q_sample_examples,
-    loaders={"triton": triton("residual_shift", "q_sample", "unsupported_q_sample")},
+    loaders={
+        "cpu": native("cpu", "q_sample"),
+        "cuda": native("cuda", "q_sample"),
+        "triton": triton("residual_shift", "q_sample", "unsupported_q_sample"),
+    },
     training=True,
     **recomputed(_plain_q_sample),
 )
