@@ -14,8 +14,8 @@ ROOT = Path(resshift_fast.__file__).parent
 HEAVY = {"torch", "triton", "numpy", "PIL", "cv2", "safetensors", "omegaconf", "tqdm", "typer", "click", "rich"}
 SOURCES = sorted(ROOT.rglob("*.py"))
 
-# cli → training → pipeline → sampler, catalog → models → ops → schedule, noise, tiling, native: a room imports what is lower.
-# Files that are not named here stand beside the pipeline, which they don't know.
+# cli → training → pipeline → sampler, catalog → models → ops → schedule, noise, tiling, native: a room imports what is
+# lower. Files that are not named here stand beside the pipeline, which they don't know.
 RANKS = {"native": 0, "schedule": 0, "noise": 0, "tiling": 0, "ops": 1, "models": 2, "sampler": 3, "catalog": 3}
 RANKS |= {"pipeline": 5, "training": 6, "cli": 7}
 BESIDE = 4

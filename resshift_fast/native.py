@@ -1,6 +1,6 @@
 """The compiled libraries of csrc/: loading them, and why one is not there.
 
-`resshift_fast/_cpu.abi3.so` registers `torch.ops.resshift_fast_cpu.*`, `_cuda.abi3.so` `torch.ops.resshift_fast_cuda.*`.
+`_cpu.abi3.so` in this folder registers `torch.ops.resshift_fast_cpu.*`, `_cuda.abi3.so` `torch.ops.resshift_fast_cuda.*`.
 Both were built against LibTorch's stable ABI and work with every torch from 2.10 on.
 """
 
