@@ -13,12 +13,13 @@ INSTALLED := $(VENV)/installed
 HAS_CUDA = $(shell { nvidia-smi -L || ldconfig -p | grep libcuda.so.1; } >/dev/null 2>&1 && echo yes)
 TORCH ?= $(if $(HAS_CUDA),'torch>=2.10',torch==2.13.0)
 
-.PHONY: help demo test proofs gpu lint clean
+.PHONY: help demo test proofs sanitize gpu lint clean
 
 help:
 	@echo "make demo   install into $(VENV), restore $(PHOTO) and show it beside the original"
 	@echo "make test   install into $(VENV) and run the tests on $(WORKERS) workers"
 	@echo "make proofs compile every Triton kernel for six architectures and compare with the budgets (minutes, no GPU)"
+	@echo "make sanitize  run the CUDA kernels on the CPU under AddressSanitizer and UBSan (a minute, needs g++)"
 	@echo "make gpu    on a machine with an NVIDIA GPU: tests, sanitizer, benchmarks and a profile, in ten minutes"
 	@echo "make lint   check the code with ruff"
 	@echo "make clean  remove $(VENV), $(OUT) and everything else that was made here"
@@ -35,6 +36,9 @@ test: $(INSTALLED)
 
 proofs: $(INSTALLED)
 	$(BIN)/python scripts/kernel_budgets.py
+
+sanitize: $(INSTALLED)
+	$(BIN)/python scripts/sanitize.py -q
 
 # The installation is not begun where there is no GPU.
 gpu:

@@ -1,14 +1,15 @@
 """Build and call the emulation of csrc/emulation, which executes the CUDA kernels on the CPU.
 
-It needs a C++ compiler and pybind11. Objects are kept in build/emulation and made anew when their sources, a header or
-the flags change. RESSHIFT_FAST_SANITIZE=1 builds with AddressSanitizer and UndefinedBehaviorSanitizer; the interpreter
-then has to be started with libasan preloaded, as scripts/sanitize.py does.
+It needs a C++ compiler and pybind11. Objects are kept in build/emulation and made anew when their source, a header that
+it includes or the flags change. RESSHIFT_FAST_SANITIZE=1 builds the kernels with AddressSanitizer and
+UndefinedBehaviorSanitizer; the interpreter then has to be started with libasan preloaded, as scripts/sanitize.py does.
 """
 
 import fcntl
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -21,15 +22,18 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).parents[1]
-SOURCES = (*sorted((ROOT / "csrc/cuda").glob("*.cu")), *sorted((ROOT / "csrc/emulation").glob("*.c[pu]*")))
+CSRC = ROOT / "csrc"
+# Kernels first: of an inline function that several files have, the first file's is linked, and theirs are sanitized.
+SOURCES = [file for kind in ("cuda/*.cu", "emulation/*.cu", "emulation/*.cpp") for file in sorted(CSRC.glob(kind))]
 BUILD = ROOT / "build/emulation"
 MODULE = "resshift_emulation"
 SANITIZED = os.environ.get("RESSHIFT_FAST_SANITIZE") == "1"
 COMPILER = os.environ.get("CXX", "g++")
 FLAGS = [
-    *("-std=c++17", "-O1", "-g", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-DRSF_EMULATED"),
+    *("-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-DRSF_EMULATED"),
     *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
 ]
+KERNEL_FLAGS = ["-O1", "-g"]
 SANITIZER_FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
 
 
@@ -61,24 +65,29 @@ def module() -> ModuleType:
     return loaded
 
 
-def _flags() -> list[str]:
+def _flags(source: Path) -> list[str]:
     import pybind11
 
     includes = (pybind11.get_include(), sysconfig.get_paths()["include"])
-    return [*FLAGS, *(SANITIZER_FLAGS if SANITIZED else []), *(f"-I{path}" for path in includes)]
+    # What only passes arrays on takes long to compile as it is.
+    passes_on = source.stem == "module" or (source.suffix == ".cpp" and source.stem.startswith("bind_"))
+    own = ["-O0"] if passes_on else [*KERNEL_FLAGS, *(SANITIZER_FLAGS if SANITIZED else [])]
+    return [*FLAGS, *own, *(f"-I{path}" for path in includes)]
 
 
-@cache
-def _headers() -> str:
-    files = sorted((ROOT / "csrc").rglob("*.h"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+def _contents(source: Path, seen: set[Path]) -> bytes:
+    """The source with the files of csrc/ that it includes, each once."""
+    seen.add(source)
+    text = source.read_bytes()
+    included = [(source.parent / name.decode()).resolve() for name in re.findall(rb'#include "(.+)"', text)]
+    return text + b"".join(_contents(file, seen) for file in included if file.exists() and file not in seen)
 
 
 def _object(source: Path) -> Path:
-    key = hashlib.sha256(repr((_headers(), source.read_bytes(), COMPILER, _flags())).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr((_contents(source, set()), COMPILER, _flags(source))).encode()).hexdigest()[:16]
     file = BUILD / f"{source.stem}-{key}.o"
     if not file.exists():
-        _run([COMPILER, *_flags(), "-x", "c++", "-c", source, "-o", file.with_suffix(".tmp")])
+        _run([COMPILER, *_flags(source), "-x", "c++", "-c", source, "-o", file.with_suffix(".tmp")])
         file.with_suffix(".tmp").rename(file)
     return file
 

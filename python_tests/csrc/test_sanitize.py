@@ -1,0 +1,43 @@
+"""Under scripts/sanitize.py, what is out of bounds or misaligned ends the process with a report."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import emulation
+import pytest
+
+pytestmark = pytest.mark.skipif(not emulation.SANITIZED, reason="runs under scripts/sanitize.py")
+
+OVERFLOW = "AddressSanitizer: heap-buffer-overflow"
+# Arrays are large enough that numpy does not keep their memory for later ones.
+CALLS = {
+    "dynamic-shared": ("past_the_end(nan(33), True, {})", 1, rf"{OVERFLOW}(.|\n)*WRITE of size 4(.|\n)*past_the_end"),
+    "static-shared": ("static_past_the_end(nan(32), {})", 1, rf"{OVERFLOW}(.|\n)*WRITE of size 4(.|\n)*past_the_end"),
+    "global": ("past_the_end(nan(33), False, {})", 1, rf"{OVERFLOW}(.|\n)*WRITE of size 4(.|\n)*past_the_end"),
+    "global-read": ("vector_load(nan(502), nan(4), 496 + {})", 4, rf"{OVERFLOW}(.|\n)*READ of size"),
+    "asynchronous-copy": ("async_copy(nan(128 - {}), nan(128), True)", 4, rf"{OVERFLOW}(.|\n)*READ of size"),
+    "misaligned": ("vector_load(nan(500), nan(4), {})", 1, r"runtime error: .* misaligned address .* requires 16 byte"),
+}
+
+
+def run(call):
+    """Call one of the emulation's kernels that are wrong on purpose, in a process of its own."""
+    script = (
+        "import emulation, numpy as np\n"
+        "nan = lambda n: np.full(n, np.nan, np.float32)\n"
+        f"emulation.module().selftest.{call}\n"
+        "print('returned')"
+    )
+    folder = Path(emulation.__file__).parent
+    return subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_it_is_reported(name, built):
+    call, excess, report = CALLS[name]
+    right, wrong = run(call.format(0)), run(call.format(excess))
+    assert right.returncode == 0 and right.stdout == "returned\n", right.stderr
+    assert wrong.returncode != 0 and "returned" not in wrong.stdout
+    assert re.search(report, wrong.stderr), wrong.stderr
