@@ -20,6 +20,7 @@ using OptionalArray = std::optional<py::array>;
 // One for each file of kernels.
 void bind_residual_shift(py::module_& module);
 void bind_selftest(py::module_& module);
+void bind_window_attention(py::module_& module);
 
 inline resshift::Dtype dtype_of(const Array& array) {
   const char kind = array.dtype().kind();

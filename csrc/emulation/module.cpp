@@ -12,4 +12,5 @@ PYBIND11_MODULE(resshift_emulation, module) {
   module.def("set_order", &set_order, "Order in which a block's threads run between barriers, and the blocks of a grid.");
   bind_residual_shift(module);
   bind_selftest(module);
+  bind_window_attention(module);
 }

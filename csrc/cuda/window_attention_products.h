@@ -1,0 +1,297 @@
+// Tiles of 64 tokens with products by matrix instructions, and tiles of 32 with float32 products: two classes with the
+// same members, so that each kernel of window attention is written once.
+//
+// A warp (or, in float32, half of one) owns some rows of a tile of scores. Its products with another tile need no
+// barrier. Scores: at(scores, i, j) is row row(i), column column(j) of the tile; the same row is shared by kRowLanes
+// neighbouring lanes.
+#pragma once
+
+#include "matrix.h"
+#include "window_attention_tiles.h"
+
+namespace resshift::cuda {
+
+// Unsigned, for quotients without a case for negative numbers.
+RSF_DEVICE unsigned warp_index() { return threadIdx.x / kWarpSize; }
+RSF_DEVICE unsigned lane_index() { return threadIdx.x % kWarpSize; }
+
+// Word i of lane t among four neighbouring lanes becomes word t of lane i.
+RSF_DEVICE void transpose_words(std::uint32_t (&words)[4]) {
+#pragma unroll
+  for (int distance = 1; distance <= 2; distance *= 2) {
+    const bool upper = threadIdx.x & distance;
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const int low = distance == 1 ? 2 * k : k, high = low + distance;
+      const std::uint32_t received = __shfl_xor_sync(kAllLanes, upper ? words[low] : words[high], distance);
+      words[low] = upper ? received : words[low];
+      words[high] = upper ? words[high] : received;
+    }
+  }
+}
+
+// Store 16 aligned bytes at once; the compiler takes store_vector to pieces where it loses sight of the alignment.
+RSF_DEVICE void store_words(void* address, const std::uint32_t (&words)[4]) {
+#if RSF_ON_GPU
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};\n" ::"l"(address), "r"(words[0]), "r"(words[1]), "r"(words[2]),
+               "r"(words[3])
+               : "memory");
+#else
+  const Vector<std::uint32_t, 4> vector{{words[0], words[1], words[2], words[3]}};
+  store_vector(static_cast<std::uint32_t*>(address), vector);
+#endif
+}
+
+// Four warps, each with 16 rows of a tile of scores [64, 64], as accumulators of mma_16x8x16. The scores of one product
+// are the left factor of the next without leaving their registers.
+template <class T, int D>
+struct MatrixTiles {
+  using Element = T;
+  using Scores = float[8][4];
+  using Values = float[D / 8][4];
+
+  static constexpr int kHeadDim = D, kTile = 64, kThreads = 128, kRows = 2, kColumns = 16, kRowLanes = 4;
+  static constexpr int kTileElements = kTile * D, kScratch = 0;
+  static constexpr int kPitch = kTile + 8;  // of a tile of float32 scores in shared memory: no more than 2 lanes a bank
+  static constexpr int kChunk = 8;          // numbers that are loaded and stored at once
+  static constexpr float kScale = D == 16 ? 0.25f : D == 32 ? 0.17677669529663687f : 0.125f;
+
+  // Of a block: warps that would have padding rows only are left out.
+  static unsigned threads(int tokens) { return static_cast<unsigned>(divide_up(tokens, 16)) * kWarpSize; }
+
+  RSF_DEVICE static unsigned row(int i) { return 16 * warp_index() + lane_index() / 4 + 8 * i; }
+  RSF_DEVICE static unsigned column(int j) { return 8 * (j / 2) + 2 * (lane_index() % 4) + j % 2; }
+  RSF_DEVICE static float& at(Scores& scores, int i, int j) { return scores[j / 2][2 * i + j % 2]; }
+
+  // Place of a chunk in a tile [64, D] in shared memory: the eight rows of a matrix that is loaded lie in different
+  // banks.
+  RSF_DEVICE static unsigned place(unsigned row, unsigned chunk) {
+    constexpr unsigned kChunks = D / kChunk;
+    return row * D + (chunk ^ (row / (8 / kChunks)) % kChunks) * kChunk;
+  }
+
+  RSF_DEVICE static void load_chunk(T* tile, unsigned row, unsigned chunk, const T* from) {
+    copy_async(tile + place(row, chunk), from);
+  }
+
+  RSF_DEVICE static void clear_chunk(T* tile, unsigned row, unsigned chunk) {
+    store_vector(tile + place(row, chunk), Vector<T, kChunk>{});
+  }
+
+  // scores = a bᵀ
+  RSF_DEVICE static void multiply_transposed(Scores& scores, const T* a, const T* b) {
+    const unsigned lane = lane_index();
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) scores[j][i] = 0.0f;
+    }
+#pragma unroll
+    for (int k = 0; k < D / 16; ++k) {
+      std::uint32_t left[4];
+      load_matrices(left, a + place(16 * warp_index() + lane % 16, 2 * k + lane / 16));
+#pragma unroll
+      for (int j = 0; j < 8; j += 2) {
+        std::uint32_t right[4];
+        load_matrices(right, b + place(8 * j + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
+        mma_16x8x16<T>(scores[j], left, {right[0], right[1]});
+        mma_16x8x16<T>(scores[j + 1], left, {right[2], right[3]});
+      }
+    }
+  }
+
+  // values += factor · scores b
+  RSF_DEVICE static void multiply(Values& values, const Scores& scores, float factor, const T* b, float*) {
+    const unsigned lane = lane_index();
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      std::uint32_t left[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float* pair = scores[2 * k + i / 2] + i % 2 * 2;
+        left[i] = pack2<T>(factor * pair[0], factor * pair[1]);
+      }
+#pragma unroll
+      for (int j = 0; j < D / 8; j += 2) {
+        std::uint32_t right[4];
+        load_matrices_transposed(right, b + place(16 * k + lane % 16, j + lane / 16));
+        mma_16x8x16<T>(values[j], left, {right[0], right[1]});
+        mma_16x8x16<T>(values[j + 1], left, {right[2], right[3]});
+      }
+    }
+  }
+
+  RSF_DEVICE static void multiply_rows(Values& values, const float (&factor)[kRows]) {
+#pragma unroll
+    for (int j = 0; j < D / 8; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) values[j][i] *= factor[i / 2];
+    }
+  }
+
+  // Store each row at the address that `address_of(row)` gives, if any. A thread has pieces of several chunks and, by
+  // exchange among four lanes, gets whole ones.
+  template <class AddressOf>
+  RSF_DEVICE static void store(const Values& values, const AddressOf& address_of) {
+    constexpr int kChunks = D / kChunk;
+#pragma unroll
+    for (int n = 0; n < kRows * kChunks; n += 4) {
+      std::uint32_t words[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float* pair = values[(n + i) % kChunks] + (n + i) / kChunks * 2;
+        words[i] = pack2<T>(pair[0], pair[1]);
+      }
+      transpose_words(words);
+      const unsigned own = n + lane_index() % 4;
+      T* const address = address_of(row(own / kChunks));
+      if (address) store_words(address + own % kChunks * kChunk, words);
+    }
+  }
+};
+
+// 128 threads in 8 rows of 16: a thread has 4 rows of a tile of scores [32, 32] and two of its columns, and as many rows
+// of values with D / 16 neighbouring columns.
+template <int D>
+struct FloatTiles {
+  using Element = float;
+  using Scores = float[4][2];
+  using Values = float[4][D / 16];
+
+  static constexpr int kHeadDim = D, kTile = 32, kThreads = 128, kRows = 4, kColumns = 2, kRowLanes = 16;
+  static constexpr int kRowPitch = D + 4;  // of a tile in shared memory: eight rows' chunks lie in different banks
+  static constexpr int kTileElements = kTile * kRowPitch;
+  static constexpr int kPitch = kTile + 4, kScratch = kTile * kPitch;
+  static constexpr int kChunk = 4;
+  static constexpr float kScale = D == 16 ? 0.25f : D == 32 ? 0.17677669529663687f : 0.125f;
+
+  static unsigned threads(int tokens) { return static_cast<unsigned>(divide_up(tokens, 2 * kRows)) * kWarpSize; }
+
+  RSF_DEVICE static unsigned row(int i) { return threadIdx.x / 16 * kRows + i; }
+  RSF_DEVICE static unsigned column(int j) { return threadIdx.x % 16 + 16 * j; }
+  RSF_DEVICE static float& at(Scores& scores, int i, int j) { return scores[i][j]; }
+
+  RSF_DEVICE static unsigned own_values() { return threadIdx.x % 16 * (D / 16); }  // first column
+
+  RSF_DEVICE static void load_chunk(float* tile, unsigned row, unsigned chunk, const float* from) {
+    copy_async(tile + row * kRowPitch + chunk * kChunk, from);
+  }
+
+  RSF_DEVICE static void clear_chunk(float* tile, unsigned row, unsigned chunk) {
+    store_vector(tile + row * kRowPitch + chunk * kChunk, Vector<float, kChunk>{});
+  }
+
+  RSF_DEVICE static void multiply_transposed(Scores& scores, const float* a, const float* b) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) scores[i][0] = scores[i][1] = 0.0f;
+#pragma unroll 4
+    for (int k = 0; k < D; k += 4) {
+      Vector<float, 4> right[kColumns];
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) right[j] = load_vector<4>(b + column(j) * kRowPitch + k);
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        const auto left = load_vector<4>(a + row(i) * kRowPitch + k);
+#pragma unroll
+        for (int j = 0; j < kColumns; ++j) {
+#pragma unroll
+          for (int n = 0; n < 4; ++n) scores[i][j] = fmaf(left[n], right[j][n], scores[i][j]);
+        }
+      }
+    }
+  }
+
+  // Only the 16 threads of a row exchange its scores, through `scratch`.
+  RSF_DEVICE static void multiply(Values& values, const Scores& scores, float factor, const float* b, float* scratch) {
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) scratch[row(i) * kPitch + column(j)] = factor * scores[i][j];
+    }
+    __syncwarp();
+#pragma unroll 2
+    for (int k = 0; k < kTile; k += 4) {
+      Vector<float, 4> left[kRows];
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) left[i] = load_vector<4>(scratch + row(i) * kPitch + k);
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        const auto right = load_vector<D / 16>(b + (k + n) * kRowPitch + own_values());
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+          for (int j = 0; j < D / 16; ++j) values[i][j] = fmaf(left[i][n], right[j], values[i][j]);
+        }
+      }
+    }
+  }
+
+  RSF_DEVICE static void multiply_rows(Values& values, const float (&factor)[kRows]) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+      for (int j = 0; j < D / 16; ++j) values[i][j] *= factor[i];
+    }
+  }
+
+  template <class AddressOf>
+  RSF_DEVICE static void store(const Values& values, const AddressOf& address_of) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      float* const address = address_of(row(i));
+      if (!address) continue;
+      float* const own = address + own_values();
+      if constexpr (D == 64) {
+        store_words(own, {bit_cast<std::uint32_t>(values[i][0]), bit_cast<std::uint32_t>(values[i][1]),
+                          bit_cast<std::uint32_t>(values[i][2]), bit_cast<std::uint32_t>(values[i][3])});
+      } else {
+#pragma unroll
+        for (int j = 0; j < D / 16; ++j) own[j] = values[i][j];
+      }
+    }
+  }
+};
+
+// Begin to copy the heads' numbers of a tile of tokens, `stride` apart from pixel to pixel; zeros for those that pad it.
+template <class Tiles, class TilingType>
+RSF_DEVICE void load_tile(typename Tiles::Element* tile, const typename Tiles::Element* image, std::int64_t stride,
+                          const TilingType& tiling, const Window& window, int first) {
+  constexpr unsigned kChunks = Tiles::kHeadDim / Tiles::kChunk;
+  const unsigned threads = TilingType::kWhole ? Tiles::kThreads : blockDim.x;
+#pragma unroll 2
+  for (unsigned i = threadIdx.x; i < Tiles::kTile * kChunks; i += threads) {
+    const unsigned row = i / kChunks, chunk = i % kChunks;
+    const Token token = tiling.token(first, row);
+    if (token.inside) {
+      Tiles::load_chunk(tile, row, chunk, image + window.pixel(token) * stride + chunk * Tiles::kChunk);
+    } else {
+      Tiles::clear_chunk(tile, row, chunk);
+    }
+  }
+}
+
+// Wait for all tiles that the block's threads load.
+RSF_DEVICE void finish_tiles() {
+  commit_copies();
+  wait_copies<0>();
+  __syncthreads();
+}
+
+template <class Tiles, class TilingType>
+RSF_DEVICE void store_values(typename Tiles::Element* image, std::int64_t stride, const typename Tiles::Values& values,
+                             const TilingType& tiling, const Window& window, int first) {
+  Tiles::store(values, [&](unsigned row) {
+    const Token token = tiling.token(first, row);
+    return token.inside ? image + window.pixel(token) * stride : nullptr;
+  });
+}
+
+template <class Tiles>
+RSF_DEVICE void clear(typename Tiles::Values& values) {
+  float* numbers = &values[0][0];
+#pragma unroll
+  for (unsigned i = 0; i < sizeof(values) / sizeof(float); ++i) numbers[i] = 0.0f;
+}
+
+}  // namespace resshift::cuda

@@ -1,0 +1,118 @@
+"""The CUDA kernels of window attention, executed on the CPU, against the formula in float64."""
+
+import importlib
+
+import pytest
+import torch
+from comparison import LIMITS, assert_close, name_of, relative_error
+from emulation import array, filled
+
+formula = importlib.import_module("resshift_fast.ops.window_attention")
+
+# batch, rows and columns of windows, window, shift, mask, heads, head size. An 8 × 8 window is one tile of the matrix
+# instructions; larger ones are several, of which 9, 11 and 13 fill the last one partly.
+CASES = [
+    (2, 1, 3, 8, 4, "resshift", 2, 32),
+    (1, 3, 1, 8, 1, "swin", 1, 32),
+    (1, 1, 1, 8, 0, "swin", 3, 32),
+    (1, 2, 2, 8, 4, "swin", 1, 64),
+    (1, 1, 2, 8, 7, "resshift", 1, 16),
+    (2, 3, 1, 4, 2, "swin", 2, 16),
+    (1, 1, 2, 4, 1, "resshift", 1, 64),
+    (1, 1, 1, 5, 0, "resshift", 2, 32),
+    (1, 2, 1, 7, 3, "swin", 1, 32),
+    (1, 1, 1, 9, 4, "swin", 1, 64),
+    (1, 1, 2, 11, 5, "resshift", 1, 16),
+    (1, 1, 1, 12, 6, "swin", 1, 32),
+    (1, 1, 1, 13, 1, "swin", 1, 16),
+    (1, 1, 1, 16, 8, "swin", 1, 32),
+]
+ORDER_CASES = [CASES[0], CASES[5], CASES[9]]
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def case_id(case) -> str:
+    batch, rows, columns, window, shift, mask, heads, head_dim = case
+    return f"B{batch}-{rows}x{columns}-window{window}-shift{shift}-{mask}-{heads}x{head_dim}"
+
+
+def tensors_of(case, dtype, table_dtype=None):
+    """qkv with a mean, the bias table, and the gradient of the output."""
+    batch, rows, columns, window, _, _, heads, head_dim = case
+    generator = torch.Generator().manual_seed(window)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator)
+
+    image = (batch, rows * window, columns * window)
+    qkv = (normal(*image, 3 * heads * head_dim) - 0.3).to(dtype)
+    table = normal((2 * window - 1) ** 2, heads).to(table_dtype or dtype)
+    return qkv, table, normal(*image, heads * head_dim).to(dtype)
+
+
+def forward(emulated, case, qkv, table):
+    window, shift, mask, heads = *case[3:6], case[6]
+    out = filled(*qkv.shape[:3], qkv.shape[3] // 3, dtype=qkv.dtype)
+    emulated.window_attention(array(qkv), array(table), heads, window, shift, mask == "swin", array(out))
+    return out
+
+
+def plain(case, qkv, table):
+    window, shift, mask, heads = *case[3:6], case[6]
+    return formula.reference(qkv, table, heads, window, shift, mask)
+
+
+def allowed(dtype, theirs, exact) -> float:
+    """Largest relative error: 16-bit results may have twice the plain path's."""
+    if dtype == torch.float32:
+        return LIMITS[dtype]
+    return min(LIMITS[dtype], 2 * relative_error(theirs, exact) + torch.finfo(dtype).eps / 8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_forward(emulated, case, dtype):
+    qkv, table, _ = tensors_of(case, dtype)
+    exact = plain(case, qkv.double(), table.double())
+    assert_close("output", forward(emulated, case, qkv, table), exact, allowed(dtype, plain(case, qkv, table), exact))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("case", ORDER_CASES, ids=case_id)
+def test_forward_has_no_race(in_all_orders, emulated, case, dtype):
+    qkv, table, _ = tensors_of(case, dtype)
+    in_all_orders(lambda: forward(emulated, case, qkv, table))
+
+
+@pytest.mark.parametrize("case", [CASES[1], CASES[7]], ids=case_id)
+def test_float32_table(emulated, case):
+    qkv, table, _ = tensors_of(case, torch.float16, torch.float32)
+    exact = plain(case, qkv.double(), table.double())
+    limit = allowed(torch.float16, plain(case, qkv, table.half()), exact)
+    assert_close("output", forward(emulated, case, qkv, table), exact, limit)
+
+
+def test_many_windows_in_a_block(emulated):
+    """With so many heads and windows a block goes on to a second window, but the last one ends."""
+    case = (1, 1, 33, 8, 4, "resshift", 32, 16)
+    qkv, table, _ = tensors_of(case, torch.float16)
+    exact = plain(case, qkv.double(), table.double())
+    limit = allowed(torch.float16, plain(case, qkv, table), exact)
+    assert_close("output", forward(emulated, case, qkv, table), exact, limit)
+
+
+def test_large_scores_stay_finite(emulated):
+    """The maximum of each row is subtracted, also where it grows from tile to tile."""
+    case = (1, 1, 1, 16, 0, "swin", 1, 32)
+    qkv, table, _ = tensors_of(case, torch.float32)
+    qkv[..., :64] *= 12
+    exact = plain(case, qkv.double(), table.double())
+    assert_close("output", forward(emulated, case, qkv, table), exact, 1e-4)
+
+
+@pytest.mark.parametrize("window, head_dim", [(3, 32), (17, 32), (8, 48)])
+def test_unsupported_calls_are_refused(emulated, window, head_dim):
+    case = (1, 1, 1, window, 0, "swin", 1, head_dim)
+    qkv, table, _ = tensors_of(case, torch.float32)
+    with pytest.raises(RuntimeError, match="do not support"):
+        forward(emulated, case, qkv, table)
