@@ -4,6 +4,7 @@
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <optional>
 #include <stdexcept>
@@ -18,6 +19,7 @@ using Array = py::array;
 using OptionalArray = std::optional<py::array>;
 
 // One for each file of kernels.
+void bind_group_norm(py::module_& module);
 void bind_residual_shift(py::module_& module);
 void bind_selftest(py::module_& module);
 void bind_window_attention(py::module_& module);

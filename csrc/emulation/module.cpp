@@ -10,6 +10,7 @@ PYBIND11_MODULE(resshift_emulation, module) {
       .value("descending", Order::kDescending)
       .value("shuffled", Order::kShuffled);
   module.def("set_order", &set_order, "Order in which a block's threads run between barriers, and the blocks of a grid.");
+  bind_group_norm(module);
   bind_residual_shift(module);
   bind_selftest(module);
   bind_window_attention(module);

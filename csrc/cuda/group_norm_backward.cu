@@ -1,0 +1,263 @@
+// The gradient of group_norm.
+//
+// With z = n · gain + offset of normalized n, gain = weight (1 + scale), and dz the gradient of z, which is dy or
+// dy · silu'(z), all gradients follow from two sums over the pixels of each image's channel, Σ dz and Σ dz · n. Three
+// launches: parts of those sums; the sums, what follows from them but dx, and two means of each group; and dx. n comes
+// from x again, so that nothing but x and its statistics is kept from the forward pass.
+
+#include "../common/activations.h"
+#include "device.h"
+#include "group_norm.h"
+#include "group_norm_slabs.h"
+
+namespace resshift::cuda {
+namespace {
+
+using namespace slabs;
+
+constexpr int kThreads = 256;
+constexpr int kReduceThreads = 512;
+
+// Scratch memory; one pair is of dz, dz · n.
+struct Scratch {
+  float* parts;  // [B, C, parts, 2]: sums of each part
+  float* sums;   // [B, C]: Σ dz · n; Σ dz is dshift
+  float* means;  // [B, G, 2]: means of dz · gain and of dz · gain · n over a group
+
+  RSF_INLINE Scratch(const GroupNormBackward& call, const Slab& slab) {
+    const std::int64_t rows = call.images.batch * call.images.channels;
+    // The pairs first: they are read as 8 bytes.
+    parts = call.scratch;
+    means = parts + 2 * rows * slab.parts;
+    sums = means + 2 * call.images.batch * call.images.num_groups;
+  }
+
+  static std::int64_t floats(const GroupedImages& images, const Slab& slab) {
+    return images.batch * images.channels * (2 * slab.parts + 1) + 2 * images.batch * images.num_groups;
+  }
+};
+
+// What a thread knows of the channels of its unit: z = (x − mean) gain + offset, with 1 / deviation in the gain.
+template <int CHANNELS>
+struct Line {
+  float mean[CHANNELS], rstd[CHANNELS], gain[CHANNELS], offset[CHANNELS];
+  std::int64_t group[CHANNELS];
+
+  RSF_DEVICE Line(const GroupNormBackward& call, const Slab& slab, const Place& place, const float* shared_gain,
+                  const float* shared_offset) {
+    GroupOfChannel of(slab, place.unit * CHANNELS);
+#pragma unroll
+    for (int j = 0; j < CHANNELS; ++j, of.advance(slab)) {
+      group[j] = place.image * slab.num_groups + place.chunk * slab.groups + of.group;
+      mean[j] = call.mean[group[j]];
+      rstd[j] = call.rstd[group[j]];
+      gain[j] = shared_gain[place.unit * CHANNELS + j] * rstd[j];
+      offset[j] = shared_offset[place.unit * CHANNELS + j];
+    }
+  }
+};
+
+template <class T, int WIDTH>
+struct Pair {
+  Vector<T, WIDTH> x, dy;
+};
+
+template <class Word>
+RSF_DEVICE auto load_pair(const GroupNormBackward& call, std::int64_t offset) {
+  using T = typename Word::Element;
+  Pair<T, Word::kWidth> pair;
+  pair.x = load_vector<Word::kWidth>(static_cast<const T*>(call.x) + offset);
+  pair.dy = load_vector<Word::kWidth>(static_cast<const T*>(call.dy) + offset);
+  return pair;
+}
+
+// By all warps: sums over the lanes of each channel of a tile, to the part's place in scratch memory.
+template <class Word>
+RSF_DEVICE void store_sums(const Slab& slab, const Place& place, int tile, const float* memory, float* parts) {
+  constexpr int kChannels = Word::kChannels;
+  const int left = slab.units - tile, channels = (left < slab.tile_units ? left : slab.tile_units) * kChannels;
+  const std::int64_t first = place.image * slab.channels +
+                             (static_cast<std::int64_t>(place.chunk) * slab.units + tile) * kChannels;
+  const int lane_stride = slab.channels_last ? slab.tile_units : 1;
+  for (int channel = warp_index(); channel < channels; channel += slab.threads / kWarpSize) {
+    const int unit = channel / kChannels, slot = channel % kChannels;
+    const float* own = memory + slot * slab.threads + (slab.channels_last ? unit : unit * slab.lanes);
+    float dz = 0.0f, dz_n = 0.0f;
+    for (int lane = lane_index(); lane < slab.lanes; lane += kWarpSize) {
+      dz += own[lane * lane_stride];
+      dz_n += own[kChannels * slab.threads + lane * lane_stride];
+    }
+    dz = warp_sum(dz);
+    dz_n = warp_sum(dz_n);
+    if (lane_index() == 0) {
+      store_vector(parts + ((first + channel) * slab.parts + place.part) * 2, Vector<float, 2>{{dz, dz_n}});
+    }
+  }
+}
+
+// Σ dz and Σ dz · n of each channel's pixels in a part.
+template <class Word>
+__global__ void __launch_bounds__(kThreads, 2)
+    sums_kernel(const __grid_constant__ GroupNormBackward call, const __grid_constant__ Slab slab) {
+  constexpr int kWidth = Word::kWidth, kChannels = Word::kChannels;
+  const Place place(slab);
+  float* memory = dynamic_shared<float>();
+  float* gain = memory + slab.sums_floats();
+  float* offset = gain + slab.affine_floats() / 2;
+  for (int tile = 0; tile < slab.units; tile += slab.tile_units) {
+    load_affine(call.affine, slab, place, tile, gain, offset);
+    __syncthreads();
+    if (place.works) {
+      const Line<kChannels> line(call, slab, place, gain, offset);
+      float dz_sum[kWidth] = {}, dz_n_sum[kWidth] = {};
+      walk<2>(
+          slab, place, tile, [&](std::int64_t from) { return load_pair<Word>(call, from); },
+          [&](std::int64_t, const auto& pair) {
+#pragma unroll
+            for (int j = 0; j < kWidth; ++j) {
+              const int i = kChannels == 1 ? 0 : j;
+              const float centred = to_float(pair.x[j]) - line.mean[i];
+              float dz = to_float(pair.dy[j]);
+              if (call.affine.silu) dz *= silu_derivative(centred * line.gain[i] + line.offset[i]);
+              dz_sum[j] += dz;
+              dz_n_sum[j] += dz * centred;
+            }
+          });
+#pragma unroll
+      for (int j = kChannels; j < kWidth; ++j) {
+        dz_sum[0] += dz_sum[j];
+        dz_n_sum[0] += dz_n_sum[j];
+      }
+#pragma unroll
+      for (int j = 0; j < kChannels; ++j) {
+        memory[j * slab.threads + threadIdx.x] = dz_sum[j];
+        memory[(kChannels + j) * slab.threads + threadIdx.x] = dz_n_sum[j] * line.rstd[j];
+      }
+    }
+    __syncthreads();
+    store_sums<Word>(slab, place, tile, memory, Scratch(call, slab).parts);
+    __syncthreads();
+  }
+}
+
+// One block a group, for all images: dshift and dscale, dweight and dbias, and the means that dx needs.
+__global__ void __launch_bounds__(kReduceThreads, 1)
+    reduce_kernel(const __grid_constant__ GroupNormBackward call, const __grid_constant__ Slab slab) {
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * slab.group_channels;
+  const int width = slab.group_channels, warps = static_cast<int>(blockDim.x) / kWarpSize;
+  const Scratch scratch(call, slab);
+  const Affine& affine = call.affine;
+  for (std::int64_t i = warp_index(); i < call.images.batch * width; i += warps) {
+    const std::int64_t row = i / width * slab.channels + first + i % width;
+    float dz = 0.0f, dz_n = 0.0f;
+    for (int part = lane_index(); part < slab.parts; part += kWarpSize) {
+      const auto sums = load_vector<2>(scratch.parts + (row * slab.parts + part) * 2);
+      dz += sums[0];
+      dz_n += sums[1];
+    }
+    dz = warp_sum(dz);
+    dz_n = warp_sum(dz_n);
+    if (lane_index() == 0) {
+      call.dshift[row] = dz;
+      scratch.sums[row] = dz_n;
+    }
+  }
+  __syncthreads();
+  for (std::int64_t image = warp_index(); image < call.images.batch; image += warps) {
+    float mean_d = 0.0f, mean_dn = 0.0f;
+    for (int i = lane_index(); i < width; i += kWarpSize) {
+      const std::int64_t channel = first + i, row = image * slab.channels + channel;
+      const float scale = affine.scale.data ? 1.0f + load(affine.scale, image, channel, 0) : 1.0f;
+      const float weight = load(affine.weight, 0, channel, 0), dz = call.dshift[row], dz_n = scratch.sums[row];
+      call.dscale[row] = weight * dz_n + load(affine.bias, 0, channel, 0) * dz;
+      mean_d += weight * scale * dz;
+      mean_dn += weight * scale * dz_n;
+    }
+    mean_d = warp_sum(mean_d) / slab.group_numbers;
+    mean_dn = warp_sum(mean_dn) / slab.group_numbers;
+    if (lane_index() == 0) {
+      store_vector(scratch.means + (image * slab.num_groups + blockIdx.x) * 2, Vector<float, 2>{{mean_d, mean_dn}});
+    }
+  }
+  for (int i = static_cast<int>(threadIdx.x); i < width; i += static_cast<int>(blockDim.x)) {
+    float dweight = 0.0f, dbias = 0.0f;
+    for (std::int64_t image = 0; image < call.images.batch; ++image) {
+      const std::int64_t row = image * slab.channels + first + i;
+      const float scale = affine.scale.data ? 1.0f + load(affine.scale, image, first + i, 0) : 1.0f;
+      dweight += scale * scratch.sums[row];
+      dbias += scale * call.dshift[row];
+    }
+    call.dweight[first + i] = dweight;
+    call.dbias[first + i] = dbias;
+  }
+}
+
+template <class Word>
+__global__ void __launch_bounds__(kThreads, 2)
+    dx_kernel(const __grid_constant__ GroupNormBackward call, const __grid_constant__ Slab slab) {
+  using T = typename Word::Element;
+  constexpr int kWidth = Word::kWidth, kChannels = Word::kChannels;
+  const Place place(slab);
+  float* gain = dynamic_shared<float>();
+  float* offset = gain + slab.affine_floats() / 2;
+  const float* means = Scratch(call, slab).means;
+  for (int tile = 0; tile < slab.units; tile += slab.tile_units) {
+    if (tile > 0) __syncthreads();
+    load_affine(call.affine, slab, place, tile, gain, offset);
+    __syncthreads();
+    if (!place.works) continue;
+    const Line<kChannels> line(call, slab, place, gain, offset);
+    float constant[kChannels], slope[kChannels];
+#pragma unroll
+    for (int j = 0; j < kChannels; ++j) {
+      const auto pair = load_vector<2>(means + 2 * line.group[j]);
+      constant[j] = pair[0] * line.rstd[j];
+      slope[j] = pair[1] * line.rstd[j] * line.rstd[j];
+    }
+    walk<2>(
+        slab, place, tile, [&](std::int64_t from) { return load_pair<Word>(call, from); },
+        [&](std::int64_t to, const auto& pair) {
+          Vector<T, kWidth> dx;
+#pragma unroll
+          for (int j = 0; j < kWidth; ++j) {
+            const int i = kChannels == 1 ? 0 : j;
+            const float centred = to_float(pair.x[j]) - line.mean[i];
+            float dz = to_float(pair.dy[j]);
+            if (call.affine.silu) dz *= silu_derivative(centred * line.gain[i] + line.offset[i]);
+            dx[j] = from_float<T>(dz * line.gain[i] - constant[i] - centred * slope[i]);
+          }
+          store_vector(static_cast<T*>(call.dx) + to, dx);
+        });
+  }
+}
+
+Slab plan(const GroupNormBackward& call) {
+  const bool aligned = is_aligned(call.dy) && is_aligned(call.x) && is_aligned(call.dx);
+  const std::int64_t groups = row_groups(call.images);
+  const std::int64_t parts = call.parts ? call.parts : many_parts(call.images, groups, kThreads);
+  return cut(call.images, groups, aligned, parts, kThreads);
+}
+
+}  // namespace
+
+std::int64_t group_norm_backward_scratch(const GroupNormBackward& call) {
+  return is_valid(call.images) ? Scratch::floats(call.images, plan(call)) : 0;
+}
+
+int group_norm_backward(const GroupNormBackward& call, void* stream) {
+  if (!is_valid(call.images)) return kInvalidValue;
+  const Slab slab = plan(call);
+  if (!is_valid(call.images, slab)) return kInvalidValue;
+  const dim3 grid = grid_of(call.images, slab), block(static_cast<unsigned>(slab.threads));
+  return dispatch_words(call.images, slab, [&](auto word) {
+    using Word = decltype(word);
+    const std::size_t affine_bytes = sizeof(float) * slab.affine_floats();
+    const std::size_t sums_bytes = affine_bytes + sizeof(float) * slab.sums_floats();
+    if (const int error = launch(sums_kernel<Word>, grid, block, sums_bytes, stream, call, slab)) return error;
+    const dim3 groups(static_cast<unsigned>(call.images.num_groups));
+    if (const int error = launch(reduce_kernel, groups, dim3(kReduceThreads), 0, stream, call, slab)) return error;
+    return launch(dx_kernel<Word>, grid, block, affine_bytes, stream, call, slab);
+  });
+}
+
+}  // namespace resshift::cuda

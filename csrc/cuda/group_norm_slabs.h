@@ -1,0 +1,159 @@
+// What the kernels of group_norm share: how images are cut, and what a thread works on.
+//
+// A block takes a slab: a chunk of whole groups of one image, and a part of its pixels. A thread stays with one unit of
+// the chunk and walks along the pixels, so that what depends on the channel is in its registers. A unit is one channel,
+// or in channels-last the neighbouring channels of one 16-byte word. In NCHW a chunk is one group; in channels-last it
+// is as many as make its part of a row a multiple of 16 bytes, whatever the channels of a group are. Where nothing is
+// aligned, words are single numbers.
+#pragma once
+
+#include "device.h"
+#include "group_norm.h"
+
+namespace resshift::cuda::slabs {
+
+constexpr int kMaxThreads = 512;
+
+// What a thread loads and stores at once: WIDTH numbers of T, of as many channels or of as many pixels of one.
+template <class T, int WIDTH, bool ACROSS_CHANNELS>
+struct Word {
+  using Element = T;
+  static constexpr int kWidth = WIDTH;
+  static constexpr int kChannels = ACROSS_CHANNELS ? WIDTH : 1;
+};
+
+struct Slab {
+  std::int64_t channels, pixels;                              // of an image
+  std::int64_t unit_stride, position_stride, channel_stride;  // in elements; a position is that of a word
+  std::int64_t positions, part_positions;                     // of an image and of a part, along the pixels
+  int num_groups, group_channels;
+  int groups, chunks, parts;  // groups of a chunk, chunks and parts of an image
+  int width, unit_channels;   // of a word; 1 and 1, WIDTH and 1, or WIDTH and WIDTH
+  int units, tile_units;      // of the chunk, and of those that a block works on at a time: all of several groups
+  int lanes;                  // threads of a unit
+  int threads;
+  bool channels_last;
+  float full_part_numbers, last_part_numbers, group_numbers;  // of a group in a part and in all
+  int stash_bytes;  // for all of a block's words in shared memory, or 0
+
+  // Numbers of a group in a part.
+  RSF_INLINE float part_numbers(int part) const { return part == parts - 1 ? last_part_numbers : full_part_numbers; }
+  RSF_INLINE int slots() const { return groups > 1 ? unit_channels : 1; }  // of a thread, for the moments of groups
+
+  // Floats of shared memory.
+  RSF_INLINE int stash_floats() const { return stash_bytes / static_cast<int>(sizeof(float)); }
+  RSF_INLINE int moments_floats() const { return (2 * slots() + 1) * threads; }
+  RSF_INLINE int affine_floats() const { return 2 * tile_units * unit_channels; }
+  RSF_INLINE int sums_floats() const { return 2 * unit_channels * threads; }
+};
+
+// What the running thread works on.
+struct Place {
+  std::int64_t image;
+  int part, chunk;
+  int unit, lane;  // unit of a tile
+  bool works;      // false for those that make the block whole warps
+
+  RSF_DEVICE explicit Place(const Slab& slab) {
+    const int block = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
+    chunk = block % slab.chunks;
+    part = block / slab.chunks % slab.parts;
+    image = block / slab.chunks / slab.parts;
+    unit = slab.channels_last ? thread % slab.tile_units : thread / slab.lanes;
+    lane = slab.channels_last ? thread / slab.tile_units : thread % slab.lanes;
+    works = thread < slab.tile_units * slab.lanes;
+  }
+};
+
+RSF_DEVICE int warp_index() { return static_cast<int>(threadIdx.x) / kWarpSize; }
+RSF_DEVICE int lane_index() { return static_cast<int>(threadIdx.x) % kWarpSize; }
+
+// Call `body(offset, load(offset))` for each of the thread's words in the tile that begins with unit `tile`. Of each
+// BATCH words all are loaded before one is used.
+template <int BATCH, class Load, class Body>
+RSF_DEVICE void walk(const Slab& slab, const Place& place, int tile, const Load& load, const Body& body) {
+  const int unit = tile + place.unit;
+  if (!place.works || unit >= slab.units) return;
+  const std::int64_t first = place.part * slab.part_positions, left = slab.positions - first;
+  const int count = static_cast<int>(left < slab.part_positions ? left : slab.part_positions);
+  const std::int64_t step = slab.lanes * slab.position_stride;
+  std::int64_t offset = place.image * slab.channels * slab.pixels + (first + place.lane) * slab.position_stride +
+                        (static_cast<std::int64_t>(place.chunk) * slab.units + unit) * slab.unit_stride;
+#pragma unroll 1
+  for (int i = place.lane; i < count; i += BATCH * slab.lanes, offset += BATCH * step) {
+    decltype(load(offset)) words[BATCH] = {};
+#pragma unroll
+    for (int k = 0; k < BATCH; ++k) {
+      if (i + k * slab.lanes < count) words[k] = load(offset + k * step);
+    }
+#pragma unroll
+    for (int k = 0; k < BATCH; ++k) {
+      if (i + k * slab.lanes < count) body(offset + k * step, words[k]);
+    }
+  }
+}
+
+// Gain and offset of a tile's channels, norm · gain + offset, by all threads to shared memory.
+RSF_DEVICE void load_affine(const Affine& affine, const Slab& slab, const Place& place, int tile, float* gain,
+                            float* offset) {
+  const int left = slab.units - tile, count = (left < slab.tile_units ? left : slab.tile_units) * slab.unit_channels;
+  const std::int64_t first = (static_cast<std::int64_t>(place.chunk) * slab.units + tile) * slab.unit_channels;
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += slab.threads) {
+    const float scale = affine.scale.data ? 1.0f + load(affine.scale, place.image, first + i, 0) : 1.0f;
+    gain[i] = load(affine.weight, 0, first + i, 0) * scale;
+    offset[i] = load(affine.bias, 0, first + i, 0) * scale +
+                (affine.shift.data ? load(affine.shift, place.image, first + i, 0) : 0.0f);
+  }
+}
+
+// Group of the chunk that the channels of a unit belong to, one after another; a chunk of several groups is one tile.
+struct GroupOfChannel {
+  int group = 0, channel = 0, group_channels;
+
+  RSF_DEVICE GroupOfChannel(const Slab& slab, int first_channel) : group_channels(slab.group_channels) {
+    if (slab.groups == 1) return;
+    group = first_channel / group_channels;
+    channel = first_channel % group_channels;
+  }
+  RSF_DEVICE void advance(const Slab& slab) {
+    if (slab.groups == 1 || ++channel < group_channels) return;
+    channel = 0;
+    ++group;
+  }
+};
+
+// How to cut images into chunks of `groups` groups and about `parts` parts for blocks of at most `threads`.
+Slab cut(const GroupedImages& images, std::int64_t groups, bool aligned, std::int64_t parts, int threads);
+
+// Groups of a chunk where the order of an image's blocks is free.
+std::int64_t row_groups(const GroupedImages& images);
+
+// Parts that fill a GPU with blocks of `threads`.
+std::int64_t many_parts(const GroupedImages& images, std::int64_t groups, int threads);
+
+// Whether images and slab are within what kernels can count, and the blocks within what a grid can hold.
+bool is_valid(const GroupedImages& images);
+bool is_valid(const GroupedImages& images, const Slab& slab);
+
+inline bool is_aligned(const void* address) { return reinterpret_cast<std::uintptr_t>(address) % 16 == 0; }
+
+constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
+
+inline dim3 grid_of(const GroupedImages& images, const Slab& slab) {
+  return dim3(static_cast<unsigned>(images.batch * slab.parts * slab.chunks));
+}
+
+// Call `function` with the Word that the slab's words are.
+template <class Function>
+int dispatch_words(const GroupedImages& images, const Slab& slab, const Function& function) {
+  return dispatch(images.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    constexpr int kWidth = 16 / sizeof(T);
+    if (slab.width == 1) return function(Word<T, 1, false>{});
+    if (slab.channels_last) return function(Word<T, kWidth, true>{});
+    return function(Word<T, kWidth, false>{});
+  });
+}
+
+}  // namespace resshift::cuda::slabs
