@@ -12,6 +12,8 @@ INSTALLED := $(VENV)/installed
 #   make demo TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
 HAS_CUDA = $(shell { nvidia-smi -L || ldconfig -p | grep libcuda.so.1; } >/dev/null 2>&1 && echo yes)
 TORCH ?= $(if $(HAS_CUDA),'torch>=2.10',torch==2.13.0)
+# Kernels for CUDA are compiled where they can run; scripts/cuda_budgets.py compiles them without a GPU too.
+CUDA ?= $(if $(HAS_CUDA),auto,0)
 
 .PHONY: help demo test proofs sanitize gpu lint clean
 
@@ -53,10 +55,10 @@ clean:
 	find resshift_fast python_tests benchmarks scripts -name __pycache__ -prune -exec rm -rf {} +
 
 # Written last, so that a break in between is made good by running again.
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml setup.py $(wildcard csrc/common/* csrc/cpu/* csrc/cuda/* csrc/bindings/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
 		{ echo "error: $(PYTHON) is missing or older than Python 3.10; name a newer one with PYTHON=/path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check $(TORCH)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[dev]'
+	RESSHIFT_FAST_CUDA=$(CUDA) $(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[dev]'
 	@touch $@

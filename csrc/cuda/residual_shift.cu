@@ -15,6 +15,8 @@ namespace resshift::cuda {
 namespace {
 
 constexpr int kThreads = 128;
+// Named with the threads of a block, so that the compiler has up to 80 registers; left alone it spills for more blocks.
+constexpr int kBlocks = 6;
 constexpr int kPixels = 4;  // of a thread in the kernel of the chain's own call
 
 // A thread's image and the number of its first pixel, or whatever else a block's threads share out; blocks do not
@@ -53,7 +55,7 @@ RSF_DEVICE float mean_of(const ChainStep& call, float x, float prediction, float
 }
 
 template <bool PRIOR>
-__global__ void __launch_bounds__(kThreads) chain_step_kernel(const __grid_constant__ ChainStep call) {
+__global__ void __launch_bounds__(kThreads, kBlocks) chain_step_kernel(const __grid_constant__ ChainStep call) {
   const std::int64_t pixels = call.height * call.width, out_channels = call.channels + call.lq_channels;
   const Share own(pixels);
   if (own.index >= pixels) return;
@@ -126,7 +128,7 @@ RSF_DEVICE void noise_of_row(Normals (&z)[kPixels], const ChainStep& call, std::
 
 // The chain's own call: what `is_chains_own` says.
 template <class T, int LQ_CHANNELS, bool PRIOR>
-__global__ void __launch_bounds__(kThreads) chain_step_rows_kernel(const __grid_constant__ ChainStep call) {
+__global__ void __launch_bounds__(kThreads, kBlocks) chain_step_rows_kernel(const __grid_constant__ ChainStep call) {
   constexpr int kChannels = 3, kOut = kChannels + LQ_CHANNELS;
   const std::int64_t pixels = call.height * call.width;
   const Share own(pixels / kPixels);
@@ -215,7 +217,7 @@ RSF_DEVICE float table_entry(const QSample& call, std::int64_t image) {
   return load(View{call.table, call.table_dtype}, t * kColumns + COLUMN);
 }
 
-__global__ void __launch_bounds__(kThreads) q_sample_kernel(const __grid_constant__ QSample call) {
+__global__ void __launch_bounds__(kThreads, kBlocks) q_sample_kernel(const __grid_constant__ QSample call) {
   const Share own(call.pixels);
   if (own.index >= call.pixels) return;
   const float eta = table_entry<kEta>(call, own.image), noise_std = table_entry<kKappaSqrtEta>(call, own.image);
@@ -229,7 +231,7 @@ __global__ void __launch_bounds__(kThreads) q_sample_kernel(const __grid_constan
 
 // All images in one dense layout, whatever it is: 16 bytes at a time.
 template <class T>
-__global__ void __launch_bounds__(kThreads) q_sample_rows_kernel(const __grid_constant__ QSample call) {
+__global__ void __launch_bounds__(kThreads, kBlocks) q_sample_rows_kernel(const __grid_constant__ QSample call) {
   constexpr int kWidth = 16 / sizeof(T);
   const std::int64_t per_image = call.channels * call.pixels / kWidth;
   const Share own(per_image);
