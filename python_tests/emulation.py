@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 CSRC = ROOT / "csrc"
 # Kernels first: of an inline function that several files have, the first file's is linked, and theirs are sanitized.
 SOURCES = [file for kind in ("cuda/*.cu", "emulation/*.cu", "emulation/*.cpp") for file in sorted(CSRC.glob(kind))]
+BINDINGS = sorted(CSRC.glob("bindings/cuda_*.cpp"))
 BUILD = ROOT / "build/emulation"
 MODULE = "resshift_emulation"
 SANITIZED = os.environ.get("RESSHIFT_FAST_SANITIZE") == "1"
@@ -53,19 +54,37 @@ def module() -> ModuleType:
     Raises:
         RuntimeError: with the compiler's output, if a source does not compile.
     """
-    BUILD.mkdir(parents=True, exist_ok=True)
-    with open(BUILD / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(_object, SOURCES))
-        library = _link(objects)
+    library = _build(MODULE, SOURCES, [])
     spec = importlib.util.spec_from_file_location(MODULE, library)
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
     return loaded
 
 
+@cache
+def load_library() -> None:
+    """Register `torch.ops.resshift_fast_cuda` with the emulated kernels, for CPU tensors.
+
+    Raises:
+        RuntimeError: as `module`.
+    """
+    kernels = [file for file in SOURCES if file.stem in ("emulator", "fiber") or file.parent.name == "cuda"]
+    torch_libraries = Path(torch.__file__).parent / "lib"
+    torch.ops.load_library(_build("resshift_cuda", [*kernels, *BINDINGS], [f"-L{torch_libraries}", "-ltorch_cpu"]))
+
+
+def _build(name: str, sources: list[Path], libraries: list[str]) -> Path:
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with open(BUILD / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return _link(name, list(pool.map(_object, sources)), libraries)
+
+
 def _flags(source: Path) -> list[str]:
+    if source in BINDINGS:
+        includes = [option for path in _torch_includes() for option in ("-isystem", path)]
+        return [*FLAGS, "-O0", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DUSE_CUDA", *includes]
     import pybind11
 
     includes = (pybind11.get_include(), sysconfig.get_paths()["include"])
@@ -73,6 +92,13 @@ def _flags(source: Path) -> list[str]:
     passes_on = source.stem == "module" or (source.suffix == ".cpp" and source.stem.startswith("bind_"))
     own = ["-O0"] if passes_on else [*KERNEL_FLAGS, *(SANITIZER_FLAGS if SANITIZED else [])]
     return [*FLAGS, *own, *(f"-I{path}" for path in includes)]
+
+
+@cache
+def _torch_includes() -> list[str]:
+    from torch.utils.cpp_extension import include_paths
+
+    return include_paths()
 
 
 def _contents(source: Path, seen: set[Path]) -> bytes:
@@ -92,12 +118,12 @@ def _object(source: Path) -> Path:
     return file
 
 
-def _link(objects: list[Path]) -> Path:
+def _link(name: str, objects: list[Path], libraries: list[str]) -> Path:
     key = hashlib.sha256(repr(objects).encode()).hexdigest()[:16]
-    library = BUILD / f"{MODULE}-{key}.so"
+    library = BUILD / f"{name}-{key}.so"
     if not library.exists():
         flags = SANITIZER_FLAGS if SANITIZED else []
-        _run([COMPILER, "-shared", *flags, *objects, "-o", library.with_suffix(".tmp")])
+        _run([COMPILER, "-shared", *flags, *objects, *libraries, "-o", library.with_suffix(".tmp")])
         library.with_suffix(".tmp").rename(library)
     return library
 

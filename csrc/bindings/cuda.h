@@ -1,4 +1,7 @@
 // Launching on torch's current stream.
+//
+// With RSF_EMULATED the bindings take CPU tensors and call the kernels of csrc/emulation: so tests run everything that
+// lies between torch and the kernels.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -8,13 +11,24 @@
 
 namespace resshift::bindings {
 
+// The dispatch key that CUDA's operators are implemented for.
+#if defined(RSF_EMULATED)
+#define RSF_CUDA_KEY CPU
+#else
+#define RSF_CUDA_KEY CUDA
+#endif
+
 // Makes a tensor's device the current one for as long as it lives, and knows that device's current stream.
 class Launcher {
  public:
+#if defined(RSF_EMULATED)
+  explicit Launcher(const Tensor& x) { STD_TORCH_CHECK(x.is_cpu(), "the emulation takes CPU tensors"); }
+#else
   explicit Launcher(const Tensor& x) : guard_(x.get_device_index()) {
     STD_TORCH_CHECK(x.is_cuda(), "the first argument must be on a CUDA device");
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream_));
   }
+#endif
 
   void* stream() const { return stream_; }
 
@@ -24,7 +38,9 @@ class Launcher {
   }
 
  private:
+#if !defined(RSF_EMULATED)
   torch::stable::accelerator::DeviceGuard guard_;
+#endif
   void* stream_ = nullptr;
 };
 

@@ -20,6 +20,6 @@ struct Cuda {
 
 STABLE_TORCH_LIBRARY_FRAGMENT(resshift_fast_cuda, library) { define_residual_shift(library); }
 
-STABLE_TORCH_LIBRARY_IMPL(resshift_fast_cuda, CUDA, library) { implement_residual_shift<Cuda>(library); }
+STABLE_TORCH_LIBRARY_IMPL(resshift_fast_cuda, RSF_CUDA_KEY, library) { implement_residual_shift<Cuda>(library); }
 
 }  // namespace resshift::bindings

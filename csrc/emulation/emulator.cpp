@@ -157,7 +157,7 @@ void run_grid(Dim3 grid, Dim3 size, std::size_t shared_bytes, const std::functio
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 2147483647u || grid.y > 65535 || grid.z > 65535) {
     throw std::runtime_error("the grid is empty or beyond the limits 2147483647, 65535, 65535");
   }
-  if (shared_bytes > 227 * 1024) throw std::runtime_error("more shared memory than any GPU has");
+  if (shared_bytes > 99 * 1024) throw std::runtime_error("more shared memory than a block of sm_86, 89 and 120 has");
   Block current;
   current.size = size;
   current.grid = grid;

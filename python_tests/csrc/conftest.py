@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from resshift_fast import native
+
 REQUIRED = "RESSHIFT_FAST_REQUIRE_COMPILER"  # "1" where a compiler must be there, as in CI
 
 
@@ -18,6 +20,14 @@ def built():
     if reason:
         (pytest.fail if os.environ.get(REQUIRED) == "1" else pytest.skip)(reason)
     return emulation.module()
+
+
+@pytest.fixture(scope="session")
+def emulated_library(built):
+    """Have `torch.ops.resshift_fast_cuda` run emulated on CPU tensors; skips where the true library is loaded."""
+    if native.missing("cuda") is None:
+        pytest.skip("torch.ops.resshift_fast_cuda is the true library's here")
+    emulation.load_library()
 
 
 @pytest.fixture
