@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# Profiles the kernels of one operator with Nsight Compute.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+usage() {
+    cat <<'HELP'
+usage: scripts/profile_ncu.sh OPERATOR [options]
+
+Runs one call of an operator on the networks' own sizes, warmed up and checked first, under Nsight Compute (ncu), prints
+what ncu measured of each of its kernels and writes a file for ncu-ui.
+
+  OPERATOR            as in resshift_fast.ops: group_norm, window_attention, posterior_step, ...
+  --case TEXT         first case whose description holds TEXT; --list shows them. Default: the operator's first one.
+  --dtype D           bfloat16, float16 or float32. Default: bfloat16.
+  --latent N          side of the latent in pixels, a multiple of 64. Default: 64.
+  --batch N           images. Default: 1.
+  --backward          the backward pass instead of the forward one.
+  --set NAME          sections that ncu collects: basic, detailed, full, ... Default: full.
+  --output DIR        folder of OPERATOR.ncu-rep. Default: out/profile.
+  --list              print the operator's cases and stop.
+  --help              print this and stop.
+PYTHON=... chooses the Python. Default: .venv/bin/python, else python3.
+HELP
+}
+
+PYTHON=${PYTHON:-$([[ -x .venv/bin/python ]] && echo .venv/bin/python || echo python3)}
+
+die() {
+    echo "error: $1" >&2
+    exit "${2:-2}"
+}
+
+output=out/profile sections=full operator= list=
+run=("$PYTHON" scripts/run_operator.py)
+while (($#)); do
+    case $1 in
+        --help | -h)
+            usage
+            exit
+            ;;
+        --list) list=1 ;;
+        --backward) run+=("$1") ;;
+        --output | --set | --case | --dtype | --latent | --batch)
+            (($# > 1)) || die "$1 needs a value; see --help"
+            case $1 in
+                --output) output=$2 ;;
+                --set) sections=$2 ;;
+                *) run+=("$1" "$2") ;;
+            esac
+            shift
+            ;;
+        -*) die "unknown option $1; see --help" ;;
+        *)
+            [[ -z $operator ]] || die "two operators, $operator and $1; see --help"
+            operator=$1
+            ;;
+    esac
+    shift
+done
+[[ -n $operator ]] || die "name an operator; see --help"
+run+=("$operator")
+
+"${run[@]}" --list >/dev/null # an unknown operator or case is said before anything else
+[[ -z $list ]] || exec "${run[@]}" --list
+
+command -v ncu >/dev/null ||
+    die "ncu is not installed: it comes with the CUDA Toolkit, as the package cuda-nsight-compute of NVIDIA's
+repositories, and from https://developer.nvidia.com/nsight-compute. Without it:
+$PYTHON benchmarks/operators.py --op $operator" 1
+mkdir -p "$output"
+ncu --profile-from-start off --target-processes all --set "$sections" --force-overwrite \
+    --export "$output/$operator" "${run[@]}" ||
+    die "ncu ended with $?. If it says ERR_NVGPUCTRPERM, the driver lets only administrators read the counters:
+https://developer.nvidia.com/ERR_NVGPUCTRPERM" 1
+ncu --import "$output/$operator.ncu-rep" --page details
+echo "written: $output/$operator.ncu-rep"

@@ -1,0 +1,179 @@
+"""The report's numbers: a trace's time by stage, by operator and by kernel, its gaps, and the projected floor."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from resshift_fast.roofline import Floor
+
+from .names import OUTSIDE, operator_of, stages_of
+from .trace import Activity, Trace
+
+MS, US = 1e6, 1e3  # nanoseconds
+
+
+class Gap(NamedTuple):
+    """A stretch of a restoration in which nothing ran; `before` and `after` are what ran around it."""
+
+    duration: int
+    stage: str
+    before: str
+    after: str
+
+
+@dataclass
+class Share:
+    """What a stage, an operator or a kernel took, as sums over all restorations.
+
+    Attributes:
+        name: its own. operator: a kernel's. calls: kernels; on a CPU operators, those within others too.
+        busy: nanoseconds in which it ran; gaps: those in which nothing ran before it, for a stage.
+        longest: the longest call, or the longest gap of a stage.
+        floor: projected nanoseconds of one restoration, for an operator, where there is a projection.
+    """
+
+    name: str
+    operator: str = ""
+    calls: int = 0
+    busy: int = 0
+    gaps: int = 0
+    longest: int = 0
+    floor: float | None = None
+
+
+@dataclass
+class Report:
+    """What a trace holds, ready to be shown; times are nanoseconds.
+
+    Attributes:
+        trace: where it comes from. count: restorations, over which all shares are sums.
+        wall: the time of each restoration.
+        stages: in the order of the chain. operators, kernels: the longest first. gaps: the longest first.
+        floor: projected time of one restoration, and unmatched, the part of it that no row holds; None without one.
+        settings: what ran, by name.
+    """
+
+    trace: Trace
+    count: int
+    wall: list[int]
+    stages: list[Share]
+    operators: list[Share]
+    kernels: list[Share]
+    gaps: list[Gap]
+    floor: float | None = None
+    unmatched: float = 0.0
+    notes: list[str] = field(default_factory=list)
+    settings: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def whole(self) -> int:
+        """Time of all restorations."""
+        return self.busy + self.idle
+
+    @property
+    def busy(self) -> int:
+        """Time in which anything ran, of all restorations."""
+        return sum(stage.busy for stage in self.stages)
+
+    @property
+    def idle(self) -> int:
+        """Time in which nothing ran, of all restorations."""
+        return sum(stage.gaps for stage in self.stages)
+
+
+def make(
+    trace: Trace, floors: Mapping[str, Floor] | None = None, settings: Mapping[str, object] | None = None
+) -> Report:
+    """The report on a trace.
+
+    Args:
+        trace: what was recorded.
+        floors: from `roofline.project`, for one restoration of the same kind; None where there is none.
+        settings: what ran, by name, to be shown; see `profiling.Workload`.
+    """
+    operators = [operator_of(activity, floors or ()) for activity in trace.activities]
+    stages, guessed = stages_of(trace.activities, operators)
+    notes = list(trace.notes)
+    if guessed:
+        notes.append("Stages have no ranges here; prior_sample and posterior_step, which part them, tell them.")
+    by_stage, gaps = _timeline(trace, stages)
+    by_operator, by_kernel = _sums(trace.activities, operators)
+    report = Report(
+        trace,
+        len(trace.restorations),
+        [r.end - r.start for r in trace.restorations],
+        by_stage,
+        by_operator,
+        by_kernel,
+        gaps,
+        notes=notes,
+        settings=dict(settings or {}),
+    )
+    if floors is not None:
+        _set_floors(report, floors)
+    overlap = sum(operator.busy for operator in by_operator) - report.busy
+    if overlap > 0.001 * report.busy:
+        notes.append(
+            f"{overlap / MS / report.count:.3f} ms a restoration ran beside other work on another stream: it counts "
+            "for its operator and kernel, but not again for its stage."
+        )
+    return report
+
+
+def _timeline(trace: Trace, stages: Sequence[str]) -> tuple[list[Share], list[Gap]]:
+    """Time of every stage and the gaps: together exactly the restorations' own.
+
+    A gap is the stage's whose work ends it; what follows the last work is outside of the stages.
+    """
+    shares: dict[str, Share] = {}
+    gaps: list[Gap] = []
+    ends = [(restoration.start, "the start") for restoration in trace.restorations]  # where each was busy last
+    for activity, stage in zip(trace.activities, stages, strict=True):
+        reached, last = ends[activity.restoration]
+        share = shares.setdefault(stage, Share(stage))
+        share.calls += activity.calls
+        if activity.start > reached:
+            gaps.append(Gap(activity.start - reached, stage, last, activity.name))
+        share.busy += max(0, activity.end - max(activity.start, reached))
+        ends[activity.restoration] = max(reached, activity.end), activity.name
+    for restoration, (reached, last) in zip(trace.restorations, ends, strict=True):
+        if restoration.end > reached:
+            gaps.append(Gap(restoration.end - reached, OUTSIDE, last, "the end"))
+    for gap in gaps:
+        share = shares.setdefault(gap.stage, Share(gap.stage))
+        share.gaps += gap.duration
+        share.longest = max(share.longest, gap.duration)
+    if OUTSIDE in shares:
+        shares[OUTSIDE] = shares.pop(OUTSIDE)  # comes last
+    return list(shares.values()), sorted(gaps, key=lambda gap: -gap.duration)
+
+
+def _sums(activities: Sequence[Activity], operators: Sequence[str]) -> tuple[list[Share], list[Share]]:
+    by_operator: dict[str, Share] = {}
+    by_kernel: dict[tuple[str, str], Share] = {}
+    for activity, operator in zip(activities, operators, strict=True):
+        shares = (
+            by_operator.setdefault(operator, Share(operator)),
+            by_kernel.setdefault((activity.name, operator), Share(activity.name, operator)),
+        )
+        for share in shares:
+            share.calls += activity.calls
+            share.busy += activity.end - activity.start
+            share.longest = max(share.longest, activity.end - activity.start)
+    return _longest_first(by_operator.values()), _longest_first(by_kernel.values())
+
+
+def _longest_first(shares: Collection[Share]) -> list[Share]:
+    return sorted(shares, key=lambda share: -share.busy)
+
+
+def _set_floors(report: Report, floors: Mapping[str, Floor]) -> None:
+    measured = {share.name: share for share in report.operators}
+    for name, floor in floors.items():
+        if name in measured:
+            measured[name].floor = floor.seconds * 1e9
+        elif f"by name: {name.removeprefix('aten::')}" in measured:
+            measured[f"by name: {name.removeprefix('aten::')}"].floor = floor.seconds * 1e9
+        else:
+            report.unmatched += floor.seconds * 1e9
+    report.floor = sum(floor.seconds for floor in floors.values()) * 1e9
