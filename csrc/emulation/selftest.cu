@@ -3,6 +3,7 @@
 
 #include <array>
 
+#include "../common/philox.h"
 #include "../cuda/device.h"
 #include "../cuda/matrix.h"
 #include "bindings.h"
@@ -221,6 +222,24 @@ void emulation::bind_selftest(py::module_& module) {
   });
   selftest.def("moments", [](const Array& x, Array& y) {
     check(launch(moments_kernel, dim3(1), dim3(32), 0, nullptr, in(x), out(y)));
+  });
+  selftest.def("philox", [](const Array& counters, const Array& seeds, Array& words) {  // [n, 4], [n], [n, 4]; int64
+    const auto* c = static_cast<const std::int64_t*>(counters.data());
+    const auto* seed = static_cast<const std::int64_t*>(seeds.data());
+    auto* w = static_cast<std::int64_t*>(words.mutable_data());
+    auto word = [](std::int64_t value) { return static_cast<std::uint32_t>(value); };
+    for (py::ssize_t i = 0; i < seeds.size(); ++i, c += 4, w += 4) {
+      const Words r = philox4x32({word(c[0]), word(c[1]), word(c[2]), word(c[3])}, static_cast<std::uint64_t>(seed[i]));
+      w[0] = r.r0, w[1] = r.r1, w[2] = r.r2, w[3] = r.r3;
+    }
+  });
+  selftest.def("box_muller", [](const Array& radii, const Array& angles, Array& normals) {  // [n], [n] int64; [n, 2]
+    const auto* radius = static_cast<const std::int64_t*>(radii.data());
+    const auto* angle = static_cast<const std::int64_t*>(angles.data());
+    for (py::ssize_t i = 0; i < radii.size(); ++i) {
+      box_muller(static_cast<std::uint32_t>(radius[i]), static_cast<std::uint32_t>(angle[i]), out(normals)[2 * i],
+                 out(normals)[2 * i + 1]);
+    }
   });
   selftest.def("round_trip", [](const Array& x, Array& y) {  // float32 to the dtype of y
     for (py::ssize_t i = 0; i < x.size(); ++i) store(y.mutable_data(), dtype_of(y), i, in(x)[i]);
