@@ -3,8 +3,9 @@
     make gpu
     python scripts/gpu_acceptance.py --budget 600 --output benchmarks/results
 
-Tests with the kernels on the GPU, compute-sanitizer over a few of them, benchmarks of operators and of whole
-restorations, and a profile with nsys. Tools that are not installed are named in the result and not counted as passed.
+Tests with the Triton and the CUDA C++ kernels on the GPU, compute-sanitizer over a few of them, benchmarks of operators
+with either and of whole restorations, and a profile with nsys. Tools that are not installed are named in the result
+and not counted as passed.
 """
 
 from __future__ import annotations
@@ -55,8 +56,10 @@ def steps() -> list[Step]:
     python = sys.executable
     tests = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     sanitized = ["python_tests/kernels/test_residual_shift.py", "python_tests/kernels/test_window_attention.py"]
+    sanitized += ["python_tests/csrc/test_on_gpu.py"]
     return [
         Step("kernels", [*tests, "-x", "--maxfail=20", "python_tests/kernels", "--ignore-glob=*test_budgets*"], 0.35),
+        Step("extension", [*tests, "python_tests/csrc/test_on_gpu.py", "python_tests/test_native.py"], 0.1),
         Step("chain", [*tests, "python_tests/test_compilation.py", "python_tests/test_backends.py"], 0.1),
         Step(
             "end to end",
@@ -65,11 +68,15 @@ def steps() -> list[Step]:
             0.25,
             tables=("end_to_end.json",),
         ),
-        Step(
-            "operators",
-            [python, str(BENCHMARKS / "operators.py"), "--device", "cuda", "--quick", "--output", "{folder}"],
-            0.3,
-            tables=("*.csv",),
+        *(
+            Step(
+                f"operators {backend}",
+                [python, str(BENCHMARKS / "operators.py"), "--device", "cuda", "--quick", "--output", "{folder}"],
+                0.2,
+                tables=("*.csv",),
+                environment={"RESSHIFT_FAST_BACKEND": backend},
+            )
+            for backend in ("cuda", "triton")
         ),
         Step(
             "sanitizer",
@@ -80,12 +87,18 @@ def steps() -> list[Step]:
             environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
         ),
         Step(
+            "races",
+            ["compute-sanitizer", "--tool", "racecheck", "--error-exitcode", "9", *tests, "-x"]
+            + ["python_tests/csrc/test_on_gpu.py", "-k", "agrees"],
+            0.15,
+            tool="compute-sanitizer",
+        ),
+        Step(
             "profile",
-            ["nsys", "profile", "--output", "{folder}/profile", "--stats", "true", "--force-overwrite", "true", python]
-            + [str(BENCHMARKS / "end_to_end.py"), "--device", "cuda", "--dtype", "bfloat16", "--runs", "3"]
-            + ["--providers", "ours-compiled"],
+            ["bash", "scripts/profile_nsys.sh", "--dtype", "bfloat16", "--output", "{folder}"],
             0.15,
             tool="nsys",
+            tables=("*.csv", "workload.json"),
         ),
     ]
 
@@ -128,6 +141,8 @@ def machine() -> dict[str, Any]:
     import torch
     import triton
 
+    from resshift_fast import native
+
     properties = torch.cuda.get_device_properties(0)
     return {
         "gpu": properties.name,
@@ -137,6 +152,7 @@ def machine() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "triton": triton.__version__,
         "python": platform.python_version(),
+        "cuda library": native.missing("cuda") or "loaded",
     }
 
 
