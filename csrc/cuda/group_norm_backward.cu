@@ -136,7 +136,6 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     __syncthreads();
     store_sums<Word>(slab, place, tile, memory, Scratch(call, slab).parts);
-    __syncthreads();
   }
 }
 
