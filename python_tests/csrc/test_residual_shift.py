@@ -214,19 +214,8 @@ def test_next_inputs(shape, next_dtype, lq_channels, lq_layout, emulated):
 def test_predictions_and_lq_of_other_dtypes(dtype, next_dtype, emulated):
     shape = (2, 3, 6, 10)
     x_t, prediction, y, noise, lq = latents(shape, "x_t", "prediction", "y", "noise", "lq")
-    arguments = (
-        x_t,
-        prediction.to(dtype),
-        y,
-        ROW,
-        *field(2),
-        "residual",
-        False,
-        noise,
-        lq.to(dtype),
-        next_dtype,
-        False,
-    )
+    prediction, lq = prediction.to(dtype), lq.to(dtype)
+    arguments = (x_t, prediction, y, ROW, *field(2), "residual", False, noise, lq, next_dtype, False)
     ours = chain_step(emulated, *arguments)
     expected = posterior_step_reference(*double(arguments))
     assert_chain_step(ours, expected, ROW[schedule.NEXT_INPUT_SCALE], lq)
