@@ -214,11 +214,11 @@ def test_status_lists_every_operator_with_a_reason(kernels, monkeypatch):
     assert list(rows) == sorted(ops.__all__)
     assert rows[OPERATOR] == ("cpu", "the first that runs on cpu")
     gpu = "triton needs a GPU that this build of torch can use; torch.cuda.is_available() is False"
-    assert rows["group_norm"] == ("reference", gpu)
+    assert rows["spatial_attention"] == ("reference", gpu)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert dict((name, why) for name, _, why in status())["group_norm"] == "triton does not take cpu tensors"
+    assert dict((name, why) for name, _, why in status())["spatial_attention"] == "triton does not take cpu tensors"
     with use_backend("triton"):
-        assert dict((name, row) for name, *row in status())["group_norm"] == ["triton", "preferred"]
+        assert dict((name, row) for name, *row in status())["spatial_attention"] == ["triton", "preferred"]
     with use_backend("reference"):
         assert {tuple(row) for _, *row in status()} == {("reference", "preferred")}
     kernels()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from resshift_fast import backends
 from resshift_fast.ops import checks
-from resshift_fast.ops.registration import register, triton
+from resshift_fast.ops.registration import native, register, triton
 
 ACTIVATIONS = (None, "silu")
 
@@ -163,12 +163,20 @@ def _backward_examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
     return cases
 
 
+def _numbered(*args) -> tuple:
+    """Arguments for C++, which knows an activation, the last of them, by its number."""
+    return *args[:-1], ACTIVATIONS.index(args[-1])
+
+
 _backward_op = register(
     "group_norm_backward",
     _plain_backward,
     fake=_fake_backward,
     examples=_backward_examples,
-    loaders={"triton": triton("group_norm", "backward", "unsupported_backward")},
+    loaders={
+        "cuda": native("cuda", "group_norm_backward", _numbered),
+        "triton": triton("group_norm", "backward", "unsupported_backward"),
+    },
     training=True,
 )
 _op = register(
@@ -176,7 +184,7 @@ _op = register(
     _plain,
     fake=_fake,
     examples=_examples,
-    loaders={"triton": triton("group_norm")},
+    loaders={"cuda": native("cuda", "group_norm", _numbered), "triton": triton("group_norm")},
     backward=_backward,
     setup_context=_setup_context,
 )
