@@ -40,9 +40,8 @@ struct SquareBias {
   }
 };
 
-// Where the window is known at run time only, two blocks on a multiprocessor: the compiler's own aim makes it spill.
 template <class Tiles, int WINDOW>
-__global__ void __launch_bounds__(Tiles::kThreads, WINDOW == 0 && Tiles::kTile == 64 ? 2 : 0)
+__global__ void __launch_bounds__(Tiles::kThreads, WINDOW ? 0 : kMinBlocks)
     window_attention_kernel(const __grid_constant__ WindowAttention call, void* out, unsigned windows,
                             unsigned windows_each) {
   using T = typename Tiles::Element;
@@ -104,21 +103,12 @@ int start(const WindowAttention& call, void* out, void* stream) {
   const std::int64_t windows = call.windows(), blocks = windows * call.heads * tiling.tiles();
   // More windows a block save loads of the bias, but a GPU wants some hundred blocks first.
   const unsigned each = WINDOW == 0 || blocks <= 1024 ? 1 : blocks <= 4096 ? 2 : 4;
-  const auto grid = static_cast<unsigned>(divide_up(windows, each) * call.heads * tiling.tiles());
+  const dim3 grid(static_cast<unsigned>(divide_up(windows, each) * call.heads * tiling.tiles()));
+  const dim3 threads(Tiles::threads(tiling.tile_tokens()));
   const std::size_t shared = 3 * Tiles::kTileElements * sizeof(typename Tiles::Element) +
                              (Tiles::kScratch + call.span() * call.span()) * sizeof(float);
-  return launch(window_attention_kernel<Tiles, WINDOW>, dim3(grid), dim3(Tiles::threads(tiling.tile_tokens())), shared, stream, call, out,
+  return launch(window_attention_kernel<Tiles, WINDOW>, grid, threads, shared, stream, call, out,
                 static_cast<unsigned>(windows), each);
-}
-
-template <class T, int D>
-int start_for(const WindowAttention& call, void* out, void* stream) {
-  if constexpr (sizeof(T) == 2) {
-    return call.window == 8 ? start<MatrixTiles<T, D>, 8>(call, out, stream)
-                            : start<MatrixTiles<T, D>, 0>(call, out, stream);
-  } else {
-    return start<FloatTiles<D>, 0>(call, out, stream);
-  }
 }
 
 }  // namespace
@@ -131,11 +121,9 @@ bool window_attention_supported(const WindowAttention& call) {
 }
 
 int window_attention(const WindowAttention& call, void* out, void* stream) {
-  return dispatch(call.dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    return call.head_dim == 16   ? start_for<T, 16>(call, out, stream)
-           : call.head_dim == 32 ? start_for<T, 32>(call, out, stream)
-                                 : start_for<T, 64>(call, out, stream);
+  return dispatch_variant(call, [&](auto variant) {
+    using Chosen = decltype(variant);
+    return start<typename Chosen::Tiles, Chosen::kWindow>(call, out, stream);
   });
 }
 

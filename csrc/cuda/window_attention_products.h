@@ -6,10 +6,15 @@
 // neighbouring lanes.
 #pragma once
 
+#include <type_traits>
+
 #include "matrix.h"
 #include "window_attention_tiles.h"
 
 namespace resshift::cuda {
+
+// Blocks on a multiprocessor for kernels of any window: where the compiler aims for more, it spills registers.
+constexpr int kMinBlocks = 2;
 
 // Unsigned, for quotients without a case for negative numbers.
 RSF_DEVICE unsigned warp_index() { return threadIdx.x / kWarpSize; }
@@ -150,8 +155,8 @@ struct MatrixTiles {
   }
 };
 
-// 128 threads in 8 rows of 16: a thread has 4 rows of a tile of scores [32, 32] and two of its columns, and as many rows
-// of values with D / 16 neighbouring columns.
+// 128 threads in 8 rows of 16: a thread has 4 rows of a tile of scores [32, 32] and two of its columns, and of values
+// the same rows with D / 16 neighbouring columns.
 template <int D>
 struct FloatTiles {
   using Element = float;
@@ -253,7 +258,7 @@ struct FloatTiles {
   }
 };
 
-// Begin to copy the heads' numbers of a tile of tokens, `stride` apart from pixel to pixel; zeros for those that pad it.
+// Begin to copy a head's numbers of a tile of tokens, `stride` apart from pixel to pixel; zeros for those that pad it.
 template <class Tiles, class TilingType>
 RSF_DEVICE void load_tile(typename Tiles::Element* tile, const typename Tiles::Element* image, std::int64_t stride,
                           const TilingType& tiling, const Window& window, int first) {
@@ -292,6 +297,33 @@ RSF_DEVICE void clear(typename Tiles::Values& values) {
   float* numbers = &values[0][0];
 #pragma unroll
   for (unsigned i = 0; i < sizeof(values) / sizeof(float); ++i) numbers[i] = 0.0f;
+}
+
+template <class TilesType, int WINDOW>
+struct Variant {
+  using Tiles = TilesType;
+  static constexpr int kWindow = WINDOW;
+};
+
+// Call `function` with the variant of the kernels for a call: matrix instructions for 16 bits, and a fixed size for the
+// windows that fill a tile.
+template <class Function>
+auto dispatch_variant(const WindowAttention& call, const Function& function) {
+  return dispatch(call.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    auto with_head = [&](auto head_dim) {
+      constexpr int kHeadDim = decltype(head_dim)::value;
+      if constexpr (sizeof(T) == 2) {
+        return call.window == 8 ? function(Variant<MatrixTiles<T, kHeadDim>, 8>{})
+                                : function(Variant<MatrixTiles<T, kHeadDim>, 0>{});
+      } else {
+        return function(Variant<FloatTiles<kHeadDim>, 0>{});
+      }
+    };
+    return call.head_dim == 16   ? with_head(std::integral_constant<int, 16>{})
+           : call.head_dim == 32 ? with_head(std::integral_constant<int, 32>{})
+                                 : with_head(std::integral_constant<int, 64>{});
+  });
 }
 
 }  // namespace resshift::cuda

@@ -28,6 +28,17 @@ WindowAttention call_of(const Array& qkv, const Array& table, int heads, int win
 }  // namespace
 
 void bind_window_attention(py::module_& module) {
+  module.def("window_attention_scratch", [](const Array& qkv, const Array& table, int heads, int window) {
+    return cuda::window_attention_scratch(call_of(qkv, table, heads, window, 0, false));
+  });
+  module.def("window_attention_backward", [](const Array& dout, const Array& qkv, const Array& table, int heads,
+                                             int window, int shift, bool swin, Array& dqkv, Array& dtable,
+                                             Array& scratch) {
+    const WindowAttentionGradients gradients{dout.data(), dqkv.mutable_data(),
+                                             static_cast<float*>(dtable.mutable_data()),
+                                             static_cast<float*>(scratch.mutable_data())};
+    check(cuda::window_attention_backward(call_of(qkv, table, heads, window, shift, swin), gradients, nullptr));
+  });
   module.def("window_attention", [](const Array& qkv, const Array& table, int heads, int window, int shift, bool swin,
                                     Array& out) {
     check(cuda::window_attention(call_of(qkv, table, heads, window, shift, swin), out.mutable_data(), nullptr));

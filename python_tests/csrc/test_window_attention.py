@@ -57,9 +57,35 @@ def forward(emulated, case, qkv, table):
     return out
 
 
+def backward(emulated, case, dout, qkv, table):
+    window, shift, mask, heads = *case[3:6], case[6]
+    numbers = emulated.window_attention_scratch(array(qkv), array(table), heads, window)
+    dqkv = filled(*qkv.shape, dtype=qkv.dtype)
+    dtable, scratch = filled(*table.shape, dtype=torch.float32), filled(numbers, dtype=torch.float32)
+    results = (array(dqkv), array(dtable), array(scratch))
+    emulated.window_attention_backward(
+        array(dout), array(qkv), array(table), heads, window, shift, mask == "swin", *results
+    )
+    return dqkv, dtable
+
+
 def plain(case, qkv, table):
     window, shift, mask, heads = *case[3:6], case[6]
     return formula.reference(qkv, table, heads, window, shift, mask)
+
+
+def plain_backward(case, dout, qkv, table):
+    qkv, table = qkv.detach().requires_grad_(), table.detach().requires_grad_()
+    return torch.autograd.grad(plain(case, qkv, table), (qkv, table), dout)
+
+
+def check_gradients(emulated, case, dtype, table_dtype=None):
+    qkv, table, dout = tensors_of(case, dtype, table_dtype)
+    exact = plain_backward(case, *(x.double() for x in (dout, qkv, table)))
+    theirs = plain_backward(case, dout, qkv, table.to(dtype))
+    ours = backward(emulated, case, dout, qkv, table)
+    for name, x, reference, other in zip(("dqkv", "dtable"), ours, exact, theirs, strict=True):
+        assert_close(name, x, reference, allowed(dtype, other, reference))
 
 
 def allowed(dtype, theirs, exact) -> float:
@@ -84,21 +110,37 @@ def test_forward_has_no_race(in_all_orders, emulated, case, dtype):
     in_all_orders(lambda: forward(emulated, case, qkv, table))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_backward(emulated, case, dtype):
+    check_gradients(emulated, case, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("case", ORDER_CASES, ids=case_id)
+def test_backward_has_no_race(in_all_orders, emulated, case, dtype):
+    qkv, table, dout = tensors_of(case, dtype)
+    in_all_orders(lambda: backward(emulated, case, dout, qkv, table))
+
+
 @pytest.mark.parametrize("case", [CASES[1], CASES[7]], ids=case_id)
 def test_float32_table(emulated, case):
     qkv, table, _ = tensors_of(case, torch.float16, torch.float32)
     exact = plain(case, qkv.double(), table.double())
     limit = allowed(torch.float16, plain(case, qkv, table.half()), exact)
     assert_close("output", forward(emulated, case, qkv, table), exact, limit)
+    check_gradients(emulated, case, torch.float16, torch.float32)
 
 
-def test_many_windows_in_a_block(emulated):
+@pytest.mark.parametrize("window", [4, 8])
+def test_many_windows_in_a_block(emulated, window):
     """With so many heads and windows a block goes on to a second window, but the last one ends."""
-    case = (1, 1, 33, 8, 4, "resshift", 32, 16)
+    case = (1, 1, 33, window, window // 2, "resshift", 32, 16)
     qkv, table, _ = tensors_of(case, torch.float16)
     exact = plain(case, qkv.double(), table.double())
     limit = allowed(torch.float16, plain(case, qkv, table), exact)
     assert_close("output", forward(emulated, case, qkv, table), exact, limit)
+    check_gradients(emulated, case, torch.float16)
 
 
 def test_large_scores_stay_finite(emulated):
