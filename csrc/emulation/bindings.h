@@ -22,6 +22,7 @@ using OptionalArray = std::optional<py::array>;
 void bind_group_norm(py::module_& module);
 void bind_residual_shift(py::module_& module);
 void bind_selftest(py::module_& module);
+void bind_vector_quantize(py::module_& module);
 void bind_window_attention(py::module_& module);
 
 inline resshift::Dtype dtype_of(const Array& array) {

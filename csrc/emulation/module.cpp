@@ -13,5 +13,6 @@ PYBIND11_MODULE(resshift_emulation, module) {
   bind_group_norm(module);
   bind_residual_shift(module);
   bind_selftest(module);
+  bind_vector_quantize(module);
   bind_window_attention(module);
 }
