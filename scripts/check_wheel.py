@@ -1,7 +1,7 @@
 """Check the native libraries of the installed package against the installed torch, which may be another than built them.
 
-    python scripts/check_wheel.py cpu          the CPU library has a kernel for each of its operators, and computes
-    python scripts/check_wheel.py cpu cuda     so does the CUDA library; its kernels start only where there is a GPU
+    python scripts/check_wheel.py cpu          the CPU's library has a kernel for each of its operators, and they are right
+    python scripts/check_wheel.py cpu cuda     so has CUDA's; its kernels are run where there is a GPU
 
 Run it from elsewhere than the repository's root, so that the installed package is the one that is imported.
 """
@@ -12,15 +12,9 @@ import sys
 
 import torch
 
-from resshift_fast import native
+from resshift_fast import native, ops, verification  # noqa: F401  ops registers the operators
+from resshift_fast.backends import OPERATORS, unavailable
 
-OPERATORS = {
-    "cpu": ("posterior_step", "prior_sample", "q_sample"),
-    "cuda": (
-        *("posterior_step", "prior_sample", "q_sample", "group_norm", "group_norm_backward"),
-        *("window_attention", "window_attention_backward", "vector_quantize"),
-    ),
-}
 # The stable ABI is C functions alone; these namespaces change from release to release.
 UNSTABLE = ("at::", "c10::", "torch::")
 
@@ -40,13 +34,25 @@ def problems(name: str) -> list[str]:
     if reason := native.missing(name):
         return [f"{name}: {reason}"]
     found = [f"{name}: needs {symbol}, which is not of the stable ABI" for symbol in unstable_symbols(name)]
-    for operator in OPERATORS[name]:
+    bound = sorted(operator.name for operator in OPERATORS.values() if name in operator.loaders)
+    for operator in bound:
         qualified = f"resshift_fast_{name}::{operator}"
-        if not torch._C._dispatch_has_kernel_for_dispatch_key(qualified, name.upper()):
+        if not has_kernel(qualified, name.upper()):
             found.append(f"{qualified} has no kernel for {name.upper()}")
+        elif unavailable(name) is None:
+            verdict = verification.compare(OPERATORS[operator], name, torch.device(name), torch.float32)
+            found += [f"{qualified}: {verdict}"] if verdict != verification.PASSED else []
     if not found:
-        print(f"{name}: torch {torch.__version__} has kernels for {', '.join(OPERATORS[name])}")
+        print(f"{name}: torch {torch.__version__} has kernels for {', '.join(bound)}")
     return found
+
+
+def has_kernel(operator: str, key: str) -> bool:
+    """Whether torch's dispatcher knows an operator and has a kernel of it for a dispatch key."""
+    try:
+        return torch._C._dispatch_has_kernel_for_dispatch_key(operator, key)
+    except RuntimeError:  # it knows no such operator
+        return False
 
 
 def unstable_symbols(name: str) -> list[str]:
