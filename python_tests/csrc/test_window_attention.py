@@ -5,7 +5,7 @@ import importlib
 import pytest
 import torch
 from comparison import LIMITS, assert_close, name_of, relative_error
-from emulation import array, filled
+from emulation import SANITIZED, array, filled
 
 formula = importlib.import_module("resshift_fast.ops.window_attention")
 
@@ -158,3 +158,64 @@ def test_unsupported_calls_are_refused(emulated, window, head_dim):
     qkv, table, _ = tensors_of(case, torch.float32)
     with pytest.raises(RuntimeError, match="do not support"):
         forward(emulated, case, qkv, table)
+
+
+@pytest.fixture
+def bound(emulated_library):
+    if SANITIZED:
+        pytest.skip("torch itself is not what the sanitizers are for")
+    return torch.ops.resshift_fast_cuda
+
+
+BOUND_CASE = (2, 1, 2, 8, 4, "swin", 2, 32)
+
+
+def test_tensors_in_other_layouts(bound):
+    """Strided and misaligned tensors are copied: kernels read 16 bytes at a time."""
+    qkv, table, dout = tensors_of(BOUND_CASE, torch.float16)
+    options = (2, 8, 4, 1)
+    expected = (
+        bound.window_attention(qkv, table, *options),
+        *bound.window_attention_backward(dout, qkv, table, *options),
+    )
+    strided = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in (qkv, table, dout)]
+    misaligned = [torch.cat([x.flatten()[:1], x.flatten()])[1:].view(x.shape) for x in (qkv, table, dout)]
+    assert misaligned[0].data_ptr() % 16
+    for x, t, dx in (strided, misaligned):
+        ours = (bound.window_attention(x, t, *options), *bound.window_attention_backward(dx, x, t, *options))
+        assert all(torch.equal(a, b) and a.is_contiguous() for a, b in zip(ours, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"qkv": torch.randn(16, 16, 192)}, r"\[B, H, W, 3C\] and not empty"),
+        ({"qkv": torch.randn(0, 8, 16, 192)}, "not empty"),
+        ({"qkv": torch.randn(2, 8, 16, 192).double()}, "qkv must be float32"),
+        ({"qkv": torch.randn(2, 8, 15, 192)}, "not a multiple of the window"),
+        ({"qkv": torch.randn(2, 8, 16, 288)}, "heads must be 16, 32 or 64 wide, got 48"),
+        ({"bias_table": torch.randn(225, 3)}, r"bias_table must be \["),
+        ({"bias_table": torch.randn(224, 2)}, r"bias_table must be \["),
+        ({"bias_table": torch.randn(225, 2).half()}, "bias_table must be float32 or"),
+        ({"num_heads": 0}, "multiple of 0 heads"),
+        ({"num_heads": 2**32 + 2}, "heads"),
+        ({"window_size": 17}, "4 to 16 pixels"),
+        ({"window_size": 2**32 + 8}, "4 to 16 pixels"),
+        ({"shift_size": 8}, "shift must be 0 to 7"),
+        ({"shift_size": -1}, "shift must be 0 to 7"),
+        ({"mask": 2}, "mask must be 0 or 1"),
+        ({"dout": torch.randn(2, 8, 16, 63)}, "to match qkv"),
+        ({"dout": torch.randn(2, 8, 16, 64).half()}, "dout must have qkv's dtype"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+def test_calls_that_would_leave_a_tensor_are_refused(bound, changes, message):
+    qkv, table, dout = tensors_of(BOUND_CASE, torch.float32)
+    arguments = {"dout": dout, "qkv": qkv, "bias_table": table}
+    arguments |= {"num_heads": 2, "window_size": 8, "shift_size": 4, "mask": 0} | changes
+    with pytest.raises(RuntimeError, match=message):
+        bound.window_attention_backward(**arguments)
+    if "dout" not in changes:
+        del arguments["dout"]
+        with pytest.raises(RuntimeError, match=message):
+            bound.window_attention(**arguments)

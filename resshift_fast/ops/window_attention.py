@@ -22,7 +22,7 @@ from torch._guards import detect_fake_mode
 
 from resshift_fast import backends
 from resshift_fast.ops import checks
-from resshift_fast.ops.registration import register, triton
+from resshift_fast.ops.registration import native, register, triton
 
 MASKS = ("resshift", "swin")
 MASK_VALUE = -100.0
@@ -213,13 +213,28 @@ def _backward_examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
     return [(_plain(*args).flip(1), *args) for args in _examples(device, dtype)]
 
 
+def _numbered(*args) -> tuple:
+    """Arguments for C++, which knows a mask, the last of them, by its number."""
+    return *args[:-1], MASKS.index(args[-1])
+
+
+def _not_compiled(qkv, bias_table, num_heads, window_size, *_) -> str | None:
+    head_dim = qkv.shape[3] // (3 * num_heads)
+    if head_dim not in (16, 32, 64):
+        return f"head size {head_dim} is not 16, 32 or 64"
+    return None if 4 <= window_size <= 16 else f"window {window_size} is not 4 to 16"
+
+
 _backward_op = register(
     "window_attention_backward",
     _plain_backward,
     fake=_fake_backward,
     examples=_backward_examples,
     matrix_operations=_matrix_operations_backward,
-    loaders={"triton": triton("window_attention", "backward", "unsupported_backward")},
+    loaders={
+        "cuda": native("cuda", "window_attention_backward", _numbered, lambda dout, *args: _not_compiled(*args)),
+        "triton": triton("window_attention", "backward", "unsupported_backward"),
+    },
     training=True,
 )
 _op = register(
@@ -228,7 +243,10 @@ _op = register(
     fake=_fake,
     examples=_examples,
     matrix_operations=_matrix_operations,
-    loaders={"triton": triton("window_attention")},
+    loaders={
+        "cuda": native("cuda", "window_attention", _numbered, _not_compiled),
+        "triton": triton("window_attention"),
+    },
     backward=_backward,
     setup_context=_setup_context,
 )
