@@ -56,7 +56,8 @@ def main() -> int:
     arguments = sys.argv[1:]
     if not any(os.path.exists(argument.partition("::")[0]) for argument in arguments):
         arguments.append(str(ROOT / "python_tests/csrc"))
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    # A report is not written by Python, and would be lost with what pytest keeps of a process that ends.
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--capture=sys", *arguments]
     return subprocess.run(command, env=variables).returncode
 
 
