@@ -13,7 +13,7 @@ from torch import Tensor
 
 from resshift_fast import backends
 from resshift_fast.ops import checks
-from resshift_fast.ops.registration import register, triton
+from resshift_fast.ops.registration import native, register, triton
 
 CHUNK_ELEMENTS = 1 << 22  # distances held at once: 16 MiB
 
@@ -95,7 +95,7 @@ _op = register(
     _plain,
     fake=_fake,
     examples=_examples,
-    loaders={"triton": triton("vector_quantize")},
+    loaders={"cuda": native("cuda", "vector_quantize"), "triton": triton("vector_quantize")},
     matrix_operations=_matrix_operations,
     backward=_backward,
     setup_context=_setup_context,
