@@ -59,7 +59,7 @@ def _candidates(key: tuple) -> list[Config]:
         return [_config(*c) for c in blocks.get(channels, ((64, 32, 8, 2), (32, 32, 4, 2), (32, 32, 8, 2)))]
     blocks = {
         512: ((64, 32, 8, 2), (64, 32, 8, 1, False), (64, 16, 8, 2), (64, 16, 8, 3), (64, 16, 8, 3, False)),
-        256: ((128, 64, 8, 2), (128, 32, 8, 2), (64, 32, 4, 2), (64, 32, 4, 3)),
+        256: ((128, 64, 8, 2), (128, 32, 8, 2), (64, 32, 8, 2), (64, 32, 4, 2), (64, 32, 4, 3)),
         128: ((128, 64, 8, 2), (128, 64, 8, 3), (64, 64, 4, 2), (64, 64, 4, 3)),
     }
     return [_config(*c) for c in blocks.get(channels, ((128, 64, 4, 3), (128, 64, 8, 3), (64, 64, 4, 3)))]
@@ -77,7 +77,7 @@ def _default(arch: int, key: tuple) -> Config:
     if channels == 512:
         return _config(64, 32, 8, 2) if arch == 100 else _config(64, 16, 8, 2 if small else 3, arch != 90)
     if channels == 256:
-        return _config(64, 32, 4, 2)
+        return _config(64, 32, 4 if arch in (90, 100) else 8, 2)  # with mma.sync 4 warps have too few registers
     return _config(64, 64, 4, 2 if channels == 128 else 3)
 
 

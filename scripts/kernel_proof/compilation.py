@@ -42,7 +42,7 @@ class Job:
         signature: (parameter, Triton type) of every parameter, "constexpr" for a constant.
         constants: (parameter, value) of the constants.
         aligned: indices of the parameters that are divisible by 16.
-        num_warps, num_stages: how Triton compiles it.
+        num_warps, num_stages, maxnreg: how Triton compiles it.
         arch: compute capability, 90 for 9.0.
     """
 
@@ -54,6 +54,7 @@ class Job:
     num_warps: int
     num_stages: int
     arch: int
+    maxnreg: int | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def job_of(launch: Any, arch: int) -> Job:
     """The job of a recorded `resshift_fast.kernels.launch.Launch`."""
     kernel = launch.kernel
     given = dict(zip(kernel.arg_names, launch.arguments, strict=False)) | dict(launch.constants)
+    maxnreg = given.pop("maxnreg", None)  # an option that Triton takes beside the parameters
     signature, constants, aligned = [], [], []
     for index, parameter in enumerate(kernel.params):
         name = parameter.name
@@ -96,6 +98,7 @@ def job_of(launch: Any, arch: int) -> Job:
         launch.num_warps,
         launch.num_stages,
         arch,
+        maxnreg,
     )
 
 
@@ -137,6 +140,7 @@ def compile_job(job: Job) -> Compiled:
         attrs={(index,): [["tt.divisibility", 16]] for index in job.aligned},
     )
     options = {"num_warps": job.num_warps, "num_stages": job.num_stages, "enable_fp_fusion": FP_FUSION}
+    options |= {"maxnreg": job.maxnreg} if job.maxnreg else {}
     start = time.perf_counter()
     try:
         compiled = triton.compile(source, target=GPUTarget("cuda", job.arch, 32), options=options)

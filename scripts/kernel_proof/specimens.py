@@ -1,11 +1,14 @@
 """Calls of the launchers whose kernels are compiled: the shapes of realsr-x4-v3 on tensors without memory.
 
-Every kernel appears in float32, float16 and bfloat16. `EXEMPTIONS` names what is allowed to miss a limit, and why.
+Every kernel appears in float32, float16 and bfloat16. `SWEEP` is what is too much for every run: shapes whose registers
+and shared memory follow sizes that models are free to choose. Of them `SPECIMENS` has those that need the most.
+`EXEMPTIONS` names what is allowed to miss a limit, and why.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -15,6 +18,7 @@ from .budgets import Exemption
 FLOAT32, FLOAT16, BFLOAT16 = torch.float32, torch.float16, torch.bfloat16
 ALL = (FLOAT32, FLOAT16, BFLOAT16)
 BF16 = (BFLOAT16,)
+FEW = (FLOAT32, BFLOAT16)  # float16 compiles to the same but for the names of instructions
 
 
 @dataclass(frozen=True)
@@ -91,19 +95,27 @@ def _join_group_norm(*shape: int, skip: int = 0):
     return arguments
 
 
-def _window_attention(*shape: int, heads: int, window: int = 8, shift: int = 0):
+def _window_attention(*shape: int, heads: int, window: int = 8, shift: int = 0, mask: str = "resshift"):
     batch, height, width, channels = shape
 
     def arguments(dtype: torch.dtype) -> tuple:
         qkv = tensor(batch, height, width, 3 * channels, dtype=dtype)
         table = tensor((2 * window - 1) ** 2, heads, dtype=dtype)
-        return qkv, table, heads, window, shift, "resshift"
+        return qkv, table, heads, window, shift, mask
 
     return arguments
 
 
 def _window_backward(*shape: int, **options):
     return lambda dtype: (tensor(*shape, dtype=dtype), *_window_attention(*shape, **options)(dtype))
+
+
+def _windows(way: str, window: int, head_dim: int, dtypes: tuple, side: int = 4) -> tuple:
+    """A line of the table: two heads of an image of side² shifted windows, "forward" or "backward"."""
+    shape, options = (1, side * window, side * window, 2 * head_dim), {"window": window, "shift": window // 2}
+    arguments = _window_attention if way == "forward" else _window_backward
+    case = f"window{window}-head{head_dim}-swin" + (f"-{side}x{side}" if side > 4 else "")
+    return f"window_attention.{way}", case, dtypes, arguments(*shape, heads=2, mask="swin", **options)
 
 
 def _swin_mlp(*shape: int):
@@ -187,6 +199,19 @@ def _num_coefficients() -> int:
     return NUM_COEFFICIENTS
 
 
+# Way, window, head size, dtypes: for each power of two of tokens what comes closest to the limits.
+_WORST_WINDOWS = (
+    *(("forward", window, head_dim, FEW) for window in (11, 16) for head_dim in (16, 64)),
+    ("forward", 11, 32, FEW),
+    ("forward", 8, 16, FEW),
+    ("forward", 8, 64, (FLOAT32,)),
+    ("forward", 5, 64, (FLOAT32,)),
+    *(("backward", window, head_dim, FEW) for window in (11, 16) for head_dim in (16, 64)),
+    ("backward", 11, 32, FEW),
+    *(("backward", 8, head_dim, FEW) for head_dim in (16, 64)),
+    *(("backward", window, head_dim, (FLOAT32,)) for window in (4, 5) for head_dim in (16, 64)),
+)
+
 # (launcher, case, dtypes, arguments)
 _TABLE = (
     ("group_norm.forward", "160x64x64-modulated", ALL, _group_norm(1, 160, 64, 64, modulated=True)),
@@ -211,6 +236,7 @@ _TABLE = (
     ("window_attention.forward", "64x32x32-window4", BF16, _window_attention(1, 32, 32, 64, heads=4, window=4)),
     ("window_attention.backward", "192x64x64-shift4", ALL, _window_backward(1, 64, 64, 192, heads=6, shift=4)),
     ("window_attention.backward", "192x64x64-window16", ALL, _window_backward(1, 64, 64, 192, heads=6, window=16)),
+    *(_windows(*way) for way in _WORST_WINDOWS),
     ("swin_mlp.forward", "192x64x64", ALL, _swin_mlp(1, 192, 64, 64)),
     ("swin_mlp.forward", "192x8x8", BF16, _swin_mlp(1, 192, 8, 8)),
     ("pointwise_conv2d.forward", "192x64x64-to-576-norm", ALL, _pointwise_conv2d(1, 192, 64, 64, out=576, norm=True)),
@@ -228,8 +254,10 @@ _TABLE = (
     ("vector_quantize.forward", "256x16x16", ALL, _vector_quantize(1, 256, 16, 16, codes=1024)),
     ("spatial_attention.forward", "512x64x64", ALL, _spatial_attention(1, 512, 64, 64)),
     ("spatial_attention.forward", "512x24x24", ALL, _spatial_attention(1, 512, 24, 24)),
+    ("spatial_attention.forward", "256x64x64", BF16, _spatial_attention(1, 256, 64, 64)),
     ("upsample_conv2d.forward", "512x64x64", ALL, _upsample_conv2d(1, 512, 64, 64, out=512)),
     ("upsample_conv2d.forward", "256x128x128", BF16, _upsample_conv2d(1, 256, 128, 128, out=256)),
+    ("upsample_conv2d.forward", "320x32x32", BF16, _upsample_conv2d(1, 320, 32, 32, out=320)),
     ("upsample_conv2d.forward", "640x8x8", BF16, _upsample_conv2d(1, 640, 8, 8, out=640)),
     ("residual_shift.posterior_step", "3x64x64", ALL, _posterior_step(64)),
     ("residual_shift.posterior_step", "3x64x64-origin", BF16, _posterior_step(64, origin=True)),
@@ -242,9 +270,26 @@ _TABLE = (
     ("residual_shift.q_sample", "3x64x64-batch8", ALL, _q_sample(64)),
 )
 
-SPECIMENS = tuple(
-    Specimen(launcher, case, dtype, arguments) for launcher, case, dtypes, arguments in _TABLE for dtype in dtypes
+_WINDOWS = range(4, 17)
+_HEAD_DIMS = (16, 32, 64)
+_WIDTHS = (16, 32, 64, 128, 160, 192, 256, 320, 512)
+_SWEEP_TABLE = (
+    *(_windows("forward", *size, ALL) for size in product(_WINDOWS, _HEAD_DIMS)),
+    *(_windows("backward", *size, ALL) for size in product(_WINDOWS, _HEAD_DIMS)),
+    # Of many small windows a program has several.
+    *(_windows("forward", *size, ALL, side=side) for *size, side in product(_WINDOWS[:5], _HEAD_DIMS, (32, 64))),
+    *(("spatial_attention.forward", f"{c}x64x64", ALL, _spatial_attention(1, c, 64, 64)) for c in _WIDTHS),
+    *(("upsample_conv2d.forward", f"{c}x64x64", ALL, _upsample_conv2d(1, c, 64, 64, out=c)) for c in _WIDTHS),
+    *(("upsample_conv2d.forward", f"{c}x16x16", ALL, _upsample_conv2d(1, c, 16, 16, out=c)) for c in _WIDTHS),
 )
+
+
+def _specimens(table: tuple) -> tuple[Specimen, ...]:
+    return tuple(Specimen(*line, dtype, arguments) for *line, dtypes, arguments in table for dtype in dtypes)
+
+
+SPECIMENS = _specimens(_TABLE)
+SWEEP = _specimens(_SWEEP_TABLE)
 
 _FEW_GROUPS = "few groups a program: on small images more programs are worth more than wide loads"
 
@@ -253,9 +298,10 @@ EXEMPTIONS = (
     Exemption("group_norm_bwd_weight_kernel *", "narrow", "adds up one number a channel and image"),
     Exemption("group_norm_fwd_kernel *", "narrow", _FEW_GROUPS),
     Exemption("group_stats_kernel *", "narrow", _FEW_GROUPS),
+    Exemption("bias_table_bwd_kernel *", "narrow", "rows of an odd window start at no multiple of 16 bytes"),
     Exemption("vector_quantize_small_kernel *", "narrow", "codes of three numbers lie 12 bytes apart, and in L2"),
     Exemption(
-        "window_attention_bwd_kernel *",
+        "window_attention_bwd_*kernel *",
         "address",
         "every part has a window, so that the first one's number is less than n_windows, which is an argument",
         "`i_first = i_part * windows_each`",

@@ -1,0 +1,103 @@
+"""What the kernels of `window_attention` share: the tokens of a shifted window, their bias and their scores.
+
+Tokens are addressed where they are in the unshifted image, so that no rolled, partitioned, masked or transposed tensor
+exists. The bias is addressed in its small table.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+WINDOW_SIZES = range(4, 17)
+HEAD_DIMS = (16, 32, 64)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+# Options of `launch` for up to 8 warps. Left to itself, the assembler spills a few of a thread's registers where that
+# makes room for one more program on a multiprocessor; it does not where it is given a limit.
+ALL_REGISTERS = {"maxnreg": 255}
+
+LOG2_E = tl.constexpr(1.4426950408889634)  # the exponential is 2^(x log2 e), the instruction that there is
+MASK_VALUE = tl.constexpr(-100.0 * 1.4426950408889634)
+
+
+@triton.jit
+def window_pixels(i_window, o_t, height, width, shift, WINDOW: tl.constexpr):
+    """Pixels of the unshifted images that tokens `o_t` of a window are, int64; padding tokens are not on any."""
+    # Windows are fewer than 2³¹, the grid's limit, and 32-bit division is much the cheaper.
+    n_columns = width // WINDOW
+    i_row_of_windows = i_window // n_columns
+    n_rows = height // WINDOW
+    b_row = (i_row_of_windows % n_rows) * WINDOW + o_t // WINDOW + shift
+    b_column = (i_window % n_columns) * WINDOW + o_t % WINDOW + shift
+    b_row = tl.where(b_row >= height, b_row - height, b_row)
+    b_column = tl.where(b_column >= width, b_column - width, b_column)
+    i_batch = (i_row_of_windows // n_rows).to(tl.int64)
+    return (i_batch * height + b_row) * width + b_column
+
+
+@triton.jit
+def window_regions(i_window, o_t, height, width, shift, WINDOW: tl.constexpr, MASK: tl.constexpr):
+    """Region of each token: those of other regions are masked."""
+    n_columns = width // WINDOW
+    n_rows = height // WINDOW
+    is_bottom = (i_window // n_columns) % n_rows == n_rows - 1
+    is_right = i_window % n_columns == n_columns - 1
+    b_low = o_t // WINDOW >= WINDOW - shift
+    b_far = o_t % WINDOW >= WINDOW - shift
+    if MASK == "resshift":
+        return (b_far & is_bottom).to(tl.int32)
+    return (b_low & is_bottom).to(tl.int32) * 2 + (b_far & is_right).to(tl.int32)
+
+
+@triton.jit
+def relative_position_bias(p_table, o_q, o_k, i_head, HEADS: tl.constexpr, WINDOW: tl.constexpr):
+    """Bias of queries `o_q` and keys `o_k` times log2 e, float32; −inf for the keys that only pad the block."""
+    SPAN: tl.constexpr = 2 * WINDOW - 1
+    TOKENS: tl.constexpr = WINDOW * WINDOW
+    # Row (r_q − r_k + w − 1)(2w − 1) + c_q − c_k + w − 1 of the table is a difference of terms of one token each.
+    b_q = o_q // WINDOW * SPAN + o_q % WINDOW + (WINDOW - 1) * (SPAN + 1)
+    b_k = o_k // WINDOW * SPAN + o_k % WINDOW
+    m_bias = (o_q < TOKENS)[:, None] & (o_k < TOKENS)[None, :]
+    b_bias = tl.load(p_table + (b_q[:, None] - b_k[None, :]) * HEADS + i_head, mask=m_bias, other=0.0)
+    b_bias = b_bias.to(tl.float32) * LOG2_E
+    return tl.where((o_k < TOKENS)[None, :], b_bias, float("-inf"))
+
+
+@triton.jit
+def window_scores(b_q, b_k, b_bias, b_region_q, b_region_k, MASK: tl.constexpr, SCALE: tl.constexpr):
+    """Scores with bias and mask times log2 e, float32."""
+    b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * (SCALE * LOG2_E) + b_bias
+    if MASK is not None:
+        b_s += tl.where(b_region_q[:, None] == b_region_k[None, :], 0.0, MASK_VALUE)
+    return b_s
+
+
+def small_warps(b_t: int, head_dim: int, itemsize: int) -> int:
+    """Warps that hold a small window; float32, without matrix instructions, needs more registers."""
+    return {16: 1, 32: 2, 64: 4}[b_t] * (2 if head_dim == 64 and itemsize == 4 else 1)
+
+
+def unsupported(
+    qkv: Tensor, bias_table: Tensor, num_heads: int, window_size: int, shift_size: int, mask: str
+) -> str | None:
+    """Why these kernels can't run a call, forward or backward; None if they can."""
+    if qkv.dtype not in DTYPES:
+        return f"{qkv.dtype} is not float32, float16 or bfloat16"
+    head_dim = qkv.shape[3] // (3 * num_heads)
+    if head_dim not in HEAD_DIMS:
+        return f"head size {head_dim} is not 16, 32 or 64"
+    if window_size not in WINDOW_SIZES:
+        return f"window {window_size} is not 4 to 16"
+    return None
+
+
+def constants_of(qkv: Tensor, num_heads: int, window_size: int, shift_size: int, mask: str) -> dict:
+    """What the kernels are compiled for."""
+    return {
+        "HEADS": num_heads,
+        "HEAD_DIM": qkv.shape[3] // (3 * num_heads),
+        "WINDOW": window_size,
+        "MASK": mask if shift_size else None,
+        "B_T": max(triton.next_power_of_2(window_size**2), 16),
+    }
