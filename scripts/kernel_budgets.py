@@ -3,10 +3,12 @@
     python scripts/kernel_budgets.py                 check; the exit status tells
     python scripts/kernel_budgets.py --update        accept the numbers of this version of Triton
     python scripts/kernel_budgets.py --only group_norm --arch 90
+    python scripts/kernel_budgets.py --sweep         check every window, head size and width of the operators that take
+                                                     many; takes the better part of an hour
 
 The kernels are compiled in the configurations that the launchers choose for each architecture. On another version of
 Triton than the budget file's, only what holds on any version is checked: no spills, addresses that don't wrap, shared
-memory, 128-bit access, matrix instructions for 16-bit dots.
+memory, 128-bit access, matrix instructions for 16-bit dots. The same goes for a sweep, which has no budgets.
 """
 
 import argparse
@@ -37,13 +39,17 @@ def main() -> int:
     """Run the command; returns the exit status."""
     options = _options()
     specimens = _load(options.specimens)
-    chosen = [x for x in specimens.SPECIMENS if any(fnmatchcase(x.name, f"*{part}*") for part in options.only)]
+    every = specimens.SWEEP if options.sweep else specimens.SPECIMENS
+    chosen = [x for x in every if any(fnmatchcase(x.name, f"*{part}*") for part in options.only)]
     if not chosen:
         print(f"no specimen's name contains {' or '.join(options.only)}", file=sys.stderr)
         return 2
     jobs = coverage.entries(chosen, options.arch)
     compiled = _compile(set(jobs.values()), options)
     findings = beyond_limits(jobs, compiled, specimens.EXEMPTIONS, _is_whole(options))
+    if options.sweep:
+        _print_maxima(compiled)
+        return _report(findings, len(jobs))
     old, new = Budgets.load(options.budgets), Budgets(triton.__version__)
     new.entries = {name: numbers(job, compiled[job]) for name, job in jobs.items() if compiled[job].code}
     if options.update:
@@ -65,12 +71,16 @@ def main() -> int:
 
 def _is_whole(options: argparse.Namespace) -> bool:
     """Whether every specimen is compiled for every architecture."""
-    return options.only == [""] and set(options.arch) == set(tuning.ARCHITECTURES)
+    return not options.sweep and options.only == [""] and set(options.arch) == set(tuning.ARCHITECTURES)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--update", action="store_true", help="write the budget file and print what changes")
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--update", action="store_true", help="write the budget file and print what changes")
+    action.add_argument(
+        "--sweep", action="store_true", help="compile every shape of the operators that take many; limits only"
+    )
     parser.add_argument("--arch", type=int, nargs="+", default=tuning.ARCHITECTURES, choices=tuning.ARCHITECTURES)
     parser.add_argument("--only", nargs="+", default=[""], metavar="PART", help="of the specimens' names")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes that compile")
@@ -100,6 +110,13 @@ def _compile(jobs: set[Job], options: argparse.Namespace) -> dict[Job, Compiled]
     slowest = max(results, key=lambda job: results[job].seconds)
     print(f"slowest: {slowest.kernel} for sm_{slowest.arch} in {results[slowest].seconds:.0f} s")
     return results
+
+
+def _print_maxima(compiled: dict[Job, Compiled]) -> None:
+    for arch in sorted({job.arch for job in compiled}):
+        codes = [result.code for job, result in compiled.items() if job.arch == arch and result.code]
+        most = {key: max(getattr(code, key) for code in codes) for key in ("registers", "spill", "shared")}
+        print(f"sm_{arch}: {len(codes)} kernels, at most " + ", ".join(f"{key} {x}" for key, x in most.items()))
 
 
 def _update(options: argparse.Namespace, old: Budgets | None, new: Budgets, findings: list[tuple[str, str]]) -> int:
