@@ -11,7 +11,6 @@ import os
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -23,6 +22,7 @@ import numpy as np
 from resshift_fast import images
 from resshift_fast.cli import console
 from resshift_fast.files import make_folder, write_atomically
+from resshift_fast.preferences import processor
 from resshift_fast.tiling import reflect
 
 if TYPE_CHECKING:
@@ -153,23 +153,6 @@ def photo(height: int, width: int, path: Path = PHOTO) -> np.ndarray:
     return np.ascontiguousarray(pixels[rows[:, None], columns[None, :]])
 
 
-def synchronize(device: Any) -> None:
-    """Wait for what the device was given to do."""
-    if getattr(device, "type", "cpu") == "cuda":
-        import torch
-
-        torch.cuda.synchronize(device)
-
-
-def seconds(function: Callable[[], Any], device: Any = None) -> tuple[float, Any]:
-    """(wall-clock seconds, result) of one call."""
-    synchronize(device)
-    start = time.perf_counter()
-    result = function()
-    synchronize(device)
-    return time.perf_counter() - start, result
-
-
 def median(values: Sequence[float]) -> float:
     """The median of at least one value."""
     return float(statistics.median(values))
@@ -197,7 +180,7 @@ def machine(threads: int | None = None, device: Any = None) -> dict[str, Any]:
         threads: torch's threads; None asks torch, which imports it.
         device: a torch device; a GPU is named.
     """
-    found: dict[str, Any] = {"cpu": _cpu_name(), "cores": _cores()}
+    found: dict[str, Any] = {"cpu": processor(), "cores": _cores()}
     if hasattr(os, "getloadavg"):
         found["load"] = round(os.getloadavg()[0], 2)
     if threads is None:
@@ -218,17 +201,6 @@ def machine(threads: int | None = None, device: Any = None) -> dict[str, Any]:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine() or "unknown"
 
 
 def machine_line(found: dict[str, Any]) -> str:

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import common
 
+from resshift_fast import timing
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -93,7 +95,7 @@ def measure_dtype(args: argparse.Namespace, dtype: str, pictures: list, exact: A
     taken: dict[str, list[float]] = {provider: [] for provider in runs}
     for _ in range(args.runs):
         for provider, restore in runs.items():
-            taken[provider].append(common.seconds(restore, pipe.device)[0])
+            taken[provider].append(timing.seconds(restore, pipe.device)[0])
     for provider, row in rows.items():
         row["median ms"] = 1e3 * common.median(taken[provider])
         row["spread ms"] = 1e3 * (common.spread(taken[provider]) or 0)

@@ -20,7 +20,7 @@ from typing import Any
 # The parent stays light: a child's peak is never below its parent's at the time it was started.
 import common
 
-from resshift_fast import catalog, images
+from resshift_fast import catalog, images, timing
 
 
 def size(text: str) -> tuple[int, int]:
@@ -64,9 +64,9 @@ def child(args: argparse.Namespace) -> dict[str, Any]:
     def restore() -> images.Photo:
         return pipe(before, seed=args.seed, tile=args.tile, batch_size=args.batch_size, progress=False)
 
-    found["restore_seconds"], after = common.seconds(restore, pipe.device)
+    found["restore_seconds"], after = timing.seconds(restore, pipe.device)
     found["restored"] = common.peak_mib()
-    found["write_seconds"], _ = common.seconds(lambda: images.write(output, after))
+    found["write_seconds"], _ = timing.seconds(lambda: images.write(output, after))
     found["written"] = common.peak_mib()
     return found
 

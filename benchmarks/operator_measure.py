@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import common
+from resshift_fast import timing
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # some builds of torch print two lines for every profile otherwise
 
@@ -26,7 +26,6 @@ Function = Callable[..., Any]
 
 FLOAT32_LIMIT = 1e-5  # relative error against float64; in 16 bit the plain path's error, doubled, where that is more
 DOUBLED = 2.0
-WARM_UP = 2
 
 
 @dataclass(frozen=True)
@@ -152,43 +151,6 @@ def ready(function: Function, arguments: Arguments, names: Sequence[str], weight
     return prepare
 
 
-class Clock:
-    """Times single calls: CUDA events on a GPU, whose level-2 cache is overwritten first, `perf_counter` elsewhere."""
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self._flush = None
-        if device.type == "cuda":
-            size = torch.cuda.get_device_properties(device).L2_cache_size
-            self._flush = torch.empty(2 * max(size, common.MIB), dtype=torch.int8, device=device)
-            self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-
-    def milliseconds(self, call: Function) -> float:
-        """Time of one call."""
-        if self._flush is None:
-            return 1e3 * common.seconds(call, self.device)[0]
-        self._flush.zero_()
-        self._start.record()
-        call()
-        self._end.record()
-        self._end.synchronize()
-        return self._start.elapsed_time(self._end)
-
-
-def times(prepared: dict[str, Callable[[], Function]], repeats: int, clock: Clock) -> dict[str, list[float]]:
-    """Milliseconds of every run, by provider; the providers take turns, and another one begins each round."""
-    names = list(prepared)
-    for name in names:
-        for _ in range(WARM_UP):
-            clock.milliseconds(prepared[name]())
-    found: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(repeats):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            found[name].append(clock.milliseconds(prepared[name]()))
-    return found
-
-
 def peak_bytes(prepare: Callable[[], Function], device: torch.device) -> int:
     """Most memory held at once beyond the arguments' in a forward pass, or in a forward and backward pass."""
     if device.type == "cuda":
@@ -215,7 +177,7 @@ def peak_bytes(prepare: Callable[[], Function], device: torch.device) -> int:
 
 def microseconds(call: Function, device: torch.device) -> float:
     """Time that the host needs for one call, which finds a GPU idle and does not wait for it."""
-    common.synchronize(device)
+    timing.synchronize(device)
     start = time.perf_counter()
     call()
     return 1e6 * (time.perf_counter() - start)

@@ -24,7 +24,7 @@ import torch
 import typer
 from operator_cases import CASES, OPERATORS, Case
 
-from resshift_fast import backends, ops, verification
+from resshift_fast import backends, ops, timing
 from resshift_fast.cli import console
 from resshift_fast.files import make_folder, write_atomically
 
@@ -64,7 +64,7 @@ class Benchmark:
     ):
         self.device, self.repeats, self.backward, self.compiled = device, repeats, backward, compiled
         self.latent, self.batch = latent, batch
-        self.clock = measure.Clock(device)
+        self.clock = timing.Clock(device)
         self.rows: list[dict[str, Any]] = []
         self.notes: list[str] = []
         self.failed = 0
@@ -135,7 +135,7 @@ class Benchmark:
         """Times, memory and speed-ups of the providers that agreed."""
         if not prepared:
             return
-        found = measure.times(prepared, self.repeats, self.clock)
+        found = timing.times(prepared, self.repeats, self.clock)
         for name, values in found.items():
             rows[name] |= {
                 "runs": len(values),
@@ -159,18 +159,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def backend_of(name: str, arguments: dict[str, Any]) -> str:
     """The backend that the public function of an operator chooses for a call."""
-    values = tuple(arguments.values())
-    device, dtype = values[0].device, values[0].dtype
-    preferred = backends.preferred()
-    for backend in backends.ORDER.get(device.type, ()) if preferred == "auto" else (preferred,):
-        operator = backends.OPERATORS[name]
-        if backend not in operator.loaders or backends.unavailable(backend):
-            continue
-        if not verification.passes(operator, backend, device, dtype):
-            continue
-        if backends.kernel(name, backend).unsupported(*values) is None:
-            return backend
-    return PLAIN
+    return backends.chosen(name, *arguments.values())
 
 
 def _brief(error: BaseException) -> str:

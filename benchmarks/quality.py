@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import common
 import numpy as np
 
-from resshift_fast import images
+from resshift_fast import images, timing
 from resshift_fast.files import find_images
 from resshift_fast.training.metrics import psnr_y, ssim_y
 
@@ -109,7 +109,7 @@ def measure_pair(pipe: Pipeline, low: Path, high: Path, args: argparse.Namespace
         restore(args.seed)
         warm.add(lq.shape)
     timed = [
-        common.seconds(lambda seed=seed: restore(seed), pipe.device)
+        timing.seconds(lambda seed=seed: restore(seed), pipe.device)
         for seed in range(args.seed, args.seed + args.seeds)
     ]
     bicubic = enlarge(lq, scale, args.bicubic)

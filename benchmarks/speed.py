@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import common
 import numpy as np
 
+from resshift_fast import timing
+
 if TYPE_CHECKING:
     from resshift_fast.pipeline import Pipeline
 
@@ -60,7 +62,7 @@ class Stopwatch:
 
     def _timed(self, function: Any, label: str) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
-            taken, result = common.seconds(lambda: function(*args, **kwargs), self._device)
+            taken, result = timing.seconds(lambda: function(*args, **kwargs), self._device)
             self.seconds[label] += taken
             return result
 
@@ -95,7 +97,7 @@ def measure_runs(pipe: Pipeline, args: argparse.Namespace) -> dict[str, list[flo
     for _ in range(args.runs):
         watch = Stopwatch(pipe.device)
         with watch.on(places):
-            total, _ = common.seconds(restore, pipe.device)
+            total, _ = timing.seconds(restore, pipe.device)
         for part in PARTS:
             runs[part].append(watch.seconds[part])
         runs["rest"].append(total - sum(watch.seconds.values()))
@@ -118,7 +120,7 @@ def noise_seconds(pipe: Pipeline, args: argparse.Namespace) -> float:
             noise_field(seed, torch.tensor(step, device=pipe.device), spec.first_stage.latent_channels, side, side)
 
     draw()
-    return common.median([common.seconds(draw, pipe.device)[0] for _ in range(args.runs)])
+    return common.median([timing.seconds(draw, pipe.device)[0] for _ in range(args.runs)])
 
 
 def rows_of(runs: dict[str, list[float]], dtype: str, steps: int, noise: float) -> list[dict[str, Any]]:

@@ -210,19 +210,56 @@ def test_status_lists_every_operator_with_a_reason(kernels, monkeypatch):
     monkeypatch.setattr(backends, "_has_gpu", lambda: False)
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     kernels(cpu=1)
-    rows = {name: (chosen, why) for name, chosen, why in status()}
-    assert list(rows) == sorted(ops.__all__)
-    assert rows[OPERATOR] == ("cpu", "the first that runs on cpu")
+    assert [decision.operator for decision in status()] == sorted(ops.__all__)
+    assert told(OPERATOR) == ("cpu", "the first that runs on cpu")
     gpu = "triton needs a GPU that this build of torch can use; torch.cuda.is_available() is False"
-    assert rows["spatial_attention"] == ("reference", gpu)
+    assert told("swin_mlp") == ("reference", gpu)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert dict((name, why) for name, _, why in status())["spatial_attention"] == "triton does not take cpu tensors"
+    assert told("swin_mlp") == ("reference", "triton does not take cpu tensors")
     with use_backend("triton"):
-        assert dict((name, row) for name, *row in status())["spatial_attention"] == ["triton", "preferred"]
+        assert told("swin_mlp") == ("triton", "preferred by use_backend")
+        assert told(OPERATOR) == ("reference", "has no kernel in the preferred backend triton")
     with use_backend("reference"):
-        assert {tuple(row) for _, *row in status()} == {("reference", "preferred")}
+        assert {(d.backend, d.reason) for d in status()} == {("reference", "preferred by use_backend")}
+        monkeypatch.setenv(VARIABLE, "reference")
+        assert told(OPERATOR) == ("reference", f"preferred by {VARIABLE}")
     kernels()
-    assert dict((name, why) for name, _, why in status())[OPERATOR] == "PyTorch's own kernel; no other is built"
+    assert told(OPERATOR) == ("reference", "PyTorch's own kernel; no other is built")
+
+
+def test_status_says_why_a_better_backend_does_not_run(kernels, monkeypatch):
+    reasons = {"cuda": "was not built: nvcc is missing", "triton": None}
+    monkeypatch.setattr(backends, "unavailable", reasons.get)
+    monkeypatch.setattr(backends, "_has_triton", lambda: True)
+    kernels(cuda=1, triton=2)
+    assert told(OPERATOR, "cuda") == ("triton", "the first that runs on cuda; cuda was not built: nvcc is missing")
+
+
+def test_status_says_which_backend_failed_its_verification_and_for_which_dtypes(kernels, monkeypatch):
+    kernels(cpu=1)
+    verdicts = {torch.float16: "output 0 has relative error 1.0e-01, allowed 4.0e-03", torch.bfloat16: "passed"}
+    monkeypatch.setattr(verification, "verdict", lambda operator, b, device, dtype: verdicts.get(dtype, ""))
+    good, bad = (decision for decision in status() if decision.operator == OPERATOR)
+    assert (good.backend, good.dtypes) == ("cpu", ("float32", "bfloat16"))
+    assert (bad.backend, bad.dtypes) == ("reference", ("float16",))
+    assert bad.reason == f"cpu off: verification failed: {verdicts[torch.float16]}"
+
+
+def told(operator: str, device: str = "cpu") -> tuple[str, str]:
+    """(backend, reason) that `status` gives for an operator, the same for all its dtypes."""
+    (found,) = (decision for decision in status(device) if decision.operator == operator)
+    assert not found.dtypes
+    return found.backend, found.reason
+
+
+def test_the_chosen_backend_is_the_one_that_runs(kernels):
+    args = (X, WEIGHT, None, 1)
+    kernels(cpu=1)
+    assert backends.chosen(OPERATOR, *args) == "cpu" and backends.candidates(OPERATOR, "cpu") == ("cpu",)
+    kernels(cpu="three channels")
+    assert backends.chosen(OPERATOR, *args) == "reference"
+    with use_backend("reference"):
+        assert backends.chosen(OPERATOR, *args) == "reference"
 
 
 def test_traced_code_calls_the_operator_where_a_kernel_is_or_it_stays_opaque(kernels, monkeypatch):
@@ -282,7 +319,7 @@ def test_triton_is_imported_only_where_it_runs():
     program = """
 import sys, torch
 from resshift_fast import backends, ops
-backends.status(); backends.unavailable("triton")
+backends.unavailable("triton")
 ops.group_norm(torch.randn(1, 4, 3, 3), 2, torch.ones(4), torch.ones(4))
 print("triton" in sys.modules, any(name.startswith("resshift_fast.kernels") for name in sys.modules))
 """

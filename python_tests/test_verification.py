@@ -150,6 +150,26 @@ def test_rounding_to_16_bits_is_no_error():
         ops.conv2d(X.bfloat16(), WEIGHT.bfloat16())
 
 
+def test_a_verdict_is_told_without_running_anything(tmp_path, monkeypatch):
+    backend = Backend(lambda y: y * 1.01)
+    install(backend)
+    asked = (OPERATORS[OPERATOR], "cpu", CPU, torch.float32)
+    assert verification.verdict(*asked) == "" and not backend.calls
+    assert not (tmp_path / "verdicts").exists()
+    with pytest.warns(RuntimeWarning):
+        call()
+    for forget in (lambda: None, new_process):
+        forget()
+        calls = backend.calls
+        assert verification.verdict(*asked) == "output 0 has relative error 1.0e-02, allowed 1.0e-04"
+        assert backend.calls == calls
+    file = verdict_file(tmp_path)
+    file.write_text(RUNNING)
+    assert verification.verdict(*asked) == f"its verification ended the process before; remove {file} to try again"
+    monkeypatch.setenv(verification.VARIABLE, "0")
+    assert verification.verdict(*asked) == "passed"
+
+
 def test_a_later_process_reads_the_verdict(tmp_path):
     right, wrong = Backend(), Backend(lambda y: y * 1.01)
     install(right)

@@ -2,7 +2,8 @@
 
 `reference` is the plain PyTorch path that every other backend is compared with. `auto` takes, for every operator and
 call, the first backend of `ORDER` that has a kernel for it, runs here, takes the call's arguments and has been
-verified (`verification.py`); the reference takes what is left. A preferred backend stands in place of `ORDER`.
+verified (`verification.py`); the reference takes what is left. Where somebody has measured which is the fastest
+(`preferences.py`), that order stands in place of `ORDER`, and a preferred backend in place of both.
 """
 
 import os
@@ -184,7 +185,8 @@ def use_backend(name: str) -> Iterator[None]:
 def fused(name: str, device_type: str, opaque: bool = False) -> bool:
     """Whether a public function calls its registered operator; else it runs the reference itself.
 
-    Eagerly that needs a backend with a kernel for the device. While torch.compile traces, the reference is traced
+    Eagerly that needs a backend with a kernel for the device, also where the reference was measured to be faster: that
+    depends on the dtype, and is settled when the operator runs. While torch.compile traces, the reference is traced
     instead if there is none, unless the operator is to stay `opaque`. torch.export keeps all of them, because the
     exported program may run where there are kernels.
 
@@ -207,7 +209,7 @@ def _fused_pairs() -> frozenset[tuple[str, str]]:
 
 
 def _order(name: str, device_type: str) -> tuple[str, ...]:
-    """Backends to try for an operator on a type of device, the reference left out."""
+    """Backends to try for an operator on a type of device, unless measured otherwise, the reference left out."""
     if _preferred == "auto":
         order = ORDER.get(device_type, ())
     elif _preferred == "triton":
@@ -216,6 +218,22 @@ def _order(name: str, device_type: str) -> tuple[str, ...]:
         order = (_preferred,) if _preferred == device_type else ()
     loaders = OPERATORS[name].loaders
     return tuple(b for b in order if b in loaders and _is_installed(b))
+
+
+def _ranked(name: str, device: "torch.device", dtype: "torch.dtype") -> tuple[str, ...]:
+    """Backends to try for an operator, as measured on this model of device where "auto" is to choose."""
+    order = _order(name, device.type)
+    if _preferred != "auto" or not order:
+        return order
+    from resshift_fast import preferences
+
+    return preferences.ranked(order, name, device, dtype)
+
+
+def candidates(name: str, device_type: str) -> tuple[str, ...]:
+    """Backends between which "auto" chooses for an operator on a type of device, the reference left out."""
+    loaders = OPERATORS[name].loaders
+    return tuple(b for b in ORDER.get(device_type, ()) if b in loaders and unavailable(b) is None)
 
 
 @dataclass(frozen=True)
@@ -277,14 +295,26 @@ def _choose(key: tuple) -> _Choice:
     """The choice for (operator, device, dtype); verifies kernels met for the first time."""
     from resshift_fast import verification
 
-    name, device, dtype = key
+    name, device, _ = key
     operator = OPERATORS[name]
-    found = [b for b in _order(name, device.type) if verification.passes(operator, b, device, dtype)]
-    kernels = tuple(operator.loaders[backend]() for backend in found)
+    kernels = tuple(operator.loaders[backend]() for backend in _verified(*key))
     choice = _Choice(kernels, operator.plain, device.type, device.index if device.type == "cuda" else None)
     if not verification.forbidden():
         _choices[key] = choice
     return choice
+
+
+def _verified(name: str, device: "torch.device", dtype: "torch.dtype") -> list[str]:
+    """Backends to try for an operator, those left out that fail their verification."""
+    from resshift_fast import verification
+
+    return [b for b in _ranked(name, device, dtype) if verification.passes(OPERATORS[name], b, device, dtype)]
+
+
+def chosen(name: str, *args: Any) -> str:
+    """The backend in which `run` runs a call, "reference" if in none: for measurements."""
+    found = _verified(name, args[0].device, args[0].dtype)
+    return next((b for b in found if kernel(name, b).unsupported(*args) is None), "reference")
 
 
 def verify(device: "torch.device", dtype: "torch.dtype") -> None:
@@ -304,13 +334,10 @@ def verify(device: "torch.device", dtype: "torch.dtype") -> None:
         return
     import torch
 
-    from resshift_fast import verification
-
     device = torch.empty(0, device=device).device  # with the index that tensors on it have
     for operator in operators:
         kind = dtype if not operator.dtypes or dtype in operator.dtypes else operator.dtypes[0]
-        for backend in _order(operator.name, device.type):
-            verification.passes(operator, backend, device, kind)
+        _verified(operator.name, device, kind)
 
 
 def kernel(name: str, backend: str) -> Kernel:
@@ -337,24 +364,71 @@ def _operators() -> list[Operator]:
     return list(OPERATORS.values())
 
 
-def status(device_type: str = "cpu") -> list[tuple[str, str, str]]:
-    """(operator, chosen backend, why) for every public operator on a type of device, in alphabetical order."""
+@dataclass(frozen=True)
+class Decision:
+    """Which backend runs an operator, and why, in words.
+
+    Args:
+        operator: its name. backend: the first that is tried; others may take calls that it doesn't.
+        reason: why that one, and what keeps others from running.
+        dtypes: for which dtypes of the first argument this holds; none where it does for all.
+    """
+
+    operator: str
+    backend: str
+    reason: str
+    dtypes: tuple[str, ...] = ()
+
+
+def status(device: "str | torch.device" = "cpu") -> list[Decision]:
+    """What is decided for every public operator on a device, in alphabetical order; nothing is run for it."""
+    import torch
+
     from resshift_fast import ops
 
-    rows = []
+    device, decisions = torch.device(device), []
     for name in sorted(ops.__all__):
-        chosen = next((b for b in _order(name, device_type) if unavailable(b) is None), "reference")
-        rows.append((name, chosen, _reason(name, chosen, device_type)))
-    return rows
+        found: dict[tuple[str, str], list[str]] = {}
+        usual = (torch.float32, torch.bfloat16, torch.float16)
+        dtypes = [d for d in OPERATORS[name].dtypes if d != torch.float64] or usual
+        for dtype in dtypes:
+            found.setdefault(_decided(name, device, dtype), []).append(str(dtype).removeprefix("torch."))
+        decisions += [Decision(name, *how, tuple(of) if len(found) > 1 else ()) for how, of in found.items()]
+    return decisions
 
 
-def _reason(name: str, chosen: str, device_type: str) -> str:
-    if chosen != "reference":
-        return "preferred" if _preferred == chosen else f"the first that runs on {device_type}"
-    if _preferred == "reference":
-        return "preferred"
-    loaders = OPERATORS[name].loaders
-    if not loaders:
+def _decided(name: str, device: "torch.device", dtype: "torch.dtype") -> tuple[str, str]:
+    """(backend, reason) for an operator, device and dtype."""
+    from resshift_fast import preferences, verification
+
+    operator, off = OPERATORS[name], {}
+    tried = [b for b in _ranked(name, device, dtype) if unavailable(b) is None]
+    for backend in tried:
+        verdict = verification.verdict(operator, backend, device, dtype)
+        if verdict not in ("", verification.PASSED):
+            off[backend] = f"off: verification failed: {verdict}"
+    backend = next((b for b in tried if b not in off), "reference")
+    measured = preferences.find(name, device, dtype) if _preferred == "auto" and operator.loaders else None
+    if measured is not None:
+        off = {b: f"refused when measured: {why}" for b, why in measured.refused.items()} | off
+    if measured is not None and backend in measured.order:
+        reason = f"fastest of {', '.join(measured.order)} as measured ({measured.path})"
+        others = [b for b in ORDER.get(device.type, ()) if b in operator.loaders and b not in measured.order]
+    else:
+        reason = _reason(backend, operator, device.type)
+        others = list(operator.loaders) if backend == "reference" else ORDER.get(device.type, ())
+        others = [b for b in others if b in operator.loaders and _preferred in ("auto", b)]
+    why = {b: unavailable(b) or (b not in tried and f"does not take {device.type} tensors") for b in others}
+    why = {b: words for b, words in why.items() if words} | off
+    return backend, "; ".join(filter(None, (reason, *(f"{b} {words}" for b, words in why.items()))))
+
+
+def _reason(backend: str, operator: Operator, device_type: str) -> str:
+    """Why a backend is chosen that nobody has measured; empty if only because no other can run."""
+    if _preferred == backend:
+        return f"preferred by {VARIABLE}" if os.environ.get(VARIABLE) == backend else "preferred by use_backend"
+    if backend != "reference":
+        return f"the first that runs on {device_type}"
+    if not operator.loaders:
         return "PyTorch's own kernel; no other is built"
-    others = [f"{b} {unavailable(b) or f'does not take {device_type} tensors'}" for b in loaders]
-    return "; ".join(others)
+    return "" if _preferred in ("auto", *operator.loaders) else f"has no kernel in the preferred backend {_preferred}"

@@ -59,6 +59,19 @@ def passes(operator: "Operator", backend: str, device: "torch.device", dtype: "t
         return _asked(key, operator)
 
 
+def verdict(operator: "Operator", backend: str, device: "torch.device", dtype: "torch.dtype") -> str:
+    """What is known of a backend's kernel, of which nothing is run: "passed", what was wrong, or "" for nothing."""
+    if os.environ.get(VARIABLE) == "0":
+        return PASSED
+    path = _path(operator, backend, device, dtype)
+    known = _verdicts.get((operator.name, backend, device, dtype)) or _stored(path)
+    return _stopped(path) if known == RUNNING else known
+
+
+def _stopped(path: Path | None) -> str:
+    return f"its verification ended the process before; remove {path} to try again"
+
+
 def _asked(key: tuple, operator: "Operator") -> bool:
     """Whether the verdict of (operator, backend, device, dtype), read or made now, is that the kernel may be used."""
     _, backend, device, dtype = key
@@ -66,6 +79,7 @@ def _asked(key: tuple, operator: "Operator") -> bool:
         path = _path(operator, backend, device, dtype)
         if forbidden():
             return _stored(path) == PASSED
+        path = _with_folder(path)
         _verdicts[key] = _verdict(path, operator, backend, device, dtype)
         if _verdicts[key] != PASSED:
             warnings.warn(
@@ -84,7 +98,7 @@ def _verdict(
     with _locked(path) as file:
         stored = file.read() if file else ""
         if stored == RUNNING:
-            return f"its verification ended the process before; remove {path} to try again"
+            return _stopped(path)
         if stored:
             return stored
         _write(file, RUNNING)
@@ -106,7 +120,7 @@ def compare(operator: "Operator", backend: str, device: "torch.device", dtype: "
         with torch.no_grad(), torch.autocast(device.type, enabled=False), on(device):
             for args in operator.examples(device, dtype):
                 if kernel.unsupported(*args) is None:
-                    wrong = _difference(kernel.function(*args), operator.plain, args)
+                    wrong = difference(kernel.function(*args), operator.plain, args)
                     if wrong:
                         return wrong
         if device.type == "cuda":
@@ -118,8 +132,12 @@ def compare(operator: "Operator", backend: str, device: "torch.device", dtype: "
     return PASSED
 
 
-def _difference(ours: Any, plain: Any, args: tuple) -> str | None:
-    """What is wrong with a kernel's outputs, or None."""
+def difference(ours: Any, plain: Any, args: tuple) -> str | None:
+    """What is wrong with a kernel's outputs, or None.
+
+    Args:
+        ours: the outputs. plain: the operator in plain PyTorch. args: what both were given.
+    """
     ours, theirs, exact = (_tensors(x) for x in (ours, plain(*args), plain(*(_double(x) for x in args))))
     if len(ours) != len(theirs):
         return f"{len(ours)} outputs, expected {len(theirs)}"
@@ -172,13 +190,22 @@ def _description(x: "torch.Tensor") -> str:
 
 
 def _path(operator: "Operator", backend: str, device: "torch.device", dtype: "torch.dtype") -> Path | None:
-    """Where the verdict is kept; None if there is no folder for it."""
+    """Where the verdict is kept; None if that is unknown."""
     try:
         folder = cache_dir() / "verdicts" / _environment(device)
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, DownloadError):
+    except DownloadError:
         return None
     return folder / f"{operator.name}-{backend}-{str(dtype).removeprefix('torch.')}"
+
+
+def _with_folder(path: Path | None) -> Path | None:
+    """The path, with its folder made; None where that is impossible."""
+    try:
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return path
 
 
 @cache

@@ -231,15 +231,6 @@ def test_memory_on_the_cpu_is_the_peak_beyond_the_arguments(script):
     assert peak_bytes(lambda: two_at_once, CPU) == pytest.approx(8 * 2**20, rel=0.01)
 
 
-def test_providers_take_turns(script):
-    order = []
-    prepared = {name: lambda name=name: lambda: order.append(name) for name in "abc"}
-    measure = script("operator_measure")
-    found = measure.times(prepared, 3, measure.Clock(CPU))
-    assert "".join(order[-9:]) == "abc" + "bca" + "cab"
-    assert {name: len(values) for name, values in found.items()} == {"a": 3, "b": 3, "c": 3}
-
-
 def test_compile_that_fails_is_skipped_with_the_reason(monkeypatch, operators, cases):
     def no_compiler(function):
         def call(**arguments):

@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import json
 import os
 import re
 import subprocess
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from resshift_fast import __version__, backends, catalog, cli, ops
+from resshift_fast import __version__, backends, catalog, cli, native, ops
+from resshift_fast.backends import Decision
 from resshift_fast.cli import app, console
 from resshift_fast.cli.restore import restore as restore_command
 
@@ -103,6 +105,8 @@ def test_doctor_says_what_can_run(program, monkeypatch, tmp_path):
         "GPU",
         "nvcc",
         "C++ compiler",
+        "CPU library",
+        "CUDA library",
         "OpenCV",
         "Pillow",
         "cache",
@@ -110,19 +114,36 @@ def test_doctor_says_what_can_run(program, monkeypatch, tmp_path):
         assert re.search(rf"^{re.escape(label)} +\S", outcome.out, re.MULTILINE), label
     assert torch.__version__ in outcome.out and str(tmp_path) in outcome.out
     assert "could not be checked" not in outcome.out
+    assert "Kernels of each operator on cpu (" in outcome.out
     for operator in ops.__all__:
         assert re.search(rf"^  {operator} +\w+: \S", outcome.out, re.MULTILINE), operator
 
 
+def test_doctor_says_why_a_library_is_not_there(program, monkeypatch):
+    monkeypatch.setattr(native, "missing", lambda name: f"was not built: {name} has no compiler")
+    out = program("doctor").out
+    assert re.search(r"^CPU library +was not built: cpu has no compiler$", out, re.MULTILINE)
+    assert re.search(r"^CUDA library +was not built: cuda has no compiler$", out, re.MULTILINE)
+
+
+def test_doctor_tells_programs_the_same(program):
+    found = json.loads(program("doctor", "--json").out)
+    assert torch.__version__ in found["torch"] and "CUDA library" in found
+    rows = found["operators"]["cpu"]
+    assert [row["operator"] for row in rows] == sorted(ops.__all__)
+    assert rows[0].keys() == {"operator", "backend", "reason", "dtypes"}
+
+
 def test_doctor_says_that_the_chosen_backend_cannot_run(program, monkeypatch):
     monkeypatch.setattr(backends, "_preferred", "cuda")  # as RESSHIFT_FAST_BACKEND sets it at the start
+    monkeypatch.setattr(backends, "unavailable", lambda backend: "no GPU")
     outcome = program("doctor")
     assert outcome.code == 0
-    assert "RESSHIFT_FAST_BACKEND stops everything: backend 'cuda' has no kernels in this build" in outcome.out
+    assert "RESSHIFT_FAST_BACKEND stops everything: backend 'cuda' no GPU" in outcome.out
 
 
 def test_doctor_goes_on_where_one_check_breaks(program, monkeypatch):
-    monkeypatch.setattr(backends, "status", lambda: 1 // 0)
+    monkeypatch.setattr(backends, "status", lambda device: 1 // 0)
     monkeypatch.setenv("CXX", sys.executable)
     outcome = program("doctor")
     assert outcome.code == 0
@@ -140,7 +161,7 @@ def test_warnings_are_one_line(program, monkeypatch):
     import warnings
 
     monkeypatch.setattr(
-        backends, "status", lambda: warnings.warn("look\nout", stacklevel=1) or [("op", "reference", "")]
+        backends, "status", lambda device: warnings.warn("look\nout", stacklevel=1) or [Decision("op", "reference", "")]
     )
     assert "warning: look out\n" in program("doctor").err
 

@@ -99,7 +99,7 @@ def test_ctrl_c_while_the_result_is_written(restore, photos, tmp_path, monkeypat
 def test_ctrl_c_in_another_command(program, monkeypatch):
     from resshift_fast import backends
 
-    def interrupt():
+    def interrupt(device):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(backends, "status", interrupt)

@@ -18,6 +18,7 @@ from resshift_fast.cli.models import models
 from resshift_fast.cli.profile import profile
 from resshift_fast.cli.restore import restore
 from resshift_fast.cli.train import train
+from resshift_fast.cli.tune import tune
 
 
 def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
@@ -38,6 +39,7 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
 app = typer.Typer(name="resshift-fast", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 for command in (restore, models, doctor, train, profile):
     app.command()(_interruptible(command))
+bench.app.command()(_interruptible(tune))
 app.add_typer(bench.app)
 
 

@@ -1,4 +1,4 @@
-"""`resshift-fast bench`: what a restoration costs, counted and projected."""
+"""`resshift-fast bench`: what a restoration costs, counted and projected; `tune` is in tune.py."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Csv = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Also wr
 
 @app.callback()
 def bench() -> None:
-    """Count or project what a restoration costs."""
+    """Count or project what a restoration costs, or measure which kernels are the fastest."""
 
 
 @app.command()

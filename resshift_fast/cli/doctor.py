@@ -3,45 +3,64 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib import import_module
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from resshift_fast import __version__
 from resshift_fast.cli.console import one_line
 
+if TYPE_CHECKING:
+    import torch
+
 _LABEL = "{:<14} {}"
 
 
-def doctor() -> None:
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead, for programs. Default: no.")] = False,
+) -> None:
     """Say what can run here, and why not.
 
     Prints what is installed, where weights are kept, and which kernels each operator uses and why.
     """
-    checks: list[tuple[str, Callable[[], str]]] = [
-        ("resshift-fast", lambda: __version__),
-        ("Python", lambda: f"{platform.python_version()} on {platform.platform()}"),
-        ("CPU", _cpu),
-        ("torch", _torch),
-        ("Triton", lambda: _version_of("triton", "not installed; comes with torch's CUDA builds on Linux")),
-        ("CUDA driver", _driver),
-        ("GPU", _gpu),
-        ("nvcc", lambda: _tool(["nvcc"], "not found; only needed to build CUDA kernels from source")),
-        ("C++ compiler", _compiler),
-        ("numpy", lambda: _version_of("numpy", "not installed: pip install numpy")),
-        ("OpenCV", lambda: _version_of("cv2", "not installed: pip install opencv-python-headless")),
-        ("Pillow", lambda: _version_of("PIL", "not installed: pip install pillow")),
-        ("weights", _weights),
-        ("cache", _cache),
-    ]
-    for label, check in checks:
-        print(_LABEL.format(label, _safely(check)))
-    print("\nKernels of each operator:")
-    print(_safely(_operators))
+    checked = {label: _safely(check) for label, check in _checks().items()}
+    if as_json:
+        print(json.dumps(checked | {"operators": _as_data()}, indent=1))
+        return
+    for label, text in checked.items():
+        print(_LABEL.format(label, text))
+    print("\n" + _safely(_operators))
+
+
+def _checks() -> dict[str, Callable[[], str]]:
+    """Label to the check that answers it."""
+    return {
+        "resshift-fast": lambda: __version__,
+        "Python": lambda: f"{platform.python_version()} on {platform.platform()}",
+        "CPU": _cpu,
+        "torch": _torch,
+        "Triton": lambda: _version_of("triton", "not installed; comes with torch's CUDA builds on Linux"),
+        "CUDA driver": _driver,
+        "GPU": _gpu,
+        "nvcc": lambda: _tool(["nvcc"], "not found; only needed to build CUDA kernels from source"),
+        "C++ compiler": _compiler,
+        "CPU library": lambda: _library("cpu"),
+        "CUDA library": lambda: _library("cuda"),
+        "numpy": lambda: _version_of("numpy", "not installed: pip install numpy"),
+        "OpenCV": lambda: _version_of("cv2", "not installed: pip install opencv-python-headless"),
+        "Pillow": lambda: _version_of("PIL", "not installed: pip install pillow"),
+        "weights": _weights,
+        "cache": _cache,
+    }
 
 
 def _safely(check: Callable[[], str]) -> str:
@@ -63,8 +82,10 @@ def _version_of(module: str, absent: str) -> str:
 
 
 def _cpu() -> str:
+    from resshift_fast.preferences import processor
+
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{platform.machine()}, {available} cores usable"
+    return f"{processor()}, {platform.machine()}, {available} cores usable"
 
 
 def _torch() -> str:
@@ -127,6 +148,12 @@ def _tool(names: list[str], absent: str) -> str:
     return absent
 
 
+def _library(name: str) -> str:
+    from resshift_fast import native
+
+    return native.missing(name) or f"loaded from {native.path(name)}"
+
+
 def _weights() -> str:
     from resshift_fast import catalog
     from resshift_fast.download import local_path
@@ -151,14 +178,50 @@ def _cache() -> str:
 
 
 def _operators() -> str:
+    """Blocks of lines, one for each device."""
+    from resshift_fast import backends
+
+    refused = _refusal()
+    blocks = []
+    for device, name in _devices():
+        decisions = backends.status(device)
+        titles = [" ".join((decision.operator, *decision.dtypes)) for decision in decisions]
+        width = max(map(len, titles))
+        lines = [
+            f"  {title:<{width}}  {decision.backend}: {decision.reason}"
+            for title, decision in zip(titles, decisions, strict=True)
+        ]
+        blocks.append("\n".join([f"Kernels of each operator on {device} ({name}):", *refused, *lines]))
+    return "\n\n".join(blocks)
+
+
+def _as_data() -> dict[str, list[dict[str, object]]]:
+    from resshift_fast import backends
+
+    return {str(device): [asdict(decision) for decision in backends.status(device)] for device, _ in _devices()}
+
+
+def _refusal() -> list[str]:
+    """The line that says so where the environment asks for what cannot run."""
     from resshift_fast import backends
 
     try:
         backends.preferred()
-        refused = ""
     except ValueError as error:
-        refused = f"  {backends.VARIABLE} stops everything: {one_line(error)}\n"
-    status = backends.status()
-    width = max(len(operator) for operator, _, _ in status)
-    lines = [f"  {operator:<{width}}  {chosen}: {reason}" for operator, chosen, reason in status]
-    return refused + "\n".join(lines)
+        return [f"  {backends.VARIABLE} stops everything: {one_line(error)}"]
+    return []
+
+
+def _devices() -> list[tuple[torch.device, str]]:
+    """Those on which tensors can be here, one of each model, with its name."""
+    import torch
+
+    from resshift_fast.preferences import device_name
+
+    present = [torch.device("cpu")]
+    for kind in ("cuda", "xpu"):
+        module = getattr(torch, kind, None)
+        if module is not None and module.is_available():
+            present += [torch.device(kind, i) for i in range(module.device_count())]
+    named = {device_name(device) or str(device): device for device in reversed(present)}
+    return [(device, name) for name, device in reversed(named.items())]

@@ -1,0 +1,64 @@
+"""Stand-ins for group_norm's backends on the CPU, whose ranks are known beforehand."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from resshift_fast import backends, native, preferences, verification
+from resshift_fast.backends import OPERATORS, Kernel
+
+OPERATOR, MODEL = "group_norm", "Test CPU"
+LARGE = 1 << 10  # elements from which the wrong one is wrong, as no verification on small inputs can see
+
+
+def delayed(function: Callable[..., Any], milliseconds: float) -> Callable[..., Any]:
+    """The function, later."""
+
+    def run(*args: Any) -> Any:
+        time.sleep(milliseconds / 1e3)
+        return function(*args)
+
+    return run
+
+
+@contextmanager
+def installed(monkeypatch: pytest.MonkeyPatch, cache: Any, **others: Kernel) -> Iterator[None]:
+    """Give group_norm a fast backend "cpu", a slow "cuda" and a wrong "triton", the reference being in between.
+
+    No other operator has any, so that nothing depends on what is built.
+
+    Args:
+        monkeypatch: undone by its owner. cache: folder of verdicts and preferences. others: in place of these three.
+    """
+    before = OPERATORS[OPERATOR]
+    plain = before.plain
+
+    def wrong(x: torch.Tensor, *args: Any) -> tuple:
+        y, mean, rstd = plain(x, *args)
+        return (y * 1.05 if x.numel() >= LARGE else y), mean, rstd
+
+    kernels = {"cpu": Kernel(plain), "cuda": Kernel(delayed(plain, 6)), "triton": Kernel(wrong)} | others
+    monkeypatch.setenv("RESSHIFT_FAST_CACHE", str(cache))
+    monkeypatch.setenv(verification.VARIABLE, "0")
+    monkeypatch.delenv(preferences.VARIABLE, raising=False)
+    monkeypatch.setattr(preferences, "processor", lambda: MODEL)
+    monkeypatch.setattr(native, "missing", lambda name: None)
+    monkeypatch.setattr(backends, "unavailable", lambda backend: None)
+    monkeypatch.setattr(backends, "_has_triton", lambda: True)
+    monkeypatch.setitem(backends.ORDER, "cpu", tuple(kernels))
+    for name, operator in OPERATORS.items():
+        monkeypatch.setitem(OPERATORS, name, replace(operator, loaders={}))
+    preferences.forget()
+    loaders = {name: lambda kernel=kernel: kernel for name, kernel in kernels.items()}
+    backends.add(replace(before, plain=delayed(plain, 2), loaders=loaders))
+    try:
+        yield
+    finally:
+        monkeypatch.undo()
+        preferences.forget()
+        backends.add(before)

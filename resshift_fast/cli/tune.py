@@ -1,0 +1,94 @@
+"""`resshift-fast bench tune`: measure which backend is the fastest here, and prefer it from then on."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from resshift_fast.cli import console
+from resshift_fast.cli.bench import DTYPES, Batch, Size
+
+if TYPE_CHECKING:
+    from resshift_fast.ranking import Ranking
+
+
+def tune(
+    model: Annotated[
+        str, typer.Option("--model", metavar="NAME", help="Model whose calls are measured. Default: realsr-x4-v3.")
+    ] = "realsr-x4-v3",
+    size: Size = 64,
+    batch: Batch = 1,
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="D",
+            help=f"One of {', '.join(DTYPES)}; may be repeated. Default: all of them on a GPU, else float32.",
+        ),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="D", help="cpu, cuda, cuda:1, ... Default: cuda where it works, else cpu.")
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option(metavar="N", help="Timed runs of each kind of call and backend. Default: 20.", min=1)
+    ] = 20,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Where to write. Default: the cache folder, whose file is obeyed."
+        ),
+    ] = None,
+) -> None:
+    """Measure which backend is the fastest for each operator on this device, and store it.
+
+    Restores once with random weights, then times every backend on all the calls that were made. What is stored
+    decides from then on, unless RESSHIFT_FAST_BACKEND does, and replaces what was stored before; resshift-fast doctor
+    shows it. A backend whose results are wrong is refused.
+    """
+    from resshift_fast import backends, preferences
+    from resshift_fast.files import make_folder
+    from resshift_fast.profiling import Workload
+    from resshift_fast.ranking import Recorder, content, rank
+
+    where = backends.usable_device(device)
+    dtypes = dtype or (DTYPES if where.type == "cuda" else ("float32",))
+    workloads = [Workload(model, size, batch, dtype=name, device=str(where)) for name in dict.fromkeys(dtypes)]
+    path = output or preferences.user_path(preferences.device_name(where) or str(where))
+    make_folder(path.parent)
+    recorder = Recorder()
+    with backends.use_backend("auto"):
+        for workload in workloads:
+            console.say(f"recording a restoration with {model} in {workload.dtype}")
+            restore = workload.call(workload.pipeline())
+            with recorder:
+                restore()
+    rankings = rank(recorder.calls, where, repeats, console.say)
+    if not rankings:
+        raise ValueError(
+            f"nothing to choose for {model} on {where}: only plain PyTorch runs its operators there; "
+            "resshift-fast doctor says why"
+        )
+    words = ["--model", model, "--size", size, "--batch", batch, "--device", where, "--repeats", repeats]
+    words += [word for name in dtypes for word in ("--dtype", name)]
+    preferences.store(content(rankings, where, shlex.join(["resshift-fast", "bench", "tune", *map(str, words)])), path)
+    print(f"{model}, {size}x{size} input, batch {batch}, on {preferences.device_name(where)}; us of all calls together")
+    print(_table(rankings))
+    print(f"written: {path}")
+
+
+def _table(rankings: list[Ranking]) -> str:
+    """A column for each backend, and below it what was refused."""
+    names = list(dict.fromkeys(name for found in rankings for name in (*sorted(found.microseconds), *found.refused)))
+    columns = "{:<20} {:<9} {:>7}" + " {:>13}" * len(names) + "  {:<16} {:>8}"
+    lines = [columns.format("OPERATOR", "DTYPE", "CALLS", *(f"{n.upper()} us" for n in names), "CHOSEN", "SPEED-UP")]
+    refused = []
+    for found in rankings:
+        dtype = str(found.dtype).removeprefix("torch.")
+        times = [f"{found.microseconds[name]:,.1f}" if name in found.microseconds else "-" for name in names]
+        chosen = ", ".join(found.order[: found.order.index("reference") or 1])
+        ratio = f"{found.microseconds['reference'] / found.total:.2f}x"
+        lines.append(columns.format(found.operator, dtype, f"{found.calls:,}", *times, chosen, ratio))
+        refused += [f"refused: {name} for {found.operator} in {dtype}: {why}" for name, why in found.refused.items()]
+    return "\n".join(lines + refused)

@@ -1,0 +1,261 @@
+"""Which backend is the fastest, measured on the very calls that a model makes.
+
+`Recorder` notes every call of a registered operator, `rank` times all backends on fresh tensors of the same shapes,
+strides and dtypes, and `content` makes of it what `preferences.store` keeps. A backend whose results are wrong is
+refused, however fast it is.
+"""
+
+import datetime
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import permutations
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from resshift_fast import __version__, backends, preferences, timing, verification
+from resshift_fast.preferences import REFERENCE
+from resshift_fast.schedule import NUM_COEFFICIENTS
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A tensor that is drawn anew for the measurement.
+
+    Args:
+        shape, stride: in elements. dtype: floating point.
+    """
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    def draw(self, generator: torch.Generator, exact: bool) -> Tensor:
+        """Normal numbers, or with `exact` small multiples of 1/4, whose products and their sums need no rounding."""
+        extent = 1 + sum((side - 1) * step for side, step in zip(self.shape, self.stride, strict=True))
+        options: dict[str, Any] = {"generator": generator, "device": generator.device}
+        values = torch.randint(-8, 9, (extent,), **options) / 4 if exact else torch.randn(extent, **options)
+        return values.to(self.dtype).as_strided(self.shape, self.stride)
+
+
+@dataclass
+class Call:
+    """Calls of one operator that differ in nothing but values.
+
+    Args:
+        operator: its name.
+        dtype: of its first argument, by which backends are chosen.
+        arguments: as registered; `Drawn` stands for a tensor, those that say what to do are kept.
+        exact: whether a result is of whole numbers, so that rounding could change it altogether.
+        count: how many there were.
+    """
+
+    operator: str
+    dtype: torch.dtype
+    arguments: tuple
+    exact: bool
+    count: int = 0
+
+    def draw(self, device: torch.device) -> tuple:
+        """Arguments, the same at every call."""
+        generator = torch.Generator(device).manual_seed(0)
+        return tuple(x.draw(generator, self.exact) if isinstance(x, Drawn) else x for x in self.arguments)
+
+
+class Recorder(TorchDispatchMode):
+    """Notes in `calls` which registered operators are called in its context, and how often."""
+
+    def __init__(self):
+        super().__init__()
+        self._calls: dict[tuple, Call] = {}
+
+    @property
+    def calls(self) -> list[Call]:
+        """Those noted so far."""
+        return list(self._calls.values())
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function.namespace == "resshift_fast":
+            name = function.overloadpacket.__name__
+            key = (name, *(_described(x) for x in args))
+            if key not in self._calls:
+                outputs = (result,) if isinstance(result, Tensor) else result
+                exact = not all(y.is_floating_point() for y in outputs)
+                self._calls[key] = Call(name, args[0].dtype, tuple(map(_kept, args)), exact)
+            self._calls[key].count += 1
+        return result
+
+
+def _described(x: Any) -> Any:
+    return Drawn(tuple(x.shape), x.stride(), x.dtype) if isinstance(x, Tensor) else x
+
+
+def _kept(x: Any) -> Any:
+    """Seeds, steps, places and coefficients with their values; of other tensors the description."""
+    if isinstance(x, Tensor) and (not x.is_floating_point() or x.numel() <= NUM_COEFFICIENTS):
+        return x.detach().clone()
+    return _described(x)
+
+
+@dataclass
+class Ranking:
+    """What was found for one operator and dtype.
+
+    Args:
+        operator, dtype: what was measured.
+        calls: how many calls of it a sample makes.
+        microseconds: backend to the time of all of them, with the reference for those that the backend does not take.
+        order: backends in the order that took the least time, the reference among them.
+        total: that time, in microseconds.
+        refused: backend to what was wrong with its results.
+    """
+
+    operator: str
+    dtype: torch.dtype
+    calls: int
+    microseconds: dict[str, float] = field(default_factory=dict)
+    order: tuple[str, ...] = (REFERENCE,)
+    total: float = 0.0
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def rank(
+    calls: Sequence[Call],
+    device: torch.device,
+    repeats: int = 20,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[Ranking]:
+    """Time every backend that can run here on these calls.
+
+    Each result is compared with float64 first. Then all backends take turns; the median of `repeats` counts, times
+    the number of calls of that kind. Kernels run in the configurations that they find fastest.
+
+    Args:
+        calls: of `Recorder`. device: on which they were made.
+        repeats: timed runs of each kind of call and backend.
+        progress: told in one line what is measured next.
+
+    Returns:
+        One for each operator and dtype between whose backends there is a choice.
+    """
+    device = torch.empty(0, device=device).device  # with the index that tensors on it have
+    groups: dict[tuple[str, torch.dtype], list[Call]] = {}
+    for call in calls:
+        if backends.candidates(call.operator, device.type):
+            groups.setdefault((call.operator, call.dtype), []).append(call)
+    clock = timing.Clock(device)
+    rankings = []
+    for number, ((name, dtype), members) in enumerate(groups.items(), start=1):
+        progress(f"{number}/{len(groups)} {name} {_short(dtype)}, {len(members)} kinds of calls")
+        with (
+            torch.inference_mode(),
+            torch.autocast(device.type, enabled=False),
+            backends.on(device),
+            backends.measuring(),
+        ):
+            rankings.append(_rank(name, dtype, members, clock, repeats))
+    return rankings
+
+
+def _rank(name: str, dtype: torch.dtype, calls: list[Call], clock: timing.Clock, repeats: int) -> Ranking:
+    operator, device = backends.OPERATORS[name], clock.device
+    found = Ranking(name, dtype, sum(call.count for call in calls))
+    kernels = {}
+    for backend in backends.candidates(name, device.type):
+        if verification.passes(operator, backend, device, dtype):
+            kernels[backend] = backends.kernel(name, backend)
+        else:
+            found.refused[backend] = verification.verdict(operator, backend, device, dtype)
+    measured = []
+    for call in calls:
+        arguments = call.draw(device)
+        functions = {REFERENCE: operator.plain}
+        for backend, kernel in kernels.items():
+            if backend in found.refused or kernel.unsupported(*arguments) is not None:
+                continue
+            if wrong := _wrong(kernel.function, operator.plain, arguments):
+                found.refused[backend] = wrong
+            else:
+                functions[backend] = kernel.function
+        prepared = {
+            # The two lambdas are what `times` takes: nothing is to be prepared for a run.
+            backend: lambda function=function, arguments=arguments: lambda: function(*arguments)
+            for backend, function in functions.items()
+        }
+        medians = {b: 1e3 * median(values) for b, values in timing.times(prepared, repeats, clock).items()}
+        measured.append((call.count, medians))
+    _decide(found, [REFERENCE, *(b for b in kernels if b not in found.refused)], measured)
+    return found
+
+
+def _wrong(function: Callable[..., Any], plain: Callable[..., Any], arguments: tuple) -> str | None:
+    """What is wrong with a backend's results for a call, or None."""
+    try:
+        return verification.difference(function(*arguments), plain, arguments)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a kernel may fail in any way; the others are still measured
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _decide(found: Ranking, names: list[str], measured: list[tuple[int, dict[str, float]]]) -> None:
+    """Fill in times and the best order from (count, microseconds of every backend that takes the call)."""
+
+    def total(order: Sequence[str]) -> float:
+        """Time of all calls when each goes to the first backend of the order that takes it."""
+        return sum(count * next(times[b] for b in order if b in times) for count, times in measured)
+
+    alone = {name: total((name, REFERENCE)) for name in names}
+    found.microseconds = dict(sorted(alone.items(), key=lambda item: item[1]))
+    # A backend that is fast but takes few calls belongs before one that takes them all. Of equal orders the first is
+    # taken, which goes by the time of each alone.
+    found.order = min(permutations(found.microseconds), key=total)
+    found.total = total(found.order)
+
+
+def content(rankings: Sequence[Ranking], device: torch.device, command: str) -> dict[str, Any]:
+    """What `preferences.store` is to keep.
+
+    Args:
+        rankings: of `rank`. device: on which was measured. command: by which.
+
+    Raises:
+        ValueError: if the device has no name by which its file could be found.
+    """
+    name = preferences.device_name(device)
+    if name is None:
+        raise ValueError(f"{device} has no name, so that no preference can be stored for it")
+    operators: dict[str, dict[str, Any]] = {}
+    for found in rankings:
+        operators.setdefault(found.operator, {})[_short(found.dtype)] = {
+            "order": list(found.order),
+            "microseconds": {backend: round(value, 1) for backend, value in found.microseconds.items()},
+            "calls": found.calls,
+            "refused": found.refused,
+        }
+    return {
+        "device": name,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": command,
+        "resshift_fast": __version__,
+        "torch": torch.__version__,
+        "triton": _triton_version(),
+        "threads": torch.get_num_threads() if device.type == "cpu" else None,
+        "operators": operators,
+    }
+
+
+def _triton_version() -> str | None:
+    try:
+        import triton
+    except ImportError:
+        return None
+    return triton.__version__
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
