@@ -20,7 +20,7 @@ CUDA ?= $(if $(HAS_CUDA),auto,0)
 help:
 	@echo "make demo   install into $(VENV), restore $(PHOTO) and show it beside the original"
 	@echo "make test   install into $(VENV) and run the tests on $(WORKERS) workers"
-	@echo "make proofs compile every Triton kernel for six architectures and compare with the budgets (minutes, no GPU)"
+	@echo "make proofs compile every kernel for six architectures and compare with the budgets (minutes, no GPU)"
 	@echo "make sanitize  run the CUDA kernels on the CPU under AddressSanitizer and UBSan (a minute, needs g++)"
 	@echo "make gpu    on a machine with an NVIDIA GPU: tests, sanitizer, benchmarks and a profile, in ten minutes"
 	@echo "make lint   check the code with ruff"
@@ -38,6 +38,7 @@ test: $(INSTALLED)
 
 proofs: $(INSTALLED)
 	$(BIN)/python scripts/kernel_budgets.py
+	$(BIN)/python scripts/cuda_budgets.py
 
 sanitize: $(INSTALLED)
 	$(BIN)/python scripts/sanitize.py -q

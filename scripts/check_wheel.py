@@ -1,6 +1,6 @@
-"""Check the native libraries of the installed package against the installed torch, which may be another than built them.
+"""Check the native libraries of the installed package with the installed torch, which may be another than built them.
 
-    python scripts/check_wheel.py cpu          the CPU's library has a kernel for each of its operators, and they are right
+    python scripts/check_wheel.py cpu          the CPU's library has a kernel for each of its operators, all right
     python scripts/check_wheel.py cpu cuda     so has CUDA's; its kernels are run where there is a GPU
 
 Run it from elsewhere than the repository's root, so that the installed package is the one that is imported.

@@ -25,8 +25,9 @@ os.environ.pop("TRITON_INTERPRET", None)
 
 import triton  # noqa: E402
 from kernel_proof import coverage  # noqa: E402
-from kernel_proof.budgets import Budgets, beyond_budgets, beyond_limits, differences, numbers  # noqa: E402
+from kernel_proof.budgets import Budgets, beyond_limits, numbers  # noqa: E402
 from kernel_proof.compilation import FP_FUSION, Compiled, Job, compile_jobs  # noqa: E402
+from kernel_proof.report import report, settle  # noqa: E402
 
 from resshift_fast.kernels import tuning  # noqa: E402
 
@@ -49,24 +50,10 @@ def main() -> int:
     findings = beyond_limits(jobs, compiled, specimens.EXEMPTIONS, _is_whole(options))
     if options.sweep:
         _print_maxima(compiled)
-        return _report(findings, len(jobs))
-    old, new = Budgets.load(options.budgets), Budgets(triton.__version__)
+        return report(findings, len(jobs))
+    new = Budgets({"triton": triton.__version__, "fp_fusion": FP_FUSION})
     new.entries = {name: numbers(job, compiled[job]) for name, job in jobs.items() if compiled[job].code}
-    if options.update:
-        return _update(options, old, new, findings)
-    if not old:
-        findings.append((str(options.budgets), f"there is no such file; {COMMAND} writes it"))
-    elif (old.triton, old.fp_fusion) != (new.triton, new.fp_fusion):
-        print(
-            f"The budgets are for Triton {old.triton} with fp_fusion={old.fp_fusion}, here is {new.triton} with "
-            f"fp_fusion={FP_FUSION}: numbers are not compared, only what holds on any version."
-        )
-    else:
-        worse = beyond_budgets(old, new, _is_whole(options))
-        findings += worse
-        if worse:
-            print(f"If the numbers changed on purpose, {COMMAND} accepts them.")
-    return _report(findings, len(jobs))
+    return settle(options.budgets, new, findings, whole=_is_whole(options), update=options.update, command=COMMAND)
 
 
 def _is_whole(options: argparse.Namespace) -> bool:
@@ -117,37 +104,6 @@ def _print_maxima(compiled: dict[Job, Compiled]) -> None:
         codes = [result.code for job, result in compiled.items() if job.arch == arch and result.code]
         most = {key: max(getattr(code, key) for code in codes) for key in ("registers", "spill", "shared")}
         print(f"sm_{arch}: {len(codes)} kernels, at most " + ", ".join(f"{key} {x}" for key, x in most.items()))
-
-
-def _update(options: argparse.Namespace, old: Budgets | None, new: Budgets, findings: list[tuple[str, str]]) -> int:
-    before = old.entries if old else {}
-    if not _is_whole(options):
-        if old and (old.triton, old.fp_fusion) != (new.triton, new.fp_fusion):
-            print("The budgets are for another Triton: update all of them.", file=sys.stderr)
-            return 2
-        new.entries = {**before, **new.entries}
-    for line in differences(before, new.entries):
-        print(line)
-    new.save(options.budgets)
-    print(f"{len(new.entries)} budgets are in {options.budgets}")
-    return _report(findings, len(new.entries))
-
-
-def _report(findings: list[tuple[str, str]], count: int) -> int:
-    """Print the findings, those that a kernel has in several specimens once; returns the exit status."""
-    if not findings:
-        print(f"{count} kernels × specimens × architectures are within their budgets")
-        return 0
-    entries: dict[tuple[str, str], list[str]] = {}
-    for name, text in findings:
-        kernel, _, specimen = name.partition(" ")
-        entries.setdefault((kernel, text), []).append(specimen)
-    for (kernel, text), names in entries.items():
-        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        where = f" ({names[0]}{others})" if names[0] else ""
-        print(f"{kernel}: {text}{where}", file=sys.stderr)
-    print(f"FAILED: {len(entries)} findings", file=sys.stderr)
-    return 1
 
 
 if __name__ == "__main__":

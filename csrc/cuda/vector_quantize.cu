@@ -184,6 +184,7 @@ __global__ void __launch_bounds__(kThreads) narrow_kernel(const __grid_constant_
 constexpr int kWidePixels = 32, kPixelsOfWarp = kWidePixels / kWarps;  // 4
 constexpr int kTile = 128, kEntriesOfLane = kTile / kWarpSize;         // 4
 constexpr int kChunk = 16;                                             // channels
+constexpr int kWideBlocks = 2;  // on a multiprocessor: with more, some architectures spill
 constexpr int kRow = kTile + 4;  // of a tile [kChunk, kTile]: fewer lanes store to one bank
 
 // What a thread loads of a tile of entries and of the block's pixels, for one chunk of channels.
@@ -253,7 +254,7 @@ RSF_DEVICE void add_chunk(float (&distance)[kPixelsOfWarp][kEntriesOfLane], cons
 }
 
 template <class E>
-__global__ void __launch_bounds__(kThreads) wide_kernel(const __grid_constant__ VectorQuantize call) {
+__global__ void __launch_bounds__(kThreads, kWideBlocks) wide_kernel(const __grid_constant__ VectorQuantize call) {
   constexpr int kLanes = kWarpSize / kPixelsOfWarp, kTileNumbers = kChunk * kRow, kZNumbers = kChunk * kWidePixels;
   const Share<kWidePixels> share(call);
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize, lane = static_cast<int>(threadIdx.x) % kWarpSize;

@@ -104,7 +104,7 @@ def test_a_check_fails_where_a_budget_is_exceeded_or_missing(bad, tmp_path):
 
 def test_on_another_triton_only_limits_hold(bad, tmp_path):
     file = tmp_path / "budgets.json"
-    Budgets("0.0").save(file)
+    Budgets({"triton": "0.0", "fp_fusion": True}).save(file)
     options = ("--specimens", BAD_KERNELS, "--arch", 86, "--budgets", file)
     result = budgets_command(*options, "--only", "sound", "short")
     assert "numbers are not compared" in result.stdout
@@ -114,6 +114,7 @@ def test_on_another_triton_only_limits_hold(bad, tmp_path):
 # What an entry has instead of its budget, and how that is reported.
 ENTRY = {"warps": 4, "stages": 2, "registers": 40, "spill": 0, "shared": 1024, "loads_128": 2, "stores_128": 1}
 ENTRY["matrix"] = "HMMA.16816.F32"
+COMPILER = {"triton": "3.9.0", "fp_fusion": True}
 
 
 @pytest.mark.parametrize(
@@ -131,14 +132,14 @@ ENTRY["matrix"] = "HMMA.16816.F32"
     ],
 )
 def test_an_entry_is_compared_with_its_budget(change, text):
-    old, new = Budgets("3.9.0", True, {"k s sm_90": ENTRY}), Budgets("3.9.0", True, {"k s sm_90": {**ENTRY, **change}})
+    old, new = (Budgets(COMPILER, {"k s sm_90": entry}) for entry in (ENTRY, {**ENTRY, **change}))
     findings = beyond_budgets(old, new, whole=True)
     assert [name for name, _ in findings if name] == ["k s sm_90"] * (text is not None)
     assert text is None or findings[0][1] == text
 
 
 def test_a_stale_entry_is_reported_if_everything_was_compiled():
-    old, new = Budgets("3.9.0", True, {"gone s sm_90": ENTRY}), Budgets("3.9.0", True, {})
+    old, new = Budgets(COMPILER, {"gone s sm_90": ENTRY}), Budgets(COMPILER)
     assert not beyond_budgets(old, new, whole=False)
     assert beyond_budgets(old, new, whole=True)[0] == ("gone s sm_90", "nothing compiles to this entry any more")
 

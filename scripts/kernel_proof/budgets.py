@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from .compilation import FP_FUSION, Compiled, Job
-from .machine_code import SHARED_LIMIT
+from .compilation import Compiled, Job
+from .machine_code import SHARED_LIMIT, MachineCode
 
 
 @dataclass(frozen=True)
@@ -33,31 +33,30 @@ class Exemption:
 
 @dataclass
 class Budgets:
-    """The budget file: numbers that hold for one version of Triton.
+    """A budget file: numbers that hold for one version of a compiler.
 
     Args:
-        triton: the version.
-        fp_fusion: whether the compiler might contract multiplications and additions.
+        compiler: what the numbers depend on, by name: {"triton": "3.9.0", "fp_fusion": True}.
         entries: "kernel specimen sm_90" to the numbers, by name.
     """
 
-    triton: str
-    fp_fusion: bool = FP_FUSION
+    compiler: dict[str, str | bool]
     entries: dict[str, dict[str, int | str]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, file: Path) -> "Budgets | None":
         """Read a budget file; None where there is none."""
-        return cls(**json.loads(file.read_text())) if file.exists() else None
+        if not file.exists():
+            return None
+        content = json.loads(file.read_text())
+        return cls(entries=content.pop("entries"), compiler=content)
 
     def save(self, file: Path) -> None:
         """Write the file, one line an entry, in an order that does not depend on the specimens'."""
-        head = (
-            f'{{\n "triton": {json.dumps(self.triton)},\n "fp_fusion": {json.dumps(self.fp_fusion)},\n "entries": {{\n'
-        )
+        head = "".join(f" {json.dumps(key)}: {json.dumps(value)},\n" for key, value in self.compiler.items())
         names = sorted(self.entries, key=lambda name: (*name.split()[:2], int(name.rsplit("_", 1)[1])))
         lines = [f"  {json.dumps(name)}: {json.dumps(self.entries[name])}" for name in names]
-        file.write_text(head + ",\n".join(lines) + "\n }\n}\n")
+        file.write_text("{\n" + head + ' "entries": {\n' + ",\n".join(lines) + "\n }\n}\n")
 
 
 def numbers(job: Job, compiled: Compiled) -> dict[str, int | str]:
@@ -76,9 +75,24 @@ def beyond_limits(
         exemptions: from these limits.
         whole: whether the jobs are all there are; then an exemption that none needs is wrong too.
     """
-    findings, needed = [], set()
+    broken = {}
     for name, job in jobs.items():
-        for limit, text in _limits_broken(job, compiled[job]):
+        code = compiled[job].code
+        broken[name] = [*compiled[job].violations, *(limits_broken(code, job.arch) if code else [])]
+    return not_exempt(broken, exemptions, whole)
+
+
+def not_exempt(
+    broken: Mapping[str, Sequence[tuple[str, str]]], exemptions: Sequence[Exemption], whole: bool
+) -> list[tuple[str, str]]:
+    """(entry, what is wrong) without what is exempt, and, if `whole`, with the exemptions that nothing needs.
+
+    Args:
+        broken: entry to (limit, what is wrong). exemptions, whole: as in `beyond_limits`.
+    """
+    findings, needed = [], set()
+    for name, found in broken.items():
+        for limit, text in found:
             covering = [exemption for exemption in exemptions if exemption.covers(name, limit, text)]
             needed.update(covering)
             if not covering:
@@ -87,16 +101,14 @@ def beyond_limits(
     return findings + [(x.pattern, f"does not need its exemption from {x.limit!r} any more") for x in idle]
 
 
-def _limits_broken(job: Job, compiled: Compiled) -> list[tuple[str, str]]:
-    """(limit, what is wrong) of one compiled kernel."""
-    found, code = list(compiled.violations), compiled.code
-    if not code:
-        return found
+def limits_broken(code: MachineCode, arch: int) -> list[tuple[str, str]]:
+    """(limit, what is wrong) of one compiled kernel's resources."""
+    found = []
     if code.spill:
         found.append(("spill", f"{code.spill} bytes of a thread's registers spill into local memory"))
     if not code.loads_128 + code.stores_128:
         found.append(("narrow", "no access to global memory moves 128 bits"))
-    if code.shared > (limit := SHARED_LIMIT[job.arch]):
+    if code.shared > (limit := SHARED_LIMIT[arch]):
         found.append(("shared", f"{code.shared} bytes of shared memory are needed, a block has {limit}"))
     return found
 
@@ -116,9 +128,9 @@ def _over_budget(ours: Mapping[str, int | str], budget: Mapping[str, int | str] 
     if budget is None:
         return ["has no entry in the budget file"]
     found = [
-        f"{ours[key]} {unit} instead of {budget[key]}"
+        f"{ours.get(key)} {unit} instead of {budget.get(key)}"
         for key, unit in (("warps", "warps"), ("stages", "stages of the pipeline"), ("matrix", "as matrix instruction"))
-        if ours[key] != budget[key]
+        if ours.get(key) != budget.get(key)
     ]
     found += [
         f"{ours[key]} {unit} where the budget is {budget[key]}"

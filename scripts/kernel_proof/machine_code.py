@@ -74,17 +74,18 @@ def _wide(counts: Counter, ordinary: set[str], bulk: set[str]) -> int:
 
 
 @cache
-def _tool(name: str) -> Path:
+def disassembler() -> Path:
+    """cuobjdump as the triton package brings it."""
     import triton
 
-    return Path(triton.__file__).parent / "backends/nvidia/bin" / name
+    return Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
 def _disassemble(cubin: bytes) -> str:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "kernel.cubin")
         file.write_bytes(cubin)
-        command = [_tool("cuobjdump"), "-res-usage", "-sass", file]
+        command = [disassembler(), "-res-usage", "-sass", file]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 

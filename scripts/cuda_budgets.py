@@ -1,0 +1,92 @@
+"""Compile every CUDA C++ kernel for every architecture, without a GPU, and hold the results against their budgets.
+
+    python scripts/cuda_budgets.py                 check; the exit status tells
+    python scripts/cuda_budgets.py --update        accept the numbers of this version of nvcc
+    python scripts/cuda_budgets.py --only group_norm --arch 90
+
+It needs nvcc, and the triton package for its disassembler; without nvcc it says so in one line and passes. On another
+version of nvcc than the budget file's, only what holds on any version is checked: no spills, shared memory, 128-bit
+access, and that 16-bit window attention runs on matrix instructions. Shared memory is what a kernel declares; what its
+launcher adds is checked where the kernels are emulated.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from kernel_proof import cuda
+from kernel_proof.budgets import Budgets, Exemption, limits_broken, not_exempt
+from kernel_proof.machine_code import SHARED_LIMIT, MachineCode
+from kernel_proof.report import settle
+
+COMMAND = "python scripts/cuda_budgets.py --update"
+BUDGETS = cuda.ROOT / "python_tests/csrc/budgets.json"
+FOLDER = cuda.ROOT / "csrc/cuda"
+
+_ANY_LAYOUT = "takes images of any layout and dtype, one number at a time"
+_NOT_ALIGNED = "takes images whose rows are not whole 16-byte words"
+
+EXEMPTIONS = (
+    Exemption("chain_step_kernel<*", "narrow", _ANY_LAYOUT),
+    Exemption("q_sample_kernel *", "narrow", _ANY_LAYOUT),
+    *(
+        Exemption(f"{kernel}<slabs::Word<*,1,false>> *", "narrow", _NOT_ALIGNED)
+        for kernel in ("apply_kernel", "moments_kernel", "group_norm_kernel", "dx_kernel", "sums_kernel")
+    ),
+    Exemption("reduce_kernel *", "narrow", "adds up a few numbers a channel"),
+    Exemption("bias_gradient_kernel *", "narrow", "a warp adds up 32 neighbouring numbers of each part"),
+)
+
+
+def main() -> int:
+    """Run the command; returns the exit status."""
+    options = _options()
+    if cuda.nvcc() is None:
+        print("nvcc is not installed: the CUDA C++ kernels are not compiled and nothing of them was checked")
+        return 0
+    files = [file for file in sorted(FOLDER.glob("*.cu")) if any(part in file.stem for part in options.only)]
+    if not files:
+        print(f"no file's name contains {' or '.join(options.only)}", file=sys.stderr)
+        return 2
+    try:
+        codes = _compile(files, options)
+    except subprocess.CalledProcessError as error:
+        print(f"{' '.join(map(str, error.cmd))}\n{error.stderr}FAILED: nvcc does not compile it", file=sys.stderr)
+        return 1
+    whole = options.only == [""] and set(options.arch) == set(SHARED_LIMIT)
+    broken = {name: [*limits_broken(code, arch), *_slow(name, code)] for name, (arch, code) in codes.items()}
+    findings = not_exempt(broken, EXEMPTIONS, whole)
+    new = Budgets({"nvcc": cuda.version()}, {name: asdict(code) for name, (_, code) in codes.items()})
+    return settle(options.budgets, new, findings, whole=whole, update=options.update, command=COMMAND)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--update", action="store_true", help="write the budget file and print what changes")
+    parser.add_argument("--arch", type=int, nargs="+", default=list(SHARED_LIMIT), choices=SHARED_LIMIT)
+    parser.add_argument("--only", nargs="+", default=[""], metavar="PART", help="of the files' names")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="compilers at once")
+    parser.add_argument("--budgets", type=Path, default=BUDGETS, metavar="FILE")
+    return parser.parse_args()
+
+
+def _compile(files: list[Path], options: argparse.Namespace) -> dict[str, tuple[int, MachineCode]]:
+    """Entry "kernel file sm_90" to its architecture and machine code."""
+    start, codes = time.perf_counter(), {}
+    for file, arch, kernels in cuda.compile_all(files, options.arch, options.workers):
+        codes |= {f"{kernel} {file.stem} sm_{arch}": (arch, code) for kernel, code in kernels.items()}
+        print(f"{file.name} for sm_{arch}: {len(kernels)} kernels, {time.perf_counter() - start:.0f} s", flush=True)
+    return codes
+
+
+def _slow(name: str, code: MachineCode) -> list[tuple[str, str]]:
+    """16-bit window attention without matrix instructions."""
+    is_16_bit = "window_attention" in name and ("Half" in name or "BFloat16" in name)
+    return [("matrix", "no matrix instruction serves 16-bit products")] if is_16_bit and code.matrix == "none" else []
+
+
+if __name__ == "__main__":
+    sys.exit(main())

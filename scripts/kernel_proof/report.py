@@ -1,0 +1,72 @@
+"""What the budget commands share: accepting new numbers, comparing with the old ones, and printing what is wrong."""
+
+import sys
+from pathlib import Path
+
+from .budgets import Budgets, beyond_budgets, differences
+
+
+def settle(
+    file: Path, new: Budgets, findings: list[tuple[str, str]], *, whole: bool, update: bool, command: str
+) -> int:
+    """Compare new numbers with a budget file, or write them into it; print the outcome and return the exit status.
+
+    Args:
+        file: the budget file.
+        new: what was compiled now.
+        findings: (entry, text) of what broke a limit.
+        whole: whether `new` is all there is, so that other entries are stale.
+        update: whether to accept the numbers.
+        command: that would accept them.
+    """
+    old = Budgets.load(file)
+    if update:
+        return _accept(file, old, new, findings, whole)
+    if not old:
+        findings.append((str(file), f"there is no such file; {command} writes it"))
+    elif old.compiler != new.compiler:
+        print(
+            f"The budgets are for {_name(old)}, here is {_name(new)}: numbers are not compared, only what holds on any "
+            "version."
+        )
+    else:
+        worse = beyond_budgets(old, new, whole)
+        findings += worse
+        if worse:
+            print(f"If the numbers changed on purpose, {command} accepts them.")
+    return report(findings, len(new.entries))
+
+
+def _name(budgets: Budgets) -> str:
+    return ", ".join(f"{key} {value}" for key, value in budgets.compiler.items())
+
+
+def _accept(file: Path, old: Budgets | None, new: Budgets, findings: list[tuple[str, str]], whole: bool) -> int:
+    before = old.entries if old else {}
+    if not whole:
+        if old and old.compiler != new.compiler:
+            print(f"The budgets are for {_name(old)}, here is {_name(new)}: update all of them.", file=sys.stderr)
+            return 2
+        new.entries = {**before, **new.entries}
+    for line in differences(before, new.entries):
+        print(line)
+    new.save(file)
+    print(f"{len(new.entries)} budgets are in {file}")
+    return report(findings, len(new.entries))
+
+
+def report(findings: list[tuple[str, str]], count: int) -> int:
+    """Print the findings, those that a kernel has in several specimens once; returns the exit status."""
+    if not findings:
+        print(f"{count} kernels × specimens × architectures are within their budgets")
+        return 0
+    entries: dict[tuple[str, str], list[str]] = {}
+    for name, text in findings:
+        kernel, _, specimen = name.partition(" ")
+        entries.setdefault((kernel, text), []).append(specimen)
+    for (kernel, text), names in entries.items():
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        where = f" ({names[0]}{others})" if names[0] else ""
+        print(f"{kernel}: {text}{where}", file=sys.stderr)
+    print(f"FAILED: {len(entries)} findings", file=sys.stderr)
+    return 1
