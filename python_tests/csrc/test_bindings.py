@@ -1,0 +1,73 @@
+"""From torch's dispatcher down to the CUDA kernels: the bindings of csrc/bindings, with the kernels emulated."""
+
+import re
+from dataclasses import replace
+
+import emulation
+import pytest
+import torch
+from comparison import assert_close, name_of
+from pipelines import photo, tiny
+
+from resshift_fast import backends, native, use_backend, verification
+from resshift_fast.backends import OPERATORS
+
+pytestmark = pytest.mark.skipif(emulation.SANITIZED, reason="torch itself is not what the sanitizers are for")
+
+CPU = torch.device("cpu")
+BOUND = sorted(name for name, operator in OPERATORS.items() if "cuda" in operator.loaders)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def test_every_operator_of_the_extension_is_bound():
+    assert BOUND == [
+        *("group_norm", "group_norm_backward", "posterior_step", "prior_sample", "q_sample", "vector_quantize"),
+        *("window_attention", "window_attention_backward"),
+    ]
+
+
+@pytest.mark.parametrize("name", BOUND)
+def test_schemas_are_the_operators_own_with_numbers_for_names(emulated_library, name):
+    ours, theirs = (
+        str(getattr(getattr(torch.ops, space), name).default._schema).partition("::")[2]
+        for space in ("resshift_fast_cuda", "resshift_fast")
+    )
+    assert ours == re.sub(r"\bstr\b\??", "int", theirs).replace("SymInt", "int")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("name", BOUND)
+def test_each_passes_the_verification_that_precedes_its_use(emulated_library, name, dtype):
+    assert verification.compare(OPERATORS[name], "cuda", CPU, dtype) == verification.PASSED
+
+
+class Recorded:
+    """Stand-in for a kernel that counts the calls it passes on."""
+
+    def __init__(self, kernel: backends.Kernel):
+        self.kernel, self.calls = kernel, 0
+
+    def __call__(self, *args):
+        self.calls += 1
+        return self.kernel.function(*args)
+
+
+@pytest.mark.parametrize("model", ["x4", "x4-vq"])
+def test_whole_restorations_run_on_them(emulated_library, model, monkeypatch):
+    image = photo(24, 17)
+    pipe = tiny(model)
+    with use_backend("reference"):
+        expected = pipe(image, seed=3)
+    monkeypatch.setattr(native, "missing", lambda name: None)
+    monkeypatch.setitem(backends.ORDER, "cpu", ("cuda",))
+    used = {name: Recorded(OPERATORS[name].loaders["cuda"]()) for name in BOUND}
+    for name, function in used.items():
+        kernel = backends.Kernel(function, function.kernel.unsupported)
+        loaders = {"cuda": lambda kernel=kernel: kernel}
+        monkeypatch.setitem(OPERATORS, name, replace(OPERATORS[name], loaders=loaders))
+    with use_backend("auto"):
+        ours = pipe(image, seed=3)
+    expected_calls = {"group_norm", "window_attention", "prior_sample", "posterior_step"}
+    expected_calls |= {"vector_quantize"} if "vq" in model else set()
+    assert {name for name in BOUND if used[name].calls} == expected_calls
+    assert_close("image", ours, expected, 1e-4)
