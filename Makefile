@@ -41,7 +41,7 @@ proofs: $(INSTALLED)
 	$(BIN)/python scripts/cuda_budgets.py
 
 sanitize: $(INSTALLED)
-	$(BIN)/python scripts/sanitize.py -q
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/sanitize.py -q -n $(WORKERS)
 
 # The installation is not begun where there is no GPU.
 gpu:

@@ -79,6 +79,13 @@ def steps() -> list[Step]:
             for backend in ("cuda", "triton")
         ),
         Step(
+            "tune",
+            [python, "-m", "resshift_fast", "bench", "tune", "--device", "cuda", "--dtype", "bfloat16"]
+            + ["--output", "{folder}/preferences.json"],
+            0.1,
+            tables=("preferences.json",),
+        ),
+        Step(
             "sanitizer",
             ["compute-sanitizer", "--error-exitcode", "9", *tests, "-x", "-k", "float16 and not bitwise", *sanitized],
             0.2,
