@@ -127,7 +127,22 @@ bool all_finished() {
                      [](const Thread& thread) { return thread.state == State::kFinished; });
 }
 
+// Run each of some threads that can run, once; returns whether there was one.
+bool run_ready(unsigned first, unsigned count, std::mt19937& random) {
+  bool ran = false;
+  for (unsigned i : sequence(count, random)) {
+    Thread& thread = block->threads[first + i];
+    if (thread.state != State::kReady) continue;
+    ran = true;
+    block->running = &thread;
+    thread.fiber.enter();
+    if (block->error) std::rethrow_exception(block->error);
+  }
+  return ran;
+}
+
 void run_block(std::mt19937& random) {
+  const auto num_threads = static_cast<unsigned>(block->threads.size());
   for (Thread& thread : block->threads) {
     thread.state = State::kReady;
     thread.copies.assign(1, {});
@@ -135,13 +150,14 @@ void run_block(std::mt19937& random) {
   }
   while (!all_finished()) {
     bool ran = false;
-    for (unsigned i : sequence(static_cast<unsigned>(block->threads.size()), random)) {
-      Thread& thread = block->threads[i];
-      if (thread.state != State::kReady) continue;
-      ran = true;
-      block->running = &thread;
-      thread.fiber.enter();
-      if (block->error) std::rethrow_exception(block->error);
+    if (order == Order::kShuffled) {
+      ran = run_ready(0, num_threads, random);
+    } else {
+      // One warp as far as it comes, then the next: no barrier, nothing keeps them from one another's memory.
+      for (unsigned warp : sequence((num_threads + kWarpSize - 1) / kWarpSize, random)) {
+        const unsigned first = warp * kWarpSize, count = std::min(kWarpSize, num_threads - first);
+        while (run_ready(first, count, random)) ran = true;
+      }
     }
     if (!ran) open_barrier();
   }
