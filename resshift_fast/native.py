@@ -1,7 +1,7 @@
 """The compiled libraries of csrc/: loading them, and why one is not there.
 
-`_cpu.abi3.so` in this folder registers `torch.ops.resshift_fast_cpu.*`, and `_cuda.abi3.so` the same for CUDA. Both were
-built against LibTorch's stable ABI and work with every torch from 2.10 on.
+`_cpu.abi3.so` in this folder registers `torch.ops.resshift_fast_cpu.*`, and `_cuda.abi3.so` the same for CUDA. Both
+were built against LibTorch's stable ABI and work with every torch from 2.10 on.
 """
 
 import ctypes

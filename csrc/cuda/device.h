@@ -63,6 +63,29 @@ RSF_DEVICE T* dynamic_shared() {
 #endif
 }
 
+// Store 16 aligned bytes at once; the compiler takes store_vector to pieces where it loses sight of the alignment.
+RSF_DEVICE void store_words(void* address, const std::uint32_t (&words)[4]) {
+#if RSF_ON_GPU
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};\n" ::"l"(address), "r"(words[0]), "r"(words[1]), "r"(words[2]),
+               "r"(words[3])
+               : "memory");
+#else
+  const Vector<std::uint32_t, 4> vector{{words[0], words[1], words[2], words[3]}};
+  store_vector(static_cast<std::uint32_t*>(address), vector);
+#endif
+}
+
+// 2^x, and 0 where that is subnormal: exp2f would pay for those with three instructions more.
+RSF_DEVICE float power_of_two(float x) {
+#if RSF_ON_GPU
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return exp2f(x);
+#endif
+}
+
 RSF_INLINE std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 // Reductions over the LANES neighbouring lanes of a warp that a thread is among; every lane has the result. Lanes are

@@ -35,18 +35,6 @@ RSF_DEVICE void transpose_words(std::uint32_t (&words)[4]) {
   }
 }
 
-// Store 16 aligned bytes at once; the compiler takes store_vector to pieces where it loses sight of the alignment.
-RSF_DEVICE void store_words(void* address, const std::uint32_t (&words)[4]) {
-#if RSF_ON_GPU
-  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};\n" ::"l"(address), "r"(words[0]), "r"(words[1]), "r"(words[2]),
-               "r"(words[3])
-               : "memory");
-#else
-  const Vector<std::uint32_t, 4> vector{{words[0], words[1], words[2], words[3]}};
-  store_vector(static_cast<std::uint32_t*>(address), vector);
-#endif
-}
-
 // Four warps, each with 16 rows of a tile of scores [64, 64], as accumulators of mma_16x8x16. The scores of one product
 // are the left factor of the next without leaving their registers.
 template <class T, int D>

@@ -16,17 +16,6 @@ namespace resshift::cuda {
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kMaskScore = -100.0f * kLog2E;
 
-// 2^x, and 0 where that is subnormal: exp2f would pay for those with three instructions more.
-RSF_DEVICE float power_of_two(float x) {
-#if RSF_ON_GPU
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#else
-  return exp2f(x);
-#endif
-}
-
 // A token's place in its window; those that only pad a tile are not inside.
 struct Token {
   int row, column;
