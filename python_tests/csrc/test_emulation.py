@@ -322,3 +322,16 @@ def test_every_thread_of_every_block_runs_once(grid, block, emulated):
 def test_arrays_of_other_dtypes_are_refused(emulated):
     with pytest.raises(RuntimeError, match="float32, float16, or uint16"):
         emulated.selftest.widen(np.zeros(1, np.float64), np.zeros(1, np.float32))
+
+
+def test_activations_and_their_derivatives_match_float64(emulated):
+    z = torch.cat([torch.linspace(-20, 20, 4001), torch.tensor([0.0, 1e-6, -100.0, 100.0])])
+    ours = torch.full((5, len(z)), float("nan"))
+    emulated.selftest.activations(z.numpy(), ours.numpy())
+    exact = z.double().requires_grad_()
+    expected = []
+    for function in (torch.nn.functional.silu, torch.nn.functional.gelu):
+        y = function(exact)
+        expected += [y.detach(), *torch.autograd.grad(y.sum(), exact)]
+    expected.append(exact.detach().sigmoid())
+    torch.testing.assert_close(ours.double(), torch.stack(expected), rtol=1e-5, atol=2e-7)
