@@ -129,3 +129,10 @@ def test_threads_share_the_pixels_and_change_nothing(cpu):
         torch.set_num_threads(before)
     for one, several in zip(*results, strict=True):
         assert torch.equal(one, several)
+
+
+def test_a_tile_has_the_noise_of_its_place_bit_for_bit(cpu):
+    nothing, seed = torch.zeros(1, 5, 40, 48), torch.tensor([2**40 + 3])
+    whole, _ = cpu.prior_sample(nothing, ROW, seed, None, None, None, torch.float32)
+    tile, _ = cpu.prior_sample(nothing[:, :, 7:29, 11:42], ROW, seed, torch.tensor([[7, 11]]), None, None, torch.float32)
+    assert torch.equal(tile, whole[:, :, 7:29, 11:42]) and whole.std() > 0
