@@ -134,5 +134,6 @@ def test_threads_share_the_pixels_and_change_nothing(cpu):
 def test_a_tile_has_the_noise_of_its_place_bit_for_bit(cpu):
     nothing, seed = torch.zeros(1, 5, 40, 48), torch.tensor([2**40 + 3])
     whole, _ = cpu.prior_sample(nothing, ROW, seed, None, None, None, torch.float32)
-    tile, _ = cpu.prior_sample(nothing[:, :, 7:29, 11:42], ROW, seed, torch.tensor([[7, 11]]), None, None, torch.float32)
+    origin = torch.tensor([[7, 11]])
+    tile, _ = cpu.prior_sample(nothing[:, :, 7:29, 11:42], ROW, seed, origin, None, None, torch.float32)
     assert torch.equal(tile, whole[:, :, 7:29, 11:42]) and whole.std() > 0
