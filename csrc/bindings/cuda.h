@@ -24,8 +24,7 @@ class Launcher {
 #if defined(RSF_EMULATED)
   explicit Launcher(const Tensor& x) { STD_TORCH_CHECK(x.is_cpu(), "the emulation takes CPU tensors"); }
 #else
-  explicit Launcher(const Tensor& x) : guard_(x.get_device_index()) {
-    STD_TORCH_CHECK(x.is_cuda(), "the first argument must be on a CUDA device");
+  explicit Launcher(const Tensor& x) : guard_(index_of(x)) {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream_));
   }
 #endif
@@ -39,6 +38,11 @@ class Launcher {
 
  private:
 #if !defined(RSF_EMULATED)
+  static int32_t index_of(const Tensor& x) {
+    STD_TORCH_CHECK(x.is_cuda(), "the first argument must be on a CUDA device");
+    return x.get_device_index();
+  }
+
   torch::stable::accelerator::DeviceGuard guard_;
 #endif
   void* stream_ = nullptr;
