@@ -248,12 +248,18 @@ RSF_DEVICE void normalize(const GroupNorm& call, const Slab& slab, const Place& 
       offset[j] = shared_offset[i] - centre.rest * gain[j];
     }
     const auto finish = [&](std::int64_t place_of_word, Vector<T, kWidth> word) {
+      float z[kWidth];
 #pragma unroll
       for (int j = 0; j < kWidth; ++j) {
         const int i = kChannels == 1 ? 0 : j;
-        const float z = (to_float(word[j]) - mean[i]) * gain[i] + offset[i];
-        word[j] = from_float<T>(silu_follows ? silu(z) : z);
+        z[j] = (to_float(word[j]) - mean[i]) * gain[i] + offset[i];
       }
+      if (silu_follows) {
+#pragma unroll
+        for (int j = 0; j < kWidth; ++j) z[j] = silu(z[j]);
+      }
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) word[j] = from_float<T>(z[j]);
       store_vector(y + place_of_word, word);
     };
     if (stash) {
@@ -360,7 +366,7 @@ Slab plan(const GroupNorm& call) {
   constexpr double kChunkNumbers = 81920;  // beyond these the second reading finds no more in the L2 cache
   const GroupedImages& images = call.images;
   const bool aligned = is_aligned(call.x) && is_aligned(call.y);
-  const std::int64_t most = row_groups(images);
+  const std::int64_t most = row_groups(images, aligned, kSplitThreads);
   const std::int64_t parts = call.parts ? call.parts : many_parts(images, most, kSplitThreads);
   Slab best = cut(images, most, aligned, parts, kSplitThreads);
   if (call.parts > 1) return best;
@@ -396,12 +402,15 @@ bool is_valid(const GroupedImages& images, const Slab& slab) {
   return slab.part_positions <= INT32_MAX / 2 && images.batch <= INT32_MAX / slab.parts / slab.chunks;
 }
 
-std::int64_t row_groups(const GroupedImages& images) {
+std::int64_t row_groups(const GroupedImages& images, bool aligned, int threads) {
   constexpr std::int64_t kFewestBytes = 64, kMostBytes = 1024;  // two sectors; wider ones leave too few pixels
   if (!images.channels_last) return 1;
+  // A chunk of several groups is one tile, also where a thread has but one number of it.
+  const std::int64_t limit =
+      aligned ? kMostBytes : std::min<std::int64_t>(kMostBytes, threads * element_size(images.dtype));
   const std::int64_t bytes = images.channels / images.num_groups * element_size(images.dtype);
   std::int64_t most = 1;
-  for (std::int64_t groups = 1; groups <= images.num_groups && groups * bytes <= kMostBytes; ++groups) {
+  for (std::int64_t groups = 1; groups <= images.num_groups && groups * bytes <= limit; ++groups) {
     if (images.num_groups % groups) continue;
     if (groups * bytes % 16 == 0 && groups * bytes >= kFewestBytes) return groups;
     if (groups * bytes <= 2 * kFewestBytes) most = groups;

@@ -71,6 +71,30 @@ RSF_DEVICE auto load_pair(const GroupNormBackward& call, std::int64_t offset) {
   return pair;
 }
 
+// x − mean and dz of a word's numbers.
+template <int WIDTH>
+struct Terms {
+  float centred[WIDTH], dz[WIDTH];
+};
+
+template <class T, int WIDTH, int CHANNELS>
+RSF_DEVICE Terms<WIDTH> gradients_of_z(const Line<CHANNELS>& line, const Pair<T, WIDTH>& pair, bool silu) {
+  Terms<WIDTH> terms;
+#pragma unroll
+  for (int j = 0; j < WIDTH; ++j) {
+    terms.centred[j] = to_float(pair.x[j]) - line.mean[CHANNELS == 1 ? 0 : j];
+    terms.dz[j] = to_float(pair.dy[j]);
+  }
+  if (silu) {
+#pragma unroll
+    for (int j = 0; j < WIDTH; ++j) {
+      const int i = CHANNELS == 1 ? 0 : j;
+      terms.dz[j] *= silu_derivative(terms.centred[j] * line.gain[i] + line.offset[i]);
+    }
+  }
+  return terms;
+}
+
 // By all warps: sums over the lanes of each channel of a tile, to the part's place in scratch memory.
 template <class Word>
 RSF_DEVICE void store_sums(const Slab& slab, const Place& place, int tile, const float* memory, float* parts) {
@@ -113,14 +137,11 @@ __global__ void __launch_bounds__(kThreads, 2)
       walk<2>(
           slab, place, tile, [&](std::int64_t from) { return load_pair<Word>(call, from); },
           [&](std::int64_t, const auto& pair) {
+            const auto terms = gradients_of_z(line, pair, call.affine.silu);
 #pragma unroll
             for (int j = 0; j < kWidth; ++j) {
-              const int i = kChannels == 1 ? 0 : j;
-              const float centred = to_float(pair.x[j]) - line.mean[i];
-              float dz = to_float(pair.dy[j]);
-              if (call.affine.silu) dz *= silu_derivative(centred * line.gain[i] + line.offset[i]);
-              dz_sum[j] += dz;
-              dz_n_sum[j] += dz * centred;
+              dz_sum[j] += terms.dz[j];
+              dz_n_sum[j] += terms.dz[j] * terms.centred[j];
             }
           });
 #pragma unroll
@@ -146,17 +167,25 @@ __global__ void __launch_bounds__(kReduceThreads, 1)
   const int width = slab.group_channels, warps = static_cast<int>(blockDim.x) / kWarpSize;
   const Scratch scratch(call, slab);
   const Affine& affine = call.affine;
-  for (std::int64_t i = warp_index(); i < call.images.batch * width; i += warps) {
+  // As many lanes for a row as it has parts, so that few parts leave none idle.
+  int lanes = 1;
+  while (lanes < slab.parts && lanes < kWarpSize) lanes *= 2;
+  const int lane = static_cast<int>(threadIdx.x) % lanes, together = kReduceThreads / lanes;
+  const std::int64_t rows = call.images.batch * width;
+  for (std::int64_t from = 0; from < rows; from += together) {  // all lanes take every turn: they exchange sums
+    const std::int64_t i = from + static_cast<int>(threadIdx.x) / lanes;
     const std::int64_t row = i / width * slab.channels + first + i % width;
     float dz = 0.0f, dz_n = 0.0f;
-    for (int part = lane_index(); part < slab.parts; part += kWarpSize) {
+    for (int part = lane; i < rows && part < slab.parts; part += lanes) {
       const auto sums = load_vector<2>(scratch.parts + (row * slab.parts + part) * 2);
       dz += sums[0];
       dz_n += sums[1];
     }
-    dz = warp_sum(dz);
-    dz_n = warp_sum(dz_n);
-    if (lane_index() == 0) {
+    for (int offset = lanes / 2; offset > 0; offset /= 2) {
+      dz += __shfl_xor_sync(kAllLanes, dz, offset);
+      dz_n += __shfl_xor_sync(kAllLanes, dz_n, offset);
+    }
+    if (lane == 0 && i < rows) {
       call.dshift[row] = dz;
       scratch.sums[row] = dz_n;
     }
@@ -216,14 +245,12 @@ __global__ void __launch_bounds__(kThreads, 2)
     walk<2>(
         slab, place, tile, [&](std::int64_t from) { return load_pair<Word>(call, from); },
         [&](std::int64_t to, const auto& pair) {
+          const auto terms = gradients_of_z(line, pair, call.affine.silu);
           Vector<T, kWidth> dx;
 #pragma unroll
           for (int j = 0; j < kWidth; ++j) {
             const int i = kChannels == 1 ? 0 : j;
-            const float centred = to_float(pair.x[j]) - line.mean[i];
-            float dz = to_float(pair.dy[j]);
-            if (call.affine.silu) dz *= silu_derivative(centred * line.gain[i] + line.offset[i]);
-            dx[j] = from_float<T>(dz * line.gain[i] - constant[i] - centred * slope[i]);
+            dx[j] = from_float<T>(terms.dz[j] * line.gain[i] - constant[i] - terms.centred[j] * slope[i]);
           }
           store_vector(static_cast<T*>(call.dx) + to, dx);
         });
@@ -232,7 +259,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 Slab plan(const GroupNormBackward& call) {
   const bool aligned = is_aligned(call.dy) && is_aligned(call.x) && is_aligned(call.dx);
-  const std::int64_t groups = row_groups(call.images);
+  const std::int64_t groups = row_groups(call.images, aligned, kThreads);
   const std::int64_t parts = call.parts ? call.parts : many_parts(call.images, groups, kThreads);
   return cut(call.images, groups, aligned, parts, kThreads);
 }

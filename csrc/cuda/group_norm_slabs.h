@@ -126,8 +126,8 @@ struct GroupOfChannel {
 // How to cut images into chunks of `groups` groups and about `parts` parts for blocks of at most `threads`.
 Slab cut(const GroupedImages& images, std::int64_t groups, bool aligned, std::int64_t parts, int threads);
 
-// Groups of a chunk where the order of an image's blocks is free.
-std::int64_t row_groups(const GroupedImages& images);
+// Groups of a chunk where the order of an image's blocks is free, for blocks of `threads`.
+std::int64_t row_groups(const GroupedImages& images, bool aligned, int threads);
 
 // Parts that fill a GPU with blocks of `threads`.
 std::int64_t many_parts(const GroupedImages& images, std::int64_t groups, int threads);

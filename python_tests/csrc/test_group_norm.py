@@ -227,16 +227,17 @@ def misaligned(x):
     return moved.copy_(x)
 
 
+# The last: eight groups of an odd number of channels, together more channels than a block has threads.
+@pytest.mark.parametrize("shape, groups", [((1, 32, 4, 4, 4), 4), ((1, 296, 8, 4, 4), 8)], ids=["C32-G4", "C296-G8"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize("layout", FORMATS)
-def test_a_view_that_is_not_aligned(layout, dtype, emulated):
-    shape = (1, 32, 4, 4, 4)
+def test_a_view_that_is_not_aligned(layout, dtype, shape, groups, emulated):
     x, dy = (misaligned(image(shape, layout, dtype, seed=seed)) for seed in (0, 4))
     parameters = affine(shape)
-    ours = forward(emulated, x, 4, *parameters, True)
-    aligned = forward(emulated, x.clone(), 4, *parameters, True)
-    gradients = backward(emulated, dy, x, *ours[1:], 4, *parameters, True)
-    expected = backward(emulated, dy.clone(), x.clone(), *ours[1:], 4, *parameters, True)
+    ours = forward(emulated, x, groups, *parameters, True)
+    aligned = forward(emulated, x.clone(), groups, *parameters, True)
+    gradients = backward(emulated, dy, x, *ours[1:], groups, *parameters, True)
+    expected = backward(emulated, dy.clone(), x.clone(), *ours[1:], groups, *parameters, True)
     for value, same in zip((*ours, *gradients), (*aligned, *expected), strict=True):
         assert_close("misaligned", value, same, torch.finfo(dtype).eps)
 
