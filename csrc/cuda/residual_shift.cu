@@ -17,6 +17,7 @@ namespace {
 constexpr int kThreads = 128;
 // Named with the threads of a block, so that the compiler has up to 80 registers; left alone it spills for more blocks.
 constexpr int kBlocks = 6;
+constexpr int kRowsBlocks = 4;  // where all of four pixels is in registers at once
 constexpr int kPixels = 4;  // of a thread in the kernel of the chain's own call
 
 // A thread's image and the number of its first pixel, or whatever else a block's threads share out; blocks do not
@@ -49,9 +50,9 @@ struct Place {
 };
 
 template <bool PRIOR>
-RSF_DEVICE float mean_of(const ChainStep& call, float x, float prediction, float y) {
+RSF_DEVICE float mean_of(const ChainStep& call, const float* coefficients, float x, float prediction, float y) {
   if constexpr (PRIOR) return x;
-  return posterior_mean(call.coefficients, call.prediction_type, call.clamp_x0, x, prediction, y);
+  return posterior_mean(coefficients, call.prediction_type, call.clamp_x0, x, prediction, y);
 }
 
 template <bool PRIOR>
@@ -77,7 +78,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) chain_step_kernel(const __g
       const float x = load(call.x, image, channel, pixel);
       const float prediction = PRIOR ? 0.0f : load(call.prediction, image, channel, pixel);
       const float y = call.y.data ? load(call.y, image, channel, pixel) : 0.0f;
-      float result = mean_of<PRIOR>(call, x, prediction, y);
+      float result = mean_of<PRIOR>(call, call.coefficients, x, prediction, y);
       if (call.noise.data) result += noise_std * load(call.noise, image, channel, pixel);
       if (call.seed) result += noise_std * z[j];
       call.x_out[(image * call.channels + channel) * pixels + pixel] = result;
@@ -126,38 +127,28 @@ RSF_DEVICE void noise_of_row(Normals (&z)[kPixels], const ChainStep& call, std::
   }
 }
 
-// The chain's own call: what `is_chains_own` says.
+// The chain's own call: what `is_chains_own` says. All that is read is asked for before the noise is drawn, whose
+// arithmetic then hides the wait.
 template <class T, int LQ_CHANNELS, bool PRIOR>
-__global__ void __launch_bounds__(kThreads, kBlocks) chain_step_rows_kernel(const __grid_constant__ ChainStep call) {
+__global__ void __launch_bounds__(kThreads, kRowsBlocks)
+    chain_step_rows_kernel(const __grid_constant__ ChainStep call) {
   constexpr int kChannels = 3, kOut = kChannels + LQ_CHANNELS;
   const std::int64_t pixels = call.height * call.width;
   const Share own(pixels / kPixels);
   if (own.index >= pixels / kPixels) return;
   const std::int64_t image = own.image, pixel = std::int64_t{own.index} * kPixels;
-  const float noise_std = call.coefficients[PRIOR ? kKappaSqrtEta : kNoiseStd];
-  const float scale = call.coefficients[PRIOR ? kInputScale : kNextInputScale];
+  const std::int64_t first = image * kChannels * pixels + pixel;
+  float x[kChannels][kPixels], y[kChannels][kPixels] = {}, given[kChannels][kPixels] = {}, coefficients[kColumns];
   T prediction[kPixels * kChannels], next[kPixels * kOut];
-  if constexpr (!PRIOR) {
-    load_row(prediction, static_cast<const T*>(call.prediction.data) + (image * pixels + pixel) * kChannels);
-  }
-  Normals z[kPixels] = {};
-  if (call.seed) noise_of_row(z, call, image, own.index * kPixels);
 #pragma unroll
   for (int channel = 0; channel < kChannels; ++channel) {
-    const std::int64_t first = (image * kChannels + channel) * pixels + pixel;
-    float x[kPixels], y[kPixels] = {}, given[kPixels] = {};
-    load_row(x, static_cast<const float*>(call.x.data) + first);
-    if (call.y.data) load_row(y, static_cast<const float*>(call.y.data) + first);
-    if (call.noise.data) load_row(given, static_cast<const float*>(call.noise.data) + first);
-#pragma unroll
-    for (int p = 0; p < kPixels; ++p) {
-      const float predicted = PRIOR ? 0.0f : to_float(prediction[p * kChannels + channel]);
-      x[p] = mean_of<PRIOR>(call, x[p], predicted, y[p]);
-      if (call.noise.data) x[p] += noise_std * given[p];
-      if (call.seed) x[p] += noise_std * z[p][channel];
-      next[p * kOut + channel] = from_float<T>(x[p] * scale);
-    }
-    store_row(call.x_out + first, x);
+    const std::int64_t plane = first + channel * pixels;
+    load_row(x[channel], static_cast<const float*>(call.x.data) + plane);
+    if (call.y.data) load_row(y[channel], static_cast<const float*>(call.y.data) + plane);
+    if (call.noise.data) load_row(given[channel], static_cast<const float*>(call.noise.data) + plane);
+  }
+  if constexpr (!PRIOR) {
+    load_row(prediction, static_cast<const T*>(call.prediction.data) + (image * pixels + pixel) * kChannels);
   }
 #pragma unroll
   for (int channel = 0; channel < LQ_CHANNELS; ++channel) {
@@ -166,6 +157,26 @@ __global__ void __launch_bounds__(kThreads, kBlocks) chain_step_rows_kernel(cons
       next[p * kOut + kChannels + channel] =
           static_cast<const T*>(call.lq.data)[offset(call.lq, image, channel, pixel + p)];
     }
+  }
+#pragma unroll
+  for (int column = 0; column < kColumns; ++column) coefficients[column] = call.coefficients[column];
+
+  Normals z[kPixels] = {};
+  if (call.seed) noise_of_row(z, call, image, own.index * kPixels);
+  const float noise_std = coefficients[PRIOR ? kKappaSqrtEta : kNoiseStd];
+  const float scale = coefficients[PRIOR ? kInputScale : kNextInputScale];
+#pragma unroll
+  for (int channel = 0; channel < kChannels; ++channel) {
+#pragma unroll
+    for (int p = 0; p < kPixels; ++p) {
+      const float predicted = PRIOR ? 0.0f : to_float(prediction[p * kChannels + channel]);
+      float& value = x[channel][p];
+      value = mean_of<PRIOR>(call, coefficients, value, predicted, y[channel][p]);
+      if (call.noise.data) value += noise_std * given[channel][p];
+      if (call.seed) value += noise_std * z[p][channel];
+      next[p * kOut + channel] = from_float<T>(value * scale);
+    }
+    store_row(call.x_out + first + channel * pixels, x[channel]);
   }
   store_row(static_cast<T*>(call.next_input) + (image * pixels + pixel) * kOut, next);
 }

@@ -61,7 +61,6 @@ __global__ void __launch_bounds__(Tiles::kThreads, WINDOW ? 0 : kMinBlocks)
   T* const result = static_cast<T*>(out) + share.head * Tiles::kHeadDim;
   const unsigned first = share.part * windows_each, end = min(first + windows_each, windows);
   [[maybe_unused]] SquareBias square;
-  load_bias<T>(bias, call, share.head);
 
   for (unsigned index = first; index < end; ++index) {
     const Window window(call, tiling.side, index);
@@ -75,6 +74,7 @@ __global__ void __launch_bounds__(Tiles::kThreads, WINDOW ? 0 : kMinBlocks)
       if (tile > 0) __syncthreads();
       load_tile<Tiles>(keys, image + channels, 3 * channels, tiling, window, first_key);
       load_tile<Tiles>(values, image + 2 * channels, 3 * channels, tiling, window, first_key);
+      if (index == first && tile == 0) load_bias<T>(bias, call, share.head);  // while the copies are under way
       finish_tiles();
       typename Tiles::Scores scores;
       Tiles::multiply_transposed(scores, queries, keys);

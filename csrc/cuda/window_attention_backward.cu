@@ -245,7 +245,6 @@ __global__ void __launch_bounds__(Tiles::kThreads, kMinBlocks)
   const Images<T> images(call, gradients, share.head);
   const std::int64_t channels = images.channels;
   const unsigned first = share.part * windows_each, end = min(first + windows_each, windows);
-  load_bias<T>(shared.bias, call, share.head);
   for (unsigned i = threadIdx.x; i < static_cast<unsigned>(entries); i += blockDim.x) shared.sums[i] = 0.0f;
 
   for (unsigned index = first; index < end; ++index) {
@@ -257,6 +256,7 @@ __global__ void __launch_bounds__(Tiles::kThreads, kMinBlocks)
     };
     if (index > first) __syncthreads();
     load_tile<Tiles>(shared.queries, images.qkv, 3 * channels, tiling, window, first_query);
+    if (index == first) load_bias<T>(shared.bias, call, share.head);  // while the copies are under way
     load_tile<Tiles>(shared.dout, images.dout, channels, tiling, window, first_query);
 
     typename Tiles::Scores p, dp;
@@ -327,9 +327,9 @@ __global__ void __launch_bounds__(Tiles::kThreads, kMinBlocks)
   const std::int64_t channels = images.channels;
   const Window window(call, tiling.side, share.part);
   queries += (static_cast<std::int64_t>(share.part) * call.heads + share.head) * 2 * tokens;
-  load_bias<T>(shared.bias, call, share.head);
   load_tile<Tiles>(shared.keys, images.qkv + channels, 3 * channels, tiling, window, first_key);
   load_tile<Tiles>(shared.values, images.qkv + 2 * channels, 3 * channels, tiling, window, first_key);
+  load_bias<T>(shared.bias, call, share.head);  // while the copies are under way
 
   typename Tiles::Values dk, dv;
   clear<Tiles>(dk);

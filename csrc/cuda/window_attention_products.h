@@ -251,9 +251,17 @@ template <class Tiles, class TilingType>
 RSF_DEVICE void load_tile(typename Tiles::Element* tile, const typename Tiles::Element* image, std::int64_t stride,
                           const TilingType& tiling, const Window& window, int first) {
   constexpr unsigned kChunks = Tiles::kHeadDim / Tiles::kChunk;
-  const unsigned threads = TilingType::kWhole ? Tiles::kThreads : blockDim.x;
+  if constexpr (TilingType::kWhole) {  // every thread has as many chunks; more than two at once spill for heads of 64
 #pragma unroll 2
-  for (unsigned i = threadIdx.x; i < Tiles::kTile * kChunks; i += threads) {
+    for (unsigned n = 0; n < Tiles::kTile * kChunks / Tiles::kThreads; ++n) {
+      const unsigned i = n * Tiles::kThreads + threadIdx.x, row = i / kChunks, chunk = i % kChunks;
+      const std::int64_t pixel = window.pixel(tiling.token(first, row));
+      Tiles::load_chunk(tile, row, chunk, image + pixel * stride + chunk * Tiles::kChunk);
+    }
+    return;
+  }
+#pragma unroll 2
+  for (unsigned i = threadIdx.x; i < Tiles::kTile * kChunks; i += blockDim.x) {
     const unsigned row = i / kChunks, chunk = i % kChunks;
     const Token token = tiling.token(first, row);
     if (token.inside) {
