@@ -102,11 +102,16 @@ class Cuda:
     def architectures(self, present: list[str]) -> list[str]:
         """-gencode options: of TORCH_CUDA_ARCH_LIST, else of the GPUs present, else all that this nvcc knows."""
         listed = re.split(r"[ ;,]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip())
-        names = [name for name in listed if name] or present
+        known = [name for name in present if float(name) >= float(CUDA_ARCHITECTURES[0])]
+        if present and not known:
+            raise Missing(f"the GPUs here are of compute capability {', '.join(present)}, at least 8.0 is needed")
+        names = [name for name in listed if name] or known
         if not names:
             done = subprocess.run([self.nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True)
             names = [n for n in CUDA_ARCHITECTURES if f"sm_{n.replace('.', '')}" in done.stdout.split()]
-            names[-1] += "+PTX"  # later GPUs compile it for themselves
+            # Other GPUs compile it for themselves: later ones, and those of families that are left out.
+            names[0] += "+PTX"
+            names[-1] += "+PTX" if len(names) > 1 else ""
         options = []
         for name in names:
             number, _, ptx = name.partition("+")

@@ -90,12 +90,17 @@ class TestArchitectures:
     def codes(self, options: list[str]) -> list[str]:
         return [option.rpartition("code=")[2] for option in options if "code=" in option]
 
-    def test_all_that_nvcc_knows_and_ptx_of_the_newest(self, build, bare):
+    def test_all_that_nvcc_knows_and_ptx_of_the_oldest_and_the_newest(self, build, bare):
         nvcc = executable(bare / "nvcc", "echo sm_75; echo sm_80; echo sm_90; echo sm_103")
-        assert self.codes(build.Cuda(str(nvcc)).architectures([])) == ["sm_80", "sm_90", "compute_90"]
+        assert self.codes(build.Cuda(str(nvcc)).architectures([])) == ["sm_80", "compute_80", "sm_90", "compute_90"]
 
     def test_the_gpu_that_is_present_alone(self, build, bare):
         assert self.codes(build.Cuda("nvcc").architectures(["8.9"])) == ["sm_89"]
+
+    def test_a_gpu_that_is_too_old_is_left_out_or_said(self, build, bare):
+        assert self.codes(build.Cuda("nvcc").architectures(["7.5", "8.6"])) == ["sm_86"]
+        with pytest.raises(build.Missing, match="compute capability 7.5, at least 8.0"):
+            build.Cuda("nvcc").architectures(["7.5"])
 
     @pytest.mark.parametrize("text", ["8.0 9.0a+PTX", "8.0;9.0a+PTX", " 8.0, 9.0a+PTX "])
     def test_the_environments_list_wins(self, build, bare, monkeypatch, text):
