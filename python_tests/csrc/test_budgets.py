@@ -1,6 +1,7 @@
 """CUDA C++ kernels compile within their budgets, and their machine code is read right."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,7 @@ Resource usage:
 """
 
 
+@pytest.mark.skipif(shutil.which("c++filt") is None, reason="there is no c++filt to read names with")
 def test_each_kernels_numbers_are_its_own():
     found = cuda.parse(LISTING)
     assert set(found) == {"copy<Half,3>", "product"}
