@@ -55,10 +55,10 @@ def _candidates(key: tuple) -> list[Config]:
     if itemsize == 4:
         blocks = ((64, 64, 16, 8, 3), (64, 64, 32, 8, 2), (64, 32, 32, 4, 2), (32, 32, 32, 4, 2))
     elif pixels <= 1024:
-        blocks = ((64, 32, 64, 4, 4), (64, 64, 64, 4, 4), (64, 32, 128, 4, 3), (32, 32, 64, 2, 4))
+        blocks = ((64, 32, 64, 4, 4), (64, 64, 64, 4, 4), (64, 64, 64, 4, 3), (64, 32, 128, 4, 3), (32, 32, 64, 2, 4))
     else:
         large = ((128, 128, 64, 8, 3), (128, 128, 64, 4, 3), (128, 128, 32, 8, 4), (128, 256, 64, 8, 3))
-        blocks = (*large, (64, 64, 64, 4, 4))
+        blocks = (*large, (64, 64, 64, 4, 4), (64, 64, 64, 4, 3))
     return [_config(channels, *block) for block in blocks]
 
 
@@ -69,7 +69,7 @@ def _default(arch: int, key: tuple) -> Config:
     elif pixels <= 256:
         block = 64, 32, 64, 4, 4
     elif pixels <= 1024 or out_channels <= 64:
-        block = 64, 64, 64, 4, 4
+        block = 64, 64, 64, 4, 3 if arch >= 120 else 4  # on sm_120 the fourth stage spills
     elif arch in (86, 89) or arch >= 120:  # 99 KB of shared memory for a program
         block = 128, 128, 32, 8, 4
     else:

@@ -44,8 +44,12 @@ def _in_one_kernel(b_t: int, head_dim: int) -> bool:
 
 def _candidates(key: tuple) -> list[Config]:
     b_t, head_dim, itemsize = key
-    warps = 16 if b_t == 64 and itemsize == 4 else small_warps(*key) * (2 if b_t == 16 < head_dim else 1)
-    return [Config({}, w, num_stages=s) for w in (warps, max(warps // 2, 1)) for s in (1, 2)]
+    if b_t == 64 and itemsize == 4:
+        warps = 8 if head_dim == 16 else 16
+    else:
+        warps = small_warps(*key) * (2 if b_t == 16 < head_dim else 1)
+    options = [(w, s) for w in (warps, max(warps // 2, 1)) for s in (1, 2)]
+    return [Config(ALL_REGISTERS if w <= 8 else {}, w, num_stages=s) for w, s in options]
 
 
 def _q_candidates(key: tuple) -> list[Config]:
@@ -102,7 +106,8 @@ def window_attention_bwd_kernel(
     b_bias = relative_position_bias(p_table, o_t, o_t, i_head, HEADS, WINDOW)
     b_dbias = tl.zeros([B_T, B_T], tl.float32)
 
-    for i_window in range(i_first, tl.minimum(i_first + windows_each, n_windows)):
+    # Addresses prepared before the loop would take the registers that its products need.
+    for i_window in tl.range(i_first, tl.minimum(i_first + windows_each, n_windows), disable_licm=True):
         b_pixel = window_pixels(i_window, o_t, height, width, shift, WINDOW)
         b_region = window_regions(i_window, o_t, height, width, shift, WINDOW, MASK)
         b_offset = b_pixel[:, None] * (3 * CHANNELS) + o_d[None, :]
@@ -207,7 +212,8 @@ def window_attention_bwd_q_kernel(
     m_q = o_q < TOKENS
     b_dbias = tl.zeros([B_Q, B_T // B_K, B_K], tl.float32)
 
-    for i_window in range(i_first, tl.minimum(i_first + windows_each, n_windows)):
+    # Addresses prepared before the loop would take the registers that its products need.
+    for i_window in tl.range(i_first, tl.minimum(i_first + windows_each, n_windows), disable_licm=True):
         b_pixel_q = window_pixels(i_window, o_q, height, width, shift, WINDOW)
         b_region_q = window_regions(i_window, o_q, height, width, shift, WINDOW, MASK)
         b_offset_q = b_pixel_q[:, None] * (3 * CHANNELS) + o_d[None, :]

@@ -199,16 +199,18 @@ def _num_coefficients() -> int:
     return NUM_COEFFICIENTS
 
 
-# Way, window, head size, dtypes: for each power of two of tokens what comes closest to the limits.
+# Way, window, head size, dtypes, windows along a side: what comes closest to the limits with each number of tokens.
 _WORST_WINDOWS = (
     *(("forward", window, head_dim, FEW) for window in (11, 16) for head_dim in (16, 64)),
     ("forward", 11, 32, FEW),
     ("forward", 8, 16, FEW),
     ("forward", 8, 64, (FLOAT32,)),
     ("forward", 5, 64, (FLOAT32,)),
+    ("forward", 4, 16, BF16, 64),
     *(("backward", window, head_dim, FEW) for window in (11, 16) for head_dim in (16, 64)),
     ("backward", 11, 32, FEW),
     *(("backward", 8, head_dim, FEW) for head_dim in (16, 64)),
+    ("backward", 7, 32, BF16),
     *(("backward", window, head_dim, (FLOAT32,)) for window in (4, 5) for head_dim in (16, 64)),
 )
 
@@ -257,6 +259,7 @@ _TABLE = (
     ("spatial_attention.forward", "256x64x64", BF16, _spatial_attention(1, 256, 64, 64)),
     ("upsample_conv2d.forward", "512x64x64", ALL, _upsample_conv2d(1, 512, 64, 64, out=512)),
     ("upsample_conv2d.forward", "256x128x128", BF16, _upsample_conv2d(1, 256, 128, 128, out=256)),
+    ("upsample_conv2d.forward", "64x64x64", BF16, _upsample_conv2d(1, 64, 64, 64, out=64)),
     ("upsample_conv2d.forward", "320x32x32", BF16, _upsample_conv2d(1, 320, 32, 32, out=320)),
     ("upsample_conv2d.forward", "640x8x8", BF16, _upsample_conv2d(1, 640, 8, 8, out=640)),
     ("residual_shift.posterior_step", "3x64x64", ALL, _posterior_step(64)),
@@ -299,12 +302,19 @@ EXEMPTIONS = (
     Exemption("group_norm_fwd_kernel *", "narrow", _FEW_GROUPS),
     Exemption("group_stats_kernel *", "narrow", _FEW_GROUPS),
     Exemption("bias_table_bwd_kernel *", "narrow", "rows of an odd window start at no multiple of 16 bytes"),
+    Exemption("sum_taps_kernel *", "narrow", "a warp has less than 128 bits a thread of few channels"),
     Exemption("vector_quantize_small_kernel *", "narrow", "codes of three numbers lie 12 bytes apart, and in L2"),
     Exemption(
         "window_attention_bwd_*kernel *",
         "address",
         "every part has a window, so that the first one's number is less than n_windows, which is an argument",
         "`i_first = i_part * windows_each`",
+    ),
+    Exemption(
+        "window_attention_fwd_kernel *",
+        "address",
+        "every program has a window, so that the first one's number is less than n_windows, which is an argument",
+        "`i_first = tl.program_id(0) // (HEADS * Q_BLOCKS) * WINDOWS`",
     ),
     Exemption(
         "spatial_attention_kernel *",
