@@ -1,4 +1,4 @@
-// What kernels are written with: launches, shared memory, and reductions over warps and blocks.
+// What kernels are written with: launches, shared memory, and reductions over warps.
 //
 // Everything that only nvcc can read (launch syntax, `extern __shared__`, PTX) is in this file and in matrix.h, so that
 // csrc/emulation can take its place.
@@ -7,7 +7,6 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "../common/moments.h"
 #include "../common/scalar.h"
 
 #if defined(RSF_EMULATED)
@@ -106,25 +105,6 @@ template <int LANES = kWarpSize>
 RSF_DEVICE float warp_max(float value) {
 #pragma unroll
   for (int offset = LANES / 2; offset > 0; offset /= 2) value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, offset));
-  return value;
-}
-
-template <int LANES = kWarpSize>
-RSF_DEVICE Moments warp_moments(Moments value) {
-#pragma unroll
-  for (int offset = LANES / 2; offset > 0; offset /= 2) {
-    Moments other;
-    other.count = __shfl_xor_sync(kAllLanes, value.count, offset);
-    other.mean = __shfl_xor_sync(kAllLanes, value.mean, offset);
-    other.squares = __shfl_xor_sync(kAllLanes, value.squares, offset);
-    // Both lanes of a pair merge in the order of their numbers, and so get the same bits.
-    if (threadIdx.x & offset) {
-      other.merge(value);
-      value = other;
-    } else {
-      value.merge(other);
-    }
-  }
   return value;
 }
 

@@ -11,6 +11,7 @@
 #include <algorithm>
 
 #include "../common/activations.h"
+#include "../common/moments.h"
 #include "device.h"
 #include "group_norm_slabs.h"
 

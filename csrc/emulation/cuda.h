@@ -99,13 +99,6 @@ T atomicAdd(T* address, T value) {
   return before;
 }
 
-inline void __threadfence() {}
-
-template <class T>
-T __ldg(const T* address) {
-  return *address;
-}
-
 using std::max;
 using std::min;
 

@@ -151,15 +151,6 @@ __global__ void product_kernel(const T* a, const T* b, float* d) {
   for (int i = 0; i < 4; ++i) d[row[i] * 8 + thread * 2 + (i & 1)] = sums[i];
 }
 
-// Moments of 32 numbers by one warp; every lane writes what it has.
-__global__ void moments_kernel(const float* in, float* out) {
-  Moments own;
-  own.add(in[threadIdx.x]);
-  const Moments all = warp_moments(own);
-  out[2 * threadIdx.x] = all.mean;
-  out[2 * threadIdx.x + 1] = all.variance();
-}
-
 using emulation::Array;
 using emulation::check;
 using emulation::dtype_of;
@@ -220,9 +211,6 @@ void emulation::bind_selftest(py::module_& module) {
       check(launch(product_kernel<BFloat16>, dim3(1), dim3(32), 0, nullptr, static_cast<const BFloat16*>(a.data()),
                    static_cast<const BFloat16*>(b.data()), out(d)));
     }
-  });
-  selftest.def("moments", [](const Array& x, Array& y) {
-    check(launch(moments_kernel, dim3(1), dim3(32), 0, nullptr, in(x), out(y)));
   });
   selftest.def("philox", [](const Array& counters, const Array& seeds, Array& words) {  // [n, 4], [n], [n, 4]; int64
     const auto* c = static_cast<const std::int64_t*>(counters.data());
