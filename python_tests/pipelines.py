@@ -61,15 +61,20 @@ SPECS = {
 }
 
 
-@cache
-def tiny(name: str, dtype: torch.dtype = torch.float32) -> Pipeline:
-    """A pipeline over `SPECS[name]` with real networks and fixed weights, shared between tests."""
+def fresh(name: str, dtype: torch.dtype = torch.float32) -> Pipeline:
+    """A pipeline over `SPECS[name]` with real networks and fixed weights, for a test that changes it."""
     spec = SPECS[name]
     denoiser, first_stage = fill_(catalog.build_denoiser(spec)), fill_(catalog.build_first_stage(spec))
     with torch.no_grad():
         # Full-size predictions would leave nothing of the picture to see errors in.
         denoiser.out[2].weight *= 0.3
     return Pipeline(spec, denoiser, first_stage, CPU, dtype)
+
+
+@cache
+def tiny(name: str, dtype: torch.dtype = torch.float32) -> Pipeline:
+    """`fresh`, built once and shared between the tests of a process: not to be changed."""
+    return fresh(name, dtype)
 
 
 class Oracle(nn.Module):
