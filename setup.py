@@ -12,6 +12,7 @@ Both are built against the stable ABI of LibTorch 2.10, so that one wheel serves
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -31,6 +32,13 @@ CUDA_ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 OPTIMIZED = ["-O3", "-DNDEBUG"]
 LANGUAGE = ["-std=c++17"]
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+
+# csrc/cpu is compiled for each of these, and the processor decides which is called.
+PORTABLE: dict[str, list[str]] = {"portable": []}
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
+INSTRUCTION_SETS = PORTABLE | {"avx2": AVX2, "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]}
+CPU_KERNELS = ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 
 # Asks the torch that is installed where pip runs; a build environment's own torch would be gigabytes.
 PROBE = """
@@ -125,11 +133,19 @@ class Cuda:
 
 
 @dataclass
-class Plan:
-    """How one library is built: a compiler's command for each kind of source, and what links them."""
+class Unit:
+    """One object file: its name, its source, and the command that makes it, but for both."""
 
-    sources: list[Path]
-    compilers: dict[str, list[str]]
+    name: str
+    source: Path
+    command: list[str]
+
+
+@dataclass
+class Plan:
+    """How one library is built: its object files, and what links them."""
+
+    units: list[Unit]
     linker: list[str]
 
 
@@ -141,8 +157,10 @@ def compiler() -> str:
     raise Missing("no C++ compiler was found; install g++ or clang, or name one with CXX")
 
 
-def sources(*patterns: str) -> list[Path]:
-    return sorted(path for pattern in patterns for path in (ROOT / "csrc").glob(pattern))
+def units(pattern: str, command: list[str], suffix: str = "") -> list[Unit]:
+    """One for each source that fits the pattern."""
+    paths = sorted((ROOT / "csrc").glob(pattern))
+    return [Unit(f"{path.parent.name}_{path.name}{suffix}.o", path, command) for path in paths]
 
 
 def host_command(torch: Torch, *options: str) -> list[str]:
@@ -155,7 +173,10 @@ def host_command(torch: Torch, *options: str) -> list[str]:
 
 def cpu_plan(torch: Torch) -> Plan:
     link = [compiler(), "-shared", f"-L{torch.lib}", "-ltorch_cpu"]
-    return Plan(sources("cpu/*.cpp", "bindings/cpu_*.cpp"), {".cpp": host_command(torch)}, link)
+    found = units("bindings/cpu_*.cpp", host_command(torch))
+    for isa, options in (INSTRUCTION_SETS if platform.machine() in ("x86_64", "AMD64") else PORTABLE).items():
+        found += units("cpu/*.cpp", host_command(torch, *CPU_KERNELS, f"-DRSF_ISA={isa}", *options), f".{isa}")
+    return Plan(found, link)
 
 
 def cuda_plan(torch: Torch) -> Plan:
@@ -167,8 +188,7 @@ def cuda_plan(torch: Torch) -> Plan:
     # CUDA's run time is linked into the library: whatever torch brings or lacks, none has to be found.
     libraries = [f"-L{torch.lib}", "-ltorch_cpu", *(f"-L{folder}" for folder in cuda.lib)]
     link = [cuda.nvcc, "-shared", "-ccbin", compiler(), "-cudart", "static", *libraries]
-    compilers = {".cpp": host_command(torch, "-DUSE_CUDA"), ".cu": nvcc}
-    return Plan(sources("cuda/*.cu", "bindings/cuda_*.cpp"), compilers, link)
+    return Plan(units("cuda/*.cu", nvcc) + units("bindings/cuda_*.cpp", host_command(torch, "-DUSE_CUDA")), link)
 
 
 PLANNERS = {"cpu": cpu_plan, "cuda": cuda_plan}
@@ -233,7 +253,7 @@ class BuildNative(build_ext):
         """Compile what is newer than its object, then link."""
         folder.mkdir(parents=True, exist_ok=True)
         library.parent.mkdir(parents=True, exist_ok=True)
-        objects = [folder / f"{source.parent.name}_{source.name}.o" for source in plan.sources]
+        objects = [folder / unit.name for unit in plan.units]
         jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
         # Libraries come after the objects that need them.
         link = [plan.linker[0], *map(str, objects), *plan.linker[1:], "-o", str(library)]
@@ -242,13 +262,13 @@ class BuildNative(build_ext):
             subprocess.run([ninja, "-C", str(folder), "-j", str(jobs)], check=True)
             return
         with ThreadPoolExecutor(jobs) as pool:
-            commands = [compile_command(plan, *pair) for pair in zip(plan.sources, objects, strict=True)]
+            commands = [compile_command(*pair) for pair in zip(plan.units, objects, strict=True)]
             list(pool.map(lambda command: subprocess.run(command, check=True), commands))
         subprocess.run(link, check=True)
 
 
-def compile_command(plan: Plan, source: Path, target: Path) -> list[str]:
-    return [*plan.compilers[source.suffix], "-c", str(source), "-o", str(target)]
+def compile_command(unit: Unit, target: Path) -> list[str]:
+    return [*unit.command, "-c", str(unit.source), "-o", str(target)]
 
 
 def find_ninja() -> str | None:
@@ -271,11 +291,11 @@ def ninja_file(plan: Plan, objects: list[Path], link: list[str], library: Path) 
         return re.sub(r"([$ :])", r"$\1", str(file))
 
     lines = ["ninja_required_version = 1.5"]
-    for i, (source, target) in enumerate(zip(plan.sources, objects, strict=True)):
+    for i, (unit, target) in enumerate(zip(plan.units, objects, strict=True)):
         depfile = f"{target}.d"
-        command = quoted([*compile_command(plan, source, target), "-MD", "-MF", depfile])
+        command = quoted([*compile_command(unit, target), "-MD", "-MF", depfile])
         lines += [f"rule compile{i}", f"  command = {command}", f"  depfile = {path(Path(depfile))}", "  deps = gcc"]
-        lines += [f"build {path(target)}: compile{i} {path(source)}"]
+        lines += [f"build {path(target)}: compile{i} {path(unit.source)}"]
     lines += ["rule link", f"  command = {quoted(link)}"]
     lines += [f"build {path(library)}: link {' '.join(map(path, objects))}", f"default {path(library)}", ""]
     return "\n".join(lines)

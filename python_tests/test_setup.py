@@ -120,12 +120,24 @@ class TestPlan:
         for tool in ("g++", "nvcc"):
             executable(bare / tool, "echo sm_80")
         torch = build.Torch("2.13.0", ["/torch/include"], "/torch/lib", "/site", [])
-        built = build.PLANNERS[name](torch).sources
-        there = [*(ROOT / f"csrc/{name}").glob("*.c*"), *(ROOT / "csrc/bindings").glob(f"{name}_*.cpp")]
-        assert sorted(built) == sorted(there) and built
+        built = build.PLANNERS[name](torch).units
+        there = {*(ROOT / f"csrc/{name}").glob("*.c*"), *(ROOT / "csrc/bindings").glob(f"{name}_*.cpp")}
+        assert {unit.source for unit in built} == there and built
+        assert len({unit.name for unit in built}) == len(built)
+
+    @pytest.mark.parametrize("machine, sets", [("x86_64", 4), ("aarch64", 1)])
+    def test_kernels_for_cpus_are_built_for_every_instruction_set(self, build, bare, monkeypatch, machine, sets):
+        monkeypatch.setattr(build.platform, "machine", lambda: machine)
+        executable(bare / "g++")
+        built = build.cpu_plan(build.Torch("2.13.0", ["/torch/include"], "/torch/lib", "/site", [])).units
+        kernels = [unit for unit in built if unit.source.parent.name == "cpu"]
+        assert len(kernels) == sets * len({unit.source for unit in kernels})
+        for unit in kernels:
+            avx512 = "-mavx512f" in unit.command
+            assert avx512 == any("RSF_ISA=avx512" in option for option in unit.command)
 
     def test_ninja_gets_paths_with_spaces_and_dollars(self, build):
-        plan = build.Plan([Path("/a b/x$1.cpp")], {".cpp": ["c++", "-DX='1'"]}, ["c++"])
+        plan = build.Plan([build.Unit("x.o", Path("/a b/x$1.cpp"), ["c++", "-DX='1'"])], ["c++"])
         text = build.ninja_file(plan, [Path("/o/x.o")], ["c++", "x"], Path("/o/l.so"))
         assert "build /o/x.o: compile0 /a$ b/x$$1.cpp" in text and "'/a b/x$$1.cpp'" in text
 

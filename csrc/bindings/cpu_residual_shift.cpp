@@ -6,6 +6,8 @@
 namespace resshift::bindings {
 namespace {
 
+using namespace resshift::cpu;
+
 // Pixels that a thread takes at least: drawing their noise then outweighs handing them over.
 constexpr int64_t kGrain = 2048;
 
@@ -13,13 +15,15 @@ struct Cpu {
   explicit Cpu(const Tensor& x) { STD_TORCH_CHECK(x.is_cpu(), "the first argument must be on the CPU"); }
 
   void operator()(const ChainStep& call) const {
+    const auto kernel = RSF_KERNEL(chain_step);
     torch::stable::parallel_for(0, call.batch * call.height * call.width, kGrain,
-                                [&](int64_t begin, int64_t end) { cpu::chain_step(call, begin, end); });
+                                [&](int64_t begin, int64_t end) { kernel(call, begin, end); });
   }
 
   void operator()(const QSample& call) const {
+    const auto kernel = RSF_KERNEL(q_sample);
     torch::stable::parallel_for(0, call.batch * call.pixels, kGrain,
-                                [&](int64_t begin, int64_t end) { cpu::q_sample(call, begin, end); });
+                                [&](int64_t begin, int64_t end) { kernel(call, begin, end); });
   }
 };
 

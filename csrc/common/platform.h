@@ -10,7 +10,8 @@
 #define RSF_INLINE __host__ __device__ __forceinline__
 #define RSF_DEVICE __device__ __forceinline__
 #else
-#define RSF_INLINE inline
+// Always: csrc/cpu compiles the same functions for several instruction sets, and a linker would keep one copy of each.
+#define RSF_INLINE inline __attribute__((always_inline))
 #define RSF_DEVICE inline
 #endif
 

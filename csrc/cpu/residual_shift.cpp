@@ -8,7 +8,7 @@
 
 #include "../common/philox.h"
 
-namespace resshift::cpu {
+namespace resshift::cpu::RSF_ISA {
 namespace {
 
 constexpr std::int64_t kBlock = 64;  // pixels whose noise is drawn at once
@@ -103,4 +103,4 @@ void q_sample(const QSample& call, std::int64_t begin, std::int64_t end) {
   }
 }
 
-}  // namespace resshift::cpu
+}  // namespace resshift::cpu::RSF_ISA

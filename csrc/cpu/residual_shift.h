@@ -2,10 +2,11 @@
 #pragma once
 
 #include "../common/residual_shift.h"
+#include "isa.h"
 
 namespace resshift::cpu {
 
-void chain_step(const ChainStep& call, std::int64_t begin, std::int64_t end);
-void q_sample(const QSample& call, std::int64_t begin, std::int64_t end);
+RSF_FOR_EVERY_ISA(void chain_step(const ChainStep& call, std::int64_t begin, std::int64_t end);
+                  void q_sample(const QSample& call, std::int64_t begin, std::int64_t end);)
 
 }  // namespace resshift::cpu
