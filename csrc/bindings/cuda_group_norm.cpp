@@ -1,157 +1,32 @@
 // Group normalization and its gradient on CUDA tensors.
-#include <tuple>
-
 #include "../cuda/group_norm.h"
 
 #include "cuda.h"
+#include "group_norm.h"
 
 namespace resshift::bindings {
 namespace {
 
-// Whether images [B, C, H, W] follow one another densely, channels first or last.
-bool is_dense(const Tensor& x, bool channels_last) {
-  const int order[2][4] = {{3, 2, 1, 0}, {1, 3, 2, 0}};
-  int64_t stride = 1;
-  for (const int dimension : order[channels_last]) {
-    if (x.size(dimension) != 1 && x.stride(dimension) != stride) return false;
-    stride *= x.size(dimension);
-  }
-  return true;
-}
+struct Cuda {
+  using Images = cuda::GroupedImages;
+  using Affine = cuda::Affine;
+  using Forward = cuda::GroupNorm;
+  using Backward = cuda::GroupNormBackward;
 
-Tensor dense(const Tensor& x, bool channels_last) {
-  if (is_dense(x, channels_last)) return x;
-  return torch::stable::contiguous(x, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-}
+  explicit Cuda(const Tensor& x) : launcher(x) {}
 
-// Memory for a result with the strides of `torch.empty_like(x)`, and the dense images that a kernel writes: the same
-// memory unless those strides are neither of both formats.
-class Result {
- public:
-  explicit Result(const Tensor& x) : tensor_(torch::stable::empty_like(x)), images_(tensor_) {
-    channels_last_ = !is_dense(tensor_, false);
-    if (!channels_last_ || is_dense(tensor_, true)) return;
-    channels_last_ = false;
-    images_ = torch::stable::new_empty(x, std::vector<int64_t>{x.size(0), x.size(1), x.size(2), x.size(3)});
-  }
+  static int64_t scratch(const Forward& call) { return cuda::group_norm_scratch(call); }
+  static int64_t scratch(const Backward& call) { return cuda::group_norm_backward_scratch(call); }
+  void operator()(const Forward& call) const { Launcher::check(cuda::group_norm(call, launcher.stream())); }
+  void operator()(const Backward& call) const { Launcher::check(cuda::group_norm_backward(call, launcher.stream())); }
 
-  bool channels_last() const { return channels_last_; }
-  void* data() { return images_.mutable_data_ptr(); }
-
-  Tensor finished() {
-    if (images_.const_data_ptr() != tensor_.const_data_ptr()) torch::stable::copy_(tensor_, images_);
-    return tensor_;
-  }
-
- private:
-  Tensor tensor_, images_;
-  bool channels_last_;
+  const Launcher launcher;
 };
-
-cuda::GroupedImages images_of(const Tensor& x, int64_t num_groups, bool channels_last) {
-  STD_TORCH_CHECK(num_groups > 0 && x.size(1) % num_groups == 0, x.size(1), " channels do not divide into ", num_groups,
-                  " groups");
-  return {dtype_of(x, "x"), channels_last, x.size(0), x.size(1), x.size(2) * x.size(3), num_groups};
-}
-
-// Parameters [C] or [B, C] of x in any layout.
-View channels_of(const OptionalTensor& parameter, const Tensor& x, bool per_image, const char* name) {
-  if (!parameter) return {};
-  STD_TORCH_CHECK(parameter->device() == x.device(), name, " is on another device than the first argument");
-  STD_TORCH_CHECK(parameter->dim() == (per_image ? 2 : 1) && parameter->size(per_image) == x.size(1) &&
-                      (!per_image || parameter->size(0) == x.size(0)),
-                  name, " must be ", per_image ? "[B, C]" : "[C]", " to match x");
-  View view{parameter->const_data_ptr(), dtype_of(*parameter, name)};
-  view.channel = parameter->stride(per_image);
-  if (per_image) view.image = parameter->stride(0);
-  return view;
-}
-
-// The activation is a number, as in ops.group_norm.ACTIVATIONS.
-cuda::Affine affine_of(const Tensor& x, const Tensor& weight, const Tensor& bias, const OptionalTensor& scale,
-                       const OptionalTensor& shift, int64_t activation) {
-  STD_TORCH_CHECK(activation == 0 || activation == 1, "activation must be 0 or 1");
-  return {channels_of(weight, x, false, "weight"), channels_of(bias, x, false, "bias"),
-          channels_of(scale, x, true, "scale"), channels_of(shift, x, true, "shift"), activation == 1};
-}
-
-Tensor floats(const Tensor& x, const std::vector<int64_t>& size) {
-  return torch::stable::new_empty(x, size, ScalarType::Float);
-}
-
-float* data(Tensor& x) { return static_cast<float*>(x.mutable_data_ptr()); }
-
-std::tuple<Tensor, Tensor, Tensor> group_norm(Tensor x, int64_t num_groups, Tensor weight, Tensor bias, double eps,
-                                              OptionalTensor scale, OptionalTensor shift, int64_t activation) {
-  STD_TORCH_CHECK(x.dim() == 4 && x.numel() > 0, "x must be [B, C, H, W] and not empty");
-  const Launcher launcher(x);
-  Result y(x);
-  const cuda::GroupedImages images = images_of(x, num_groups, y.channels_last());
-  const Tensor values = dense(x, y.channels_last());
-  Tensor mean = floats(x, {x.size(0), num_groups}), rstd = floats(x, {x.size(0), num_groups});
-  cuda::GroupNorm call{images,
-                       values.const_data_ptr(),
-                       affine_of(x, weight, bias, scale, shift, activation),
-                       static_cast<float>(eps),
-                       y.data(),
-                       data(mean),
-                       data(rstd),
-                       nullptr};
-  Tensor scratch = floats(x, {cuda::group_norm_scratch(call)});
-  call.scratch = data(scratch);
-  Launcher::check(cuda::group_norm(call, launcher.stream()));
-  return {y.finished(), mean, rstd};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd,
-                                                                       int64_t num_groups, Tensor weight, Tensor bias,
-                                                                       OptionalTensor scale, OptionalTensor shift,
-                                                                       int64_t activation) {
-  STD_TORCH_CHECK(x.dim() == 4 && x.numel() > 0, "x must be [B, C, H, W] and not empty");
-  const Launcher launcher(x);
-  check_like(dy, x, "dy");
-  STD_TORCH_CHECK(dy.scalar_type() == x.scalar_type(), "dy must have x's dtype");
-  Result dx(x);
-  const cuda::GroupedImages images = images_of(x, num_groups, dx.channels_last());
-  const Tensor gradients = dense(dy, dx.channels_last()), values = dense(x, dx.channels_last());
-  const int64_t batch = x.size(0), channels = x.size(1);
-  const Tensor means = flat(mean, ScalarType::Float, batch * num_groups, x, "mean");
-  const Tensor deviations = flat(rstd, ScalarType::Float, batch * num_groups, x, "rstd");
-  Tensor dweight = floats(x, {channels}), dbias = floats(x, {channels});
-  Tensor dscale = floats(x, {batch, channels}), dshift = floats(x, {batch, channels});
-  cuda::GroupNormBackward call{images,
-                               gradients.const_data_ptr(),
-                               values.const_data_ptr(),
-                               static_cast<const float*>(means.const_data_ptr()),
-                               static_cast<const float*>(deviations.const_data_ptr()),
-                               affine_of(x, weight, bias, scale, shift, activation),
-                               dx.data(),
-                               data(dweight),
-                               data(dbias),
-                               data(dscale),
-                               data(dshift),
-                               nullptr};
-  Tensor scratch = floats(x, {cuda::group_norm_backward_scratch(call)});
-  call.scratch = data(scratch);
-  Launcher::check(cuda::group_norm_backward(call, launcher.stream()));
-  return {dx.finished(), dweight, dbias, dscale, dshift};
-}
 
 }  // namespace
 
-// The schemas are those of `torch.ops.resshift_fast`, but for the activation, which is a number.
-STABLE_TORCH_LIBRARY_FRAGMENT(resshift_fast_cuda, library) {
-  library.def(
-      "group_norm(Tensor x, int num_groups, Tensor weight, Tensor bias, float eps, Tensor? scale, Tensor? shift, "
-      "int activation) -> (Tensor, Tensor, Tensor)");
-  library.def(
-      "group_norm_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, int num_groups, Tensor weight, Tensor bias, "
-      "Tensor? scale, Tensor? shift, int activation) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
-}
+STABLE_TORCH_LIBRARY_FRAGMENT(resshift_fast_cuda, library) { define_group_norm(library); }
 
-STABLE_TORCH_LIBRARY_IMPL(resshift_fast_cuda, RSF_CUDA_KEY, library) {
-  library.impl("group_norm", TORCH_BOX(&group_norm));
-  library.impl("group_norm_backward", TORCH_BOX(&group_norm_backward));
-}
+STABLE_TORCH_LIBRARY_IMPL(resshift_fast_cuda, RSF_CUDA_KEY, library) { implement_group_norm<Cuda>(library); }
 
 }  // namespace resshift::bindings

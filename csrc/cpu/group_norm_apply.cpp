@@ -1,0 +1,92 @@
+// y = f((x − mean) · multiplier + offset), the second half of group_norm.
+
+#include "group_norm.h"
+#include "group_norm_rows.h"
+
+namespace resshift::cpu::RSF_ISA {
+namespace {
+
+constexpr int kTile = 4;  // vectors whose chains of operations run side by side
+
+struct Normalize {
+  Floats mean, multiplier, offset;
+
+  template <bool kSilu>
+  RSF_INLINE Floats apply(Floats x) const {
+    const Floats z = (x - mean) * multiplier + offset;
+    return kSilu ? silu(z) : z;
+  }
+};
+
+template <bool kSilu, int N, class T>
+RSF_INLINE void apply_tile(T* y, const T* x, std::int64_t stride, std::int64_t width, const Columns (&table)[3]) {
+  for (std::int64_t i = 0; i < width; i += kLanes) {
+    const Normalize f{load(table[0].values + i), load(table[1].values + i), load(table[2].values + i)};
+    for (int row = 0; row < N; ++row) {
+      store(y + row * stride + i, f.apply<kSilu>(load(x + row * stride + i)));
+    }
+  }
+}
+
+template <bool kSilu, class T>
+void apply_to_pixels(T* y, const T* x, std::int64_t pixels, std::int64_t channels, const float* constants) {
+  const Rows rows(pixels, channels);
+  for (std::int64_t start = 0; start < rows.length; start += kColumns) {
+    const std::int64_t width = rows.width(start), rest = rows.rest_width(start);
+    Columns table[3];
+    for (int i = 0; i < 3; ++i) repeat(table[i], constants + i * channels, start, width, channels);
+    std::int64_t row = 0, at = start;
+    for (; row + kTile <= rows.count; row += kTile, at += kTile * rows.length) {
+      apply_tile<kSilu, kTile>(y + at, x + at, rows.length, width, table);
+    }
+    for (; row < rows.count; ++row, at += rows.length) {
+      apply_tile<kSilu, 1>(y + at, x + at, rows.length, width, table);
+    }
+    const std::int64_t whole = rest / kLanes * kLanes;
+    apply_tile<kSilu, 1>(y + at, x + at, rows.length, whole, table);
+    if (whole == rest) continue;
+    const Normalize f{load(table[0].values + whole), load(table[1].values + whole), load(table[2].values + whole)};
+    store(y + at + whole, f.apply<kSilu>(load(x + at + whole, rest - whole)), rest - whole);
+  }
+}
+
+template <bool kSilu, class T>
+void apply_to_run(T* y, const T* x, std::int64_t length, const Normalize& f) {
+  std::int64_t i = 0;
+  for (; i + kTile * kLanes <= length; i += kTile * kLanes) {
+    for (int j = 0; j < kTile; ++j) store(y + i + j * kLanes, f.apply<kSilu>(load(x + i + j * kLanes)));
+  }
+  for (; i < length; i += kLanes) store(y + i, f.apply<kSilu>(load(x + i, length - i)), length - i);
+}
+
+template <bool kSilu, class T>
+void apply_parts(const GroupNorm& call, std::int64_t begin, std::int64_t end) {
+  const GroupedImages& images = call.images;
+  const Parts parts = pixel_parts(images, kApplied);
+  const std::int64_t channels = images.channels;
+  for (std::int64_t task = begin; task < end; ++task) {
+    const std::int64_t plane = task / parts.count, part = task % parts.count;
+    const std::int64_t count = parts.end(part) - parts.begin(part);
+    const std::int64_t at = (plane * images.pixels + parts.begin(part)) * (images.channels_last ? channels : 1);
+    T* y = static_cast<T*>(call.y) + at;
+    const T* x = static_cast<const T*>(call.x) + at;
+    if (images.channels_last) {
+      apply_to_pixels<kSilu>(y, x, count, channels, call.table + plane * 3 * channels);
+    } else {
+      const float* constants = call.table + plane / channels * 3 * channels + plane % channels;
+      apply_to_run<kSilu>(y, x, count, Normalize{broadcast(constants[0]), broadcast(constants[channels]),
+                                                 broadcast(constants[2 * channels])});
+    }
+  }
+}
+
+}  // namespace
+
+void apply_table(const GroupNorm& call, std::int64_t begin, std::int64_t end) {
+  dispatch(call.images.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    call.affine.silu ? apply_parts<true, T>(call, begin, end) : apply_parts<false, T>(call, begin, end);
+  });
+}
+
+}  // namespace resshift::cpu::RSF_ISA
