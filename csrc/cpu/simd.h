@@ -110,11 +110,36 @@ RSF_INLINE void store(T* address, Floats value, std::int64_t count) {
   for (std::int64_t i = 0; i < count; ++i) address[i] = padded[i];
 }
 
+// Have the cache lines of a column block of numbers fetched.
+template <class T>
+RSF_INLINE void prefetch(const T* address) {
+  for (int byte = 0; byte < 2 * kLanes * static_cast<int>(sizeof(T)); byte += 64) {
+    __builtin_prefetch(reinterpret_cast<const char*>(address) + byte);
+  }
+}
+
 RSF_INLINE Floats select(Ints condition, Floats yes, Floats no) { return condition ? yes : no; }
 
-RSF_INLINE Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
+// Of a number and NaN the second, whichever that is; one instruction, of which compilers make two.
+RSF_INLINE Floats maximum(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Floats>(_mm512_max_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Floats>(_mm256_max_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+#else
+  return a > b ? a : b;
+#endif
+}
 
-RSF_INLINE Floats minimum(Floats a, Floats b) { return a < b ? a : b; }
+RSF_INLINE Floats minimum(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Floats>(_mm512_min_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Floats>(_mm256_min_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+#else
+  return a < b ? a : b;
+#endif
+}
 
 RSF_INLINE float sum(Floats x) {
   float total = 0.0f;
@@ -159,10 +184,30 @@ RSF_INLINE Floats reciprocal(Floats x) {
 #endif
 }
 
-RSF_INLINE Floats sigmoid(Floats z) { return reciprocal(1.0f + exp(-z)); }
+// 1 / (1 + e^−z) for z of −87 at least, within 1e-6 of itself, or 4e-6 below −15. It takes fewer operations than exp,
+// which is exact to the last digits for every z.
+RSF_INLINE Floats bounded_sigmoid(Floats z) {
+  const Floats magic = broadcast(12582912.0f), bounded = minimum(broadcast(87.0f), z);
+  const Floats shifted = bounded * -1.44269504f + magic;
+  const Floats f = bounded * -1.44269504f - (shifted - magic);
+  // Minimax polynomial of 2^f for |f| ≤ 1/2.
+  Floats p = broadcast(1.32764725e-3f);
+  p = p * f + 9.67554189e-3f;
+  p = p * f + 5.55071309e-2f;
+  p = p * f + 2.40221202e-1f;
+  p = p * f + 6.93146944e-1f;
+  p = p * f + 1.0f;
+  const Words exponent = reinterpret_cast<Words>(shifted) << 23;
+  return reciprocal(1.0f + reinterpret_cast<Floats>(reinterpret_cast<Words>(p) + exponent));
+}
 
-// z σ(z); arXiv 1702.03118.
-RSF_INLINE Floats silu(Floats z) { return z * sigmoid(z); }
+RSF_INLINE Floats sigmoid(Floats z) { return bounded_sigmoid(maximum(broadcast(-87.0f), z)); }
+
+// z σ(z); arXiv 1702.03118. Next to nothing below −87, where σ(z) stays what it is there.
+RSF_INLINE Floats silu(Floats z) {
+  const Floats bounded = maximum(broadcast(-87.0f), z);
+  return bounded * bounded_sigmoid(bounded);
+}
 
 // z Φ(z) with the normal distribution Φ, arXiv 1606.08415; Φ within 1e-7 (Abramowitz and Stegun, 7.1.26).
 RSF_INLINE Floats gelu(Floats z) {

@@ -1,0 +1,166 @@
+// 3×3 convolution on CPU tensors: checks, the plan of a call, and its threads.
+#include "../cpu/winograd.h"
+
+#include <algorithm>
+#include <cstdint>
+
+#include "tensors.h"
+#include "workspace.h"
+
+namespace resshift::bindings {
+namespace {
+
+using namespace resshift::cpu;
+
+constexpr int64_t kOwnChunk = 16;    // tiles of a thread that has its own: they stay in its level-2 cache
+constexpr int64_t kCached = 1 << 18;  // floats that stay there, of two matrices at once
+constexpr int64_t kTileGrain = 2;
+
+// Every thread takes column blocks, transforms their weights, and has them meet all tiles, transformed before.
+void run_with_shared_tiles(const Convolution& call, const WinogradPlan& plan) {
+  const Workspace tiles(plan.chunks() * plan.input_size());
+  const auto transform = RSF_KERNEL(winograd_input);
+  torch::stable::parallel_for(0, plan.tiles, kTileGrain, [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t chunk = begin / plan.chunk, stop = std::min(end, (chunk + 1) * plan.chunk);
+      transform(call, plan, begin, stop, tiles.data() + chunk * plan.input_size());
+      begin = stop;
+    }
+  });
+  const auto weights = RSF_KERNEL(winograd_weights);
+  const auto multiply = RSF_KERNEL(winograd_multiply);
+  const auto output = RSF_KERNEL(winograd_output);
+  torch::stable::parallel_for(0, plan.column_blocks * plan.chunks(), 1, [&](int64_t begin, int64_t end) {
+    const Workspace scratch(plan.weight_size() + plan.product_size());
+    float *u = scratch.data(), *product = u + plan.weight_size();
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t block = item / plan.chunks(), chunk = item % plan.chunks();
+      const bool has_them = plan.slice == call.channels && item > begin && chunk > 0;
+      for (int64_t channel = 0; channel < call.channels; channel += plan.slice) {
+        const int64_t stop = std::min(channel + plan.slice, call.channels);
+        if (!has_them) weights(call, plan, block, channel, stop, u);
+        multiply(call, plan, chunk, block, channel, stop, tiles.data() + chunk * plan.input_size(), u, product);
+      }
+      output(call, plan, chunk, block, product);
+    }
+  });
+}
+
+// Every thread takes chunks of tiles, transforms them, and has them meet all weights, transformed before.
+void run_with_shared_weights(const Convolution& call, const WinogradPlan& plan) {
+  const Workspace weights(plan.column_blocks * plan.weight_size());
+  const auto transform = RSF_KERNEL(winograd_weights);
+  torch::stable::parallel_for(0, plan.column_blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      transform(call, plan, block, 0, call.channels, weights.data() + block * plan.weight_size());
+    }
+  });
+  const auto input = RSF_KERNEL(winograd_input);
+  const auto multiply = RSF_KERNEL(winograd_multiply);
+  const auto output = RSF_KERNEL(winograd_output);
+  torch::stable::parallel_for(0, plan.chunks(), 1, [&](int64_t begin, int64_t end) {
+    const Workspace scratch(plan.input_size() + plan.product_size());
+    float *v = scratch.data(), *product = v + plan.input_size();
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      const int64_t first = chunk * plan.chunk;
+      input(call, plan, first, std::min(first + plan.chunk, plan.tiles), v);
+      for (int64_t block = 0; block < plan.column_blocks; ++block) {
+        multiply(call, plan, chunk, block, 0, call.channels, v, weights.data() + block * plan.weight_size(), product);
+        output(call, plan, chunk, block, product);
+      }
+    }
+  });
+}
+
+// Tiles that meet a column block at once: as many as the weights are worth, but so that no thread is left without work.
+int64_t shared_chunk(const WinogradPlan& whole) {
+  const int64_t threads = torch::stable::get_num_threads();
+  int64_t chunk = std::min<int64_t>(64, whole.tiles);
+  auto rounds_up_much = [&](int64_t size) {
+    const int64_t items = whole.column_blocks * ((whole.tiles + size - 1) / size);
+    return (items + threads - 1) / threads * threads * 10 > items * 11;
+  };
+  while (chunk > 16 && rounds_up_much(chunk)) chunk = (chunk + 1) / 2;
+  return chunk;
+}
+
+void run(const Convolution& call, int64_t tile) {
+  const auto plan = RSF_KERNEL(winograd_plan);
+  const int outputs = static_cast<int>(tile);
+  const WinogradPlan whole = plan(call, outputs, INT64_MAX, call.channels);
+  // What is shared is held in whole, so it is the smaller of the two.
+  if (whole.input_size() > whole.column_blocks * whole.weight_size()) {
+    return run_with_shared_weights(call, plan(call, outputs, kOwnChunk, call.channels));
+  }
+  const int64_t chunk = shared_chunk(whole);
+  // The product of a few tiles stays in the level-2 cache, and so may slices of the weights.
+  const bool in_slices = whole.points * chunk * whole.columns <= kCached / 4;
+  const int64_t slice = std::max<int64_t>(16, kCached / 2 / (whole.points * whole.columns) / 16 * 16);
+  run_with_shared_tiles(call, plan(call, outputs, chunk, in_slices ? slice : call.channels));
+}
+
+Tensor channels_last(const Tensor& x) {
+  return torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
+}
+
+Tensor conv2d(Tensor x, Tensor weight, OptionalTensor bias, int64_t padding, OptionalTensor normalization, bool silu,
+              OptionalTensor residual, bool upsample, int64_t tile) {
+  STD_TORCH_CHECK(x.is_cpu() && x.dim() == 4 && x.numel() > 0, "x must be [B, C, H, W] on the CPU and not empty");
+  STD_TORCH_CHECK(tile == 4 || tile == 8, "tile must be 4 or 8");
+  STD_TORCH_CHECK(padding >= 0, "padding must not be negative");
+  const int64_t channels = x.size(1);
+  STD_TORCH_CHECK(weight.is_cpu() && weight.dim() == 4 && weight.size(0) > 0 && weight.size(1) == channels &&
+                      weight.size(2) == 3 && weight.size(3) == 3,
+                  "weight must be [O, C, 3, 3] on the CPU");
+  const int64_t out_channels = weight.size(0);
+  STD_TORCH_CHECK((out_channels == 1 || weight.stride(0) == 1) && weight.stride(2) == 3 * weight.stride(3),
+                  "weight must lie in memory with output channels last and taps in order");
+  const Tensor image = channels_last(x);
+  Convolution call{};
+  call.batch = x.size(0);
+  call.height = x.size(2);
+  call.width = x.size(3);
+  call.channels = channels;
+  call.out_channels = out_channels;
+  call.padding = padding;
+  call.upsample = upsample;
+  call.silu = silu;
+  STD_TORCH_CHECK(call.out_height() > 0 && call.out_width() > 0, "the image is smaller than the kernel");
+  const std::vector<int64_t> size{x.size(0), out_channels, call.out_height(), call.out_width()};
+  Tensor y = torch::stable::empty(size, x.scalar_type(), std::nullopt, x.device(), std::nullopt,
+                                  MemoryFormat::ChannelsLast);
+  OptionalTensor biases, statistics, added;
+  if (bias) biases = flat(*bias, ScalarType::Float, out_channels, x, "bias");
+  if (normalization) {
+    statistics = flat(*normalization, ScalarType::Float, x.size(0) * 3 * channels, x, "normalization");
+  }
+  if (residual) {
+    check_like(*residual, y, "residual");
+    STD_TORCH_CHECK(residual->scalar_type() == x.scalar_type(), "residual must have x's dtype");
+    added = channels_last(*residual);
+  }
+  call.x = image.const_data_ptr();
+  call.weight = weight.const_data_ptr();
+  call.bias = biases ? static_cast<const float*>(biases->const_data_ptr()) : nullptr;
+  call.normalization = statistics ? static_cast<const float*>(statistics->const_data_ptr()) : nullptr;
+  call.residual = added ? added->const_data_ptr() : nullptr;
+  call.y = y.mutable_data_ptr();
+  call.dtype = dtype_of(x, "x");
+  call.weight_dtype = dtype_of(weight, "weight");
+  call.tap_stride = weight.stride(3);
+  call.channel_stride = weight.stride(1);
+  run(call, tile);
+  return y;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(resshift_fast_cpu, library) {
+  library.def(
+      "conv2d(Tensor x, Tensor weight, Tensor? bias, int padding, Tensor? normalization, bool silu, Tensor? residual, "
+      "bool upsample, int tile) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(resshift_fast_cpu, CPU, library) { library.impl("conv2d", TORCH_BOX(&conv2d)); }
+
+}  // namespace resshift::bindings

@@ -1,0 +1,80 @@
+#include "workspace.h"
+
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdlib>
+#include <mutex>
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace resshift::bindings {
+namespace {
+
+constexpr std::size_t kPage = std::size_t{1} << 21;  // a huge page, which the system uses where it has one to spare
+constexpr std::size_t kKept = 16;                    // buffers; more threads than that allocate anew
+
+struct Buffer {
+  float* data;
+  std::size_t bytes;
+};
+
+struct Pool {
+  std::mutex mutex;
+  std::vector<Buffer> buffers;
+};
+
+// Never destroyed: a thread may still run a kernel while the process ends.
+Pool& pool() {
+  static Pool& instance = *new Pool;
+  return instance;
+}
+
+Buffer allocate(std::size_t bytes) {
+  void* data = std::aligned_alloc(kPage, bytes);
+  STD_TORCH_CHECK(data, "no memory is left for ", bytes, " bytes of scratch");
+#if defined(__linux__)
+  madvise(data, bytes, MADV_HUGEPAGE);
+#endif
+  return {static_cast<float*>(data), bytes};
+}
+
+}  // namespace
+
+Workspace::Workspace(int64_t floats) {
+  const std::size_t needed = (static_cast<std::size_t>(floats) * sizeof(float) + kPage - 1) / kPage * kPage;
+  Buffer found{nullptr, 0};
+  {
+    std::lock_guard<std::mutex> lock(pool().mutex);
+    auto& buffers = pool().buffers;
+    std::size_t best = buffers.size();
+    for (std::size_t i = 0; i < buffers.size(); ++i) {
+      const bool fits = buffers[i].bytes >= needed;
+      if (fits && (best == buffers.size() || buffers[i].bytes < buffers[best].bytes)) best = i;
+    }
+    // One that is too small makes room for the larger one that replaces it.
+    if (best == buffers.size() && !buffers.empty()) {
+      std::free(buffers.back().data);
+      buffers.pop_back();
+    } else if (best < buffers.size()) {
+      found = buffers[best];
+      buffers.erase(buffers.begin() + static_cast<std::ptrdiff_t>(best));
+    }
+  }
+  if (!found.data) found = allocate(needed);
+  data_ = found.data;
+  bytes_ = found.bytes;
+}
+
+Workspace::~Workspace() {
+  std::lock_guard<std::mutex> lock(pool().mutex);
+  if (pool().buffers.size() < kKept) {
+    pool().buffers.push_back({data_, bytes_});
+  } else {
+    std::free(data_);
+  }
+}
+
+}  // namespace resshift::bindings

@@ -1,0 +1,271 @@
+// Winograd's convolution: transforms of tiles, and the products between them.
+
+#include "winograd.h"
+
+#include <type_traits>
+
+#include "matrix.h"
+#include "winograd_transforms.h"
+
+namespace resshift::cpu::RSF_ISA {
+namespace {
+
+constexpr std::int64_t kSkew = 16;           // floats between the matrices of two points
+constexpr std::int64_t kStagedChannels = 128;  // whose pixels are laid out at once
+
+constexpr std::int64_t kAhead = 6;             // channels whose weights are fetched before they are needed
+
+RSF_INLINE std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+
+// Where a tile's results begin.
+struct Place {
+  std::int64_t image, row, column;
+};
+
+RSF_INLINE Place place_of(const WinogradPlan& plan, std::int64_t tile) {
+  const std::int64_t row = tile / plan.tile_columns % plan.tile_rows;
+  return {tile / (plan.tile_columns * plan.tile_rows), row * plan.outputs, tile % plan.tile_columns * plan.outputs};
+}
+
+// Transform n × n vectors that lie `row_stride` and `column_stride` apart, into one of each point.
+template <int Pairs, class T>
+RSF_INLINE void transform_input(const T* x, std::int64_t row_stride, std::int64_t column_stride, float* v,
+                                std::int64_t point_stride) {
+  using Winograd = Transform<Pairs>;
+  constexpr int n = Winograd::kInputs;
+  Floats half[n][n];  // columns transformed
+  for (int column = 0; column < n; ++column) {
+    Floats d[n], transformed[n];
+    for (int row = 0; row < n; ++row) d[row] = load(x + row * row_stride + column * column_stride);
+    Winograd::input(d, transformed);
+    for (int row = 0; row < n; ++row) half[row][column] = transformed[row];
+  }
+  for (int row = 0; row < n; ++row) {
+    Floats transformed[n];
+    Winograd::input(half[row], transformed);
+    for (int column = 0; column < n; ++column) store(v + (row * n + column) * point_stride, transformed[column]);
+  }
+}
+
+// Normalize and activate one vector of pixels.
+struct Normalization {
+  Floats mean, multiplier, offset;
+  bool silu_after;
+
+  RSF_INLINE Floats operator()(Floats x) const {
+    const Floats y = (x - mean) * multiplier + offset;
+    return silu_after ? silu(y) : y;
+  }
+};
+
+// Lay out a tile's pixels of some channels as float32, [n, n, kStagedChannels]: zeros beyond the image, upsampled,
+// normalized.
+template <class T>
+void stage(const Convolution& call, std::int64_t n, const Place& place, std::int64_t channel, std::int64_t count,
+           float* staged) {
+  const T* x = static_cast<const T*>(call.x) + place.image * call.height * call.width * call.channels;
+  const int shift = call.upsample;
+  const float* statistics = call.normalization ? call.normalization + place.image * 3 * call.channels : nullptr;
+  for (std::int64_t c = 0; c < count; c += kLanes) {
+    const std::int64_t left = call.channels - channel - c;
+    Normalization normalization{{}, {}, {}, call.silu};
+    if (statistics) {
+      const float* s = statistics + channel + c;
+      normalization = {load(s, left), load(s + call.channels, left), load(s + 2 * call.channels, left), call.silu};
+    }
+    for (std::int64_t row = 0; row < n; ++row) {
+      const std::int64_t y = place.row + row - call.padding;
+      for (std::int64_t column = 0; column < n; ++column) {
+        const std::int64_t z = place.column + column - call.padding;
+        float* out = staged + (row * n + column) * kStagedChannels + c;
+        if (y < 0 || y >= call.in_height() || z < 0 || z >= call.in_width()) {
+          store(out, Floats{});
+          continue;
+        }
+        const T* pixel = x + ((y >> shift) * call.width + (z >> shift)) * call.channels + channel + c;
+        const Floats value = load(pixel, left);
+        store(out, statistics ? normalization(value) : value);
+      }
+    }
+  }
+}
+
+template <int Pairs, class T>
+void input_tile(const Convolution& call, const WinogradPlan& plan, std::int64_t tile, float* v) {
+  constexpr std::int64_t n = Transform<Pairs>::kInputs;
+  const Place place = place_of(plan, tile);
+  const std::int64_t row = place.row - call.padding, column = place.column - call.padding;
+  const bool inside = row >= 0 && column >= 0 && row + n <= call.height && column + n <= call.width;
+  const bool as_it_is = inside && !call.upsample && !call.normalization && call.channels % kLanes == 0;
+  if (as_it_is) {
+    const T* x = static_cast<const T*>(call.x) +
+                 ((place.image * call.height + row) * call.width + column) * call.channels;
+    for (std::int64_t c = 0; c < call.channels; c += kLanes) {
+      transform_input<Pairs>(x + c, call.width * call.channels, call.channels, v + c, plan.input_point);
+    }
+    return;
+  }
+  alignas(64) float staged[n * n * kStagedChannels];
+  for (std::int64_t channel = 0; channel < call.channels; channel += kStagedChannels) {
+    const std::int64_t count = smaller(kStagedChannels, plan.depth - channel);
+    stage<T>(call, n, place, channel, count, staged);
+    for (std::int64_t c = 0; c < count; c += kLanes) {
+      transform_input<Pairs>(staged + c, n * kStagedChannels, kStagedChannels, v + channel + c, plan.input_point);
+    }
+  }
+}
+
+template <int Pairs, class W>
+void weight_block(const Convolution& call, const WinogradPlan& plan, std::int64_t block, std::int64_t begin,
+                  std::int64_t end, float* u) {
+  using Winograd = Transform<Pairs>;
+  constexpr int n = Winograd::kInputs;
+  const std::int64_t first = block * plan.columns, left = call.out_channels - first;
+  for (std::int64_t channel = begin; channel < end; ++channel) {
+    const W* weight = static_cast<const W*>(call.weight) + channel * call.channel_stride + first;
+    if (channel + kAhead < end) {
+      for (int tap = 0; tap < 9; ++tap) prefetch(weight + kAhead * call.channel_stride + tap * call.tap_stride);
+    }
+    for (std::int64_t c = 0; c < smaller(plan.columns, left); c += kLanes) {
+      Floats half[n][3];
+      for (int column = 0; column < 3; ++column) {
+        Floats g[3], transformed[n];
+        for (int row = 0; row < 3; ++row) g[row] = load(weight + (3 * row + column) * call.tap_stride + c, left - c);
+        Winograd::weight(g, transformed);
+        for (int row = 0; row < n; ++row) half[row][column] = transformed[row];
+      }
+      for (int row = 0; row < n; ++row) {
+        Floats transformed[n];
+        Winograd::weight(half[row], transformed);
+        float* out = u + row * n * plan.weight_point + (channel - begin) * plan.columns + c;
+        for (int column = 0; column < n; ++column) store(out + column * plan.weight_point, transformed[column]);
+      }
+    }
+  }
+}
+
+// Transform one tile's products of one vector of channels back, and write those that are in the image.
+template <int Pairs, class T>
+void output_tile(const Convolution& call, const WinogradPlan& plan, const Place& place, std::int64_t channel,
+                 const float* product) {
+  using Winograd = Transform<Pairs>;
+  constexpr int n = Winograd::kInputs, m = Winograd::kOutputs;
+  Floats half[m][n];
+  for (int column = 0; column < n; ++column) {
+    Floats in[n], transformed[m];
+    for (int row = 0; row < n; ++row) in[row] = load(product + (row * n + column) * plan.product_point);
+    Winograd::output(in, transformed);
+    for (int row = 0; row < m; ++row) half[row][column] = transformed[row];
+  }
+  const std::int64_t left = call.out_channels - channel, height = call.out_height(), width = call.out_width();
+  const Floats bias = call.bias ? load(call.bias + channel, left) : Floats{};
+  const std::int64_t columns = smaller(m, width - place.column);
+  for (int row = 0; row < m && place.row + row < height; ++row) {
+    Floats transformed[m];
+    Winograd::output(half[row], transformed);
+    const std::int64_t pixel = (place.image * height + place.row + row) * width + place.column;
+    const std::int64_t offset = pixel * call.out_channels + channel;
+    for (std::int64_t column = 0; column < columns; ++column) {
+      Floats value = transformed[column] + bias;
+      const std::int64_t at = offset + column * call.out_channels;
+      if (call.residual) value += load(static_cast<const T*>(call.residual) + at, left);
+      store(static_cast<T*>(call.y) + at, value, left);
+    }
+  }
+}
+
+template <bool Add>
+void multiply_chunk(const Convolution& call, const WinogradPlan& plan, std::int64_t chunk, std::int64_t block,
+                    std::int64_t begin, std::int64_t end, const float* v, const float* u, float* product) {
+  const std::int64_t tiles = smaller(plan.chunk, plan.tiles - chunk * plan.chunk);
+  const bool narrow = call.out_channels - block * plan.columns <= kLanes;
+  for (std::int64_t point = 0; point < plan.points; ++point) {
+    const float* a = v + point * plan.input_point + begin;
+    const float* b = u + point * plan.weight_point;
+    float* out = product + point * plan.product_point;
+    if (narrow) {
+      multiply<1, Add>(tiles, a, plan.depth, b, end - begin, out, plan.columns);
+    } else {
+      multiply<kColumnVectors, Add>(tiles, a, plan.depth, b, end - begin, out, plan.columns);
+    }
+  }
+}
+
+template <int Pairs, class T>
+void output_chunk(const Convolution& call, const WinogradPlan& plan, std::int64_t chunk, std::int64_t block,
+                  const float* product) {
+  const std::int64_t first = chunk * plan.chunk, tiles = smaller(plan.chunk, plan.tiles - first);
+  const std::int64_t channel = block * plan.columns, channels = smaller(plan.columns, call.out_channels - channel);
+  for (std::int64_t tile = 0; tile < tiles; ++tile) {
+    const Place place = place_of(plan, first + tile);
+    for (std::int64_t c = 0; c < channels; c += kLanes) {
+      output_tile<Pairs, T>(call, plan, place, channel + c, product + tile * plan.columns + c);
+    }
+  }
+}
+
+template <class Function>
+RSF_INLINE void with_pairs(const WinogradPlan& plan, const Function& function) {
+  if (plan.outputs == 4) {
+    function(std::integral_constant<int, 2>{});
+  } else {
+    function(std::integral_constant<int, 4>{});
+  }
+}
+
+}  // namespace
+
+WinogradPlan winograd_plan(const Convolution& call, int outputs, std::int64_t chunk, std::int64_t slice) {
+  WinogradPlan plan{};
+  plan.outputs = outputs;
+  plan.points = (outputs + 2) * (outputs + 2);
+  plan.tile_rows = (call.out_height() + outputs - 1) / outputs;
+  plan.tile_columns = (call.out_width() + outputs - 1) / outputs;
+  plan.tiles = call.batch * plan.tile_rows * plan.tile_columns;
+  plan.chunk = smaller(chunk, plan.tiles);
+  plan.columns = kColumns;
+  plan.column_blocks = (call.out_channels + kColumns - 1) / kColumns;
+  plan.depth = (call.channels + kLanes - 1) / kLanes * kLanes;
+  plan.input_point = plan.chunk * plan.depth + kSkew;
+  plan.slice = smaller(slice, call.channels);
+  plan.weight_point = plan.slice * plan.columns + kSkew;
+  plan.product_point = plan.chunk * plan.columns + kSkew;
+  return plan;
+}
+
+void winograd_weights(const Convolution& call, const WinogradPlan& plan, std::int64_t block, std::int64_t begin,
+                      std::int64_t end, float* u) {
+  with_pairs(plan, [&](auto pairs) {
+    dispatch(call.weight_dtype, [&](auto type) {
+      weight_block<decltype(pairs)::value, typename decltype(type)::type>(call, plan, block, begin, end, u);
+    });
+  });
+}
+
+void winograd_input(const Convolution& call, const WinogradPlan& plan, std::int64_t begin, std::int64_t end, float* v) {
+  with_pairs(plan, [&](auto pairs) {
+    dispatch(call.dtype, [&](auto type) {
+      for (std::int64_t tile = begin; tile < end; ++tile) {
+        float* at = v + tile % plan.chunk * plan.depth;
+        input_tile<decltype(pairs)::value, typename decltype(type)::type>(call, plan, tile, at);
+      }
+    });
+  });
+}
+
+void winograd_multiply(const Convolution& call, const WinogradPlan& plan, std::int64_t chunk, std::int64_t block,
+                       std::int64_t begin, std::int64_t end, const float* v, const float* u, float* product) {
+  const auto run = begin ? multiply_chunk<true> : multiply_chunk<false>;
+  run(call, plan, chunk, block, begin, end, v, u, product);
+}
+
+void winograd_output(const Convolution& call, const WinogradPlan& plan, std::int64_t chunk, std::int64_t block,
+                     const float* product) {
+  with_pairs(plan, [&](auto pairs) {
+    dispatch(call.dtype, [&](auto type) {
+      output_chunk<decltype(pairs)::value, typename decltype(type)::type>(call, plan, chunk, block, product);
+    });
+  });
+}
+
+}  // namespace resshift::cpu::RSF_ISA
