@@ -10,7 +10,6 @@ import math
 import os
 import platform
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resshift_fast import images
+from resshift_fast import images, memory
 from resshift_fast.cli import console
 from resshift_fast.files import make_folder, write_atomically
 from resshift_fast.preferences import processor
@@ -27,6 +26,7 @@ from resshift_fast.tiling import reflect
 
 if TYPE_CHECKING:
     from resshift_fast.pipeline import Pipeline
+    from resshift_fast.providers import Case
 
 PHOTO = Path(__file__).resolve().parent.parent / "examples" / "nuthatch.jpg"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -71,9 +71,9 @@ def option(to: argparse.ArgumentParser, *names: str, help: str, **settings: Any)
     to.add_argument(*names, help=help.replace("%", "%%"), **settings)
 
 
-def add_model_options(to: argparse.ArgumentParser, *, several_dtypes: bool = False) -> None:
+def add_model_options(to: argparse.ArgumentParser, *, several_dtypes: bool = False, model: str = "nano-x4") -> None:
     """The options that `load` takes; with `several_dtypes` --dtype gives a list."""
-    option(to, "--model", default="nano-x4", help="A model of the catalogue.")
+    option(to, "--model", default=model, help="A model of the catalogue.")
     option(to, "--weights", type=Path, metavar="FILE", help="Weights instead of the model's published ones.")
     option(to, "--autoencoder", type=Path, metavar="FILE", help="Autoencoder instead of the published one.")
     option(to, "--random-weights", action="store_true", help="Load no weights: for time and memory alone.")
@@ -84,6 +84,24 @@ def add_model_options(to: argparse.ArgumentParser, *, several_dtypes: bool = Fal
         option(to, "--dtype", choices=DTYPES, default="float32", help="What the networks run in.")
     option(to, "--threads", type=positive, help="torch's threads on the CPU; without it torch's own choice.")
     option(to, "--seed", type=int, default=0, help="Seed of the noise.")
+
+
+def add_case_options(to: argparse.ArgumentParser, *, model: str, providers: Sequence[str]) -> None:
+    """The options that `case` takes, with these defaults."""
+    add_model_options(to, several_dtypes=True, model=model)
+    known = ("reference", "compile", "ours", "ours-compiled")
+    option(to, "--providers", nargs="+", choices=known, default=list(providers), help="What is measured.")
+
+
+def case(
+    args: argparse.Namespace, provider: str, dtype: str, size: int, batch: int, batch_size: int | None = None
+) -> Case:
+    """The case that the options of `add_case_options` ask for; see `providers.Case`."""
+    from resshift_fast.providers import Case
+
+    files = {name: path and str(path) for name, path in (("weights", args.weights), ("autoencoder", args.autoencoder))}
+    others = {"random_weights": args.random_weights, "device": args.device, "threads": args.threads, **files}
+    return Case(provider, dtype, args.model, size, batch, batch_size, **others)
 
 
 def positive(text: str) -> int:
@@ -165,12 +183,7 @@ def spread(values: Sequence[float]) -> float | None:
 
 def peak_mib() -> float:
     """The most memory that this process has held so far (resident set), in MiB; NaN where the system tells nothing."""
-    try:
-        import resource
-    except ImportError:
-        return float("nan")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / MIB if sys.platform == "darwin" else peak / 1024
+    return memory.peak_bytes() / MIB
 
 
 def machine(threads: int | None = None, device: Any = None) -> dict[str, Any]:

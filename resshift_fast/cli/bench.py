@@ -1,4 +1,4 @@
-"""`resshift-fast bench`: what a restoration costs, counted and projected; `tune` is in tune.py."""
+"""`resshift-fast bench`: what a restoration costs, counted and projected; `tune` and `e2e` have files of their own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from resshift_fast.cli.e2e import e2e
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +28,10 @@ Csv = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Also wr
 
 @app.callback()
 def bench() -> None:
-    """Count or project what a restoration costs, or measure which kernels are the fastest."""
+    """Count, project or measure what a restoration costs, or measure which kernels are the fastest."""
+
+
+app.command()(e2e)
 
 
 @app.command()

@@ -1,0 +1,272 @@
+"""One restoration as several providers do it: plain PyTorch, torch.compile at its best, and this library.
+
+Each is set up so that its stages can be timed by themselves; `Runner` measures one of them.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # some builds of torch print two lines for every profile otherwise
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from resshift_fast import backends, catalog, memory, timing
+from resshift_fast.pipeline import DTYPES, Pipeline
+
+PROVIDERS = {
+    "reference": "plain PyTorch, eager",
+    "compile": "the same through torch.compile, as fast as it gets",
+    "ours": "the pipeline as it comes",
+    "ours-compiled": "the pipeline after Pipeline.compile(), which hides its stages",
+}
+STAGES = ("encode", "denoise", "decode")
+WHOLE = "whole"
+GEMM_SIDE = {"cpu": 2048, "cuda": 8192}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is restored, and how.
+
+    Args:
+        provider: one of `PROVIDERS`.
+        dtype: of the networks, one of `pipeline.DTYPES`.
+        model: a name of the catalogue.
+        size: side of the square input in pixels; tiled as the pipeline does.
+        batch: pictures.
+        batch_size: tiles restored at once; None takes the pipeline's own.
+        weights, autoencoder, random_weights, device: as in `Pipeline.from_pretrained`; random ones are the same in
+            every case and none of them is 0, so that no layer is hidden.
+        threads: torch's on the CPU; None leaves them.
+
+    Raises:
+        ValueError: for a value that cannot be run, with the reason.
+    """
+
+    provider: str
+    dtype: str = "float32"
+    model: str = "realsr-x4-v3"
+    size: int = 64
+    batch: int = 1
+    batch_size: int | None = None
+    weights: str | None = None
+    autoencoder: str | None = None
+    random_weights: bool = False
+    device: str | None = None
+    threads: int | None = None
+
+    def __post_init__(self):
+        for name, known in (("provider", PROVIDERS), ("dtype", DTYPES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}")
+        for name in ("size", "batch", "batch_size", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1")
+        catalog.get(self.model)
+
+    @property
+    def name(self) -> str:
+        """Provider and dtype."""
+        return f"{self.provider} {self.dtype}"
+
+
+@dataclass(frozen=True)
+class First:
+    """What building a pipeline and the first restoration gave.
+
+    Args:
+        pixels: float32 [B, 3, H, W] in [0, 1].
+        seconds: of both, compiling included.
+        peak_bytes: the most memory so far; see `memory.peak_bytes`.
+    """
+
+    pixels: np.ndarray
+    seconds: float
+    peak_bytes: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """One timed restoration.
+
+    Args:
+        seconds: by stage where stages are known, and of the `WHOLE`, which also has what is around them: bicubic
+            enlargement, tiles, pixels.
+        peak_bytes: the most memory during it, weights included; None where the system cannot tell.
+    """
+
+    seconds: dict[str, float]
+    peak_bytes: float | None
+
+
+class Runner:
+    """One case, to be measured: `first`, then `run` as often as wanted. A process of its own makes memory honest."""
+
+    def __init__(self, case: Case):
+        if case.threads:
+            torch.set_num_threads(case.threads)
+        self._case, self._plain = case, case.provider in ("reference", "compile")
+        self._totals: dict[str, float] = {}
+        self._read: Callable[[], float] | None = None
+        self._seconds, _ = timing.seconds(self._build)
+
+    def _build(self) -> None:
+        with self._backend():
+            self._pipe = build(self._case)
+            if self._case.provider == "compile":
+                compile_stages(self._pipe)
+        if self._case.provider == "ours-compiled":
+            self._pipe.compile()
+        else:
+            self._mark_stages()
+        self._pictures = pictures(self._case)
+
+    def _backend(self) -> AbstractContextManager:
+        return backends.use_backend("reference") if self._plain else nullcontext()
+
+    def _mark_stages(self) -> None:
+        for owner, function, stage in places(self._pipe):
+            setattr(owner, function, self._metered(getattr(owner, function), stage))
+
+    def _metered(self, function: Callable[..., Any], stage: str) -> Callable[..., Any]:
+        """`function`, which adds what `_read` gains meanwhile to the stage's total."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            read = self._read
+            if read is None:
+                return function(*args, **kwargs)
+            before = read()
+            result = function(*args, **kwargs)
+            self._totals[stage] = self._totals.get(stage, 0) + read() - before
+            return result
+
+        return call
+
+    def _restore(self) -> list[Tensor]:
+        case = self._case
+        mask = None
+        if catalog.get(case.model).needs_mask:
+            mask = [np.ones((case.size, case.size), dtype=bool)] * case.batch
+        with self._backend():
+            return self._pipe(self._pictures, mask, seed=0, batch_size=case.batch_size, progress=False)
+
+    def _measured(self, read: Callable[[], float]) -> dict[str, float]:
+        """What `read` gains in each stage and in the whole of one restoration."""
+        self._totals, self._read = {}, read
+        before = read()
+        try:
+            self._restore()
+            return self._totals | {WHOLE: read() - before}
+        finally:
+            self._read = None
+
+    def _clock(self) -> float:
+        timing.synchronize(self._pipe.device)
+        return time.perf_counter()
+
+    def first(self) -> First:
+        """The first restoration, which also verifies kernels and compiles."""
+        seconds, restored = timing.seconds(self._restore, self._pipe.device)
+        pixels = np.stack([picture.float().cpu().numpy() for picture in restored])
+        return First(pixels, self._seconds + seconds, memory.peak_bytes(self._pipe.device))
+
+    def run(self) -> Run:
+        """One timed restoration, and another one for the stages where waiting for them would cost time."""
+        device = self._pipe.device
+        known = memory.reset_peak(device)
+        if device.type == "cpu":
+            seconds = self._measured(self._clock)
+        else:
+            whole, _ = timing.seconds(self._restore, device)
+            seconds = self._measured(self._clock) | {WHOLE: whole}
+        return Run(seconds, memory.peak_bytes(device) if known else None)
+
+    def operations(self) -> dict[str, float]:
+        """Multiplications and additions in convolutions and matrix products, by stage and of the whole."""
+        attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        mapping = {attention: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
+        with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+            return self._measured(lambda: float(counter.get_total_flops()))
+
+    def operator_seconds(self) -> dict[str, float]:
+        """Seconds by PyTorch operator, each without those that it calls, on the CPU or the GPU."""
+        from torch.profiler import ProfilerActivity, profile
+
+        on_gpu = self._pipe.device.type == "cuda"
+        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
+        for _ in range(2):  # compiled code is compiled once more for the profiler
+            with profile(activities=activities) as recorded:
+                self._restore()
+        attribute = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+        return {event.key: getattr(event, attribute) / 1e6 for event in recorded.key_averages()}
+
+
+def build(case: Case) -> Pipeline:
+    """The case's pipeline."""
+    if not case.random_weights:
+        return Pipeline.from_pretrained(
+            case.model, weights=case.weights, autoencoder=case.autoencoder, device=case.device, dtype=case.dtype
+        )
+    spec = catalog.get(case.model)
+    torch.manual_seed(0)
+    networks = catalog.build_denoiser(spec), catalog.build_first_stage(spec)
+    for network in networks:
+        for parameter in network.parameters():
+            if parameter.dim() > 1 and not parameter.any():
+                nn.init.normal_(parameter, std=0.02)
+    return Pipeline(spec, *networks, backends.usable_device(case.device), DTYPES[case.dtype])
+
+
+def places(pipe: Pipeline) -> list[tuple[nn.Module, str, str]]:
+    """(owner, function's name, stage) of every stage."""
+    return [
+        (pipe.first_stage, "encode", "encode"),
+        (pipe.restoration.chain, "forward", "denoise"),
+        (pipe.first_stage, "decode", "decode"),
+    ]
+
+
+def compile_stages(pipe: Pipeline) -> None:
+    """torch.compile as fast as it gets: for one size, with frozen weights on a CPU and CUDA graphs on a GPU.
+
+    Weights and pictures are channels-last in any pipeline. The denoiser is compiled once for all its steps: the chain
+    as one graph took three times as long to compile and was not faster.
+    """
+    on_gpu = pipe.device.type == "cuda"
+    # Not given as an option to torch.compile, which would ask for it too late: when tracing decides what is constant.
+    torch._inductor.config.freezing = not on_gpu
+    options: dict[str, Any] = {"dynamic": False, "fullgraph": True} | ({"mode": "reduce-overhead"} if on_gpu else {})
+    for owner, name in ((pipe.first_stage, "encode"), (pipe.denoiser, "denoise"), (pipe.first_stage, "decode")):
+        function = torch.compile(getattr(owner, name), **options)
+        setattr(owner, name, _owned(function) if on_gpu else function)
+
+
+def _owned(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`function`, whose result the next replay of its CUDA graph leaves alone."""
+    return lambda *args: function(*args).clone()
+
+
+def pictures(case: Case) -> list[Tensor]:
+    """Smooth pictures with some texture, the same for every provider: float32 [3, size, size] in [0, 1]."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(case.batch, 3, case.size // 12 + 2, case.size // 12 + 2, generator=generator)
+    smooth = F.interpolate(coarse, size=(case.size, case.size), mode="bicubic")
+    texture = torch.rand(case.batch, 3, case.size, case.size, generator=generator) - 0.5
+    return list((smooth + 0.1 * texture).clamp(0, 1))
+
+
+def gemm_rate(dtype: str, device: torch.device, side: int | None = None, repeats: int = 3) -> float:
+    """Operations a second of the fastest of some products of two square matrices."""
+    side = side or GEMM_SIDE.get(device.type, GEMM_SIDE["cpu"])
+    a, b = (torch.randn(side, side, device=device).to(DTYPES[dtype]) for _ in range(2))
+    out = torch.mm(a, b)
+    return 2 * side**3 / min(timing.seconds(lambda: torch.mm(a, b, out=out), device)[0] for _ in range(repeats))
