@@ -199,6 +199,11 @@ def fused(name: str, device_type: str, opaque: bool = False) -> bool:
 
     if torch.compiler.is_compiling() and (opaque or torch.compiler.is_exporting()):
         return _preferred != "reference"
+    return has_kernel(name, device_type)
+
+
+def has_kernel(name: str, device_type: str) -> bool:
+    """Whether some backend has a kernel of an operator for a type of device: what it fuses is worth asking for."""
     return (name, device_type) in _kernels_for
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from resshift_fast import backends, catalog, checkpoints, compilation, download, images
 from resshift_fast.backends import usable_device
 from resshift_fast.catalog import ModelSpec
+from resshift_fast.models.layers import pack_
 from resshift_fast.noise import check_seed
 from resshift_fast.restoration import Restoration
 from resshift_fast.sampler import torch_noise
@@ -429,6 +430,8 @@ class _progress:
 
 def _prepared(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
     module = module.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+    if backends.has_kernel("conv2d", device.type):
+        module = pack_(module)
     return module.eval().requires_grad_(False)
 
 

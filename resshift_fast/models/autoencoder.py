@@ -66,10 +66,11 @@ class _ResnetBlock(nn.Module):
             self.nin_shortcut = Conv1x1(in_channels, out_channels)
 
     def forward(self, x: Tensor | Join) -> Tensor | Join:
-        x, h = self.norm1.join(x, activation="silu")
-        h = self.conv1(h)
-        h = self.conv2(self.norm2(h, activation="silu"))
-        return self.nin_shortcut(x, residual=h) if hasattr(self, "nin_shortcut") else Join(x, h, "add")
+        x, h = self.conv1.after(self.norm1, x)
+        if not hasattr(self, "nin_shortcut"):
+            return self.conv2.after(self.norm2, h, residual=x)[1]
+        _, h = self.conv2.after(self.norm2, h)
+        return self.nin_shortcut(x, residual=h)
 
 
 class _AttentionBlock(nn.Module):
@@ -164,8 +165,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid(_run(self.down, self.conv_in(x)))
-        _, h = self.norm_out.join(x, activation="silu")
-        return self.conv_out(h)
+        return self.conv_out.after(self.norm_out, x)[1]
 
 
 class Decoder(nn.Module):
@@ -188,8 +188,7 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = _run(reversed(self.up), self.mid(self.conv_in(x)))
-        _, h = self.norm_out.join(x, activation="silu")
-        return self.conv_out(h)
+        return self.conv_out.after(self.norm_out, x)[1]
 
 
 class _Codebook(nn.Module):

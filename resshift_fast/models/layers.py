@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from resshift_fast import ops
+from resshift_fast import backends, ops
 
 NUM_GROUPS = 32
 
@@ -69,6 +69,44 @@ class Conv3x3(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         return ops.conv2d(x, self.weight, self.bias)
 
+    def after(
+        self,
+        norm: GroupNorm,
+        x: Tensor | Join,
+        *,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | Join]:
+        """x as one tensor, and the convolution of silu(norm(x)), to which `residual` is added or will be.
+
+        Where the convolution's kernel normalizes as it reads and adds as it writes, no other image is made. Elsewhere
+        the norm takes x apart, and the sum is left to whatever comes next.
+        """
+        if backends.has_kernel("conv2d", self.weight.device.type) and not torch.is_grad_enabled():
+            x = joined(x)
+            y = ops.conv2d(
+                x,
+                self.weight,
+                self.bias,
+                residual=residual,
+                num_groups=NUM_GROUPS,
+                norm_weight=norm.weight,
+                norm_bias=norm.bias,
+                eps=norm.eps,
+                scale=scale,
+                shift=shift,
+                activation="silu",
+            )
+            return x, y
+        if scale is None and shift is None:
+            x, h = norm.join(x, activation="silu")
+        else:
+            x = joined(x)
+            h = norm(x, scale=scale, shift=shift, activation="silu")
+        y = self(h)
+        return x, y if residual is None else Join(residual, y, "add")
+
 
 class Conv1x1(nn.Conv2d):
     """1×1 convolution through `ops.pointwise_conv2d`, of a normalized image and with a sum where they are given."""
@@ -107,6 +145,18 @@ class UpsampleConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.upsample_conv2d(x, self.conv.weight, self.conv.bias)
+
+
+def pack_(module: nn.Module) -> nn.Module:
+    """Lay out the weights of 3×3 convolutions in memory as the kernels for CPUs read them, and return the module.
+
+    They keep their values, names and shapes; only their strides change.
+    """
+    for layer in module.modules():
+        if isinstance(layer, Conv3x3 | UpsampleConv):
+            weight = layer.conv.weight if isinstance(layer, UpsampleConv) else layer.weight
+            weight.data = ops.pack_conv2d(weight.data)
+    return module
 
 
 def zero_(module: nn.Module) -> nn.Module:

@@ -20,6 +20,7 @@ from resshift_fast.models.layers import (
     GroupNorm,
     Join,
     UpsampleConv,
+    joined,
     pointwise,
     timestep_embedding,
     zero_,
@@ -98,12 +99,13 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor | Join, modulation: Tensor) -> Tensor:
         scale, shift = modulation.chunk(2, dim=1)
-        x, h = self.in_layers[0].join(x, activation="silu")
-        h = self.in_layers[2](h)
-        h = self.out_layers[3](self.out_layers[0](h, scale=scale, shift=shift, activation="silu"))
+        x, h = self.in_layers[2].after(self.in_layers[0], x)
+        norm, conv = self.out_layers[0], self.out_layers[3]
         if isinstance(self.skip_connection, Conv1x1):
+            _, h = conv.after(norm, h, scale=scale, shift=shift)
             return self.skip_connection(x, residual=h)
-        return x + h
+        _, h = conv.after(norm, h, scale=scale, shift=shift, residual=x)
+        return joined(h)
 
 
 class Downsample(nn.Module):
@@ -340,7 +342,7 @@ class SwinUNet(nn.Module):
         for block in self.output_blocks:
             x = block(Join(x, skips.pop(), "concat"), modulations)
         norm, _, conv = self.out
-        return conv(norm(x, activation="silu"))
+        return conv.after(norm, x)[1]
 
     def forward(self, x: Tensor, timesteps: Tensor, lq: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Predict from a scaled x_t.

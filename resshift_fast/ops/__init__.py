@@ -10,6 +10,7 @@ from resshift_fast.ops.swin_mlp import swin_mlp
 from resshift_fast.ops.upsample_conv2d import upsample_conv2d
 from resshift_fast.ops.vector_quantize import vector_quantize
 from resshift_fast.ops.window_attention import window_attention
+from resshift_fast.ops.winograd import pack_conv2d as pack_conv2d
 
 __all__ = [
     "conv2d",

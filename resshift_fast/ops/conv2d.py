@@ -1,4 +1,11 @@
-"""3×3 convolution with stride 1: y = w ∗ x + b."""
+r"""3×3 convolution with stride 1, with the group normalization before it and the sum after it.
+
+.. math:: y = w * f\big(\mathrm{norm}(x)(1 + s) + h\big) + b + r
+
+where norm, s, h and the activation f are those of `group_norm` or, with `num_groups` 0, nothing; the bias b and the
+residual r may be missing. On CPUs it is Winograd's convolution (Lavin and Gray, arXiv 1509.09308), which normalizes
+pixels as it reads them.
+"""
 
 import math
 
@@ -6,49 +13,151 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resshift_fast import backends
+from resshift_fast import backends, native
+from resshift_fast.backends import Kernel
 from resshift_fast.ops import checks
+from resshift_fast.ops.group_norm import ACTIVATIONS, group_norm
+from resshift_fast.ops.group_norm import reference as group_norm_reference
 from resshift_fast.ops.registration import recomputed, register
+from resshift_fast.ops.winograd import algorithm, pack_conv2d
 
 
-def reference(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+def reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding: int,
+    residual: Tensor | None = None,
+    num_groups: int = 0,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    eps: float = 1e-5,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str | None = None,
+) -> Tensor:
     """The formula in plain PyTorch, in x's dtype."""
-    return F.conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=padding)
+    if num_groups:
+        x = group_norm_reference(x, num_groups, norm_weight, norm_bias, eps, scale, shift, activation)
+    y = F.conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=padding)
+    return y if residual is None else residual + y
 
 
-def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
-    return checks.image_like(reference(x, weight, bias, padding), x)
+def _plain(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding: int,
+    residual: Tensor | None,
+    num_groups: int,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str | None,
+) -> Tensor:
+    args = (residual, num_groups, norm_weight, norm_bias, eps, scale, shift, activation)
+    return reference(x, weight, bias, padding, *args).contiguous(memory_format=torch.channels_last)
 
 
-def _fake(x, weight, bias, padding):
+def _fake(x, weight, bias, padding, *_):
     batch, _, height, width = x.shape
     size = (batch, weight.shape[0], height + 2 * padding - 2, width + 2 * padding - 2)
-    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=checks.image_format(x))
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def _matrix_operations(x, weight, bias, padding, *, out_shape, **_):
+def _matrix_operations(x, weight, bias, padding, *_, out_shape, **__):
     """Nine taps a value of the result."""
     return 2 * 9 * weight[1] * math.prod(out_shape)
 
 
-def examples(device: torch.device, dtype: torch.dtype, *options: int) -> list[tuple]:
-    """Both memory formats, with and without bias; `options` end each call."""
+def examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
+    """(x, weight, bias) in both memory formats, with and without bias."""
     generator = torch.Generator(device).manual_seed(0)
 
     def normal(*shape):
         return torch.randn(shape, generator=generator, device=device).to(dtype)
 
     x, weight, bias = normal(2, 32, 9, 7), normal(48, 32, 3, 3) / 16, normal(48)
-    return [(x.contiguous(memory_format=torch.channels_last), weight, bias, *options), (x, weight, None, *options)]
+    return [(x.contiguous(memory_format=torch.channels_last), weight, bias), (x, weight, None)]
+
+
+def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
+    """Those, with the smaller tiles and the larger ones, and a normalization about a mean far from zero."""
+    generator = torch.Generator(device).manual_seed(1)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, device=device).to(dtype)
+
+    nothing = (None, 0, None, None, 1e-5, None, None, None)
+    cases = [(*case, 1, *nothing) for case in examples(device, dtype)]
+    x = (normal(2, 64, 41, 35) - 2.3).contiguous(memory_format=torch.channels_last)
+    norm = (32, normal(64), normal(64), 1e-5, normal(2, 64), normal(2, 64), "silu")
+    return [*cases, (x, normal(40, 64, 3, 3) / 24, normal(40), 1, normal(2, 40, 41, 35), *norm)]
+
+
+def _load_cpu() -> Kernel:
+    winograd = native.operator("cpu", "conv2d")
+    affine = native.operator("cpu", "group_norm_affine")
+
+    def run(
+        x, weight, bias, padding, residual, num_groups, norm_weight, norm_bias, eps, scale, shift, activation
+    ):  # fmt: skip
+        tile = algorithm(x, weight, padding)
+        if tile == 0:
+            if num_groups:
+                x = group_norm(
+                    x, num_groups, norm_weight, norm_bias, eps, scale=scale, shift=shift, activation=activation
+                )
+            return _plain(x, weight, bias, padding, residual, 0, None, None, eps, None, None, None)
+        norm = affine(x, num_groups, norm_weight, norm_bias, eps, scale, shift) if num_groups else None
+        bias = None if bias is None else bias.float()
+        return winograd(x, pack_conv2d(weight), bias, padding, norm, activation == "silu", residual, False, tile)
+
+    return Kernel(run, lambda x, *_: "x is float64" if x.dtype is torch.float64 else None)
+
+
+_recomputed = recomputed(reference)
+
+
+def _setup_context(ctx, inputs, output):
+    _recomputed["setup_context"](ctx, inputs, output)
+    ctx.alone = inputs[4] is None and inputs[5] == 0 and inputs[3] <= 2
+
+
+def _backward(ctx, dy):
+    """Of a convolution alone: that of dy with the turned weight gives x's gradient, and is as fast."""
+    if not ctx.alone:
+        return _recomputed["backward"](ctx, dy)
+    x, weight, *bias = ctx.saved_tensors
+    padding = ctx.others[3][0]
+    wanted = ctx.needs_input_grad
+    dx = None
+    if wanted[0]:
+        turned = weight.flip(2, 3).transpose(0, 1)
+        dx = conv2d(dy, turned, padding=2 - padding)
+        dx = checks.laid_out_like(dx, x)
+    dweight = dbias = None
+    if wanted[1] or wanted[2]:
+        _, dweight, dbias = torch.ops.aten.convolution_backward(
+            dy, x, weight.to(x.dtype), [weight.shape[0]], [1, 1], [padding] * 2, [1, 1], False, [0, 0], 1,
+            [False, wanted[1], wanted[2]],
+        )  # fmt: skip
+    dweight = None if dweight is None else dweight.to(weight.dtype)
+    dbias = None if dbias is None else dbias.to(bias[0].dtype)
+    return dx, dweight, dbias, *[None] * 9
 
 
 _op = register(
     "conv2d",
     _plain,
     fake=_fake,
-    examples=lambda device, dtype: examples(device, dtype, 1),
+    examples=_examples,
+    loaders={"cpu": _load_cpu},
     matrix_operations=_matrix_operations,
-    **recomputed(reference),
+    backward=_backward,
+    setup_context=_setup_context,
 )
 
 
@@ -64,21 +173,43 @@ def check_weight(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Non
     checks.parameters(op, x, weight=weight, bias=bias)
 
 
-def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, padding: int = 1) -> Tensor:
-    """3×3 convolution, stride 1.
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    padding: int = 1,
+    residual: Tensor | None = None,
+    num_groups: int = 0,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    eps: float = 1e-5,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str | None = None,
+) -> Tensor:
+    """3×3 convolution, stride 1, of x or of group_norm(x), plus a residual.
 
     Args:
         x: [B, C, H, W], floating point, contiguous or channels-last.
-        weight: [O, C, 3, 3], x's dtype or float32.
+        weight: [O, C, 3, 3], x's dtype or float32; `pack_conv2d` lays it out in memory as the CPU kernel reads it.
         bias: [O], x's dtype or float32, or None.
-        padding: zeros added on every side, ≥ 0; with 0 the image must be at least 3×3.
+        padding: zeros added on every side, after the normalization, ≥ 0; with 0 the image must be at least 3×3.
+        residual: like the result, added to it, or None.
+        num_groups: a divisor of C to normalize x first, or 0.
+        norm_weight, norm_bias, eps, scale, shift, activation: as in `group_norm`; None without `num_groups`.
 
     Returns:
-        [B, O, H + 2·padding − 2, W + 2·padding − 2] in x's dtype. Differentiable in every tensor.
+        [B, O, H + 2·padding − 2, W + 2·padding − 2] in x's dtype, channels-last where a backend has a kernel.
+        Differentiable in every tensor.
 
     Raises:
-        ValueError: for a shape, device or padding that does not fit.
+        ValueError: for a shape, device, padding or number of groups that does not fit, or an unknown activation.
         TypeError: for a dtype other than those named.
+
+    Example:
+        >>> conv2d(torch.randn(2, 8, 5, 7), torch.randn(6, 8, 3, 3), torch.zeros(6)).shape
+        torch.Size([2, 6, 5, 7])
     """
     check_weight("conv2d", x, weight, bias)
     if padding < 0:
@@ -86,5 +217,48 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, padding: in
     if min(x.shape[2:]) + 2 * padding < 3:
         size = f"{x.shape[2]}×{x.shape[3]}"
         raise ValueError(f"conv2d: image {size} with padding={padding} is smaller than the 3×3 kernel; pad it more")
-    run = _op if backends.fused("conv2d", x.device.type) else reference
-    return run(x, weight, bias, padding)
+    if residual is not None:
+        size = (x.shape[0], weight.shape[0], *(side + 2 * padding - 2 for side in x.shape[2:]))
+        checks.shape("conv2d", "residual", residual, size, "to match the result")
+        checks.parameters("conv2d", x, residual=residual)
+        residual = residual.to(x.dtype)
+    norm = (num_groups, norm_weight, norm_bias, eps, scale, shift, activation)
+    _check_norm(x, *norm)
+    if not backends.fused("conv2d", x.device.type):
+        return reference(x, weight, bias, padding, residual, *norm)
+    if (num_groups or residual is not None) and torch.is_grad_enabled():
+        # One after the other: each has a gradient of its own, and would be computed again for one of all.
+        if num_groups:
+            x = group_norm(x, *norm[:4], scale=scale, shift=shift, activation=activation)
+        y = _op(x, weight, bias, padding, None, 0, None, None, eps, None, None, None)
+        return y if residual is None else residual + y
+    return _op(x, weight, bias, padding, residual, *norm)
+
+
+def _check_norm(
+    x: Tensor,
+    num_groups: int,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str | None,
+) -> None:
+    """num_groups divides the channels and comes with both parameters, or is 0 and comes with nothing."""
+    batch, channels = x.shape[:2]
+    tensors = {"norm_weight": norm_weight, "norm_bias": norm_bias, "scale": scale, "shift": shift}
+    if num_groups < 0 or num_groups and channels % num_groups:
+        raise ValueError(f"conv2d: {channels} channels do not divide into {num_groups} groups")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"conv2d: activation is {activation!r}, expected None or 'silu'")
+    for name, tensor in tensors.items():
+        if not num_groups and tensor is not None:
+            raise ValueError(f"conv2d: {name} is given, but num_groups is 0; pass the number of groups")
+        if num_groups:
+            per_image = name in ("scale", "shift")
+            size = (batch, channels) if per_image else (channels,)
+            checks.shape("conv2d", name, tensor, size, "to match x", optional=per_image)
+    if not num_groups and activation is not None:
+        raise ValueError("conv2d: activation is given, but num_groups is 0; pass the number of groups")
+    checks.parameters("conv2d", x, **tensors)
