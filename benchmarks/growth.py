@@ -60,6 +60,7 @@ def cases(args: argparse.Namespace, points: list[tuple[int, int]]) -> list[Case]
 
 def grow(case: Case, runs: int) -> dict[str, Any]:
     """The row of one point."""
+    from resshift_fast import catalog
     from resshift_fast.providers import WHOLE, Runner
     from resshift_fast.workers import Worker
 
@@ -80,7 +81,7 @@ def grow(case: Case, runs: int) -> dict[str, Any]:
         "s/MP": common.median(seconds) / megapixels,
         "peak MB": first.peak_bytes / 1e6,
         "later MB": max(peaks) / 1e6 if peaks else None,
-        "result MB": first.pixels.nbytes / 1e6,
+        "result MB": megapixels * catalog.get(case.model).scale ** 2 * 3 * 4,
     }
 
 

@@ -41,7 +41,10 @@ class FakeWorker(LocalWorker):
         return super(LocalWorker, self).__getattribute__(method)()
 
     def first(self):
-        return First(EXACT + self.errors.get(self._name, 0), 1.5, 3e6)
+        return First(1.5, 3e6)
+
+    def pixels(self):
+        return EXACT + self.errors.get(self._name, 0)
 
     def run(self):
         self._turns += 1
@@ -101,7 +104,9 @@ def test_a_bad_picture_is_nothing_to_be_faster_than(fake):
     assert found.against_reference == 8.0 and found.against_compile is None
 
 
-@pytest.mark.parametrize("method, said", [("start", "no such thing"), ("first", "luck"), ("run", "in round 1")])
+@pytest.mark.parametrize(
+    "method, said", [("start", "no such thing"), ("first", "luck"), ("pixels", "luck"), ("run", "in round 1")]
+)
 def test_a_failing_case_loses_no_other(fake, method, said):
     fake.broken = ("compile bfloat16", method)
     found = run()
@@ -113,7 +118,7 @@ def test_a_failing_case_loses_no_other(fake, method, said):
 
 
 def test_nothing_can_be_compared_without_plain_float32(fake):
-    fake.broken = ("reference float32", "first")
+    fake.broken = ("reference float32", "pixels")
     with pytest.raises(ValueError, match="plain float32 restoration.*failed: out of luck"):
         run(["ours bfloat16"])
 

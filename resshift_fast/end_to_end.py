@@ -33,7 +33,7 @@ class Result:
     Args:
         case: what ran.
         first: its first restoration; None if it failed.
-        psnr: of that in dB against the plain float32 restoration.
+        psnr: in dB against the plain float32 restoration; see `Runner.pixels` for random weights.
         runs: the timed ones.
         problem: why nothing more was measured; empty if all went well.
         gflop: billions of operations of the plain networks by stage, and of the whole.
@@ -189,8 +189,7 @@ def _exact(case: Case, say: Callable) -> tuple[np.ndarray, dict[str, float]]:
     say("plain float32 restoration, with which all are compared")
     try:
         with Worker(Runner, case) as worker:
-            pixels = worker.call("first").pixels
-            return pixels, {stage: number / 1e9 for stage, number in worker.call("operations").items()}
+            return worker.call("pixels"), {stage: number / 1e9 for stage, number in worker.call("operations").items()}
     except WorkerError as error:
         raise ValueError(f"the plain float32 restoration, with which all are compared, failed: {error}") from None
 
@@ -203,13 +202,13 @@ def _begin(result: Result, exact: np.ndarray, workers: dict[str, Worker], stack:
         workers[name] = Worker(Runner, result.case)
         stack.callback(workers[name].close)
         result.first = workers[name].call("first")
+        result.psnr = psnr(workers[name].call("pixels"), exact)
     except WorkerError as error:
         result.problem = f"failed: {error}"
         say(f"{name} {result.problem}")
         if name in workers:
             workers[name].close()
         return
-    result.psnr = psnr(result.first.pixels, exact)
     say(f"{name}: ready after {result.first.seconds:.1f} s, {result.psnr:.1f} dB PSNR, peak {result.peak_mb:,.0f} MB")
 
 

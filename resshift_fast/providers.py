@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # some builds of torch print two lines for every profile otherwise
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from resshift_fast import backends, catalog, memory, timing
+from resshift_fast.models.autoencoder import VQAutoencoder
 from resshift_fast.pipeline import DTYPES, Pipeline
 
 PROVIDERS = {
@@ -84,12 +86,10 @@ class First:
     """What building a pipeline and the first restoration gave.
 
     Args:
-        pixels: float32 [B, 3, H, W] in [0, 1].
         seconds: of both, compiling included.
         peak_bytes: the most memory so far; see `memory.peak_bytes`.
     """
 
-    pixels: np.ndarray
     seconds: float
     peak_bytes: float
 
@@ -175,9 +175,33 @@ class Runner:
 
     def first(self) -> First:
         """The first restoration, which also verifies kernels and compiles."""
-        seconds, restored = timing.seconds(self._restore, self._pipe.device)
-        pixels = np.stack([picture.float().cpu().numpy() for picture in restored])
-        return First(pixels, self._seconds + seconds, memory.peak_bytes(self._pipe.device))
+        seconds, _ = timing.seconds(self._restore, self._pipe.device)
+        return First(self._seconds + seconds, memory.peak_bytes(self._pipe.device))
+
+    def pixels(self) -> np.ndarray:
+        """A restoration to compare with another provider's: float32 [B, 3, H, W] in [0, 1].
+
+        With random weights latents are decoded as they are. Rounded to the codebook, those halfway between two entries
+        would go either way for the least error, and a random decoder makes another picture of each entry.
+        """
+        stage = self._pipe.first_stage
+        if not (self._case.random_weights and isinstance(stage, VQAutoencoder)):
+            return _stacked(self._restore())
+        decode = stage.decode
+        stage.decode = partial(decode, quantize=False)
+        try:
+            self._recompile()
+            return _stacked(self._restore())
+        finally:
+            stage.decode = decode
+            if self._recompile():
+                self._restore()
+
+    def _recompile(self) -> bool:
+        """Have a pipeline that is compiled as a whole compiled anew; whether it is one."""
+        if self._case.provider == "ours-compiled":
+            self._pipe.compile()
+        return self._case.provider == "ours-compiled"
 
     def run(self) -> Run:
         """One timed restoration, and another one for the stages where waiting for them would cost time."""
@@ -208,6 +232,10 @@ class Runner:
                 self._restore()
         attribute = "self_device_time_total" if on_gpu else "self_cpu_time_total"
         return {event.key: getattr(event, attribute) / 1e6 for event in recorded.key_averages()}
+
+
+def _stacked(restored: list[Tensor]) -> np.ndarray:
+    return np.stack([picture.float().cpu().numpy() for picture in restored])
 
 
 def build(case: Case) -> Pipeline:

@@ -68,7 +68,8 @@ def e2e(
 
     Every case is built in a process of its own, where its first restoration also compiles: minutes for torch.compile.
     Peak memory is the most up to there, later memory that of the timed runs; both hold Python, torch and the weights
-    (on a GPU what torch has allocated there). PSNR is against plain float32; where it is too low, there is no speed-up.
+    (on a GPU what torch has allocated there). PSNR is against plain float32 (with random weights before rounding to the
+    codebook, where a random decoder would make much of nothing); where it is too low, there is no speed-up.
     Effective GFLOP/s are the operations of the plain networks over the seconds, whatever was really calculated; their
     share is of the fastest large matrix products in the same run.
     """
