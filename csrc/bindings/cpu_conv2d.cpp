@@ -106,7 +106,7 @@ Tensor channels_last(const Tensor& x) {
 Tensor conv2d(Tensor x, Tensor weight, OptionalTensor bias, int64_t padding, OptionalTensor normalization, bool silu,
               OptionalTensor residual, bool upsample, int64_t tile) {
   STD_TORCH_CHECK(x.is_cpu() && x.dim() == 4 && x.numel() > 0, "x must be [B, C, H, W] on the CPU and not empty");
-  STD_TORCH_CHECK(tile == 4 || tile == 8, "tile must be 4 or 8");
+  STD_TORCH_CHECK(tile == 4 || tile == 6 || tile == 8, "tile must be 4, 6 or 8");
   STD_TORCH_CHECK(padding >= 0, "padding must not be negative");
   const int64_t channels = x.size(1);
   STD_TORCH_CHECK(weight.is_cpu() && weight.dim() == 4 && weight.size(0) > 0 && weight.size(1) == channels &&
@@ -129,6 +129,7 @@ Tensor conv2d(Tensor x, Tensor weight, OptionalTensor bias, int64_t padding, Opt
   const std::vector<int64_t> size{x.size(0), out_channels, call.out_height(), call.out_width()};
   Tensor y = torch::stable::empty(size, x.scalar_type(), std::nullopt, x.device(), std::nullopt,
                                   MemoryFormat::ChannelsLast);
+  advise_huge_pages(y.mutable_data_ptr(), static_cast<std::size_t>(y.numel()) * y.element_size());
   OptionalTensor biases, statistics, added;
   if (bias) biases = flat(*bias, ScalarType::Float, out_channels, x, "bias");
   if (normalization) {

@@ -35,13 +35,20 @@ Pool& pool() {
 Buffer allocate(std::size_t bytes) {
   void* data = std::aligned_alloc(kPage, bytes);
   STD_TORCH_CHECK(data, "no memory is left for ", bytes, " bytes of scratch");
-#if defined(__linux__)
-  madvise(data, bytes, MADV_HUGEPAGE);
-#endif
+  advise_huge_pages(data, bytes);
   return {static_cast<float*>(data), bytes};
 }
 
 }  // namespace
+
+void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] std::size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(data);
+  const std::uintptr_t begin = (address + kPage - 1) / kPage * kPage, end = (address + bytes) / kPage * kPage;
+  // Where the system has none, small pages do.
+  if (end >= begin + 4 * kPage) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
 
 Workspace::Workspace(int64_t floats) {
   const std::size_t needed = (static_cast<std::size_t>(floats) * sizeof(float) + kPage - 1) / kPage * kPage;

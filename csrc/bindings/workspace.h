@@ -21,4 +21,8 @@ class Workspace {
   std::size_t bytes_;
 };
 
+// Have the system back a large tensor's memory, not yet written, with huge pages: an image of 32 MiB is fresh memory
+// every time, and to be given it in pages of 4 KiB takes a third of the time of the convolution that writes it.
+void advise_huge_pages(void* data, std::size_t bytes);
+
 }  // namespace resshift::bindings

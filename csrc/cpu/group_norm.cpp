@@ -15,7 +15,8 @@ namespace {
 
 constexpr std::int64_t kRows = 512, kRun = 8192;  // rows and numbers that are summed in float32
 constexpr std::int64_t kStep = 16;                // rows that are joined before they are summed
-constexpr int kTile = 8;                          // rows that share a load of constants and a store of sums
+constexpr int kTile = 8;                          // rows that share a load of pivots and a store of sums
+constexpr int kStrip = kLanes == 16 ? 8 : 4;      // vectors beside one another whose sums fit into the registers
 
 // Where one of up to 64 samples of `count` places lies. Multiples of the golden ratio fall evenly over an image and
 // stay off its lattice.
@@ -75,20 +76,37 @@ float pivot_of_run(const T* x, std::int64_t length) {
   return total / static_cast<float>(count);
 }
 
-// Add deviations and their squares of `rows` rows to `sums` and `squares`.
-template <int N, class T>
-RSF_INLINE void sum_tile(const T* x, std::int64_t stride, std::int64_t width, const Columns& pivot, Columns& sums,
-                         Columns& squares) {
-  for (std::int64_t i = 0; i < width; i += kLanes) {
-    const Floats centre = load(pivot.values + i);
-    Floats total = load(sums.values + i), square = load(squares.values + i);
-    for (int row = 0; row < N; ++row) {
-      const Floats deviation = load(x + row * stride + i) - centre;
-      total += deviation;
-      square += deviation * deviation;
+// Add the deviations of N rows of V vectors from their pivots, and the squares, to `sums` and `squares`.
+template <int N, int V, class T>
+RSF_INLINE void sum_strip(const T* x, std::int64_t stride, const float* pivot, float* sums, float* squares) {
+  Floats centre[V], total[V], square[V];
+  for (int v = 0; v < V; ++v) {
+    centre[v] = load(pivot + v * kLanes);
+    total[v] = load(sums + v * kLanes);
+    square[v] = load(squares + v * kLanes);
+  }
+  for (int row = 0; row < N; ++row) {
+    for (int v = 0; v < V; ++v) {
+      const Floats deviation = load(x + row * stride + v * kLanes) - centre[v];
+      total[v] += deviation;
+      square[v] += deviation * deviation;
     }
-    store(sums.values + i, total);
-    store(squares.values + i, square);
+  }
+  for (int v = 0; v < V; ++v) {
+    store(sums + v * kLanes, total[v]);
+    store(squares + v * kLanes, square[v]);
+  }
+}
+
+template <int N, class T>
+void sum_tile(const T* x, std::int64_t stride, std::int64_t width, const Columns& pivot, Columns& sums,
+              Columns& squares) {
+  std::int64_t i = 0;
+  for (; i + kStrip * kLanes <= width; i += kStrip * kLanes) {
+    sum_strip<N, kStrip>(x + i, stride, pivot.values + i, sums.values + i, squares.values + i);
+  }
+  for (; i < width; i += 2 * kLanes) {
+    sum_strip<N, 2>(x + i, stride, pivot.values + i, sums.values + i, squares.values + i);
   }
 }
 
@@ -124,7 +142,7 @@ void sum_pixels(double* out, const T* x, std::int64_t pixels, const GroupedImage
       if (last == rows.count && first + kRows > rows.count) {
         if (start == 0) prepare(rows.count * pixels_a_row, pixels);
         const T* tile = x + rows.count * rows.length + start;
-        const std::int64_t whole = rest / kLanes * kLanes;
+        const std::int64_t whole = rest / (2 * kLanes) * (2 * kLanes);
         sum_tile<1>(tile, rows.length, whole, pivot, sums, squares);
         for (std::int64_t i = whole; i < rest; ++i) {
           const float deviation = to_float(tile[i]) - pivot.values[i];

@@ -1,5 +1,5 @@
-// group_norm on the CPU as a sequence of stages, each for a part of its tasks. Within a stage tasks may run in any order
-// and on any threads; what a task covers depends on the images' size alone, so that results never depend on threads.
+// group_norm on the CPU as a sequence of stages, each for some of its tasks, which may run in any order and on any
+// threads. What a task covers depends on the images' size alone, so that results never depend on threads.
 // ops/group_norm.py has the formulas.
 #pragma once
 
@@ -110,7 +110,7 @@ RSF_FOR_EVERY_ISA(
     void join_samples(const GroupNorm& call, const Join& join, std::int64_t begin, std::int64_t end);
     // Tasks are images: a number near the mean of every group.
     void find_pivots(const GroupNorm& call, std::int64_t begin, std::int64_t end);
-    // Tasks are [B, parts] where channels are last, else [B, G, parts]: sums of deviations from pivots and their squares.
+    // Tasks are [B, parts] where channels are last, else [B, G, parts]: sums of deviations from pivots, and of squares.
     void sum_groups(const GroupNorm& call, std::int64_t begin, std::int64_t end);
     // Tasks are [B, parts]: write a part of the joined images, then sum it.
     void join_and_sum_groups(const GroupNorm& call, const Join& join, std::int64_t begin, std::int64_t end);

@@ -6,7 +6,9 @@
 namespace resshift::cpu::RSF_ISA {
 namespace {
 
-constexpr int kTile = 4;  // vectors whose chains of operations run side by side
+constexpr int kTile = 2;    // rows, and vectors of each, that are worked on together: their chains run side by side, and
+                            // memory is read in order
+constexpr int kChains = 4;  // vectors of a run
 
 struct Normalize {
   Floats mean, multiplier, offset;
@@ -19,11 +21,18 @@ struct Normalize {
 };
 
 template <bool kSilu, int N, class T>
-RSF_INLINE void apply_tile(T* y, const T* x, std::int64_t stride, std::int64_t width, const Columns (&table)[3]) {
-  for (std::int64_t i = 0; i < width; i += kLanes) {
-    const Normalize f{load(table[0].values + i), load(table[1].values + i), load(table[2].values + i)};
+void apply_tile(T* y, const T* x, std::int64_t stride, std::int64_t width, const Columns (&table)[3]) {
+  for (std::int64_t i = 0; i < width; i += kTile * kLanes) {
+    Normalize f[kTile];
+    for (int v = 0; v < kTile; ++v) {
+      const std::int64_t at = i + v * kLanes;
+      f[v] = {load(table[0].values + at), load(table[1].values + at), load(table[2].values + at)};
+    }
     for (int row = 0; row < N; ++row) {
-      store(y + row * stride + i, f.apply<kSilu>(load(x + row * stride + i)));
+      for (int v = 0; v < kTile; ++v) {
+        const std::int64_t at = row * stride + i + v * kLanes;
+        store(y + at, f[v].template apply<kSilu>(load(x + at)));
+      }
     }
   }
 }
@@ -42,19 +51,18 @@ void apply_to_pixels(T* y, const T* x, std::int64_t pixels, std::int64_t channel
     for (; row < rows.count; ++row, at += rows.length) {
       apply_tile<kSilu, 1>(y + at, x + at, rows.length, width, table);
     }
-    const std::int64_t whole = rest / kLanes * kLanes;
-    apply_tile<kSilu, 1>(y + at, x + at, rows.length, whole, table);
-    if (whole == rest) continue;
-    const Normalize f{load(table[0].values + whole), load(table[1].values + whole), load(table[2].values + whole)};
-    store(y + at + whole, f.apply<kSilu>(load(x + at + whole, rest - whole)), rest - whole);
+    for (std::int64_t i = 0; i < rest; i += kLanes) {
+      const Normalize f{load(table[0].values + i), load(table[1].values + i), load(table[2].values + i)};
+      store(y + at + i, f.apply<kSilu>(load(x + at + i, rest - i)), rest - i);
+    }
   }
 }
 
 template <bool kSilu, class T>
 void apply_to_run(T* y, const T* x, std::int64_t length, const Normalize& f) {
   std::int64_t i = 0;
-  for (; i + kTile * kLanes <= length; i += kTile * kLanes) {
-    for (int j = 0; j < kTile; ++j) store(y + i + j * kLanes, f.apply<kSilu>(load(x + i + j * kLanes)));
+  for (; i + kChains * kLanes <= length; i += kChains * kLanes) {
+    for (int j = 0; j < kChains; ++j) store(y + i + j * kLanes, f.apply<kSilu>(load(x + i + j * kLanes)));
   }
   for (; i < length; i += kLanes) store(y + i, f.apply<kSilu>(load(x + i, length - i)), length - i);
 }

@@ -10,7 +10,8 @@
 namespace resshift::cpu::RSF_ISA {
 namespace {
 
-constexpr int kTile = 4;
+constexpr int kTile = 2;    // rows, and vectors of each, that are worked on together, so that memory is read in order
+constexpr int kChains = 4;  // vectors of a run
 constexpr std::int64_t kRows = 512, kRun = 8192;  // rows and numbers that are summed in float32
 enum Row { kMean, kMultiplier, kOffset, kOfDeviation, kConstant };  // of the table of gradients
 
@@ -27,21 +28,39 @@ struct Gradient {
   }
 };
 
-template <bool kSilu, int N, class T>
-RSF_INLINE void sum_tile(const T* dy, const T* x, std::int64_t stride, std::int64_t width, const Columns (&table)[3],
-                         Columns (&sums)[2]) {
-  for (std::int64_t i = 0; i < width; i += kLanes) {
-    const Floats mean = load(table[0].values + i), multiplier = load(table[1].values + i);
-    const Floats offset = load(table[2].values + i);
-    Floats total = load(sums[0].values + i), product = load(sums[1].values + i);
-    for (int row = 0; row < N; ++row) {
-      const std::int64_t at = row * stride + i;
-      const auto g = Gradient::of<kSilu>(load(dy + at, width - i), load(x + at, width - i), mean, multiplier, offset);
-      total += g.dz;
-      product += g.dz * g.centred;
+// Add N rows of V vectors to the sums. Of a single vector columns may be missing, from `width` on.
+template <bool kSilu, int N, int V, class T>
+RSF_INLINE void sum_strip(const T* dy, const T* x, std::int64_t stride, std::int64_t first, std::int64_t width,
+                          const Columns (&table)[3], Columns (&sums)[2]) {
+  Floats mean[V], multiplier[V], offset[V], total[V], product[V];
+  for (int v = 0; v < V; ++v) {
+    const std::int64_t i = first + v * kLanes;
+    mean[v] = load(table[kMean].values + i);
+    multiplier[v] = load(table[kMultiplier].values + i);
+    offset[v] = load(table[kOffset].values + i);
+    total[v] = load(sums[0].values + i);
+    product[v] = load(sums[1].values + i);
+  }
+  for (int row = 0; row < N; ++row) {
+    for (int v = 0; v < V; ++v) {
+      const std::int64_t i = first + v * kLanes, at = row * stride + i, count = V == 1 ? width - i : kLanes;
+      const auto g =
+          Gradient::of<kSilu>(load(dy + at, count), load(x + at, count), mean[v], multiplier[v], offset[v]);
+      total[v] += g.dz;
+      product[v] += g.dz * g.centred;
     }
-    store(sums[0].values + i, total);
-    store(sums[1].values + i, product);
+  }
+  for (int v = 0; v < V; ++v) {
+    store(sums[0].values + first + v * kLanes, total[v]);
+    store(sums[1].values + first + v * kLanes, product[v]);
+  }
+}
+
+template <bool kSilu, int N, int V, class T>
+void sum_tile(const T* dy, const T* x, std::int64_t stride, std::int64_t width, const Columns (&table)[3],
+              Columns (&sums)[2]) {
+  for (std::int64_t i = 0; i < width; i += V * kLanes) {
+    sum_strip<kSilu, N, V>(dy, x, stride, i, width, table, sums);
   }
 }
 
@@ -60,13 +79,13 @@ void sum_pixels(double* out, const T* dy, const T* x, std::int64_t pixels, std::
       for (std::int64_t i = 0; i < width; ++i) sums[0].values[i] = sums[1].values[i] = 0.0f;
       std::int64_t row = first, at = first * rows.length + start;
       for (; row + kTile <= last; row += kTile, at += kTile * rows.length) {
-        sum_tile<kSilu, kTile>(dy + at, x + at, rows.length, width, table, sums);
+        sum_tile<kSilu, kTile, kTile>(dy + at, x + at, rows.length, width, table, sums);
       }
       for (; row < last; ++row, at += rows.length) {
-        sum_tile<kSilu, 1>(dy + at, x + at, rows.length, width, table, sums);
+        sum_tile<kSilu, 1, kTile>(dy + at, x + at, rows.length, width, table, sums);
       }
       if (last == rows.count && first + kRows > rows.count) {
-        sum_tile<kSilu, 1>(dy + at, x + at, rows.length, rows.rest_width(start), table, sums);
+        sum_tile<kSilu, 1, 1>(dy + at, x + at, rows.length, rows.rest_width(start), table, sums);
       }
       for_groups(start, width, channels, 1, [&](std::int64_t i, std::int64_t n, std::int64_t channel, std::int64_t) {
         for (std::int64_t j = 0; j < n; ++j) {
@@ -86,10 +105,10 @@ void sum_run(double* out, const T* dy, const T* x, std::int64_t length, const fl
   out[0] = out[1] = 0.0;
   for (std::int64_t first = 0; first < length; first += kRun) {
     const std::int64_t last = first + kRun < length ? first + kRun : length;
-    Floats totals[kTile] = {}, products[kTile] = {};
+    Floats totals[kChains] = {}, products[kChains] = {};
     std::int64_t i = first;
-    for (; i + kTile * kLanes <= last; i += kTile * kLanes) {
-      for (int j = 0; j < kTile; ++j) {
+    for (; i + kChains * kLanes <= last; i += kChains * kLanes) {
+      for (int j = 0; j < kChains; ++j) {
         const std::int64_t at = i + j * kLanes;
         const auto g = Gradient::of<kSilu>(load(dy + at), load(x + at), mean, multiplier, offset);
         totals[j] += g.dz;
@@ -117,16 +136,21 @@ struct Differentiate {
   }
 };
 
-template <bool kSilu, int N, class T>
-RSF_INLINE void apply_tile(T* dx, const T* dy, const T* x, std::int64_t stride, std::int64_t width,
-                           const Columns (&table)[kGradientRows]) {
-  for (std::int64_t i = 0; i < width; i += kLanes) {
-    const Differentiate f{load(table[kMean].values + i), load(table[kMultiplier].values + i),
-                          load(table[kOffset].values + i), load(table[kOfDeviation].values + i),
-                          load(table[kConstant].values + i)};
+template <bool kSilu, int N, int V, class T>
+void apply_tile(T* dx, const T* dy, const T* x, std::int64_t stride, std::int64_t width,
+                const Columns (&table)[kGradientRows]) {
+  for (std::int64_t first = 0; first < width; first += V * kLanes) {
+    Differentiate f[V];
+    for (int v = 0; v < V; ++v) {
+      const std::int64_t i = first + v * kLanes;
+      f[v] = {load(table[kMean].values + i), load(table[kMultiplier].values + i), load(table[kOffset].values + i),
+              load(table[kOfDeviation].values + i), load(table[kConstant].values + i)};
+    }
     for (int row = 0; row < N; ++row) {
-      const std::int64_t at = row * stride + i, left = width - i;
-      store(dx + at, f.apply<kSilu>(load(dy + at, left), load(x + at, left)), left);
+      for (int v = 0; v < V; ++v) {
+        const std::int64_t i = first + v * kLanes, at = row * stride + i, count = V == 1 ? width - i : kLanes;
+        store(dx + at, f[v].template apply<kSilu>(load(dy + at, count), load(x + at, count)), count);
+      }
     }
   }
 }
@@ -141,12 +165,12 @@ void apply_to_pixels(T* dx, const T* dy, const T* x, std::int64_t pixels, std::i
     for (int i = 0; i < kGradientRows; ++i) repeat(table[i], constants + i * channels, start, width, channels);
     std::int64_t row = 0, at = start;
     for (; row + kTile <= rows.count; row += kTile, at += kTile * rows.length) {
-      apply_tile<kSilu, kTile>(dx + at, dy + at, x + at, rows.length, width, table);
+      apply_tile<kSilu, kTile, kTile>(dx + at, dy + at, x + at, rows.length, width, table);
     }
     for (; row < rows.count; ++row, at += rows.length) {
-      apply_tile<kSilu, 1>(dx + at, dy + at, x + at, rows.length, width, table);
+      apply_tile<kSilu, 1, kTile>(dx + at, dy + at, x + at, rows.length, width, table);
     }
-    apply_tile<kSilu, 1>(dx + at, dy + at, x + at, rows.length, rows.rest_width(start), table);
+    apply_tile<kSilu, 1, 1>(dx + at, dy + at, x + at, rows.length, rows.rest_width(start), table);
   }
 }
 
@@ -156,8 +180,8 @@ void apply_to_run(T* dx, const T* dy, const T* x, std::int64_t length, const flo
   for (int i = 0; i < kGradientRows; ++i) table[i] = broadcast(constants[i * stride]);
   const Differentiate f{table[kMean], table[kMultiplier], table[kOffset], table[kOfDeviation], table[kConstant]};
   std::int64_t i = 0;
-  for (; i + kTile * kLanes <= length; i += kTile * kLanes) {
-    for (int j = 0; j < kTile; ++j) {
+  for (; i + kChains * kLanes <= length; i += kChains * kLanes) {
+    for (int j = 0; j < kChains; ++j) {
       const std::int64_t at = i + j * kLanes;
       store(dx + at, f.apply<kSilu>(load(dy + at), load(x + at)));
     }

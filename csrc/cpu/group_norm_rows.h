@@ -12,12 +12,12 @@ struct alignas(kVectorBytes) Columns {
   float values[kColumns];
 };
 
-// Pixels of C channels as rows of one or several pixels each, which are whole vectors, and the start of one more row.
+// Pixels of C channels as rows of one or several pixels each, which are whole pairs of vectors, and a part of one more.
 struct Rows {
   std::int64_t length, count, rest;  // numbers of a row, rows, numbers behind them
 
   RSF_INLINE Rows(std::int64_t pixels, std::int64_t channels) : length(channels) {
-    while (length % kLanes != 0 || length < 4 * kLanes) length *= 2;
+    while (length % (2 * kLanes) != 0 || length < 4 * kLanes) length *= 2;
     count = pixels * channels / length;
     rest = pixels * channels % length;
   }

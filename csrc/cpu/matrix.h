@@ -16,25 +16,32 @@ constexpr int kRows = 4;
 constexpr int kColumnVectors = 2;
 constexpr int kColumns = kColumnVectors * kLanes;  // width of a packed column block
 
+// Terms that are summed before they are added to the result: a sum of many parts rounds less than one long sum.
+constexpr std::int64_t kPart = 64;
+
 // result[row][0 … Vectors·kLanes) = Σ_k a[row][k] b[k][…], added to what is there if `Add`; a's rows are `a_stride` apart,
 // the result's `result_stride`, b's kColumns.
 template <int Rows, int Vectors, bool Add>
 RSF_INLINE void multiply_rows(const float* a, std::int64_t a_stride, const float* b, std::int64_t depth, float* result,
                               std::int64_t result_stride) {
-  Floats sums[Rows][Vectors];
-  for (int row = 0; row < Rows; ++row) {
-    for (int v = 0; v < Vectors; ++v) sums[row][v] = Add ? load(result + row * result_stride + v * kLanes) : Floats{};
-  }
-  for (std::int64_t k = 0; k < depth; ++k) {
-    Floats columns[Vectors];
-    for (int v = 0; v < Vectors; ++v) columns[v] = load(b + k * kColumns + v * kLanes);
-    for (int row = 0; row < Rows; ++row) {
-      const Floats factor = broadcast(a[row * a_stride + k]);
-      for (int v = 0; v < Vectors; ++v) sums[row][v] += factor * columns[v];
+  bool add = Add;
+  for (std::int64_t begin = 0; begin < depth; begin += kPart, add = true) {
+    const std::int64_t end = begin + kPart < depth ? begin + kPart : depth;
+    Floats sums[Rows][Vectors] = {};
+    for (std::int64_t k = begin; k < end; ++k) {
+      Floats columns[Vectors];
+      for (int v = 0; v < Vectors; ++v) columns[v] = load(b + k * kColumns + v * kLanes);
+      for (int row = 0; row < Rows; ++row) {
+        const Floats factor = broadcast(a[row * a_stride + k]);
+        for (int v = 0; v < Vectors; ++v) sums[row][v] += factor * columns[v];
+      }
     }
-  }
-  for (int row = 0; row < Rows; ++row) {
-    for (int v = 0; v < Vectors; ++v) store(result + row * result_stride + v * kLanes, sums[row][v]);
+    for (int row = 0; row < Rows; ++row) {
+      for (int v = 0; v < Vectors; ++v) {
+        float* out = result + row * result_stride + v * kLanes;
+        store(out, add ? load(out) + sums[row][v] : sums[row][v]);
+      }
+    }
   }
 }
 

@@ -208,6 +208,8 @@ template <class Function>
 RSF_INLINE void with_pairs(const WinogradPlan& plan, const Function& function) {
   if (plan.outputs == 4) {
     function(std::integral_constant<int, 2>{});
+  } else if (plan.outputs == 6) {
+    function(std::integral_constant<int, 3>{});
   } else {
     function(std::integral_constant<int, 4>{});
   }

@@ -32,7 +32,7 @@ struct Convolution {
 // How the transformed numbers lie in memory. Matrices of different points are kept from starting at multiples of 4 KiB
 // of each other: they would share the same few lines of a cache.
 struct WinogradPlan {
-  std::int64_t outputs;                      // m: a tile's side in the result, 4 or 8
+  std::int64_t outputs;                      // m: a tile's side in the result: 4, 6 or 8
   std::int64_t points;                       // (m + 2)²
   std::int64_t tile_rows, tile_columns, tiles;  // tiles of the whole batch
   std::int64_t chunk;                        // tiles whose transforms lie together
@@ -48,7 +48,7 @@ struct WinogradPlan {
 };
 
 RSF_FOR_EVERY_ISA(
-    // Plan a call for tiles of 4 or 8 outputs, at most `chunk` tiles and `slice` channels at once.
+    // Plan a call for tiles of 4, 6 or 8 outputs, at most `chunk` tiles and `slice` channels at once.
     WinogradPlan winograd_plan(const Convolution& call, int outputs, std::int64_t chunk, std::int64_t slice);
     // Transform the weights of channels [begin, end) and one column block, u [points, slice, columns].
     void winograd_weights(const Convolution& call, const WinogradPlan& plan, std::int64_t block, std::int64_t begin,

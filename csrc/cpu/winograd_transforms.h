@@ -21,6 +21,11 @@ struct Points<2> {
 };
 
 template <>
+struct Points<3> {
+  static constexpr double values[] = {0.5, 1.0, 2.0};
+};
+
+template <>
 struct Points<4> {
   static constexpr double values[] = {0.375, 0.75, 1.3125, 2.5};
 };
