@@ -1,110 +1,50 @@
 // Window attention and its gradients on CUDA tensors.
-#include <cstdint>
-#include <tuple>
+#include "window_attention.h"
 
-#include "../cuda/window_attention.h"
+#include <cstdint>
 
 #include "cuda.h"
 
 namespace resshift::bindings {
 namespace {
 
-// A contiguous tensor whose memory can be read 16 bytes at a time, copied only if it is not one.
-Tensor aligned(const Tensor& x) {
-  const Tensor dense = x.is_contiguous() ? x : torch::stable::contiguous(x);
-  if (reinterpret_cast<std::uintptr_t>(dense.const_data_ptr()) % 16 == 0) return dense;
-  Tensor copy = torch::stable::new_empty(dense, dense.sizes());
-  torch::stable::copy_(copy, dense);
-  return copy;
-}
+struct Cuda {
+  static constexpr int64_t kMinWindow = 4;
 
-// A call without its pointers. The mask is a number, as in ops.window_attention.MASKS.
-WindowAttention checked(const Tensor& qkv, const Tensor& table, int64_t heads, int64_t window, int64_t shift,
-                        int64_t mask) {
-  STD_TORCH_CHECK(qkv.dim() == 4 && qkv.numel() > 0, "qkv must be [B, H, W, 3C] and not empty");
-  const int64_t channels3 = qkv.size(3);
-  STD_TORCH_CHECK(heads > 0 && heads <= channels3 && channels3 % (3 * heads) == 0, channels3,
-                  " channels of qkv are not three times a multiple of ", heads, " heads");
-  STD_TORCH_CHECK(window >= 4 && window <= 16, "the window must be 4 to 16 pixels wide, got ", window);
-  STD_TORCH_CHECK(shift >= 0 && shift < window, "the shift must be 0 to ", window - 1, ", got ", shift);
-  STD_TORCH_CHECK(mask == 0 || mask == 1, "mask must be 0 or 1");
-  STD_TORCH_CHECK(qkv.size(1) % window == 0 && qkv.size(2) % window == 0, "the image is not a multiple of the window");
-  const int64_t head_dim = channels3 / (3 * heads), entries = (2 * window - 1) * (2 * window - 1);
-  STD_TORCH_CHECK(head_dim == 16 || head_dim == 32 || head_dim == 64, "heads must be 16, 32 or 64 wide, got ",
-                  head_dim);
-  STD_TORCH_CHECK(table.device() == qkv.device(), "bias_table is on another device than qkv");
-  STD_TORCH_CHECK(table.dim() == 2 && table.size(0) == entries && table.size(1) == heads,
-                  "bias_table must be [(2 * window - 1)^2, heads]");
-  const WindowAttention call{nullptr,
-                             nullptr,
-                             dtype_of(qkv, "qkv"),
-                             dtype_of(table, "bias_table"),
-                             qkv.size(0),
-                             qkv.size(1),
-                             qkv.size(2),
-                             static_cast<std::int32_t>(heads),
-                             static_cast<std::int32_t>(head_dim),
-                             static_cast<std::int32_t>(window),
-                             static_cast<std::int32_t>(shift),
-                             static_cast<WindowMask>(mask)};
-  STD_TORCH_CHECK(call.table_dtype == Dtype::kFloat32 || call.table_dtype == call.dtype,
-                  "bias_table must be float32 or have qkv's dtype");
-  STD_TORCH_CHECK(cuda::window_attention_supported(call), "there are too many windows for one launch");
-  return call;
-}
+  explicit Cuda(const Tensor& x) : launcher(x) {}
 
-Tensor window_attention(Tensor qkv, Tensor bias_table, int64_t num_heads, int64_t window_size, int64_t shift_size,
-                        int64_t mask) {
-  WindowAttention call = checked(qkv, bias_table, num_heads, window_size, shift_size, mask);
-  const Launcher launcher(qkv);
-  const Tensor images = aligned(qkv), table = aligned(bias_table);
-  call.qkv = images.const_data_ptr();
-  call.table = table.const_data_ptr();
-  Tensor out = torch::stable::new_empty(
-      qkv, std::vector<int64_t>{qkv.size(0), qkv.size(1), qkv.size(2), qkv.size(3) / 3});
-  Launcher::check(cuda::window_attention(call, out.mutable_data_ptr(), launcher.stream()));
-  return out;
-}
+  static void check(const WindowAttention& call) {
+    STD_TORCH_CHECK(call.head_dim == 16 || call.head_dim == 32 || call.head_dim == 64,
+                    "heads must be 16, 32 or 64 wide, got ", call.head_dim);
+    STD_TORCH_CHECK(cuda::window_attention_supported(call), "there are too many windows for one launch");
+  }
 
-std::tuple<Tensor, Tensor> window_attention_backward(Tensor dout, Tensor qkv, Tensor bias_table, int64_t num_heads,
-                                                     int64_t window_size, int64_t shift_size, int64_t mask) {
-  WindowAttention call = checked(qkv, bias_table, num_heads, window_size, shift_size, mask);
-  STD_TORCH_CHECK(dout.device() == qkv.device(), "dout is on another device than qkv");
-  STD_TORCH_CHECK(dout.scalar_type() == qkv.scalar_type(), "dout must have qkv's dtype");
-  STD_TORCH_CHECK(dout.dim() == 4 && dout.size(0) == qkv.size(0) && dout.size(1) == qkv.size(1) &&
-                      dout.size(2) == qkv.size(2) && dout.size(3) == qkv.size(3) / 3,
-                  "dout must be [B, H, W, C] to match qkv");
-  const Launcher launcher(qkv);
-  const Tensor images = aligned(qkv), table = aligned(bias_table), gradients = aligned(dout);
-  call.qkv = images.const_data_ptr();
-  call.table = table.const_data_ptr();
-  auto floats = [&](const std::vector<int64_t>& size) {
-    return torch::stable::new_empty(qkv, size, ScalarType::Float);
-  };
-  Tensor dqkv = torch::stable::new_empty(images, images.sizes());
-  Tensor dtable = floats({table.size(0), table.size(1)}), scratch = floats({cuda::window_attention_scratch(call)});
-  const WindowAttentionGradients results{gradients.const_data_ptr(), dqkv.mutable_data_ptr(),
-                                         static_cast<float*>(dtable.mutable_data_ptr()),
-                                         static_cast<float*>(scratch.mutable_data_ptr())};
-  Launcher::check(cuda::window_attention_backward(call, results, launcher.stream()));
-  return {dqkv, dtable};
-}
+  // A contiguous tensor whose memory can be read 16 bytes at a time, copied only if it is not one.
+  static Tensor readable(const Tensor& x) {
+    const Tensor dense = x.is_contiguous() ? x : torch::stable::contiguous(x);
+    if (reinterpret_cast<std::uintptr_t>(dense.const_data_ptr()) % 16 == 0) return dense;
+    Tensor copy = torch::stable::new_empty(dense, dense.sizes());
+    torch::stable::copy_(copy, dense);
+    return copy;
+  }
+
+  static int64_t scratch(const WindowAttention& call) { return cuda::window_attention_scratch(call); }
+
+  void run(const WindowAttention& call, void* out) const {
+    Launcher::check(cuda::window_attention(call, out, launcher.stream()));
+  }
+
+  void run(const WindowAttention& call, const WindowAttentionGradients& gradients) const {
+    Launcher::check(cuda::window_attention_backward(call, gradients, launcher.stream()));
+  }
+
+  Launcher launcher;
+};
 
 }  // namespace
 
-// The schemas are those of `torch.ops.resshift_fast`, but for the mask, which is a number.
-STABLE_TORCH_LIBRARY_FRAGMENT(resshift_fast_cuda, library) {
-  library.def(
-      "window_attention(Tensor qkv, Tensor bias_table, int num_heads, int window_size, int shift_size, int mask) -> "
-      "Tensor");
-  library.def(
-      "window_attention_backward(Tensor dout, Tensor qkv, Tensor bias_table, int num_heads, int window_size, "
-      "int shift_size, int mask) -> (Tensor, Tensor)");
-}
+STABLE_TORCH_LIBRARY_FRAGMENT(resshift_fast_cuda, library) { define_window_attention(library); }
 
-STABLE_TORCH_LIBRARY_IMPL(resshift_fast_cuda, RSF_CUDA_KEY, library) {
-  library.impl("window_attention", TORCH_BOX(&window_attention));
-  library.impl("window_attention_backward", TORCH_BOX(&window_attention_backward));
-}
+STABLE_TORCH_LIBRARY_IMPL(resshift_fast_cuda, RSF_CUDA_KEY, library) { implement_window_attention<Cuda>(library); }
 
 }  // namespace resshift::bindings

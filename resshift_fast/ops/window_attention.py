@@ -225,6 +225,10 @@ def _not_compiled(qkv, bias_table, num_heads, window_size, *_) -> str | None:
     return None if 4 <= window_size <= 16 else f"window {window_size} is not 4 to 16"
 
 
+def _too_large(qkv, bias_table, num_heads, window_size, *_) -> str | None:
+    return None if window_size <= 16 else f"window {window_size} is not 16 or less"
+
+
 _backward_op = register(
     "window_attention_backward",
     _plain_backward,
@@ -232,6 +236,7 @@ _backward_op = register(
     examples=_backward_examples,
     matrix_operations=_matrix_operations_backward,
     loaders={
+        "cpu": native("cpu", "window_attention_backward", _numbered, lambda dout, *args: _too_large(*args)),
         "cuda": native("cuda", "window_attention_backward", _numbered, lambda dout, *args: _not_compiled(*args)),
         "triton": triton("window_attention", "backward", "unsupported_backward"),
     },
@@ -244,6 +249,7 @@ _op = register(
     examples=_examples,
     matrix_operations=_matrix_operations,
     loaders={
+        "cpu": native("cpu", "window_attention", _numbered, _too_large),
         "cuda": native("cuda", "window_attention", _numbered, _not_compiled),
         "triton": triton("window_attention"),
     },
