@@ -95,7 +95,11 @@ _op = register(
     _plain,
     fake=_fake,
     examples=_examples,
-    loaders={"cuda": native("cuda", "vector_quantize"), "triton": triton("vector_quantize")},
+    loaders={
+        "cpu": native("cpu", "vector_quantize"),
+        "cuda": native("cuda", "vector_quantize"),
+        "triton": triton("vector_quantize"),
+    },
     matrix_operations=_matrix_operations,
     backward=_backward,
     setup_context=_setup_context,
