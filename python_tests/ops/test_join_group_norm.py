@@ -7,10 +7,12 @@ import torch
 from comparison import DTYPES, LAYOUTS, check_operator, layouts, name_of
 from golden_data import array
 
+from resshift_fast import use_backend
+from resshift_fast.backends import unavailable
 from resshift_fast.ops import group_norm, join_group_norm
 from resshift_fast.ops.join_group_norm import reference
 
-pytestmark = pytest.mark.usefixtures("poisoned_empty")
+pytestmark = pytest.mark.usefixtures("poisoned_empty", "backend")
 
 CASES = [  # batch, channels of x and of other (None for a sum), groups, height, width, conditioned, activation
     (2, 32, None, 32, 5, 7, False, "silu"),
@@ -23,6 +25,15 @@ IDS = [
     f"B{b}-C{c}{f'+{d}' if d else ''}-G{g}-H{h}-W{w}{'-conditioned' * cond}-{act or 'linear'}"
     for b, c, d, g, h, w, cond, act in CASES
 ]
+
+
+@pytest.fixture(params=["reference", "cpu"], scope="module")
+def backend(request):
+    """Everything holds for plain PyTorch and for C++."""
+    if reason := unavailable(request.param):
+        pytest.skip(f"the {request.param} backend {reason}")
+    with use_backend(request.param):
+        yield request.param
 
 
 def exact(x, other, weight, bias, scale=None, shift=None, *, num_groups, join="add", eps=1e-5, activation=None):
@@ -82,6 +93,8 @@ def test_any_memory_layout(layout, second, name):
 def test_equals_the_two_operations(second, dtype):
     tensors = {name: x.to(dtype) for name, x in inputs(2, 16, second, 6, 5, conditioned=True).items()}
     x, other, weight, bias = (tensors.pop(name) for name in ("x", "other", "weight", "bias"))
+    # In the layout of the join, so that sums are taken in its order.
+    x, other = (image.contiguous(memory_format=torch.channels_last) for image in (x, other))
     join = "concat" if second else "add"
     joined, y = join_group_norm(x, other, 4, weight, bias, 0.3, join=join, **tensors, activation="silu")
     separate = torch.cat([x, other], dim=1) if second else x + other

@@ -174,6 +174,7 @@ _backward_op = register(
     fake=_fake_backward,
     examples=_backward_examples,
     loaders={
+        "cpu": native("cpu", "group_norm_backward", _numbered),
         "cuda": native("cuda", "group_norm_backward", _numbered),
         "triton": triton("group_norm", "backward", "unsupported_backward"),
     },
@@ -184,7 +185,11 @@ _op = register(
     _plain,
     fake=_fake,
     examples=_examples,
-    loaders={"cuda": native("cuda", "group_norm", _numbered), "triton": triton("group_norm")},
+    loaders={
+        "cpu": native("cpu", "group_norm", _numbered),
+        "cuda": native("cuda", "group_norm", _numbered),
+        "triton": triton("group_norm"),
+    },
     backward=_backward,
     setup_context=_setup_context,
 )

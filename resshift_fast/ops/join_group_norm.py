@@ -14,7 +14,7 @@ from resshift_fast import backends
 from resshift_fast.ops import checks
 from resshift_fast.ops.group_norm import ACTIVATIONS, group_norm
 from resshift_fast.ops.group_norm import reference as group_norm_reference
-from resshift_fast.ops.registration import recomputed, register, triton
+from resshift_fast.ops.registration import native, recomputed, register, triton
 
 JOINS = ("add", "concat")
 
@@ -81,12 +81,18 @@ def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
     ]
 
 
+def _numbered(x, other, num_groups, weight, bias, eps, join, scale, shift, activation) -> tuple:
+    """Arguments for C++, which knows a join and an activation by their numbers."""
+    numbers = JOINS.index(join), scale, shift, ACTIVATIONS.index(activation)
+    return x, other, num_groups, weight, bias, eps, *numbers
+
+
 _op = register(
     "join_group_norm",
     _plain,
     fake=_fake,
     examples=_examples,
-    loaders={"triton": triton("join_group_norm")},
+    loaders={"cpu": native("cpu", "join_group_norm", _numbered), "triton": triton("join_group_norm")},
     **recomputed(reference),
 )
 
