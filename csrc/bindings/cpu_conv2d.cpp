@@ -13,7 +13,7 @@ namespace {
 using namespace resshift::cpu;
 
 constexpr int64_t kOwnChunk = 16;    // tiles of a thread that has its own: they stay in its level-2 cache
-constexpr int64_t kCached = 1 << 18;  // floats that stay there, of two matrices at once
+constexpr int64_t kSlice = 64;        // channels whose transformed weights stay there
 constexpr int64_t kTileGrain = 2;
 
 // Every thread takes column blocks, transforms their weights, and has them meet all tiles, transformed before.
@@ -35,7 +35,7 @@ void run_with_shared_tiles(const Convolution& call, const WinogradPlan& plan) {
     float *u = scratch.data(), *product = u + plan.weight_size();
     for (int64_t item = begin; item < end; ++item) {
       const int64_t block = item / plan.chunks(), chunk = item % plan.chunks();
-      const bool has_them = plan.slice == call.channels && item > begin && chunk > 0;
+      const bool has_them = plan.slices == 1 && item > begin && chunk > 0;
       for (int64_t channel = 0; channel < call.channels; channel += plan.slice) {
         const int64_t stop = std::min(channel + plan.slice, call.channels);
         if (!has_them) weights(call, plan, block, channel, stop, u);
@@ -75,7 +75,7 @@ void run_with_shared_weights(const Convolution& call, const WinogradPlan& plan) 
 // Tiles that meet a column block at once: as many as the weights are worth, but so that no thread is left without work.
 int64_t shared_chunk(const WinogradPlan& whole) {
   const int64_t threads = torch::stable::get_num_threads();
-  int64_t chunk = std::min<int64_t>(64, whole.tiles);
+  int64_t chunk = std::min<int64_t>(128, whole.tiles);
   auto rounds_up_much = [&](int64_t size) {
     const int64_t items = whole.column_blocks * ((whole.tiles + size - 1) / size);
     return (items + threads - 1) / threads * threads * 10 > items * 11;
@@ -93,10 +93,7 @@ void run(const Convolution& call, int64_t tile) {
     return run_with_shared_weights(call, plan(call, outputs, kOwnChunk, call.channels));
   }
   const int64_t chunk = shared_chunk(whole);
-  // The product of a few tiles stays in the level-2 cache, and so may slices of the weights.
-  const bool in_slices = whole.points * chunk * whole.columns <= kCached / 4;
-  const int64_t slice = std::max<int64_t>(16, kCached / 2 / (whole.points * whole.columns) / 16 * 16);
-  run_with_shared_tiles(call, plan(call, outputs, chunk, in_slices ? slice : call.channels));
+  run_with_shared_tiles(call, plan(call, outputs, chunk, kSlice));
 }
 
 Tensor channels_last(const Tensor& x) {

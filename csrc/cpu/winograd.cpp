@@ -27,6 +27,11 @@ RSF_INLINE Place place_of(const WinogradPlan& plan, std::int64_t tile) {
   return {tile / (plan.tile_columns * plan.tile_rows), row * plan.outputs, tile % plan.tile_columns * plan.outputs};
 }
 
+// Where a channel's transforms begin among those of a tile.
+RSF_INLINE std::int64_t in_slices(const WinogradPlan& plan, std::int64_t channel) {
+  return channel / plan.slice * plan.input_slice + channel % plan.slice;
+}
+
 // Transform n × n vectors that lie `row_stride` and `column_stride` apart, into one of each point.
 template <int Pairs, class T>
 RSF_INLINE void transform_input(const T* x, std::int64_t row_stride, std::int64_t column_stride, float* v,
@@ -101,16 +106,17 @@ void input_tile(const Convolution& call, const WinogradPlan& plan, std::int64_t 
     const T* x = static_cast<const T*>(call.x) +
                  ((place.image * call.height + row) * call.width + column) * call.channels;
     for (std::int64_t c = 0; c < call.channels; c += kLanes) {
-      transform_input<Pairs>(x + c, call.width * call.channels, call.channels, v + c, plan.input_point);
+      transform_input<Pairs>(x + c, call.width * call.channels, call.channels, v + in_slices(plan, c), plan.input_point);
     }
     return;
   }
   alignas(64) float staged[n * n * kStagedChannels];
   for (std::int64_t channel = 0; channel < call.channels; channel += kStagedChannels) {
-    const std::int64_t count = smaller(kStagedChannels, plan.depth - channel);
+    const std::int64_t count = smaller(kStagedChannels, call.channels - channel);
     stage<T>(call, n, place, channel, count, staged);
     for (std::int64_t c = 0; c < count; c += kLanes) {
-      transform_input<Pairs>(staged + c, n * kStagedChannels, kStagedChannels, v + channel + c, plan.input_point);
+      float* out = v + in_slices(plan, channel + c);
+      transform_input<Pairs>(staged + c, n * kStagedChannels, kStagedChannels, out, plan.input_point);
     }
   }
 }
@@ -180,13 +186,13 @@ void multiply_chunk(const Convolution& call, const WinogradPlan& plan, std::int6
   const std::int64_t tiles = smaller(plan.chunk, plan.tiles - chunk * plan.chunk);
   const bool narrow = call.out_channels - block * plan.columns <= kLanes;
   for (std::int64_t point = 0; point < plan.points; ++point) {
-    const float* a = v + point * plan.input_point + begin;
+    const float* a = v + in_slices(plan, begin) + point * plan.input_point;
     const float* b = u + point * plan.weight_point;
     float* out = product + point * plan.product_point;
     if (narrow) {
-      multiply<1, Add>(tiles, a, plan.depth, b, end - begin, out, plan.columns);
+      multiply<1, Add>(tiles, a, plan.slice, b, end - begin, out, plan.columns);
     } else {
-      multiply<kColumnVectors, Add>(tiles, a, plan.depth, b, end - begin, out, plan.columns);
+      multiply<kColumnVectors, Add>(tiles, a, plan.slice, b, end - begin, out, plan.columns);
     }
   }
 }
@@ -227,9 +233,10 @@ WinogradPlan winograd_plan(const Convolution& call, int outputs, std::int64_t ch
   plan.chunk = smaller(chunk, plan.tiles);
   plan.columns = kColumns;
   plan.column_blocks = (call.out_channels + kColumns - 1) / kColumns;
-  plan.depth = (call.channels + kLanes - 1) / kLanes * kLanes;
-  plan.input_point = plan.chunk * plan.depth + kSkew;
-  plan.slice = smaller(slice, call.channels);
+  plan.slice = (smaller(slice, call.channels) + kLanes - 1) / kLanes * kLanes;
+  plan.input_point = plan.chunk * plan.slice + kSkew;
+  plan.input_slice = plan.points * plan.input_point;
+  plan.slices = (call.channels + plan.slice - 1) / plan.slice;
   plan.weight_point = plan.slice * plan.columns + kSkew;
   plan.product_point = plan.chunk * plan.columns + kSkew;
   return plan;
@@ -248,7 +255,7 @@ void winograd_input(const Convolution& call, const WinogradPlan& plan, std::int6
   with_pairs(plan, [&](auto pairs) {
     dispatch(call.dtype, [&](auto type) {
       for (std::int64_t tile = begin; tile < end; ++tile) {
-        float* at = v + tile % plan.chunk * plan.depth;
+        float* at = v + tile % plan.chunk * plan.slice;
         input_tile<decltype(pairs)::value, typename decltype(type)::type>(call, plan, tile, at);
       }
     });

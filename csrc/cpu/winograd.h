@@ -37,12 +37,12 @@ struct WinogradPlan {
   std::int64_t tile_rows, tile_columns, tiles;  // tiles of the whole batch
   std::int64_t chunk;                        // tiles whose transforms lie together
   std::int64_t columns, column_blocks;       // output channels that are computed at once
-  std::int64_t depth;                        // channels, rounded up to a vector
-  std::int64_t slice;                        // channels whose weights are transformed at once
+  std::int64_t slice, slices;                // channels that are multiplied at once, whole vectors; and how many such
   std::int64_t input_point, weight_point, product_point;  // floats from a point's matrix to the next one's
+  std::int64_t input_slice;                  // floats from a slice's matrices to the next one's
 
   std::int64_t chunks() const { return (tiles + chunk - 1) / chunk; }
-  std::int64_t input_size() const { return points * input_point; }      // floats of a chunk
+  std::int64_t input_size() const { return slices * input_slice; }       // floats of a chunk
   std::int64_t weight_size() const { return points * weight_point; }    // of a column block
   std::int64_t product_size() const { return points * product_point; }  // of a chunk and column block
 };
@@ -53,7 +53,7 @@ RSF_FOR_EVERY_ISA(
     // Transform the weights of channels [begin, end) and one column block, u [points, slice, columns].
     void winograd_weights(const Convolution& call, const WinogradPlan& plan, std::int64_t block, std::int64_t begin,
                           std::int64_t end, float* u);
-    // Transform tiles [begin, end) of one chunk, v [points, chunk, depth]; `begin` counts from the first of all tiles.
+    // Transform tiles [begin, end) of one chunk, v [slices, points, chunk, slice]; `begin` counts from the first of all tiles.
     void winograd_input(const Convolution& call, const WinogradPlan& plan, std::int64_t begin, std::int64_t end, float* v);
     // Multiply channels [begin, end) of a chunk with a column block; product [points, chunk, columns] is set for the
     // channels from 0 on, and added to for others.
