@@ -28,6 +28,15 @@ std::int64_t sample(std::int64_t i, std::int64_t count) {
                                    static_cast<double>(count));
 }
 
+// For runs so short that a call of memcpy is felt.
+template <class T>
+RSF_INLINE void copy(T* out, const T* x, std::int64_t count) {
+  constexpr std::int64_t kWhole = kVectorBytes / sizeof(T);
+  std::int64_t i = 0;
+  for (; i + kWhole <= count; i += kWhole) std::memcpy(out + i, x + i, kVectorBytes);
+  for (; i < count; ++i) out[i] = x[i];
+}
+
 // Pixels [begin, end) of the two images of a join, one after the other or summed; `out` is that of pixel `begin`.
 template <class T>
 void join_pixels(T* out, const GroupedImages& images, const Join& join, std::int64_t begin, std::int64_t end) {
@@ -35,15 +44,17 @@ void join_pixels(T* out, const GroupedImages& images, const Join& join, std::int
   const std::int64_t first = join.channels, second = images.channels - first;
   if (join.concat) {
     for (std::int64_t pixel = begin; pixel < end; ++pixel, out += images.channels) {
-      std::memcpy(out, x + pixel * first, first * sizeof(T));
-      std::memcpy(out + first, other + pixel * second, second * sizeof(T));
+      copy(out, x + pixel * first, first);
+      copy(out + first, other + pixel * second, second);
     }
     return;
   }
-  const std::int64_t offset = begin * first, count = (end - begin) * first;
-  for (std::int64_t i = 0; i < count; i += kLanes) {
-    store(out + i, load(x + offset + i, count - i) + load(other + offset + i, count - i), count - i);
-  }
+  x += begin * first;
+  other += begin * first;
+  const std::int64_t count = (end - begin) * first;
+  std::int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(out + i, load(x + i) + load(other + i));
+  if (i < count) store(out + i, load(x + i, count - i) + load(other + i, count - i), count - i);
 }
 
 template <class T>

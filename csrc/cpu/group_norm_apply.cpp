@@ -6,8 +6,8 @@
 namespace resshift::cpu::RSF_ISA {
 namespace {
 
-constexpr int kTile = 2;    // rows, and vectors of each, that are worked on together: their chains run side by side, and
-                            // memory is read in order
+// Rows, and vectors of each, that are worked on together: their chains run side by side, and memory is read in order.
+constexpr int kTile = 2;
 constexpr int kChains = 4;  // vectors of a run
 
 struct Normalize {
