@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from resshift_fast import backends, ops
+from resshift_fast import ops
 
 NUM_GROUPS = 32
 
@@ -83,7 +83,7 @@ class Conv3x3(nn.Conv2d):
         Where the convolution's kernel normalizes as it reads and adds as it writes, no other image is made. Elsewhere
         the norm takes x apart, and the sum is left to whatever comes next.
         """
-        if backends.has_kernel("conv2d", self.weight.device.type) and not torch.is_grad_enabled():
+        if ops.conv2d_takes_norm(self.weight.device.type):
             x = joined(x)
             y = ops.conv2d(
                 x,

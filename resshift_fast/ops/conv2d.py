@@ -226,13 +226,21 @@ def conv2d(
     _check_norm(x, *norm)
     if not backends.fused("conv2d", x.device.type):
         return reference(x, weight, bias, padding, residual, *norm)
-    if (num_groups or residual is not None) and torch.is_grad_enabled():
+    if (num_groups or residual is not None) and not conv2d_takes_norm(x.device.type):
         # One after the other: each has a gradient of its own, and would be computed again for one of all.
         if num_groups:
             x = group_norm(x, *norm[:4], scale=scale, shift=shift, activation=activation)
         y = _op(x, weight, bias, padding, None, 0, None, None, eps, None, None, None)
         return y if residual is None else residual + y
     return _op(x, weight, bias, padding, residual, *norm)
+
+
+def conv2d_takes_norm(device_type: str) -> bool:
+    """Whether `conv2d` normalizes what it reads and adds to what it writes in one pass, so that it is best asked to.
+
+    It does where a backend has a kernel and no gradient is wanted.
+    """
+    return backends.has_kernel("conv2d", device_type) and not torch.is_grad_enabled()
 
 
 def _check_norm(
