@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "parallel.h"
 #include "tensors.h"
 #include "workspace.h"
 
@@ -20,7 +21,7 @@ constexpr int64_t kTileGrain = 2;
 void run_with_shared_tiles(const Convolution& call, const WinogradPlan& plan) {
   const Workspace tiles(plan.chunks() * plan.input_size());
   const auto transform = RSF_KERNEL(winograd_input);
-  torch::stable::parallel_for(0, plan.tiles, kTileGrain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, plan.tiles, kTileGrain, [&](int64_t begin, int64_t end) {
     while (begin < end) {
       const int64_t chunk = begin / plan.chunk, stop = std::min(end, (chunk + 1) * plan.chunk);
       transform(call, plan, begin, stop, tiles.data() + chunk * plan.input_size());
@@ -30,7 +31,7 @@ void run_with_shared_tiles(const Convolution& call, const WinogradPlan& plan) {
   const auto weights = RSF_KERNEL(winograd_weights);
   const auto multiply = RSF_KERNEL(winograd_multiply);
   const auto output = RSF_KERNEL(winograd_output);
-  torch::stable::parallel_for(0, plan.column_blocks * plan.chunks(), 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, plan.column_blocks * plan.chunks(), 1, [&](int64_t begin, int64_t end) {
     const Workspace scratch(plan.weight_size() + plan.product_size());
     float *u = scratch.data(), *product = u + plan.weight_size();
     for (int64_t item = begin; item < end; ++item) {
@@ -50,7 +51,7 @@ void run_with_shared_tiles(const Convolution& call, const WinogradPlan& plan) {
 void run_with_shared_weights(const Convolution& call, const WinogradPlan& plan) {
   const Workspace weights(plan.column_blocks * plan.weight_size());
   const auto transform = RSF_KERNEL(winograd_weights);
-  torch::stable::parallel_for(0, plan.column_blocks, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, plan.column_blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
       transform(call, plan, block, 0, call.channels, weights.data() + block * plan.weight_size());
     }
@@ -58,7 +59,7 @@ void run_with_shared_weights(const Convolution& call, const WinogradPlan& plan) 
   const auto input = RSF_KERNEL(winograd_input);
   const auto multiply = RSF_KERNEL(winograd_multiply);
   const auto output = RSF_KERNEL(winograd_output);
-  torch::stable::parallel_for(0, plan.chunks(), 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, plan.chunks(), 1, [&](int64_t begin, int64_t end) {
     const Workspace scratch(plan.input_size() + plan.product_size());
     float *v = scratch.data(), *product = v + plan.input_size();
     for (int64_t chunk = begin; chunk < end; ++chunk) {

@@ -2,6 +2,7 @@
 #include "../cpu/group_norm.h"
 
 #include "group_norm.h"
+#include "parallel.h"
 
 namespace resshift::bindings {
 namespace {
@@ -69,8 +70,7 @@ struct Cpu {
   template <class Stage, class... Arguments>
   static void run(Stage stage, int64_t tasks, int64_t work, const Arguments&... arguments) {
     const int64_t grain = divide_up(kGrain * tasks, work);
-    torch::stable::parallel_for(0, tasks, grain,
-                                [&](int64_t begin, int64_t end) { stage(arguments..., begin, end); });
+    parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) { stage(arguments..., begin, end); });
   }
 };
 

@@ -1,6 +1,7 @@
 // The residual shift on CPU tensors.
 #include "../cpu/residual_shift.h"
 
+#include "parallel.h"
 #include "residual_shift.h"
 
 namespace resshift::bindings {
@@ -16,14 +17,14 @@ struct Cpu {
 
   void operator()(const ChainStep& call) const {
     const auto kernel = RSF_KERNEL(chain_step);
-    torch::stable::parallel_for(0, call.batch * call.height * call.width, kGrain,
-                                [&](int64_t begin, int64_t end) { kernel(call, begin, end); });
+    parallel_for(0, call.batch * call.height * call.width, kGrain,
+                 [&](int64_t begin, int64_t end) { kernel(call, begin, end); });
   }
 
   void operator()(const QSample& call) const {
     const auto kernel = RSF_KERNEL(q_sample);
-    torch::stable::parallel_for(0, call.batch * call.pixels, kGrain,
-                                [&](int64_t begin, int64_t end) { kernel(call, begin, end); });
+    parallel_for(0, call.batch * call.pixels, kGrain,
+                 [&](int64_t begin, int64_t end) { kernel(call, begin, end); });
   }
 };
 

@@ -2,6 +2,7 @@
 #include "vector_quantize.h"
 
 #include "../cpu/vector_quantize.h"
+#include "parallel.h"
 
 namespace resshift::bindings {
 namespace {
@@ -26,7 +27,7 @@ struct Cpu {
     const float* codebook = converted.empty() ? static_cast<const float*>(call.codebook) : converted.data();
     const auto kernel = RSF_KERNEL(vector_quantize);
     const int64_t grain = 1 + kGrain / (numbers * kPixels);
-    torch::stable::parallel_for(0, blocks(call), grain, [&](int64_t begin, int64_t end) {
+    parallel_for(0, blocks(call), grain, [&](int64_t begin, int64_t end) {
       std::vector<float> scratch(static_cast<std::size_t>(scratch_numbers(call)));
       kernel(call, codebook, scratch.data(), begin, end);
     });

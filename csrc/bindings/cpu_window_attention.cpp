@@ -1,6 +1,7 @@
 // Window attention and its gradients on CPU tensors.
 #include "../cpu/window_attention.h"
 
+#include "parallel.h"
 #include "window_attention.h"
 #include "workspace.h"
 
@@ -15,8 +16,7 @@ constexpr int64_t kGrain = 1 << 17;
 void expand(const WindowAttention& call, float* bias) {
   const auto kernel = RSF_KERNEL(expand_bias);
   const int64_t grain = 1 + kGrain / bias_numbers(call) * call.heads;
-  torch::stable::parallel_for(0, call.heads, grain,
-                              [&](int64_t begin, int64_t end) { kernel(call, bias, begin, end); });
+  parallel_for(0, call.heads, grain, [&](int64_t begin, int64_t end) { kernel(call, bias, begin, end); });
 }
 
 struct Cpu {
@@ -35,7 +35,7 @@ struct Cpu {
     const Workspace bias(bias_numbers(call));
     expand(call, bias.data());
     const int64_t grain = 1 + kGrain / (tokens(call) * tokens(call) * call.head_dim + 1);
-    torch::stable::parallel_for(0, call.windows() * call.heads, grain, [&](int64_t begin, int64_t end) {
+    parallel_for(0, call.windows() * call.heads, grain, [&](int64_t begin, int64_t end) {
       const Workspace scratch(forward_scratch(call));
       kernel(call, bias.data(), out, scratch.data(), begin, end);
     });
@@ -46,7 +46,7 @@ struct Cpu {
     const auto sum = RSF_KERNEL(sum_bias_gradient);
     const Workspace bias(bias_numbers(call));
     expand(call, bias.data());
-    torch::stable::parallel_for(0, parts(call) * call.heads, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, parts(call) * call.heads, 1, [&](int64_t begin, int64_t end) {
       const Workspace scratch(backward_scratch(call));
       kernel(call, gradients, bias.data(), scratch.data(), begin, end);
     });

@@ -1,0 +1,31 @@
+// Loops whose turns threads share.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#if defined(RSF_SANITIZED)
+#include <algorithm>
+#include <thread>
+#include <vector>
+#endif
+
+namespace resshift::bindings {
+
+// Call f(begin, end) for pieces that cover a range, no piece but the last smaller than the grain, and wait for them.
+#if !defined(RSF_SANITIZED)
+using torch::stable::parallel_for;
+#else
+// A sanitizer knows nothing of the order in which torch's threads work, and calls here are too small for several. Pieces
+// of any size, each in a thread of its own and none ordered before another, show what two of them do to one address.
+template <class F>
+void parallel_for(int64_t begin, int64_t end, int64_t, const F& f) {
+  const int64_t count = end - begin, pieces = std::min<int64_t>(count, 5);
+  std::vector<std::thread> threads;
+  for (int64_t i = 0; i < pieces; ++i) {
+    threads.emplace_back([=, &f] { f(begin + count * i / pieces, begin + count * (i + 1) / pieces); });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+#endif
+
+}  // namespace resshift::bindings
