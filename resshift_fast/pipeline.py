@@ -429,9 +429,11 @@ class _progress:
 
 
 def _prepared(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    module = module.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+    module = module.to(device=device, dtype=dtype)
     if backends.has_kernel("conv2d", device.type):
         module = pack_(module)
+    else:
+        module = module.to(memory_format=torch.channels_last)
     return module.eval().requires_grad_(False)
 
 

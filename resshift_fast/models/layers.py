@@ -141,21 +141,22 @@ class UpsampleConv(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv3x3(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.upsample_conv2d(x, self.conv.weight, self.conv.bias)
 
 
 def pack_(module: nn.Module) -> nn.Module:
-    """Lay out the weights of 3×3 convolutions in memory as the kernels for CPUs read them, and return the module.
+    """Lay out the weights of convolutions in memory as the kernels for CPUs read them, and return the module.
 
     They keep their values, names and shapes; only their strides change.
     """
     for layer in module.modules():
-        if isinstance(layer, Conv3x3 | UpsampleConv):
-            weight = layer.conv.weight if isinstance(layer, UpsampleConv) else layer.weight
-            weight.data = ops.pack_conv2d(weight.data)
+        if isinstance(layer, Conv3x3):
+            layer.weight.data = ops.pack_conv2d(layer.weight.data)
+        elif isinstance(layer, nn.Conv2d):
+            layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
     return module
 
 
