@@ -78,6 +78,14 @@ def accumulation_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def autocast(x: Tensor) -> Tensor:
+    """x in the dtype in which autocast has PyTorch convolve, where it is on."""
+    kind = x.device.type
+    if x.dtype is torch.float64 or not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
+
+
 def laid_out_like(x: Tensor, other: Tensor) -> Tensor:
     """x with the strides of `torch.empty_like(other)`, as the fakes of operators promise."""
     like = torch.empty_like(other, dtype=x.dtype)

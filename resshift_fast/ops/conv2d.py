@@ -161,9 +161,10 @@ _op = register(
 )
 
 
-def check_weight(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """weight is [O, C, 3, 3] for x's C and O ≥ 1, bias [O] or None, on x's device."""
+def checked(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x as autocast wants it; weight is [O, C, 3, 3] for its C and O ≥ 1, bias [O] or None, on its device."""
     checks.image(op, "x", x)
+    x = checks.autocast(x)
     checks.tensor(op, "weight", weight)
     channels = x.shape[1]
     if weight.dim() != 4 or weight.shape[1:] != (channels, 3, 3) or weight.shape[0] < 1:
@@ -171,6 +172,7 @@ def check_weight(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Non
         raise ValueError(f"{op}: weight has shape {shape}, expected (O, {channels}, 3, 3) with O ≥ 1 to match x")
     checks.shape(op, "bias", bias, (weight.shape[0],), "to match weight's output channels", optional=True)
     checks.parameters(op, x, weight=weight, bias=bias)
+    return x
 
 
 def conv2d(
@@ -201,7 +203,7 @@ def conv2d(
 
     Returns:
         [B, O, H + 2·padding − 2, W + 2·padding − 2] in x's dtype, channels-last where a backend has a kernel.
-        Differentiable in every tensor.
+        Differentiable in every tensor. Under autocast all is done in autocast's dtype, as by PyTorch's convolution.
 
     Raises:
         ValueError: for a shape, device, padding or number of groups that does not fit, or an unknown activation.
@@ -211,7 +213,7 @@ def conv2d(
         >>> conv2d(torch.randn(2, 8, 5, 7), torch.randn(6, 8, 3, 3), torch.zeros(6)).shape
         torch.Size([2, 6, 5, 7])
     """
-    check_weight("conv2d", x, weight, bias)
+    x = checked("conv2d", x, weight, bias)
     if padding < 0:
         raise ValueError(f"conv2d: padding is {padding}, expected 0 or more")
     if min(x.shape[2:]) + 2 * padding < 3:

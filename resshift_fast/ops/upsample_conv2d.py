@@ -10,7 +10,7 @@ from resshift_fast import backends
 from resshift_fast import native as libraries
 from resshift_fast.backends import Kernel
 from resshift_fast.ops import checks
-from resshift_fast.ops.conv2d import check_weight, examples
+from resshift_fast.ops.conv2d import checked, examples
 from resshift_fast.ops.registration import recomputed, register, triton
 from resshift_fast.ops.winograd import DIRECT, algorithm, pack_conv2d
 
@@ -74,12 +74,13 @@ def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
         bias: [O], x's dtype or float32, or None.
 
     Returns:
-        [B, O, 2H, 2W] in x's dtype. Differentiable in every tensor.
+        [B, O, 2H, 2W] in x's dtype. Differentiable in every tensor. Under autocast x is taken in autocast's dtype, as
+        by PyTorch's convolution.
 
     Raises:
         ValueError: for a shape or device that does not fit.
         TypeError: for a dtype other than those named.
     """
-    check_weight("upsample_conv2d", x, weight, bias)
+    x = checked("upsample_conv2d", x, weight, bias)
     run = _op if backends.fused("upsample_conv2d", x.device.type) else reference
     return run(x, weight, bias)
