@@ -14,7 +14,7 @@ import torch
 from pipelines import SPECS, photo, tiny
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from resshift_fast import Pipeline, backends, native, ops, use_backend, verification
+from resshift_fast import Pipeline, backends, native, ops, preferences, use_backend, verification
 from resshift_fast.backends import OPERATORS, Kernel
 from resshift_fast.ops.conv2d import reference
 from resshift_fast.verification import RUNNING
@@ -23,6 +23,7 @@ CPU = torch.device("cpu")
 OPERATOR = "conv2d"
 X, WEIGHT, BIAS = torch.randn(2, 3, 5, 7), torch.randn(4, 3, 3, 3), torch.randn(4)
 EXPECTED = reference(X, WEIGHT, BIAS, 1)
+NOTHING = (None, 0, None, None, 1e-5, None, None, None)  # the registered operator's arguments after the padding
 
 
 class Backend:
@@ -191,13 +192,18 @@ def test_a_later_process_reads_the_verdict(tmp_path):
     assert (wrong.calls, len(caught)) == (before, 1)
 
 
-@pytest.mark.parametrize("changed", ["torch", "kernels"])
+@pytest.mark.parametrize("changed", ["torch", "kernels", "library", "processor"])
 def test_another_environment_is_verified_anew(changed, tmp_path, monkeypatch):
     backend = Backend()
     install(backend)
     call()
     if changed == "torch":
         monkeypatch.setattr(torch, "__version__", "99.0")
+    elif changed == "library":
+        (tmp_path / "library.so").write_text("changed")
+        monkeypatch.setattr(native, "path", lambda name: tmp_path / "library.so")
+    elif changed == "processor":
+        monkeypatch.setattr(preferences, "processor", lambda: "another")
     else:
         (tmp_path / "ops").mkdir()
         (tmp_path / "ops/conv2d.py").write_text("changed")
@@ -278,7 +284,10 @@ def pipeline(name: str = "x4") -> Pipeline:
 @pytest.mark.parametrize("fault", ["one-percent-off", "exception", "nan"])
 def test_a_pipeline_verifies_before_its_first_image(fault, tmp_path):
     image = photo(16, 16)
-    expected = tiny("x4")(image, progress=False)
+    install(Backend())  # the same operator, whose kernel is plain PyTorch
+    expected = pipeline()(image, progress=False)
+    verdict_file(tmp_path).unlink()
+    new_process()
     backend = Backend(WRONG[fault][0])
     install(backend)
     with pytest.warns(RuntimeWarning, match="the cpu backend of conv2d is off") as caught:
@@ -362,7 +371,7 @@ def test_nothing_is_verified_on_fake_tensors(tmp_path):
     with FakeTensorMode():
         backends.verify(CPU, torch.float32)
         backends.verify(torch.device("cuda"), torch.float32)
-        torch.ops.resshift_fast.conv2d(torch.empty(2, 3, 5, 7), torch.empty(4, 3, 3, 3), None, 1)
+        torch.ops.resshift_fast.conv2d(torch.empty(2, 3, 5, 7), torch.empty(4, 3, 3, 3), None, 1, *NOTHING)
     assert backend.calls == 0
     assert not list((tmp_path / "verdicts").rglob(f"{OPERATOR}-*"))
     assert backend.used

@@ -1,9 +1,9 @@
 """Verification of a backend before its first use: small calls are compared with plain PyTorch in float64.
 
-A verdict belongs to (operator, backend, dtype) and an environment: device, driver, torch, Triton and the kernels'
-sources. It is kept in `verdicts/` of the cache folder. An illegal memory access ends the process or poisons its CUDA
-context, so "running" is written first under a lock: whoever finds it unlocked knows that the verification never
-ended, and leaves that backend off. RESSHIFT_FAST_VERIFY=0 trusts every backend.
+A verdict belongs to (operator, backend, dtype) and an environment: device, driver, torch, Triton, the kernels' sources
+and what was compiled of them. It is kept in `verdicts/` of the cache folder. An illegal memory access ends the process
+or poisons its CUDA context, so "running" is written first under a lock: whoever finds it unlocked knows that the
+verification never ended, and leaves that backend off. RESSHIFT_FAST_VERIFY=0 trusts every backend.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
+from resshift_fast import native, preferences
 from resshift_fast.backends import on
 from resshift_fast.download import DownloadError, cache_dir
 
@@ -213,18 +214,24 @@ def _environment(device: "torch.device") -> str:
     """Hash of everything on which a verdict depends."""
     import torch
 
-    parts = [device.type, torch.__version__, str(torch.version.cuda), os.environ.get("TRITON_INTERPRET", "")]
+    interpreted = os.environ.get("TRITON_INTERPRET", "")
+    parts = [device.type, torch.__version__, str(torch.version.cuda), interpreted]
+    if device.type == "cpu":
+        parts += [preferences.processor(), os.environ.get("RESSHIFT_FAST_CPU_ISA", "")]
     if device.type == "cuda" and torch.cuda.is_available():  # there are fake tensors of an absent device
         parts += [torch.cuda.get_device_name(device), _driver()]
-    if find_spec("triton"):
-        import triton
+    if (device.type != "cpu" or interpreted == "1") and find_spec("triton"):
+        import triton  # only where it may run
 
         parts.append(triton.__version__)
     digest = hashlib.sha256("\n".join(parts).encode())
     kernels = find_spec("resshift_fast.kernels")
     folders = [Path(__file__).parent / "ops"]
     folders += [Path(folder) for folder in kernels.submodule_search_locations] if kernels else []
-    for path in sorted(path for folder in folders for path in folder.iterdir() if path.suffix in (".py", ".so")):
+    paths = sorted(path for folder in folders for path in folder.iterdir() if path.suffix in (".py", ".so"))
+    if device.type in native.LIBRARIES and native.path(device.type).exists():
+        paths.append(native.path(device.type))
+    for path in paths:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
