@@ -15,6 +15,7 @@ from resshift_fast.backends import OPERATORS, VARIABLE, Kernel, check, fused, pr
 
 OPERATOR = "conv2d"
 X, WEIGHT = torch.randn(2, 3, 5, 7), torch.randn(4, 3, 3, 3)
+ARGS = (X, WEIGHT, None, 1, None, 0, None, None, 1e-5, None, None, None)  # of the registered operator
 
 
 @pytest.fixture(autouse=True)
@@ -44,10 +45,24 @@ def kernels(monkeypatch):
     backends.add(before)
 
 
+@pytest.fixture
+def keep_kernels(monkeypatch):
+    """Leave an operator no kernels but those of the backends named, and of these unverified ones."""
+    monkeypatch.setenv(verification.VARIABLE, "0")
+
+    def keep(name, *kept):
+        operator = OPERATORS[name]
+        loaders = {backend: operator.loaders[backend] for backend in kept}
+        monkeypatch.setitem(OPERATORS, name, replace(operator, loaders=loaders))
+        backends._forget()
+
+    return keep
+
+
 def ran() -> str:
     """Which kernel a call of conv2d runs: the number that it returns, or "reference"."""
     y = ops.conv2d(X, WEIGHT)
-    return "reference" if y.equal(OPERATORS[OPERATOR].plain(X, WEIGHT, None, 1)) else str(int(y.mean()))
+    return "reference" if y.equal(OPERATORS[OPERATOR].plain(*ARGS)) else str(int(y.mean()))
 
 
 def run(program: str, **environment: str) -> str:
@@ -160,6 +175,7 @@ def test_the_order_of_choice_depends_on_the_device(monkeypatch):
 
 
 def test_auto_takes_the_cpus_kernel_and_the_reference_without_one(kernels):
+    kernels()
     assert ran() == "reference"
     kernels(cpu=1)
     assert ran() == "1"
@@ -188,11 +204,11 @@ def test_triton_takes_cpu_tensors_only_in_the_interpreter(kernels, monkeypatch):
 
 
 def test_an_operator_without_a_kernel_of_the_preferred_backend_runs_the_reference(kernels):
-    kernels(cpu=1)
-    x, weight = torch.randn(1, 32, 4, 4), torch.rand(32)
+    kernels(cuda=1, triton=2)
     with use_backend("cpu"):
-        y = ops.group_norm(x, 32, weight, weight)
-    assert y.equal(ops.group_norm(x, 32, weight, weight))
+        assert ran() == "reference"
+        kernels(cpu=3)
+        assert ran() == "3"
 
 
 def test_a_call_that_a_backend_does_not_take_goes_to_the_next_and_at_last_to_the_reference(kernels, monkeypatch):
@@ -205,11 +221,12 @@ def test_a_call_that_a_backend_does_not_take_goes_to_the_next_and_at_last_to_the
     assert ran() == "reference"
 
 
-def test_status_lists_every_operator_with_a_reason(kernels, monkeypatch):
+def test_status_lists_every_operator_with_a_reason(kernels, keep_kernels, monkeypatch):
     monkeypatch.setattr(backends, "_has_triton", lambda: True)
     monkeypatch.setattr(backends, "_has_gpu", lambda: False)
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     kernels(cpu=1)
+    keep_kernels("swin_mlp", "triton")
     assert [decision.operator for decision in status()] == sorted(ops.__all__)
     assert told(OPERATOR) == ("cpu", "the first that runs on cpu")
     gpu = "triton needs a GPU that this build of torch can use; torch.cuda.is_available() is False"
@@ -253,17 +270,18 @@ def told(operator: str, device: str = "cpu") -> tuple[str, str]:
 
 
 def test_the_chosen_backend_is_the_one_that_runs(kernels):
-    args = (X, WEIGHT, None, 1)
     kernels(cpu=1)
-    assert backends.chosen(OPERATOR, *args) == "cpu" and backends.candidates(OPERATOR, "cpu") == ("cpu",)
+    assert backends.chosen(OPERATOR, *ARGS) == "cpu" and backends.candidates(OPERATOR, "cpu") == ("cpu",)
     kernels(cpu="three channels")
-    assert backends.chosen(OPERATOR, *args) == "reference"
+    assert backends.chosen(OPERATOR, *ARGS) == "reference"
     with use_backend("reference"):
-        assert backends.chosen(OPERATOR, *args) == "reference"
+        assert backends.chosen(OPERATOR, *ARGS) == "reference"
 
 
-def test_traced_code_calls_the_operator_where_a_kernel_is_or_it_stays_opaque(kernels, monkeypatch):
+def test_traced_code_calls_the_operator_where_a_kernel_is_or_it_stays_opaque(kernels, keep_kernels, monkeypatch):
     kernels(cpu=1)
+    for name in ("group_norm", "window_attention"):
+        keep_kernels(name)
     assert fused(OPERATOR, "cpu") and not fused(OPERATOR, "cuda") and not fused("group_norm", "cpu")
     assert not fused("window_attention", "cpu", opaque=True)  # eagerly the reference decides by sizes as it likes
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
@@ -276,10 +294,10 @@ def test_traced_code_calls_the_operator_where_a_kernel_is_or_it_stays_opaque(ker
 def test_an_operator_returns_its_inputs_dtype_under_autocast(cpu, kernels):
     kernels(**cpu)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = torch.ops.resshift_fast.conv2d(X, WEIGHT, None, 1)
+        y = torch.ops.resshift_fast.conv2d(*ARGS)
         assert (X.reshape(14, 15) @ X.reshape(14, 15).T).dtype == torch.bfloat16
     assert y.dtype == torch.float32
-    assert y.equal(torch.ops.resshift_fast.conv2d(X, WEIGHT, None, 1))
+    assert y.equal(torch.ops.resshift_fast.conv2d(*ARGS))
 
 
 def test_a_kernel_runs_with_its_tensors_device_as_the_current_one(monkeypatch):
@@ -321,6 +339,7 @@ import sys, torch
 from resshift_fast import backends, ops
 backends.unavailable("triton")
 ops.group_norm(torch.randn(1, 4, 3, 3), 2, torch.ones(4), torch.ones(4))
+assert backends.chosen("group_norm", torch.randn(1, 4, 3, 3), 2, *2 * [torch.ones(4)], 1e-5, *3 * [None]) != "triton"
 print("triton" in sys.modules, any(name.startswith("resshift_fast.kernels") for name in sys.modules))
 """
     assert run(program) == "False False"

@@ -14,6 +14,7 @@ from resshift_fast.backends import OPERATORS, Kernel
 CPU = torch.device("cpu")
 OPERATOR, MODEL = "conv2d", "Test CPU (R) @ 3.1 GHz"
 X, WEIGHT = torch.randn(2, 3, 5, 7), torch.randn(4, 3, 3, 3)
+NOTHING = (None, 0, None, None, 1e-5, None, None, None)  # the registered operator's arguments after the padding
 NUMBERS = {"cpu": 1, "cuda": 2, "triton": 3}
 
 
@@ -64,7 +65,7 @@ def ran(dtype: torch.dtype = torch.float32) -> str:
     """The backend that runs a call."""
     x, weight = X.to(dtype), WEIGHT.to(dtype)
     y = ops.conv2d(x, weight)
-    if y.equal(OPERATORS[OPERATOR].plain(x, weight, None, 1)):
+    if y.equal(OPERATORS[OPERATOR].plain(x, weight, None, 1, *NOTHING)):
         return "reference"
     return next(name for name, number in NUMBERS.items() if y.eq(number).all())
 
@@ -96,7 +97,7 @@ def test_a_stored_order_decides(order, expected):
     assert preferences.ranked(tuple(NUMBERS), OPERATOR, CPU, torch.float32) == expected
     assert ran() == (expected or ("reference",))[0]
     assert ran(torch.bfloat16) == "cpu"  # of which nobody has measured anything
-    args = (X, WEIGHT, None, 1)
+    args = (X, WEIGHT, None, 1, *NOTHING)
     assert backends.chosen(OPERATOR, *args) == ran()
     assert backends.fused(OPERATOR, "cpu")
 
