@@ -223,8 +223,32 @@ def _upsample_conv2d(draw: Draw, side: int, channels: int, out: int) -> dict[str
     return {"x": draw.image(channels, side), "weight": draw.kernel(out, channels), "bias": draw.normal(out)}
 
 
-def _conv2d(draw: Draw, side: int, channels: int, out: int) -> dict[str, Any]:
-    return _upsample_conv2d(draw, side, channels, out) | {"padding": 1}
+def _conv2d(
+    draw: Draw,
+    side: int,
+    channels: int,
+    out: int,
+    norm: bool = False,
+    scale_shift: bool = False,
+    residual: bool = False,
+    eps: float = UNET_EPS,
+) -> dict[str, Any]:
+    norm_weight, norm_bias = draw.norm(channels) if norm else (None, None)
+    scale, shift = (draw.normal(draw.batch, channels, deviation=0.5) if scale_shift else None for _ in range(2))
+    return {
+        "x": draw.image(channels, side, MEAN if norm else 0.0),
+        "weight": draw.kernel(out, channels),
+        "bias": draw.normal(out),
+        "padding": 1,
+        "residual": draw.image(out, side) if residual else None,
+        "num_groups": NUM_GROUPS if norm else 0,
+        "norm_weight": norm_weight,
+        "norm_bias": norm_bias,
+        "eps": eps,
+        "scale": scale,
+        "shift": shift,
+        "activation": "silu" if norm else None,
+    }
 
 
 def _latent(draw: Draw, side: int, channels: int) -> Tensor:
@@ -285,7 +309,12 @@ OPERATORS: dict[str, Operator] = {
         Operator("vector_quantize", _vector_quantize, ("z", "codebook"), "vector_quantize"),
         Operator("spatial_attention", _spatial_attention, ("q", "k", "v"), "spatial_attention"),
         Operator("upsample_conv2d", _upsample_conv2d, ("x", "weight", "bias"), "upsample_conv2d"),
-        Operator("conv2d", _conv2d, ("x", "weight", "bias"), "conv2d"),
+        Operator(
+            "conv2d",
+            _conv2d,
+            ("x", "weight", "bias", "residual", "norm_weight", "norm_bias", "scale", "shift"),
+            "conv2d",
+        ),
         Operator(
             "posterior_step", _posterior_step, ("x_t", "prediction", "y"), "residual_shift", "posterior_step_reference"
         ),
@@ -316,8 +345,14 @@ def _pointwise(level: int, where: str, channels: int, out: int, **sizes: Any) ->
     return Case("pointwise_conv2d", level, {"channels": channels, "out": out, **sizes}, where)
 
 
-def _convolution(level: int, where: str, channels: int, out: int, op: str = "conv2d") -> Case:
-    return Case(op, level, {"channels": channels, "out": out}, where)
+def _convolution(level: int, where: str, channels: int, out: int, op: str = "conv2d", **sizes: Any) -> Case:
+    return Case(op, level, {"channels": channels, "out": out, **sizes}, where)
+
+
+# The same convolutions, asked to normalize what they read, as they are where a backend's kernel does.
+NORM = {"norm": True}
+NORM_SUM = {"norm": True, "scale_shift": True, "residual": True}
+DECODER_NORM_SUM = {"norm": True, "residual": True, "eps": DECODER_EPS}
 
 
 # The first case of an operator is the one that --quick measures.
@@ -381,6 +416,11 @@ CASES: tuple[Case, ...] = (
     _convolution(-2, "decoder level -2, first residual block", 256, 128),
     _convolution(-2, "decoder level -2, residual blocks", 128, 128),
     _convolution(-2, "decoder, last convolution", 128, 3),
+    _convolution(0, "U-Net level 0, ResBlock.in_layers", 160, 160, **NORM),
+    _convolution(0, "U-Net level 0, ResBlock.out_layers and its sum", 160, 160, **NORM_SUM),
+    _convolution(3, "U-Net level 3 and middle, ResBlock.out_layers and its sum", 640, 640, **NORM_SUM),
+    _convolution(0, "decoder middle and level 0, conv2 and its sum", 512, 512, **DECODER_NORM_SUM),
+    _convolution(-2, "decoder level -2, conv2 and its sum", 128, 128, **DECODER_NORM_SUM),
     Case("posterior_step", 0, {"channels": 3}, "chain, every step but the last"),
     Case("posterior_step", 0, {"channels": 3, "last": True}, "chain, last step"),
     Case("prior_sample", 0, {"channels": 3}, "chain, start"),

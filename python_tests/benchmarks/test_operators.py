@@ -69,7 +69,7 @@ def described(name, arguments):
 
 @pytest.fixture
 def network_calls(monkeypatch):
-    """Descriptions of all operator calls of realsr-x4-v3 for one photo of 64×64."""
+    """Descriptions of all operator calls of realsr-x4-v3 for one photo of 64×64, with kernels and without."""
     calls = set()
 
     def recording(name, function):
@@ -86,8 +86,11 @@ def network_calls(monkeypatch):
     spec = catalog.get("realsr-x4-v3")
     with torch.device("meta"), torch.no_grad():
         image, index = torch.empty(1, 3, LATENT, LATENT), torch.empty(1, dtype=torch.int64)
-        LatentChain(catalog.build_denoiser(spec), spec.schedule)(image, image, index)
-        catalog.build_first_stage(spec).decode(image)
+        denoiser, first_stage = catalog.build_denoiser(spec), catalog.build_first_stage(spec)
+        for takes_norm in (False, True):
+            monkeypatch.setattr(ops, "conv2d_takes_norm", lambda _, takes_norm=takes_norm: takes_norm)
+            LatentChain(denoiser, spec.schedule)(image, image, index)
+            first_stage.decode(image)
         ops.q_sample(image, image, index, spec.schedule.table("meta"), image)
     return calls
 
