@@ -15,6 +15,7 @@ using namespace resshift::cpu;
 
 constexpr int64_t kOwnChunk = 16;    // tiles of a thread that has its own: they stay in its level-2 cache
 constexpr int64_t kSlice = 64;        // channels whose transformed weights stay there
+constexpr int64_t kGradientChunk = 512;  // tiles whose transforms are held at once
 constexpr int64_t kTileGrain = 2;
 constexpr int64_t kLine = 64;  // bytes of a cache line
 
@@ -110,6 +111,41 @@ void run(const Convolution& call, int64_t tile) {
   run_with_shared_tiles(call, plan(call, outputs, chunk, kSlice));
 }
 
+// All tiles of a chunk, of the image and of the result's gradient, meet at every point.
+void run_weight_gradient(const Convolution& call, float* gradient) {
+  const WinogradPlan plan = RSF_KERNEL(winograd_plan)(call, 4, kGradientChunk, call.channels);
+  const int64_t image_tiles = plan.input_size(), block_tiles = plan.product_size(), sums = plan.weight_size();
+  const Workspace scratch(image_tiles + plan.column_blocks * (block_tiles + sums));
+  float *v = scratch.data(), *w = v + image_tiles, *u = w + plan.column_blocks * block_tiles;
+  const auto input = RSF_KERNEL(winograd_input);
+  const auto output = RSF_KERNEL(winograd_gradient_tiles);
+  const auto multiply = RSF_KERNEL(winograd_gradient_multiply);
+  const auto weights = RSF_KERNEL(winograd_gradient_weights);
+  for (int64_t chunk = 0; chunk < plan.chunks(); ++chunk) {
+    const int64_t first = chunk * plan.chunk, last = std::min(first + plan.chunk, plan.tiles);
+    parallel_for(first, last, kTileGrain, [&](int64_t begin, int64_t end) {
+      input(call, plan, begin, end, v);
+      for (int64_t block = 0; block < plan.column_blocks; ++block) {
+        output(call, plan, block, begin, end, w + block * block_tiles);
+      }
+    });
+    parallel_for(0, plan.column_blocks * plan.points, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t block = item / plan.points, point = item % plan.points;
+        multiply(call, plan, chunk, block, v + point * plan.input_point,
+                 w + block * block_tiles + point * plan.product_point, u + block * sums + point * plan.weight_point);
+      }
+    });
+  }
+  parallel_for(0, plan.column_blocks * call.channels, 16, [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t block = begin / call.channels, stop = std::min(end, (block + 1) * call.channels);
+      weights(call, plan, block, begin - block * call.channels, stop - block * call.channels, u + block * sums, gradient);
+      begin = stop;
+    }
+  });
+}
+
 Tensor channels_last(const Tensor& x) {
   return torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
 }
@@ -165,14 +201,42 @@ Tensor conv2d(Tensor x, Tensor weight, OptionalTensor bias, int64_t padding, Opt
   return y;
 }
 
+Tensor conv2d_weight_gradient(Tensor dy, Tensor x, int64_t padding) {
+  STD_TORCH_CHECK(x.is_cpu() && x.dim() == 4 && x.numel() > 0, "x must be [B, C, H, W] on the CPU and not empty");
+  STD_TORCH_CHECK(padding >= 0, "padding must not be negative");
+  Convolution call{};
+  call.batch = x.size(0);
+  call.channels = x.size(1);
+  call.height = x.size(2);
+  call.width = x.size(3);
+  call.padding = padding;
+  STD_TORCH_CHECK(dy.is_cpu() && dy.dim() == 4 && dy.numel() > 0 && dy.size(0) == call.batch &&
+                      dy.size(2) == call.out_height() && dy.size(3) == call.out_width() &&
+                      dy.scalar_type() == x.scalar_type(),
+                  "dy must be shaped like the result of x, on the CPU and of x's dtype");
+  call.out_channels = dy.size(1);
+  const Tensor image = channels_last(x), gradient = channels_last(dy);
+  call.x = image.const_data_ptr();
+  call.y = const_cast<void*>(gradient.const_data_ptr());  // only read
+  call.dtype = dtype_of(x, "x");
+  const std::vector<int64_t> size{3, 3, call.channels, call.out_channels};
+  Tensor taps = torch::stable::empty(size, ScalarType::Float, std::nullopt, x.device());
+  run_weight_gradient(call, static_cast<float*>(taps.mutable_data_ptr()));
+  return taps;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(resshift_fast_cpu, library) {
   library.def(
       "conv2d(Tensor x, Tensor weight, Tensor? bias, int padding, Tensor? normalization, bool silu, Tensor? residual, "
       "bool upsample, int tile) -> Tensor");
+  library.def("conv2d_weight_gradient(Tensor dy, Tensor x, int padding) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(resshift_fast_cpu, CPU, library) { library.impl("conv2d", TORCH_BOX(&conv2d)); }
+STABLE_TORCH_LIBRARY_IMPL(resshift_fast_cpu, CPU, library) {
+  library.impl("conv2d", TORCH_BOX(&conv2d));
+  library.impl("conv2d_weight_gradient", TORCH_BOX(&conv2d_weight_gradient));
+}
 
 }  // namespace resshift::bindings

@@ -190,9 +190,9 @@ void multiply_chunk(const Convolution& call, const WinogradPlan& plan, std::int6
     const float* b = u + point * plan.weight_point;
     float* out = product + point * plan.product_point;
     if (narrow) {
-      multiply<1, Add>(tiles, a, plan.slice, b, end - begin, out, plan.columns);
+      multiply<1, Add>(tiles, a, plan.slice, 1, b, end - begin, out, plan.columns);
     } else {
-      multiply<kColumnVectors, Add>(tiles, a, plan.slice, b, end - begin, out, plan.columns);
+      multiply<kColumnVectors, Add>(tiles, a, plan.slice, 1, b, end - begin, out, plan.columns);
     }
   }
 }

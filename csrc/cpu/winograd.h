@@ -61,6 +61,18 @@ RSF_FOR_EVERY_ISA(
                            std::int64_t begin, std::int64_t end, const float* v, const float* u, float* product);
     // Transform a product back to the result.
     void winograd_output(const Convolution& call, const WinogradPlan& plan, std::int64_t chunk, std::int64_t block,
-                         const float* product);)
+                         const float* product);
+
+    // For the weight's gradient, where `y` is that of the result, and tiles have 4 outputs. Transform tiles [begin, end)
+    // of one chunk and one column block of y, w [points, chunk, columns]; `begin` counts from the first of all tiles.
+    void winograd_gradient_tiles(const Convolution& call, const WinogradPlan& plan, std::int64_t block,
+                                 std::int64_t begin, std::int64_t end, float* w);
+    // Sum the products of one point of a chunk over its tiles: u [C, columns] is set for chunk 0, and added to by others.
+    void winograd_gradient_multiply(const Convolution& call, const WinogradPlan& plan, std::int64_t chunk,
+                                    std::int64_t block, const float* v, const float* w, float* u);
+    // Transform the sums of channels [begin, end) and one column block, u [points, C, columns], to the gradient of the
+    // weight, float32 [3, 3, C, O].
+    void winograd_gradient_weights(const Convolution& call, const WinogradPlan& plan, std::int64_t block,
+                                   std::int64_t begin, std::int64_t end, const float* u, float* gradient);)
 
 }  // namespace resshift::cpu

@@ -118,6 +118,33 @@ struct Transform {
       y[k] = k == kOutputs - 1 ? total + m[kInputs - 1] : total;
     }
   }
+
+  // The transposed ones, which gradients take the other way.
+  static RSF_INLINE void from_output(const Floats (&y)[kOutputs], Floats (&m)[kInputs]) {
+    m[0] = y[0];
+    m[kInputs - 1] = y[kOutputs - 1];
+    for (int i = 0; i < Pairs; ++i) {
+      Floats even = y[0], odd = kValues.power[i][1] * y[1];
+      for (int k = 2; k < kOutputs; k += 2) {
+        even += kValues.power[i][k] * y[k];
+        odd += kValues.power[i][k + 1] * y[k + 1];
+      }
+      m[2 * i + 1] = even + odd;
+      m[2 * i + 2] = even - odd;
+    }
+  }
+
+  static RSF_INLINE void to_weight(const Floats (&u)[kInputs], Floats (&g)[3]) {
+    g[0] = kValues.weight_at_0 * u[0];
+    g[1] = Floats{};
+    g[2] = u[kInputs - 1];
+    for (int i = 0; i < Pairs; ++i) {
+      const Floats sum = u[2 * i + 1] + u[2 * i + 2];
+      g[0] += kValues.weight[i][0] * sum;
+      g[1] += kValues.weight[i][1] * (u[2 * i + 1] - u[2 * i + 2]);
+      g[2] += kValues.weight[i][2] * sum;
+    }
+  }
 };
 
 }  // namespace resshift::cpu::RSF_ISA

@@ -13,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resshift_fast import backends, native
+from resshift_fast import backends
+from resshift_fast import native as libraries
 from resshift_fast.backends import Kernel
 from resshift_fast.ops import checks
 from resshift_fast.ops.group_norm import ACTIVATIONS, group_norm
 from resshift_fast.ops.group_norm import reference as group_norm_reference
-from resshift_fast.ops.registration import recomputed, register
-from resshift_fast.ops.winograd import algorithm, pack_conv2d
+from resshift_fast.ops.registration import native, recomputed, register
+from resshift_fast.ops.winograd import DIRECT, cpu_kernel, pack_conv2d
 
 
 def reference(
@@ -98,14 +99,13 @@ def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
 
 
 def _load_cpu() -> Kernel:
-    winograd = native.operator("cpu", "conv2d")
-    affine = native.operator("cpu", "group_norm_affine")
+    winograd = libraries.operator("cpu", "conv2d")
+    affine = libraries.operator("cpu", "group_norm_affine")
 
     def run(
-        x, weight, bias, padding, residual, num_groups, norm_weight, norm_bias, eps, scale, shift, activation
+        tile, x, weight, bias, padding, residual, num_groups, norm_weight, norm_bias, eps, scale, shift, activation
     ):  # fmt: skip
-        tile = algorithm(x, weight, padding)
-        if tile == 0:
+        if tile == DIRECT:
             if num_groups:
                 x = group_norm(
                     x, num_groups, norm_weight, norm_bias, eps, scale=scale, shift=shift, activation=activation
@@ -115,7 +115,7 @@ def _load_cpu() -> Kernel:
         bias = None if bias is None else bias.float()
         return winograd(x, pack_conv2d(weight), bias, padding, norm, activation == "silu", residual, False, tile)
 
-    return Kernel(run, lambda x, *_: "x is float64" if x.dtype is torch.float64 else None)
+    return cpu_kernel(run)
 
 
 _recomputed = recomputed(reference)
@@ -138,15 +138,45 @@ def _backward(ctx, dy):
         turned = weight.flip(2, 3).transpose(0, 1)
         dx = conv2d(dy, turned, padding=2 - padding)
         dx = checks.laid_out_like(dx, x)
-    dweight = dbias = None
-    if wanted[1] or wanted[2]:
-        _, dweight, dbias = torch.ops.aten.convolution_backward(
-            dy, x, weight.to(x.dtype), [weight.shape[0]], [1, 1], [padding] * 2, [1, 1], False, [0, 0], 1,
-            [False, wanted[1], wanted[2]],
-        )  # fmt: skip
-    dweight = None if dweight is None else dweight.to(weight.dtype)
-    dbias = None if dbias is None else dbias.to(bias[0].dtype)
+    dweight = _weight_gradient(dy, x, weight, padding) if wanted[1] else None
+    dbias = dy.sum((0, 2, 3), dtype=checks.accumulation_dtype(dy)).to(bias[0].dtype) if wanted[2] else None
     return dx, dweight, dbias, *[None] * 9
+
+
+def _plain_weight_gradient(dy: Tensor, x: Tensor, padding: int) -> Tensor:
+    """Of the convolution alone, [3, 3, C, O] in the dtype in which sums are formed."""
+    weight = dy.new_zeros(()).expand(dy.shape[1], x.shape[1], 3, 3)
+    mask = [False, True, False]
+    _, gradient, _ = torch.ops.aten.convolution_backward(
+        dy, x, weight, None, [1, 1], [padding] * 2, [1, 1], False, [0, 0], 1, mask
+    )
+    return gradient.permute(2, 3, 1, 0).to(checks.accumulation_dtype(x)).contiguous()
+
+
+def _fake_weight_gradient(dy, x, padding):
+    return x.new_empty((3, 3, x.shape[1], dy.shape[1]), dtype=checks.accumulation_dtype(x))
+
+
+def _weight_gradient_examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
+    cases = [(x, weight, 1) for x, weight, _ in examples(device, dtype)]
+    return [(reference(x, weight, None, padding), x, padding) for x, weight, padding in cases]
+
+
+_weight_gradient_op = register(
+    "conv2d_weight_gradient",
+    _plain_weight_gradient,
+    fake=_fake_weight_gradient,
+    examples=_weight_gradient_examples,
+    loaders={"cpu": native("cpu", "conv2d_weight_gradient")},
+    training=True,
+    matrix_operations=lambda dy, x, *_, **__: 2 * 9 * math.prod(dy) * x[1],
+)
+
+
+def _weight_gradient(dy: Tensor, x: Tensor, weight: Tensor, padding: int) -> Tensor:
+    """Laid out as the weight, which an optimizer's step goes through side by side with it."""
+    gradient = _weight_gradient_op(dy, x, padding).permute(3, 2, 0, 1)
+    return torch.empty_like(weight).copy_(gradient)
 
 
 _op = register(

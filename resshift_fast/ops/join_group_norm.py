@@ -147,9 +147,9 @@ def join_group_norm(
     checks.parameters("join_group_norm", x, weight=weight, bias=bias, scale=scale, shift=shift)
     if activation not in ACTIVATIONS:
         raise ValueError(f"join_group_norm: activation is {activation!r}, expected None or 'silu'")
-    if backends.fused("join_group_norm", x.device.type):
+    if backends.fused("join_group_norm", x.device.type) and not torch.is_grad_enabled():
         return _op(x, other, num_groups, weight, bias, eps, join, scale, shift, activation)
-    # One after the other: there may be a kernel for the normalization where there is none for both.
+    # One after the other: the normalization has a kernel for its gradient, and may have one where both have none.
     joined = _join(x, other, join)
     return joined, group_norm(joined, num_groups, weight, bias, eps, scale=scale, shift=shift, activation=activation)
 

@@ -1,9 +1,22 @@
-"""How the CPU kernel of the 3×3 convolutions takes a call: where its weight lies in memory, and which tiles it uses."""
+"""How the CPU kernel of the 3×3 convolutions takes a call: where its weight lies in memory, and which tiles it uses.
+
+`resshift-fast bench tune` measures the algorithms on a model's shapes; for others a model of their work decides.
+PyTorch's own Winograd convolution, `torch._nnpack_spatial_convolution`, is not among them: with torch 2.13 the same
+call fails in one process and succeeds in another.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
+from resshift_fast import backends
+from resshift_fast.backends import Algorithms, Kernel
+
 DIRECT = 0  # PyTorch's own convolution instead of tiles
+_NAMES = {4: "winograd 4", 6: "winograd 6", 8: "winograd 8", DIRECT: "direct"}  # in files of measurements
+_BY_NAME = {name: algorithm for algorithm, name in _NAMES.items()}
 
 # Work for one pair of an input and an output channel, in units of one multiplication and addition of a vector: for
 # each tile, and once a call for the transform of the weight. Measured with AVX-512 on planes from 8² to 256².
@@ -11,6 +24,15 @@ _WORK = {4: (2.25, 8.0), 6: (4.0, 18.0), 8: (6.25, 36.0)}
 # Tiles of 8 err by 1e-5 where those of 6 err by 2e-6: nothing beside the rounding to 16 bits, but much in float32.
 _EXACT_ENOUGH = {torch.float32: (4, 6)}
 _DIRECT_WORK = 9 / 16  # for each pixel of the result
+
+
+def _tiles(dtype: torch.dtype) -> tuple[int, ...]:
+    return _EXACT_ENOUGH.get(dtype, tuple(_WORK))
+
+
+@cache
+def _allowed(dtype: torch.dtype) -> tuple[str, ...]:
+    return tuple(_NAMES[algorithm] for algorithm in (*_tiles(dtype), DIRECT))
 
 
 def pack_conv2d(weight: Tensor) -> Tensor:
@@ -36,8 +58,22 @@ def pack_conv2d(weight: Tensor) -> Tensor:
     return taps_first.permute(3, 2, 0, 1).copy_(weight)
 
 
+def shape(x: Tensor, weight: Tensor) -> str:
+    """What tells calls apart whose algorithms are measured: "64x128@32x48b2" has 64 input and 128 output channels."""
+    batch, channels, height, width = x.shape
+    return f"{channels}x{weight.shape[0]}@{height}x{width}b{batch}"
+
+
 def algorithm(x: Tensor, weight: Tensor, padding: int, upsample: bool = False) -> int:
-    """The side of the tiles for a call, 4, 6 or 8, or `DIRECT`."""
+    """The side of the tiles for a call, 4, 6 or 8, or `DIRECT`: as measured for such a shape, else as estimated."""
+    operator = "upsample_conv2d" if upsample else "conv2d"
+    measured = backends.measured_algorithms(operator, x.device, x.dtype, _allowed(x.dtype))
+    name = measured.get(shape(x, weight)) if measured else None
+    return estimated(x, weight, padding, upsample) if name is None else _BY_NAME[name]
+
+
+def estimated(x: Tensor, weight: Tensor, padding: int, upsample: bool = False) -> int:
+    """The algorithm with the least work for a call."""
     batch, _, height, width = x.shape
     if upsample:
         height, width = 2 * height, 2 * width
@@ -45,7 +81,30 @@ def algorithm(x: Tensor, weight: Tensor, padding: int, upsample: bool = False) -
     if weight.shape[1] < 8 and x.dtype != torch.float32 and not upsample:
         return DIRECT  # with so few channels the result's transform is all the work, and the memory's width no limit
     work = {DIRECT: _DIRECT_WORK * batch * height * width}
-    for tile in _EXACT_ENOUGH.get(x.dtype, tuple(_WORK)):
+    for tile in _tiles(x.dtype):
         of_tile, of_weight = _WORK[tile]
         work[tile] = of_tile * batch * -(-height // tile) * -(-width // tile) + of_weight
     return min(work, key=work.__getitem__)
+
+
+def cpu_kernel(run: Callable[..., Tensor], upsample: bool = False) -> Kernel:
+    """The CPU kernel of an operator.
+
+    Args:
+        run: takes an algorithm and the operator's arguments, the padding after the bias if it has one.
+        upsample: whether the image is upsampled first.
+    """
+
+    def sizes(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int = 1, *_) -> tuple:
+        return x, weight, padding, upsample
+
+    algorithms = Algorithms(
+        functions=lambda dtype: {name: partial(run, _BY_NAME[name]) for name in _allowed(dtype)},
+        shape=lambda x, weight, *_: shape(x, weight),
+        default=lambda *args: _NAMES[estimated(*sizes(*args))],
+    )
+    return Kernel(
+        lambda *args: run(algorithm(*sizes(*args)), *args),
+        lambda x, *_: "x is float64" if x.dtype is torch.float64 else None,
+        algorithms,
+    )

@@ -1,0 +1,181 @@
+// Products of small matrices from registers, like those of matrix.h, for float32 and for bfloat16 where the processor
+// multiplies it: what becomes of the sums is up to the caller, who gets them in registers.
+//
+// Matrices consist of units of 32 bits: numbers of float32, or pairs of bfloat16 that follow one another along the
+// dimension that is summed over. So rows of A are rows of numbers as they are, and a packed column block of B, kColumns
+// units wide, has the pairs of two of its rows.
+#pragma once
+
+#include <type_traits>
+
+#include "matrix.h"
+
+namespace resshift::cpu::RSF_ISA {
+
+struct Pair {
+  std::uint32_t bits;
+};
+
+template <class Unit>
+RSF_INLINE constexpr std::int64_t numbers_in() {
+  return std::is_same_v<Unit, Pair> ? 2 : 1;
+}
+
+// The units in which images of a type are multiplied.
+#if defined(__AVX512BF16__)
+template <class T>
+using UnitOf = std::conditional_t<std::is_same_v<T, BFloat16>, Pair, float>;
+#else
+template <class T>
+using UnitOf = float;
+#endif
+
+template <class Unit>
+RSF_INLINE std::int64_t units(std::int64_t numbers) {
+  return (numbers + numbers_in<Unit>() - 1) / numbers_in<Unit>();
+}
+
+RSF_INLINE Floats multiply_add(float a, const float* b, Floats sum) { return broadcast(a) * load(b) + sum; }
+
+#if defined(__AVX512BF16__)
+RSF_INLINE Floats multiply_add(Pair a, const Pair* b, Floats sum) {
+  const __m512bh factor = reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(a.bits)));
+  const __m512bh columns = reinterpret_cast<__m512bh>(_mm512_loadu_si512(b));
+  return reinterpret_cast<Floats>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), factor, columns));
+}
+#endif
+
+// Rows of units.
+template <class Unit>
+struct UnitRows {
+  const Unit* data;
+  std::int64_t stride;
+};
+
+// The sums of Rows × Vectors·kLanes numbers, given to finish(row, v, sums); finish.prepare(row) is called before.
+template <int Rows, int Vectors, class Unit, class Finish>
+RSF_INLINE void multiply_tile(UnitRows<Unit> a, std::int64_t first, const Unit* b, std::int64_t depth,
+                              const Finish& finish) {
+  Floats sums[Rows][Vectors] = {};
+  const Unit* rows[Rows];
+#pragma GCC unroll 16
+  for (int row = 0; row < Rows; ++row) {
+    rows[row] = a.data + (first + row) * a.stride;
+    finish.prepare(first + row);
+  }
+  for (std::int64_t k = 0; k < depth; ++k) {
+#pragma GCC unroll 16
+    for (int row = 0; row < Rows; ++row) {
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) {
+        sums[row][v] = multiply_add(rows[row][k], b + k * kColumns + v * kLanes, sums[row][v]);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int row = 0; row < Rows; ++row) {
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) finish(first + row, v, sums[row][v]);
+  }
+}
+
+// A times a column block of B, of which `Vectors` vectors are wanted.
+template <int Vectors, class Unit, class Finish>
+RSF_INLINE void multiply_units(std::int64_t rows, UnitRows<Unit> a, const Unit* b, std::int64_t depth,
+                               const Finish& finish) {
+  std::int64_t row = 0;
+  for (; row + kRows <= rows; row += kRows) multiply_tile<kRows, Vectors>(a, row, b, depth, finish);
+  for (; row + 4 <= rows; row += 4) multiply_tile<4, Vectors>(a, row, b, depth, finish);
+  for (; row < rows; ++row) multiply_tile<1, Vectors>(a, row, b, depth, finish);
+}
+
+// A vector of units, whose first numbers are given.
+template <class Unit, class T>
+RSF_INLINE Floats load_units(const T* address, std::int64_t count) {
+  if constexpr (numbers_in<Unit>() == 1) {
+    return load(address, count);
+  } else if constexpr (std::is_same_v<T, BFloat16>) {
+    if (count >= 2 * kLanes) return load(reinterpret_cast<const float*>(address));
+    BFloat16 padded[2 * kLanes] = {};
+    std::memcpy(padded, address, static_cast<std::size_t>(count) * sizeof(BFloat16));
+    return load(reinterpret_cast<const float*>(padded));
+  } else {
+    BFloat16 rounded[2 * kLanes];
+    store(rounded, load(address, count));
+    store(rounded + kLanes, count > kLanes ? load(address + kLanes, count - kLanes) : Floats{});
+    return load(reinterpret_cast<const float*>(rounded));
+  }
+}
+
+// Write kLanes numbers of a row of units, from one of them on.
+RSF_INLINE void store_numbers(float* row, std::int64_t number, Floats value) { store(row + number, value); }
+#if defined(__AVX512BF16__)
+RSF_INLINE void store_numbers(Pair* row, std::int64_t number, Floats value) {
+  store(reinterpret_cast<BFloat16*>(row) + number, value);
+}
+#endif
+
+#if defined(__clang__)
+#define RSF_INTERLEAVE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define RSF_INTERLEAVE(a, b, ...) __builtin_shuffle(a, b, Ints{__VA_ARGS__})
+#endif
+
+// The first halves of a and b, lane by lane in turns, and the second halves.
+RSF_INLINE Floats first_halves(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return RSF_INTERLEAVE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+#elif defined(__AVX2__)
+  return RSF_INTERLEAVE(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+#else
+  return RSF_INTERLEAVE(a, b, 0, 4, 1, 5);
+#endif
+}
+
+RSF_INLINE Floats second_halves(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return RSF_INTERLEAVE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+#elif defined(__AVX2__)
+  return RSF_INTERLEAVE(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+#else
+  return RSF_INTERLEAVE(a, b, 2, 6, 3, 7);
+#endif
+}
+
+#undef RSF_INTERLEAVE
+
+// Swap rows and lanes: log₂ kLanes times, the first half of the rows is interleaved with the second.
+RSF_INLINE void swap_rows_and_lanes(Floats (&rows)[kLanes]) {
+#pragma GCC unroll 4
+  for (int done = 1; done < kLanes; done *= 2) {
+    Floats next[kLanes];
+#pragma GCC unroll 8
+    for (int i = 0; i < kLanes / 2; ++i) {
+      next[2 * i] = first_halves(rows[i], rows[i + kLanes / 2]);
+      next[2 * i + 1] = second_halves(rows[i], rows[i + kLanes / 2]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) rows[i] = next[i];
+  }
+}
+
+// Pack kLanes columns of B, given as rows of numbers [columns, depth] that lie `stride` apart, into one vector of the
+// units of every step; `packed` is the vector of the first step, others follow kColumns units apart. Columns from
+// `count` on are zeros.
+template <class Unit, class T>
+RSF_INLINE void pack_columns(const T* rows, std::int64_t stride, std::int64_t count, std::int64_t depth, Unit* packed) {
+  const std::int64_t steps = units<Unit>(depth);
+  for (std::int64_t step = 0; step < steps; step += kLanes) {
+    const std::int64_t number = step * numbers_in<Unit>(), there = steps - step < kLanes ? steps - step : kLanes;
+    Floats block[kLanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) {
+      block[i] = i < count ? load_units<Unit>(rows + i * stride + number, depth - number) : Floats{};
+    }
+    swap_rows_and_lanes(block);
+    float* const out = reinterpret_cast<float*>(packed + step * kColumns);
+    for (std::int64_t i = 0; i < there; ++i) store(out + i * kColumns, block[i]);
+  }
+}
+
+}  // namespace resshift::cpu::RSF_ISA
