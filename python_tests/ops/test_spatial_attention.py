@@ -8,14 +8,25 @@ from comparison import DTYPES, LAYOUTS, LargestTensor, assert_close, check_opera
 from golden_data import array
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from resshift_fast import use_backend
+from resshift_fast.backends import unavailable
 from resshift_fast.ops import spatial_attention
 from resshift_fast.ops.spatial_attention import reference
 
-pytestmark = pytest.mark.usefixtures("poisoned_empty")
+pytestmark = pytest.mark.usefixtures("poisoned_empty", "backend")
 module = import_module("resshift_fast.ops.spatial_attention")
 
 CASES = [(2, 16, 5, 7), (1, 3, 1, 1), (3, 33, 1, 6), (1, 64, 8, 9)]
 IDS = [f"B{b}-C{c}-H{h}-W{w}" for b, c, h, w in CASES]
+
+
+@pytest.fixture(params=["reference", "cpu"], scope="module")
+def backend(request):
+    """Everything holds for plain PyTorch and for C++."""
+    if reason := unavailable(request.param):
+        pytest.skip(f"the {request.param} backend {reason}")
+    with use_backend(request.param):
+        yield request.param
 
 
 def exact(q, k, v):
@@ -64,7 +75,7 @@ def test_scores_held_at_once_are_bounded(monkeypatch):
         out = spatial_attention(**tensors)
     assert largest.bytes <= 4 * 2 * 1024 * 16
     monkeypatch.undo()
-    with sdpa_kernel(SDPBackend.MATH), LargestTensor() as largest:
+    with use_backend("reference"), sdpa_kernel(SDPBackend.MATH), LargestTensor() as largest:
         assert_close("output", out, spatial_attention(**tensors), 1e-5)
     assert largest.bytes >= 4 * 2 * 1024 * 1024  # or the measurement above means nothing
 

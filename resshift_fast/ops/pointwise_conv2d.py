@@ -15,7 +15,7 @@ from torch import Tensor
 from resshift_fast import backends
 from resshift_fast.ops import checks
 from resshift_fast.ops.group_norm import reference as group_norm
-from resshift_fast.ops.registration import recomputed, register, triton
+from resshift_fast.ops.registration import native, recomputed, register, triton
 
 
 def reference(
@@ -74,12 +74,22 @@ def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
     ]
 
 
+def normalization(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """(mean, multiplier, offset) by which kernels for CPUs normalize x as they read it, float32 [B, 3, C]."""
+    return torch.ops.resshift_fast_cpu.group_norm_affine(x, num_groups, weight, bias, eps, None, None)
+
+
+def _normalized(x, weight, bias, residual, num_groups, norm_weight, norm_bias, eps):
+    norm = normalization(x, num_groups, norm_weight, norm_bias, eps) if num_groups else None
+    return x, weight, bias, residual, norm
+
+
 _op = register(
     "pointwise_conv2d",
     _plain,
     fake=_fake,
     examples=_examples,
-    loaders={"triton": triton("pointwise_conv2d")},
+    loaders={"cpu": native("cpu", "pointwise_conv2d", _normalized), "triton": triton("pointwise_conv2d")},
     matrix_operations=_matrix_operations,
     **recomputed(reference),
 )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from resshift_fast import backends
 from resshift_fast.ops import checks
-from resshift_fast.ops.registration import recomputed, register, triton
+from resshift_fast.ops.registration import native, recomputed, register, triton
 
 SCORE_ELEMENTS = 1 << 26  # 256 MiB in float32
 
@@ -62,7 +62,7 @@ _op = register(
     _plain,
     fake=_fake,
     examples=_examples,
-    loaders={"triton": triton("spatial_attention")},
+    loaders={"cpu": native("cpu", "spatial_attention"), "triton": triton("spatial_attention")},
     matrix_operations=_matrix_operations,
     **recomputed(reference),
 )

@@ -14,7 +14,8 @@ from torch import Tensor
 from resshift_fast import backends
 from resshift_fast.ops import checks
 from resshift_fast.ops.group_norm import reference as group_norm
-from resshift_fast.ops.registration import recomputed, register, triton
+from resshift_fast.ops.pointwise_conv2d import normalization
+from resshift_fast.ops.registration import native, recomputed, register, triton
 
 
 def reference(
@@ -72,12 +73,16 @@ def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
     return [(x, 32, *(parameter.to(dtype) for parameter in parameters), 1e-5)]
 
 
+def _normalized(x, num_groups, norm_weight, norm_bias, w1, b1, w2, b2, eps):
+    return x, normalization(x, num_groups, norm_weight, norm_bias, eps), w1, b1, w2, b2
+
+
 _op = register(
     "swin_mlp",
     _plain,
     fake=_fake,
     examples=_examples,
-    loaders={"triton": triton("swin_mlp")},
+    loaders={"cpu": native("cpu", "swin_mlp", _normalized), "triton": triton("swin_mlp")},
     matrix_operations=_matrix_operations,
     **recomputed(reference),
 )
