@@ -15,7 +15,8 @@ HEAVY = {"torch", "triton", "numpy", "PIL", "cv2", "safetensors", "omegaconf", "
 SOURCES = sorted(ROOT.rglob("*.py"))
 
 # cli → plots → end_to_end → providers, training, profiling → pipeline → sampler, catalog → models → ops → schedule,
-# noise, tiling, native, ranges: a room imports what is lower. Files that are not named here stand beside the pipeline, which they don't know.
+# noise, tiling, native, ranges: a room imports what is lower. Files that are not named here stand beside the pipeline,
+# which they don't know.
 RANKS = {"native": 0, "ranges": 0, "schedule": 0, "noise": 0, "tiling": 0}
 RANKS |= {"ops": 1, "models": 2, "sampler": 3, "catalog": 3}
 RANKS |= {"pipeline": 5, "profiling": 6, "providers": 6, "training": 6, "end_to_end": 7, "plots": 8, "cli": 9}

@@ -18,7 +18,6 @@ pytestmark = [
     pytest.mark.usefixtures("poisoned_empty", "cpu_backend"),
 ]
 FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
-ISAS = ["portable", "avx2", "avx512", "avx512_bf16"]
 
 
 def kernels():
@@ -29,24 +28,6 @@ def kernels():
 def cpu_backend():
     with use_backend("cpu"):
         yield
-
-
-@pytest.fixture(params=range(4), ids=ISAS)
-def isa(request):
-    """Every instruction set that this machine has."""
-    if kernels().limit_isa(request.param) != request.param:
-        kernels().limit_isa(3)
-        pytest.skip(f"this machine lacks {ISAS[request.param]}")
-    yield request.param
-    kernels().limit_isa(3)
-
-
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def inputs(batch, channels, height, width, memory_format=torch.channels_last, offset=-2.3):

@@ -9,8 +9,6 @@ from golden_data import array
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resshift_fast import use_backend
-from resshift_fast.backends import unavailable
 from resshift_fast.noise import noise_field
 from resshift_fast.ops import posterior_step, prior_sample, q_sample
 from resshift_fast.ops.residual_shift import posterior_step_reference, prior_sample_reference, q_sample_reference
@@ -21,15 +19,6 @@ pytestmark = pytest.mark.usefixtures("poisoned_empty", "backend")
 SCHEDULE = Schedule(steps=5, kappa=1.7, power=0.6, respacing=4)
 SHAPE = (2, 5, 7, 3)
 SEED, STEP = torch.tensor([11, 2**62 + 5]), torch.tensor(2)
-
-
-@pytest.fixture(params=["reference", "cpu"], scope="module")
-def backend(request):
-    """Everything holds for plain PyTorch and for C++."""
-    if reason := unavailable(request.param):
-        pytest.skip(f"the {request.param} backend {reason}")
-    with use_backend(request.param):
-        yield request.param
 
 
 def eta(t: int) -> float:

@@ -7,10 +7,20 @@ from golden_data import array
 
 from resshift_fast.ops import upsample_conv2d
 from resshift_fast.ops.upsample_conv2d import reference
+from resshift_fast.ops.winograd import DIRECT, algorithm
 
-pytestmark = pytest.mark.usefixtures("poisoned_empty")
+pytestmark = pytest.mark.usefixtures("poisoned_empty", "backend")
 
-CASES = [(2, 3, 5, 7, 9, True), (1, 17, 4, 1, 1, False), (3, 4, 1, 1, 6, True), (1, 32, 8, 5, 2, False)]
+CASES = [
+    (2, 3, 5, 7, 9, True),
+    (1, 17, 4, 1, 1, False),
+    (3, 4, 1, 1, 6, True),
+    (1, 32, 8, 5, 2, False),
+    (2, 40, 33, 17, 21, True),
+    (1, 64, 96, 12, 8, False),
+    (1, 33, 17, 20, 1, True),
+    (1, 17, 4, 32, 31, True),
+]
 IDS = [f"B{b}-C{c}-O{o}-H{h}-W{w}-{'bias' if bias else 'plain'}" for b, c, o, h, w, bias in CASES]
 
 
@@ -52,11 +62,32 @@ def test_matches_float64(batch, channels, out_channels, height, width, bias, dty
     check_operator(upsample_conv2d, plain, exact, inputs(batch, channels, out_channels, height, width, bias), dtype)
 
 
+def test_the_cases_take_every_algorithm():
+    for dtype, expected in ((torch.float32, {DIRECT, 4, 6}), (torch.bfloat16, {DIRECT, 4, 6, 8})):
+        chosen = set()
+        for batch, channels, out_channels, height, width, _ in CASES:
+            x = torch.empty(batch, channels, height, width, dtype=dtype)
+            chosen.add(algorithm(x, torch.empty(out_channels, channels, 3, 3), 1, True))
+        assert chosen == expected
+
+
+@pytest.mark.parametrize("size", [(2, 6, 5, 3, 4), (2, 24, 20, 13, 12)], ids=["small", "tiles"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_any_memory_layout(layout):
-    tensors = inputs(2, 6, 5, 3, 4)
-    tensors["x"] = layouts(tensors["x"])[layout]
-    check_operator(upsample_conv2d, plain, exact, tensors, torch.float32)
+def test_any_memory_layout(layout, size):
+    tensors = inputs(*size)
+    for name in ("x", "weight"):
+        changed = tensors | {name: layouts(tensors[name])[layout]}
+        check_operator(upsample_conv2d, plain, exact, changed, torch.float32)
+
+
+@pytest.mark.parametrize("enabled", [True, False], ids=["autocast", "as-it-comes"])
+def test_autocast_is_the_same_in_every_backend(enabled):
+    tensors = inputs(2, 24, 20, 13, 12)
+    with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        y = upsample_conv2d(**tensors)
+        doubled = upsample_conv2d(**{name: t.double() for name, t in tensors.items()})
+    assert y.dtype == (torch.bfloat16 if enabled else torch.float32) and doubled.dtype == torch.float64
+    assert_close("output", y, doubled, 2e-2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=name_of)

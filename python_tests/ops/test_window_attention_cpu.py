@@ -38,19 +38,6 @@ def native():
         yield
 
 
-@pytest.fixture(params=range(4), ids=["portable", "avx2", "avx512", "avx512_bf16"])
-def isa(request):
-    """Each instruction set that this processor has."""
-    operators = torch.ops.resshift_fast_cpu
-    before = operators.isa()
-    taken = operators.limit_isa(request.param)
-    if taken == request.param:
-        yield request.param
-    operators.limit_isa(before)
-    if taken != request.param:
-        pytest.skip("this processor does not have it")
-
-
 def inputs(batch, height, width, heads, head_dim, window):
     """Random tensors with means far from 0."""
     qkv = array("window.qkv", batch, height, width, 3 * heads * head_dim)

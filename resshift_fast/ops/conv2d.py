@@ -136,7 +136,8 @@ def _backward(ctx, dy):
     dx = None
     if wanted[0]:
         turned = weight.flip(2, 3).transpose(0, 1)
-        dx = conv2d(dy, turned, padding=2 - padding)
+        # Autocast, if it is on where the gradient is asked for, has no say in it: the operator ignores it.
+        dx = _op(dy, turned, None, 2 - padding, None, 0, None, None, 1e-5, None, None, None)
         dx = checks.laid_out_like(dx, x)
     dweight = _weight_gradient(dy, x, weight, padding) if wanted[1] else None
     dbias = dy.sum((0, 2, 3), dtype=checks.accumulation_dtype(dy)).to(bias[0].dtype) if wanted[2] else None
