@@ -22,7 +22,9 @@ constexpr int64_t kLine = 64;  // bytes of a cache line
 // Read a part of the weights in order, so that they are in the level-3 cache when they are read in columns: memory gives
 // lines that lie apart at a tenth of its rate.
 void fetch_weights(const Convolution& call, int64_t part, int64_t parts) {
-  const int64_t bytes = 9 * call.tap_stride * (call.weight_dtype == Dtype::kFloat32 ? 4 : 2);
+  // Up to the last one, which in a slice of a larger weight is nearer than nine taps' distance to the end of its memory.
+  const int64_t last = 8 * call.tap_stride + (call.channels - 1) * call.channel_stride + call.out_channels;
+  const int64_t bytes = last * (call.weight_dtype == Dtype::kFloat32 ? 4 : 2);
   const auto* weight = static_cast<const volatile char*>(call.weight);
   for (int64_t i = bytes * part / parts; i < bytes * (part + 1) / parts; i += kLine) (void)weight[i];
 }
