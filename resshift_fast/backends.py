@@ -7,7 +7,7 @@ verified (`verification.py`); the reference takes what is left. Where somebody h
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
@@ -25,16 +25,34 @@ VARIABLE = "RESSHIFT_FAST_BACKEND"
 
 
 @dataclass(frozen=True)
+class Algorithms:
+    """The ways in which a kernel can compute its results, between which it chooses by the shape of a call.
+
+    Args:
+        functions: dtype of the first argument to the ways that are exact enough for it: name to the function, which
+            takes what the kernel takes.
+        shape: the operator's arguments to the name by which measurements are stored.
+        default: the same arguments to the way that is taken where nothing was measured.
+    """
+
+    functions: "Callable[[torch.dtype], dict[str, Callable[..., Any]]]"
+    shape: Callable[..., str]
+    default: Callable[..., str]
+
+
+@dataclass(frozen=True)
 class Kernel:
     """One backend's implementation of one operator.
 
     Args:
         function: takes the registered operator's arguments and returns its outputs.
         unsupported: takes the same arguments; returns None if `function` can take them, else why not in a few words.
+        algorithms: between which `function` chooses by measurements; None if there is nothing to choose.
     """
 
     function: Callable[..., Any]
     unsupported: Callable[..., str | None] = lambda *_: None
+    algorithms: Algorithms | None = None
 
 
 @dataclass(frozen=True)
@@ -235,6 +253,22 @@ def _ranked(name: str, device: "torch.device", dtype: "torch.dtype") -> tuple[st
     return preferences.ranked(order, name, device, dtype)
 
 
+def measured_algorithms(
+    name: str, device: "torch.device", dtype: "torch.dtype", allowed: tuple[str, ...]
+) -> Mapping[str, str]:
+    """The algorithms that were measured to be the fastest in an operator's kernel: shape to name, each one `allowed`.
+
+    For a kernel, which asks at every call; files are read for the first.
+    """
+    key = (name, device, dtype)
+    found = _algorithms.get(key)
+    if found is None:
+        from resshift_fast import preferences
+
+        found = _algorithms[key] = preferences.algorithms(name, device, dtype, allowed)
+    return found
+
+
 def candidates(name: str, device_type: str) -> tuple[str, ...]:
     """Backends between which "auto" chooses for an operator on a type of device, the reference left out."""
     loaders = OPERATORS[name].loaders
@@ -253,12 +287,14 @@ class _Choice:
 
 _kernels_for: frozenset[tuple[str, str]] = frozenset()
 _choices: dict[tuple, _Choice] = {}
+_algorithms: dict[tuple, Mapping[str, str]] = {}
 
 
 def _forget() -> None:
     """Have the choice made anew: the preference or the kernels have changed."""
     global _kernels_for
     _choices.clear()
+    _algorithms.clear()
     _kernels_for = _fused_pairs()
 
 

@@ -8,7 +8,13 @@ the folder of that name here. The user's stand over the package's, for each oper
                                                "microseconds": {"triton": 512.3, ...}, "refused": {}}}}}
 
 where `order` alone and the names in `refused` decide, and the rest is for readers. What stands behind "reference" is
-not used, nor what is refused. RESSHIFT_FAST_PREFERENCES=0 ignores all files.
+not used, nor what is refused. Where a kernel can compute in several ways, what was measured for each shape of a call
+stands beside them, and `choice` decides; other shapes, and choices that the kernel does not allow, are left to it:
+
+    "algorithms": {"128x128@256x256b1": {"choice": "winograd 6", "microseconds": {"winograd 6": 41250.2, ...},
+                                         "refused": {}}}
+
+RESSHIFT_FAST_PREFERENCES=0 ignores all files.
 """
 
 import json
@@ -17,7 +23,7 @@ import platform
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,11 +47,13 @@ class Preference:
         order: backends, the fastest first.
         refused: backend to what was wrong with its results.
         path: the file that says so.
+        algorithms: shape of a call to the fastest algorithm of the kernel that has several.
     """
 
     order: tuple[str, ...]
     refused: Mapping[str, str]
     path: Path
+    algorithms: Mapping[str, str] = field(default_factory=dict)
 
 
 def processor() -> str:
@@ -112,6 +120,23 @@ def ranked(backends: tuple[str, ...], operator: str, device: "torch.device", dty
     return (*fast, *unmeasured)
 
 
+def algorithms(
+    operator: str, device: "torch.device", dtype: "torch.dtype", allowed: tuple[str, ...]
+) -> Mapping[str, str]:
+    """Shape of a call to the algorithm that was measured to be the fastest; those not `allowed` are left out."""
+    found = find(operator, device, dtype)
+    if found is None:
+        return {}
+    fit = {shape: choice for shape, choice in found.algorithms.items() if choice in allowed}
+    for shape, choice in found.algorithms.items():
+        if shape not in fit:
+            where = f"{operator}, {str(dtype).removeprefix('torch.')}, algorithms, {shape}"
+            reason = f"{where}: choice is {choice!r}, expected one of {', '.join(allowed)}"
+            _warn("some measured preferences are ignored", found.path, reason)
+            break
+    return fit
+
+
 def store(content: Mapping[str, Any], path: Path) -> None:
     """Write what was measured in one step, in place of what was there; choices made from now on follow it.
 
@@ -126,6 +151,7 @@ def store(content: Mapping[str, Any], path: Path) -> None:
 def forget() -> None:
     """Have the files read anew."""
     _known.cache_clear()
+    _warned.clear()
 
 
 @cache
@@ -143,13 +169,20 @@ def _known(device: str) -> dict[tuple[str, str], Preference]:
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            warnings.warn(
-                f"measured preferences are ignored: {path}: {reason}; 'resshift-fast bench tune' makes new ones",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            _warn("measured preferences are ignored", path, str(error))
     return known
+
+
+_warned: set[Path] = set()
+
+
+def _warn(what: str, path: Path, reason: str) -> None:
+    """Say once of a file what is wrong with it."""
+    if path in _warned:
+        return
+    _warned.add(path)
+    reason = " ".join(reason.split())[:200]
+    warnings.warn(f"{what}: {path}: {reason}; 'resshift-fast bench tune' makes new ones", RuntimeWarning, stacklevel=3)
 
 
 def _read(path: Path, device: str) -> dict[tuple[str, str], Preference]:
@@ -173,8 +206,20 @@ def _read(path: Path, device: str) -> dict[tuple[str, str], Preference]:
             if not isinstance(order, list) or not all(isinstance(name, str) for name in order):
                 raise ValueError(f"{where}: order is {order!r}, expected a list of backends")
             refused = _object(measured.get("refused", {}), f"{where}: refused")
-            known[operator, dtype] = Preference(tuple(order), refused, path)
+            choices = _choices(measured.get("algorithms", {}), f"{where}, algorithms")
+            known[operator, dtype] = Preference(tuple(order), refused, path, choices)
     return known
+
+
+def _choices(of_shapes: Any, where: str) -> dict[str, str]:
+    """Shape to the algorithm that was chosen; whether a kernel has it is not known here."""
+    choices = {
+        shape: _object(found, f"{where}, {shape}").get("choice") for shape, found in _object(of_shapes, where).items()
+    }
+    for shape, choice in choices.items():
+        if not isinstance(choice, str):
+            raise ValueError(f"{where}, {shape}: choice is {choice!r}, expected the name of an algorithm")
+    return choices
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 `Recorder` notes every call of a registered operator, `rank` times all backends on fresh tensors of the same shapes,
 strides and dtypes, and `content` makes of it what `preferences.store` keeps. A backend whose results are wrong is
-refused, however fast it is.
+refused, however fast it is. The algorithms of a kernel that has several are timed and refused in the same way, for each
+shape, and the kernel is then ranked with the fastest.
 """
 
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import permutations
 from statistics import median
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from resshift_fast import __version__, backends, preferences, timing, verification
+from resshift_fast.backends import Kernel
 from resshift_fast.preferences import REFERENCE
 from resshift_fast.schedule import NUM_COEFFICIENTS
 
@@ -112,6 +114,7 @@ class Ranking:
         order: backends in the order that took the least time, the reference among them.
         total: that time, in microseconds.
         refused: backend to what was wrong with its results.
+        shapes: shape to what was found of the algorithms of its kernel, if that has several.
     """
 
     operator: str
@@ -121,6 +124,47 @@ class Ranking:
     order: tuple[str, ...] = (REFERENCE,)
     total: float = 0.0
     refused: dict[str, str] = field(default_factory=dict)
+    shapes: dict[str, "Shape"] = field(default_factory=dict)
+
+
+@dataclass
+class Shape:
+    """What was found of the algorithms of a kernel for the calls of one shape.
+
+    Args:
+        default: the one that is taken where nothing was measured.
+        microseconds: algorithm to the time of all the calls, the fastest first.
+        refused: algorithm to what was wrong with its results.
+    """
+
+    default: str
+    microseconds: dict[str, float] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def choice(self) -> str:
+        """The fastest."""
+        return next(iter(self.microseconds), self.default)
+
+    @property
+    def gain(self) -> float:
+        """How many times faster than the default that is."""
+        return self.microseconds[self.default] / self.microseconds[self.choice]
+
+
+@dataclass
+class Sample:
+    """One kind of call, measured.
+
+    Args:
+        count: how many there were.
+        shape: by which its algorithm is chosen; None if no kernel that takes it has several.
+        microseconds: backend or algorithm to the time of a call.
+    """
+
+    count: int
+    shape: str | None
+    microseconds: dict[str, float]
 
 
 def rank(
@@ -170,26 +214,80 @@ def _rank(name: str, dtype: torch.dtype, calls: list[Call], clock: timing.Clock,
             kernels[backend] = backends.kernel(name, backend)
         else:
             found.refused[backend] = verification.verdict(operator, backend, device, dtype)
-    measured = []
+    samples = []
     for call in calls:
-        arguments = call.draw(device)
+        arguments, plain, shape = call.draw(device), _once(operator.plain), None
         functions = {REFERENCE: operator.plain}
         for backend, kernel in kernels.items():
             if backend in found.refused or kernel.unsupported(*arguments) is not None:
                 continue
-            if wrong := _wrong(kernel.function, operator.plain, arguments):
-                found.refused[backend] = wrong
-            else:
-                functions[backend] = kernel.function
-        prepared = {
-            # The two lambdas are what `times` takes: nothing is to be prepared for a run.
-            backend: lambda function=function, arguments=arguments: lambda: function(*arguments)
-            for backend, function in functions.items()
-        }
-        medians = {b: 1e3 * median(values) for b, values in timing.times(prepared, repeats, clock).items()}
-        measured.append((call.count, medians))
-    _decide(found, [REFERENCE, *(b for b in kernels if b not in found.refused)], measured)
+            if kernel.algorithms:
+                shape = kernel.algorithms.shape(*arguments)
+            functions |= _right(found, backend, kernel, arguments, plain)
+        samples.append(Sample(call.count, shape, _medians(functions, arguments, repeats, clock)))
+    for backend, kernel in kernels.items():
+        if kernel.algorithms:
+            _settle(found, backend, kernel.algorithms.functions(dtype), samples)
+    _decide(found, [REFERENCE, *(b for b in kernels if b not in found.refused)], samples)
     return found
+
+
+def _right(
+    found: Ranking, backend: str, kernel: Kernel, arguments: tuple, plain: Callable[..., Any]
+) -> dict[str, Callable[..., Any]]:
+    """Functions in which a backend takes a call, by its name or those of its algorithms; wrong ones are noted.
+
+    An algorithm is refused for the shape. The default one would be taken for other shapes too, so that the backend is.
+    """
+    if kernel.algorithms is None:
+        if wrong := _wrong(kernel.function, plain, arguments):
+            found.refused[backend] = wrong
+            return {}
+        return {backend: kernel.function}
+    name, functions = kernel.algorithms.shape(*arguments), kernel.algorithms.functions(found.dtype)
+    shape = found.shapes.setdefault(name, Shape(kernel.algorithms.default(*arguments)))
+    wrong = {name: why for name, function in functions.items() if (why := _wrong(function, plain, arguments))}
+    shape.refused |= wrong
+    if shape.default in wrong:
+        found.refused[backend] = f"{shape.default} for {name}: {wrong[shape.default]}"
+    return {name: function for name, function in functions.items() if name not in wrong}
+
+
+def _medians(
+    functions: dict[str, Callable[..., Any]], arguments: tuple, repeats: int, clock: timing.Clock
+) -> dict[str, float]:
+    """Microseconds of each function; they take turns."""
+    # The two lambdas are what `times` takes: nothing is to be prepared for a run.
+    prepared = {name: lambda function=function: lambda: function(*arguments) for name, function in functions.items()}
+    return {name: 1e3 * median(values) for name, values in timing.times(prepared, repeats, clock).items()}
+
+
+def _settle(found: Ranking, backend: str, names: Iterable[str], samples: list[Sample]) -> None:
+    """Fill in the times of these algorithms for each shape, and those of their backend with the fastest."""
+    for of_shape, shape in found.shapes.items():
+        members = [sample for sample in samples if sample.shape == of_shape]
+        totals = {
+            name: sum(sample.count * sample.microseconds[name] for sample in members)
+            for name in names
+            if name not in shape.refused
+        }
+        shape.microseconds = dict(sorted(totals.items(), key=lambda item: item[1]))
+        for sample in members:
+            if totals:
+                sample.microseconds[backend] = sample.microseconds[shape.choice]
+
+
+def _once(plain: Callable[..., Any]) -> Callable[..., Any]:
+    """An operator in plain PyTorch, computed once for each of the dtypes in which it is given the same arguments."""
+    results: dict[tuple, Any] = {}
+
+    def run(*arguments: Any) -> Any:
+        key = tuple(x.dtype for x in arguments if isinstance(x, Tensor))
+        if key not in results:
+            results[key] = plain(*arguments)
+        return results[key]
+
+    return run
 
 
 def _wrong(function: Callable[..., Any], plain: Callable[..., Any], arguments: tuple) -> str | None:
@@ -202,12 +300,12 @@ def _wrong(function: Callable[..., Any], plain: Callable[..., Any], arguments: t
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def _decide(found: Ranking, names: list[str], measured: list[tuple[int, dict[str, float]]]) -> None:
-    """Fill in times and the best order from (count, microseconds of every backend that takes the call)."""
+def _decide(found: Ranking, names: list[str], samples: list[Sample]) -> None:
+    """Fill in times and the best order from the times of every backend that takes a call."""
 
     def total(order: Sequence[str]) -> float:
         """Time of all calls when each goes to the first backend of the order that takes it."""
-        return sum(count * next(times[b] for b in order if b in times) for count, times in measured)
+        return sum(s.count * next(s.microseconds[b] for b in order if b in s.microseconds) for s in samples)
 
     alone = {name: total((name, REFERENCE)) for name in names}
     found.microseconds = dict(sorted(alone.items(), key=lambda item: item[1]))
@@ -233,10 +331,15 @@ def content(rankings: Sequence[Ranking], device: torch.device, command: str) -> 
     for found in rankings:
         operators.setdefault(found.operator, {})[_short(found.dtype)] = {
             "order": list(found.order),
-            "microseconds": {backend: round(value, 1) for backend, value in found.microseconds.items()},
+            "microseconds": _rounded(found.microseconds),
             "calls": found.calls,
             "refused": found.refused,
         }
+        if found.shapes:
+            operators[found.operator][_short(found.dtype)]["algorithms"] = {
+                name: {"choice": shape.choice, "microseconds": _rounded(shape.microseconds), "refused": shape.refused}
+                for name, shape in found.shapes.items()
+            }
     return {
         "device": name,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -247,6 +350,10 @@ def content(rankings: Sequence[Ranking], device: torch.device, command: str) -> 
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
         "operators": operators,
     }
+
+
+def _rounded(microseconds: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 1) for name, value in microseconds.items()}
 
 
 def _triton_version() -> str | None:

@@ -43,9 +43,10 @@ def tune(
 ) -> None:
     """Measure which backend is the fastest for each operator on this device, and store it.
 
-    Restores once with random weights, then times every backend on all the calls that were made. What is stored
-    decides from then on, unless RESSHIFT_FAST_BACKEND does, and replaces what was stored before; resshift-fast doctor
-    shows it. A backend whose results are wrong is refused.
+    Restores once with random weights, then times every backend on all the calls that were made, and for the
+    convolutions on a CPU every algorithm on each shape. What is stored decides from then on, unless
+    RESSHIFT_FAST_BACKEND does, and replaces what was stored before; resshift-fast doctor shows it. What gives wrong
+    results is refused.
     """
     from resshift_fast import backends, preferences
     from resshift_fast.files import make_folder
@@ -74,7 +75,7 @@ def tune(
     words += [word for name in dtypes for word in ("--dtype", name)]
     preferences.store(content(rankings, where, shlex.join(["resshift-fast", "bench", "tune", *map(str, words)])), path)
     print(f"{model}, {size}x{size} input, batch {batch}, on {preferences.device_name(where)}; us of all calls together")
-    print(_table(rankings))
+    print("\n".join([_table(rankings), *_differing(rankings)]))
     print(f"written: {path}")
 
 
@@ -85,10 +86,34 @@ def _table(rankings: list[Ranking]) -> str:
     lines = [columns.format("OPERATOR", "DTYPE", "CALLS", *(f"{n.upper()} us" for n in names), "CHOSEN", "SPEED-UP")]
     refused = []
     for found in rankings:
-        dtype = str(found.dtype).removeprefix("torch.")
+        dtype = _short(found)
         times = [f"{found.microseconds[name]:,.1f}" if name in found.microseconds else "-" for name in names]
         chosen = ", ".join(found.order[: found.order.index("reference") or 1])
         ratio = f"{found.microseconds['reference'] / found.total:.2f}x"
         lines.append(columns.format(found.operator, dtype, f"{found.calls:,}", *times, chosen, ratio))
         refused += [f"refused: {name} for {found.operator} in {dtype}: {why}" for name, why in found.refused.items()]
+        refused += _refused_algorithms(found)
     return "\n".join(lines + refused)
+
+
+def _refused_algorithms(found: Ranking) -> list[str]:
+    """A line for each algorithm that is wrong, with the first of its reasons."""
+    reasons: dict[str, str] = {}
+    for name, shape in found.shapes.items():
+        for algorithm, why in shape.refused.items():
+            reasons.setdefault(algorithm, f"{name}: {why}")
+    return [f"refused: {algorithm} of {found.operator} in {_short(found)}, {why}" for algorithm, why in reasons.items()]
+
+
+def _differing(rankings: list[Ranking]) -> list[str]:
+    """A line for each shape for which another algorithm was faster than the kernel's default."""
+    return [
+        f"{found.operator} in {_short(found)}, {name}: {shape.choice} is {shape.gain:.2f}x as fast as {shape.default}"
+        for found in rankings
+        for name, shape in found.shapes.items()
+        if shape.choice != shape.default and shape.default in shape.microseconds
+    ]
+
+
+def _short(found: Ranking) -> str:
+    return str(found.dtype).removeprefix("torch.")

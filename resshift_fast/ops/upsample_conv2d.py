@@ -12,7 +12,7 @@ from resshift_fast.backends import Kernel
 from resshift_fast.ops import checks
 from resshift_fast.ops.conv2d import checked, examples
 from resshift_fast.ops.registration import recomputed, register, triton
-from resshift_fast.ops.winograd import DIRECT, algorithm, pack_conv2d
+from resshift_fast.ops.winograd import DIRECT, cpu_kernel, pack_conv2d
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -39,19 +39,15 @@ def _matrix_operations(x, weight, bias, *, out_shape, **_):
 def _load_cpu() -> Kernel:
     winograd = libraries.operator("cpu", "conv2d")
 
-    def run(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def run(tile: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution that reads every pixel four times."""
+        if tile == DIRECT:
+            return _plain(x, weight, bias)
         bias = None if bias is None else bias.float()
-        tile = algorithm(x, weight, 1, True)
         y = winograd(x, pack_conv2d(weight), bias, 1, None, False, None, True, tile)
         return checks.image_like(y, x)
 
-    def unsupported(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
-        if x.dtype is torch.float64:
-            return "x is float64"
-        return "PyTorch's own is faster for an image that small" if algorithm(x, weight, 1, True) == DIRECT else None
-
-    return Kernel(run, unsupported)
+    return cpu_kernel(run, upsample=True)
 
 
 _op = register(

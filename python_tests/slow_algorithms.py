@@ -1,0 +1,33 @@
+"""Stand-ins for the algorithms of conv2d's CPU kernel, whose ranks are known beforehand."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from slow_backends import delayed
+
+from resshift_fast import backends
+from resshift_fast.backends import OPERATORS, Algorithms, Kernel
+
+
+def fast(*arguments: Any) -> torch.Tensor:
+    return OPERATORS["conv2d"].plain(*arguments)
+
+
+slow = delayed(fast, 5)
+
+
+def wrong(*arguments: Any) -> torch.Tensor:
+    return torch.ones_like(fast(*arguments))
+
+
+def install(monkeypatch: pytest.MonkeyPatch, **ways: Any) -> None:
+    """Give the kernel these algorithms; the first is its default."""
+    algorithms = Algorithms(
+        functions=lambda dtype: ways,
+        shape=backends.kernel("conv2d", "cpu").algorithms.shape,
+        default=lambda *_: next(iter(ways)),
+    )
+    kernel = Kernel(next(iter(ways.values())), algorithms=algorithms)
+    monkeypatch.setitem(OPERATORS, "conv2d", replace(OPERATORS["conv2d"], loaders={"cpu": lambda: kernel}))
