@@ -7,8 +7,6 @@ import torch
 from comparison import DTYPES, LAYOUTS, assert_close, check_operator, layouts, name_of
 from golden_data import array
 
-from resshift_fast import use_backend
-from resshift_fast.backends import unavailable
 from resshift_fast.ops import group_norm
 from resshift_fast.ops.group_norm import reference
 
@@ -24,15 +22,6 @@ CASES = [  # batch, channels, groups, height, width, conditioning, activation
     (1, 160, 32, 15, 17, "scale-shift", "silu"),
 ]
 IDS = [f"B{b}-C{c}-G{g}-H{h}-W{w}-{cond or 'plain'}-{act or 'linear'}" for b, c, g, h, w, cond, act in CASES]
-
-
-@pytest.fixture(params=["reference", "cpu"], scope="module")
-def backend(request):
-    """Everything holds for plain PyTorch and for C++."""
-    if reason := unavailable(request.param):
-        pytest.skip(f"the {request.param} backend {reason}")
-    with use_backend(request.param):
-        yield request.param
 
 
 def exact(x, weight, bias, scale=None, shift=None, *, num_groups, eps=1e-5, activation=None):

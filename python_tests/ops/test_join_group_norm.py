@@ -7,8 +7,6 @@ import torch
 from comparison import DTYPES, LAYOUTS, check_operator, layouts, name_of
 from golden_data import array
 
-from resshift_fast import use_backend
-from resshift_fast.backends import unavailable
 from resshift_fast.ops import group_norm, join_group_norm
 from resshift_fast.ops.join_group_norm import reference
 
@@ -25,15 +23,6 @@ IDS = [
     f"B{b}-C{c}{f'+{d}' if d else ''}-G{g}-H{h}-W{w}{'-conditioned' * cond}-{act or 'linear'}"
     for b, c, d, g, h, w, cond, act in CASES
 ]
-
-
-@pytest.fixture(params=["reference", "cpu"], scope="module")
-def backend(request):
-    """Everything holds for plain PyTorch and for C++."""
-    if reason := unavailable(request.param):
-        pytest.skip(f"the {request.param} backend {reason}")
-    with use_backend(request.param):
-        yield request.param
 
 
 def exact(x, other, weight, bias, scale=None, shift=None, *, num_groups, join="add", eps=1e-5, activation=None):

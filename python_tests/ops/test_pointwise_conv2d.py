@@ -7,8 +7,6 @@ import torch
 from comparison import DTYPES, LAYOUTS, assert_close, check_operator, layouts, name_of
 from golden_data import array
 
-from resshift_fast import use_backend
-from resshift_fast.backends import unavailable
 from resshift_fast.ops.pointwise_conv2d import pointwise_conv2d, reference
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty", "backend")
@@ -24,15 +22,6 @@ IDS = [
     f"B{b}-C{c}-G{g}-O{o}-H{h}-W{w}{'-bias' * bias}{'-residual' * residual}"
     for b, c, g, o, h, w, bias, residual in CASES
 ]
-
-
-@pytest.fixture(params=["reference", "cpu"], scope="module")
-def backend(request):
-    """Everything holds for plain PyTorch and for C++."""
-    if reason := unavailable(request.param):
-        pytest.skip(f"the {request.param} backend {reason}")
-    with use_backend(request.param):
-        yield request.param
 
 
 def exact(x, weight, bias=None, *, residual=None, num_groups=0, norm_weight=None, norm_bias=None, eps=1e-5):

@@ -41,19 +41,6 @@ def native():
         yield
 
 
-@pytest.fixture(params=range(4), ids=["portable", "avx2", "avx512", "avx512_bf16"])
-def isa(request):
-    """Each instruction set that this processor has."""
-    operators = torch.ops.resshift_fast_cpu
-    before = operators.isa()
-    taken = operators.limit_isa(request.param)
-    if taken == request.param:
-        yield request.param
-    operators.limit_isa(before)
-    if taken != request.param:
-        pytest.skip("this processor does not have it")
-
-
 def case_of(operator: str, size: tuple):
     """(operator, plain PyTorch, formula, tensors) for a size as in the tables above."""
     if operator == "pointwise_conv2d":

@@ -9,7 +9,6 @@ from golden_data import array
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from resshift_fast import use_backend
-from resshift_fast.backends import unavailable
 from resshift_fast.ops import spatial_attention
 from resshift_fast.ops.spatial_attention import reference
 
@@ -18,15 +17,6 @@ module = import_module("resshift_fast.ops.spatial_attention")
 
 CASES = [(2, 16, 5, 7), (1, 3, 1, 1), (3, 33, 1, 6), (1, 64, 8, 9)]
 IDS = [f"B{b}-C{c}-H{h}-W{w}" for b, c, h, w in CASES]
-
-
-@pytest.fixture(params=["reference", "cpu"], scope="module")
-def backend(request):
-    """Everything holds for plain PyTorch and for C++."""
-    if reason := unavailable(request.param):
-        pytest.skip(f"the {request.param} backend {reason}")
-    with use_backend(request.param):
-        yield request.param
 
 
 def exact(q, k, v):

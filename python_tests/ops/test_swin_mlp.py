@@ -8,8 +8,6 @@ import torch
 from comparison import DTYPES, LAYOUTS, assert_close, check_operator, layouts, name_of
 from golden_data import array
 
-from resshift_fast import use_backend
-from resshift_fast.backends import unavailable
 from resshift_fast.ops import swin_mlp
 from resshift_fast.ops.swin_mlp import reference
 
@@ -17,15 +15,6 @@ pytestmark = pytest.mark.usefixtures("poisoned_empty", "backend")
 
 CASES = [(2, 32, 8, 48, 5, 7), (1, 6, 3, 1, 3, 9), (3, 10, 1, 33, 1, 6), (1, 64, 32, 128, 8, 8)]
 IDS = [f"B{b}-C{c}-G{g}-hidden{n}-H{h}-W{w}" for b, c, g, n, h, w in CASES]
-
-
-@pytest.fixture(params=["reference", "cpu"], scope="module")
-def backend(request):
-    """Everything holds for plain PyTorch and for C++."""
-    if reason := unavailable(request.param):
-        pytest.skip(f"the {request.param} backend {reason}")
-    with use_backend(request.param):
-        yield request.param
 
 
 def exact(x, norm_weight, norm_bias, w1, b1, w2, b2, *, num_groups, eps=1e-5):

@@ -9,8 +9,6 @@ from golden_data import array
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resshift_fast import use_backend
-from resshift_fast.backends import unavailable
 from resshift_fast.ops import vector_quantize
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty", "backend")
@@ -18,15 +16,6 @@ module = import_module("resshift_fast.ops.vector_quantize")
 
 CASES = [(2, 3, 512, 9, 7), (1, 8, 100, 5, 5), (3, 1, 17, 1, 4), (1, 4, 1, 3, 3)]
 IDS = [f"B{b}-C{c}-N{n}-H{h}-W{w}" for b, c, n, h, w in CASES]
-
-
-@pytest.fixture(params=["reference", "cpu"], scope="module")
-def backend(request):
-    """Everything holds for plain PyTorch and for C++."""
-    if reason := unavailable(request.param):
-        pytest.skip(f"the {request.param} backend {reason}")
-    with use_backend(request.param):
-        yield request.param
 
 
 def inputs(batch, channels, entries, height, width, dtype=torch.float32):

@@ -7,8 +7,6 @@ import torch
 from comparison import DTYPES, assert_close, check_operator, name_of
 from golden_data import array
 
-from resshift_fast import use_backend
-from resshift_fast.backends import unavailable
 from resshift_fast.ops import window_attention
 from resshift_fast.ops.window_attention import MASKS, reference, relative_position_index, shift_mask
 
@@ -26,15 +24,6 @@ CASES = [  # batch, height, width, heads, head_dim, window, shift, mask
     (1, 5, 3, 2, 2, 1, 0, "swin"),
 ]
 IDS = [f"B{b}-H{h}-W{w}-{n}x{d}-window{s}-shift{r}-{mask}" for b, h, w, n, d, s, r, mask in CASES]
-
-
-@pytest.fixture(params=["reference", "cpu"], scope="module")
-def backend(request):
-    """Everything holds for plain PyTorch and for C++."""
-    if reason := unavailable(request.param):
-        pytest.skip(f"the {request.param} backend {reason}")
-    with use_backend(request.param):
-        yield request.param
 
 
 def blocked(kind, window, shift, height, width, top, left, i, j):
