@@ -14,6 +14,7 @@ namespace {
 using namespace resshift::cpu;
 
 constexpr int64_t kOwnChunk = 16;    // tiles of a thread that has its own: they stay in its level-2 cache
+constexpr int64_t kShared = 7 << 20;   // floats that all threads have in common, at most, unless one chunk is larger
 constexpr int64_t kSlice = 64;        // channels whose transformed weights stay there
 constexpr int64_t kGradientChunk = 512;  // tiles whose transforms are held at once
 constexpr int64_t kTileGrain = 2;
@@ -29,38 +30,45 @@ void fetch_weights(const Convolution& call, int64_t part, int64_t parts) {
   for (int64_t i = bytes * part / parts; i < bytes * (part + 1) / parts; i += kLine) (void)weight[i];
 }
 
-// Every thread takes column blocks, transforms their weights, and has them meet all tiles, transformed before.
+// Every thread takes column blocks, transforms their weights, and has them meet all tiles of some chunks, transformed
+// before.
 void run_with_shared_tiles(const Convolution& call, const WinogradPlan& plan) {
-  const Workspace tiles(plan.chunks() * plan.input_size());
-  const auto transform = RSF_KERNEL(winograd_input);
-  parallel_for(0, plan.tiles, kTileGrain, [&](int64_t begin, int64_t end) {
-    while (begin < end) {
-      const int64_t chunk = begin / plan.chunk, stop = std::min(end, (chunk + 1) * plan.chunk);
-      transform(call, plan, begin, stop, tiles.data() + chunk * plan.input_size());
-      begin = stop;
-    }
-  });
+  const int64_t together = std::clamp<int64_t>(kShared / plan.input_size(), 1, plan.chunks());
+  const Workspace tiles(together * plan.input_size());
   const int64_t threads = torch::stable::get_num_threads();
   parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     for (; begin < end; ++begin) fetch_weights(call, begin, threads);
   });
+  const auto transform = RSF_KERNEL(winograd_input);
   const auto weights = RSF_KERNEL(winograd_weights);
   const auto multiply = RSF_KERNEL(winograd_multiply);
   const auto output = RSF_KERNEL(winograd_output);
-  parallel_for(0, plan.column_blocks * plan.chunks(), 1, [&](int64_t begin, int64_t end) {
-    const Workspace scratch(plan.weight_size() + plan.product_size());
-    float *u = scratch.data(), *product = u + plan.weight_size();
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t block = item / plan.chunks(), chunk = item % plan.chunks();
-      const bool has_them = plan.slices == 1 && item > begin && chunk > 0;
-      for (int64_t channel = 0; channel < call.channels; channel += plan.slice) {
-        const int64_t stop = std::min(channel + plan.slice, call.channels);
-        if (!has_them) weights(call, plan, block, channel, stop, u);
-        multiply(call, plan, chunk, block, channel, stop, tiles.data() + chunk * plan.input_size(), u, product);
+  for (int64_t first = 0; first < plan.chunks(); first += together) {
+    const int64_t chunks = std::min(together, plan.chunks() - first);
+    auto tiles_of = [&](int64_t chunk) { return tiles.data() + (chunk - first) * plan.input_size(); };
+    const int64_t last_tile = std::min((first + chunks) * plan.chunk, plan.tiles);
+    parallel_for(first * plan.chunk, last_tile, kTileGrain, [&](int64_t begin, int64_t end) {
+      while (begin < end) {
+        const int64_t chunk = begin / plan.chunk, stop = std::min(end, (chunk + 1) * plan.chunk);
+        transform(call, plan, begin, stop, tiles_of(chunk));
+        begin = stop;
       }
-      output(call, plan, chunk, block, product);
-    }
-  });
+    });
+    parallel_for(0, plan.column_blocks * chunks, 1, [&](int64_t begin, int64_t end) {
+      const Workspace scratch(plan.weight_size() + plan.product_size());
+      float *u = scratch.data(), *product = u + plan.weight_size();
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t block = item / chunks, chunk = first + item % chunks;
+        const bool has_them = plan.slices == 1 && item > begin && chunk > first;
+        for (int64_t channel = 0; channel < call.channels; channel += plan.slice) {
+          const int64_t stop = std::min(channel + plan.slice, call.channels);
+          if (!has_them) weights(call, plan, block, channel, stop, u);
+          multiply(call, plan, chunk, block, channel, stop, tiles_of(chunk), u, product);
+        }
+        output(call, plan, chunk, block, product);
+      }
+    });
+  }
 }
 
 // Every thread takes chunks of tiles, transforms them, and has them meet all weights, transformed before.
@@ -105,8 +113,9 @@ void run(const Convolution& call, int64_t tile) {
   const auto plan = RSF_KERNEL(winograd_plan);
   const int outputs = static_cast<int>(tile);
   const WinogradPlan whole = plan(call, outputs, INT64_MAX, call.channels);
-  // What is shared is held in whole, so it is the smaller of the two.
-  if (whole.input_size() > whole.column_blocks * whole.weight_size()) {
+  // Weights are shared in whole, tiles in part.
+  const int64_t all_weights = whole.column_blocks * whole.weight_size();
+  if (all_weights < std::min(whole.input_size(), kShared)) {
     return run_with_shared_weights(call, plan(call, outputs, kOwnChunk, call.channels));
   }
   const int64_t chunk = shared_chunk(whole);

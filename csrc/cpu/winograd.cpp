@@ -180,6 +180,16 @@ void output_tile(const Convolution& call, const WinogradPlan& plan, const Place&
   }
 }
 
+// Whether a point's products are zero for whatever is convolved. At −1 the transform of a tile sums the differences of
+// its second and third pixel, of its fourth and fifth, and so on, which nearest upsampling makes equal: tiles of six
+// begin at an odd pixel. Three of sixteen products then need not be formed.
+RSF_INLINE bool vanishes(const Convolution& call, const WinogradPlan& plan, std::int64_t point) {
+  constexpr std::int64_t kMinusOne = 4, kSide = Transform<3>::kInputs;
+  static_assert(Points<3>::values[1] == 1.0, "the second pair of points of tiles of six is ±1");
+  const bool aligned = call.upsample && call.padding == 1 && plan.points == kSide * kSide;
+  return aligned && (point / kSide == kMinusOne || point % kSide == kMinusOne);
+}
+
 template <bool Add>
 void multiply_chunk(const Convolution& call, const WinogradPlan& plan, std::int64_t chunk, std::int64_t block,
                     std::int64_t begin, std::int64_t end, const float* v, const float* u, float* product) {
@@ -189,6 +199,10 @@ void multiply_chunk(const Convolution& call, const WinogradPlan& plan, std::int6
     const float* a = v + in_slices(plan, begin) + point * plan.input_point;
     const float* b = u + point * plan.weight_point;
     float* out = product + point * plan.product_point;
+    if (vanishes(call, plan, point)) {
+      for (std::int64_t i = 0; i < tiles * plan.columns; i += kLanes) store(out + i, Floats{});
+      continue;
+    }
     if (narrow) {
       multiply<1, Add>(tiles, a, plan.slice, 1, b, end - begin, out, plan.columns);
     } else {
