@@ -20,6 +20,7 @@ CASES = [
     (1, 64, 96, 12, 8, False),
     (1, 33, 17, 20, 1, True),
     (1, 17, 4, 32, 31, True),
+    (20, 17, 4, 4, 4, False),
 ]
 IDS = [f"B{b}-C{c}-O{o}-H{h}-W{w}-{'bias' if bias else 'plain'}" for b, c, o, h, w, bias in CASES]
 
