@@ -110,6 +110,8 @@ def _load_cpu() -> Kernel:
                 x = group_norm(
                     x, num_groups, norm_weight, norm_bias, eps, scale=scale, shift=shift, activation=activation
                 )
+            # PyTorch sums in another order where the weight lies otherwise; results must not depend on that.
+            weight = weight.contiguous(memory_format=torch.channels_last)
             return _plain(x, weight, bias, padding, residual, 0, None, None, eps, None, None, None)
         norm = affine(x, num_groups, norm_weight, norm_bias, eps, scale, shift) if num_groups else None
         bias = None if bias is None else bias.float()

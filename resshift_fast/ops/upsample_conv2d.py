@@ -42,7 +42,7 @@ def _load_cpu() -> Kernel:
     def run(tile: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution that reads every pixel four times."""
         if tile == DIRECT:
-            return _plain(x, weight, bias)
+            return _plain(x, weight.contiguous(memory_format=torch.channels_last), bias)
         bias = None if bias is None else bias.float()
         y = winograd(x, pack_conv2d(weight), bias, 1, None, False, None, True, tile)
         return checks.image_like(y, x)
