@@ -17,6 +17,8 @@ from resshift_fast.backends import OPERATORS, unavailable
 
 # The stable ABI is C functions alone; these namespaces change from release to release.
 UNSTABLE = ("at::", "c10::", "torch::")
+# Operators that run another one's kernel.
+SHARED = {("cpu", "upsample_conv2d"): "conv2d"}
 
 
 def main() -> int:
@@ -36,7 +38,7 @@ def problems(name: str) -> list[str]:
     found = [f"{name}: needs {symbol}, which is not of the stable ABI" for symbol in unstable_symbols(name)]
     bound = sorted(operator.name for operator in OPERATORS.values() if name in operator.loaders)
     for operator in bound:
-        qualified = f"resshift_fast_{name}::{operator}"
+        qualified = f"resshift_fast_{name}::{SHARED.get((name, operator), operator)}"
         if not has_kernel(qualified, name.upper()):
             found.append(f"{qualified} has no kernel for {name.upper()}")
         elif unavailable(name) is None:
