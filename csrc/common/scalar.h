@@ -32,7 +32,7 @@ RSF_INLINE To bit_cast(const From& value) {
 }
 
 // Half to float32: the exponent moves from bias 15 to 127; what is subnormal is normalized by a subtraction.
-RSF_INLINE float half_bits_to_float(std::uint16_t bits) {
+RSF_HOST float half_bits_to_float(std::uint16_t bits) {
   std::uint32_t magnitude = (bits & 0x7fffu) << 13;
   const std::uint32_t exponent = magnitude & 0x0f800000u;
   magnitude += 112u << 23;
@@ -42,7 +42,7 @@ RSF_INLINE float half_bits_to_float(std::uint16_t bits) {
 }
 
 // Float32 to half, to the nearest, ties to even.
-RSF_INLINE std::uint16_t float_to_half_bits(float value) {
+RSF_HOST std::uint16_t float_to_half_bits(float value) {
   const std::uint32_t bits = bit_cast<std::uint32_t>(value);
   const std::uint32_t magnitude = bits & 0x7fffffffu;
   std::uint32_t result;
@@ -56,7 +56,7 @@ RSF_INLINE std::uint16_t float_to_half_bits(float value) {
   return static_cast<std::uint16_t>(result | (bits >> 16 & 0x8000u));
 }
 
-RSF_INLINE std::uint16_t float_to_bfloat16_bits(float value) {
+RSF_HOST std::uint16_t float_to_bfloat16_bits(float value) {
   const std::uint32_t bits = bit_cast<std::uint32_t>(value);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<std::uint16_t>(bits >> 16 | 0x40u);
   return static_cast<std::uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
@@ -148,7 +148,7 @@ struct Type {
 
 // Call `function` with the Type<T> of a dtype.
 template <class Function>
-RSF_INLINE auto dispatch(Dtype dtype, const Function& function) {
+RSF_HOST auto dispatch(Dtype dtype, const Function& function) {
   switch (dtype) {
     case Dtype::kFloat16:
       return function(Type<Half>{});
