@@ -21,7 +21,7 @@ help:
 	@echo "make demo   install into $(VENV), restore $(PHOTO) and show it beside the original"
 	@echo "make test   install into $(VENV) and run the tests on $(WORKERS) workers"
 	@echo "make proofs compile every kernel for six architectures and compare with the budgets (minutes, no GPU)"
-	@echo "make sanitize  run the CUDA kernels on the CPU under AddressSanitizer and UBSan (a minute, needs g++)"
+	@echo "make sanitize  run the native kernels under sanitizers of memory, arithmetic and threads (minutes, needs g++)"
 	@echo "make gpu    on a machine with an NVIDIA GPU: tests, sanitizer, benchmarks and a profile, in ten minutes"
 	@echo "make lint   check the code with ruff"
 	@echo "make clean  remove $(VENV), $(OUT) and everything else that was made here"

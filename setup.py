@@ -240,7 +240,7 @@ class BuildNative(build_ext):
         name = ext.name.rpartition("_")[2]
         library = Path(self.get_ext_fullpath(ext.name)).resolve()
         try:
-            self.compile(PLANS[name], Path(self.build_temp).resolve() / name, library)
+            make(PLANS[name], Path(self.build_temp).resolve() / name, library)
         except (subprocess.CalledProcessError, OSError):
             if os.environ.get(f"RESSHIFT_FAST_{name.upper()}") == "1":
                 raise
@@ -249,22 +249,23 @@ class BuildNative(build_ext):
             write_record(ROOT if self.editable_mode else Path(self.build_lib))
             print(f"resshift_fast: built without the {name} library: {REASONS[name]}", file=sys.stderr)
 
-    def compile(self, plan: Plan, folder: Path, library: Path) -> None:
-        """Compile what is newer than its object, then link."""
-        folder.mkdir(parents=True, exist_ok=True)
-        library.parent.mkdir(parents=True, exist_ok=True)
-        objects = [folder / unit.name for unit in plan.units]
-        jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
-        # Libraries come after the objects that need them.
-        link = [plan.linker[0], *map(str, objects), *plan.linker[1:], "-o", str(library)]
-        if ninja := find_ninja():
-            (folder / "build.ninja").write_text(ninja_file(plan, objects, link, library))
-            subprocess.run([ninja, "-C", str(folder), "-j", str(jobs)], check=True)
-            return
-        with ThreadPoolExecutor(jobs) as pool:
-            commands = [compile_command(*pair) for pair in zip(plan.units, objects, strict=True)]
-            list(pool.map(lambda command: subprocess.run(command, check=True), commands))
-        subprocess.run(link, check=True)
+
+def make(plan: Plan, folder: Path, library: Path) -> None:
+    """Compile what is newer than its object, then link."""
+    folder.mkdir(parents=True, exist_ok=True)
+    library.parent.mkdir(parents=True, exist_ok=True)
+    objects = [folder / unit.name for unit in plan.units]
+    jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+    # Libraries come after the objects that need them.
+    link = [plan.linker[0], *map(str, objects), *plan.linker[1:], "-o", str(library)]
+    if ninja := find_ninja():
+        (folder / "build.ninja").write_text(ninja_file(plan, objects, link, library))
+        subprocess.run([ninja, "-C", str(folder), "-j", str(jobs)], check=True)
+        return
+    with ThreadPoolExecutor(jobs) as pool:
+        commands = [compile_command(*pair) for pair in zip(plan.units, objects, strict=True)]
+        list(pool.map(lambda command: subprocess.run(command, check=True), commands))
+    subprocess.run(link, check=True)
 
 
 def compile_command(unit: Unit, target: Path) -> list[str]:
@@ -295,8 +296,9 @@ def ninja_file(plan: Plan, objects: list[Path], link: list[str], library: Path) 
         depfile = f"{target}.d"
         command = quoted([*compile_command(unit, target), "-MD", "-MF", depfile])
         lines += [f"rule compile{i}", f"  command = {command}", f"  depfile = {path(Path(depfile))}", "  deps = gcc"]
+        lines += [f"  description = {unit.name}"]
         lines += [f"build {path(target)}: compile{i} {path(unit.source)}"]
-    lines += ["rule link", f"  command = {quoted(link)}"]
+    lines += ["rule link", f"  command = {quoted(link)}", f"  description = {library.name}"]
     lines += [f"build {path(library)}: link {' '.join(map(path, objects))}", f"default {path(library)}", ""]
     return "\n".join(lines)
 

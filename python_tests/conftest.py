@@ -1,6 +1,8 @@
 """Settings and fixtures that all tests share."""
 
 import os
+import random
+from itertools import groupby
 
 import pytest
 import torch
@@ -20,6 +22,21 @@ torch.set_num_threads(1)
 # The first call of an operator or a busy machine can take long; that is no failure.
 settings.register_profile("resshift_fast", deadline=None)
 settings.load_profile("resshift_fast")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--most-cases", type=int, help="of a test with more cases than that, run as many, drawn by lot")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out cases, the same ones every time, before -k selects."""
+    if (most := config.getoption("--most-cases")) is None:
+        return
+    tests = [list(cases) for _, cases in groupby(items, lambda item: item.nodeid.partition("[")[0])]
+    drawn = [random.Random(0).sample(cases, min(most, len(cases))) for cases in tests]
+    kept = {case.nodeid for cases in drawn for case in cases}
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in kept])
+    items[:] = [item for item in items if item.nodeid in kept]
 
 
 @pytest.fixture

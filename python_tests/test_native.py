@@ -12,6 +12,7 @@ from resshift_fast import native
 def elsewhere(tmp_path, monkeypatch):
     """A folder in which the libraries are looked for."""
     monkeypatch.setattr(native, "FOLDER", tmp_path)
+    monkeypatch.delenv("RESSHIFT_FAST_CPU_LIBRARY", raising=False)
     native.missing.cache_clear()
     yield tmp_path
     monkeypatch.undo()
@@ -30,6 +31,11 @@ def test_a_copy_that_was_not_built_says_so(elsewhere):
 def test_a_broken_file_is_a_reason_and_no_crash(elsewhere):
     (elsewhere / "_cpu.abi3.so").write_bytes(b"no library")
     assert native.missing("cpu").startswith("could not be loaded: ")
+
+
+def test_another_file_can_be_named(elsewhere, monkeypatch):
+    monkeypatch.setenv("RESSHIFT_FAST_CPU_LIBRARY", str(elsewhere / "none.so"))
+    assert native.path("cpu") == elsewhere / "none.so" and native.path("cuda").parent == elsewhere
 
 
 def test_cuda_is_not_loaded_into_a_torch_without_it(elsewhere, monkeypatch):

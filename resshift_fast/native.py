@@ -1,11 +1,13 @@
 """The compiled libraries of csrc/: loading them, and why one is not there.
 
 `_cpu.abi3.so` in this folder registers `torch.ops.resshift_fast_cpu.*`, and `_cuda.abi3.so` the same for CUDA. Both
-were built against LibTorch's stable ABI and work with every torch from 2.10 on.
+were built against LibTorch's stable ABI and work with every torch from 2.10 on. RESSHIFT_FAST_CPU_LIBRARY and
+RESSHIFT_FAST_CUDA_LIBRARY name other files to load, such as those that are built with sanitizers for tests.
 """
 
 import ctypes
 import json
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ FOLDER = Path(__file__).parent
 
 def path(name: str) -> Path:
     """Where the library "cpu" or "cuda" is, if it was built."""
+    if other := os.environ.get(f"RESSHIFT_FAST_{name.upper()}_LIBRARY"):
+        return Path(other)
     return FOLDER / f"_{name}.abi3.so"
 
 

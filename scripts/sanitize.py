@@ -1,17 +1,25 @@
-"""Run the CUDA kernels' tests on the CPU under AddressSanitizer and UndefinedBehaviorSanitizer.
+"""Run tests of the native kernels under sanitizers.
 
-    python scripts/sanitize.py                                  all of python_tests/csrc
-    python scripts/sanitize.py -x -k barrier                    the tests of it that are named so
-    python scripts/sanitize.py python_tests/csrc/test_emulation.py
+    python scripts/sanitize.py                                  all of them, in three runs
+    python scripts/sanitize.py threads -x -k conv2d             one run, and the tests of it that are named so
+    python scripts/sanitize.py emulation python_tests/csrc/test_emulation.py
 
-Arguments go to pytest, whose exit status is returned. An index out of bounds, in shared memory too, a misaligned
-access and an overflow end the run with a report.
+The runs, of which those named first are taken:
+
+    emulation   the CUDA kernels, executed on the CPU, under AddressSanitizer and UndefinedBehaviorSanitizer
+    memory      the kernels for CPUs under the same, with every instruction set that this processor has
+    threads     the kernels for CPUs under ThreadSanitizer
+
+Other arguments go to pytest, and the status is that of the first run that fails. An index out of bounds, in shared
+memory too, a misaligned access, an overflow, and an address that two threads use at once and one of them writes end a
+run with a report.
 """
 
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -19,6 +27,43 @@ COMPILER = os.environ.get("CXX", "g++")
 # Python keeps much memory until its end, and a kernel that is stopped in its middle keeps what it had.
 ADDRESS_OPTIONS = "detect_leaks=0:allocator_may_return_null=1:strict_string_checks=1"
 UNDEFINED_OPTIONS = "print_stacktrace=1:halt_on_error=1"
+# Of torch and Python it sees only some accesses and few of the orders between them.
+THREAD_OPTIONS = "ignore_noninstrumented_modules=1:halt_on_error=1:exitcode=66"
+
+
+@dataclass
+class Run:
+    """Some tests, and the environment in which Python can load what was built for them.
+
+    Args:
+        tests: files and folders.
+        libraries: of the compiler, loaded before all others. libstdc++ comes with libasan because AddressSanitizer
+            looks for the functions that throw exceptions when it starts.
+        options: variables that sanitizers read. variables: those that tests read.
+        selection: what is left out unless -k says it.
+    """
+
+    tests: list[str]
+    libraries: list[str]
+    options: dict[str, str]
+    variables: dict[str, str] = field(default_factory=dict)
+    selection: list[str] = field(default_factory=list)
+
+
+MEMORY = {"ASAN_OPTIONS": ADDRESS_OPTIONS, "UBSAN_OPTIONS": UNDEFINED_OPTIONS}
+# The operators' tests that are for these kernels: files named so, and what has the backend as a parameter.
+CPU_TESTS = [
+    *(str(path) for path in sorted((ROOT / "python_tests/ops").glob("test_*_cpu.py"))),
+    *("python_tests/ops/test_residual_shift.py", "python_tests/test_native.py"),
+    "python_tests/csrc/test_cpu_sanitizers.py",
+]
+# Of cases that are there by the hundred some of each kind; traces run much code and little of the kernels'.
+CPU_SELECTION = ["-k", "(cpu or native) and not program and not compile", "--most-cases=30"]
+RUNS = {
+    "emulation": Run(["python_tests/csrc"], ["libasan.so", "libstdc++.so"], MEMORY, {"RESSHIFT_FAST_SANITIZE": "1"}),
+    "memory": Run(CPU_TESTS, ["libasan.so", "libstdc++.so"], MEMORY, selection=CPU_SELECTION),
+    "threads": Run(CPU_TESTS, ["libtsan.so"], {"TSAN_OPTIONS": THREAD_OPTIONS}, selection=CPU_SELECTION),
+}
 
 
 def library(name: str) -> str | None:
@@ -28,37 +73,57 @@ def library(name: str) -> str | None:
     return path if os.path.isabs(path) else None
 
 
-def environment() -> dict[str, str] | None:
-    """The environment in which Python can load what was built with sanitizers, or None where there is no compiler.
-
-    libstdc++ comes with it because AddressSanitizer looks for the functions that throw exceptions when it starts.
-    """
+def environment(name: str) -> dict[str, str] | None:
+    """The environment of a run, whose library is built if it needs one; None where there is no compiler."""
     if shutil.which(COMPILER) is None:
         return None
-    libraries = [library("libasan.so"), library("libstdc++.so")]
+    run = RUNS[name]
+    libraries = [library(file) for file in run.libraries]
     if None in libraries:
         return None
-    return os.environ | {
-        "RESSHIFT_FAST_SANITIZE": "1",
-        "RESSHIFT_FAST_REQUIRE_COMPILER": "1",
-        "ASAN_OPTIONS": ADDRESS_OPTIONS,
-        "UBSAN_OPTIONS": UNDEFINED_OPTIONS,
-        "LD_PRELOAD": " ".join(libraries),
-    }
+    variables = os.environ | {"RESSHIFT_FAST_REQUIRE_COMPILER": "1"} | run.options | run.variables
+    if name != "emulation":
+        sys.path.append(str(ROOT / "python_tests"))
+        import cpu_build
+
+        variables["RESSHIFT_FAST_CPU_LIBRARY"] = str(cpu_build.build(name))
+        variables["RESSHIFT_FAST_SANITIZED_CPU"] = name
+        # A verdict on this library would be taken for one on the installed one.
+        variables["RESSHIFT_FAST_VERIFY"] = "0"
+    return variables | {"LD_PRELOAD": " ".join(libraries)}
+
+
+def prefix() -> list[str]:
+    """What starts a process at the same addresses every time, which older versions of ThreadSanitizer need."""
+    setarch = ["setarch", "-R"]
+    allowed = shutil.which("setarch") and subprocess.run([*setarch, "true"], capture_output=True).returncode == 0
+    return setarch if allowed else []
+
+
+def execute(name: str, arguments: list[str]) -> int:
+    """One run; returns pytest's exit status, or 2 where nothing was run."""
+    variables = environment(name)
+    if variables is None:
+        files = " and ".join(RUNS[name].libraries)
+        print(f"nothing was run: {COMPILER} with its {files} is not here; install g++ or name a compiler with CXX")
+        return 2
+    if not any(os.path.exists(argument.partition("::")[0]) for argument in arguments):
+        arguments = [*(str(ROOT / path) for path in RUNS[name].tests), *arguments]
+    if "-k" not in arguments:
+        arguments = [*arguments, *RUNS[name].selection]
+    # A report is not written by Python, and would be lost with what pytest keeps of a process that ends.
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--capture=sys", *arguments]
+    print(f"sanitize: {name}", flush=True)
+    return subprocess.run([*prefix(), *command], env=variables, cwd=ROOT).returncode
 
 
 def main() -> int:
-    """Run the command; returns the exit status."""
-    variables = environment()
-    if variables is None:
-        print(f"nothing was run: {COMPILER} with its libasan is not here; install g++ or name a compiler with CXX")
-        return 2
+    """Run what is named; returns the first exit status that is not 0."""
     arguments = sys.argv[1:]
-    if not any(os.path.exists(argument.partition("::")[0]) for argument in arguments):
-        arguments.append(str(ROOT / "python_tests/csrc"))
-    # A report is not written by Python, and would be lost with what pytest keeps of a process that ends.
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--capture=sys", *arguments]
-    return subprocess.run(command, env=variables).returncode
+    named = []
+    while arguments and arguments[0] in RUNS:
+        named.append(arguments.pop(0))
+    return next(filter(None, [execute(name, arguments) for name in named or RUNS]), 0)
 
 
 if __name__ == "__main__":

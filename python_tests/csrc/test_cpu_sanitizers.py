@@ -1,0 +1,85 @@
+"""The kernels for CPUs under scripts/sanitize.py, and that what is wrong on purpose is reported there."""
+
+import re
+import subprocess
+import sys
+
+import cpu_build
+import pytest
+import torch
+from comparison import name_of
+
+from resshift_fast import native, verification
+from resshift_fast.backends import OPERATORS, unavailable
+
+pytestmark = pytest.mark.skipif(cpu_build.KIND is None, reason="runs under scripts/sanitize.py")
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
+OVERFLOW = "AddressSanitizer: heap-buffer-overflow(.|\n)*READ of size 4(.|\n)*cpu_faults.cpp"
+RACE = "ThreadSanitizer: data race(.|\n)*cpu_faults.cpp"
+
+
+def test_the_library_is_the_sanitized_one():
+    assert unavailable("cpu") is None
+    assert native.path("cpu").parent.name == f"cpu-{cpu_build.KIND}"
+
+
+@pytest.fixture(params=range(4), ids=ISAS)
+def isa(request):
+    """Each instruction set that this processor has."""
+    operators = torch.ops.resshift_fast_cpu
+    taken = operators.limit_isa(request.param)
+    if taken == request.param:
+        yield request.param
+    operators.limit_isa(3)
+    if taken != request.param:
+        pytest.skip("this processor does not have it")
+
+
+@pytest.mark.usefixtures("poisoned_empty")
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("name", sorted(name for name, operator in OPERATORS.items() if "cpu" in operator.loaders))
+def test_every_operator_on_its_examples(name, dtype, isa):
+    assert verification.compare(OPERATORS[name], "cpu", torch.device("cpu"), dtype) == verification.PASSED
+
+
+# The run, a call that is right, the same call that is wrong, and the report.
+FAULTS = {
+    "tensor": ("memory", "read(torch.ones(7), 6)", "read(torch.ones(7), 7)", OVERFLOW),
+    "before-tensor": ("memory", "read(torch.ones(7), 0)", "read(torch.ones(7), -1)", OVERFLOW),
+    "scratch": ("memory", "read_scratch(100, 99)", "read_scratch(100, 100)", OVERFLOW),
+    "overflow": ("memory", "add(2**62, 2**61)", "add(2**62, 2**62)", "runtime error: signed integer overflow"),
+    "writes": ("threads", "write(torch.empty(64), 0)", "write(torch.empty(64), 1)", RACE),
+    "few-writes": ("threads", "write(torch.empty(3), 0)", "write(torch.empty(3), 1)", RACE),
+    "write-and-read": ("threads", "read_beyond(torch.ones(64), 0)", "read_beyond(torch.ones(64), 1)", RACE),
+}
+
+
+def run(call):
+    """Call one of the functions of cpu_faults.cpp in a process of its own."""
+    script = (
+        "import torch\n"
+        f"torch.ops.load_library({str(native.path('cpu'))!r})\n"
+        f"torch.ops.resshift_fast_faults.{call}\n"
+        "print('returned')"
+    )
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", [name for name, fault in FAULTS.items() if fault[0] == cpu_build.KIND])
+def test_a_fault_is_reported(name):
+    _, right, wrong, report = FAULTS[name]
+    right, wrong = run(right), run(wrong)
+    assert right.returncode == 0 and right.stdout == "returned\n", right.stderr
+    assert wrong.returncode != 0
+    assert re.search(report, wrong.stderr), wrong.stderr
+
+
+def test_what_was_not_written_is_no_likely_number():
+    assert unavailable("cpu") is None
+    faults = torch.ops.resshift_fast_faults
+    assert torch.tensor(faults.read_scratch(100, 50)).isnan()
+    assert faults.read_variable(4) == 6
+    if cpu_build.fills_variables():
+        assert not abs(faults.read_variable(3)) < 1e30
