@@ -1,0 +1,227 @@
+"""A processor runs no instruction that it lacks, whichever files the kernels for CPUs are linked from."""
+
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import cpu_build
+import emulation
+import pytest
+import torch
+
+from resshift_fast import native
+from resshift_fast.backends import unavailable
+
+REQUIRED = os.environ.get("RESSHIFT_FAST_REQUIRE_COMPILER") == "1"
+ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
+
+pytestmark = [
+    pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="other processors have one set"),
+    pytest.mark.skipif(emulation.SANITIZED or cpu_build.KIND is not None, reason="of the library as it is installed"),
+]
+
+
+def lacks(reason: str) -> None:
+    """Skip, unless it must be there."""
+    (pytest.fail if REQUIRED else pytest.skip)(reason)
+
+
+@pytest.fixture(scope="module")
+def binutils():
+    if not (shutil.which("objdump") and shutil.which("nm")):
+        lacks("objdump and nm are not on PATH; install binutils")
+
+
+@pytest.fixture(scope="module")
+def compiler():
+    try:
+        return cpu_build.setup_module().compiler()
+    except cpu_build.setup_module().Missing as missing:
+        lacks(str(missing))
+
+
+@pytest.fixture(scope="module")
+def library():
+    """Path of the installed library."""
+    if reason := unavailable("cpu"):
+        lacks(f"the library for CPUs {reason}")
+    return native.path("cpu")
+
+
+@pytest.fixture
+def unlimited(library):
+    """The library's operators; a limit that a test sets is lifted."""
+    yield torch.ops.resshift_fast_cpu
+    torch.ops.resshift_fast_cpu.limit_isa(3)
+
+
+def weak_symbols(path) -> list[str]:
+    """Names of which a linker keeps one of several, but for those in a namespace of an instruction set."""
+    listed = subprocess.run(["nm", "-C", "--defined-only", path], capture_output=True, text=True, check=True).stdout
+    found = re.findall(r"^[0-9a-f]* [WwVvu] (.+)$", listed, re.MULTILINE)
+    return [name for name in found if not re.search(r"\b(avx2|avx512|avx512_bf16)::", name)]
+
+
+def test_no_file_of_kernels_shares_a_function_with_others(compiler, binutils, tmp_path):
+    """A linker keeps one copy of a weak function, perhaps the one for AVX-512, and every processor runs it."""
+    setup = cpu_build.setup_module()
+    units = [unit for unit in cpu_build.plan().units if unit.name.endswith(".avx512_bf16.o")]
+
+    def compiled(unit):
+        # With less optimization fewer functions disappear into others, and it takes half the time.
+        done = subprocess.run(
+            [*setup.compile_command(unit, tmp_path / unit.name), "-O1"], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return {unit.source.name: weak_symbols(tmp_path / unit.name)}
+
+    with ThreadPoolExecutor(2) as pool:
+        shared = {name: symbols for found in pool.map(compiled, units) for name, symbols in found.items()}
+    assert shared and not any(shared.values()), shared
+
+
+def test_a_shared_function_is_found(compiler, binutils, tmp_path):
+    source = tmp_path / "shared.cpp"
+    source.write_text(
+        "#define NOINLINE __attribute__((noinline))\n"
+        "namespace shared { template <class T> NOINLINE T twice(T x) { return x + x; } }\n"
+        "namespace avx512 { template <class T> NOINLINE T half(T x) { return x / 2; }\n"
+        "float f(float x) { return shared::twice(half(x)); } }\n"
+    )
+    subprocess.run([compiler, "-O1", "-c", source, "-o", tmp_path / "shared.o"], check=True)
+    assert weak_symbols(tmp_path / "shared.o") == ["float shared::twice<float>(float)"]
+
+
+# Instructions that each set adds to those before it. Those of AVX and later begin with v, as do the old verr and verw.
+NEWER = {
+    "portable": r"\tv(?!err\b|erw\b)",
+    "avx2": r"%(zmm|[xy]mm(1[6-9]|2\d|3[01])\b|k[0-7]\b)",
+    "avx512": r"\tv(cvtne2?ps2bf16|dpbf16ps)",
+    "avx512_bf16": r"(?!)",
+}
+
+
+def set_of(function: str) -> str:
+    """The instruction set that a function is compiled for, by the namespace that its name has."""
+    return next((isa for isa in reversed(ISAS) if f"{isa}::" in function), "portable")
+
+
+def functions(assembly: str):
+    """(name, instructions) of every function that objdump wrote."""
+    pieces = re.split(r"^[0-9a-f]{8,} <(.+)>:$", assembly, flags=re.MULTILINE)
+    return zip(pieces[1::2], pieces[2::2], strict=True)
+
+
+def disassembled(library) -> str:
+    command = ["objdump", "-d", "-C", "--no-show-raw-insn", library]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_every_function_keeps_to_its_instruction_set(binutils, library):
+    """Bindings, what comes of the standard library, and the portable kernels run everywhere."""
+    counts = dict.fromkeys(ISAS, 0)
+    wrong = []
+    for name, instructions in functions(disassembled(library)):
+        isa = set_of(name)
+        counts[isa] += 1
+        if found := re.search(NEWER[isa] + ".*", instructions):
+            wrong.append(f"{name}: {found[0].strip()}")
+    assert all(count > 20 for count in counts.values()), f"the library has no symbols: {counts}"
+    assert not wrong, "\n".join(wrong[:10])
+
+
+@pytest.mark.parametrize(
+    "isa, flags, expected",
+    [("portable", "-mavx2", "v"), ("avx2", "-mavx512f", "%zmm"), ("avx512", "-mavx512bf16", "bf16")],
+)
+def test_a_newer_instruction_is_found(compiler, binutils, isa, flags, expected, tmp_path):
+    source = tmp_path / "newer.cpp"
+    source.write_text(
+        "#include <immintrin.h>\n"
+        "#if defined(__AVX512BF16__)\n"
+        "__m256bh f(__m512 x) { return _mm512_cvtneps_pbh(x); }\n"
+        "#elif defined(__AVX512F__)\n"
+        "__m512 f(__m512 x) { return x + x; }\n"
+        "#else\n"
+        "float f(float x) { return x + x; }\n"
+        "#endif\n"
+    )
+    subprocess.run([compiler, "-O2", flags, "-c", source, "-o", tmp_path / "newer.o"], check=True)
+    ((_, instructions),) = functions(disassembled(tmp_path / "newer.o"))
+    assert expected in re.search(NEWER[isa] + ".*", instructions)[0]
+
+
+def test_a_limit_is_kept_and_none_is_passed(unlimited):
+    best = unlimited.limit_isa(3)
+    assert best == unlimited.isa()
+    for limit in range(4):
+        assert unlimited.limit_isa(limit) == unlimited.isa() == min(limit, best)
+    for limit in (-1, 4):
+        with pytest.raises(RuntimeError, match="the limit must be 0"):
+            unlimited.limit_isa(limit)
+    assert unlimited.isa() == best
+
+
+def child(script: str, **variables: str):
+    """Run Python code with the installed library loaded as `cpu`, in a process of its own."""
+    start = "import torch\nfrom resshift_fast import native\nassert native.missing('cpu') is None\n"
+    start += "cpu = torch.ops.resshift_fast_cpu\n"
+    # A package that is not installed is found as it is here.
+    environment = {**os.environ, **variables, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = {name: value for name, value in environment.items() if value}
+    return subprocess.run([sys.executable, "-c", start + script], env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", ["portable", "avx2", "avx1024"])
+def test_the_environment_sets_a_limit(unlimited, name):
+    done = child("print(cpu.isa())", RESSHIFT_FAST_CPU_ISA=name)
+    limit = ISAS.index(name) if name in ISAS else 3  # a name that is none limits nothing
+    assert done.stdout == f"{min(limit, unlimited.limit_isa(3))}\n", done.stderr
+
+
+# Every function of a newer instruction set is overwritten with traps, and every operator runs on its examples.
+TRAPPED = """
+import ctypes, re, subprocess
+from resshift_fast import verification
+from resshift_fast.backends import OPERATORS, unavailable
+
+assert unavailable("cpu") is None
+library, page = str(native.path("cpu").resolve()), 4096
+with open("/proc/self/maps") as maps:
+    base = min(int(line.split("-")[0], 16) for line in maps if line.rstrip().endswith(library))
+listed = subprocess.run(["nm", "-CS", "--defined-only", library], capture_output=True, text=True, check=True).stdout
+libc = ctypes.CDLL(None)
+trapped = 0
+for address, size, name in re.findall(r"^([0-9a-f]+) ([0-9a-f]+) [tTwW] (.+)$", listed, re.MULTILINE):
+    if any(isa + "::" in name for isa in NEWER):
+        begin, end = base + int(address, 16), base + int(address, 16) + int(size, 16)
+        first = begin // page * page
+        assert libc.mprotect(ctypes.c_void_p(first), ctypes.c_size_t(end - first), 7) == 0
+        ctypes.memset(begin, 0xCC, end - begin)
+        trapped += 1
+assert trapped > 20
+print("trapped", flush=True)
+for operator in OPERATORS.values():
+    for dtype in (torch.float32, torch.float16, torch.bfloat16) if "cpu" in operator.loaders else ():
+        verdict = verification.compare(operator, "cpu", torch.device("cpu"), dtype)
+        assert verdict == verification.PASSED, f"{operator.name} {dtype}: {verdict}"
+print("ran")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the library in memory as Linux shows it")
+@pytest.mark.parametrize("limit, name", list(enumerate(ISAS[:3])), ids=ISAS[:3])
+def test_nothing_newer_than_the_limit_is_reached(binutils, unlimited, limit, name):
+    """As on a processor that stops at what it does not know."""
+    if limit > unlimited.limit_isa(3):
+        pytest.skip("this processor does not have it")
+    script = f"NEWER = {ISAS[limit + 1 :]}\n{TRAPPED}"
+    done = child(script, RESSHIFT_FAST_CPU_ISA=name)
+    assert done.stdout == "trapped\nran\n", done.stderr
+    if limit < unlimited.limit_isa(3):
+        assert child(script, RESSHIFT_FAST_CPU_ISA=ISAS[limit + 1]).returncode == -signal.SIGTRAP
