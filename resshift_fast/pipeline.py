@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from resshift_fast import backends, catalog, checkpoints, compilation, download, images
 from resshift_fast.backends import usable_device
 from resshift_fast.catalog import ModelSpec
-from resshift_fast.models.layers import pack_
+from resshift_fast.models.layers import lay_out_
 from resshift_fast.noise import check_seed
 from resshift_fast.restoration import Restoration
 from resshift_fast.sampler import torch_noise
@@ -429,12 +429,7 @@ class _progress:
 
 
 def _prepared(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    module = module.to(device=device, dtype=dtype)
-    if backends.has_kernel("conv2d", device.type):
-        module = pack_(module)
-    else:
-        module = module.to(memory_format=torch.channels_last)
-    return module.eval().requires_grad_(False)
+    return lay_out_(module.to(device=device, dtype=dtype)).eval().requires_grad_(False)
 
 
 def _load(

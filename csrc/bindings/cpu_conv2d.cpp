@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "channels_last.h"
 #include "parallel.h"
 #include "tensors.h"
 #include "workspace.h"
@@ -155,10 +156,6 @@ void run_weight_gradient(const Convolution& call, float* gradient) {
       begin = stop;
     }
   });
-}
-
-Tensor channels_last(const Tensor& x) {
-  return torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
 }
 
 Tensor conv2d(Tensor x, Tensor weight, OptionalTensor bias, int64_t padding, OptionalTensor normalization, bool silu,

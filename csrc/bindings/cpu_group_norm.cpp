@@ -13,8 +13,6 @@ using namespace resshift::cpu;
 constexpr int64_t kGrain = 32768;
 
 struct Cpu {
-  using Images = GroupedImages;
-  using Affine = cpu::Affine;
   using Forward = GroupNorm;
   using Backward = GroupNormBackward;
 
@@ -81,11 +79,11 @@ Tensor group_norm_affine(Tensor x, int64_t num_groups, Tensor weight, Tensor bia
   const Cpu device(x);
   const int64_t channels = x.size(1);
   const bool channels_last = is_dense(x, true) || !is_dense(x, false);
-  const auto images = images_of<GroupedImages>(x, channels, num_groups, channels_last);
+  const auto images = images_of(x, channels, num_groups, channels_last);
   const Tensor values = dense(x, channels_last);
   Tensor table = floats(x, {x.size(0), 3, channels}), scratch = floats(x, {group_norm_scratch(images)});
   device.tabulate(GroupNorm{images, values.const_data_ptr(),
-                            affine_of<cpu::Affine>(x, channels, weight, bias, scale, shift, 0),
+                            affine_of(x, channels, weight, bias, scale, shift, 0),
                             static_cast<float>(eps), nullptr, nullptr, nullptr, data(scratch), data(table)},
                   nullptr);
   return table;
@@ -103,7 +101,7 @@ std::tuple<Tensor, Tensor> join_group_norm(Tensor x, Tensor other, int64_t num_g
                       other.size(3) == x.size(3) && (join == 1 || other.size(1) == x.size(1)),
                   "other must be shaped like x, but for the channels of a concatenation");
   const int64_t channels = x.size(1) + (join == 1 ? other.size(1) : 0);
-  const auto images = images_of<GroupedImages>(x, channels, num_groups, true);
+  const auto images = images_of(x, channels, num_groups, true);
   const Tensor first = dense(x, true), second = dense(other, true);
   const std::vector<int64_t> size{x.size(0), channels, x.size(2), x.size(3)};
   auto empty = [&] {
@@ -113,7 +111,7 @@ std::tuple<Tensor, Tensor> join_group_norm(Tensor x, Tensor other, int64_t num_g
   Tensor joined = empty(), y = empty();
   Tensor table = floats(x, {x.size(0), 3, channels}), scratch = floats(x, {group_norm_scratch(images)});
   const GroupNorm call{images, joined.mutable_data_ptr(),
-                       affine_of<cpu::Affine>(x, channels, weight, bias, scale, shift, activation),
+                       affine_of(x, channels, weight, bias, scale, shift, activation),
                        static_cast<float>(eps), y.mutable_data_ptr(), nullptr, nullptr, data(scratch), data(table)};
   const Join images_to_join{first.const_data_ptr(), second.const_data_ptr(), x.size(1), join == 1};
   device.tabulate(call, &images_to_join);

@@ -8,8 +8,6 @@ namespace resshift::bindings {
 namespace {
 
 struct Cuda {
-  using Images = cuda::GroupedImages;
-  using Affine = cuda::Affine;
   using Forward = cuda::GroupNorm;
   using Backward = cuda::GroupNormBackward;
 

@@ -8,7 +8,7 @@ namespace resshift::bindings {
 namespace {
 
 struct Cuda {
-  using Call = cuda::VectorQuantize;
+  using Call = VectorQuantize;
 
   explicit Cuda(const Tensor& x) : launcher(x) {}
 

@@ -3,6 +3,7 @@
 
 #include <tuple>
 
+#include "../common/group_norm.h"
 #include "tensors.h"
 
 namespace resshift::bindings {
@@ -47,9 +48,8 @@ class Result {
   bool channels_last_;
 };
 
-// The device's description of x's shape, with `channels` of them.
-template <class Images>
-Images images_of(const Tensor& x, int64_t channels, int64_t num_groups, bool channels_last) {
+// x's shape, with `channels` of them.
+inline GroupedImages images_of(const Tensor& x, int64_t channels, int64_t num_groups, bool channels_last) {
   STD_TORCH_CHECK(num_groups > 0 && channels % num_groups == 0, channels, " channels do not divide into ", num_groups,
                   " groups");
   return {dtype_of(x, "x"), channels_last, x.size(0), channels, x.size(2) * x.size(3), num_groups};
@@ -70,8 +70,7 @@ inline View channels_of(const OptionalTensor& parameter, const Tensor& x, int64_
 }
 
 // The activation is a number, as in ops.group_norm.ACTIVATIONS.
-template <class Affine>
-Affine affine_of(const Tensor& x, int64_t channels, const Tensor& weight, const Tensor& bias,
+inline Affine affine_of(const Tensor& x, int64_t channels, const Tensor& weight, const Tensor& bias,
                  const OptionalTensor& scale, const OptionalTensor& shift, int64_t activation) {
   STD_TORCH_CHECK(activation == 0 || activation == 1, "activation must be 0 or 1");
   return {channels_of(weight, x, channels, false, "weight"), channels_of(bias, x, channels, false, "bias"),
@@ -96,13 +95,13 @@ struct GroupNormOperators {
     const Device device(x);
     const int64_t channels = x.size(1);
     Result y(x);
-    const auto images = images_of<typename Device::Images>(x, channels, num_groups, y.channels_last());
+    const auto images = images_of(x, channels, num_groups, y.channels_last());
     const Tensor values = dense(x, y.channels_last());
     Tensor mean = floats(x, {x.size(0), num_groups}), rstd = floats(x, {x.size(0), num_groups});
     typename Device::Forward call{
         images,
         values.const_data_ptr(),
-        affine_of<typename Device::Affine>(x, channels, weight, bias, scale, shift, activation),
+        affine_of(x, channels, weight, bias, scale, shift, activation),
         static_cast<float>(eps),
         y.data(),
         data(mean),
@@ -123,7 +122,7 @@ struct GroupNormOperators {
     STD_TORCH_CHECK(dy.scalar_type() == x.scalar_type(), "dy must have x's dtype");
     const int64_t batch = x.size(0), channels = x.size(1);
     Result dx(x);
-    const auto images = images_of<typename Device::Images>(x, channels, num_groups, dx.channels_last());
+    const auto images = images_of(x, channels, num_groups, dx.channels_last());
     const Tensor gradients = dense(dy, dx.channels_last()), values = dense(x, dx.channels_last());
     const Tensor means = flat(mean, ScalarType::Float, batch * num_groups, x, "mean");
     const Tensor deviations = flat(rstd, ScalarType::Float, batch * num_groups, x, "rstd");
@@ -135,7 +134,7 @@ struct GroupNormOperators {
         values.const_data_ptr(),
         static_cast<const float*>(means.const_data_ptr()),
         static_cast<const float*>(deviations.const_data_ptr()),
-        affine_of<typename Device::Affine>(x, channels, weight, bias, scale, shift, activation),
+        affine_of(x, channels, weight, bias, scale, shift, activation),
         dx.data(),
         data(dweight),
         data(dbias),

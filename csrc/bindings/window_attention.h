@@ -3,7 +3,7 @@
 
 #include <tuple>
 
-#include "../cuda/window_attention.h"
+#include "../common/window_attention.h"
 #include "tensors.h"
 
 namespace resshift::bindings {

@@ -3,24 +3,10 @@
 // ops/group_norm.py has the formulas.
 #pragma once
 
-#include "../common/view.h"
+#include "../common/group_norm.h"
 #include "isa.h"
 
 namespace resshift::cpu {
-
-// Images [B, C, pixels], or [B, pixels, C] where channels_last, whose channels are normalized in groups.
-struct GroupedImages {
-  Dtype dtype;
-  bool channels_last;
-  std::int64_t batch, channels, pixels, num_groups;
-};
-
-// What follows normalization: (norm · weight + bias)(1 + scale) + shift, then the activation.
-struct Affine {
-  View weight, bias;  // [C]
-  View scale, shift;  // [B, C], or no data
-  bool silu;
-};
 
 struct GroupNorm {
   GroupedImages images;

@@ -7,8 +7,6 @@
 namespace resshift::cpu::RSF_ISA {
 namespace {
 
-RSF_INLINE std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
-
 // Lay out N pixels of an image as rows of units, normalized by the statistics of that image, if any.
 template <int N, class Unit, class T>
 RSF_INLINE void lay_out_pixels(const T* x, const float* statistics, std::int64_t channels, Unit* rows,

@@ -92,6 +92,8 @@ RSF_INLINE void store(Half* address, Floats value) {
 }
 #endif
 
+RSF_INLINE std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+
 // The first `count` numbers, zeros behind them; count may be kLanes or more.
 template <class T>
 RSF_INLINE Floats load(const T* address, std::int64_t count) {

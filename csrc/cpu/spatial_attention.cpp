@@ -7,8 +7,6 @@
 namespace resshift::cpu::RSF_ISA {
 namespace {
 
-RSF_INLINE std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
-
 constexpr float kLowest = -3.4e38f;
 
 // Units that hold one channel of pixels that follow one another; what lies behind the last pixel is zero.

@@ -1,21 +1,12 @@
 // Vector quantization on the CPU, for a part of the blocks of kPixels pixels that every image is divided into.
 #pragma once
 
-#include "../common/view.h"
+#include "../common/vector_quantize.h"
 #include "isa.h"
 
 namespace resshift::cpu {
 
 constexpr std::int64_t kPixels = 64;
-
-struct VectorQuantize {
-  View z;                  // [B, C, pixels]
-  const void* codebook;    // [N, C]
-  Dtype codebook_dtype;
-  void* quantized;         // [B, C, pixels], of z's dtype
-  std::int64_t* indices;   // [B, pixels]
-  std::int64_t batch, channels, pixels, entries;  // fewer than 2³¹ pixels and entries
-};
 
 RSF_INLINE std::int64_t blocks_each(const VectorQuantize& call) { return (call.pixels + kPixels - 1) / kPixels; }
 

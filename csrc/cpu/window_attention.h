@@ -5,7 +5,7 @@
 // once; the caller brings the memory that they work in.
 #pragma once
 
-#include "../cuda/window_attention.h"
+#include "../common/window_attention.h"
 #include "isa.h"
 
 namespace resshift::cpu {

@@ -141,48 +141,6 @@ RSF_INLINE void multiply(Rows a, Columns b, std::int64_t steps, std::int64_t row
   for (; column < columns; column += kLanes) multiply_columns<Units, 1>(a, b, steps, rows, column, finish);
 }
 
-#if defined(__clang__)
-#define RSF_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define RSF_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Ints{__VA_ARGS__})
-#endif
-
-// The lower halves of a and b, number by number in turns, and the upper halves.
-RSF_INLINE Floats interleave_low(Floats a, Floats b) {
-#if defined(__AVX512F__)
-  return RSF_SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-#elif defined(__AVX2__)
-  return RSF_SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-#else
-  return RSF_SHUFFLE(a, b, 0, 4, 1, 5);
-#endif
-}
-
-RSF_INLINE Floats interleave_high(Floats a, Floats b) {
-#if defined(__AVX512F__)
-  return RSF_SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-#elif defined(__AVX2__)
-  return RSF_SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
-#else
-  return RSF_SHUFFLE(a, b, 2, 6, 3, 7);
-#endif
-}
-
-// Interleaving the first half of the rows with the second, log₂ kLanes times, transposes them.
-RSF_INLINE void transpose(Floats (&rows)[kLanes]) {
-#pragma GCC unroll 4
-  for (int done = 1; done < kLanes; done *= 2) {
-    Floats next[kLanes];
-#pragma GCC unroll 8
-    for (int i = 0; i < kLanes / 2; ++i) {
-      next[2 * i] = interleave_low(rows[i], rows[i + kLanes / 2]);
-      next[2 * i + 1] = interleave_high(rows[i], rows[i + kLanes / 2]);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) rows[i] = next[i];
-  }
-}
-
 // 2^x within 2 ulp, for x ≤ 0; below −126 it is 2^−126, which is next to nothing. NaN stays NaN.
 RSF_INLINE Floats power_of_two(Floats x) {
   const Floats low = broadcast(-126.0f), magic = broadcast(12582912.0f);

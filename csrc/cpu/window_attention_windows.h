@@ -2,6 +2,7 @@
 // addressed in the unshifted image, so that no rolled, partitioned or masked tensor exists.
 #pragma once
 
+#include "transpose.h"
 #include "window_attention_products.h"
 
 namespace resshift::cpu::RSF_ISA {

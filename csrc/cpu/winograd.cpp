@@ -15,18 +15,6 @@ constexpr std::int64_t kStagedChannels = 128;  // whose pixels are laid out at o
 
 constexpr std::int64_t kAhead = 6;             // channels whose weights are fetched before they are needed
 
-RSF_INLINE std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
-
-// Where a tile's results begin.
-struct Place {
-  std::int64_t image, row, column;
-};
-
-RSF_INLINE Place place_of(const WinogradPlan& plan, std::int64_t tile) {
-  const std::int64_t row = tile / plan.tile_columns % plan.tile_rows;
-  return {tile / (plan.tile_columns * plan.tile_rows), row * plan.outputs, tile % plan.tile_columns * plan.outputs};
-}
-
 // Where a channel's transforms begin among those of a tile.
 RSF_INLINE std::int64_t in_slices(const WinogradPlan& plan, std::int64_t channel) {
   return channel / plan.slice * plan.input_slice + channel % plan.slice;
@@ -66,7 +54,7 @@ struct Normalization {
 // Lay out a tile's pixels of some channels as float32, [n, n, kStagedChannels]: zeros beyond the image, upsampled,
 // normalized.
 template <class T>
-void stage(const Convolution& call, std::int64_t n, const Place& place, std::int64_t channel, std::int64_t count,
+void stage(const Convolution& call, std::int64_t n, const TilePlace& place, std::int64_t channel, std::int64_t count,
            float* staged) {
   const T* x = static_cast<const T*>(call.x) + place.image * call.height * call.width * call.channels;
   const int shift = call.upsample;
@@ -98,7 +86,7 @@ void stage(const Convolution& call, std::int64_t n, const Place& place, std::int
 template <int Pairs, class T>
 void input_tile(const Convolution& call, const WinogradPlan& plan, std::int64_t tile, float* v) {
   constexpr std::int64_t n = Transform<Pairs>::kInputs;
-  const Place place = place_of(plan, tile);
+  const TilePlace place = plan.place_of(tile);
   const std::int64_t row = place.row - call.padding, column = place.column - call.padding;
   const bool inside = row >= 0 && column >= 0 && row + n <= call.height && column + n <= call.width;
   const bool as_it_is = inside && !call.upsample && !call.normalization && call.channels % kLanes == 0;
@@ -152,7 +140,7 @@ void weight_block(const Convolution& call, const WinogradPlan& plan, std::int64_
 
 // Transform one tile's products of one vector of channels back, and write those that are in the image.
 template <int Pairs, class T>
-void output_tile(const Convolution& call, const WinogradPlan& plan, const Place& place, std::int64_t channel,
+void output_tile(const Convolution& call, const WinogradPlan& plan, const TilePlace& place, std::int64_t channel,
                  const float* product) {
   using Winograd = Transform<Pairs>;
   constexpr int n = Winograd::kInputs, m = Winograd::kOutputs;
@@ -217,7 +205,7 @@ void output_chunk(const Convolution& call, const WinogradPlan& plan, std::int64_
   const std::int64_t first = chunk * plan.chunk, tiles = smaller(plan.chunk, plan.tiles - first);
   const std::int64_t channel = block * plan.columns, channels = smaller(plan.columns, call.out_channels - channel);
   for (std::int64_t tile = 0; tile < tiles; ++tile) {
-    const Place place = place_of(plan, first + tile);
+    const TilePlace place = plan.place_of(first + tile);
     for (std::int64_t c = 0; c < channels; c += kLanes) {
       output_tile<Pairs, T>(call, plan, place, channel + c, product + tile * plan.columns + c);
     }

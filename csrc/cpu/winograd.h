@@ -23,10 +23,15 @@ struct Convolution {
   std::int64_t batch, height, width, channels, out_channels, padding;
   std::int64_t tap_stride, channel_stride;  // of the weight
 
-  std::int64_t in_height() const { return height << upsample; }
-  std::int64_t in_width() const { return width << upsample; }
-  std::int64_t out_height() const { return in_height() + 2 * padding - 2; }
-  std::int64_t out_width() const { return in_width() + 2 * padding - 2; }
+  RSF_INLINE std::int64_t in_height() const { return height << upsample; }
+  RSF_INLINE std::int64_t in_width() const { return width << upsample; }
+  RSF_INLINE std::int64_t out_height() const { return in_height() + 2 * padding - 2; }
+  RSF_INLINE std::int64_t out_width() const { return in_width() + 2 * padding - 2; }
+};
+
+// Where a tile's results begin.
+struct TilePlace {
+  std::int64_t image, row, column;
 };
 
 // How the transformed numbers lie in memory. Matrices of different points are kept from starting at multiples of 4 KiB
@@ -41,10 +46,14 @@ struct WinogradPlan {
   std::int64_t input_point, weight_point, product_point;  // floats from a point's matrix to the next one's
   std::int64_t input_slice;                  // floats from a slice's matrices to the next one's
 
-  std::int64_t chunks() const { return (tiles + chunk - 1) / chunk; }
-  std::int64_t input_size() const { return slices * input_slice; }       // floats of a chunk
-  std::int64_t weight_size() const { return points * weight_point; }    // of a column block
-  std::int64_t product_size() const { return points * product_point; }  // of a chunk and column block
+  RSF_INLINE TilePlace place_of(std::int64_t tile) const {
+    const std::int64_t in_image = tile % (tile_columns * tile_rows);
+    return {tile / (tile_columns * tile_rows), in_image / tile_columns * outputs, in_image % tile_columns * outputs};
+  }
+  RSF_INLINE std::int64_t chunks() const { return (tiles + chunk - 1) / chunk; }
+  RSF_INLINE std::int64_t input_size() const { return slices * input_slice; }       // floats of a chunk
+  RSF_INLINE std::int64_t weight_size() const { return points * weight_point; }    // of a column block
+  RSF_INLINE std::int64_t product_size() const { return points * product_point; }  // of a chunk and column block
 };
 
 RSF_FOR_EVERY_ISA(

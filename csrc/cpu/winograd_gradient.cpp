@@ -11,22 +11,18 @@ namespace {
 using Winograd = Transform<2>;
 constexpr int n = Winograd::kInputs, m = Winograd::kOutputs;
 
-RSF_INLINE std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
-
 // Transform one tile and vector of channels of the result's gradient; beyond the image it is zero.
 template <class T>
 void gradient_tile(const Convolution& call, const WinogradPlan& plan, std::int64_t tile, std::int64_t channel,
                    float* w) {
   const std::int64_t height = call.out_height(), width = call.out_width(), left = call.out_channels - channel;
-  const std::int64_t first_row = tile / plan.tile_columns % plan.tile_rows * m;
-  const std::int64_t first_column = tile % plan.tile_columns * m;
-  const std::int64_t image = tile / (plan.tile_columns * plan.tile_rows);
+  const TilePlace place = plan.place_of(tile);
   Floats half[m][n];
   for (int row = 0; row < m; ++row) {
     Floats y[m] = {};
     for (int column = 0; column < m; ++column) {
-      if (first_row + row >= height || first_column + column >= width) continue;
-      const std::int64_t pixel = (image * height + first_row + row) * width + first_column + column;
+      if (place.row + row >= height || place.column + column >= width) continue;
+      const std::int64_t pixel = (place.image * height + place.row + row) * width + place.column + column;
       y[column] = load(static_cast<const T*>(call.y) + pixel * call.out_channels + channel, left);
     }
     Winograd::from_output(y, half[row]);

@@ -10,7 +10,7 @@ using namespace resshift;
 namespace {
 
 // Images [B, C, H, W] whose strides are those of channels-last, or else contiguous.
-cuda::GroupedImages images_of(const Array& x, std::int64_t num_groups) {
+GroupedImages images_of(const Array& x, std::int64_t num_groups) {
   const View view = view_of(x);
   const bool channels_last = view.channel == 1 && x.shape(1) > 1;
   return {view.dtype, channels_last, x.shape(0), x.shape(1), x.shape(2) * x.shape(3), num_groups};

@@ -7,7 +7,7 @@ using namespace resshift;
 
 void bind_vector_quantize(py::module_& module) {
   module.def("vector_quantize", [](const Array& z, const Array& codebook, Array& quantized, Array& indices) {
-    const cuda::VectorQuantize call{view_of(z),
+    const VectorQuantize call{view_of(z),
                                     codebook.data(),
                                     dtype_of(codebook),
                                     quantized.mutable_data(),

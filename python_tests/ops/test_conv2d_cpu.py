@@ -15,7 +15,7 @@ from torch import nn
 from resshift_fast import use_backend
 from resshift_fast.backends import chosen, unavailable
 from resshift_fast.checkpoints import save_safetensors
-from resshift_fast.models.layers import Conv3x3, UpsampleConv, pack_
+from resshift_fast.models.layers import Conv3x3, UpsampleConv, lay_out_
 from resshift_fast.ops import conv2d, upsample_conv2d
 from resshift_fast.ops.winograd import DIRECT, algorithm, pack_conv2d
 
@@ -353,6 +353,12 @@ def test_packing_keeps_values_and_changes_strides():
         assert pack_conv2d(packed) is packed
 
 
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3), (5, 7, 4, 4), (5, 7, 3, 3, 1)], ids=str)
+def test_packing_refuses_other_shapes(shape):
+    with pytest.raises(ValueError, match=r"pack_conv2d: weight has shape .*, expected \(O, C, 3, 3\)"):
+        pack_conv2d(torch.ones(shape))
+
+
 @pytest.mark.parametrize("shape", [(1, 7, 3, 3), (5, 1, 3, 3), (1, 1, 3, 3)], ids=str)
 def test_packing_with_one_channel(shape):
     weight = array("conv2d.weight", *shape)
@@ -365,7 +371,7 @@ def test_packing_with_one_channel(shape):
 def network():
     """Two layers with packed weights."""
     torch.manual_seed(0)
-    return pack_(nn.Sequential(Conv3x3(8, 12), UpsampleConv(12)))
+    return lay_out_(nn.Sequential(Conv3x3(8, 12), UpsampleConv(12)))
 
 
 def plain(module, x):
@@ -403,7 +409,7 @@ def test_copies_and_files_of_packed_weights(tmp_path):
     state = module.state_dict()
     for other in (
         nn.Sequential(Conv3x3(8, 12), UpsampleConv(12)),
-        pack_(nn.Sequential(Conv3x3(8, 12), UpsampleConv(12))),
+        lay_out_(nn.Sequential(Conv3x3(8, 12), UpsampleConv(12))),
     ):
         packed = is_packed(other)
         other.requires_grad_(False).load_state_dict(state)

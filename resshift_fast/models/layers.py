@@ -51,13 +51,19 @@ class GroupNorm(nn.Module):
             x, NUM_GROUPS, self.weight, self.bias, self.eps, scale=scale, shift=shift, activation=activation
         )
 
-    def join(self, x: Tensor | Join, *, activation: str | None = None) -> tuple[Tensor, Tensor]:
+    def join(
+        self,
+        x: Tensor | Join,
+        *,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+        activation: str | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """The image as one tensor, and normalized."""
+        options = {"scale": scale, "shift": shift, "activation": activation}
         if isinstance(x, Tensor):
-            return x, self(x, activation=activation)
-        return ops.join_group_norm(
-            *x.take(), NUM_GROUPS, self.weight, self.bias, self.eps, join=x.kind, activation=activation
-        )
+            return x, self(x, **options)
+        return ops.join_group_norm(*x.take(), NUM_GROUPS, self.weight, self.bias, self.eps, join=x.kind, **options)
 
 
 class Conv3x3(nn.Conv2d):
@@ -99,11 +105,7 @@ class Conv3x3(nn.Conv2d):
                 activation="silu",
             )
             return x, y
-        if scale is None and shift is None:
-            x, h = norm.join(x, activation="silu")
-        else:
-            x = joined(x)
-            h = norm(x, scale=scale, shift=shift, activation="silu")
+        x, h = norm.join(x, scale=scale, shift=shift, activation="silu")
         y = self(h)
         return x, y if residual is None else Join(residual, y, "add")
 
@@ -147,11 +149,14 @@ class UpsampleConv(nn.Module):
         return ops.upsample_conv2d(x, self.conv.weight, self.conv.bias)
 
 
-def pack_(module: nn.Module) -> nn.Module:
-    """Lay out the weights of convolutions in memory as the kernels for CPUs read them, and return the module.
+def lay_out_(module: nn.Module) -> nn.Module:
+    """Lay out the weights of convolutions in memory as the kernels on their device read them, and return the module.
 
-    They keep their values, names and shapes; only their strides change.
+    They keep their values, names and shapes; only their strides change: channels last, and those of 3×3 convolutions
+    as `ops.pack_conv2d` does where a kernel reads them so.
     """
+    if not ops.conv2d_reads_packed(next((p.device.type for p in module.parameters()), "cpu")):
+        return module.to(memory_format=torch.channels_last)
     for layer in module.modules():
         if isinstance(layer, Conv3x3):
             layer.weight.data = ops.pack_conv2d(layer.weight.data)

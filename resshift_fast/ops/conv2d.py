@@ -275,7 +275,12 @@ def conv2d_takes_norm(device_type: str) -> bool:
 
     It does where a backend has a kernel and no gradient is wanted.
     """
-    return backends.has_kernel("conv2d", device_type) and not torch.is_grad_enabled()
+    return conv2d_reads_packed(device_type) and not torch.is_grad_enabled()
+
+
+def conv2d_reads_packed(device_type: str) -> bool:
+    """Whether a backend has a kernel for a type of device, which reads weights as `pack_conv2d` lays them out."""
+    return backends.has_kernel("conv2d", device_type)
 
 
 def _check_norm(

@@ -43,15 +43,20 @@ def pack_conv2d(weight: Tensor) -> Tensor:
     whatever changes that, an optimizer or a moving average, changes what the kernel reads.
 
     Args:
-        weight: [O, C, 3, 3].
+        weight: [O, C, 3, 3], any dtype and device.
 
     Returns:
         [O, C, 3, 3] with the same values; `weight` itself if it lies like that already.
+
+    Raises:
+        ValueError: for another shape.
 
     Example:
         >>> pack_conv2d(torch.randn(6, 8, 3, 3)).stride()
         (1, 6, 144, 48)
     """
+    if weight.dim() != 4 or weight.shape[2:] != (3, 3):
+        raise ValueError(f"pack_conv2d: weight has shape {tuple(weight.shape)}, expected (O, C, 3, 3)")
     out_channels, channels = weight.shape[:2]
     if weight.stride() == (1, out_channels, 3 * channels * out_channels, channels * out_channels):
         return weight

@@ -1,0 +1,36 @@
+"""The benchmark of a training step, with small patches."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from resshift_fast.training.trainer import Trainer
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "benchmarks"
+SMALL = ("--batch", "1", "--patch", "64", "--runs", "1", "--threads", "1")
+
+
+@pytest.fixture
+def training(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    return importlib.import_module("training")
+
+
+def test_both_train_on_the_same(training, tmp_path):
+    found = tmp_path / "training.json"
+    assert training.main([*SMALL, "--json", str(found)]) == 0
+    reference, ours = json.loads(found.read_text())["rows"]
+    assert (reference["provider"], ours["provider"]) == ("reference", "ours")
+    assert reference["speed-up"] == 1 and ours["speed-up"] == pytest.approx(reference["median s"] / ours["median s"])
+    assert ours["first loss"] == pytest.approx(reference["first loss"], rel=1e-4)
+
+
+def test_no_speed_up_of_another_loss(training, monkeypatch, tmp_path, capsys):
+    losses = iter([1.0, 1.1] * 2)
+    monkeypatch.setattr(Trainer, "train_step", lambda self, high, low: (next(losses), 1.0))
+    found = tmp_path / "training.json"
+    assert training.main([*SMALL, "--json", str(found)]) == 1
+    assert all(row["speed-up"] is None for row in json.loads(found.read_text())["rows"])
+    assert "the first losses differ" in capsys.readouterr().err
