@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "../cuda/window_attention.h"
 #include "cuda.h"
 
 namespace resshift::bindings {
