@@ -7,6 +7,7 @@ import pytest
 import torch
 from comparison import relative_error
 from golden_data import fill_
+from pipelines import tiny
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from resshift_fast import ops, use_backend
+from resshift_fast.backends import unavailable
 from resshift_fast.counting import _Bindings
 from resshift_fast.models.autoencoder import AutoencoderConfig, VQAutoencoder
 from resshift_fast.models.swin_unet import SwinUNet, SwinUNetConfig
@@ -130,6 +132,26 @@ def test_the_reference_compiles_without_a_break():
         args = arguments(2, 2, 3)
         compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="eager")
         assert relative_error(compiled(*args), function(*args)) <= 1e-5
+
+
+@pytest.mark.skipif(bool(unavailable("cpu")), reason=f"the cpu backend {unavailable('cpu')}")
+def test_a_pipeline_on_the_kernels_for_cpus_is_one_graph():
+    """With norms inside the convolutions and weights in the order in which the kernels read them."""
+    restoration = tiny("x4-vq").restoration
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(restoration, fullgraph=True, dynamic=True, backend=counter)
+    for batch, height, width in SIZES[:3]:
+        image = normal(batch, 16 * height + 2 * restoration.margin, 16 * width + 2 * restoration.margin)
+        seed = torch.arange(batch)
+        (ours, finite), (expected, _) = compiled(image, seed), restoration(image, seed)
+        assert finite and relative_error(ours, expected) <= 1e-5
+        assert counter.frame_count == 1, f"traced anew for {batch, height, width}"
+    calls = [node for node in counter.graphs[0].graph.nodes if node.op == "call_function"]
+    names = {str(call.target) for call in calls}
+    for operator in ("window_attention", "swin_mlp", "pointwise_conv2d", "spatial_attention", "vector_quantize"):
+        assert f"resshift_fast.{operator}.default" in names
+    convolutions = [call for call in calls if str(call.target) == "resshift_fast.conv2d.default"]
+    assert any("silu" in call.args or call.kwargs.get("activation") == "silu" for call in convolutions)
 
 
 def test_the_choice_of_a_backend_is_part_of_the_graph():
