@@ -51,13 +51,24 @@ def test_the_last_tile_ends_at_the_side_and_no_tile_lies_beyond(case):
         assert axis.starts[-2] + axis.tile < axis.padded
 
 
+@given(axes())
+def test_smaller_tiles_would_be_more_tiles(case):
+    axis, overlap, multiple, align = case
+    count, covered = len(axis.starts), -(-axis.length // align) * align
+    for side in range(multiple, axis.tile, multiple):
+        step = (side - overlap) // align * align
+        assert count == 1 or side <= overlap or side + (count - 1) * step < covered
+
+
 @pytest.mark.parametrize(
     ("length", "tile", "overlap", "multiple", "align", "starts", "side"),
     [
         pytest.param(1, 64, 16, 16, 2, (0,), 16, id="one pixel is padded to one multiple"),
         pytest.param(64, 64, 16, 16, 2, (0,), 64, id="exactly one tile"),
         pytest.param(49, 64, 16, 16, 2, (0,), 64, id="less than one tile"),
-        pytest.param(65, 64, 16, 16, 2, (0, 2), 64, id="one pixel more is a second tile on the grid"),
+        pytest.param(65, 64, 16, 16, 2, (0, 18), 48, id="one pixel more makes two smaller tiles on the grid"),
+        pytest.param(256, 192, 16, 16, 2, (0, 112), 144, id="two tiles as small as they can be"),
+        pytest.param(96, 64, 16, 32, 2, (0, 32), 64, id="no smaller multiple is enough"),
         pytest.param(160, 64, 16, 16, 2, (0, 48, 96), 64, id="steps that fit"),
         pytest.param(161, 64, 16, 16, 2, (0, 48, 96, 98), 64, id="the last one is moved back"),
         pytest.param(128, 64, 0, 16, 2, (0, 64), 64, id="no overlap"),

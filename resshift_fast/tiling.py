@@ -36,11 +36,12 @@ class Axis:
 def plan_axis(length: int, tile: int, overlap: int, multiple: int, align: int) -> Axis:
     """Place tiles along one side.
 
-    A side that fits one tile gets one, padded to `multiple`. Otherwise tiles lie `tile − overlap` apart, rounded
-    down to `align`, and the last one is moved back to end at the side padded to `align`.
+    A side that fits one tile gets one, padded to `multiple`. Otherwise it gets as few as tiles of `tile` pixels would
+    take, each as small as that number allows; they lie their side less `overlap` apart, rounded down to `align`, and
+    the last one is moved back to end at the side padded to `align`.
 
     Args:
-        length: the image's side, ≥ 1. tile: a multiple of `multiple`. overlap: 0 ≤ overlap < tile.
+        length: the image's side, ≥ 1. tile: the largest, a multiple of `multiple`. overlap: 0 ≤ overlap < tile.
         multiple: what the network's input must be a multiple of; itself a multiple of `align`.
         align: grid on which tiles start. All in input pixels.
 
@@ -57,8 +58,15 @@ def plan_axis(length: int, tile: int, overlap: int, multiple: int, align: int) -
     extent = -(-length // multiple) * multiple
     if length <= tile:
         return Axis(length, extent, (0,), extent)
-    last = -(-length // align) * align - tile
-    return Axis(length, tile, (*range(0, last, step), last), extent)
+    covered = -(-length // align) * align
+    count = -(-(covered - tile) // step)  # tiles before the last one
+    smallest = next(
+        side
+        for side in range(multiple, tile + 1, multiple)
+        if side > overlap and (side - overlap) // align * align * count >= covered - side
+    )
+    last = covered - smallest
+    return Axis(length, smallest, (*range(0, last, (smallest - overlap) // align * align), last), extent)
 
 
 def reflect(start: int, count: int, length: int) -> np.ndarray:
