@@ -96,13 +96,19 @@ def test_ctrl_c_while_the_result_is_written(restore, photos, tmp_path, monkeypat
     assert names(tmp_path / "out") == []
 
 
-def test_ctrl_c_in_another_command(program, monkeypatch):
-    from resshift_fast import backends
-
-    def interrupt(device):
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        ("resshift_fast.backends.status", ["doctor"]),
+        ("resshift_fast.counting.count_sample", ["bench", "count"]),
+        ("resshift_fast.end_to_end.measure", ["bench", "e2e", "--random-weights"]),
+    ],
+)
+def test_ctrl_c_in_another_command(program, monkeypatch, function, arguments):
+    def interrupt(*arguments, **settings):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(backends, "status", interrupt)
-    outcome = program("doctor")
+    monkeypatch.setattr(function, interrupt)
+    outcome = program(*arguments)
     assert outcome.code == 130
-    assert "interrupted" in outcome.err
+    assert outcome.err.endswith("interrupted\n")

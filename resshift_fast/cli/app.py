@@ -14,6 +14,7 @@ import typer
 from resshift_fast import __version__
 from resshift_fast.cli import bench, console
 from resshift_fast.cli.doctor import doctor
+from resshift_fast.cli.e2e import e2e
 from resshift_fast.cli.models import models
 from resshift_fast.cli.profile import profile
 from resshift_fast.cli.restore import restore
@@ -39,7 +40,8 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
 app = typer.Typer(name="resshift-fast", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 for command in (restore, models, doctor, train, profile):
     app.command()(_interruptible(command))
-bench.app.command()(_interruptible(tune))
+for command in (e2e, bench.count, bench.roofline, tune):
+    bench.app.command()(_interruptible(command))
 app.add_typer(bench.app)
 
 

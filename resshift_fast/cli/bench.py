@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from resshift_fast.cli.e2e import e2e
-
 if TYPE_CHECKING:
     import torch
 
@@ -31,10 +29,6 @@ def bench() -> None:
     """Count, project or measure what a restoration costs, or measure which kernels are the fastest."""
 
 
-app.command()(e2e)
-
-
-@app.command()
 def count(
     model: Model = "realsr-x4-v3",
     size: Size = 64,
@@ -66,7 +60,6 @@ def count(
         _write(table, header, [[name, *row] for name, row in zip(names, numbers, strict=True)])
 
 
-@app.command()
 def roofline(
     gpu: Annotated[str, typer.Option(metavar="NAME", help="h100, a100, l40s or 4090. Default: h100.")] = "h100",
     path: Annotated[str, typer.Option(metavar="PATH", help="plain or fused. Default: fused.")] = "fused",
