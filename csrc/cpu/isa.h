@@ -12,7 +12,8 @@ enum class Isa : int { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
 // The best that this processor runs, or the limit that was set, if that is less.
 Isa isa();
 
-// Take no better one from now on, for tests; the same is done by RESSHIFT_FAST_CPU_ISA=portable|avx2|avx512.
+// Take no better one from now on, for tests; RESSHIFT_FAST_CPU_ISA=portable|avx2|avx512|avx512_bf16 does the same from
+// the beginning.
 void limit_isa(Isa limit);
 
 }  // namespace resshift::cpu
