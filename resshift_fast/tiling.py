@@ -52,21 +52,21 @@ def plan_axis(length: int, tile: int, overlap: int, multiple: int, align: int) -
         raise ValueError(f"tile is {tile}, expected a multiple of {multiple} (the network's window and halvings)")
     if not 0 <= overlap < tile:
         raise ValueError(f"overlap is {overlap}, expected 0 to tile − 1 = {tile - 1}")
-    step = (tile - overlap) // align * align
-    if step == 0:
+    shared = _rounded_up(overlap, align)  # pixels that neighbours on the grid have in common
+    if shared >= tile:
         raise ValueError(f"overlap is {overlap}, expected at most {tile - align} in a tile of {tile}")
-    extent = -(-length // multiple) * multiple
+    extent = _rounded_up(length, multiple)
     if length <= tile:
         return Axis(length, extent, (0,), extent)
-    covered = -(-length // align) * align
-    count = -(-(covered - tile) // step)  # tiles before the last one
-    smallest = next(
-        side
-        for side in range(multiple, tile + 1, multiple)
-        if side > overlap and (side - overlap) // align * align * count >= covered - side
-    )
-    last = covered - smallest
-    return Axis(length, smallest, (*range(0, last, (smallest - overlap) // align * align), last), extent)
+    covered = _rounded_up(length, align)
+    count = -(-(covered - shared) // (tile - shared))
+    side = _rounded_up(-(-(covered + (count - 1) * shared) // count), multiple)
+    last = covered - side
+    return Axis(length, side, (*range(0, last, side - shared), last), extent)
+
+
+def _rounded_up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
 
 
 def reflect(start: int, count: int, length: int) -> np.ndarray:
