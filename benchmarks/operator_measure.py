@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from resshift_fast import timing
+from resshift_fast.accuracy import errors, limits
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # some builds of torch print two lines for every profile otherwise
 
@@ -23,9 +24,6 @@ from torch import Tensor
 
 Arguments = dict[str, Any]
 Function = Callable[..., Any]
-
-FLOAT32_LIMIT = 1e-5  # relative error against float64; in 16 bit the plain path's error, doubled, where that is more
-DOUBLED = 2.0
 
 
 @dataclass(frozen=True)
@@ -101,19 +99,11 @@ def _in_order(arguments: Arguments, names: Sequence[str]) -> list[str]:
     return [name for name in arguments if name in names]
 
 
-def relative_error(ours: Tensor, exact: Tensor) -> float:
-    """‖ours − exact‖ / ‖exact‖ in float64; the share of unequal places for integers."""
-    if not exact.is_floating_point():
-        return (ours != exact).double().mean().item()
-    exact = exact.double()
-    return ((ours.double() - exact).norm() / exact.norm().clamp_min(1e-30)).item()
-
-
 def compare(ours: dict[str, Tensor], plain: dict[str, Tensor], exact: dict[str, Tensor]) -> Check:
     """Compare what a provider returned with the plain path's in the same dtype and with float64.
 
-    float32 tensors may be off by FLOAT32_LIMIT, 16-bit ones by twice the plain path's error or FLOAT32_LIMIT, whichever
-    is more, integers not at all. A NaN anywhere fails.
+    The rule is that of `resshift_fast.accuracy`: float32 tensors have a fixed limit, 16-bit ones twice the plain path's
+    error, integers must be equal. A NaN anywhere fails.
     """
     if ours.keys() != plain.keys():
         return Check(None, None, f"returned {', '.join(ours)}; expected {', '.join(plain)}")
@@ -122,15 +112,16 @@ def compare(ours: dict[str, Tensor], plain: dict[str, Tensor], exact: dict[str, 
         like = plain[name]
         if x.shape != like.shape or x.dtype != like.dtype:
             return Check(None, None, f"{name} is {x.dtype} {tuple(x.shape)}, expected {like.dtype} {tuple(like.shape)}")
-        error, allowed = relative_error(x, exact[name]), FLOAT32_LIMIT
         if not x.is_floating_point():
-            allowed = 0.0
-        elif x.dtype != torch.float32:
-            allowed = max(allowed, DOUBLED * relative_error(like, exact[name]))
-        if not error <= allowed:
-            return Check(error, allowed, f"{name}: error {error:.2e}, allowed {allowed:.2e}")
-        if x.is_floating_point() and error / allowed > worst_ratio:
-            worst, worst_ratio = Check(error, allowed), error / allowed
+            if different := (x != exact[name]).double().mean().item():
+                return Check(different, 0.0, f"{name}: {different:.1%} of its values differ")
+            continue
+        found = errors(x, exact[name])
+        allowed = limits(x.dtype, errors(like, exact[name]))
+        if problem := found.problem(allowed):
+            return Check(found.relative, allowed.relative, f"{name}: {problem}")
+        if found.relative / allowed.relative > worst_ratio:
+            worst, worst_ratio = Check(found.relative, allowed.relative), found.relative / allowed.relative
     return worst
 
 

@@ -12,8 +12,7 @@ that did not agree shows its error instead, is not timed, and makes the exit sta
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +24,7 @@ import typer
 from operator_cases import CASES, OPERATORS, Case
 
 from resshift_fast import backends, ops, timing
+from resshift_fast.accuracy import full_float32
 from resshift_fast.cli import console
 from resshift_fast.files import make_folder, write_atomically
 
@@ -164,17 +164,6 @@ def backend_of(name: str, arguments: dict[str, Any]) -> str:
 
 def _brief(error: BaseException) -> str:
     return console.one_line(str(error).strip().partition("\n")[0] or error)[:120]
-
-
-@contextmanager
-def full_float32() -> Iterator[None]:
-    """No TF32 in the block: it would pass for float32 with a thousand times its error."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def write_plots(folder: Path, rows: list[dict[str, Any]], title: str) -> list[Path]:

@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from resshift_fast.accuracy import errors, limits
+
 # Largest relative error allowed against float64, whatever the plain path does.
 LIMITS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 DTYPES = tuple(LIMITS)
@@ -19,22 +21,21 @@ def name_of(dtype: torch.dtype) -> str:
 
 def relative_error(ours, reference) -> float:
     """‖ours − reference‖ / ‖reference‖ in float64; ‖ours‖ for a reference of zeros. Arrays are accepted."""
-    ours, reference = (torch.as_tensor(x).detach().double() for x in (ours, reference))
-    norm = reference.norm().item()
-    return (ours - reference).norm().item() / (norm or 1.0)
+    return errors(torch.as_tensor(ours), torch.as_tensor(reference)).relative
 
 
 def assert_close(name: str, ours, reference, ratio: float) -> None:
-    """Fail unless `ours` has the reference's shape and at most `ratio` relative error; NaN fails."""
+    """Fail unless `ours` has the reference's shape and at most `ratio` relative error, and no element far more.
+
+    NaN fails. See `resshift_fast.accuracy` for the error of an element.
+    """
     ours, reference = torch.as_tensor(ours), torch.as_tensor(reference)
     assert ours.shape == reference.shape, f"{name}: shape {tuple(ours.shape)}, expected {tuple(reference.shape)}"
-    error = relative_error(ours, reference)
-    if not error <= ratio:
+    if problem := errors(ours, reference).problem(limits(ours.dtype, limit=ratio)):
         difference = (ours.detach().double() - reference.detach().double()).abs().nan_to_num(torch.inf)
         place = tuple(int(i) for i in torch.unravel_index(difference.argmax(), difference.shape))
         raise AssertionError(
-            f"{name}: relative error {error:.2e}, allowed {ratio:.2e}; worst at {place}: "
-            f"{ours[place].item():.7g}, expected {reference[place].item():.7g}"
+            f"{name}: {problem}; worst at {place}: {ours[place].item():.7g}, expected {reference[place].item():.7g}"
         )
 
 

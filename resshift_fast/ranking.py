@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from resshift_fast import __version__, backends, preferences, timing, verification
+from resshift_fast import __version__, accuracy, backends, preferences, timing, verification
 from resshift_fast.backends import Kernel
 from resshift_fast.preferences import REFERENCE
 from resshift_fast.schedule import NUM_COEFFICIENTS
@@ -199,6 +199,7 @@ def rank(
             torch.inference_mode(),
             torch.autocast(device.type, enabled=False),
             backends.on(device),
+            accuracy.full_float32(),
             backends.measuring(),
         ):
             rankings.append(_rank(name, dtype, members, clock, repeats))

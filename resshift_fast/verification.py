@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 VARIABLE = "RESSHIFT_FAST_VERIFY"
 PASSED, RUNNING = "passed", "running"
 
-# Largest relative error of a correct kernel, unless plain PyTorch in the same dtype has more than half of it.
-TOLERANCES = {"float64": 1e-10, "float32": 1e-4, "float16": 4e-3, "bfloat16": 3e-2}
-
 _verdicts: dict[tuple, str] = {}
 _asking = RLock()  # so that of several threads one verifies, and warns
 
@@ -116,9 +113,11 @@ def compare(operator: "Operator", backend: str, device: "torch.device", dtype: "
     """Run a backend's kernel on the operator's examples: "passed", or what was wrong."""
     import torch
 
+    from resshift_fast.accuracy import full_float32
+
     try:
         kernel = operator.loaders[backend]()
-        with torch.no_grad(), torch.autocast(device.type, enabled=False), on(device):
+        with torch.no_grad(), torch.autocast(device.type, enabled=False), on(device), full_float32():
             for args in operator.examples(device, dtype):
                 if kernel.unsupported(*args) is None:
                     wrong = difference(kernel.function(*args), operator.plain, args)
@@ -134,11 +133,13 @@ def compare(operator: "Operator", backend: str, device: "torch.device", dtype: "
 
 
 def difference(ours: Any, plain: Any, args: tuple) -> str | None:
-    """What is wrong with a kernel's outputs, or None.
+    """What is wrong with a kernel's outputs, or None; `accuracy` has the rule.
 
     Args:
         ours: the outputs. plain: the operator in plain PyTorch. args: what both were given.
     """
+    from resshift_fast.accuracy import errors, limits
+
     ours, theirs, exact = (_tensors(x) for x in (ours, plain(*args), plain(*(_double(x) for x in args))))
     if len(ours) != len(theirs):
         return f"{len(ours)} outputs, expected {len(theirs)}"
@@ -151,10 +152,8 @@ def difference(ours: Any, plain: Any, args: tuple) -> str | None:
             continue
         # A constant that plain PyTorch may miss by rounding too, as the bytes of a cast, is compared by its own dtype.
         coarsest = max((x.dtype for x in (a, *_tensors(args)) if x.dtype.is_floating_point), key=_epsilon)
-        allowed = max(TOLERANCES[str(coarsest).removeprefix("torch.")], 2 * _error(b, c))
-        error = _error(a, c)
-        if not error <= allowed:
-            return f"output {i} has relative error {error:.1e}, allowed {allowed:.1e}"
+        if problem := errors(a, c).problem(limits(coarsest, errors(b, c))):
+            return f"output {i} has {problem}"
     return None
 
 
@@ -167,11 +166,6 @@ def _epsilon(dtype: "torch.dtype") -> float:
     import torch
 
     return torch.finfo(dtype).eps
-
-
-def _error(x: "torch.Tensor", exact: "torch.Tensor") -> float:
-    exact = exact.double()
-    return ((x.double() - exact).norm() / exact.norm().clamp_min(1e-30)).item()
 
 
 def _double(x: Any) -> Any:
