@@ -81,7 +81,7 @@ def test_an_unknown_tool(tmp_path):
 
 
 def test_graphs_are_captured_under_nsys_eyes_but_in_no_restoration(monkeypatch, tmp_path):
-    """In order: warm-up, the range that nsys records, in it the capture, one restoration for nothing, then those."""
+    """In order: tuning, warm-up, the range that nsys records, in it the capture, one for nothing, then those."""
     order = []
 
     @contextmanager
@@ -91,10 +91,11 @@ def test_graphs_are_captured_under_nsys_eyes_but_in_no_restoration(monkeypatch, 
         order.append(f"{name} ends")
 
     class Pipeline:
-        def compile(self, how):
-            order.append(f"compile {how}")
+        def compile(self, how, tune):
+            order.append(f"compile {how}{' and tune' if tune else ''}")
 
     monkeypatch.setattr(profiling.backends, "usable_device", lambda device: torch.device("cuda"))
+    monkeypatch.setattr(profiling.backends, "measuring", lambda: noted("tuning"))
     monkeypatch.setattr(Workload, "pipeline", lambda self: Pipeline())
     monkeypatch.setattr(Workload, "call", lambda self, pipeline: lambda: order.append("run"))
     monkeypatch.setattr(profiling, "_cuda_range", lambda: noted("recording"))
@@ -104,7 +105,8 @@ def test_graphs_are_captured_under_nsys_eyes_but_in_no_restoration(monkeypatch, 
     found = record(Workload(**TINY | {"device": None, "runs": 1}), tmp_path, "nsys")
     capture = ["compile graphs", "capture begins", "names begins", "run", "names ends", "capture ends"]
     restoration = ["restoration begins", "run", "restoration ends"]
-    assert order == ["run", "recording begins", *capture, "run", *restoration, "recording ends", *restoration]
+    tuning = ["tuning begins", "run", "tuning ends"]
+    assert order == [*tuning, "run", "recording begins", *capture, "run", *restoration, "recording ends", *restoration]
     assert (found["how"], found["device_name"]) == ("graphs", "NVIDIA H100")
 
 

@@ -60,13 +60,23 @@ class Pipeline:
         denoiser, first_stage: its networks with their weights.
         device: where they run.
         dtype: what they run in; the chain itself is float32.
+        graphs: whether batches run through a CUDA graph from the second one of a shape on; for CUDA devices only,
+            where it saves the time that starting each kernel takes. Graphs read the networks' weights where they are:
+            values may change, but networks whose tensors were replaced need a new pipeline.
 
     Attributes:
         spec, denoiser, first_stage, device, dtype: as given.
     """
 
     def __init__(
-        self, spec: ModelSpec, denoiser: nn.Module, first_stage: nn.Module, device: torch.device, dtype: torch.dtype
+        self,
+        spec: ModelSpec,
+        denoiser: nn.Module,
+        first_stage: nn.Module,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        graphs: bool = True,
     ):
         self.spec, self.device, self.dtype = spec, device, dtype
         self.denoiser = _prepared(denoiser, device, dtype)
@@ -74,6 +84,9 @@ class Pipeline:
         self.restoration = Restoration(spec, self.denoiser, self.first_stage)
         backends.verify(device, dtype)  # what is compiled or captured later only reads the verdicts
         self._compiled: Callable[..., tuple[Tensor, Tensor]] | None = None
+        self._graphs: compilation.RepeatedGraphs | None = None
+        if graphs and device.type == "cuda":
+            self._graphs = compilation.RepeatedGraphs(self.restoration)
 
     @classmethod
     def from_pretrained(
@@ -85,6 +98,7 @@ class Pipeline:
         random_weights: bool = False,
         device: str | torch.device | None = None,
         dtype: torch.dtype | str = torch.float32,
+        graphs: bool = True,
         progress: bool = True,
     ) -> "Pipeline":
         """Build a model of the catalogue and load its weights, downloading them on first use.
@@ -95,6 +109,7 @@ class Pipeline:
             random_weights: load nothing; for tests and measurements.
             device: None takes CUDA where it works, else the CPU.
             dtype: torch.float32, bfloat16 or float16, or its name.
+            graphs: as in `Pipeline`: CUDA graphs from the second batch of a shape on.
             progress: show a bar while downloading.
 
         Raises:
@@ -102,9 +117,8 @@ class Pipeline:
                 fit (`checkpoints.CheckpointError`).
             FileNotFoundError, OSError: a file that cannot be read or downloaded (`download.DownloadError`).
         """
-        return cls._build(
-            catalog.get(name), weights, autoencoder, random_weights, usable_device(device), _dtype(dtype), progress
-        )
+        spec, device, dtype = catalog.get(name), usable_device(device), _dtype(dtype)
+        return cls._build(spec, weights, autoencoder, random_weights, device, dtype, graphs, progress)
 
     @classmethod
     def from_config(
@@ -116,13 +130,14 @@ class Pipeline:
         random_weights: bool = False,
         device: str | torch.device | None = None,
         dtype: torch.dtype | str = torch.float32,
+        graphs: bool = True,
     ) -> "Pipeline":
         """Build the model that a YAML file of the official training code describes.
 
         Args:
             config: the file; see `official_config.read`.
             weights, autoencoder: files with the trained weights, needed unless random_weights is set.
-            random_weights, device, dtype: as in `from_pretrained`.
+            random_weights, device, dtype, graphs: as in `from_pretrained`.
 
         Raises:
             ValueError, OSError: as in `from_pretrained`, and for a configuration that is not supported.
@@ -130,7 +145,8 @@ class Pipeline:
         from resshift_fast import official_config
 
         spec = official_config.read(config)
-        return cls._build(spec, weights, autoencoder, random_weights, usable_device(device), _dtype(dtype), False)
+        device, dtype = usable_device(device), _dtype(dtype)
+        return cls._build(spec, weights, autoencoder, random_weights, device, dtype, graphs, False)
 
     @classmethod
     def _build(
@@ -141,6 +157,7 @@ class Pipeline:
         random_weights: bool,
         device: torch.device,
         dtype: torch.dtype,
+        graphs: bool,
         progress: bool,
     ) -> "Pipeline":
         backends.preferred()  # an unusable choice in the environment is an error now, not in the middle of a photo
@@ -151,7 +168,7 @@ class Pipeline:
                 _load(first_stage, spec, "autoencoder", spec.autoencoder_weights, autoencoder, progress)
             elif autoencoder is not None:
                 raise ValueError(f"{spec.name} has no autoencoder to load {autoencoder} into; leave autoencoder out")
-        return cls(spec, denoiser, first_stage, device, dtype)
+        return cls(spec, denoiser, first_stage, device, dtype, graphs=graphs)
 
     def __call__(
         self,
@@ -216,15 +233,23 @@ class Pipeline:
         return gather([job.source.result() for job in jobs])
 
     def compile(
-        self, how: str | None = None, *, max_graphs: int = compilation.MAX_GRAPHS, **options: Any
+        self,
+        how: str | None = None,
+        *,
+        tune: bool = True,
+        max_graphs: int = compilation.MAX_GRAPHS,
+        **options: Any,
     ) -> "Pipeline":
         """Make later calls faster.
 
-        The first call on each shape of batch captures a CUDA graph; torch.compile works once, for all sizes, and
-        needs a C++ compiler on a CPU. Where it fails, calls go on uncompiled, with one warning.
+        The first call on each shape of batch measures which configurations of its kernels are the fastest, unless they
+        are known, and captures a CUDA graph; torch.compile works once, for all sizes, and needs a C++ compiler on a
+        CPU. Where it fails, calls go on uncompiled, with one warning.
 
         Args:
             how: "graphs" or "torch"; None takes CUDA graphs on a CUDA device and torch.compile elsewhere.
+            tune: whether kernels may be measured before a graph is captured. What is found is kept on disk, and may
+                change results by a rounding once; without a new measurement they are the same bit for bit.
             max_graphs: graphs kept, one a shape of batch; each holds its intermediate results in memory.
             options: for `torch.compile`.
 
@@ -234,7 +259,9 @@ class Pipeline:
         Raises:
             ValueError: for another `how`, or graphs on a device other than CUDA.
         """
-        self._compiled = compilation.compiled(self.restoration, self.device, how, max_graphs, options)
+        self._compiled = compilation.compiled(
+            self.restoration, self.device, how, tune=tune, max_graphs=max_graphs, options=options
+        )
         return self
 
     def _holes(self, mask: Any, sources: list[Source]) -> list[np.ndarray | None]:
@@ -299,16 +326,27 @@ class Pipeline:
         steps = spec.schedule.num_steps
         noise = None if generator is None else torch_noise(self._latent_like(image), steps, generator)
         with backends.on(device):
-            if self._compiled is None:
-                pixels, finite = self.restoration(image, seed, origin, hole, noise, lambda t, x: advance())
-            else:
-                pixels, finite = self._compiled(image, seed, origin, hole, noise)
-                for _ in range(steps):
-                    advance()
+            pixels, finite = self._run_networks((image, seed, origin, hole, noise), advance)
         if not finite:
             cure = "use float32 or bfloat16" if self.dtype == torch.float16 else "use other weights, these are damaged"
             raise ValueError(f"the networks of {spec.name} overflowed in {_name(self.dtype)}; {cure}")
         return pixels.cpu().numpy()
+
+    def _run_networks(self, arguments: tuple, advance: Callable[[], None]) -> tuple[Tensor, Tensor]:
+        """`restoration(*arguments)`, the fastest way there is; `advance` is called once a step."""
+
+        def after_step(t: int, x: Tensor) -> None:
+            advance()
+
+        if self._compiled is not None:
+            results, told = self._compiled(*arguments), False
+        elif self._graphs is not None:
+            results, told = self._graphs(*arguments, callback=after_step)
+        else:
+            results, told = self.restoration(*arguments, after_step), True
+        for _ in range(0 if told else self.spec.schedule.num_steps):
+            advance()
+        return results
 
 
 def sample(

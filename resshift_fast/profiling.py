@@ -9,7 +9,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,12 +89,14 @@ class Workload:
         return -(-self.size // multiple) * multiple
 
     def pipeline(self) -> Pipeline:
-        """The model on its device, with random weights."""
+        """The model on its device, with random weights; no graphs unless it is compiled."""
         torch.manual_seed(0)
-        made = Pipeline.from_pretrained(self.model, random_weights=True, device=self.device, dtype=self.dtype)
+        made = Pipeline.from_pretrained(
+            self.model, random_weights=True, device=self.device, dtype=self.dtype, graphs=False
+        )
         if self.steps is None:
             return made
-        return Pipeline(self.spec, made.denoiser, made.first_stage, made.device, made.dtype)
+        return Pipeline(self.spec, made.denoiser, made.first_stage, made.device, made.dtype, graphs=False)
 
     def call(self, pipeline: Pipeline) -> Callable[[], Any]:
         """Function that restores the same images once, which are on the CPU before and after."""
@@ -171,8 +173,10 @@ def _title(workload: Workload, how: str) -> str:
 
 def _warm_up(pipeline: Pipeline, call: Callable[[], Any], how: str, times: int, late_capture: bool) -> None:
     """Everything that happens once: verification, tuning, compilation and, unless `late_capture`, graph capture."""
+    with backends.measuring() if how == "graphs" else nullcontext():
+        call()  # a recorded capture has nothing left to tune
     if how == "torch" or (how == "graphs" and not late_capture):
-        pipeline.compile(how)
+        pipeline.compile(how, tune=False)
     for _ in range(times):
         call()
 
@@ -183,7 +187,7 @@ def _capture(pipeline: Pipeline, call: Callable[[], Any]) -> None:
     Outside of every restoration's range: reports leave it out. PyTorch's own operators are named only here, where
     the time that it takes does no harm.
     """
-    pipeline.compile("graphs")
+    pipeline.compile("graphs", tune=False)
     with ranges.named(CAPTURE), torch.autograd.profiler.emit_nvtx():
         call()
 

@@ -5,8 +5,8 @@ Each is set up so that its stages can be timed by themselves; `Runner` measures 
 
 import os
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,14 +20,15 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from resshift_fast import backends, catalog, memory, timing
+from resshift_fast.accuracy import full_float32
 from resshift_fast.models.autoencoder import VQAutoencoder
 from resshift_fast.pipeline import DTYPES, Pipeline
 
 PROVIDERS = {
     "reference": "plain PyTorch, eager",
     "compile": "the same through torch.compile, as fast as it gets",
-    "ours": "the pipeline as it comes",
-    "ours-compiled": "the pipeline after Pipeline.compile(), which hides its stages",
+    "ours": "the pipeline, eager",
+    "ours-compiled": "the pipeline after Pipeline.compile(), which hides its stages: CUDA graphs on a GPU",
 }
 STAGES = ("encode", "denoise", "decode")
 WHOLE = "whole"
@@ -130,8 +131,11 @@ class Runner:
             self._mark_stages()
         self._pictures = pictures(self._case)
 
-    def _backend(self) -> AbstractContextManager:
-        return backends.use_backend("reference") if self._plain else nullcontext()
+    @contextmanager
+    def _backend(self) -> Iterator[None]:
+        """Context of all that the case does; float32 means the same to every provider."""
+        with full_float32(), backends.use_backend("reference") if self._plain else nullcontext():
+            yield
 
     def _mark_stages(self) -> None:
         for owner, function, stage in places(self._pipe):
@@ -242,7 +246,12 @@ def build(case: Case) -> Pipeline:
     """The case's pipeline."""
     if not case.random_weights:
         return Pipeline.from_pretrained(
-            case.model, weights=case.weights, autoencoder=case.autoencoder, device=case.device, dtype=case.dtype
+            case.model,
+            weights=case.weights,
+            autoencoder=case.autoencoder,
+            device=case.device,
+            dtype=case.dtype,
+            graphs=False,
         )
     spec = catalog.get(case.model)
     torch.manual_seed(0)
@@ -251,7 +260,7 @@ def build(case: Case) -> Pipeline:
         for parameter in network.parameters():
             if parameter.dim() > 1 and not parameter.any():
                 nn.init.normal_(parameter, std=0.02)
-    return Pipeline(spec, *networks, backends.usable_device(case.device), DTYPES[case.dtype])
+    return Pipeline(spec, *networks, backends.usable_device(case.device), DTYPES[case.dtype], graphs=False)
 
 
 def places(pipe: Pipeline) -> list[tuple[nn.Module, str, str]]:
