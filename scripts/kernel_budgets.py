@@ -26,10 +26,11 @@ os.environ.pop("TRITON_INTERPRET", None)
 import triton  # noqa: E402
 from kernel_proof import coverage  # noqa: E402
 from kernel_proof.budgets import Budgets, beyond_limits, numbers  # noqa: E402
-from kernel_proof.compilation import FP_FUSION, Compiled, Job, compile_jobs  # noqa: E402
+from kernel_proof.compilation import FP_FUSION, Compiled, compile_jobs  # noqa: E402
 from kernel_proof.report import report, settle  # noqa: E402
 
 from resshift_fast.kernels import tuning  # noqa: E402
+from resshift_fast.kernels.ahead import Job  # noqa: E402
 
 FOLDER = Path(__file__).parent
 COMMAND = "python scripts/kernel_budgets.py --update"

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from resshift_fast.kernels import launch
+from resshift_fast.kernels.ahead import Job, specialize
 from scripts.kernel_proof import addresses, coverage, machine_code
 from scripts.kernel_proof.budgets import Budgets, Exemption, beyond_budgets, beyond_limits, differences
-from scripts.kernel_proof.compilation import Compiled, Job, specialize
+from scripts.kernel_proof.compilation import Compiled
 from scripts.kernel_proof.specimens import ALL, SPECIMENS
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from .compilation import Compiled, Job
+from resshift_fast.kernels.ahead import Job
+
+from .compilation import Compiled
 from .machine_code import SHARED_LIMIT, MachineCode
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resshift_fast.kernels import tuning
+from resshift_fast.kernels.ahead import Job, job_of
 from resshift_fast.kernels.launch import record
 
 if TYPE_CHECKING:
-    from .compilation import Job
     from .specimens import Specimen
 
 
@@ -20,10 +20,8 @@ def recorded(specimen: "Specimen", arch: int) -> list[Any]:
     return launches
 
 
-def entries(specimens: Sequence["Specimen"], architectures: Sequence[int]) -> dict[str, "Job"]:
+def entries(specimens: Sequence["Specimen"], architectures: Sequence[int]) -> dict[str, Job]:
     """Budget entry to job: "kernel specimen sm_90", with #2 where a specimen starts a kernel in a second way."""
-    from .compilation import job_of
-
     jobs: dict[str, Job] = {}
     for arch in architectures:
         for specimen in specimens:

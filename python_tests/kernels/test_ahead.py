@@ -1,0 +1,139 @@
+"""What is compiled beforehand is what the JIT looks for, in processes that leave nothing behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import compiled_kernels
+import pytest
+
+from resshift_fast.kernels import ahead
+
+FOLDER = Path(__file__).parents[1]
+LAUNCHES = len(compiled_kernels.launches())
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """An empty cache for Triton."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def python(*arguments, **options) -> subprocess.Popen:
+    """A process in which kernels are compiled, not interpreted."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")])}
+    environment.pop("TRITON_INTERPRET", None)
+    return subprocess.Popen([sys.executable, *map(str, arguments)], env=environment, text=True, **options)
+
+
+def found_by_the_jit() -> list[bool]:
+    """For each launch whether its kernel is in the cache; what is not, is compiled into it."""
+    process = python(FOLDER / "compiled_kernels.py", stdout=subprocess.PIPE)
+    return json.loads(process.communicate(timeout=120)[0])
+
+
+def test_every_launch_finds_what_was_compiled_beforehand(cache):
+    reported = []
+    outcomes, returned = ahead.compile_jobs(
+        compiled_kernels.emit_launches, workers=2, advance=lambda *counts: reported.append(counts)
+    )
+    assert returned == len(outcomes) == LAUNCHES  # equal jobs count once
+    assert reported == [(done, LAUNCHES) for done in range(1, LAUNCHES + 1)]
+    assert all(outcome.compiled and not outcome.error and outcome.seconds > 0 for outcome in outcomes.values())
+    assert all((cache / outcome.file).is_file() for outcome in outcomes.values())
+    assert len({outcome.file for outcome in outcomes.values()}) == LAUNCHES
+    assert found_by_the_jit() == [True] * LAUNCHES
+
+
+def test_the_jit_compiles_what_was_not(cache):
+    """So that the test above can fail; and what the JIT has compiled is found here."""
+    assert found_by_the_jit() == [False] * LAUNCHES
+    outcomes, _ = ahead.compile_jobs(compiled_kernels.emit_launches, workers=1)
+    assert len(outcomes) == LAUNCHES and not any(outcome.compiled for outcome in outcomes.values())
+
+
+@pytest.mark.parametrize("error", [None, AssertionError("libcuda.so cannot found!")], ids=["built", "no driver"])
+def test_launchers_are_built_where_triton_needs_them(monkeypatch, error):
+    """Up to Triton 3.6 the first launch of a signature waits for the C compiler."""
+    from triton.backends.nvidia import driver
+
+    built = []
+
+    def launcher(*arguments):
+        built.append(arguments)
+        if error:
+            raise error
+
+    compiled = SimpleNamespace(src="source", metadata="metadata")
+    monkeypatch.setattr(driver, "CudaLauncher", launcher)
+    monkeypatch.delattr(driver, "make_launcher", raising=False)
+    ahead._build_launcher(compiled)
+    assert built == []
+    monkeypatch.setattr(driver, "make_launcher", None, raising=False)
+    ahead._build_launcher(compiled)
+    assert built == [("source", "metadata")]
+
+
+def test_a_job_that_fails_harms_no_other(cache):
+    outcomes, _ = ahead.compile_jobs(compiled_kernels.emit_wrong, workers=1)
+    wrong, right = sorted(outcomes.values(), key=lambda outcome: not outcome.error)
+    assert (wrong.kernel, wrong.file) == ("wrong_kernel", "") and "undefined_name" in wrong.error
+    assert (right.kernel, right.error) == ("many_kernel", "") and right.file
+
+
+@pytest.mark.parametrize(("source", "reason"), [("refuse", "ValueError: nothing to emit"), ("die", "out of patience")])
+def test_what_goes_wrong_is_told_in_a_line(cache, source, reason):
+    with pytest.raises(ahead.CompilationError, match=f"^{reason}$"):
+        ahead.compile_jobs(getattr(compiled_kernels, source), workers=1)
+
+
+def test_no_work_needs_a_worker():
+    with pytest.raises(ValueError, match="workers is 0, expected at least 1"):
+        ahead.compile_jobs(ahead.emit_all, [], workers=0)
+
+
+def test_a_script_without_a_main_guard_runs_once(cache, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from resshift_fast.kernels import ahead\nprint('started')\n"
+        "print(ahead.compile_jobs(ahead.emit_all, [], workers=2))\n"
+    )
+    assert python(script, stdout=subprocess.PIPE).communicate(timeout=120)[0] == "started\n({}, None)\n"
+
+
+def test_an_interruption_ends_all_processes(cache, tmp_path):
+    file = tmp_path / "pid"
+    script = (
+        "import compiled_kernels, sys; from resshift_fast.kernels import ahead; "
+        "ahead.compile_jobs(compiled_kernels.wait, sys.argv[1], workers=2)"
+    )
+    process = python("-c", script, file, stderr=subprocess.PIPE)
+    until = time.monotonic() + 100
+    while not (file.exists() and file.read_text()) and time.monotonic() < until:
+        time.sleep(0.05)
+    group = int(file.read_text())
+    assert len(_living(group)) >= 3  # the one that waits and two that compile
+    process.send_signal(signal.SIGINT)
+    assert "KeyboardInterrupt" in process.communicate(timeout=60)[1]
+    while _living(group) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not _living(group)
+
+
+def _living(group: int) -> list[str]:
+    """Processes of a group; those that are only waited for are dead."""
+    living = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, its_group = entry.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(its_group) == group and state != "Z":
+            living.append(entry.parent.name)
+    return living
