@@ -8,24 +8,19 @@ and the launchers record what they would start there: it is the GPU's own path t
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._prims_common import make_channels_last_2d_strides_for, suggest_memory_format
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from resshift_fast import backends, catalog
 from resshift_fast.catalog import ModelSpec
-from resshift_fast.restoration import Restoration
+from resshift_fast.fake_gpu import FusedPath, fake_call, fake_restoration
 
 PATHS = ("plain", "fused")
 
@@ -56,7 +51,7 @@ class Row:
         self.calls.append((num_bytes, matrix_operations))
 
 
-class Counter(TorchDispatchMode):
+class Counter(FusedPath):
     """Counts by the rule within its context; `rows` maps an operator's name to its `Row`.
 
     Args:
@@ -65,52 +60,28 @@ class Counter(TorchDispatchMode):
     """
 
     def __init__(self, backend: str | None = "triton"):
-        super().__init__()
+        def order(operator: str, dtype: torch.dtype) -> tuple[str, ...]:
+            return (backend,) if backend in backends.OPERATORS[operator].loaders else ()
+
+        super().__init__(order if backend else None)
         _register_formulas()
         self.rows: dict[str, Row] = defaultdict(Row)
-        self._backend = backend
-        self._inside: str | None = None
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        if self._backend and function.namespace == "resshift_fast":
-            return self._launches(function, args)
-        result = function(*args, **kwargs)
-        if function is _aten.convolution.default and _is_channels_last(*args[:2]):
-            # As cuDNN returns it, and as fake tensors say in a build of torch with CUDA.
-            result = result.as_strided(result.shape, make_channels_last_2d_strides_for(result.shape))
+    def dispatched(self, function: Any, args: tuple, kwargs: dict, result: Any) -> None:
+        """Count one operator, unless it is a view."""
         if not (function.is_view or function.namespace == "prim" or self._allocates(function)):
             num_bytes = sum(_bytes(x) for x in tree_leaves((args, kwargs, result)))
-            self.rows[self._inside or _name(function)].add(
-                num_bytes, _matrix_operations(function, args, kwargs, result)
-            )
-        return result
+            self.rows[self.inside or _name(function)].add(num_bytes, _matrix_operations(function, args, kwargs, result))
 
     def _allocates(self, function: Any) -> bool:
         """Whether this is a launcher taking memory: what it does with it is the launch's to count."""
-        return self._inside is not None and function.overloadpacket in _ALLOCATIONS
+        return self.inside is not None and function.overloadpacket in _ALLOCATIONS
 
-    def _launches(self, function: Any, args: tuple) -> Any:
-        """Count what the backend's launcher would do; the results are the operator's own fake ones."""
-        from resshift_fast.kernels.launch import record
-
-        name = _name(function)
-        result = function(*args)
-        operator = name.removeprefix("resshift_fast::")
-        kernel = backends.kernel(operator, self._backend) if self._backend in _loaders(operator) else None
+    def launched(self, name: str, function: Any, args: tuple, result: Any, launches: list) -> None:
+        """Count an operator's launches; the last of them has its matrix products."""
         operations = _matrix_operations(function, args, {}, result)
-        outer, self._inside = self._inside, name
-        try:
-            with self, _Bindings(), record() as launches:
-                if kernel is None or kernel.unsupported(*args) is not None:
-                    backends.OPERATORS[operator].plain(*args)
-                else:
-                    kernel.function(*args)
-        finally:
-            self._inside = outer
         for i, launch in enumerate(launches):
             self.rows[name].add(launch.num_bytes, operations if i == len(launches) - 1 else 0)
-        return result
 
 
 def total(rows: Mapping[str, Row]) -> Row:
@@ -120,50 +91,6 @@ def total(rows: Mapping[str, Row]) -> Row:
         for call in row.calls:
             whole.add(*call)
     return whole
-
-
-class _Bindings(TorchFunctionMode):
-    """`x[...]`, `x.contiguous()` and `x.copy_(y)` by the operators that they stand for, without a look at the device.
-
-    A build of torch without CUDA refuses them on a fake CUDA tensor.
-    """
-
-    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        if function is Tensor.__getitem__:
-            return _index(*args)
-        if function is Tensor.contiguous:
-            memory_format = kwargs.get("memory_format", torch.contiguous_format)
-            same = args[0].is_contiguous(memory_format=memory_format)
-            return args[0] if same else args[0].clone(memory_format=memory_format)
-        if function is Tensor.copy_:
-            return _aten.copy_(*args, **kwargs)
-        return function(*args, **kwargs)
-
-
-def _index(x: Tensor, index: Any) -> Tensor:
-    index = index if isinstance(index, tuple) else (index,)
-    dim = 0
-    for i, item in enumerate(index):
-        if item is Ellipsis:
-            dim = x.dim() - sum(other is not None for other in index[i + 1 :])
-        elif item is None:
-            x, dim = x.unsqueeze(dim), dim + 1
-        elif isinstance(item, slice):
-            x, dim = _aten.slice(x, dim, item.start, item.stop, item.step or 1), dim + 1
-        elif isinstance(item, Tensor):
-            x, dim = _aten.index(x, [None] * dim + [item]), dim + item.dim()
-        else:
-            x = x.select(dim, item)
-    return x
-
-
-def _is_channels_last(*tensors: Tensor) -> bool:
-    return any(suggest_memory_format(x) == torch.channels_last for x in tensors)
-
-
-def _loaders(operator: str) -> dict:
-    return backends.OPERATORS[operator].loaders
 
 
 def _name(function: Any) -> str:
@@ -219,28 +146,11 @@ def count_sample(
     if any(side < 1 or side % spec.pad_multiple for side in size):
         raise ValueError(f"size is {size[0]}×{size[1]}, expected multiples of {spec.pad_multiple} for {spec.name}")
     preference = "reference" if path == "plain" else "auto"
-    with torch.device("meta"):
-        networks = (catalog.build_denoiser(spec), catalog.build_first_stage(spec))
-        networks = [net.to(dtype=dtype, memory_format=torch.channels_last) for net in networks]
-    fake = FakeTensorMode(allow_non_fake_inputs=True)  # the networks' tensors, until they are on the device
-    with fake, _Bindings(), torch.no_grad(), backends.use_backend(preference), _targeting(arch, path):
-        restoration = Restoration(spec, *(net.to_empty(device="cuda") for net in networks)).eval()
-        margin = 2 * restoration.margin
-        image = torch.empty(batch, 3, size[0] + margin, size[1] + margin, device="cuda")
-        hole = torch.empty(batch, 1, *size, dtype=torch.bool, device="cuda") if spec.needs_mask else None
-        seed = torch.empty(batch, dtype=torch.int64, device="cuda")
-        origin = torch.empty(batch, 2, dtype=torch.int64, device="cuda")
+    with (
+        backends.use_backend(preference),
+        fake_restoration(spec, dtype, arch if path == "fused" else None) as restoration,
+    ):
+        arguments = fake_call(restoration, size, batch)
         with Counter("triton" if path == "fused" else None) as counter:
-            restoration(image, seed, origin, hole)
+            restoration(*arguments)
     return dict(counter.rows)
-
-
-@contextmanager
-def _targeting(arch: int, path: str) -> Iterator[None]:
-    if path == "plain":
-        yield
-        return
-    from resshift_fast.kernels.tuning import targeting
-
-    with targeting(arch):
-        yield
