@@ -370,15 +370,29 @@ def verify(device: "torch.device", dtype: "torch.dtype") -> None:
     Example:
         >>> verify(torch.device("cuda"), torch.bfloat16)
     """
-    operators = [o for o in _operators() if (o.name, device.type) in _kernels_for and not o.training]
+    operators = verified_operators(device, dtype)
     if not operators:
         return
     import torch
 
     device = torch.empty(0, device=device).device  # with the index that tensors on it have
-    for operator in operators:
-        kind = dtype if not operator.dtypes or dtype in operator.dtypes else operator.dtypes[0]
+    for operator, kind in operators:
         _verified(operator.name, device, kind)
+
+
+def verified_operators(device: "torch.device", dtype: "torch.dtype") -> "list[tuple[Operator, torch.dtype]]":
+    """The operators that `verify` looks at, each with the dtype in which it does."""
+    found = [o for o in _operators() if (o.name, device.type) in _kernels_for and not o.training]
+    return [(o, dtype if not o.dtypes or dtype in o.dtypes else o.dtypes[0]) for o in found]
+
+
+def order(name: str, device: "torch.device", dtype: "torch.dtype") -> tuple[str, ...]:
+    """Backends to try for an operator, those left out that are known to have failed; none is run for it."""
+    from resshift_fast import verification
+
+    sound = ("", verification.PASSED)
+    ranked = _ranked(name, device, dtype)
+    return tuple(b for b in ranked if verification.verdict(OPERATORS[name], b, device, dtype) in sound)
 
 
 def kernel(name: str, backend: str) -> Kernel:

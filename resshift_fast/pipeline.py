@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from resshift_fast import backends, catalog, checkpoints, compilation, download, images
+from resshift_fast import backends, catalog, checkpoints, compilation, download, images, precompilation
 from resshift_fast.backends import usable_device
 from resshift_fast.catalog import ModelSpec
 from resshift_fast.models.layers import lay_out_
@@ -82,6 +82,7 @@ class Pipeline:
         self.denoiser = _prepared(denoiser, device, dtype)
         self.first_stage = _prepared(first_stage, device, dtype)
         self.restoration = Restoration(spec, self.denoiser, self.first_stage)
+        precompilation.prepare_verification(device, dtype)
         backends.verify(device, dtype)  # what is compiled or captured later only reads the verdicts
         self._compiled: Callable[..., tuple[Tensor, Tensor]] | None = None
         self._graphs: compilation.RepeatedGraphs | None = None
@@ -168,6 +169,7 @@ class Pipeline:
                 _load(first_stage, spec, "autoencoder", spec.autoencoder_weights, autoencoder, progress)
             elif autoencoder is not None:
                 raise ValueError(f"{spec.name} has no autoencoder to load {autoencoder} into; leave autoencoder out")
+        precompilation.prepare_verification(device, dtype, progress)
         return cls(spec, denoiser, first_stage, device, dtype, graphs=graphs)
 
     def __call__(
@@ -297,6 +299,8 @@ class Pipeline:
         generator = torch.Generator(self.device).manual_seed(jobs[0].seed) if noise == "torch" and jobs else None
         steps = self.spec.schedule.num_steps
         needed = [any(_has_hole(jobs[tile.image], tile) for tile in batch) for batch in batches]
+        shapes = {_shape(jobs, batch) for batch, run in zip(batches, needed, strict=True) if run}
+        precompilation.prepare_restoration(self.spec, self.device, self.dtype, shapes, progress is True)
         with _progress(progress, sum(needed) * steps) as advance:
             for batch, run in zip(batches, needed, strict=True):
                 restored = self._restore(jobs, batch, generator, advance) if run else [None] * len(batch)
@@ -417,6 +421,12 @@ def _batches(jobs: list[_Job], batch_size: int) -> Iterator[list[_Tile]]:
                 batch, kind = [*batch, tile], its_kind
     if batch:
         yield batch
+
+
+def _shape(jobs: list[_Job], batch: list[_Tile]) -> tuple[int, int, int]:
+    """(height, width, tiles) of a batch."""
+    job = jobs[batch[0].image]
+    return job.rows.tile, job.columns.tile, len(batch)
 
 
 def _has_hole(job: _Job, tile: _Tile) -> bool:

@@ -1,0 +1,411 @@
+"""Triton's kernels of a restoration, compiled in parallel processes before its first call.
+
+Which they are is recorded on fake tensors in a process of its own, and depends on the model, dtype, tile and batch,
+and on the architecture of the GPU, which need not be here. What is compiled lies in Triton's disk cache. Beside it, in
+`resshift_fast/`, a list of files for each such case says that nothing is left to do, or that the cache was cleared.
+
+RESSHIFT_FAST_PRECOMPILE=0 leaves every kernel to its first launch.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from threading import RLock
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from resshift_fast import backends, verification
+from resshift_fast.catalog import ModelSpec
+from resshift_fast.files import make_folder, write_atomically
+
+if TYPE_CHECKING:
+    from resshift_fast.kernels.ahead import Emit, Outcome
+
+VARIABLE = "RESSHIFT_FAST_PRECOMPILE"
+FORMAT = 1
+NOT_OF_THE_COMPILER = ("TRITON_CACHE_DIR", "TRITON_HOME", "TRITON_INTERPRET")
+
+Progress = bool | Callable[[int, int], None]
+Orders = tuple[tuple[tuple[str, torch.dtype], tuple[str, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Kernels that are wanted together.
+
+    Args:
+        arch: compute capability of the GPU, 90 for 9.0.
+        orders: (operator, dtype of its first argument) and the backends that are tried for it in turn.
+        spec: the model that restores; None for the calls on which backends are verified.
+        dtype: of its networks.
+        shape: (height, width) of its tiles in input pixels and the number of tiles in a batch.
+        verified: (operator, dtype) that are verified.
+    """
+
+    arch: int
+    orders: Orders
+    spec: ModelSpec | None = None
+    dtype: torch.dtype = torch.float32
+    shape: tuple[int, int, int] = (0, 0, 0)
+    verified: tuple[tuple[str, torch.dtype], ...] = ()
+
+    @property
+    def title(self) -> str:
+        """What a reader knows it by."""
+        if self.spec is None:
+            dtypes = ", ".join(sorted({_name(dtype) for _, dtype in self.verified}))
+            return f"verification in {dtypes}"
+        height, width, batch = self.shape
+        return f"{self.spec.name} {_name(self.dtype)} {width}×{height} batch {batch}"
+
+
+def shapes(spec: ModelSpec, height: int, width: int, tile: int | None, batch_size: int) -> list[tuple[int, int, int]]:
+    """(height, width, batch) of what a photo of these sides is restored in; see `Pipeline.__call__` for the others."""
+    rows, columns = spec.plan_tiles(height, width, tile)
+    batches, rest = divmod(len(rows.starts) * len(columns.starts), batch_size)
+    return [(rows.tile, columns.tile, batch) for batch in (batches and batch_size, rest) if batch]
+
+
+def restoration_case(
+    spec: ModelSpec, dtype: torch.dtype, shape: tuple[int, int, int], device: torch.device, arch: int
+) -> Case:
+    """The kernels of a restoration of one batch of tiles; see `Case`.
+
+    Raises:
+        ValueError: for sides that are no multiples of the model's `pad_multiple`, or an empty batch.
+    """
+    height, width, batch = shape
+    if batch < 1 or any(side < 1 or side % spec.pad_multiple for side in (height, width)):
+        raise ValueError(
+            f"{batch} tiles of {width}×{height}, expected at least one, of multiples of {spec.pad_multiple} "
+            f"for {spec.name}"
+        )
+    return Case(arch, _orders(dtype, device), spec, dtype, shape)
+
+
+def verification_case(dtype: torch.dtype, device: torch.device, arch: int) -> Case:
+    """The kernels that `backends.verify` will launch: those of operators without a verdict."""
+    operators = backends.verified_operators(device, dtype)
+    wanted = tuple(
+        (operator.name, kind)
+        for operator, kind in operators
+        if "triton" in backends.order(operator.name, device, kind)
+        and not verification.verdict(operator, "triton", device, kind)
+    )
+    return Case(arch, _orders(dtype, device), verified=wanted)
+
+
+def _orders(dtype: torch.dtype, device: torch.device) -> Orders:
+    return tuple(
+        ((name, kind), backends.order(name, device, kind))
+        for name, operator in sorted(backends.OPERATORS.items())
+        if not operator.training
+        for kind in dict.fromkeys((dtype, torch.float32))  # latents are float32
+    )
+
+
+def emit_jobs(emit: "Emit", cases: Sequence[Case]) -> dict[int, list]:
+    """A source for `kernels.ahead.compile_jobs`: the jobs of every case, by its index."""
+    from resshift_fast.kernels.ahead import job_of
+
+    jobs: dict[int, list] = {}
+    for index, case in enumerate(cases):
+        known: dict[Any, None] = {}
+
+        def keep(launches: list, case: Case = case, known: dict = known) -> None:
+            for launch in launches:
+                job = job_of(launch, case.arch)
+                if job not in known:
+                    known[job] = None
+                    emit(job)
+
+        _launch_restoration(case, keep) if case.spec else _launch_verification(case, keep)
+        jobs[index] = list(known)
+    return jobs
+
+
+def _way(case: Case, keep: Callable[[list], None]) -> Any:
+    """Mode in which operators go the case's way and their launches to `keep`."""
+    from resshift_fast.fake_gpu import FusedPath
+
+    class Way(FusedPath):
+        def launched(self, name: str, function: Any, args: tuple, result: Any, launches: list) -> None:
+            keep(launches)
+
+        def plain(self, operator: str, args: tuple) -> None:
+            """Plain PyTorch launches none of these kernels."""
+
+    orders = dict(case.orders)
+    return Way(lambda operator, dtype: orders.get((operator, dtype), ()))
+
+
+def _launch_restoration(case: Case, keep: Callable[[list], None]) -> None:
+    from resshift_fast.fake_gpu import fake_call, fake_restoration
+
+    height, width, batch = case.shape
+    with backends.use_backend("auto"), fake_restoration(case.spec, case.dtype, case.arch) as restoration:
+        denoiser = restoration.chain.denoiser
+        denoiser.denoise = _once(denoiser.denoise)  # all steps launch the same kernels
+        arguments = fake_call(restoration, (height, width), batch)
+        with _way(case, keep):
+            restoration(*arguments)
+
+
+def _once(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """The function, run once for arguments of the same layout."""
+    from torch.utils._pytree import tree_leaves
+
+    results: dict[tuple, torch.Tensor] = {}
+
+    def call(*args: Any) -> torch.Tensor:
+        key = tuple((x.shape, x.stride(), x.storage_offset() * x.element_size() % 16) for x in tree_leaves(args))
+        if key not in results:
+            results[key] = function(*args)
+        return results[key]
+
+    return call
+
+
+def _launch_verification(case: Case, keep: Callable[[list], None]) -> None:
+    """Tensors on the CPU stand for those on the GPU, as launchers look at their layout alone: fake ones take longer."""
+    from resshift_fast.kernels.launch import record
+    from resshift_fast.kernels.tuning import targeting
+
+    for name, dtype in case.verified:
+        kernel = backends.kernel(name, "triton")
+        with torch.no_grad(), targeting(case.arch), record() as launches:
+            for args in backends.OPERATORS[name].examples(torch.device("cpu"), dtype):
+                if kernel.unsupported(*args) is None:
+                    kernel.function(*args)
+        keep(launches)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is written down of a case whose kernels were compiled.
+
+    Args:
+        title: of the case. arch: its architecture. triton: version that compiled.
+        sources: hash of the versions and sources that it holds for.
+        kernels: how many it has. files: of those that could be compiled, below Triton's cache folder.
+    """
+
+    title: str
+    arch: int
+    triton: str
+    sources: str
+    kernels: int
+    files: tuple[str, ...]
+
+    @property
+    def present(self) -> int:
+        """How many of its files are still in the cache."""
+        folder = cache_folder()
+        return sum((folder / file).exists() for file in self.files)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether it holds for what is installed now."""
+        return self.sources == _sources()
+
+
+def records() -> list[Record]:
+    """What is written down of all cases, whatever was compiled from these sources and whatever was not."""
+    found = [_read(path) for path in sorted(_records_folder().glob("*.json"))]
+    return [record for record in found if record is not None]
+
+
+def is_compiled(case: Case) -> bool:
+    """Whether all of a case's kernels are in Triton's disk cache, as far as they can be compiled."""
+    record = _read(_records_folder() / f"{_key(case)}.json")
+    return record is not None and record.present == len(record.files)
+
+
+def _read(path: Path) -> Record | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("format") == FORMAT:
+            return Record(**{**content, "files": tuple(content["files"])})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or not written by this version
+        pass
+    return None
+
+
+def _write(case: Case, jobs: Sequence, outcomes: "dict[Any, Outcome]") -> None:
+    import triton
+
+    files = sorted(outcomes[job].file for job in jobs if outcomes[job].file)
+    record = Record(case.title, case.arch, triton.__version__, _sources(), len(jobs), tuple(files))
+    make_folder(_records_folder())
+    text = json.dumps({"format": FORMAT, **asdict(record)}, ensure_ascii=False)
+    write_atomically(_records_folder() / f"{_key(case)}.json", text.encode())
+
+
+def cache_folder() -> Path:
+    """Where Triton keeps what it compiles."""
+    from resshift_fast.kernels import ahead
+
+    return ahead.cache_folder()
+
+
+def _records_folder() -> Path:
+    return cache_folder() / "resshift_fast"
+
+
+def _key(case: Case) -> str:
+    compiler = sorted((k, v) for k, v in os.environ.items() if k.startswith("TRITON_") and k not in NOT_OF_THE_COMPILER)
+    return hashlib.sha256(f"{_sources()} {compiler} {case!r}".encode()).hexdigest()[:32]
+
+
+@cache
+def _sources() -> str:
+    """Hash of what decides which kernels there are and how they are compiled: versions and this package."""
+    import triton
+
+    digest = hashlib.sha256(f"{triton.__version__} {torch.__version__} {sys.version_info}".encode())
+    folders = [Path(__file__).parent, *map(Path, find_spec("resshift_fast.kernels").submodule_search_locations)]
+    for path in sorted(path for folder in folders for path in folder.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def compile_cases(cases: Sequence[Case], progress: Progress = True, workers: int | None = None) -> "list[Outcome]":
+    """Compile the kernels of these cases that Triton's disk cache lacks, and write down what it has then.
+
+    Args:
+        cases: what to compile for.
+        progress: True shows a bar on a terminal; a function is called with (done, known) kernels.
+        workers: processes that compile; None takes one a core.
+
+    Returns:
+        What came of every kernel of theirs, those that were in the cache included.
+
+    Raises:
+        kernels.ahead.CompilationError: if the processes cannot do their work.
+        OSError: if the cache cannot be written.
+    """
+    from resshift_fast.kernels.ahead import compile_jobs
+
+    with _reported(progress) as advance:
+        outcomes, jobs = compile_jobs(emit_jobs, tuple(cases), workers=workers, advance=advance)
+    for index, case in enumerate(cases):
+        _write(case, jobs[index], outcomes)
+    return list(outcomes.values())
+
+
+@contextmanager
+def _reported(progress: Progress) -> Iterator[Callable[[int, int], None] | None]:
+    """What is to be called with (done, known)."""
+    if progress is not True:
+        yield progress or None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=1, desc="compiling kernels", unit="kernel", leave=False, disable=None) as bar:
+
+        def advance(done: int, known: int) -> None:
+            bar.total = known
+            bar.update(done - bar.n)
+
+        yield advance
+
+
+def target(device: torch.device) -> tuple[torch.device, int] | None:
+    """(device, compute capability) that kernels are compiled for where a pipeline is on `device`; None for nothing."""
+    if device.type != "cuda" or not torch.cuda.is_available() or torch.version.hip:
+        return None
+    from resshift_fast.kernels.tuning import architecture
+
+    device = torch.empty(0, device=device).device  # with the index that tensors on it have
+    return device, architecture(device)
+
+
+def check() -> None:
+    """Raise ValueError where kernels can't be compiled beforehand, with the reason."""
+    if find_spec("triton") is None:
+        raise ValueError("kernels are compiled with Triton, which is not installed; pip install triton")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise ValueError("kernels are interpreted, not compiled, with TRITON_INTERPRET=1; unset it")
+    if not hasattr(os, "fork") or not sys.executable:
+        raise ValueError("kernels are compiled in processes that a Python on Linux can fork; here it cannot")
+
+
+def _is_on() -> bool:
+    if os.environ.get(VARIABLE) == "0":
+        return False
+    try:
+        check()
+    except ValueError:
+        return False
+    return True
+
+
+_prepared: set[tuple] = set()
+_preparing = RLock()
+
+
+def prepare_verification(device: torch.device, dtype: torch.dtype, progress: Progress = False) -> None:
+    """Compile what `backends.verify(device, dtype)` will launch on a GPU; does nothing elsewhere."""
+    _prepare((device, dtype, backends.preferred()), progress, lambda *on: [verification_case(dtype, *on)], device)
+
+
+def prepare_restoration(
+    spec: ModelSpec,
+    device: torch.device,
+    dtype: torch.dtype,
+    shapes: Iterable[tuple[int, int, int]],
+    progress: Progress = False,
+) -> None:
+    """Compile what restorations of these batches will launch on a GPU; does nothing elsewhere.
+
+    Args:
+        spec, dtype: the model, and what its networks run in.
+        device: where they run.
+        shapes: (height, width, batch) of the tiles.
+        progress: as in `compile_cases`.
+    """
+    wanted = tuple(sorted(set(shapes)))
+    key = (spec, device, dtype, wanted, backends.preferred())
+    _prepare(key, progress, lambda *on: [restoration_case(spec, dtype, shape, *on) for shape in wanted], device)
+
+
+def _prepare(key: tuple, progress: Progress, make: Callable[..., list[Case]], device: torch.device) -> None:
+    """Compile once in this process what is missing; what goes wrong is left to the first launches, with a warning."""
+    if key in _prepared or not _is_on() or (on := target(device)) is None:
+        return
+    from resshift_fast.kernels.ahead import CompilationError
+
+    with _preparing:
+        if key in _prepared:
+            return
+        _prepared.add(key)
+        cases = [case for case in make(*on) if case.spec or case.verified]
+        cases = [case for case in cases if _uses_triton(case) and not is_compiled(case)]
+        if not cases:
+            return
+        try:
+            compile_cases(cases, progress)
+        except (CompilationError, OSError) as error:
+            warnings.warn(
+                f"kernels could not be compiled beforehand ({' '.join(str(error).split())[:200]}); each is compiled "
+                f"when it is first launched; {VARIABLE}=0 does not try",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+
+def _uses_triton(case: Case) -> bool:
+    return any("triton" in order for _, order in case.orders)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
