@@ -18,7 +18,7 @@ from resshift_fast.cli import app, console
 from resshift_fast.cli.restore import restore as restore_command
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("restore", "models", "doctor", "train", "profile")
+COMMANDS = ("restore", "models", "doctor", "train", "profile", "compile")
 
 
 def test_no_arguments_print_the_help(program):

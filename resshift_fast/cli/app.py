@@ -13,6 +13,7 @@ import typer
 
 from resshift_fast import __version__
 from resshift_fast.cli import bench, console
+from resshift_fast.cli.compile import compile_kernels
 from resshift_fast.cli.doctor import doctor
 from resshift_fast.cli.e2e import e2e
 from resshift_fast.cli.models import models
@@ -40,6 +41,7 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
 app = typer.Typer(name="resshift-fast", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 for command in (restore, models, doctor, train, profile):
     app.command()(_interruptible(command))
+app.command("compile")(_interruptible(compile_kernels))
 for command in (e2e, bench.count, bench.roofline, tune):
     bench.app.command()(_interruptible(command))
 app.add_typer(bench.app)

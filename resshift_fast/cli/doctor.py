@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -34,7 +35,7 @@ def doctor(
     """
     checked = {label: _safely(check) for label, check in _checks().items()}
     if as_json:
-        print(json.dumps(checked | {"operators": _as_data()}, indent=1))
+        print(json.dumps(checked | {"compiled": _compiled_as_data(), "operators": _as_data()}, indent=1))
         return
     for label, text in checked.items():
         print(_LABEL.format(label, text))
@@ -60,6 +61,7 @@ def _checks() -> dict[str, Callable[[], str]]:
         "Pillow": lambda: _version_of("PIL", "not installed: pip install pillow"),
         "weights": _weights,
         "cache": _cache,
+        "Triton cache": _compiled,
     }
 
 
@@ -175,6 +177,28 @@ def _cache() -> str:
     # Hidden names and records of hashes are the downloader's own.
     sizes = [path.stat().st_size for path in folder.iterdir() if path.suffix in (".pth", ".safetensors")]
     return f"{folder} ({len(sizes)} weights files, {sum(sizes) / 1e6:.1f} MB; {how})"
+
+
+def _compiled() -> str:
+    from resshift_fast import precompilation
+
+    if find_spec("triton") is None:
+        return "none, as Triton is not installed"
+    records = precompilation.records()
+    current = [record for record in records if record.is_current]
+    found = [f"{r.title} for sm_{r.arch} {r.present} of {r.kernels}" for r in current]
+    found += [f"{len(records) - len(current)} more for other versions"] if len(records) > len(current) else []
+    listed = "; ".join(found) or "none beforehand; a GPU's first picture does it, or resshift-fast compile"
+    return f"{precompilation.cache_folder()} (compiled kernels: {listed})"
+
+
+def _compiled_as_data() -> list[dict[str, object]]:
+    from resshift_fast import precompilation
+
+    if find_spec("triton") is None:
+        return []
+    keys = ("title", "arch", "triton", "kernels", "present", "is_current")
+    return [{key: getattr(record, key) for key in keys} for record in precompilation.records()]
 
 
 def _operators() -> str:

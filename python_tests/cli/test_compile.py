@@ -1,0 +1,90 @@
+"""`resshift-fast compile`: for which cases kernels are compiled, and what it and doctor say of them."""
+
+import json
+
+import pytest
+import torch
+
+from resshift_fast import catalog, precompilation
+
+pytest.importorskip("triton")
+from resshift_fast.kernels import ahead  # noqa: E402
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path) -> list:
+    """The cases that are to be compiled, by a stand-in that finds one kernel of each and fails at another."""
+    cases = []
+
+    def compile_jobs(source, wanted, *, workers, advance):
+        cases.extend(wanted)
+        jobs = {i: [(i, "right"), (i, "wrong")] for i in range(len(wanted))}
+        outcomes = {}
+        for of in jobs.values():
+            outcomes |= {
+                of[0]: ahead.Outcome("right", "right.json", True),
+                of[1]: ahead.Outcome("wrong", error="E: no"),
+            }
+        (tmp_path / "right.json").touch()
+        return outcomes, jobs
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("RESSHIFT_FAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(ahead, "compile_jobs", compile_jobs)
+    return cases
+
+
+def test_a_gpu_that_is_not_here_can_be_compiled_for(program, asked, tmp_path):
+    outcome = program("compile", "--model", "realsr-x4-v3", "--size", "64x128", "--dtype", "bfloat16", "--arch", 86)
+    spec = catalog.get("realsr-x4-v3")
+    assert [(case.spec, case.shape, case.arch) for case in asked] == [(spec, (128, 64, 1), 86), (None, (0, 0, 0), 86)]
+    assert all(dict(case.orders)["group_norm", torch.bfloat16] == ("triton",) for case in asked)
+    assert "realsr-x4-v3 bfloat16 64×128 batch 1 for sm_86\n" in outcome.out
+    assert f"4 kernels in {tmp_path}, 2 of them compiled in " in outcome.out
+    assert outcome.errors == ["error: wrong: E: no"] * 2 and outcome.code == 1
+
+
+def test_doctor_says_what_is_compiled(program, asked, tmp_path):
+    assert "(compiled kernels: none beforehand;" in program("doctor").out
+    program("compile", "--arch", 90)
+    tile = catalog.get(catalog.DEFAULT_MODEL).tile
+    title = f"{catalog.DEFAULT_MODEL} float32 {tile}×{tile} batch 1"
+    assert f"{title} for sm_90 1 of 2" in program("doctor").out
+    (tmp_path / "right.json").unlink()
+    assert f"{title} for sm_90 0 of 2" in program("doctor").out
+    compiled = json.loads(program("doctor", "--json").out)["compiled"]
+    assert {"title": title, "arch": 90, "kernels": 2, "present": 0, "is_current": True}.items() <= next(
+        record for record in compiled if record["title"] == title
+    ).items()
+
+
+def test_doctor_tells_other_versions_apart(program, asked, monkeypatch):
+    program("compile", "--arch", 90)
+    monkeypatch.setattr(precompilation, "_sources", lambda: "others")
+    assert "(compiled kernels: 2 more for other versions)" in program("doctor").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--size", "64by64", "--arch", "90"], "size is '64by64', expected the sides of a photo in pixels"),
+        (["--dtype", "int8", "--arch", "90"], "dtype is 'int8', expected one of bfloat16"),
+        (["--model", "nothing", "--arch", "90"], "nothing"),
+        pytest.param(
+            [],
+            "there is no GPU here; name the one to compile for with --arch",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+    ],
+    ids=["size", "dtype", "model", "gpu"],
+)
+def test_errors_are_one_line(program, asked, arguments, error):
+    outcome = program("compile", *arguments)
+    assert outcome.code == 1 and len(outcome.errors) == 1 and error in outcome.errors[0]
+    assert asked == []
+
+
+def test_interpreted_kernels_are_not_compiled(program, asked, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert "unset it" in program("compile", "--arch", 90).errors[0]
