@@ -1,9 +1,8 @@
-"""The folder of downloaded weights: where it is, what is verified, full and read-only disks, several users at once."""
+"""The folder of downloaded weights: what is verified, full and read-only disks, several users at once."""
 
 import errno
 import multiprocessing
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from weights_site import NAME, File, Handler, Site, by_hand, change, failure, noise, prepare, serving, sha256
 
 from resshift_fast import download
-from resshift_fast.download import DownloadError, cache_dir, fetch, local_path
+from resshift_fast.download import fetch, local_path
 
 
 @pytest.fixture
@@ -27,48 +26,6 @@ def cache(tmp_path, monkeypatch):
 
 
 # The cache
-
-
-@pytest.mark.parametrize(
-    "platform, environment, expected",
-    [
-        ("linux", {"RESSHIFT_FAST_CACHE": "/data/weights", "XDG_CACHE_HOME": "/xdg"}, "/data/weights"),
-        ("linux", {"RESSHIFT_FAST_CACHE": "~/weights"}, "/home/me/weights"),
-        ("linux", {"RESSHIFT_FAST_CACHE": "", "XDG_CACHE_HOME": "/xdg"}, "/xdg/resshift_fast"),
-        ("linux", {"XDG_CACHE_HOME": "relative"}, "/home/me/.cache/resshift_fast"),
-        ("linux", {}, "/home/me/.cache/resshift_fast"),
-        ("darwin", {"XDG_CACHE_HOME": "/xdg"}, "/home/me/Library/Caches/resshift_fast"),
-        ("win32", {"LOCALAPPDATA": "/local"}, "/local/resshift_fast"),
-        ("win32", {}, "/home/me/AppData/Local/resshift_fast"),
-    ],
-    ids=["moved", "moved-below-home", "xdg", "xdg-relative", "linux", "macos", "windows", "windows-without-variable"],
-)
-@pytest.mark.skipif(os.name == "nt", reason="POSIX paths")
-def test_cache_dir(monkeypatch, platform, environment, expected):
-    for name in ("RESSHIFT_FAST_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in {"HOME": "/home/me", **environment}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sys, "platform", platform)
-    assert cache_dir() == Path(expected)
-
-
-def test_relative_cache_is_made_absolute(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("RESSHIFT_FAST_CACHE", "here")
-    assert cache_dir() == tmp_path / "here"
-
-
-def test_unknown_home(monkeypatch):
-    def unknown():
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.delenv("RESSHIFT_FAST_CACHE")
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.delenv("LOCALAPPDATA", raising=False)
-    monkeypatch.setattr(Path, "home", unknown)
-    with pytest.raises(DownloadError, match="RESSHIFT_FAST_CACHE=FOLDER"):
-        cache_dir()
 
 
 def test_embedded_file_needs_no_server(tmp_path, monkeypatch):

@@ -24,12 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from resshift_fast.core.cache import CACHE_VARIABLE, cache_dir
 from resshift_fast.files import write_atomically
 
 if TYPE_CHECKING:
     from resshift_fast.catalog import WeightFile
 
-CACHE_VARIABLE = "RESSHIFT_FAST_CACHE"
 TIMEOUT_SECONDS = 20.0  # without a byte, not for the whole file
 ATTEMPTS = 3  # in a row that bring nothing new
 RETRY_DELAY_SECONDS = 1.0  # doubled at each attempt
@@ -69,36 +69,12 @@ class _Partial:
     total: int | None = None
 
 
-def cache_dir() -> Path:
-    """The folder of downloaded weights, which need not exist yet.
-
-    RESSHIFT_FAST_CACHE names it; else it is `resshift_fast` in the platform's cache folder: %LOCALAPPDATA% on Windows,
-    ~/Library/Caches on macOS, $XDG_CACHE_HOME or ~/.cache elsewhere.
-
-    Raises:
-        DownloadError: the home folder is unknown.
-    """
-    try:
-        if chosen := os.environ.get(CACHE_VARIABLE):
-            return Path(chosen).expanduser().absolute()
-        if sys.platform == "win32":
-            base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-        elif sys.platform == "darwin":
-            base = Path.home() / "Library" / "Caches"
-        else:
-            configured = os.environ.get("XDG_CACHE_HOME", "")
-            # The XDG specification has relative paths ignored.
-            base = Path(configured) if os.path.isabs(configured) else Path.home() / ".cache"
-    except RuntimeError as error:
-        raise DownloadError(f"the home folder is unknown; name a cache folder with {CACHE_VARIABLE}=FOLDER") from error
-    return base / "resshift_fast"
-
-
 def local_path(file: "WeightFile") -> Path:
     """Where a weights file is, or will be once fetched; nothing is read or written.
 
     Raises:
         ValueError: the file name is not a bare name.
+        OSError: the home folder is unknown.
     """
     if file.filename in ("", ".", "..") or re.search(r"[/\\]", file.filename):
         raise ValueError(f"a weights file needs a bare file name, got {file.filename!r}")

@@ -28,6 +28,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resshift_fast.core.cache import cache_dir
 from resshift_fast.files import make_folder, write_atomically
 
 if TYPE_CHECKING:
@@ -91,8 +92,6 @@ def user_path(device: str) -> Path:
     Raises:
         OSError: the home folder is unknown.
     """
-    from resshift_fast.download import cache_dir
-
     return cache_dir() / "preferences" / filename(device)
 
 

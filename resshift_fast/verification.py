@@ -7,7 +7,6 @@ verification never ended, and leaves that backend off. RESSHIFT_FAST_VERIFY=0 tr
 """
 
 import contextlib
-import hashlib
 import os
 import warnings
 from collections.abc import Iterator
@@ -19,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from resshift_fast import native, preferences
 from resshift_fast.backends import on
-from resshift_fast.download import DownloadError, cache_dir
+from resshift_fast.core import environment
+from resshift_fast.core.cache import cache_dir
 
 if TYPE_CHECKING:
     import torch
@@ -188,7 +188,7 @@ def _path(operator: "Operator", backend: str, device: "torch.device", dtype: "to
     """Where the verdict is kept; None if that is unknown."""
     try:
         folder = cache_dir() / "verdicts" / _environment(device)
-    except DownloadError:
+    except OSError:
         return None
     return folder / f"{operator.name}-{backend}-{str(dtype).removeprefix('torch.')}"
 
@@ -206,34 +206,13 @@ def _with_folder(path: Path | None) -> Path | None:
 @cache
 def _environment(device: "torch.device") -> str:
     """Hash of everything on which a verdict depends."""
-    import torch
-
-    interpreted = os.environ.get("TRITON_INTERPRET", "")
-    parts = [device.type, torch.__version__, str(torch.version.cuda), interpreted]
-    if device.type == "cpu":
-        parts += [preferences.processor(), os.environ.get("RESSHIFT_FAST_CPU_ISA", "")]
-    if device.type == "cuda" and torch.cuda.is_available():  # there are fake tensors of an absent device
-        parts += [torch.cuda.get_device_name(device), _driver()]
-    if (device.type != "cpu" or interpreted == "1") and find_spec("triton"):
-        import triton  # only where it may run
-
-        parts.append(triton.__version__)
-    digest = hashlib.sha256("\n".join(parts).encode())
+    details = [preferences.processor(), os.environ.get("RESSHIFT_FAST_CPU_ISA", "")] if device.type == "cpu" else []
     kernels = find_spec("resshift_fast.kernels")
-    folders = [Path(__file__).parent / "ops"]
-    folders += [Path(folder) for folder in kernels.submodule_search_locations] if kernels else []
-    paths = sorted(path for folder in folders for path in folder.iterdir() if path.suffix in (".py", ".so"))
+    folders = [Path(folder) for folder in kernels.submodule_search_locations] if kernels else []
+    paths = environment.code(Path(__file__).parent / "ops", *folders)
     if device.type in native.LIBRARIES and native.path(device.type).exists():
         paths.append(native.path(device.type))
-    for path in paths:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _driver() -> str:
-    with contextlib.suppress(OSError):
-        return Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
-    return ""
+    return environment.fingerprint(device, paths, details)
 
 
 def _stored(path: Path | None) -> str:

@@ -168,7 +168,7 @@ def _weights() -> str:
 
 
 def _cache() -> str:
-    from resshift_fast.download import CACHE_VARIABLE, cache_dir
+    from resshift_fast.core.cache import CACHE_VARIABLE, cache_dir
 
     folder = cache_dir()
     how = f"{CACHE_VARIABLE}=FOLDER moves it"

@@ -16,7 +16,7 @@ def models() -> None:
     Scale, steps, parameters (with the autoencoder's), weights files, licence and purpose of each.
     """
     from resshift_fast import catalog
-    from resshift_fast.download import DownloadError, cache_dir
+    from resshift_fast.core.cache import cache_dir
 
     counts: dict[tuple, int] = {}
     print(_COLUMNS.format("MODEL", "SCALE", "STEPS", "PARAMETERS", "WEIGHTS"))
@@ -34,7 +34,7 @@ def models() -> None:
         print(f"    {spec.summary}\n    licence: {spec.licence}")
     try:
         folder = str(cache_dir())
-    except DownloadError as error:
+    except OSError as error:
         folder = f"unknown: {error}"
     print(f"\n* the default. Weights are downloaded on first use to {folder}")
 

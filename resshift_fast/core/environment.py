@@ -1,0 +1,47 @@
+"""On what a verdict or a measurement depends: device, driver, torch, Triton, and files of code."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def fingerprint(device: "torch.device", paths: Iterable[Path], details: Iterable[str] = ()) -> str:
+    """Hash of everything on which a result of kernels on a device depends, 16 hexadecimal digits.
+
+    Args:
+        device: on which they run.
+        paths: files of code, whose bytes count in this order.
+        details: what else counts.
+    """
+    import torch
+
+    interpreted = os.environ.get("TRITON_INTERPRET", "")
+    parts = [device.type, torch.__version__, str(torch.version.cuda), interpreted, *details]
+    if device.type == "cuda" and torch.cuda.is_available():  # there are fake tensors of an absent device
+        parts += [torch.cuda.get_device_name(device), _driver()]
+    if (device.type != "cpu" or interpreted == "1") and find_spec("triton"):
+        import triton  # only where it may run
+
+        parts.append(triton.__version__)
+    digest = hashlib.sha256("\n".join(parts).encode())
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def code(*folders: Path) -> list[Path]:
+    """The Python files and libraries of these folders, in order."""
+    return sorted(path for folder in folders for path in folder.iterdir() if path.suffix in (".py", ".so"))
+
+
+def _driver() -> str:
+    with contextlib.suppress(OSError):
+        return Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
+    return ""
