@@ -1,4 +1,4 @@
-"""Times of single calls, on the CPU and on a GPU, and of several functions that take turns."""
+"""Times of calls, on the CPU and on a GPU, and of several functions that take turns."""
 
 import time
 from collections.abc import Callable
@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from resshift_fast.core.stopwatch import Stopwatch
+
 WARM_UP = 2
-FLUSH_BYTES = 1 << 20  # at least, whatever the size of a GPU's level-2 cache
 
 Function = Callable[[], Any]
+Timer = Callable[[], float]
 
 
 def synchronize(device: "torch.device | None") -> None:
@@ -31,44 +33,51 @@ def seconds(function: Function, device: "torch.device | None" = None) -> tuple[f
 
 
 class Clock:
-    """Times single calls: CUDA events on a GPU, whose level-2 cache is overwritten first, `perf_counter` elsewhere."""
+    """Times calls: by `core.stopwatch` on a GPU, by `perf_counter` elsewhere.
 
-    def __init__(self, device: "torch.device"):
+    Args:
+        device: on which they run.
+        stopwatch: in place of the device's own.
+    """
+
+    def __init__(self, device: "torch.device", stopwatch: "Stopwatch | None" = None):
         self.device = device
-        self._flush = None
-        if device.type == "cuda":
-            import torch
+        if stopwatch is None and device.type == "cuda":
+            from resshift_fast.core.stopwatch import Stopwatch
 
-            size = torch.cuda.get_device_properties(device).L2_cache_size
-            self._flush = torch.empty(2 * max(size, FLUSH_BYTES), dtype=torch.int8, device=device)
-            self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            stopwatch = Stopwatch(device)
+        self._stopwatch = stopwatch
 
-    def milliseconds(self, call: Function) -> float:
-        """Time of one call."""
-        if self._flush is None:
-            return 1e3 * seconds(call, self.device)[0]
-        self._flush.zero_()
-        self._start.record()
-        call()
-        self._end.record()
-        self._end.synchronize()
-        return self._start.elapsed_time(self._end)
+    def timer(self, prepare: Callable[[], Function], once: bool = False) -> Timer:
+        """What measures the milliseconds of one run whenever it is called.
+
+        Args:
+            prepare: called before a run, or before many; returns the function that is timed.
+            once: whether that function can run but once, and not in a CUDA graph, as a backward pass.
+        """
+        if self._stopwatch is None:
+            return lambda: 1e3 * seconds(prepare(), self.device)[0]
+        return self._stopwatch.behind_spin(prepare) if once else self._stopwatch.replays(prepare())
 
 
-def times(prepared: dict[str, Callable[[], Function]], repeats: int, clock: Clock) -> dict[str, list[float]]:
+def times(
+    prepared: dict[str, Callable[[], Function]], repeats: int, clock: Clock, once: bool = False
+) -> dict[str, list[float]]:
     """Milliseconds of every run, by name, after some that warm up; all take turns, and another begins each round.
 
     Args:
-        prepared: name to what is called before each run, and returns the function that is timed.
+        prepared: name to what is called before a run, and returns the function that is timed.
         repeats: timed runs of each.
+        once: as in `Clock.timer`.
     """
     names = list(prepared)
-    for name in names:
+    timers = {name: clock.timer(prepare, once) for name, prepare in prepared.items()}
+    for timer in timers.values():
         for _ in range(WARM_UP):
-            clock.milliseconds(prepared[name]())
+            timer()
     found: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(repeats):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            found[name].append(clock.milliseconds(prepared[name]()))
+            found[name].append(timers[name]())
     return found
