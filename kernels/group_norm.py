@@ -32,16 +32,16 @@ from resshift_fast.kernels.group_norm_tiles import (
     unsupported,
 )
 from resshift_fast.kernels.launch import launch
-from resshift_fast.kernels.tuning import Config, Space
+from resshift_fast.kernels.tuning import Config, Space, bucket
 
 __all__ = ["backward", "forward", "statistics", "unsupported", "unsupported_backward"]
 
-# No sums depend on the block of the apply kernel. What the others sum, and in which order, follows from shapes alone.
-# Bucket: BLOCK_C.
+# No sums depend on the block of the apply kernel; what others sum, and in which order, follows from shapes alone.
+# Bucket: BLOCK_C, bytes of an element, pixels of the batch.
 APPLY = Space(
     "group_norm_apply",
-    candidates=lambda bucket: [_apply_config(bucket[0], *c) for c in ((4096, 4), (4096, 8), (8192, 8), (16384, 8))],
-    default=lambda arch, bucket: _apply_config(bucket[0], 4096 if arch == 100 else 8192, 8),
+    candidates=lambda key: [_apply_config(key[0], *c) for c in ((4096, 4), (4096, 8), (8192, 8), (16384, 8))],
+    default=lambda arch, key: _apply_config(key[0], 4096 if arch == 100 else 8192, 8),
 )
 
 
@@ -324,7 +324,7 @@ def apply_parts(
     """Launch the apply kernel: y, and mean and 1 / deviation where wanted, of x and the statistics of its parts."""
     pixels = x.shape[2] * x.shape[3]
 
-    def start(config: Config) -> None:
+    def start(config: Config) -> tuple[Tensor | None, ...]:
         block_p = min(config.blocks["BLOCK_P"], triton.next_power_of_2(pixels))
         program_pixels = triton.cdiv(plan.part_pixels, block_p) * block_p
         launch(
@@ -336,8 +336,10 @@ def apply_parts(
             BLOCK_N=triton.next_power_of_2(plan.parts),
             **{**config.options, "BLOCK_P": block_p},
         )
+        return y, *results
 
-    start(APPLY.config((plan.block_c,), x.device, start))
+    key = (plan.block_c, x.element_size(), bucket(x.shape[0] * pixels))
+    start(APPLY.config(key, x.device, start))
 
 
 def forward(

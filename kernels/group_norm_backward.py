@@ -26,16 +26,16 @@ from resshift_fast.kernels.group_norm_tiles import (
     unsupported,
 )
 from resshift_fast.kernels.launch import launch
-from resshift_fast.kernels.tuning import Config, Space
+from resshift_fast.kernels.tuning import Config, Space, bucket
 
 TILE = 4096  # elements: a tile of x, one of dy and two of sums in registers
 SUM_BLOCK = 32  # channels whose dweight and dbias one program adds up
 
-# Nothing is summed over the block of the dx kernel. Bucket: BLOCK_C.
+# Nothing is summed over the block of the dx kernel. Bucket: BLOCK_C, bytes of an element, pixels of the batch.
 DX = Space(
     "group_norm_dx",
-    candidates=lambda bucket: [_dx_config(bucket[0], *c) for c in ((2048, 4), (4096, 4), (4096, 8), (8192, 8))],
-    default=lambda arch, bucket: _dx_config(bucket[0], 4096, 8),
+    candidates=lambda key: [_dx_config(key[0], *c) for c in ((2048, 4), (4096, 4), (4096, 8), (8192, 8))],
+    default=lambda arch, key: _dx_config(key[0], 4096, 8),
 )
 
 
@@ -276,7 +276,7 @@ def backward(
         num_warps=min(2 * plan.num_warps, 8),  # of the forward's: two images are held at once
     )
 
-    def start(config: Config) -> None:
+    def start(config: Config) -> tuple[Tensor, ...]:
         block_p = min(config.blocks["BLOCK_P"], triton.next_power_of_2(pixels))
         program_pixels = triton.cdiv(plan.part_pixels, block_p) * block_p
         launch(
@@ -288,8 +288,10 @@ def backward(
             BLOCK_N=min(triton.next_power_of_2(plan.parts), max(TILE // plan.block_c, 1)),
             **{**config.options, "BLOCK_P": block_p},
         )
+        return dx, dscale, dshift, dz_n
 
-    start(DX.config((plan.block_c,), x.device, start))
+    key = (plan.block_c, x.element_size(), bucket(batch * pixels))
+    start(DX.config(key, x.device, start))
     dweight, dbias = (weight.new_empty((channels,), dtype=torch.float32) for _ in range(2))
     launch(
         group_norm_bwd_weight_kernel,

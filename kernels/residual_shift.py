@@ -44,11 +44,11 @@ def _configs(elements: tuple[int, ...], channels: int) -> list[Config]:
 
 
 # Small latents need many small programs, large ones enough bytes in flight.
-# Bucket: (pixels of the batch, channels of a tile).
+# Bucket: (pixels of the batch, channels of a tile, kernel).
 SPACE = Space(
     "residual_shift",
-    candidates=lambda bucket: _configs((256, 512, 1024, 2048), bucket[1]),
-    default=lambda arch, bucket: _configs((1024 if bucket[0] >= 1 << 16 else 256,), bucket[1])[0],
+    candidates=lambda key: _configs((256, 512, 1024, 2048), key[1]),
+    default=lambda arch, key: _configs((1024 if key[0] >= 1 << 16 else 256,), key[1])[0],
 )
 
 
@@ -396,15 +396,17 @@ def _contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
-def _start(kernel, x: Tensor, arguments: tuple, groups: int, **constants) -> None:
-    """Launch `kernel` over blocks of x's pixels, for tiles of 4 · `groups` channels."""
+def _start(kernel, x: Tensor, arguments: tuple, outputs: tuple[Tensor, ...], groups: int, **constants) -> None:
+    """Launch `kernel` over blocks of x's pixels, for tiles of 4 · `groups` channels; it writes `outputs`."""
     batch, _, height, width = x.shape
 
-    def start(config: Config) -> None:
+    def start(config: Config) -> tuple[Tensor, ...]:
         grid = (batch * triton.cdiv(height * width, config.blocks["BLOCK_P"]),)
         launch(kernel, grid, *arguments, **constants, **config.options)
+        return outputs
 
-    start(SPACE.config((bucket(batch * height * width), 4 * groups), x.device, start))
+    key = (bucket(batch * height * width), 4 * groups, kernel.fn.__name__)
+    start(SPACE.config(key, x.device, start))
 
 
 def _tile_blocks(x: Tensor, lq: Tensor | None) -> dict[str, int]:
@@ -449,7 +451,7 @@ def posterior_step(
     blocks = _tile_blocks(x_t, lq)
     constants = {"PREDICTION_TYPE": prediction_type, "CLAMP_X0": clamp_x0, **blocks}
     arguments = (*tensors, *field, x_prev, next_input, *sizes, *strides)
-    _start(posterior_step_kernel, x_t, arguments, blocks["BLOCK_G"], **constants)
+    _start(posterior_step_kernel, x_t, arguments, (x_prev, next_input), blocks["BLOCK_G"], **constants)
     return x_prev, next_input
 
 
@@ -473,7 +475,7 @@ def prior_sample(
     sizes = (y.shape[2] * y.shape[3], y.shape[3])
     blocks = _tile_blocks(y, lq)
     arguments = (*tensors, *sizes, *y_strides, *noise_strides, *lq_strides)
-    _start(prior_sample_kernel, y, arguments, blocks["BLOCK_G"], **blocks)
+    _start(prior_sample_kernel, y, arguments, (x, next_input), blocks["BLOCK_G"], **blocks)
     return x, next_input
 
 
@@ -488,5 +490,5 @@ def q_sample(x0: Tensor, y: Tensor, t: Tensor, table: Tensor, noise: Tensor) -> 
     tensors = (x0, y, noise, t.contiguous(), table.contiguous(), out)
     sizes = (x0.shape[2] * x0.shape[3], table.shape[0])
     arguments = (*tensors, *sizes, *x_strides, *y_strides, *noise_strides, *out_strides)
-    _start(q_sample_kernel, x0, arguments, groups, C=x0.shape[1], BLOCK_C=4 * groups)
+    _start(q_sample_kernel, x0, arguments, (out,), groups, C=x0.shape[1], BLOCK_C=4 * groups)
     return out if out is x_t else x_t.copy_(out)

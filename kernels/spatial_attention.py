@@ -225,7 +225,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     arch = _architecture(q.device)
     b_c = triton.next_power_of_2(channels)
 
-    def start(config: Config) -> None:
+    def start(config: Config) -> tuple[Tensor]:
         n_blocks = triton.cdiv(n_tokens, config.blocks["B_M"])
         n_parts, tokens_each = _parts(batch * n_blocks, n_tokens, config.blocks["B_N"], arch)
         parts, lse = out, None
@@ -244,6 +244,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         )
         if lse is not None:
             _combine(parts, lse, out)
+        return (out,)
 
     start(SPACE.config((b_c, q.element_size(), bucket(n_tokens)), q.device, start))
     return result if direct else result.copy_(out)

@@ -171,9 +171,10 @@ def forward(
     parameters = [p.contiguous() for p in (norm_weight, norm_bias, w1, b1, w2, b2)]
     constants = {"C": channels, "GROUPS": num_groups, "HIDDEN": w1.shape[0], "BLOCK_C": _chunk(channels)}
 
-    def start(config: Config) -> None:
+    def start(config: Config) -> tuple[Tensor]:
         grid = (batch * triton.cdiv(pixels, config.blocks["BLOCK_M"]),)
         launch(swin_mlp_kernel, grid, rows, mean, rstd, *parameters, y_rows, pixels, **constants, **config.options)
+        return (y_rows,)
 
     key = (bucket(batch * pixels), bucket(pixels), channels, x.element_size())
     start(SPACE.config(key, x.device, start))

@@ -245,13 +245,14 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     taps = 2 if n_pixels >= SUMMED_PIXELS[x.element_size()] else 3
     weight = _summed(weight, x.dtype) if taps == 2 else weight.contiguous(memory_format=torch.channels_last)
 
-    def start(config: Config) -> None:
+    def start(config: Config) -> tuple[Tensor]:
         columns = 4 * triton.cdiv(out_channels, config.blocks["B_N"])
         grid = (triton.cdiv(n_pixels, config.blocks["B_M"]) * columns,)
         arguments = x, weight, bias, y, n_pixels, height, width
         launch(
             upsample_conv2d_kernel, grid, *arguments, CHANNELS=channels, OUT=out_channels, TAPS=taps, **config.options
         )
+        return (y,)
 
     key = bucket(n_pixels), bucket(channels), bucket(out_channels), x.element_size()
     start(SPACE.config(key, x.device, start))

@@ -34,7 +34,7 @@ SMALL = Space(
     candidates=lambda bucket: [_config(*c) for c in ((8, 256, 4), (16, 128, 4), (16, 256, 4), (16, 256, 8))],
     default=lambda arch, bucket: _config(16, 256, 8),
 )
-# Bucket of both: pixels of the batch.
+# Bucket of both: pixels of the batch, channels.
 LARGE = Space(
     "vector_quantize_large",
     candidates=lambda bucket: [_config(m, n, w) for m in (16, 32, 64) for n, w in ((64, 4), (128, 8))],
@@ -170,9 +170,10 @@ def forward(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     kernel, space = (vector_quantize_small_kernel, SMALL) if small else (vector_quantize_large_kernel, LARGE)
     constants = {"C": channels} if small else {"C": channels, "BLOCK_K": BLOCK_K, "BLOCK_C": BLOCK_C}
 
-    def start(config: Config) -> None:
+    def start(config: Config) -> tuple[Tensor, ...]:
         grid = (batch * triton.cdiv(height * width, config.blocks["BLOCK_M"]),)
         launch(kernel, grid, *arguments, **constants, **config.options)
+        return quantized, indices
 
-    start(space.config((bucket(batch * height * width),), z.device, start))
+    start(space.config((bucket(batch * height * width), channels), z.device, start))
     return quantized, indices

@@ -122,7 +122,7 @@ def forward(qkv: Tensor, bias_table: Tensor, num_heads: int, window_size: int, s
     constants = constants_of(qkv, num_heads, window_size, shift_size, mask)
     n_windows = batch * (height // window_size) * (width // window_size)
 
-    def start(config: Config) -> None:
+    def start(config: Config) -> tuple[Tensor]:
         q_blocks = triton.cdiv(window_size**2, config.blocks["B_Q"])
         launch(
             window_attention_fwd_kernel,
@@ -132,6 +132,7 @@ def forward(qkv: Tensor, bias_table: Tensor, num_heads: int, window_size: int, s
             **constants,
             **config.options,
         )
+        return (out,)
 
     key = (constants["B_T"], constants["HEAD_DIM"], qkv.element_size(), bucket(n_windows * num_heads))
     start(FORWARD.config(key, qkv.device, start))

@@ -381,10 +381,11 @@ def _small(
     """Launch the kernel that does all of a window."""
     n_parts, num_heads, *_ = dbias.shape
 
-    def start(config: Config) -> None:
+    def start(config: Config) -> tuple[Tensor, ...]:
         grid = (n_parts * num_heads,)
         arguments = dout, qkv, bias_table, dqkv, dbias, *sizes
         launch(window_attention_bwd_kernel, grid, *arguments, **constants, **config.options)
+        return dqkv, dbias
 
     start(SMALL.config(_bucket(qkv, constants), qkv.device, start))
 
@@ -397,7 +398,7 @@ def _large(
     n_windows, *_ = sizes
     rows = dbias.new_empty(n_windows, num_heads, 3, num_tokens)
 
-    def start_q(config: Config) -> None:
+    def start_q(config: Config) -> tuple[Tensor, ...]:
         q_blocks = triton.cdiv(num_tokens, config.blocks["B_Q"])
         again = 2 * q_blocks if num_tokens > config.blocks["B_K"] else q_blocks
         launch(
@@ -408,8 +409,9 @@ def _large(
             **constants,
             **config.options,
         )
+        return dqkv, dbias, rows
 
-    def start_kv(config: Config) -> None:
+    def start_kv(config: Config) -> tuple[Tensor, ...]:
         k_blocks = triton.cdiv(num_tokens, config.blocks["B_K"])
         launch(
             window_attention_bwd_kv_kernel,
@@ -419,6 +421,7 @@ def _large(
             **constants,
             **config.options,
         )
+        return (dqkv,)
 
     bucket = _bucket(qkv, constants)
     start_q(QUERIES.config(bucket, qkv.device, start_q))
