@@ -74,6 +74,11 @@ def launch(
     kernel[grid](*arguments, num_warps=num_warps, num_stages=num_stages, **constants)
 
 
+def recording() -> bool:
+    """Whether this thread's launches are recorded instead of run."""
+    return _recorder.launches is not None
+
+
 @contextmanager
 def record() -> Iterator[list[Launch]]:
     """Collect this thread's launches in the block instead of running them; what they would write stays unwritten.

@@ -12,12 +12,15 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from resshift_fast import native, ranges
 
 if TYPE_CHECKING:
     import torch
+
+    from resshift_fast.kernels import tuning
 
 BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
 ORDER = {"cuda": ("cuda", "triton"), "cpu": ("cpu",), "xpu": ("triton",)}  # by device type, before the reference
@@ -315,6 +318,10 @@ def run(name: str, *args: Any) -> Any:
         if candidate.unsupported(*args) is None:
             function = candidate.function
             break
+    if _measuring and function is not choice.plain:
+        from resshift_fast import verification
+
+        function = verification.watched(name, function, choice.plain)
     if ranges.on:
         function = ranges.marked(name, function)
     # Autocast would give other dtypes than the operator promises, in plain PyTorch and where a launcher calls it.
@@ -404,13 +411,31 @@ def kernel(name: str, backend: str) -> Kernel:
     return OPERATORS[name].loaders[backend]()
 
 
-def measuring() -> AbstractContextManager:
-    """Context in which kernels choose their configurations by timing them; nothing where there is no Triton."""
+_measuring = 0  # blocks that threads are in, whose calls are watched
+_counting = Lock()
+
+
+@contextmanager
+def measuring(timer: "tuning.Timer | None" = None) -> Iterator[None]:
+    """Have this thread's kernels choose their configurations by timing them; nothing where there is no Triton.
+
+    Args:
+        timer: as in `kernels.tuning.measuring`.
+    """
+    global _measuring
     if not _has_triton():
-        return nullcontext()
+        yield
+        return
     from resshift_fast.kernels import tuning
 
-    return tuning.measuring()
+    with tuning.measuring(timer):
+        with _counting:
+            _measuring += 1
+        try:
+            yield
+        finally:
+            with _counting:
+                _measuring -= 1
 
 
 def _operators() -> list[Operator]:

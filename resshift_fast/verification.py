@@ -9,7 +9,7 @@ verification never ended, and leaves that backend off. RESSHIFT_FAST_VERIFY=0 tr
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +20,7 @@ from resshift_fast import native, preferences
 from resshift_fast.backends import on
 from resshift_fast.core import environment
 from resshift_fast.core.cache import cache_dir
+from resshift_fast.core.locking import locked
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +94,7 @@ def _verdict(
     path: Path | None, operator: "Operator", backend: str, device: "torch.device", dtype: "torch.dtype"
 ) -> str:
     """The stored verdict, else a new one, stored: "passed", or what was wrong."""
-    with _locked(path) as file:
+    with locked(path) as file:
         stored = file.read() if file else ""
         if stored == RUNNING:
             return _stopped(path)
@@ -130,6 +131,36 @@ def compare(operator: "Operator", backend: str, device: "torch.device", dtype: "
     except Exception as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return PASSED
+
+
+def watched(name: str, function: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    """A kernel's function, whose results are compared where it measures a configuration for a call.
+
+    If they are wrong the default configuration takes its place, with a warning.
+
+    Args:
+        name: the operator. plain: it in plain PyTorch.
+    """
+    import torch
+
+    from resshift_fast.kernels import tuning
+
+    def run(*args: Any) -> Any:
+        with tuning.watching() as measured:
+            result = function(*args)
+        try:
+            wrong = difference(result, plain, args) if measured else None
+        except torch.OutOfMemoryError:  # what was measured at least writes what the default does
+            return result
+        if wrong is None:
+            return result
+        for choice in measured:
+            choice.reject()
+        configurations = " and ".join(map(str, measured))
+        warnings.warn(f"{name}: {configurations}: {wrong}; the default takes its place", RuntimeWarning, stacklevel=3)
+        return function(*args)
+
+    return run
 
 
 def difference(ours: Any, plain: Any, args: tuple) -> str | None:
@@ -219,24 +250,6 @@ def _stored(path: Path | None) -> str:
     with contextlib.suppress(OSError):
         return path.read_text() if path else ""
     return ""
-
-
-@contextlib.contextmanager
-def _locked(path: Path | None) -> Iterator[Any]:
-    """The verdict's file, open and locked against other processes and threads; None where that is impossible."""
-    try:
-        import fcntl
-
-        file = open(path, "a+", encoding="utf-8") if path else None  # noqa: SIM115
-    except (ImportError, OSError):
-        file = None
-    if file is None:
-        yield None
-        return
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        yield file
 
 
 def _write(file: Any, text: str) -> None:

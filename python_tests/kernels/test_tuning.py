@@ -1,0 +1,339 @@
+"""How configurations are chosen: by whom they are timed, what is dropped, and what is kept."""
+
+import os
+import threading
+import time
+import warnings
+
+import pytest
+import torch
+
+from resshift_fast import backends, use_backend
+from resshift_fast.kernels import choices, launch, swin_mlp, tuning
+from resshift_fast.kernels.tuning import Config, Space, enumerating, measuring, targeting
+
+CPU = torch.device("cpu")
+DEFAULT, FAST, SLOW = (Config({"BLOCK": n}) for n in (1, 2, 3))
+KEY = (64,)
+
+
+def space(*candidates, name="toy"):
+    return Space(name, lambda key: candidates, lambda arch, key: DEFAULT)
+
+
+class Toy:
+    """A kernel: what it writes in each configuration, and how long that takes."""
+
+    def __init__(self, wrong=None, fails=(), times=None):
+        self.x = torch.linspace(1, 2, 12)
+        self.y, self.n = torch.zeros(12), torch.zeros(12, dtype=torch.int64)
+        self.wrong, self.fails = wrong or {}, dict(fails)
+        self.times = times or {1: 3.0, 2: 1.0, 3: 5.0}
+        self.now = None
+
+    def trial(self, config):
+        block = self.now = config.blocks["BLOCK"]
+        if block in self.fails:
+            raise self.fails[block]
+        self.y[:8] = 2 * self.x[:8]
+        self.n[:] = 7
+        if block in self.wrong:
+            self.wrong[block](self)
+        return self.y, None, self.n
+
+    def timer(self, call):
+        call()
+        return self.times[self.now]
+
+
+def choose(of, toy, key=KEY):
+    with measuring(toy.timer):
+        return of.config(key, CPU, toy.trial)
+
+
+def test_the_fastest_is_taken_and_stays():
+    of, toy = space(SLOW, FAST), Toy()
+    assert of.config(KEY, CPU, toy.trial) == DEFAULT
+    assert choose(of, toy) == FAST == of.config(KEY, CPU)
+    assert of.config((128,), CPU) == DEFAULT
+    assert toy.now is not None
+    toy.now = None
+    assert choose(of, toy) == FAST and toy.now is None
+
+
+def test_the_default_is_timed_too():
+    assert choose(space(SLOW), Toy()) == DEFAULT
+
+
+def test_tensors_hold_what_they_held():
+    """Also those parts of them that another kernel has written."""
+    toy = Toy()
+    toy.y[8:] = 3.0
+    assert choose(space(SLOW, FAST), toy) == FAST
+    assert toy.y.equal(torch.cat([2 * toy.x[:8], torch.full((4,), 3.0)])) and toy.n.eq(7).all()
+
+
+def one_wrong(toy):
+    toy.y[5] *= 1.01
+
+
+def unwritten(toy):
+    toy.y[5] = torch.nan
+
+
+def garbage(toy):
+    toy.y.normal_()
+
+
+def beyond(toy):
+    toy.y[9] = 1.0
+
+
+def wrong_index(toy):
+    toy.n[3] = 8
+
+
+def rounded(toy):
+    toy.y[5] *= 1 + 1e-6
+
+
+@pytest.mark.parametrize("spoil", [one_wrong, unwritten, garbage, beyond, wrong_index], ids=lambda f: f.__name__)
+def test_what_writes_something_else_is_dropped_with_a_warning(spoil):
+    toy = Toy(wrong={2: spoil})
+    with pytest.warns(RuntimeWarning, match=r"toy \(64,\): BLOCK 2, num_warps 4, .*is not used: its output") as caught:
+        assert choose(space(SLOW, FAST), toy) == DEFAULT
+    assert len(caught) == 1
+
+
+def test_rounding_is_allowed():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choose(space(SLOW, FAST), Toy(wrong={2: rounded})) == FAST
+
+
+@pytest.mark.parametrize("error", [RuntimeError("ptxas"), ValueError("no such layout"), MemoryError()], ids=repr)
+def test_any_error_of_a_candidate_drops_it(error):
+    assert choose(space(SLOW, FAST), Toy(fails={2: error})) == DEFAULT
+
+
+def test_where_the_default_fails_another_is_taken():
+    assert choose(space(SLOW, FAST), Toy(fails={1: RuntimeError()})) == FAST
+
+
+def test_where_all_fail_the_default_is_left_to_say_why():
+    error = RuntimeError("out of registers")
+    toy = Toy(fails={n: error for n in (1, 2, 3)})
+    assert choose(space(SLOW, FAST), toy) == DEFAULT
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, KeyboardInterrupt])
+def test_what_says_nothing_of_a_candidate_is_passed_on(error):
+    of, toy = space(SLOW, FAST), Toy(fails={2: error()})
+    toy.y[8:] = 3.0
+    with pytest.raises(error):
+        choose(of, toy)
+    assert toy.y[8:].eq(3.0).all()
+    assert choose(of, Toy()) == FAST
+
+
+def test_nothing_is_timed_on_a_device_without_a_timer():
+    toy = Toy()
+    with measuring():
+        assert space(FAST).config(KEY, CPU, toy.trial) == DEFAULT
+    assert toy.now is None
+
+
+def test_nothing_is_timed_while_launches_are_recorded_or_another_target_is_set():
+    toy = Toy()
+    with launch.record(), measuring(toy.timer):
+        assert space(FAST).config(KEY, CPU, toy.trial) == DEFAULT
+    with targeting(90), measuring(toy.timer):
+        assert space(FAST).config(KEY, CPU, toy.trial) == DEFAULT
+    assert toy.now is None
+
+
+# threads
+
+
+def in_threads(*functions):
+    failed = []
+
+    def guarded(function):
+        try:
+            function()
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(f,)) for f in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert not failed and not any(thread.is_alive() for thread in threads)
+
+
+def test_one_threads_measuring_and_target_are_not_anothers():
+    """In the order that leaves a global on: the first comes out before the second does."""
+    entered, left = threading.Event(), threading.Event()
+    of, toy = space(FAST), Toy()
+
+    def first():
+        with measuring(toy.timer), targeting(90):
+            entered.wait(10)
+            assert tuning.architecture(CPU) == 90
+        left.set()
+
+    def second():
+        assert of.config(KEY, CPU, toy.trial) == DEFAULT
+        with measuring(toy.timer), targeting(120):
+            entered.set()
+            left.wait(10)
+            assert tuning.architecture(CPU) == 120
+        assert tuning.architecture(CPU) == tuning.FALLBACK_ARCHITECTURE
+        assert of.config(KEY, CPU, toy.trial) == DEFAULT
+
+    in_threads(first, second)
+    assert of.config(KEY, CPU, toy.trial) == DEFAULT and toy.now is None
+
+
+def test_no_two_threads_time_at_once_and_none_times_twice():
+    of, inside, most, timed = space(SLOW, FAST), [], [], []
+
+    def ask(key):
+        toy = Toy()
+
+        def timer(call):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.005)
+            inside.pop()
+            timed.append(key)
+            return toy.timer(call)
+
+        with measuring(timer):
+            assert of.config(key, CPU, toy.trial) == FAST
+
+    in_threads(*(lambda key=key: ask(key) for key in ((1,), (2,), (1,), (2,))))
+    assert max(most) == 1
+    assert sorted(timed) == 3 * [(1,)] + 3 * [(2,)]
+
+
+def test_who_does_not_measure_does_not_wait():
+    of, toy, timing, asked = space(FAST), Toy(), threading.Event(), threading.Event()
+
+    def timer(call):
+        timing.set()
+        assert asked.wait(10)
+        return toy.timer(call)
+
+    def measure():
+        with measuring(timer):
+            assert of.config(KEY, CPU, toy.trial) == FAST
+
+    def ask():
+        assert timing.wait(10)
+        assert of.config(KEY, CPU, Toy().trial) == DEFAULT
+        asked.set()
+
+    in_threads(measure, ask)
+
+
+# enumeration
+
+
+def test_launches_of_all_candidates_are_recorded():
+    x = torch.empty(1, 64, 16, 16, device="meta")
+    parameters = [torch.empty(s, device="meta") for s in ((64,), (64,), (128, 64), (128,), (64, 128), (64,))]
+    with launch.record() as launches, enumerating():
+        swin_mlp.forward(x, 32, *parameters[:2], *parameters[2:], 1e-5)
+    found = [(x.constants["BLOCK_M"], x.num_stages) for x in launches if x.name == "swin_mlp_kernel"]
+    expected = [(c.blocks["BLOCK_M"], c.num_stages) for c in swin_mlp.SPACE.candidates((256, 256, 64, 4))]
+    assert set(found) == set(expected) and len(expected) > 2
+    assert len(found) == len(expected) + 1  # and the one that is chosen
+
+
+# what is kept
+
+
+@pytest.fixture
+def stored(monkeypatch, tmp_path):
+    """A cache folder of its own."""
+    monkeypatch.setenv("RESSHIFT_FAST_PREFERENCES", "1")
+    monkeypatch.setenv("RESSHIFT_FAST_CACHE", str(tmp_path))
+    choices.forget()
+    yield tmp_path / "configurations"
+    choices.forget()
+
+
+def test_a_choice_is_read_back_by_another_process(stored):
+    toy = Toy()
+    assert choose(space(SLOW, FAST), toy) == FAST
+    choices.forget()
+    assert space(SLOW, FAST).config(KEY, CPU) == FAST
+    assert space(SLOW, FAST, name="other").config(KEY, CPU) == DEFAULT
+    assert space(SLOW).config(KEY, CPU) == DEFAULT  # a kernel that has no such candidate
+
+
+def test_nothing_is_kept_or_read_where_it_is_turned_off(stored, monkeypatch):
+    choose(space(SLOW, FAST), Toy())
+    assert list(stored.glob("*.json"))
+    monkeypatch.setenv("RESSHIFT_FAST_PREFERENCES", "0")
+    choices.forget()
+    of = space(SLOW, FAST)
+    assert of.config(KEY, CPU) == DEFAULT
+    before = [path.read_bytes() for path in stored.glob("*.json")]
+    assert choose(of, Toy(times={1: 3.0, 2: 2.0, 3: 1.0})) == SLOW
+    assert [path.read_bytes() for path in stored.glob("*.json")] == before
+
+
+def test_a_rejected_choice_gives_way_to_the_default(stored):
+    of, toy = space(SLOW, FAST), Toy()
+    with tuning.watching() as met:
+        assert choose(of, toy) == FAST
+    (choice,) = met
+    assert str(choice) == "toy (64,) with BLOCK 2, num_warps 4, num_stages 2"
+    choice.reject()
+    assert of.config(KEY, CPU) == DEFAULT
+    choices.forget()
+    assert space(SLOW, FAST).config(KEY, CPU) == DEFAULT
+    with tuning.watching() as met:
+        choose(of, toy)
+    assert met == []
+
+
+# whole operators
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs a stand-in on the CPU")
+def test_results_of_measured_configurations_are_compared_with_plain_pytorch(monkeypatch):
+    """The default is within the tuner's limit of a candidate that is further from the truth than an operator may be."""
+    torch.manual_seed(0)
+    shapes = (1, 32, 8, 8), (32,), (32,), (64, 32), (64,), (32, 64), (32,)
+    x, *parameters = (torch.randn(shape) for shape in shapes)
+    args, of, toy = (x, 4, *parameters, 1e-5), space(SLOW, FAST), Toy()
+    plain = backends.OPERATORS["swin_mlp"].plain
+
+    def forward(*args):
+        y = torch.empty_like(args[0])
+
+        def start(config):
+            toy.now = config.blocks["BLOCK"]
+            y.copy_(plain(*args))
+            if config == FAST:
+                y.mul_(1 + 5e-4)
+            return (y,)
+
+        start(of.config(KEY, CPU, start))
+        return y
+
+    monkeypatch.setattr(tuning, "LIMITS", {torch.float32: 1e-3})
+    stand_in = backends.Operator("swin_mlp", plain, lambda *_: [], {"triton": lambda: backends.Kernel(forward)})
+    monkeypatch.setitem(backends.OPERATORS, "swin_mlp", stand_in)
+    monkeypatch.setenv("RESSHIFT_FAST_VERIFY", "0")
+    with use_backend("triton"):
+        with backends.measuring(toy.timer), pytest.warns(RuntimeWarning) as caught:
+            found = backends.run("swin_mlp", *args)
+            again = backends.run("swin_mlp", *args)
+        assert found.equal(plain(*args)) and again.equal(found) and of.config(KEY, CPU) == DEFAULT
+    (warned,) = map(str, (w.message for w in caught))
+    assert "swin_mlp: toy (64,) with BLOCK 2" in warned and "output 0 has relative error 5.0e-04" in warned
