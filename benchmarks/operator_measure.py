@@ -16,6 +16,7 @@ from typing import Any
 
 from resshift_fast import timing
 from resshift_fast.accuracy import errors, limits
+from resshift_fast.counting import Counter, total
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # some builds of torch print two lines for every profile otherwise
 
@@ -140,6 +141,15 @@ def ready(function: Function, arguments: Arguments, names: Sequence[str], weight
         return lambda: gradients(outputs, leaves, weights)
 
     return prepare
+
+
+def work(call: Function) -> tuple[int, int]:
+    """Bytes that a call moves and operations of its matrix products, as `resshift_fast.counting` counts: those of the
+    Triton kernels' launches for this package's operators, whatever backend runs them."""
+    with Counter() as counter:
+        call()
+    whole = total(counter.rows)
+    return whole.num_bytes, whole.matrix_operations
 
 
 def peak_bytes(prepare: Callable[[], Function], device: torch.device) -> int:

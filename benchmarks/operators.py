@@ -23,7 +23,7 @@ import torch
 import typer
 from operator_cases import CASES, OPERATORS, Case
 
-from resshift_fast import backends, ops, timing
+from resshift_fast import backends, ops, roofline, timing
 from resshift_fast.accuracy import full_float32
 from resshift_fast.cli import console
 from resshift_fast.files import make_folder, write_atomically
@@ -37,6 +37,8 @@ SHOWN = {
     "median ms": ".3f",
     "spread ms": ".3f",
     "peak MiB": ".2f",
+    "bandwidth %": ".1f",
+    "matrix %": ".1f",
     "error": ".1e",
     "allowed": ".1e",
     "speed-up": ".2f",
@@ -65,6 +67,7 @@ class Benchmark:
         self.device, self.repeats, self.backward, self.compiled = device, repeats, backward, compiled
         self.latent, self.batch = latent, batch
         self.clock = timing.Clock(device)
+        self.gpu = roofline.of_device(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
         self.rows: list[dict[str, Any]] = []
         self.notes: list[str] = []
         self.failed = 0
@@ -97,7 +100,9 @@ class Benchmark:
                 if self._agrees(name, rows[name], function, arguments, names, weights, plain, exact):
                     prepared[name] = measure.ready(function, arguments, names, weights)
             del plain, exact
-            self._measure(prepared, rows)
+            self._measure(prepared, rows, backward)
+            if self.gpu is not None and "ours" in prepared:
+                self._share(measure.work(prepared["ours"]()), dtype.itemsize, rows)
             self.rows += rows.values()
 
     def _expected(
@@ -131,11 +136,11 @@ class Benchmark:
         self.failed += bool(check.problem)
         return not check.problem
 
-    def _measure(self, prepared: dict[str, Any], rows: dict[str, dict[str, Any]]) -> None:
+    def _measure(self, prepared: dict[str, Any], rows: dict[str, dict[str, Any]], backward: bool) -> None:
         """Times, memory and speed-ups of the providers that agreed."""
         if not prepared:
             return
-        found = timing.times(prepared, self.repeats, self.clock)
+        found = timing.times(prepared, self.repeats, self.clock, once=backward)
         for name, values in found.items():
             rows[name] |= {
                 "runs": len(values),
@@ -145,6 +150,16 @@ class Benchmark:
             }
             if name != PLAIN and PLAIN in found:
                 rows[name]["speed-up"] = common.median(found[PLAIN]) / common.median(values)
+
+    def _share(self, work: tuple[int, int], element_size: int, rows: dict[str, dict[str, Any]]) -> None:
+        """What of the GPU's bandwidth and matrix rate each provider reaches if it does no more than `work`."""
+        num_bytes, operations = work
+        for row in rows.values():
+            if "median ms" in row:
+                seconds = row["median ms"] / 1e3
+                row["bandwidth %"] = 100 * num_bytes / seconds / self.gpu.bandwidth
+                if operations:
+                    row["matrix %"] = 100 * operations / seconds / self.gpu.rate(element_size)
 
     def _note(self, text: str) -> None:
         if text not in self.notes:
@@ -310,7 +325,13 @@ def _report(benchmark: Benchmark, path: Path) -> None:
     ]
     if benchmark.device.type == "cuda":
         notes.append(
-            "Times from CUDA events after the level-2 cache was overwritten; memory from max_memory_allocated."
+            "Times from replays of a CUDA graph, backward ones queued behind a spin, each call after the level-2 cache "
+            "was overwritten; memory from max_memory_allocated."
+        )
+        sheet = "which is not known here" if benchmark.gpu is None else f"of {benchmark.gpu.title}"
+        notes.append(
+            "bandwidth, matrix: of the data sheet's, for what this package's Triton kernels move and compute, whatever "
+            f"the provider does; data sheet: {sheet}."
         )
     else:
         notes.append("Times from perf_counter; memory from torch.profiler, what PyTorch's own allocator gave out.")

@@ -109,5 +109,5 @@ def test_the_floor_is_the_larger_of_moving_and_computing():
 
 
 def test_an_unknown_gpu_is_refused():
-    with pytest.raises(ValueError, match="unknown GPU 'h1000', expected one of h100, a100, l40s, 4090"):
+    with pytest.raises(ValueError, match="unknown GPU 'h1000', expected one of h100, h200, a100, l40s, 4090"):
         roofline.get("h1000")

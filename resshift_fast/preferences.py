@@ -14,7 +14,7 @@ stands beside them, and `choice` decides; other shapes, and choices that the ker
     "algorithms": {"128x128@256x256b1": {"choice": "winograd 6", "microseconds": {"winograd 6": 41250.2, ...},
                                          "refused": {}}}
 
-RESSHIFT_FAST_PREFERENCES=0 ignores all files.
+RESSHIFT_FAST_PREFERENCES=0 ignores all files, and those of `kernels.choices` too.
 """
 
 import json

@@ -15,23 +15,30 @@ class GPU:
 
     Args:
         title: its full name.
+        device: the name that its driver gives it.
         arch: compute capability, 90 for 9.0.
         bandwidth: of its memory in bytes a second.
         rate_16_bit, rate_32_bit: operations a second on float16 and bfloat16 (tensor cores), and on float32.
     """
 
     title: str
+    device: str
     arch: int
     bandwidth: float
     rate_16_bit: float
     rate_32_bit: float
 
+    def rate(self, element_size: int) -> float:
+        """Operations a second of matrix products of elements of 2 or 4 bytes."""
+        return self.rate_16_bit if element_size == 2 else self.rate_32_bit
+
 
 GPUS = {
-    "h100": GPU("NVIDIA H100 SXM", 90, 3.35e12, 989e12, 67e12),
-    "a100": GPU("NVIDIA A100 SXM 80 GB", 80, 2.039e12, 312e12, 19.5e12),
-    "l40s": GPU("NVIDIA L40S", 89, 0.864e12, 362e12, 91.6e12),
-    "4090": GPU("NVIDIA GeForce RTX 4090", 89, 1.008e12, 165e12, 82.6e12),
+    "h100": GPU("NVIDIA H100 SXM", "NVIDIA H100 80GB HBM3", 90, 3.35e12, 989e12, 67e12),
+    "h200": GPU("NVIDIA H200 SXM", "NVIDIA H200", 90, 4.8e12, 989e12, 67e12),
+    "a100": GPU("NVIDIA A100 SXM 80 GB", "NVIDIA A100-SXM4-80GB", 80, 2.039e12, 312e12, 19.5e12),
+    "l40s": GPU("NVIDIA L40S", "NVIDIA L40S", 89, 0.864e12, 362e12, 91.6e12),
+    "4090": GPU("NVIDIA GeForce RTX 4090", "NVIDIA GeForce RTX 4090", 89, 1.008e12, 165e12, 82.6e12),
 }
 
 
@@ -44,6 +51,11 @@ def get(name: str) -> GPU:
     if name.lower() not in GPUS:
         raise ValueError(f"unknown GPU {name!r}, expected one of {', '.join(GPUS)}")
     return GPUS[name.lower()]
+
+
+def of_device(name: str) -> GPU | None:
+    """The GPU to which its driver gives this name; None for one that is not in `GPUS`."""
+    return next((gpu for gpu in GPUS.values() if gpu.device == name), None)
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,7 @@ def project(rows: Mapping[str, Row], gpu: GPU, element_size: int = 2) -> dict[st
     Returns:
         Operator name to `Floor`, the longest first.
     """
-    rate = gpu.rate_16_bit if element_size == 2 else gpu.rate_32_bit
+    rate = gpu.rate(element_size)
     floors = {}
     for name, row in rows.items():
         times = [(num_bytes / gpu.bandwidth, operations / rate) for num_bytes, operations in row.calls]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from resshift_fast import backends, catalog, ops
+from resshift_fast import backends, catalog, ops, roofline
 from resshift_fast.sampler import LatentChain
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -234,6 +234,29 @@ def test_memory_on_the_cpu_is_the_peak_beyond_the_arguments(script):
     assert peak_bytes(lambda: two_at_once, CPU) == pytest.approx(8 * 2**20, rel=0.01)
 
 
+@pytest.mark.parametrize("name", ["group_norm", "upsample_conv2d"])
+def test_shares_of_a_known_gpu(name, operators, cases):
+    """What the kernels' launches move and multiply, by the time of each provider."""
+    gpu = roofline.get("h100")
+    found = benchmark(operators, backward=False)
+    case = first(cases, name, **SMALL.get(name, {}))
+    found.run(case, torch.float32)
+    assert all("bandwidth %" not in row for row in found.rows)
+    found.gpu = gpu
+    found.run(case, torch.float32)
+    arguments = case.arguments(CPU, torch.float32, 16, 1)
+    moved = sum(x.numel() * x.element_size() for x in arguments.values() if isinstance(x, torch.Tensor))
+    for row in found.rows[2:]:
+        num_bytes = row["bandwidth %"] / 100 * gpu.bandwidth * row["median ms"] / 1e3
+        assert moved < num_bytes < 10 * moved
+        if name == "group_norm":
+            assert "matrix %" not in row
+        else:
+            taps = 4 if backends.has_kernel(name, "cpu") else 9  # of the kernels' formula, or of PyTorch's convolution
+            operations = 2 * taps * 4 * arguments["x"].numel() * arguments["weight"].shape[0]
+            assert row["matrix %"] / 100 * gpu.rate_32_bit * row["median ms"] / 1e3 == pytest.approx(operations)
+
+
 def test_compile_that_fails_is_skipped_with_the_reason(monkeypatch, operators, cases):
     def no_compiler(function):
         def call(**arguments):
@@ -273,6 +296,8 @@ def test_files_and_table(operators, tmp_path):
         "median ms",
         "spread ms",
         "peak MiB",
+        "bandwidth %",
+        "matrix %",
         "error",
         "allowed",
         "speed-up",

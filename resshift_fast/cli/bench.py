@@ -61,7 +61,7 @@ def count(
 
 
 def roofline(
-    gpu: Annotated[str, typer.Option(metavar="NAME", help="h100, a100, l40s or 4090. Default: h100.")] = "h100",
+    gpu: Annotated[str, typer.Option(metavar="NAME", help="h100, h200, a100, l40s or 4090. Default: h100.")] = "h100",
     path: Annotated[str, typer.Option(metavar="PATH", help="plain or fused. Default: fused.")] = "fused",
     model: Model = "realsr-x4-v3",
     size: Size = 64,
