@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
-from threading import Lock, local
+from threading import local
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from resshift_fast.core.capturing import alone
 from resshift_fast.core.stopwatch import Stopwatch
 from resshift_fast.kernels import choices
 from resshift_fast.kernels.launch import recording
@@ -65,7 +66,6 @@ class _Mode(local):
 
 
 _mode = _Mode()
-_timing = Lock()  # of the one thread that times: two at once would time each other
 
 
 @lru_cache
@@ -207,9 +207,13 @@ class Space:
         timer = _mode.timer(device)
         if timer is None:
             return None
-        with _timing:
+        with alone:
             if (device, bucket) not in self._chosen:  # else another thread has measured it meanwhile
-                chosen = _fastest(f"{self.name} {bucket}", self._all(bucket, default), trial, timer)
+                previous, _mode.timer = _mode.timer, None  # a trial's own calls are not timed within it
+                try:
+                    chosen = _fastest(f"{self.name} {bucket}", self._all(bucket, default), trial, timer)
+                finally:
+                    _mode.timer = previous
                 self._chosen[device, bucket] = chosen
                 choices.keep(device, self.name, bucket, chosen.options)
                 if _mode.met is not None:

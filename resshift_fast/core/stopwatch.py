@@ -17,6 +17,8 @@ from typing import Any, Protocol
 
 import torch
 
+from resshift_fast.core.capturing import alone
+
 CAPTURED_MS = 0.4  # of the calls in one graph together, if so many are not more than
 MOST_CALLS = 20
 ESTIMATES = 3  # replays of a single call, by which the number of calls is chosen
@@ -142,7 +144,7 @@ class _Cuda:
         torch.sum(self._memory, dim=1, out=self._sums)
 
     def capture(self, call: Call) -> Call:
-        with torch.cuda.device(self.device):
+        with alone, torch.cuda.device(self.device):
             graph = torch.cuda.CUDAGraph()
             torch.cuda.synchronize()
             # Other threads may allocate meanwhile, which "global" would forbid. `torch.cuda.graph` would empty the
