@@ -1,6 +1,9 @@
 """Whether the candidates of every kernel compute the same, and which of them to the last bit."""
 
+import itertools
 import os
+import sys
+import warnings
 
 import pytest
 import torch
@@ -60,6 +63,10 @@ def quantize_large():
 
 def attention_large():
     return window_attention.forward(draw(1, 8, 8, 96), draw(225, 2), 2, 8, 4, "swin")
+
+
+def attention_backward():
+    return window_attention.backward(draw(1, 8, 8, 64), draw(1, 8, 8, 192), draw(225, 1), 1, 8, 0, "swin")
 
 
 def attention_spatial():
@@ -129,6 +136,41 @@ def test_blocks_of_a_product_change_rounding_at_most(call, monkeypatch):
     first, *others = in_all(call, monkeypatch)
     assert others
     assert_rounded(first, others)
+
+
+SPACES = [
+    value
+    for name, module in sys.modules.items()
+    if name.startswith("resshift_fast.kernels.")
+    for value in vars(module).values()
+    if isinstance(value, tuning.Space)
+]
+
+
+ALL = (*SAME, *REORDERED, *PRODUCTS, attention_backward)
+
+
+@pytest.mark.parametrize("call", ALL, ids=names(ALL))
+def test_every_trial_writes_what_the_default_does(call, monkeypatch):
+    """As the tuner compares it, and with the last candidate as the fastest."""
+    monkeypatch.setattr(group_norm, "forward_plan", lambda x, groups, last, **_: split_plan(x, groups, last, TILE))
+    for space in SPACES:
+        monkeypatch.setattr(space, "_chosen", {})
+    torch.manual_seed(0)
+    expected = call()
+    times = itertools.count(1000, -1)
+
+    def timer(trial):
+        trial()
+        return next(times)
+
+    torch.manual_seed(0)
+    with tuning.measuring(timer), tuning.watching() as measured, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = call()
+    assert measured and any(choice.config != choice.default for choice in measured)
+    as_list = [[x] if isinstance(x, torch.Tensor) else list(x) for x in (found, expected)]
+    assert_rounded(as_list[1], as_list[:1])
 
 
 def assert_rounded(first, others):

@@ -337,3 +337,34 @@ def test_results_of_measured_configurations_are_compared_with_plain_pytorch(monk
         assert found.equal(plain(*args)) and again.equal(found) and of.config(KEY, CPU) == DEFAULT
     (warned,) = map(str, (w.message for w in caught))
     assert "swin_mlp: toy (64,) with BLOCK 2" in warned and "output 0 has relative error 5.0e-04" in warned
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_on_a_gpu_what_fits_is_timed_and_the_rest_dropped(dtype, monkeypatch):
+    torch.manual_seed(0)
+    shapes = (2, 96, 32, 32), (96,), (96,), (384, 96), (384,), (96, 384), (96,)
+    x, *parameters = (torch.randn(shape, device="cuda", dtype=dtype) for shape in shapes)
+    candidates = swin_mlp.SPACE.candidates
+    too_large = Config({"BLOCK_M": 64, "BLOCK_H": 64}, num_stages=40)  # more shared memory than there is
+    monkeypatch.setattr(swin_mlp.SPACE, "candidates", lambda key: [*candidates(key), too_large])
+    monkeypatch.setattr(swin_mlp.SPACE, "_chosen", {})
+    expected = swin_mlp.forward(x, 32, *parameters, 1e-5)
+    with backends.measuring(), tuning.watching() as measured, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = swin_mlp.forward(x, 32, *parameters, 1e-5)
+    (choice,) = (c for c in measured if c.space is swin_mlp.SPACE)
+    assert choice.config != too_large
+    assert (found - expected).abs().max() <= tuning.LIMITS[dtype] * expected.abs().max()
+    assert swin_mlp.forward(x, 32, *parameters, 1e-5).equal(found)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_a_longer_kernel_takes_longer():
+    def trial(config):
+        torch.cuda._sleep(20_000 * config.blocks["BLOCK"])
+        return ()
+
+    with measuring():
+        found = space(FAST, SLOW).config(KEY, torch.device("cuda", torch.cuda.current_device()), trial)
+    assert found == DEFAULT  # of block 1
