@@ -102,7 +102,7 @@ def measuring(timer: Timer | None = None) -> Iterator[None]:
     Args:
         timer: a call to its milliseconds, on any device; None takes `core.stopwatch`, on GPUs alone.
     """
-    previous, _mode.timer = _mode.timer, _gpu_timer if timer is None else lambda device: timer
+    previous, _mode.timer = _mode.timer, _gpu_timers() if timer is None else lambda device: timer
     try:
         yield
     finally:
@@ -134,21 +134,22 @@ def watching() -> "Iterator[list[Choice]]":
         _mode.met = previous
 
 
-def _gpu_timer(device: torch.device) -> Timer | None:
-    if device.type != "cuda" or not torch.cuda.is_available() or torch.cuda.is_current_stream_capturing():
-        return None
-    replays = _stopwatch(device).replays
+def _gpu_timers() -> Callable[[torch.device], Timer | None]:
+    """Device to its timer, None where nothing can be timed; what stopwatches take of its memory is free with it."""
+    stopwatch = cache(Stopwatch)
 
-    def milliseconds(call: Callable[[], Any]) -> float:
-        replay = replays(call)
-        return sorted(replay() for _ in range(RUNS))[RUNS // 2]
+    def timer_of(device: torch.device) -> Timer | None:
+        if device.type != "cuda" or not torch.cuda.is_available() or torch.cuda.is_current_stream_capturing():
+            return None
+        replays = stopwatch(device).replays
 
-    return milliseconds
+        def milliseconds(call: Callable[[], Any]) -> float:
+            replay = replays(call)
+            return sorted(replay() for _ in range(RUNS))[RUNS // 2]
 
+        return milliseconds
 
-@cache
-def _stopwatch(device: torch.device) -> Stopwatch:
-    return Stopwatch(device)
+    return timer_of
 
 
 @dataclass

@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 
-from resshift_fast import backends, use_backend
+from resshift_fast import backends, use_backend, verification
 from resshift_fast.kernels import choices, launch, swin_mlp, tuning
 from resshift_fast.kernels.tuning import Config, Space, enumerating, measuring, targeting
 
@@ -337,6 +337,34 @@ def test_results_of_measured_configurations_are_compared_with_plain_pytorch(monk
         assert found.equal(plain(*args)) and again.equal(found) and of.config(KEY, CPU) == DEFAULT
     (warned,) = map(str, (w.message for w in caught))
     assert "swin_mlp: toy (64,) with BLOCK 2" in warned and "output 0 has relative error 5.0e-04" in warned
+
+
+def test_whole_numbers_are_left_to_the_tuners_comparison():
+    """Rounding may change an index altogether, and both of them be right."""
+    of, toy, calls = space(SLOW, FAST), Toy(), []
+
+    def function(x):
+        of.config(KEY, CPU, toy.trial)
+        calls.append(x)
+        return x, x.long()
+
+    def plain(x):
+        return x, x.long() + 1
+
+    with measuring(toy.timer), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        verification.watched("toy", function, plain)(torch.ones(3))
+    assert of.config(KEY, CPU) == FAST and len(calls) == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_no_memory_is_kept():
+    x = torch.zeros(64, device="cuda")
+    before = torch.cuda.memory_allocated()
+    with measuring():
+        space(FAST).config(KEY, x.device, lambda config: (x.zero_(),))
+        assert torch.cuda.memory_allocated() > before + (1 << 20)
+    assert torch.cuda.memory_allocated() <= before
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
