@@ -2,8 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from os import PathLike
 from typing import Any
@@ -14,42 +13,20 @@ from torch import Tensor, nn
 
 from resshift_fast import backends, catalog, checkpoints, compilation, download, images, precompilation
 from resshift_fast.backends import usable_device
+from resshift_fast.batches import Job, Tile, crop, crop_hole, has_hole, plan_batches, shape_of
 from resshift_fast.catalog import ModelSpec
 from resshift_fast.models.layers import lay_out_
 from resshift_fast.noise import check_seed
 from resshift_fast.restoration import Restoration
 from resshift_fast.sampler import torch_noise
 from resshift_fast.sources import Source, sources_of
-from resshift_fast.tiling import Axis, Blender, reflect
+from resshift_fast.tiling import Blender
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NOISES = ("field", "torch")
 
 Path = str | PathLike
 Progress = bool | Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class _Tile:
-    """One tile of one image: its place in the plan."""
-
-    image: int
-    row: int
-    column: int
-    top: int
-    left: int
-
-
-@dataclass
-class _Job:
-    """One image under restoration."""
-
-    source: Source
-    hole: np.ndarray | None
-    rows: Axis
-    columns: Axis
-    seed: int
-    blender: Blender
 
 
 class Pipeline:
@@ -288,18 +265,18 @@ class Pipeline:
                 )
         return holes
 
-    def _job(self, source: Source, hole: np.ndarray | None, seed: int, tile: int | None, overlap: int | None) -> _Job:
+    def _job(self, source: Source, hole: np.ndarray | None, seed: int, tile: int | None, overlap: int | None) -> Job:
         rows, columns = self.spec.plan_tiles(source.height, source.width, tile, overlap)
         source.begin(self.spec.scale)
         blender = Blender(rows, columns, self.spec.scale, partial(source.write, hole=hole))
-        return _Job(source, hole, rows, columns, seed, blender)
+        return Job(source, hole, rows, columns, seed, blender)
 
-    def _run(self, jobs: list[_Job], batch_size: int, noise: str, progress: Progress) -> None:
-        batches = list(_batches(jobs, batch_size))
+    def _run(self, jobs: list[Job], batch_size: int, noise: str, progress: Progress) -> None:
+        batches = list(plan_batches(jobs, batch_size))
         generator = torch.Generator(self.device).manual_seed(jobs[0].seed) if noise == "torch" and jobs else None
         steps = self.spec.schedule.num_steps
-        needed = [any(_has_hole(jobs[tile.image], tile) for tile in batch) for batch in batches]
-        shapes = {_shape(jobs, batch) for batch, run in zip(batches, needed, strict=True) if run}
+        needed = [any(has_hole(jobs[tile.image], tile) for tile in batch) for batch in batches]
+        shapes = {shape_of(jobs, batch) for batch, run in zip(batches, needed, strict=True) if run}
         precompilation.prepare_restoration(self.spec, self.device, self.dtype, shapes, progress is True)
         with _progress(progress, sum(needed) * steps) as advance:
             for batch, run in zip(batches, needed, strict=True):
@@ -315,15 +292,15 @@ class Pipeline:
 
     @torch.inference_mode()  # spares every operator autograd's turn, which no_grad does not
     def _restore(
-        self, jobs: list[_Job], batch: list[_Tile], generator: torch.Generator | None, advance: Callable[[], None]
+        self, jobs: list[Job], batch: list[Tile], generator: torch.Generator | None, advance: Callable[[], None]
     ) -> np.ndarray:
         """The chain on a batch of tiles of one shape: float32 [tiles, 3, height · scale, width · scale]."""
         spec, device = self.spec, self.device
         margin = self.restoration.margin
-        image = torch.stack([_crop(jobs[tile.image], tile, margin) for tile in batch]).to(device)
+        image = torch.stack([crop(jobs[tile.image], tile, margin) for tile in batch]).to(device)
         hole = None
         if spec.needs_mask:
-            hole = torch.stack([_crop_hole(jobs[tile.image], tile) for tile in batch]).to(device)
+            hole = torch.stack([crop_hole(jobs[tile.image], tile) for tile in batch]).to(device)
         place = [[tile.top * spec.latent_per_input, tile.left * spec.latent_per_input] for tile in batch]
         origin = torch.tensor(place, device=device).long()
         seed = torch.tensor([jobs[tile.image].seed for tile in batch], device=device)
@@ -401,55 +378,6 @@ _kept_lock = threading.Lock()
 def _version(path: Path | None) -> tuple | None:
     """Tells a file of weights from what was at the same path before."""
     return None if path is None else (str(path), os.path.exists(path) and os.stat(path).st_mtime_ns)
-
-
-def _batches(jobs: list[_Job], batch_size: int) -> Iterator[list[_Tile]]:
-    """Consecutive tiles of one shape, `batch_size` at most, in row-major order image by image.
-
-    A batch holds either tiles with holes or tiles without, which need no network.
-    """
-    batch: list[_Tile] = []
-    kind: tuple | None = None
-    for i, job in enumerate(jobs):
-        for row, top in enumerate(job.rows.starts):
-            for column, left in enumerate(job.columns.starts):
-                tile = _Tile(i, row, column, top, left)
-                its_kind = (job.rows.tile, job.columns.tile, _has_hole(job, tile))
-                if batch and (len(batch) == batch_size or its_kind != kind):
-                    yield batch
-                    batch = []
-                batch, kind = [*batch, tile], its_kind
-    if batch:
-        yield batch
-
-
-def _shape(jobs: list[_Job], batch: list[_Tile]) -> tuple[int, int, int]:
-    """(height, width, tiles) of a batch."""
-    job = jobs[batch[0].image]
-    return job.rows.tile, job.columns.tile, len(batch)
-
-
-def _has_hole(job: _Job, tile: _Tile) -> bool:
-    """Whether the tile has anything to restore: without a mask always, with one where its hole reaches in."""
-    if job.hole is None:
-        return True
-    return bool(job.hole[tile.top : tile.top + job.rows.tile, tile.left : tile.left + job.columns.tile].any())
-
-
-def _indices(axis: Axis, start: int, margin: int) -> np.ndarray:
-    """Source pixels under a tile and `margin` pixels around: the padded image continues by its border pixels, as
-    bicubic interpolation of the whole would take it, and the padding itself reflects the image."""
-    inside = np.arange(start - margin, start + axis.tile + margin).clip(0, axis.extent - 1)
-    return reflect(0, axis.extent, axis.length)[inside]
-
-
-def _crop(job: _Job, tile: _Tile, margin: int) -> Tensor:
-    return job.source.crop(_indices(job.rows, tile.top, margin), _indices(job.columns, tile.left, margin))
-
-
-def _crop_hole(job: _Job, tile: _Tile) -> Tensor:
-    rows, columns = _indices(job.rows, tile.top, 0), _indices(job.columns, tile.left, 0)
-    return torch.from_numpy(job.hole[rows[:, None], columns[None, :]])[None]
 
 
 class _progress:
