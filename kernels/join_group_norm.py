@@ -15,6 +15,7 @@ from resshift_fast.kernels.group_norm import apply_parts, tile_constants
 from resshift_fast.kernels.group_norm_tiles import (
     DTYPES,
     MAX_GROUP_CHANNELS,
+    RESIDENT_TILE,
     add_pixels,
     affine_rows,
     combine_slots,
@@ -31,6 +32,7 @@ from resshift_fast.kernels.group_norm_tiles import (
 from resshift_fast.kernels.launch import launch
 
 TILE = 4096  # elements of the first of two launches: two images and two statistics in registers
+ODD_TILE = RESIDENT_TILE // 2  # of a concatenation in chunks of odd width: each element has addresses of its own
 
 
 @triton.jit
@@ -188,7 +190,9 @@ def forward(
     y = torch.empty_like(joined)
     affine, strides = affine_rows(weight, bias, scale, shift)
     plan = forward_plan(joined, num_groups, channels_last=True)
+    odd = first < channels and plan.groups * channels // num_groups % 2
     resident = plan.parts == 1 and plan.block_p >= pixels
+    resident = resident and plan.block_p * plan.block_c <= (ODD_TILE if odd else RESIDENT_TILE)
     if not resident:
         plan = split_plan(joined, num_groups, channels_last=True, tile=TILE)
     constants = tile_constants(channels, num_groups, plan, channels_last=True, activation=activation)

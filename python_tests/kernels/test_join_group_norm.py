@@ -4,6 +4,7 @@ import pytest
 import torch
 from comparison import LAYOUTS, assert_close, layouts, name_of
 from golden_data import array
+from interpreter import SIXTEEN_BITS
 
 from resshift_fast.kernels import group_norm_tiles, join_group_norm
 from resshift_fast.kernels.launch import record
@@ -90,12 +91,7 @@ def test_a_forced_path_is_taken(path, monkeypatch):
         assert launches[0].parameters["part_pixels"] > launches[0].constants["BLOCK_P"]
 
 
-def sixteen_bits():
-    """The interpreter cuts bfloat16 off where the GPU rounds it."""
-    return [torch.float16, torch.bfloat16] if torch.cuda.is_available() else [torch.float16]
-
-
-@pytest.mark.parametrize("dtype", sixteen_bits(), ids=name_of)
+@pytest.mark.parametrize("dtype", SIXTEEN_BITS, ids=name_of)
 @pytest.mark.parametrize("path", ["registers", "split"])
 @pytest.mark.parametrize("second", [None, 10], ids=["add", "concat"])
 def test_sixteen_bits_normalize_what_was_rounded(second, path, dtype, device, monkeypatch):
@@ -103,9 +99,10 @@ def test_sixteen_bits_normalize_what_was_rounded(second, path, dtype, device, mo
     check(inputs((2, 20, second, 2, 5, 7), device, dtype), torch.finfo(dtype).eps / 4)
 
 
-def test_float32_parameters_with_16_bit_images(device):
+@pytest.mark.parametrize("dtype", SIXTEEN_BITS, ids=name_of)
+def test_float32_parameters_with_16_bit_images(dtype, device):
     arguments = inputs((1, 20, 10, 2, 5, 7), device)
-    check([x.half() for x in arguments[:2]] + arguments[2:], torch.finfo(torch.float16).eps / 4)
+    check([x.to(dtype) for x in arguments[:2]] + arguments[2:], torch.finfo(dtype).eps / 4)
 
 
 @pytest.mark.parametrize("second", [None, 6], ids=["add", "concat"])
@@ -171,6 +168,9 @@ LAUNCHES = [  # B, channels of x and of other, side, kernels: the networks' call
     (1, 512, None, 16, ONE),
     (1, 160, 160, 64, TWO),
     (1, 320, 160, 64, TWO),
+    (1, 320, 160, 32, TWO),
+    (1, 320, 160, 16, ONE),
+    (1, 160, 160, 32, ONE),
     (1, 320, 320, 16, ONE),
     (1, 640, 320, 16, ONE),
     (1, 640, 640, 8, ONE),

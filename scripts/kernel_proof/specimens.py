@@ -230,6 +230,7 @@ _TABLE = (
     ("join_group_norm.forward", "128x256x256-add", ALL, _join_group_norm(1, 128, 256, 256)),
     ("join_group_norm.forward", "512x16x16-add-batch64", BF16, _join_group_norm(64, 512, 16, 16)),
     ("join_group_norm.forward", "320x64x64-concat-160", ALL, _join_group_norm(1, 320, 64, 64, skip=160)),
+    ("join_group_norm.forward", "320x32x32-concat-160", BF16, _join_group_norm(1, 320, 32, 32, skip=160)),
     ("join_group_norm.forward", "640x8x8-concat-640", ALL, _join_group_norm(1, 640, 8, 8, skip=640)),
     ("window_attention.forward", "192x64x64-shift4", ALL, _window_attention(1, 64, 64, 192, heads=6, shift=4)),
     ("window_attention.forward", "192x256x256", BF16, _window_attention(1, 256, 256, 192, heads=6)),
