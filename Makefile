@@ -15,12 +15,18 @@ TORCH ?= $(if $(HAS_CUDA),'torch>=2.10',torch==2.13.0)
 # Kernels for CUDA are compiled where they can run; scripts/cuda_budgets.py compiles them without a GPU too.
 CUDA ?= $(if $(HAS_CUDA),auto,0)
 
+# Another Triton, that of torch 2.11, beside the newest: and the architectures for which its budgets are checked too.
+OLDER := 3.6.0
+OLDER_TRITON := $(VENV)/triton-$(OLDER)
+ARCHITECTURES ?= 90
+
 .PHONY: help demo test proofs sanitize gpu lint clean
 
 help:
 	@echo "make demo   install into $(VENV), restore $(PHOTO) and show it beside the original"
 	@echo "make test   install into $(VENV) and run the tests on $(WORKERS) workers"
-	@echo "make proofs compile every kernel for six architectures and compare with the budgets (minutes, no GPU)"
+	@echo "make proofs compile every kernel for six architectures, and with Triton $(OLDER) for ARCHITECTURES=\"$(ARCHITECTURES)\","
+	@echo "            and compare with the budgets (minutes, no GPU)"
 	@echo "make sanitize  run the native kernels under sanitizers of memory, arithmetic and threads (minutes, needs g++)"
 	@echo "make gpu    on a machine with an NVIDIA GPU: tests, sanitizer, benchmarks and a profile, in ten minutes"
 	@echo "make lint   check the code with ruff"
@@ -36,9 +42,17 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-proofs: $(INSTALLED)
+# The older one's interpreter needs a NumPy before 2.4.
+proofs: $(INSTALLED) $(OLDER_TRITON)/installed
 	$(BIN)/python scripts/kernel_budgets.py
+	PYTHONPATH=$(OLDER_TRITON) $(BIN)/python scripts/kernel_budgets.py --arch $(ARCHITECTURES)
+	PYTHONPATH=$(OLDER_TRITON) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --most-cases 3 python_tests/kernels
 	$(BIN)/python scripts/cuda_budgets.py
+
+$(OLDER_TRITON)/installed: | $(INSTALLED)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $(OLDER_TRITON) \
+		triton==$(OLDER) 'numpy<2.4'
+	@touch $@
 
 sanitize: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/sanitize.py -q -n $(WORKERS)

@@ -6,9 +6,10 @@
     python scripts/kernel_budgets.py --sweep         check every window, head size and width of the operators that take
                                                      many; takes the better part of an hour
 
-The kernels are compiled in the configurations that the launchers choose for each architecture. On another version of
-Triton than the budget file's, only what holds on any version is checked: no spills, addresses that don't wrap, shared
-memory, 128-bit access, matrix instructions for 16-bit dots. The same goes for a sweep, which has no budgets.
+The kernels are compiled in the configurations that the launchers choose for each architecture. Each minor version of
+Triton has a budget file of its own, with the architectures that it was asked for. Where it has none, only what holds
+on any version is checked: no spills, addresses that don't wrap, shared memory, 128-bit access, matrix instructions for
+16-bit dots. The same goes for a sweep, which has no budgets.
 """
 
 import argparse
@@ -25,7 +26,7 @@ os.environ.pop("TRITON_INTERPRET", None)
 
 import triton  # noqa: E402
 from kernel_proof import coverage  # noqa: E402
-from kernel_proof.budgets import Budgets, beyond_limits, numbers  # noqa: E402
+from kernel_proof.budgets import Budgets, beyond_limits, budget_file, numbers  # noqa: E402
 from kernel_proof.compilation import FP_FUSION, Compiled, compile_jobs  # noqa: E402
 from kernel_proof.report import report, settle  # noqa: E402
 
@@ -34,7 +35,7 @@ from resshift_fast.kernels.ahead import Job  # noqa: E402
 
 FOLDER = Path(__file__).parent
 COMMAND = "python scripts/kernel_budgets.py --update"
-BUDGETS = FOLDER.parent / "python_tests/kernels/budgets.json"
+BUDGETS = FOLDER.parent / "python_tests/kernels/budgets"
 
 
 def main() -> int:
@@ -54,7 +55,8 @@ def main() -> int:
         return report(findings, len(jobs))
     new = Budgets({"triton": triton.__version__, "fp_fusion": FP_FUSION})
     new.entries = {name: numbers(job, compiled[job]) for name, job in jobs.items() if compiled[job].code}
-    return settle(options.budgets, new, findings, whole=_is_whole(options), update=options.update, command=COMMAND)
+    file = options.budgets or budget_file(BUDGETS, triton.__version__, options.update)
+    return settle(file, new, findings, whole=options.only == [""], update=options.update, command=COMMAND)
 
 
 def _is_whole(options: argparse.Namespace) -> bool:
@@ -73,7 +75,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=[""], metavar="PART", help="of the specimens' names")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes that compile")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep there what is compiled, for the next time")
-    parser.add_argument("--budgets", type=Path, default=BUDGETS, metavar="FILE")
+    parser.add_argument("--budgets", type=Path, metavar="FILE", help="instead of this version's")
     parser.add_argument("--specimens", type=Path, metavar="FILE", help="a module with SPECIMENS and EXEMPTIONS")
     return parser.parse_args()
 

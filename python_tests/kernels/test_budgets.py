@@ -5,6 +5,7 @@ Compiling happens in processes of its own, as the tests' has Triton's interprete
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,15 +14,24 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from resshift_fast.kernels import launch
+from resshift_fast.kernels import launch, tuning
 from resshift_fast.kernels.ahead import Job, specialize
 from scripts.kernel_proof import addresses, coverage, machine_code
-from scripts.kernel_proof.budgets import Budgets, Exemption, beyond_budgets, beyond_limits, differences
+from scripts.kernel_proof.budgets import (
+    Budgets,
+    Exemption,
+    beyond_budgets,
+    beyond_limits,
+    budget_file,
+    differences,
+)
 from scripts.kernel_proof.compilation import Compiled
+from scripts.kernel_proof.report import settle
 from scripts.kernel_proof.specimens import ALL, SPECIMENS
 
 ROOT = Path(__file__).parents[2]
 BAD_KERNELS = Path(__file__).with_name("bad_kernels.py")
+BUDGETS = Path(__file__).with_name("budgets")
 FAST = (
     "group_norm.forward-960x16x16-bfloat16",
     "pointwise_conv2d.forward-192x8x8-to-640-bfloat16",
@@ -140,9 +150,43 @@ def test_an_entry_is_compared_with_its_budget(change, text):
 
 
 def test_a_stale_entry_is_reported_if_everything_was_compiled():
-    old, new = Budgets(COMPILER, {"gone s sm_90": ENTRY}), Budgets(COMPILER)
+    new = Budgets(COMPILER, {"k s sm_90": ENTRY})
+    old = Budgets(COMPILER, {**new.entries, "gone s sm_90": ENTRY, "not-compiled s sm_80": ENTRY})
     assert not beyond_budgets(old, new, whole=False)
-    assert beyond_budgets(old, new, whole=True)[0] == ("gone s sm_90", "nothing compiles to this entry any more")
+    assert beyond_budgets(old, new, whole=True) == [("gone s sm_90", "nothing compiles to this entry any more")]
+
+
+def test_architectures_that_a_file_leaves_out_have_no_budgets():
+    old, new = (Budgets(COMPILER, {name: ENTRY for name in names}) for names in (["k s sm_90"], ["k s sm_80"]))
+    assert not beyond_budgets(old, new, whole=True)
+
+
+def test_an_update_of_one_architecture_keeps_the_others(tmp_path):
+    file, more = tmp_path / "budgets.json", {**ENTRY, "registers": 41}
+    Budgets(COMPILER, {"k s sm_80": ENTRY, "k s sm_90": ENTRY, "gone s sm_90": ENTRY}).save(file)
+    new = Budgets(COMPILER, {"k s sm_90": more})
+    assert settle(file, new, [], whole=True, update=True, command="") == 0
+    assert Budgets.load(file).entries == {"k s sm_80": ENTRY, "k s sm_90": more}
+    other = Budgets({**COMPILER, "triton": "3.9.1"}, {"k s sm_90": ENTRY})
+    assert settle(file, other, [], whole=True, update=True, command="") == 2
+    assert Budgets.load(file).entries == {"k s sm_80": ENTRY, "k s sm_90": more}
+
+
+@pytest.mark.parametrize(
+    "version, update, expected", [("3.6.1", False, "3.6"), ("3.7.0", False, "3.10"), ("3.7.0+git", True, "3.7")]
+)
+def test_each_minor_version_has_a_file_of_its_own(version, update, expected, tmp_path):
+    for minor in ("3.6", "3.10", "3.9"):
+        (tmp_path / f"triton-{minor}.json").touch()
+    assert budget_file(tmp_path, version, update).name == f"triton-{expected}.json"
+
+
+@pytest.mark.parametrize("version, architectures", [("3.6", {90}), ("3.9", set(tuning.ARCHITECTURES))])
+def test_every_specimen_has_budgets(version, architectures):
+    entries = Budgets.load(BUDGETS / f"triton-{version}.json").entries
+    calls = [(specimen, arch) for specimen in SPECIMENS for arch in architectures]
+    started = {f"{x.name} {call.name} sm_{arch}" for call, arch in calls for x in coverage.recorded(call, arch)}
+    assert {re.sub(r"#\d+ ", " ", name) for name in entries} == started
 
 
 def test_an_update_tells_what_changes():

@@ -45,6 +45,11 @@ class Budgets:
     compiler: dict[str, str | bool]
     entries: dict[str, dict[str, int | str]] = field(default_factory=dict)
 
+    @property
+    def architectures(self) -> set[int]:
+        """Those that have entries."""
+        return {architecture(name) for name in self.entries}
+
     @classmethod
     def load(cls, file: Path) -> "Budgets | None":
         """Read a budget file; None where there is none."""
@@ -56,9 +61,31 @@ class Budgets:
     def save(self, file: Path) -> None:
         """Write the file, one line an entry, in an order that does not depend on the specimens'."""
         head = "".join(f" {json.dumps(key)}: {json.dumps(value)},\n" for key, value in self.compiler.items())
-        names = sorted(self.entries, key=lambda name: (*name.split()[:2], int(name.rsplit("_", 1)[1])))
+        names = sorted(self.entries, key=lambda name: (*name.split()[:2], architecture(name)))
         lines = [f"  {json.dumps(name)}: {json.dumps(self.entries[name])}" for name in names]
         file.write_text("{\n" + head + ' "entries": {\n' + ",\n".join(lines) + "\n }\n}\n")
+
+
+def architecture(entry: str) -> int:
+    """Of "kernel specimen sm_90" 90."""
+    return int(entry.rsplit("_", 1)[1])
+
+
+def budget_file(folder: Path, triton: str, update: bool) -> Path:
+    """The file of a version of Triton; if there is none, and none is to be written, the newest version's.
+
+    Args:
+        folder: with files like triton-3.9.json. triton: a version such as "3.9.0". update: whether to write it.
+    """
+
+    def version(text: str) -> list[int]:
+        return [int(part) for part in text.split(".")[:2]]
+
+    major, minor = version(triton)
+    file = folder / f"triton-{major}.{minor}.json"
+    if update or file.exists():
+        return file
+    return max(folder.glob("triton-*.json"), key=lambda path: version(path.stem.removeprefix("triton-")))
 
 
 def numbers(job: Job, compiled: Compiled) -> dict[str, int | str]:
@@ -116,12 +143,20 @@ def limits_broken(code: MachineCode, arch: int) -> list[tuple[str, str]]:
 
 
 def beyond_budgets(old: Budgets, new: Budgets, whole: bool) -> list[tuple[str, str]]:
-    """(entry, text) of what is worse than its budget or has none and, if `new` is all there is, of stale entries."""
+    """(entry, text) of what is worse than its budget or has none; the architectures are those that both have.
+
+    If `new` is all that these architectures have, also of stale entries.
+    """
+    common = old.architectures & new.architectures
     findings = [
-        (name, text) for name, ours in new.entries.items() for text in _over_budget(ours, old.entries.get(name))
+        (name, text)
+        for name, ours in new.entries.items()
+        if architecture(name) in common
+        for text in _over_budget(ours, old.entries.get(name))
     ]
     if whole:
-        findings += [(name, "nothing compiles to this entry any more") for name in old.entries.keys() - new.entries]
+        stale = sorted(name for name in old.entries.keys() - new.entries if architecture(name) in common)
+        findings += [(name, "nothing compiles to this entry any more") for name in stale]
     return findings
 
 

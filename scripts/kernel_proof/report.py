@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from .budgets import Budgets, beyond_budgets, differences
+from .budgets import Budgets, architecture, beyond_budgets, differences
 
 
 def settle(
@@ -15,7 +15,7 @@ def settle(
         file: the budget file.
         new: what was compiled now.
         findings: (entry, text) of what broke a limit.
-        whole: whether `new` is all there is, so that other entries are stale.
+        whole: whether `new` is all that its architectures have, so that other entries of theirs are stale.
         update: whether to accept the numbers.
         command: that would accept them.
     """
@@ -43,11 +43,11 @@ def _name(budgets: Budgets) -> str:
 
 def _accept(file: Path, old: Budgets | None, new: Budgets, findings: list[tuple[str, str]], whole: bool) -> int:
     before = old.entries if old else {}
-    if not whole:
-        if old and old.compiler != new.compiler:
-            print(f"The budgets are for {_name(old)}, here is {_name(new)}: update all of them.", file=sys.stderr)
-            return 2
-        new.entries = {**before, **new.entries}
+    kept = {name: x for name, x in before.items() if not whole or architecture(name) not in new.architectures}
+    if kept and old.compiler != new.compiler:
+        print(f"The budgets are for {_name(old)}, here is {_name(new)}: update all of them.", file=sys.stderr)
+        return 2
+    new.entries = {**kept, **new.entries}
     for line in differences(before, new.entries):
         print(line)
     new.save(file)
