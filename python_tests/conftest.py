@@ -9,9 +9,22 @@ import torch
 from golden_data import OfficialNetworks
 from hypothesis import settings
 
+from resshift_fast import backends
+
 # Without a GPU Triton's interpreter runs the kernels; it is chosen when they are decorated, so before their import.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+# Float32 is to mean float32: on a GPU, convolutions would round what they read to 10 bits.
+torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def _usable_device(device, usable=backends.usable_device):
+    """The CPU for whoever names no device, as where there is no GPU: what needs one names it."""
+    return usable("cpu" if device is None else device)
+
+
+backends.usable_device = _usable_device  # before anybody imports it from there
 
 # What somebody measured on this machine decides nothing here.
 os.environ["RESSHIFT_FAST_PREFERENCES"] = "0"

@@ -51,7 +51,7 @@ def names(folder):
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C cannot be sent to one process there")
 def test_ctrl_c_in_the_middle_of_a_folder(restore, weights, many, tmp_path):
     out = tmp_path / "out"
-    arguments = ["restore", many, "-o", out, "--weights", weights["nano-x4"]]
+    arguments = ["restore", many, "-o", out, "--weights", weights["nano-x4"], "--device", "cpu"]
     path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *map(str, arguments)],

@@ -237,7 +237,8 @@ def test_a_constant_image_gives_the_bias(value, path, memory_format, device, mon
     x = torch.full_like(image(shape, device, memory_format), value)
     weight, bias, *_ = affine(shape, device)
     y, mean, rstd = group_norm.forward(x, 4, weight, bias, EPS, None, None, None)
-    assert torch.equal(y, bias[None, :, None, None].expand_as(y))
+    # The mean's correction is divided, on a GPU to two units in the last place.
+    assert (y - bias[None, :, None, None]).abs().max() <= 1e-5
     assert torch.equal(mean, torch.full_like(mean, value))
     assert_close("rstd", rstd, torch.full_like(rstd, EPS).double().rsqrt(), 1e-6)
 

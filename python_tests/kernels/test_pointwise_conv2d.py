@@ -4,6 +4,7 @@ import pytest
 import torch
 from comparison import LAYOUTS, LIMITS, assert_close, layouts, name_of, relative_error
 from golden_data import array
+from interpreter import DTYPES, SIXTEEN_BITS
 
 from resshift_fast.kernels import pointwise_conv2d, tuning
 from resshift_fast.kernels.launch import record
@@ -34,12 +35,6 @@ SIZES = [  # rows, output channels, channels and bytes of an element, from which
     (4096, 576, 192, 4),
     (64, 640, 1280, 4),
 ]
-
-
-def dtypes():
-    """The interpreter's products of bfloat16 are wrong, the GPU's are not."""
-    both = [torch.float32, torch.float16]
-    return [*both, torch.bfloat16] if torch.cuda.is_available() else both
 
 
 def inputs(case, device, dtype=torch.float32):
@@ -81,7 +76,7 @@ def assert_matches(arguments):
     assert_close("y", y, exact, allowed)
 
 
-@pytest.mark.parametrize("dtype", dtypes(), ids=name_of)
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_matches_float64(case, dtype, device):
     arguments = channels_last(inputs(case, device, dtype))
@@ -104,7 +99,7 @@ def test_strided_parameters(device):
     assert_matches(arguments)
 
 
-@pytest.mark.parametrize("dtype", dtypes()[1:], ids=name_of)
+@pytest.mark.parametrize("dtype", SIXTEEN_BITS, ids=name_of)
 def test_float32_tensors_with_16_bit_images(dtype, device):
     arguments = inputs((2, 20, 4, 24, 4, 5, True, True), device)
     arguments[X] = arguments[X].to(dtype)

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from comparison import LAYOUTS, assert_close, layouts, name_of
 from golden_data import array, document
+from interpreter import truncates
 
 from resshift_fast.kernels import residual_shift
 from resshift_fast.kernels.launch import record
@@ -105,14 +106,9 @@ def double(arguments):
     return [torch.float64 if isinstance(x, torch.dtype) else x for x in wide]
 
 
-def truncates(dtype, device):
-    """Triton's interpreter truncates to bfloat16 where a GPU rounds to nearest."""
-    return dtype == torch.bfloat16 and device.type == "cpu"
-
-
-def rounding(dtype, device):
+def rounding(dtype):
     """Largest relative error of a result that is rounded once to `dtype`."""
-    return max(torch.finfo(dtype).eps * (1 if truncates(dtype, device) else 0.5), 1e-6)
+    return max(torch.finfo(dtype).eps * (1 if truncates(dtype) else 0.5), 1e-6)
 
 
 def assert_chain_step(ours, expected, next_dtype):
@@ -121,7 +117,7 @@ def assert_chain_step(ours, expected, next_dtype):
     assert x.dtype == torch.float32 and x.is_contiguous()
     assert following.dtype == next_dtype and following.is_contiguous(memory_format=torch.channels_last)
     assert_close("x", x, exact_x, 1e-6)
-    assert_close("next input", following, exact_following, rounding(next_dtype, following.device))
+    assert_close("next input", following, exact_following, rounding(next_dtype))
 
 
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: f"seed-{case['seed']}")
@@ -195,7 +191,7 @@ def test_dtypes_and_given_noise(dtype, next_dtype, lq_channels, device):
         arguments = (*steps, "epsilon", False, noise, lq, next_dtype, last)
         ours = residual_shift.posterior_step(*arguments)
         assert_chain_step(ours, posterior_step_reference(*double(arguments)), next_dtype)
-        if lq_channels and (dtype == next_dtype or not truncates(next_dtype, device)):
+        if lq_channels and (dtype == next_dtype or not truncates(next_dtype)):
             assert torch.equal(ours[1][:, 3:], lq.to(next_dtype))
     arguments = (y, row, seed, origin, noise, lq, next_dtype)
     assert_chain_step(residual_shift.prior_sample(*arguments), prior_sample_reference(*double(arguments)), next_dtype)
@@ -294,7 +290,7 @@ def test_q_sample_matches_float64(shape, dtype, memory_format, device):
     row = torch.from_numpy(schedule.coefficients).to(device)[t].view(-1, 8, 1, 1, 1)
     x0, y, noise = x0.double(), y.double(), noise.double()
     exact = x0 + row[:, 0] * (y - x0) + row[:, KAPPA_SQRT_ETA] * noise
-    assert_close("x_t", ours, exact, rounding(dtype, device))
+    assert_close("x_t", ours, exact, rounding(dtype))
 
 
 def test_q_sample_outside_the_table_gives_nan(device):

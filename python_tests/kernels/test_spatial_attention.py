@@ -4,6 +4,7 @@ import pytest
 import torch
 from comparison import LAYOUTS, LIMITS, assert_close, layouts, name_of, relative_error
 from golden_data import array
+from interpreter import DTYPES
 
 from resshift_fast.kernels import spatial_attention as module
 from resshift_fast.kernels.launch import record
@@ -22,7 +23,6 @@ CASES = [  # fewer pixels than a block, several blocks, one pixel, every width o
     (2, 512, 5, 9),
 ]
 IDS = [f"B{b}-C{c}-H{h}-W{w}" for b, c, h, w in CASES]
-DTYPES = (torch.float32, torch.float16)
 
 
 def inputs(batch, channels, height, width, dtype, device):

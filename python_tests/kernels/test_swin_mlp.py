@@ -4,6 +4,7 @@ import pytest
 import torch
 from comparison import LAYOUTS, LIMITS, assert_close, layouts, name_of, relative_error
 from golden_data import array
+from interpreter import DTYPES, SIXTEEN_BITS
 
 from resshift_fast.kernels import swin_mlp, tuning
 from resshift_fast.kernels.launch import record
@@ -29,12 +30,6 @@ SIZES = [  # pixels, channels and bytes of an element, from which configurations
     (1 << 16, 192, 4),
     (1 << 16, 96, 4),
 ]
-
-
-def dtypes():
-    """The interpreter's products of bfloat16 are wrong, the GPU's are not."""
-    both = [torch.float32, torch.float16]
-    return [*both, torch.bfloat16] if torch.cuda.is_available() else both
 
 
 def inputs(batch, channels, groups, hidden, height, width, device, dtype=torch.float32):
@@ -69,7 +64,7 @@ def assert_matches(arguments):
     return y
 
 
-@pytest.mark.parametrize("dtype", dtypes(), ids=name_of)
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_matches_float64(case, dtype, device):
     arguments = inputs(*case, device, dtype)
@@ -92,7 +87,7 @@ def test_strided_parameters(device):
     assert_matches(arguments)
 
 
-@pytest.mark.parametrize("dtype", dtypes()[1:], ids=name_of)
+@pytest.mark.parametrize("dtype", SIXTEEN_BITS, ids=name_of)
 def test_float32_parameters_with_16_bit_images(dtype, device):
     arguments = inputs(2, 20, 4, 24, 4, 5, device)
     arguments[0] = arguments[0].to(dtype)

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from comparison import LAYOUTS, LIMITS, assert_close, layouts, name_of, relative_error
 from golden_data import array
+from interpreter import DTYPES, SIXTEEN_BITS
 
 from resshift_fast.kernels import upsample_conv2d as module
 from resshift_fast.kernels.launch import record
@@ -21,7 +22,6 @@ CASES = [  # B, C, O, H, W, bias: odd sizes, several blocks, one pixel, one row,
     (1, 16, 33, 9, 8, True),
 ]
 IDS = [f"B{b}-C{c}-O{o}-H{h}-W{w}-{'bias' if bias else 'plain'}" for b, c, o, h, w, bias in CASES]
-DTYPES = (torch.float32, torch.float16)
 
 
 @pytest.fixture(params=["summed", "direct"])
@@ -83,9 +83,10 @@ def test_contiguous_image_gives_contiguous_image(device):
     assert y.is_contiguous()
 
 
-def test_float32_parameters_with_a_16_bit_image(form, device):
+@pytest.mark.parametrize("dtype", SIXTEEN_BITS, ids=name_of)
+def test_float32_parameters_with_a_16_bit_image(dtype, form, device):
     x, weight, bias = inputs(1, 16, 8, 3, 4, True, torch.float32, device)
-    arguments = x.half(), weight, bias
+    arguments = x.to(dtype), weight, bias
     check(module.forward(*arguments), *arguments)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from comparison import LIMITS, assert_close, name_of, relative_error
 from golden_data import array
+from interpreter import DTYPES, SIXTEEN_BITS
 
 from resshift_fast import backends
 from resshift_fast.kernels import tuning, window_attention, window_attention_backward, window_attention_tiles
@@ -42,7 +43,6 @@ HALF_CASES = [  # of each head size, and of one and of several blocks of keys
     (1, 13, 13, 1, 64, 13, 12, "swin"),
     (1, 15, 15, 1, 64, 15, 1, "resshift"),
 ]
-DTYPES = (torch.float32, torch.float16)  # the interpreter's bfloat16 dots are wrong
 
 
 def inputs(batch, height, width, heads, head_dim, window, dtype, device):
@@ -94,10 +94,11 @@ def test_matches_float64(case, device):
     check(*inputs(*shape, window, torch.float32, device), (shape[3], window, shift, mask))
 
 
+@pytest.mark.parametrize("dtype", SIXTEEN_BITS, ids=name_of)
 @pytest.mark.parametrize("case", HALF_CASES, ids=case_name)
-def test_float16_matches_float64(case, device):
+def test_sixteen_bits_match_float64(case, dtype, device):
     *shape, window, shift, mask = case
-    check(*inputs(*shape, window, torch.float16, device), (shape[3], window, shift, mask))
+    check(*inputs(*shape, window, dtype, device), (shape[3], window, shift, mask))
 
 
 @pytest.mark.parametrize("window", [4, 9])
@@ -121,9 +122,10 @@ def test_hidden_tokens_count_where_nothing_else_is_seen(device):
     check(qkv, table, dout, (1, 4, 2, "swin"))
 
 
-def test_a_float32_bias_with_16_bit_images(device):
+@pytest.mark.parametrize("dtype", SIXTEEN_BITS, ids=name_of)
+def test_a_float32_bias_with_16_bit_images(dtype, device):
     qkv, table, dout = inputs(1, 8, 8, 2, 16, 4, torch.float32, device)
-    check(qkv.half(), table, dout.half(), (2, 4, 2, "resshift"))
+    check(qkv.to(dtype), table, dout.to(dtype), (2, 4, 2, "resshift"))
 
 
 @pytest.mark.parametrize("layout", ["channels_first", "strided", "transposed", "expanded", "offset"])
