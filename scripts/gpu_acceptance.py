@@ -56,10 +56,10 @@ def steps() -> list[Step]:
     python = sys.executable
     tests = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     sanitized = ["python_tests/kernels/test_residual_shift.py", "python_tests/kernels/test_window_attention.py"]
-    sanitized += ["python_tests/csrc/test_on_gpu.py"]
+    sanitized += ["python_tests/test_on_gpu.py"]
     return [
         Step("kernels", [*tests, "-x", "--maxfail=20", "python_tests/kernels", "--ignore-glob=*test_budgets*"], 0.35),
-        Step("extension", [*tests, "python_tests/csrc/test_on_gpu.py", "python_tests/test_native.py"], 0.1),
+        Step("extension", [*tests, "python_tests/test_on_gpu.py", "python_tests/test_native.py"], 0.1),
         Step("chain", [*tests, "python_tests/test_compilation.py", "python_tests/test_backends.py"], 0.1),
         Step(
             "end to end",
@@ -96,7 +96,7 @@ def steps() -> list[Step]:
         Step(
             "races",
             ["compute-sanitizer", "--tool", "racecheck", "--error-exitcode", "9", *tests, "-x"]
-            + ["python_tests/csrc/test_on_gpu.py", "-k", "agrees"],
+            + ["python_tests/test_on_gpu.py", "-k", "agrees"],
             0.15,
             tool="compute-sanitizer",
         ),
