@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from resshift_fast import ops, use_backend
 from resshift_fast.backends import unavailable
-from resshift_fast.counting import _Bindings
+from resshift_fast.fake_gpu import Bindings
 from resshift_fast.models.autoencoder import AutoencoderConfig, VQAutoencoder
 from resshift_fast.models.swin_unet import SwinUNet, SwinUNetConfig
 from resshift_fast.sampler import LatentChain
@@ -219,7 +219,7 @@ def test_a_graph_can_capture_the_chain_on_a_gpu(dtype):
     with torch.device("meta"):
         network = SwinUNet(config(2)).to(dtype)
     fake = FakeTensorMode(allow_non_fake_inputs=True)  # the network's tensors, until they are on the device
-    with fake, _Bindings(), torch.no_grad():
+    with fake, Bindings(), torch.no_grad():
         sampler = LatentChain(network.to_empty(device="cuda"), Schedule(steps=2))
         y = torch.empty(2, 3, 8, 16, device="cuda")
         seed = torch.empty(2, dtype=torch.int64, device="cuda")
@@ -235,7 +235,7 @@ def test_a_graph_can_capture_the_chain_on_a_gpu(dtype):
 
 
 def test_the_watch_sees_what_it_looks_for():
-    with FakeTensorMode(), _Bindings(), Watch() as watch:
+    with FakeTensorMode(), Bindings(), Watch() as watch:
         x = torch.empty(3, device="cuda")
         torch.ops.aten._to_copy(x, device="cpu")
         torch.rand_like(x)
