@@ -3,11 +3,14 @@
 A verdict belongs to (operator, backend, dtype) and an environment: device, driver, torch, Triton, the kernels' sources
 and what was compiled of them. It is kept in `verdicts/` of the cache folder. An illegal memory access ends the process
 or poisons its CUDA context, so "running" is written first under a lock: whoever finds it unlocked knows that the
-verification never ended, and leaves that backend off. RESSHIFT_FAST_VERIFY=0 trusts every backend.
+verification never ended. The kernel may have ended its process, or somebody else, who says nothing of the kernel; so a
+mark of one ended process is tried again, and that of `ATTEMPTS` leaves the backend off until the mark is a day old.
+RESSHIFT_FAST_VERIFY=0 trusts every backend.
 """
 
 import contextlib
 import os
+import time
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 
 VARIABLE = "RESSHIFT_FAST_VERIFY"
 PASSED, RUNNING = "passed", "running"
+ATTEMPTS = 2  # processes that may end while they verify the same kernel
+RETRY_AFTER = 24 * 3600.0  # seconds until one more of them is risked
 
 _verdicts: dict[tuple, str] = {}
 _asking = RLock()  # so that of several threads one verifies, and warns
@@ -64,11 +69,32 @@ def verdict(operator: "Operator", backend: str, device: "torch.device", dtype: "
         return PASSED
     path = _path(operator, backend, device, dtype)
     known = _verdicts.get((operator.name, backend, device, dtype)) or _stored(path)
-    return _stopped(path) if known == RUNNING else known
+    return _settled(known, path)
 
 
-def _stopped(path: Path | None) -> str:
-    return f"its verification ended the process before; remove {path} to try again"
+def _attempts(stored: str) -> int:
+    """How many processes began the verification whose mark is stored; 0 for a verdict and for nothing."""
+    word, _, number = stored.partition(" ")
+    if word != RUNNING:
+        return 0
+    return int(number) if number.isdecimal() else 1
+
+
+def _settled(stored: str, path: Path | None) -> str:
+    """The stored verdict; of a mark whose process is gone, why the backend is off, or "" where it is to be tried again.
+
+    Two things end a process: the kernel, and whoever kills it. The first would do it again, the second hardly ever.
+    """
+    attempts = _attempts(stored)
+    if attempts == 0:
+        return stored
+    try:
+        old = abs(time.time() - path.stat().st_mtime) > RETRY_AFTER  # also where the clock was put back
+    except (AttributeError, OSError):
+        return ""
+    if attempts < ATTEMPTS or old:
+        return ""
+    return f"its verification ended {attempts} processes; remove {path} to try again before a day has passed"
 
 
 def _asked(key: tuple, operator: "Operator") -> bool:
@@ -96,11 +122,9 @@ def _verdict(
     """The stored verdict, else a new one, stored: "passed", or what was wrong."""
     with locked(path) as file:
         stored = file.read() if file else ""
-        if stored == RUNNING:
-            return _stopped(path)
-        if stored:
-            return stored
-        _write(file, RUNNING)
+        if settled := _settled(stored, path):
+            return settled
+        _write(file, f"{RUNNING} {_attempts(stored) + 1}")
         try:
             verdict = compare(operator, backend, device, dtype)
         except BaseException:  # neither an interruption nor full memory says anything of the kernel

@@ -1,7 +1,7 @@
 """Files that several processes and threads write."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -10,18 +10,16 @@ from typing import IO
 def locked(path: Path | None) -> Iterator[IO[str] | None]:
     """The file, made if need be, open at its start and locked against other processes and threads.
 
-    None where that is impossible: there is no path, no right to write, or no locks on this platform.
+    None where that is impossible: there is no path, no right to write, or no locks on this platform or drive.
     """
-    try:
-        import fcntl
+    with ExitStack() as stack:
+        try:
+            import fcntl
 
-        file = open(path, "a+", encoding="utf-8") if path else None  # noqa: SIM115
-    except (ImportError, OSError):
-        file = None
-    if file is None:
-        yield None
-        return
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
+            file = stack.enter_context(open(path, "a+", encoding="utf-8")) if path else None
+            if file is not None:
+                fcntl.flock(file, fcntl.LOCK_EX)  # some network drives have no locks
+                file.seek(0)
+        except (ImportError, OSError):
+            file = None
         yield file
