@@ -20,7 +20,7 @@ OLDER := 3.6.0
 OLDER_TRITON := $(VENV)/triton-$(OLDER)
 ARCHITECTURES ?= 90
 
-.PHONY: help demo test proofs sanitize gpu lint clean
+.PHONY: help demo test proofs sanitize gpu gpu-offline lint clean
 
 help:
 	@echo "make demo   install into $(VENV), restore $(PHOTO) and show it beside the original"
@@ -29,6 +29,7 @@ help:
 	@echo "            and compare with the budgets (minutes, no GPU)"
 	@echo "make sanitize  run the native kernels under sanitizers of memory, arithmetic and threads (minutes, needs g++)"
 	@echo "make gpu    on a machine with an NVIDIA GPU: tests, sanitizer, benchmarks and a profile, in ten minutes"
+	@echo "make gpu-offline  the same without a network, into the Python at hand; WHEEL=FILE if it was compiled elsewhere"
 	@echo "make lint   check the code with ruff"
 	@echo "make clean  remove $(VENV), $(OUT) and everything else that was made here"
 	@echo "PYTHON=python3.12 chooses the Python, TORCH=... what pip installs as torch."
@@ -57,10 +58,15 @@ $(OLDER_TRITON)/installed: | $(INSTALLED)
 sanitize: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/sanitize.py -q -n $(WORKERS)
 
-# The installation is not begun where there is no GPU.
+# The installation is not begun where there is no GPU. ACCEPTANCE: options of scripts/gpu_acceptance.py.
+NEEDS_GPU = $(if $(filter --rehearse,$(ACCEPTANCE)),true,{ nvidia-smi -L >/dev/null 2>&1 || \
+	{ echo "nothing was run: there is no GPU: nvidia-smi finds none" >&2; exit 2; }; })
 gpu:
-	@{ nvidia-smi -L >/dev/null 2>&1 || { echo "no GPU, nothing was run: nvidia-smi finds none" >&2; exit 2; }; } \
-		&& $(MAKE) --no-print-directory $(INSTALLED) && $(BIN)/python scripts/gpu_acceptance.py
+	@$(NEEDS_GPU) && $(MAKE) --no-print-directory $(INSTALLED) && $(BIN)/python scripts/gpu_acceptance.py $(ACCEPTANCE)
+
+gpu-offline:
+	@$(NEEDS_GPU) && $(PYTHON) scripts/install_offline.py $(if $(WHEEL),--wheel $(WHEEL)) \
+		&& $(PYTHON) scripts/gpu_acceptance.py $(ACCEPTANCE)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -270,7 +270,7 @@ def run(measure: Callable[[argparse.Namespace], Report], options: argparse.Argum
         print("\n".join([report.title, machine_line(found), "", table(report.columns, report.rows)]))
         if report.notes:
             print("\n" + "\n".join(report.notes))
-        _write(args, options.prog, report, found)
+        write(args, options.prog, report, found)
     except (ValueError, TypeError, OSError) as error:
         console.report(error)
         return 1
@@ -290,7 +290,8 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]
     write_atomically(path, text.getvalue().encode())
 
 
-def _write(args: argparse.Namespace, name: str, report: Report, found: dict[str, Any]) -> None:
+def write(args: argparse.Namespace, name: str, report: Report, found: dict[str, Any]) -> None:
+    """Write the files that the options ask for: the rows as CSV, and as JSON with what `machine` found."""
     if args.csv:
         write_csv(args.csv, list(report.columns), report.rows)
     if args.json:

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 import common
 
 from resshift_fast.cli import console
+
+if TYPE_CHECKING:
+    from resshift_fast.end_to_end import Result
 
 PROVIDERS = ("reference", "compile", "ours", "ours-compiled")
 
@@ -36,7 +40,14 @@ def measure(args: argparse.Namespace) -> common.Report:
         for dtype in args.dtype
         for provider in args.providers
     ]
-    found = measure_cases(cases, args.runs, console.say)
+    device = usable_device(args.device)
+    machine = common.machine(args.threads, device)
+
+    def keep(results: list[Result]) -> None:
+        """Have on disk what is known, for a run that is ended before its time."""
+        common.write(args, "end_to_end", common.Report("", {}, [result.cells() for result in results]), machine)
+
+    found = measure_cases(cases, args.runs, console.say, keep)
     rows = [result.cells() for result in found.results]
     columns = {"provider": "", "dtype": "", "whole_median_s": ".4f", "whole_least_s": ".4f", "whole_most_s": ".4f"}
     columns |= {"psnr_db": ".1f", "peak_mb": ".0f", "running_mb": ".0f"}
@@ -44,7 +55,7 @@ def measure(args: argparse.Namespace) -> common.Report:
     title = f"{args.model}, {args.size}×{args.size}, batch {args.batch}, {common.weights_line(args)}, {args.runs} runs"
     wrong = [result.case.name for result in found.results if result.note]
     problem = f"not measured, or too far from the float32 reference: {', '.join(wrong)}" if wrong else ""
-    summary = {"device": usable_device(args.device), "gemm": found.gemm, "gflop": found.gflop}
+    summary = {"device": device, "gemm": found.gemm, "gflop": found.gflop}
     return common.Report(title, columns, rows, [], summary, problem)
 
 

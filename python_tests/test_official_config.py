@@ -4,6 +4,8 @@ import pytest
 
 from resshift_fast import Pipeline, catalog, official_config
 
+pytest.importorskip("omegaconf", reason="omegaconf, which reads YAML, is not installed")
+
 DENOISER = """
 model:
   target: models.unet.UNetModelSwin

@@ -143,13 +143,19 @@ def psnr(result: np.ndarray, exact: np.ndarray) -> float:
     return math.inf if error == 0 else -10 * math.log10(error)
 
 
-def measure(cases: Sequence[Case], runs: int, say: Callable[[str], None] = lambda text: None) -> Report:
+def measure(
+    cases: Sequence[Case],
+    runs: int,
+    say: Callable[[str], None] = lambda text: None,
+    keep: Callable[[list[Result]], None] = lambda results: None,
+) -> Report:
     """Measure cases that differ in provider and dtype only.
 
     Args:
         cases: at least one.
         runs: timed runs of each.
         say: called with a line for every step of the work.
+        keep: called with the results so far, whenever one of them has changed.
 
     Raises:
         ValueError: for bad arguments, or if the plain float32 restoration fails, with which all are compared.
@@ -166,7 +172,8 @@ def measure(cases: Sequence[Case], runs: int, say: Callable[[str], None] = lambd
         workers: dict[str, Worker] = {}
         for result in results.values():
             _begin(result, exact, workers, stack, say)
-        gemm = _take_turns(results, workers, runs, device, say)
+            keep(list(results.values()))
+        gemm = _take_turns(results, workers, runs, device, say, lambda: keep(list(results.values())))
     for result in results.values():
         result.gflop, result.gemm = gflop, gemm[result.case.dtype]
     _compare(results)
@@ -213,7 +220,12 @@ def _begin(result: Result, exact: np.ndarray, workers: dict[str, Worker], stack:
 
 
 def _take_turns(
-    results: dict[str, Result], workers: dict[str, Worker], runs: int, device: torch.device, say: Callable
+    results: dict[str, Result],
+    workers: dict[str, Worker],
+    runs: int,
+    device: torch.device,
+    say: Callable,
+    after_round: Callable[[], None],
 ) -> dict[str, float]:
     """Time all cases; the GFLOP/s of matrix products, by dtype."""
     gemm = {result.case.dtype: 0.0 for result in results.values()}
@@ -233,6 +245,7 @@ def _take_turns(
                 result.problem = f"failed in round {turn + 1}: {error}"
                 workers[name].close()
                 say(f"{name} {result.problem}")
+        after_round()
     return gemm
 
 

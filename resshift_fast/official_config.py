@@ -45,6 +45,7 @@ def read(path: str | PathLike) -> ModelSpec:
 
     Raises:
         FileNotFoundError, OSError: if it cannot be read.
+        ImportError: where omegaconf is not installed.
         ValueError: if it is not YAML, a needed entry is missing or of another type, or a setting is not supported.
     """
     tree = _load(Path(path))
@@ -59,9 +60,11 @@ def read(path: str | PathLike) -> ModelSpec:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-    from yaml import YAMLError
-
+    try:
+        from omegaconf import OmegaConf
+        from yaml import YAMLError
+    except ImportError as error:
+        raise ImportError(f"{path}: {error.name} is not installed, which reads YAML; pip install omegaconf") from None
     try:
         tree = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (YAMLError, UnicodeDecodeError) as error:

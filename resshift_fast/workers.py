@@ -62,6 +62,10 @@ class Worker:
             self._process.kill()
             self._process.join()
 
+    def kill(self) -> None:
+        """End the process at once; a call that another thread waits for raises `WorkerError`."""
+        self._process.kill()
+
     def __enter__(self) -> "Worker":
         return self
 

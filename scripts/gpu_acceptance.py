@@ -1,208 +1,161 @@
-"""Everything that only a GPU can prove, in one run of ten minutes at most; writes one JSON under benchmarks/results/.
+"""Everything that only a GPU can show, in one run of ten minutes at most; writes one JSON under benchmarks/results/.
 
-    make gpu
+    make gpu                                   install with a network, and run it
+    make gpu-offline                           the same without one, into the Python at hand
     python scripts/gpu_acceptance.py --budget 600 --output benchmarks/results
+    python scripts/gpu_acceptance.py --rehearse --budget 300     every step at a tiny size on the CPU
 
-Tests with the Triton and the CUDA C++ kernels on the GPU, compute-sanitizer over a few of them, benchmarks of operators
-with either and of whole restorations, and a profile with nsys. Tools that are not installed are named in the result
-and not counted as passed.
+The steps, in this order: a photo with each backend, every operator against float64, whole restorations and those of
+torch.compile, times of operators, a profile, sanitizers, tests, the choice between backends. The result is written anew
+while they run, so a run that is ended keeps what it had. The exit status is 0 if no step failed, 1 if one did, 2 if
+nothing could be run, 130 after Ctrl-C and 143 after SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import os
-import platform
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-BENCHMARKS = ROOT / "benchmarks"
-TAIL = 4000  # characters of a step's output that the result keeps
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-PASSED, FAILED, ABSENT, LATE = "passed", "failed", "tool not installed", "no time left"
+from acceptance import machine, result, running  # noqa: E402
+from acceptance.steps import GPU, REHEARSAL, Step, steps  # noqa: E402
 
 
-@dataclass
-class Step:
-    """One proof.
+class Stopped(BaseException):
+    """A signal that ends the run."""
 
-    Args:
-        name: in the result.
-        command: what runs; "{folder}" stands for a folder that is read afterwards.
-        share: of the whole time, that it may take at most.
-        tool: program that has to be installed.
-        tables: CSV and JSON files in the folder that go into the result.
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
+def stop(number: int, frame: Any) -> None:
+    """Signal handler: end the run once, whatever comes after."""
+    for other in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(other, signal.SIG_IGN)
+    raise Stopped(number)
+
+
+def stem(found: dict[str, Any], rehearsal: bool) -> str:
+    """Name of the result's files."""
+    gpu = "rehearsal" if rehearsal else "-".join(found["gpu"].lower().split())
+    return f"{gpu}-torch{found['torch'].split('+')[0]}-triton{found['triton']}"
+
+
+def take_turns(chosen: list[Step], results: result.Results, budget: float, shared: dict[str, str], at: Path) -> None:
+    """Run the steps one after the other.
+
+    Verdicts and choices of configurations are kept in a folder of each step's own, as the last step that ended by
+    itself left them: one that is killed in the middle of a verification would turn a kernel off for all later ones.
     """
-
-    name: str
-    command: list[str]
-    share: float
-    tool: str | None = None
-    tables: tuple[str, ...] = ()
-    environment: dict[str, str] = field(default_factory=dict)
-
-
-def steps() -> list[Step]:
-    """The proofs, the most telling first."""
-    python = sys.executable
-    tests = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    sanitized = ["python_tests/kernels/test_residual_shift.py", "python_tests/kernels/test_window_attention.py"]
-    sanitized += ["python_tests/test_on_gpu.py"]
-    return [
-        Step("kernels", [*tests, "-x", "--maxfail=20", "python_tests/kernels", "--ignore-glob=*test_budgets*"], 0.35),
-        Step("extension", [*tests, "python_tests/test_on_gpu.py", "python_tests/test_native.py"], 0.1),
-        Step("chain", [*tests, "python_tests/test_compilation.py", "python_tests/test_backends.py"], 0.1),
-        Step(
-            "end to end",
-            [python, str(BENCHMARKS / "end_to_end.py"), "--device", "cuda", "--dtype", "float32", "bfloat16"]
-            + ["--runs", "20", "--json", "{folder}/end_to_end.json"],
-            0.25,
-            tables=("end_to_end.json",),
-        ),
-        *(
-            Step(
-                f"operators {backend}",
-                [python, str(BENCHMARKS / "operators.py"), "--device", "cuda", "--quick", "--output", "{folder}"],
-                0.2,
-                tables=("*.csv",),
-                environment={"RESSHIFT_FAST_BACKEND": backend},
-            )
-            for backend in ("cuda", "triton")
-        ),
-        Step(
-            "tune",
-            [python, "-m", "resshift_fast", "bench", "tune", "--device", "cuda", "--dtype", "bfloat16"]
-            + ["--output", "{folder}/preferences.json"],
-            0.1,
-            tables=("preferences.json",),
-        ),
-        Step(
-            "sanitizer",
-            ["compute-sanitizer", "--error-exitcode", "9", *tests, "-x", "-k", "float16 and not bitwise", *sanitized],
-            0.2,
-            tool="compute-sanitizer",
-            # Its allocator would hide what is out of bounds.
-            environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
-        ),
-        Step(
-            "races",
-            ["compute-sanitizer", "--tool", "racecheck", "--error-exitcode", "9", *tests, "-x"]
-            + ["python_tests/test_on_gpu.py", "-k", "agrees"],
-            0.15,
-            tool="compute-sanitizer",
-        ),
-        Step(
-            "profile",
-            ["bash", "scripts/profile_nsys.sh", "--dtype", "bfloat16", "--output", "{folder}"],
-            0.15,
-            tool="nsys",
-            tables=("*.csv", "workload.json"),
-        ),
-    ]
+    end, known = time.monotonic() + budget, None
+    for number, step in enumerate(chosen):
+        with tempfile.TemporaryDirectory(prefix="resshift-acceptance-", ignore_cleanup_errors=True) as folder:
+            own = Path(folder, "cache")
+            if known:
+                shutil.copytree(known, own)
+            output = Path(folder, "output")
+            output.mkdir()
+            seconds = running.seconds_for(step, chosen[number + 1 :], end - time.monotonic())
+            results.put(step.name, {"verdict": running.RUNNING})
+            print(f"{number + 1:>2}/{len(chosen)} {step.name}: ", end="", flush=True)
+            try:
+                found = running.run(
+                    step,
+                    output,
+                    seconds,
+                    at,
+                    shared | {"RESSHIFT_FAST_CACHE": str(own)},
+                    lambda so_far, name=step.name: results.put(name, so_far),
+                )
+            except Stopped:
+                print("stopped", flush=True)
+                so_far = results.steps[step.name] | {"tables": running.tables(step, output)}
+                results.put(step.name, so_far | {"verdict": "stopped"})
+                results.keep_files(step, output)
+                raise
+            results.put(step.name, found)
+            results.keep_files(step, output)
+            print(result.line(found), flush=True)
+            if found["verdict"] == running.PASSED and own.exists():
+                known = shutil.copytree(own, at_hand(shared, number))
 
 
-def run(step: Step, folder: Path, seconds: float) -> dict[str, Any]:
-    """Run one proof and say how it went."""
-    if step.tool and not shutil.which(step.tool):
-        return {"verdict": ABSENT, "tool": step.tool}
-    if seconds < 5:
-        return {"verdict": LATE}
-    command = [part.replace("{folder}", str(folder)) for part in step.command]
-    start = time.monotonic()
-    try:
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **step.environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=seconds,
-        )
-        verdict, output = PASSED if done.returncode == 0 else FAILED, done.stdout
-    except subprocess.TimeoutExpired as error:
-        verdict, output = f"{FAILED}: longer than {seconds:.0f} s", error.stdout or b""
-    result = {"verdict": verdict, "seconds": round(time.monotonic() - start, 1), "command": " ".join(command)}
-    result["output"] = output.decode(errors="replace")[-TAIL:]
-    files = [path for pattern in step.tables for path in sorted(folder.glob(pattern))]
-    return result | {"tables": {path.name: _table(path) for path in files}}
-
-
-def _table(path: Path) -> Any:
-    if path.suffix == ".json":
-        return json.loads(path.read_text(encoding="utf-8"))
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def machine() -> dict[str, Any]:
-    """The GPU and what drives it."""
-    import torch
-    import triton
-
-    from resshift_fast import native
-
-    properties = torch.cuda.get_device_properties(0)
-    return {
-        "gpu": properties.name,
-        "compute capability": f"{properties.major}.{properties.minor}",
-        "memory MiB": properties.total_memory // 2**20,
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "triton": triton.__version__,
-        "python": platform.python_version(),
-        "cuda library": native.missing("cuda") or "loaded",
-    }
-
-
-def gpu_missing() -> str | None:
-    """Why nothing can run here, in one line, or None."""
-    try:
-        import torch
-        import triton  # noqa: F401
-    except ImportError as error:
-        return f"{error}; install torch with CUDA and Triton"
-    if not torch.cuda.is_available():
-        return f"torch {torch.__version__} finds no CUDA GPU"
-    return None
+def at_hand(shared: dict[str, str], number: int) -> Path:
+    """A new folder that lives as long as the run."""
+    return Path(shared["TRITON_CACHE_DIR"]).parent / f"known-{number}"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the proofs; 0 if all that could run passed, 1 if one failed, 2 if there is no GPU."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--budget", type=float, default=600, metavar="S", help="Seconds in all. Default: 600.")
-    parser.add_argument("--output", type=Path, default=BENCHMARKS / "results", help="Default: benchmarks/results.")
-    parser.add_argument("--only", nargs="+", metavar="STEP", choices=[s.name for s in steps()], help="Default: all.")
-    args = parser.parse_args(argv)
-    if reason := gpu_missing():
-        print(f"no GPU, nothing was run: {reason}", file=sys.stderr)
+    """Run the acceptance; returns the exit status."""
+    args = options().parse_args(argv)
+    scale = REHEARSAL if args.rehearse else GPU
+    chosen = [step for step in steps(scale) if not args.only or step.name in args.only]
+    try:
+        found = machine.probe(args.rehearse)
+        folder = args.output or machine.ROOT / ("out/rehearsal" if args.rehearse else "benchmarks/results")
+        results = result.Results(folder, stem(found, args.rehearse), found, args.budget)
+    except machine.Unusable as error:
+        print(f"nothing was run: {error}", file=sys.stderr)
         return 2
-    found = machine()
-    print(f"{found['gpu']}, torch {found['torch']}, triton {found['triton']}", flush=True)
-    end = time.monotonic() + args.budget
-    results: dict[str, Any] = {}
-    for step in steps():
-        if args.only and step.name not in args.only:
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            seconds = min(step.share * args.budget, end - time.monotonic())
-            results[step.name] = run(step, Path(folder), seconds)
-        print(f"{step.name}: {results[step.name]['verdict']}", flush=True)
-    args.output.mkdir(parents=True, exist_ok=True)
-    name = "-".join(found["gpu"].lower().split())
-    path = args.output / f"{name}-torch{found['torch'].split('+')[0]}-triton{found['triton']}.json"
-    path.write_text(json.dumps({"machine": found, "steps": results}, indent=1) + "\n", encoding="utf-8")
-    print(f"results: {path}")
-    return int(any(result["verdict"].startswith(FAILED) for result in results.values()))
+    except OSError as error:
+        print(f"nothing was run: the result cannot be written: {error}", file=sys.stderr)
+        return 2
+    on = "a rehearsal on the CPU" if args.rehearse else found["gpu"]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    print(f"{on}, torch {found['torch']}, triton {found['triton']}, {args.budget:g} s", flush=True)
+    status, why = 0, ""
+    with tempfile.TemporaryDirectory(prefix="resshift-acceptance-", ignore_cleanup_errors=True) as shared:
+        try:
+            # Kernels that one step has compiled are there for the next.
+            environment = {"TRITON_CACHE_DIR": f"{shared}/triton", "TORCHINDUCTOR_CACHE_DIR": f"{shared}/inductor"}
+            copy = Path(shared, "place")
+            copy.mkdir()
+            at = machine.place(found["package"], copy)
+            take_turns(chosen, results, args.budget, scale.environment | environment, at)
+        except Stopped as stopped:
+            status, why = 128 + stopped.number, f"stopped by {signal.Signals(stopped.number).name}"
+    results.finish(why)
+    print("\n" + result.summary(chosen, results))
+    print(f"\nresult: {results.path}")
+    if results.problem:
+        print(f"error: {results.problem}", file=sys.stderr)
+    if results.failed:
+        print(f"error: failed: {'; '.join(results.failed)}", file=sys.stderr)
+    return status or int(bool(results.failed or results.problem))
+
+
+def options() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--budget", type=budget, default=600, metavar="S", help="Seconds in all. Default: 600.")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="Default: benchmarks/results, out/rehearsal for a rehearsal."
+    )
+    names = [step.name for step in steps()]
+    names += [step.name for step in steps(REHEARSAL) if step.name not in names]
+    parser.add_argument("--only", nargs="+", metavar="STEP", choices=names, help="Default: all.")
+    parser.add_argument("--rehearse", action="store_true", help="Run every step at a tiny size on the CPU.")
+    return parser
+
+
+def budget(text: str) -> float:
+    """argparse type: seconds, more than 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
+    return value
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
     sys.exit(main())

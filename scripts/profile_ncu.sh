@@ -20,11 +20,10 @@ what ncu measured of each of its kernels and writes a file for ncu-ui.
   --output DIR        folder of OPERATOR.ncu-rep. Default: out/profile.
   --list              print the operator's cases and stop.
   --help              print this and stop.
-PYTHON=... chooses the Python. Default: .venv/bin/python, else python3.
+PYTHON=... chooses the Python. Default: that of the active environment, of .venv, or on PATH, the first that has this
+package installed.
 HELP
 }
-
-PYTHON=${PYTHON:-$([[ -x .venv/bin/python ]] && echo .venv/bin/python || echo python3)}
 
 die() {
     echo "error: $1" >&2
@@ -32,7 +31,7 @@ die() {
 }
 
 output=out/profile sections=full operator= list=
-run=("$PYTHON" scripts/run_operator.py)
+run=(scripts/run_operator.py)
 while (($#)); do
     case $1 in
         --help | -h)
@@ -59,7 +58,8 @@ while (($#)); do
     shift
 done
 [[ -n $operator ]] || die "name an operator; see --help"
-run+=("$operator")
+source scripts/find_python.sh
+run=("$PYTHON" "${run[@]}" "$operator")
 
 "${run[@]}" --list >/dev/null # an unknown operator or case is said before anything else
 [[ -z $list ]] || exec "${run[@]}" --list

@@ -28,11 +28,10 @@ How it is recorded and shown:
   --gpu NAME          h100, a100, l40s or 4090, whose floor is projected. Default: the one that was recorded.
   --top N             rows of operators, kernels and gaps that are shown. Default: 15.
   --help              print this and stop.
-PYTHON=... chooses the Python. Default: .venv/bin/python, else python3.
+PYTHON=... chooses the Python. Default: that of the active environment, of .venv, or on PATH, the first that has this
+package installed.
 HELP
 }
-
-PYTHON=${PYTHON:-$([[ -x .venv/bin/python ]] && echo .venv/bin/python || echo python3)}
 
 die() {
     echo "error: $1" >&2
@@ -59,6 +58,7 @@ while (($#)); do
 done
 [[ $graph_trace == node || $graph_trace == graph ]] || die "--graph-trace is $graph_trace, expected node or graph"
 [[ -z $device ]] || workload+=(--device "$device")
+source scripts/find_python.sh
 profile=("$PYTHON" "${workload[@]}" --output "$output")
 
 instead=

@@ -1,0 +1,129 @@
+"""What is written of the steps while they run and afterwards: one JSON, the summary, the log and a few files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from acceptance import running
+from acceptance.steps import Step
+
+MOST_FILES, MOST_BYTES = 8, 16 * 2**20  # that a machine which is lent for minutes gives back
+LOG_BYTES = 8 * 2**20
+STEP_LOG_BYTES = 2**19
+
+
+class Results:
+    """Collects the steps' results and has them on disk after each.
+
+    Args:
+        folder: made if need be.
+        stem: name of the files without their suffix.
+        machine: what it is run on.
+        budget: seconds in all.
+
+    Raises:
+        OSError: where nothing can be written.
+    """
+
+    def __init__(self, folder: Path, stem: str, machine: dict[str, Any], budget: float):
+        self.folder, self.path = folder, folder / f"{stem}.json"
+        self.log = self.path.with_suffix(".log")
+        self.steps: dict[str, dict[str, Any]] = {}
+        self.problem = ""  # why something is not on disk
+        self._files = {self.path, self.log}
+        started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        self._head = {"machine": machine, "budget": budget, "started": started, "ended": None}
+        folder.mkdir(parents=True, exist_ok=True)
+        self.log.write_bytes(b"")
+        self._write()
+
+    def put(self, name: str, result: dict[str, Any]) -> None:
+        """Take a step's result in place of its earlier one."""
+        self.steps[name] = result
+        self.save()
+
+    def save(self) -> None:
+        """Write everything anew; a full disk is remembered, and ends nothing."""
+        try:
+            self._write()
+        except OSError as error:
+            self.problem = f"{self.path} could not be written: {error}"
+
+    def finish(self, why: str = "") -> None:
+        """Say that nothing more comes: every step had its turn, or why not."""
+        self._head["ended"] = why or "every step had its turn"
+        self.save()
+
+    def _write(self) -> None:
+        content = json.dumps(self._head | {"steps": self.steps}, indent=1, default=str) + "\n"
+        beside = self.path.with_name(f".{self.path.name}.new")
+        beside.write_text(content, encoding="utf-8")
+        beside.replace(self.path)
+
+    def keep_files(self, step: Step, folder: Path) -> None:
+        """Add a step's output to the log, and its files to those beside the result, as far as there is room."""
+        try:
+            self._append(step.name, running.tail(folder / "output.txt", STEP_LOG_BYTES))
+            for path in (path for pattern in step.files for path in sorted(folder.glob(pattern))):
+                target = self.folder / f"{self.path.stem}-{step.name.replace(' ', '-')}-{path.name}"
+                room = len(self._files | {target}) <= MOST_FILES and path.stat().st_size <= MOST_BYTES
+                if room:
+                    shutil.copyfile(path, target)
+                    self._files.add(target)
+        except OSError as error:
+            self.problem = f"a file of the step {step.name} could not be kept: {error}"
+
+    def _append(self, name: str, text: str) -> None:
+        content = f"==== {name}\n{text.rstrip()}\n\n".encode()
+        if self.log.stat().st_size + len(content) <= LOG_BYTES:
+            with open(self.log, "ab") as file:
+                file.write(content)
+
+    @property
+    def failed(self) -> list[str]:
+        """Steps that did not pass, but for those that may be cut short and those whose program is not here."""
+        fine = (running.PASSED, running.CUT, running.ABSENT)
+        return [name for name, result in self.steps.items() if result["verdict"] not in fine]
+
+
+def line(result: dict[str, Any]) -> str:
+    """A step's result in a few words."""
+    words = [result["verdict"]]
+    if "seconds" in result:
+        words.append(f"in {result['seconds']:.0f} of {result['allowed']:.0f} s")
+    if result.get("outcomes"):
+        words.append("(" + ", ".join(f"{number} {name}" for name, number in result["outcomes"].items()) + ")")
+    elif count := sum(len(running.rows(*item)) for item in result.get("tables", {}).items()):
+        words.append(f"({count} row{'s' * (count > 1)})")
+    if result.get("problem"):
+        words.append(f"- {result['problem']}")
+    return " ".join(words)
+
+
+def summary(steps: list[Step], results: Results) -> str:
+    """A table of the steps, and of what some of them measured."""
+    width = max(len(step.name) for step in steps)
+    found = results.steps
+    lines = [f"{s.name:<{width}}  {line(found[s.name]) if s.name in found else 'had no turn'}" for s in steps]
+    for step in steps:
+        for name, content in found.get(step.name, {}).get("tables", {}).items():
+            if step.shown and (shown := running.rows(name, content)):
+                lines += ["", step.name, aligned(step.shown, shown)]
+    return "\n".join(lines)
+
+
+def aligned(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
+    """Rows as text, a column under its heading."""
+    cells = [list(columns), *([_short(row.get(name)) for name in columns] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(t.ljust(w) for t, w in zip(c, widths, strict=True)).rstrip() for c in cells)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "-" if value in (None, "") else str(value)

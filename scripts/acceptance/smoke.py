@@ -1,0 +1,106 @@
+"""One photo by the embedded model with each backend: that its kernels are there and give the plain path's picture.
+
+    python scripts/acceptance/smoke.py --device cuda --dtype bfloat16 --backend cuda triton --csv smoke.csv
+
+Each backend has a process of its own, so that one that breaks its CUDA context leaves the others theirs. The exit
+status is 1 if a backend is missing, was found wrong by its verification, or gives another picture than plain float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from resshift_fast.backends import BACKENDS, status, unavailable, use_backend
+from resshift_fast.end_to_end import LEAST_PSNR, psnr
+from resshift_fast.pipeline import Pipeline
+from resshift_fast.workers import Worker, WorkerError
+
+PHOTO = Path(__file__).resolve().parents[2] / "examples" / "nuthatch.jpg"
+COLUMNS = ("backend", "kernels", "first s", "again s", "psnr dB", "problem")
+MODEL = "nano-x4"
+
+
+class Restorer:
+    """A photo that is restored with a backend.
+
+    Args:
+        backend: which. device, dtype: as in `Pipeline.from_pretrained`. size: of the photo's middle, in pixels.
+    """
+
+    def __init__(self, backend: str, device: str, dtype: str, size: int):
+        self.backend, self.device, self.dtype = backend, device, dtype
+        photo = Image.open(PHOTO).convert("RGB")
+        left, top = (photo.width - size) // 2, (photo.height - size) // 2
+        self.photo = np.asarray(photo.crop((left, top, left + size, top + size)))
+
+    def restore(self) -> dict[str, Any]:
+        """Restore twice: the picture, the seconds, and which kernels ran."""
+        if reason := unavailable(self.backend):
+            raise ValueError(reason)
+        with use_backend(self.backend), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            start = time.perf_counter()
+            pipe = Pipeline.from_pretrained(MODEL, device=self.device, dtype=self.dtype)
+            picture = pipe(self.photo, progress=False)
+            first = time.perf_counter() - start
+            start = time.perf_counter()
+            pipe(self.photo, progress=False)
+            again = time.perf_counter() - start
+            decisions = status(self.device)
+        used = {decision.operator for decision in decisions if decision.backend == self.backend}
+        wrong = [str(warning.message) for warning in caught if " is off for " in str(warning.message)]
+        return {"picture": picture, "first": first, "again": again, "kernels": len(used), "wrong": "; ".join(wrong)}
+
+
+def row(backend: str, args: argparse.Namespace, expected: np.ndarray) -> dict[str, Any]:
+    """What a backend did, and what is the matter with it."""
+    try:
+        with Worker(Restorer, backend, args.device, args.dtype, args.size) as worker:
+            found = worker.call("restore")
+    except WorkerError as error:
+        return {"backend": backend, "problem": str(error)}
+    agreement = psnr(found["picture"] / 255.0, expected)
+    problem = found["wrong"]
+    if not problem and backend != "reference" and not found["kernels"]:
+        problem = "none of its kernels ran"
+    if not problem and not agreement >= LEAST_PSNR[args.dtype]:
+        problem = f"{agreement:.1f} dB beside plain float32, expected at least {LEAST_PSNR[args.dtype]:g}"
+    figures = {"first s": f"{found['first']:.2f}", "again s": f"{found['again']:.3f}", "psnr dB": f"{agreement:.1f}"}
+    return {"backend": backend, "kernels": found["kernels"], **figures, "problem": problem}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda", help="Default: cuda.")
+    parser.add_argument("--dtype", choices=list(LEAST_PSNR), default="bfloat16", help="Default: bfloat16.")
+    parser.add_argument("--size", type=int, default=64, metavar="N", help="Side of the photo. Default: 64.")
+    parser.add_argument("--backend", nargs="+", choices=BACKENDS, default=["cuda", "triton"], help="Default: both.")
+    parser.add_argument("--csv", type=Path, required=True, metavar="FILE", help="A row for each backend.")
+    args = parser.parse_args(argv)
+    with Worker(Restorer, "reference", args.device, "float32", args.size) as worker:
+        expected = worker.call("restore")["picture"] / 255.0
+    problems = 0
+    with open(args.csv, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        for backend in ("reference", *args.backend):
+            found = row(backend, args, expected)
+            writer.writerow(found)
+            file.flush()
+            print(", ".join(f"{name} {value}" for name, value in found.items() if value != ""), flush=True)
+            problems += bool(found["problem"])
+    return int(problems > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
