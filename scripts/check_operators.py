@@ -25,9 +25,10 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import operator_measure as measure  # noqa: E402
 import torch  # noqa: E402
 from operator_cases import CASES, OPERATORS, Case  # noqa: E402
-from operators import SIDE_MULTIPLE, backend_of, full_float32  # noqa: E402
+from operators import SIDE_MULTIPLE, backend_of  # noqa: E402
 
 from resshift_fast import backends  # noqa: E402
+from resshift_fast.accuracy import full_float32  # noqa: E402
 from resshift_fast.cli import console  # noqa: E402
 from resshift_fast.pipeline import DTYPES  # noqa: E402
 from resshift_fast.workers import Worker, WorkerError  # noqa: E402
