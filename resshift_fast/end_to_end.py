@@ -67,6 +67,8 @@ class Result:
         """What went wrong, or why there is no speed-up."""
         if self.problem or self.equivalent:
             return self.problem
+        if self.first is None:
+            return "not reached"
         return f"no speed-up: {self.psnr:.1f} dB PSNR, expected at least {LEAST_PSNR[self.case.dtype]:g}"
 
     @property

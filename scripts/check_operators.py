@@ -55,18 +55,25 @@ class Checker:
         operator, kind = OPERATORS[case.op], DTYPES[dtype]
         with full_float32():
             arguments = case.arguments(self.device, kind, self.latent, self.batch)
+            takers = [name for name in self.names if self._takes(name, operator.name, arguments)]
+            none = [{"backend": name, "verdict": NONE} for name in self.names if name not in takers]
+            if not takers:
+                return none
             weights = None
             if backward:
                 with torch.no_grad():
                     weights = measure.output_weights(measure.tensors(operator.plain(**arguments)), kind)
             plain = measure.results(operator.plain, arguments, operator.differentiable, weights)
             exact = measure.results(operator.plain, measure.in_double(arguments), operator.differentiable, weights)
-            return [self._row(name, operator, arguments, weights, plain, exact) for name in self.names]
+            return none + [self._row(name, operator, arguments, weights, plain, exact) for name in takers]
+
+    def _takes(self, name: str, operator: str, arguments: dict[str, Any]) -> bool:
+        """Whether a backend has a kernel that takes a call."""
+        with backends.use_backend(name):
+            return backend_of(operator, arguments) == name
 
     def _row(self, name: str, operator: Any, arguments: Any, weights: Any, plain: Any, exact: Any) -> dict[str, Any]:
         with backends.use_backend(name):
-            if backend_of(operator.name, arguments) != name:
-                return {"backend": name, "verdict": NONE}
             try:
                 found = measure.results(operator.public, arguments, operator.differentiable, weights)
                 if self.device.type == "cuda":

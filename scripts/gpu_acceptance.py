@@ -50,11 +50,17 @@ def stem(found: dict[str, Any], rehearsal: bool) -> str:
     return f"{gpu}-torch{found['torch'].split('+')[0]}-triton{found['triton']}"
 
 
-def take_turns(chosen: list[Step], results: result.Results, budget: float, shared: dict[str, str], at: Path) -> None:
+def take_turns(
+    chosen: list[Step], results: result.Results, budget: float, variables: dict[str, str], shared: Path, at: Path
+) -> None:
     """Run the steps one after the other.
 
+    Args:
+        chosen: the steps. results: take what they find. budget: seconds for all.
+        variables: that all of them get. shared: a folder that lives as long as the run. at: where they run.
+
     Verdicts and choices of configurations are kept in a folder of each step's own, as the last step that ended by
-    itself left them: one that is killed in the middle of a verification would turn a kernel off for all later ones.
+    itself left them: what is killed in the middle of a verification leaves marks.
     """
     end, known = time.monotonic() + budget, None
     for number, step in enumerate(chosen):
@@ -73,7 +79,7 @@ def take_turns(chosen: list[Step], results: result.Results, budget: float, share
                     output,
                     seconds,
                     at,
-                    shared | {"RESSHIFT_FAST_CACHE": str(own)},
+                    variables | {"RESSHIFT_FAST_CACHE": str(own)},
                     lambda so_far, name=step.name: results.put(name, so_far),
                 )
             except Stopped:
@@ -85,13 +91,9 @@ def take_turns(chosen: list[Step], results: result.Results, budget: float, share
             results.put(step.name, found)
             results.keep_files(step, output)
             print(result.line(found), flush=True)
-            if found["verdict"] == running.PASSED and own.exists():
-                known = shutil.copytree(own, at_hand(shared, number))
-
-
-def at_hand(shared: dict[str, str], number: int) -> Path:
-    """A new folder that lives as long as the run."""
-    return Path(shared["TRITON_CACHE_DIR"]).parent / f"known-{number}"
+            ended_by_itself = found.get("status") in (0, 1)
+            if ended_by_itself and own.exists():
+                known = shutil.copytree(own, shared / f"known-{number}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -117,11 +119,11 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="resshift-acceptance-", ignore_cleanup_errors=True) as shared:
         try:
             # Kernels that one step has compiled are there for the next.
-            environment = {"TRITON_CACHE_DIR": f"{shared}/triton", "TORCHINDUCTOR_CACHE_DIR": f"{shared}/inductor"}
+            caches = {"TRITON_CACHE_DIR": f"{shared}/triton", "TORCHINDUCTOR_CACHE_DIR": f"{shared}/inductor"}
             copy = Path(shared, "place")
             copy.mkdir()
             at = machine.place(found["package"], copy)
-            take_turns(chosen, results, args.budget, scale.environment | environment, at)
+            take_turns(chosen, results, args.budget, scale.environment | caches, Path(shared), at)
         except Stopped as stopped:
             status, why = 128 + stopped.number, f"stopped by {signal.Signals(stopped.number).name}"
     results.finish(why)

@@ -54,7 +54,8 @@ def run(
         keep: called every few seconds with the result so far.
 
     Returns:
-        verdict, seconds, allowed seconds, command, the end of the output, tables, and for pytest the outcomes.
+        verdict, seconds, allowed seconds, command, the end of the output, tables, for pytest the outcomes, and the exit
+        status of what ended, below 0 if it was killed, None if it had to be ended.
     """
     command = [part.replace("{folder}", str(folder)) for part in step.command]
     result = {"verdict": RUNNING, "allowed": round(seconds, 1), "command": " ".join(command)}
@@ -84,7 +85,7 @@ def run(
                     process.wait(min(left, GLANCE))
                     break
                 keep(now())
-            code = process.poll()
+            code = result["status"] = process.poll()
         finally:
             end(process)
     return now(**judge(step, code, seconds, outcomes(output) if step.tests else None))

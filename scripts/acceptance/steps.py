@@ -42,7 +42,8 @@ class Scale:
     Args:
         device, backends, model, dtype: what runs. photo: side of the photo of the first step in pixels, which restores
             it with the backends of `restored`.
-        sizes: (side, pictures) of the whole restorations. providers: of these; torch.compile has a step of its own.
+        sizes: (side, pictures) of the whole restorations. providers, compiled: of these, and what has steps
+            of its own.
         runs: timed ones of each.
         jobs: processes that check operators, and that run tests.
         checked, timed: options of scripts/check_operators.py and benchmarks/operators.py.
@@ -58,6 +59,7 @@ class Scale:
     photo: int
     sizes: tuple[tuple[int, int], ...]
     providers: tuple[str, ...]
+    compiled: str
     runs: int
     jobs: int
     checked: tuple[str, ...]
@@ -80,6 +82,7 @@ GPU = Scale(
     photo=64,
     sizes=((64, 1), (64, 16), (128, 1)),
     providers=("reference", "ours", "ours-compiled"),
+    compiled="compile",
     runs=20,
     jobs=12,
     checked=("--dtype", "bfloat16", "float16", "float32", "--backward"),
@@ -99,7 +102,8 @@ REHEARSAL = Scale(
     dtype="float32",
     photo=8,
     sizes=((8, 1), (8, 2), (16, 1)),
-    providers=("reference", "ours"),  # ours-compiled would be torch.compile, a minute of it
+    providers=("reference", "ours"),  # compiling takes a minute on a CPU
+    compiled="reference",
     runs=1,
     jobs=2,
     checked=("--dtype", "float32", "float16", *_ONE_OPERATOR, "--quick"),
@@ -171,7 +175,7 @@ def steps(scale: Scale = GPU) -> list[Step]:
         restoration(scale, whole[0], 0.11, scale.sizes[0], *scale.providers),
         restoration(scale, whole[1], 0.07, scale.sizes[1], *scale.providers),
         restoration(scale, whole[2], 0.07, scale.sizes[2], *scale.providers),
-        restoration(scale, "torch.compile", 0.12, scale.sizes[0], "compile", may_be_cut=True),
+        restoration(scale, "torch.compile", 0.12, scale.sizes[0], scale.compiled, may_be_cut=True),
         Step(
             "times of operators",
             0.09,
@@ -214,7 +218,7 @@ def steps(scale: Scale = GPU) -> list[Step]:
             "torch.compile, max-autotune",
             0.05,
             scale.sizes[0],
-            "compile",
+            scale.compiled,
             may_be_cut=True,
             environment={"TORCHINDUCTOR_MAX_AUTOTUNE": "1", "TORCHINDUCTOR_COORDINATE_DESCENT_TUNING": "1"},
         ),
