@@ -71,9 +71,9 @@ def take_turns(
             output = Path(folder, "output")
             output.mkdir()
             seconds = running.seconds_for(step, chosen[number + 1 :], end - time.monotonic())
-            results.put(step.name, {"verdict": running.RUNNING})
-            print(f"{number + 1:>2}/{len(chosen)} {step.name}: ", end="", flush=True)
             try:
+                results.put(step.name, {"verdict": running.RUNNING})
+                print(f"{number + 1:>2}/{len(chosen)} {step.name}: ", end="", flush=True)
                 found = running.run(
                     step,
                     output,
@@ -84,7 +84,7 @@ def take_turns(
                 )
             except Stopped:
                 print("stopped", flush=True)
-                so_far = results.steps[step.name] | {"tables": running.tables(step, output)}
+                so_far = results.steps.get(step.name, {}) | {"tables": running.tables(step, output)}
                 results.put(step.name, so_far | {"verdict": "stopped"})
                 results.keep_files(step, output)
                 raise

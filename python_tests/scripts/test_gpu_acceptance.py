@@ -289,6 +289,25 @@ def test_an_editable_installation_runs_in_the_checkout_and_another_beside_a_copy
     assert not (tmp_path / "resshift_fast").exists() and not (tmp_path / "kernels").exists()
 
 
+@pytest.mark.parametrize(
+    "answer, rehearsal, said",
+    [
+        ('echo \'{"missing": "triton"}\'', True, "triton is not installed in .*; install torch with CUDA and Triton"),
+        ('echo \'{"missing": "resshift_fast"}\'', True, "resshift_fast is not installed in .*; make gpu-offline"),
+        ('echo \'{"torch": "2.11.0"}\'', False, "there is no GPU: torch 2.11.0 finds none"),
+        ("echo no such symbol >&2; exit 134", True, "importing the package ended with 134: no such symbol"),
+    ],
+    ids=["triton", "package", "gpu", "crash"],
+)
+def test_why_nothing_can_be_run(answer, rehearsal, said, tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{answer}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(machine.sys, "executable", str(python))
+    with pytest.raises(machine.Unusable, match=said):
+        machine.probe(rehearsal)
+
+
 # The command.
 
 
