@@ -175,6 +175,22 @@ def test_a_step_that_may_be_cut_is_cut(tmp_path, monkeypatch):
     assert found["verdict"] == running.CUT
 
 
+@pytest.mark.parametrize(
+    "counts, verdict",
+    [
+        (None, running.CUT),
+        ({"passed": 3, "skipped": 1}, running.CUT),
+        ({"passed": 3, "failed": 1}, running.FAILED),
+        ({"passed": 3, "error": 1}, running.FAILED),
+        ({"skipped": 3}, running.FAILED),
+        ({}, running.FAILED),
+    ],
+)
+def test_of_tests_that_are_cut_none_may_have_failed(counts, verdict):
+    assert running.judge(step("", may_be_cut=True), None, 1.0, counts)["verdict"] == verdict
+    assert running.judge(step(""), None, 1.0, counts)["verdict"] == running.FAILED
+
+
 LINES = """python_tests/test_a.py::test_one[x y] PASSED                      [ 10%]
 [gw3] [ 20%] PASSED python_tests/test_a.py::test_two[FAILED ]
 [gw0] [ 30%] SKIPPED python_tests/test_a.py::test_three

@@ -101,7 +101,8 @@ def judge(step: Step, code: int | None, seconds: float, counts: dict[str, int] |
         counts: pytest's outcomes.
     """
     if code is None:
-        return {"verdict": CUT if step.may_be_cut else FAILED, "problem": f"ended after {seconds:.0f} s"}
+        fine = counts is None or set(counts) >= {"passed"} and not {"failed", "error"} & set(counts)
+        return {"verdict": CUT if step.may_be_cut and fine else FAILED, "problem": f"ended after {seconds:.0f} s"}
     if code:
         return {"verdict": FAILED, "problem": f"killed by {signal_name(-code)}" if code < 0 else f"exit status {code}"}
     if counts is not None and not counts.get("passed"):
