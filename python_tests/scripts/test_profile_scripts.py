@@ -106,6 +106,31 @@ def test_without_nsys_it_says_how_to_get_it(tools, tmp_path):
     assert reported == ["python", "scripts/nsys_report.py", f"{tmp_path}/trace.json"]
 
 
+@pytest.mark.parametrize("installed", [True, False], ids=["installed", "not-installed"])
+def test_the_python_of_the_active_environment_is_taken_if_it_has_the_package(installed, tools, tmp_path):
+    other = tmp_path / "other"
+    (other / "bin").mkdir(parents=True)
+    program(tools, "python", f"{GPU}\nexit 0")
+    program(other / "bin", "python", "" if installed else "exit 1")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHON"}
+    environment |= {"PATH": str(tools), "VIRTUAL_ENV": str(other)}
+    command = [shutil.which("bash"), str(NSYS), "--device", "cpu", "--output", str(tmp_path / "out")]
+    if installed:
+        assert subprocess.run(command, env=environment, capture_output=True).returncode == 0
+        asked, recorded, _ = called(other / "bin")
+        assert asked[1:3] == ["-I", "-c"] and recorded[1:4] == ["-m", "resshift_fast", "profile"]
+        assert not called(tools)
+    else:
+        script = tmp_path / "scripts" / "profile_nsys.sh"  # beside no environment of its own
+        script.parent.mkdir()
+        for path in (NSYS, NSYS.with_name("find_python.sh")):
+            shutil.copy(path, script.parent)
+        (tools / "python").unlink()
+        done = subprocess.run([command[0], str(script)], env=environment, capture_output=True, text=True)
+        assert done.returncode == 2 and not done.stdout
+        assert done.stderr == "error: no Python here has resshift_fast installed; name one that has with PYTHON=...\n"
+
+
 def test_another_device_than_a_gpu_is_torchs(tools, tmp_path):
     program(tools, "python", "exit 0")
     _, _, err = run(NSYS, "--device", "cpu", "--output", tmp_path, tools=tools, python=tools / "python")

@@ -1,0 +1,123 @@
+"""The check of every operator without timing: what it finds, and that no kernel's end is its own."""
+
+import csv
+import os
+import sys
+import time
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from resshift_fast import backends, native
+from resshift_fast.backends import OPERATORS, Kernel
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))
+
+import check_operators  # noqa: E402
+from check_operators import CASES, NONE, RIGHT, WRONG  # noqa: E402
+
+NUMBER = next(number for number, case in enumerate(CASES) if case.op == "posterior_step")
+
+
+class Faulty:
+    """In place of `Checker`: in bfloat16 it hangs, in float16 it ends its process."""
+
+    def __init__(self, *_):
+        pass
+
+    def check(self, number, dtype, backward):
+        if dtype == "bfloat16":
+            time.sleep(600)
+        if dtype == "float16":
+            os._exit(3)
+        return [{"backend": "cpu", "verdict": RIGHT}]
+
+
+def test_a_kernel_that_hangs_or_ends_its_process_harms_no_other(monkeypatch):
+    monkeypatch.setattr(check_operators, "Checker", Faulty)
+    args = Namespace(device="cpu", backend=["cpu"], latent=64, batch=1, jobs=1, limit=2.0)
+    todo = [(NUMBER, dtype, False) for dtype in ("bfloat16", "float16", "float32", "float32")]
+    rows = list(check_operators.checked(todo, args))
+    assert [row["verdict"] for row in rows] == [WRONG, WRONG, RIGHT, RIGHT]
+    assert all("its process has died" in row["problem"] for row in rows[:2])
+
+
+@pytest.fixture
+def install(monkeypatch):
+    """Puts a kernel for the CPU in the place of an operator's own."""
+    monkeypatch.setenv("RESSHIFT_FAST_VERIFY", "1")  # so that what a checker sets is taken back
+    monkeypatch.setattr(native, "missing", lambda name: None)
+    before = dict(OPERATORS)
+
+    def put(name, change=None, unsupported=lambda *_: None):
+        operator = OPERATORS[name]
+        kernel = Kernel(lambda *args: change(operator.plain(*args)), unsupported)
+        backends.add(replace(operator, loaders={"cpu": lambda: kernel} if change else {}))
+
+    yield put
+    for operator in before.values():
+        backends.add(operator)
+
+
+def check(name, dtype="float32", backward=False):
+    number = next(number for number, case in enumerate(CASES) if case.op == name)
+    return check_operators.Checker("cpu", ["cpu"], 64, 1).check(number, dtype, backward)[0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_wrong_kernel_is_found_though_verification_would_leave_it_off(dtype, install):
+    install("q_sample", lambda y: y)
+    assert check("q_sample", dtype)["verdict"] == RIGHT
+    install("q_sample", lambda y: y.index_fill(3, torch.tensor([0]), 0.5))
+    row = check("q_sample", dtype)
+    assert row["verdict"] == WRONG and "output 0" in row["problem"] and row["error"] > row["allowed"]
+
+
+def test_a_kernel_that_fails_is_wrong(install):
+    def fail(_):
+        raise RuntimeError("no such\nlaunch")
+
+    install("q_sample", fail)
+    row = check("q_sample")
+    assert row == {"backend": "cpu", "verdict": WRONG, "problem": "RuntimeError: no such launch"}
+
+
+@pytest.mark.parametrize("how", ["none", "unsupported"])
+def test_where_no_kernel_takes_the_call_nothing_is_right(how, install):
+    install("q_sample", None if how == "none" else lambda y: y, lambda *_: "too small")
+    assert check("q_sample") == {"backend": "cpu", "verdict": NONE}
+
+
+def test_every_case_is_checked_in_every_dtype_and_the_first_one_backward():
+    dtypes = ["bfloat16", "float32"]
+    found = check_operators.tasks(CASES, dtypes, backward=True)
+    assert len(set(found)) == len(found)
+    float32_only = sum(check_operators.OPERATORS[case.op].float32_only for case in CASES)
+    assert sum(not backward for *_, backward in found) == 2 * len(CASES) - float32_only
+    names = {(CASES[number].op, dtype) for number, dtype, backward in found if backward}
+    assert ("conv2d", "bfloat16") in names and ("group_norm", "float32") in names
+    assert len(check_operators.tasks(CASES, dtypes, backward=False)) == 2 * len(CASES) - float32_only
+
+
+@pytest.mark.parametrize(
+    "verdicts, code", [([RIGHT, NONE], 0), ([RIGHT, WRONG], 1), ([NONE], 1)], ids=["right", "wrong", "nothing"]
+)
+def test_the_exit_status_and_the_table(verdicts, code, tmp_path, monkeypatch, capsys):
+    shared = {"operator": "q_sample", "case": "B1", "dtype": "float32", "pass": "forward", "backend": "reference"}
+    rows = [shared | {"verdict": verdict, "problem": "off" if verdict == WRONG else ""} for verdict in verdicts]
+    monkeypatch.setattr(check_operators, "checked", lambda todo, args: iter(rows))
+    monkeypatch.setattr(backends, "check", lambda name: name)
+    path = tmp_path / "rows.csv"
+    assert check_operators.main(["--device", "cpu", "--backend", "cpu", "--csv", str(path)]) == code
+    with open(path, newline="") as file:
+        assert [row["verdict"] for row in csv.DictReader(file)] == verdicts
+    assert capsys.readouterr().out.splitlines()[1].startswith("q_sample-B1 float32 forward reference: ")
+
+
+def test_a_backend_that_is_not_here_is_an_error_of_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(backends, "unavailable", lambda name: "was not built")
+    assert check_operators.main(["--device", "cpu", "--backend", "cuda"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
