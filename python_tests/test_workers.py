@@ -1,6 +1,8 @@
 """Objects in a process of their own."""
 
 import os
+import time
+from threading import Timer
 
 import pytest
 
@@ -25,6 +27,9 @@ class Thing:
     def fail(self):
         raise KeyError("in two\nlines")
 
+    def wait(self):
+        time.sleep(60)
+
     def die(self):
         os._exit(3)
 
@@ -36,6 +41,13 @@ def test_an_object_lives_elsewhere_and_survives_its_errors():
         with pytest.raises(WorkerError, match=r"^KeyError: 'in two\\nlines'$"):
             worker.call("fail")
         assert worker.call("add", 2) == 5
+
+
+def test_another_thread_can_end_a_call():
+    with Worker(Thing, 1) as worker:
+        Timer(0.2, worker.kill).start()
+        with pytest.raises(WorkerError, match="its process has died"):
+            worker.call("wait")
 
 
 def test_what_cannot_be_made_says_why():

@@ -119,7 +119,8 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="resshift-acceptance-", ignore_cleanup_errors=True) as shared:
         try:
             # Kernels that one step has compiled are there for the next.
-            caches = {"TRITON_CACHE_DIR": f"{shared}/triton", "TORCHINDUCTOR_CACHE_DIR": f"{shared}/inductor"}
+            names = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
+            caches = {name: os.environ.get(name, str(Path(shared, name.lower()))) for name in names}
             copy = Path(shared, "place")
             copy.mkdir()
             at = machine.place(found["package"], copy)

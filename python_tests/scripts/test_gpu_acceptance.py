@@ -295,6 +295,14 @@ def test_the_summary_says_each_step_and_what_was_measured(tmp_path):
     ]
 
 
+def test_of_a_long_table_the_summary_has_the_problems():
+    rows = [{"case": str(number), "problem": "off" if number % 3 == 0 else ""} for number in range(result.MOST_ROWS)]
+    assert result.notable(rows) == rows
+    found = result.notable([*rows, {"case": "last", "problem": "off"}])
+    assert [row["case"] for row in found] == ["0", "3", "6", "9", "12", "15", "18", "last"]
+    assert len(result.notable([{"problem": "off"}] * 999)) == result.MOST_ROWS
+
+
 # Where it runs.
 
 

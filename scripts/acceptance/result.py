@@ -14,6 +14,7 @@ from acceptance.steps import Step
 MOST_FILES, MOST_BYTES = 8, 16 * 2**20  # that a machine which is lent for minutes gives back
 LOG_BYTES = 8 * 2**20
 STEP_LOG_BYTES = 2**19
+MOST_ROWS = 20  # of a table in the summary
 
 
 class Results:
@@ -111,9 +112,16 @@ def summary(steps: list[Step], results: Results) -> str:
     lines = [f"{s.name:<{width}}  {line(found[s.name]) if s.name in found else 'had no turn'}" for s in steps]
     for step in steps:
         for name, content in found.get(step.name, {}).get("tables", {}).items():
-            if step.shown and (shown := running.rows(name, content)):
+            if step.shown and (shown := notable(running.rows(name, content))):
                 lines += ["", step.name, aligned(step.shown, shown)]
     return "\n".join(lines)
+
+
+def notable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All rows of a short table, and of a long one those with a problem, as many as one reads."""
+    if len(rows) > MOST_ROWS:
+        rows = [row for row in rows if row.get("problem")]
+    return rows[:MOST_ROWS]
 
 
 def aligned(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:

@@ -43,22 +43,23 @@ class Restorer:
         self.photo = np.asarray(photo.crop((left, top, left + size, top + size)))
 
     def restore(self) -> dict[str, Any]:
-        """Restore twice: the picture, the seconds, and which kernels ran."""
+        """Restore three times, the second of which may capture a CUDA graph for the third: what came of it."""
         if reason := unavailable(self.backend):
             raise ValueError(reason)
         with use_backend(self.backend), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             start = time.perf_counter()
             pipe = Pipeline.from_pretrained(MODEL, device=self.device, dtype=self.dtype)
-            picture = pipe(self.photo, progress=False)
+            pictures = [pipe(self.photo, progress=False)]
             first = time.perf_counter() - start
-            start = time.perf_counter()
             pipe(self.photo, progress=False)
+            start = time.perf_counter()
+            pictures.append(pipe(self.photo, progress=False))
             again = time.perf_counter() - start
             decisions = status(self.device)
         used = {decision.operator for decision in decisions if decision.backend == self.backend}
         wrong = [str(warning.message) for warning in caught if " is off for " in str(warning.message)]
-        return {"picture": picture, "first": first, "again": again, "kernels": len(used), "wrong": "; ".join(wrong)}
+        return {"pictures": pictures, "first": first, "again": again, "kernels": len(used), "wrong": "; ".join(wrong)}
 
 
 def row(backend: str, args: argparse.Namespace, expected: np.ndarray) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def row(backend: str, args: argparse.Namespace, expected: np.ndarray) -> dict[st
             found = worker.call("restore")
     except WorkerError as error:
         return {"backend": backend, "problem": str(error)}
-    agreement = psnr(found["picture"] / 255.0, expected)
+    agreement = min(psnr(picture / 255.0, expected) for picture in found["pictures"])
     problem = found["wrong"]
     if not problem and backend != "reference" and not found["kernels"]:
         problem = "none of its kernels ran"
@@ -88,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--csv", type=Path, required=True, metavar="FILE", help="A row for each backend.")
     args = parser.parse_args(argv)
     with Worker(Restorer, "reference", args.device, "float32", args.size) as worker:
-        expected = worker.call("restore")["picture"] / 255.0
+        expected = worker.call("restore")["pictures"][0] / 255.0
     problems = 0
     with open(args.csv, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)

@@ -16,7 +16,7 @@ class Step:
         command: what runs; "{folder}" stands for a folder that is read while it runs and afterwards.
         tables: CSV and JSON files in the folder that go into the result.
         files: others in the folder that are kept beside the result.
-        shown: columns of the tables that the summary prints.
+        shown: columns of the tables that the summary prints, of long ones the rows with a problem.
         tool: program that has to be installed.
         tests: whether it is pytest, of which at least one test has to pass.
         may_be_cut: whether it may outrun its time, and what it has written counts; of tests none may have failed.
@@ -171,6 +171,7 @@ def steps(scale: Scale = GPU) -> list[Step]:
             (python, "scripts/check_operators.py", "--device", scale.device, *backends, *scale.checked)
             + ("--jobs", str(scale.jobs), "--csv", "{folder}/operators.csv"),
             tables=("operators.csv",),
+            shown=("operator", "case", "dtype", "pass", "backend", "verdict", "problem"),
         ),
         restoration(scale, whole[0], 0.11, scale.sizes[0], *scale.providers),
         restoration(scale, whole[1], 0.07, scale.sizes[1], *scale.providers),
@@ -187,7 +188,7 @@ def steps(scale: Scale = GPU) -> list[Step]:
             "profile",
             0.05,
             ("bash", "scripts/profile_nsys.sh", "--device", scale.device, *scale.profiled, "--output", "{folder}"),
-            tables=("*.csv", "workload.json"),
+            tables=("stages.csv", "operators.csv", "kernels.csv", "workload.json"),
             files=("report.txt", "report.png"),
             environment={"PYTHON": python},
         ),
