@@ -4,7 +4,8 @@
 
 Nothing is timed. Kernels are compiled by the processes side by side, which is most of the work at the first time. One
 line and one row of the table for each call as it goes; a process that a kernel ends or hangs up is replaced. The cases
-and the limits are those of benchmarks/operators.py. The exit status is 1 if a kernel is wrong or fails.
+and the limits are those of benchmarks/operators.py. The exit status is 1 if a kernel is wrong or fails, or a backend is
+missing.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -158,21 +160,23 @@ def main(argv: list[str] | None = None) -> int:
     console.prepare_streams()
     try:
         args.device = str(backends.usable_device(args.device))
-        for name in args.backend:
-            backends.check(name)
     except ValueError as error:
         console.report(error)
         return 1
+    absent = {name: reason for name in args.backend if (reason := backends.unavailable(name))}
+    args.backend = [name for name in args.backend if name not in absent]
     cases = [case for case in CASES if not args.op or case.op in args.op]
     if args.quick:
         cases = list({case.op: case for case in reversed(cases)}.values())[::-1]
-    todo = tasks(cases, args.dtype, args.backward)
-    print(f"{len(todo)} calls, backends {', '.join(args.backend)}, {args.jobs} processes on {args.device}", flush=True)
+    todo = tasks(cases, args.dtype, args.backward) if args.backend else []
+    names = ", ".join(args.backend) or "none"
+    print(f"{len(todo)} calls, backends {names}, {args.jobs} processes on {args.device}", flush=True)
     counts: dict[str, int] = {}
     with open(args.csv or os.devnull, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        for row in checked(todo, args):
+        missing = [{"backend": name, "verdict": WRONG, "problem": reason} for name, reason in absent.items()]
+        for row in chain(missing, checked(todo, args)):
             writer.writerow(row)
             file.flush()
             counts[row["verdict"]] = counts.get(row["verdict"], 0) + 1
@@ -185,7 +189,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def line(row: dict[str, Any]) -> str:
     """A row as one line."""
-    words = [f"{row['operator']}-{row['case']}", row["dtype"], row["pass"], row["backend"] + ":", row["verdict"]]
+    call = [f"{row['operator']}-{row['case']}", row["dtype"], row["pass"]] if "case" in row else []
+    words = [*call, row["backend"] + ":", row["verdict"]]
     if row.get("error") is not None:
         words.append(f"error {row['error']:.1e} of {row['allowed']:.1e}")
     return " ".join([*words, row.get("problem") or ""]).rstrip()

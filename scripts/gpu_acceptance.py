@@ -51,18 +51,18 @@ def stem(found: dict[str, Any], rehearsal: bool) -> str:
 
 
 def take_turns(
-    chosen: list[Step], results: result.Results, budget: float, variables: dict[str, str], shared: Path, at: Path
+    chosen: list[Step], results: result.Results, end: float, variables: dict[str, str], shared: Path, at: Path
 ) -> None:
     """Run the steps one after the other.
 
     Args:
-        chosen: the steps. results: take what they find. budget: seconds for all.
+        chosen: the steps. results: take what they find. end: of the last one, as time.monotonic() has it.
         variables: that all of them get. shared: a folder that lives as long as the run. at: where they run.
 
     Verdicts and choices of configurations are kept in a folder of each step's own, as the last step that ended by
     itself left them: what is killed in the middle of a verification leaves marks.
     """
-    end, known = time.monotonic() + budget, None
+    known = None
     for number, step in enumerate(chosen):
         with tempfile.TemporaryDirectory(prefix="resshift-acceptance-", ignore_cleanup_errors=True) as folder:
             own = Path(folder, "cache")
@@ -99,6 +99,8 @@ def take_turns(
 def main(argv: list[str] | None = None) -> int:
     """Run the acceptance; returns the exit status."""
     args = options().parse_args(argv)
+    # What the last step may take to be ended is in the budget too, and so is finding out what is here.
+    end = time.monotonic() + args.budget - running.GRACE - running.LAST_SECONDS
     scale = REHEARSAL if args.rehearse else GPU
     chosen = [step for step in steps(scale) if not args.only or step.name in args.only]
     try:
@@ -124,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
             copy = Path(shared, "place")
             copy.mkdir()
             at = machine.place(found["package"], copy)
-            take_turns(chosen, results, args.budget, scale.environment | caches, Path(shared), at)
+            take_turns(chosen, results, end, scale.environment | caches, Path(shared), at)
         except Stopped as stopped:
             status, why = 128 + stopped.number, f"stopped by {signal.Signals(stopped.number).name}"
     results.finish(why)
@@ -140,7 +142,9 @@ def main(argv: list[str] | None = None) -> int:
 def options() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--budget", type=budget, default=600, metavar="S", help="Seconds in all. Default: 600.")
+    parser.add_argument(
+        "--budget", type=budget, default=600, metavar="S", help="Seconds in all, from now on. Default: 600."
+    )
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="Default: benchmarks/results, out/rehearsal for a rehearsal."
     )

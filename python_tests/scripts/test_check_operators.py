@@ -109,7 +109,7 @@ def test_the_exit_status_and_the_table(verdicts, code, tmp_path, monkeypatch, ca
     shared = {"operator": "q_sample", "case": "B1", "dtype": "float32", "pass": "forward", "backend": "reference"}
     rows = [shared | {"verdict": verdict, "problem": "off" if verdict == WRONG else ""} for verdict in verdicts]
     monkeypatch.setattr(check_operators, "checked", lambda todo, args: iter(rows))
-    monkeypatch.setattr(backends, "check", lambda name: name)
+    monkeypatch.setattr(backends, "unavailable", lambda name: None)
     path = tmp_path / "rows.csv"
     assert check_operators.main(["--device", "cpu", "--backend", "cpu", "--csv", str(path)]) == code
     with open(path, newline="") as file:
@@ -117,7 +117,17 @@ def test_the_exit_status_and_the_table(verdicts, code, tmp_path, monkeypatch, ca
     assert capsys.readouterr().out.splitlines()[1].startswith("q_sample-B1 float32 forward reference: ")
 
 
-def test_a_backend_that_is_not_here_is_an_error_of_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(backends, "unavailable", lambda name: "was not built")
-    assert check_operators.main(["--device", "cpu", "--backend", "cuda"]) == 1
-    assert capsys.readouterr().err.count("\n") == 1
+@pytest.mark.parametrize("other", [True, False], ids=["beside-another", "alone"])
+def test_a_backend_that_is_missing_is_a_failure_and_the_others_are_checked(other, monkeypatch, capsys):
+    monkeypatch.setattr(backends, "unavailable", lambda name: "was not built" if name == "cuda" else None)
+    asked = []
+
+    def checked(todo, args):
+        asked.append((len(todo) > 0, args.backend))
+        return iter([{"operator": "q", "case": "B1", "dtype": "d", "pass": "p", "backend": "cpu", "verdict": RIGHT}])
+
+    monkeypatch.setattr(check_operators, "checked", checked)
+    names = ["cuda", "cpu"] if other else ["cuda"]
+    assert check_operators.main(["--device", "cpu", "--backend", *names]) == 1
+    assert "\ncuda: wrong was not built\n" in capsys.readouterr().out
+    assert asked == [(other, ["cpu"] if other else [])]
