@@ -115,7 +115,7 @@ REHEARSAL = Scale(
     environment={"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "RESSHIFT_FAST_PREFERENCES": "0"},
 )
 
-ON_GPU = "python_tests/csrc/test_on_gpu.py"
+ON_GPU = "python_tests/test_on_gpu.py"
 KERNELS = "python_tests/kernels"
 # What an allocation of torch's own cache would hide is out of bounds; a capture cannot do without that cache.
 SANITIZED = ("-k", "float16 and not bfloat16 and not bitwise and not captured and not graph")
