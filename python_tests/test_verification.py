@@ -76,6 +76,18 @@ def own_verdicts(tmp_path, monkeypatch):
     verification._verdicts.update(remembered)
 
 
+def test_a_kernel_that_is_wrong_when_it_is_started_again_is_off():
+    calls = []
+
+    def change(y):
+        calls.append(0)
+        return y if len(calls) % 2 else y * 1.01
+
+    install(Backend(change))
+    with pytest.warns(RuntimeWarning, match="the cpu backend of conv2d is off"):
+        assert call().equal(EXPECTED)
+
+
 def raises(_):
     raise RuntimeError("no such\nlaunch")
 
@@ -99,9 +111,9 @@ def test_a_right_backend_is_verified_once_and_used(recwarn):
     install(backend)
     assert call().equal(EXPECTED)
     examples = len(OPERATORS[OPERATOR].examples(CPU, torch.float32))
-    assert backend.calls == examples + 1
+    assert backend.calls == 2 * examples + 1
     call()
-    assert backend.calls == examples + 2
+    assert backend.calls == 2 * examples + 2
     assert not recwarn.list
 
 
@@ -305,7 +317,7 @@ def test_a_later_pipeline_reads_its_verdicts_and_launches_nothing(tmp_path):
     backend = Backend()
     install(backend)
     pipeline()
-    assert backend.calls == len(OPERATORS[OPERATOR].examples(CPU, torch.float32))
+    assert backend.calls == 2 * len(OPERATORS[OPERATOR].examples(CPU, torch.float32))
     new_process()
     calls = backend.calls
     pipeline()
@@ -405,7 +417,7 @@ def test_of_two_threads_one_verifies_and_warns(recwarn):
         thread.start()
     for thread in threads:
         thread.join()
-    assert backend.calls == 1  # the first example shows it
+    assert backend.calls == 2  # the first example shows it
     assert len(recwarn.list) == 1
 
 

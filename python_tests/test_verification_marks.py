@@ -6,7 +6,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from types import SimpleNamespace
 
 import pytest
 
@@ -124,12 +123,3 @@ def test_a_mark_is_as_old_as_its_file_whatever_the_clock_did(shift, settled, tmp
 @pytest.mark.parametrize("path", [None, "gone"])
 def test_a_mark_without_a_file_is_tried_again(path, tmp_path):
     assert verification._settled(f"{RUNNING} {ATTEMPTS}", path and tmp_path / path) == ""
-
-
-def test_a_drive_without_locks_keeps_no_verdict(tmp_path, monkeypatch):
-    def flock(*_):
-        raise OSError("no locks available")
-
-    monkeypatch.setitem(sys.modules, "fcntl", SimpleNamespace(flock=flock, LOCK_EX=2))
-    with verification._locked(tmp_path / "verdict") as file:
-        assert file is None

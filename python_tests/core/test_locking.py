@@ -1,0 +1,56 @@
+"""A file that several processes and threads write is theirs in turn."""
+
+import sys
+from threading import Thread
+from types import SimpleNamespace
+
+import pytest
+
+from resshift_fast.core.locking import locked
+
+
+def test_the_file_is_made_and_open_at_its_start(tmp_path):
+    path = tmp_path / "a"
+    for expected in ("", "x", "xx"):
+        with locked(path) as file:
+            assert file.read() == expected
+            file.write("x")
+
+
+def test_threads_wait_for_one_another(tmp_path):
+    path = tmp_path / "count"
+
+    def work():
+        for _ in range(20):
+            with locked(path) as file:
+                count = int(file.read() or 0)
+                file.seek(0)
+                file.truncate()
+                file.write(str(count + 1))
+
+    threads = [Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert path.read_text() == "80"
+
+
+@pytest.mark.parametrize("path", [None, "no such folder/file"])
+def test_none_where_there_is_no_file(path, tmp_path):
+    with locked(path and tmp_path / path) as file:
+        assert file is None
+
+
+def test_none_on_a_drive_without_locks(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError("no locks available")
+
+    monkeypatch.setitem(sys.modules, "fcntl", SimpleNamespace(flock=flock, LOCK_EX=2))
+    with locked(tmp_path / "verdict") as file:
+        assert file is None
+
+
+def test_an_error_in_the_block_is_the_callers(tmp_path):
+    with pytest.raises(OSError, match="theirs"), locked(tmp_path / "a"):
+        raise OSError("theirs")
