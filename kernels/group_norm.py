@@ -6,6 +6,8 @@ program of `group_norm_apply_kernel` combines the parts of its groups in the sam
 Tiles and statistics are in group_norm_tiles.py, the backward pass in group_norm_backward.py.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -31,13 +33,14 @@ from resshift_fast.kernels.group_norm_tiles import (
     to_channels,
     unsupported,
 )
-from resshift_fast.kernels.launch import launch
+from resshift_fast.kernels.launch import Start
+from resshift_fast.kernels.plans import planned
 from resshift_fast.kernels.tuning import Config, Space, bucket
 
 __all__ = ["backward", "forward", "statistics", "unsupported", "unsupported_backward"]
 
 # No sums depend on the block of the apply kernel; what others sum, and in which order, follows from shapes alone.
-# Bucket: BLOCK_C, bytes of an element, pixels of the batch.
+# Bucket: BLOCK_C, pixels of the batch.
 APPLY = Space(
     "group_norm_apply",
     candidates=lambda key: [_apply_config(key[0], *c) for c in ((4096, 4), (4096, 8), (8192, 8), (16384, 8))],
@@ -247,15 +250,13 @@ def group_norm_apply_kernel(
         tl.store(p_y + o_tile + b_offsets, b_y.to(p_y.dtype.element_ty), mask=m_x)
 
 
-def _start_stats(x: Tensor, num_groups: int, eps: float, channels_last: bool, plan: Plan) -> tuple[Tensor, Tensor]:
-    """Launch the statistics kernel; returns means and sums of squares [B, parts, G], or rstd where parts is 1."""
-    batch, channels, height, width = x.shape
-    mean = x.new_empty((batch, plan.parts, num_groups), dtype=torch.float32)
-    spread = torch.empty_like(mean)
-    launch(
+def _stats(shape: tuple[int, ...], plan: Plan, num_groups: int, channels_last: bool, eps: float) -> Start:
+    """Start of the statistics kernel: means and sums of squares [B, parts, G], or rstd where parts is 1."""
+    batch, channels, height, width = shape
+    return Start(
         group_stats_kernel,
         (batch * plan.parts * (num_groups // plan.groups),),
-        *(x, mean, spread, height * width, plan.parts, plan.part_pixels, eps),
+        *(height * width, plan.parts, plan.part_pixels, eps),
         C=channels,
         GROUPS=num_groups,
         K=plan.groups,
@@ -266,25 +267,26 @@ def _start_stats(x: Tensor, num_groups: int, eps: float, channels_last: bool, pl
         BLOCK_K=triton.next_power_of_2(plan.groups),
         num_warps=plan.num_warps,
     )
-    return mean, spread
 
 
-def statistics(x: Tensor, num_groups: int, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and 1 / √(variance + eps) of every group of x [B, C, H, W]: float32 [B, G], in one launch or two."""
-    batch, channels, height, width = x.shape
-    x, channels_last = dense(x)
-    plan = forward_plan(x, num_groups, channels_last, writes=False)
-    mean, spread = _start_stats(x, num_groups, eps, channels_last, plan)
-    if plan.parts == 1:
-        return mean.view(batch, num_groups), spread.view(batch, num_groups)
-    results = (
-        x.new_empty((batch, num_groups), dtype=torch.float32),
-        x.new_empty((batch, num_groups), dtype=torch.float32),
-    )
-    launch(
+class Statistics(NamedTuple):
+    """Plan of `statistics`: the first start, and a second where an image has several parts."""
+
+    parts: int
+    stats: Start
+    combine: Start
+
+
+@planned()
+def _statistics(
+    shape: tuple[int, ...], element_size: int, num_groups: int, channels_last: bool, eps: float
+) -> Statistics:
+    batch, channels, height, width = shape
+    plan = forward_plan(shape, element_size, num_groups, channels_last, writes=False)
+    combine = Start(
         group_stats_combine_kernel,
         (batch * (num_groups // plan.groups),),
-        *(mean, spread, *results, height * width, plan.parts, plan.part_pixels, eps),
+        *(height * width, plan.parts, plan.part_pixels, eps),
         GROUPS=num_groups,
         CG=channels // num_groups,
         K=plan.groups,
@@ -292,7 +294,29 @@ def statistics(x: Tensor, num_groups: int, eps: float) -> tuple[Tensor, Tensor]:
         BLOCK_K=triton.next_power_of_2(plan.groups),
         num_warps=2,
     )
-    return results
+    return Statistics(plan.parts, _stats(shape, plan, num_groups, channels_last, eps), combine)
+
+
+def statistics(x: Tensor, num_groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / √(variance + eps) of every group of x [B, C, H, W]: float32 [B, G], in one launch or two."""
+    shape = x.shape
+    x, channels_last = dense(x)
+    plan = _statistics(x.device, shape, x.element_size(), num_groups, channels_last, eps)
+    mean = x.new_empty((shape[0], num_groups), dtype=torch.float32)
+    rstd = torch.empty_like(mean)
+    if plan.parts == 1:
+        plan.stats(x, mean, rstd)
+        return mean, rstd
+    parts = new_parts(x, plan.parts, num_groups)
+    plan.stats(x, *parts)
+    plan.combine(*parts, mean, rstd)
+    return mean, rstd
+
+
+def new_parts(x: Tensor, parts: int, num_groups: int) -> tuple[Tensor, Tensor]:
+    """Memory for means and sums of squares of the parts of x's images, float32 [B, parts, G]."""
+    mean = x.new_empty((x.shape[0], parts, num_groups), dtype=torch.float32)
+    return mean, torch.empty_like(mean)
 
 
 def tile_constants(
@@ -310,36 +334,70 @@ def tile_constants(
     }
 
 
+@planned(APPLY, lambda shape, plan, *_: (plan.block_c, bucket(shape[0] * shape[2] * shape[3])))
 def apply_parts(
-    x: Tensor,
-    parts: tuple[Tensor, Tensor],
+    config: Config,
+    shape: tuple[int, ...],
     plan: Plan,
-    affine: tuple[Tensor | None, ...],
+    num_groups: int,
+    channels_last: bool,
+    activation: str | None,
     strides: tuple[int, int],
-    y: Tensor,
-    results: tuple[Tensor | None, Tensor | None],
     eps: float,
-    constants: dict[str, int],
-) -> None:
-    """Launch the apply kernel: y, and mean and 1 / deviation where wanted, of x and the statistics of its parts."""
-    pixels = x.shape[2] * x.shape[3]
+) -> Start:
+    """Plan of the apply kernel: y, and mean and 1 / deviation where wanted, of x and the statistics of its parts.
 
-    def start(config: Config) -> tuple[Tensor | None, ...]:
-        block_p = min(config.blocks["BLOCK_P"], triton.next_power_of_2(pixels))
-        program_pixels = triton.cdiv(plan.part_pixels, block_p) * block_p
-        launch(
-            group_norm_apply_kernel,
-            (x.shape[0] * (constants["GROUPS"] // plan.groups) * triton.cdiv(pixels, program_pixels),),
-            *(x, *parts, *affine, y, *results),
-            *(pixels, plan.parts, plan.part_pixels, program_pixels, *strides, eps),
-            **constants,
-            BLOCK_N=triton.next_power_of_2(plan.parts),
-            **{**config.options, "BLOCK_P": block_p},
-        )
-        return y, *results
+    Args:
+        shape, plan, num_groups, channels_last: of x.
+        activation, eps: of the operator.
+        strides: of the rows of scale and shift.
+    """
+    batch, channels, pixels = shape[0], shape[1], shape[2] * shape[3]
+    block_p = min(config.blocks["BLOCK_P"], triton.next_power_of_2(pixels))
+    program_pixels = triton.cdiv(plan.part_pixels, block_p) * block_p
+    return Start(
+        group_norm_apply_kernel,
+        (batch * (num_groups // plan.groups) * triton.cdiv(pixels, program_pixels),),
+        *(pixels, plan.parts, plan.part_pixels, program_pixels, *strides, eps),
+        **tile_constants(channels, num_groups, plan, channels_last, activation),
+        BLOCK_N=triton.next_power_of_2(plan.parts),
+        **{**config.options, "BLOCK_P": block_p},
+    )
 
-    key = (plan.block_c, x.element_size(), bucket(x.shape[0] * pixels))
-    start(APPLY.config(key, x.device, start))
+
+class Forward(NamedTuple):
+    """Plan of `forward`: the one start, or the first of two."""
+
+    tiles: Plan
+    first: Start
+
+
+@planned()
+def _forward(
+    shape: tuple[int, ...],
+    element_size: int,
+    num_groups: int,
+    channels_last: bool,
+    activation: str | None,
+    strides: tuple[int, int],
+    eps: float,
+) -> Forward:
+    batch, channels, height, width = shape
+    plan = forward_plan(shape, element_size, num_groups, channels_last)
+    if plan.parts > 1:
+        return Forward(plan, _stats(shape, plan, num_groups, channels_last, eps))
+    resident = plan.block_p >= height * width
+    start = Start(
+        group_norm_fwd_kernel,
+        (batch * (num_groups // plan.groups),),
+        *(height * width, *strides, eps),
+        **tile_constants(channels, num_groups, plan, channels_last, activation),
+        RESIDENT=resident,
+        BLOCK_P=plan.block_p,
+        num_warps=plan.num_warps,
+        passes={} if resident else {"p_x": 2},
+    )
+    return Forward(plan, start)
 
 
 def forward(
@@ -353,29 +411,23 @@ def forward(
     activation: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Launch one kernel or two; returns y like x, and mean and 1 / deviation, float32 [B, G]."""
-    batch, channels, height, width = x.shape
-    pixels = height * width
+    shape, device = x.shape, x.device
     values, channels_last = dense(x)
     y = torch.empty_like(values)
-    mean = x.new_empty((batch, num_groups), dtype=torch.float32)
+    mean = x.new_empty((shape[0], num_groups), dtype=torch.float32)
     rstd = torch.empty_like(mean)
     affine, strides = affine_rows(weight, bias, scale, shift)
-    plan = forward_plan(values, num_groups, channels_last)
-    constants = tile_constants(channels, num_groups, plan, channels_last, activation)
-    if plan.parts == 1:
-        resident = plan.block_p >= pixels
-        launch(
-            group_norm_fwd_kernel,
-            (batch * (num_groups // plan.groups),),
-            *(values, *affine, y, mean, rstd, pixels, *strides, eps),
-            **constants,
-            RESIDENT=resident,
-            BLOCK_P=plan.block_p,
-            num_warps=plan.num_warps,
-            passes={} if resident else {"p_x": 2},
-        )
+    plan = _forward(device, shape, x.element_size(), num_groups, channels_last, activation, strides, eps)
+    if plan.tiles.parts == 1:
+        plan.first(values, *affine, y, mean, rstd)
         return like(y, x), mean, rstd
 
-    parts = _start_stats(values, num_groups, eps, channels_last, plan)
-    apply_parts(values, parts, plan, affine, strides, y, (mean, rstd), eps, constants)
+    parts = new_parts(values, plan.tiles.parts, num_groups)
+    plan.first(values, *parts)
+
+    def run(apply: Start) -> tuple[Tensor, ...]:
+        apply(values, *parts, *affine, y, mean, rstd)
+        return y, mean, rstd
+
+    run(apply_parts(device, shape, plan.tiles, num_groups, channels_last, activation, strides, eps, trial=run))
     return like(y, x), mean, rstd

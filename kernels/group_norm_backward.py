@@ -25,7 +25,7 @@ from resshift_fast.kernels.group_norm_tiles import (
     to_channels,
     unsupported,
 )
-from resshift_fast.kernels.launch import launch
+from resshift_fast.kernels.launch import Start
 from resshift_fast.kernels.tuning import Config, Space, bucket
 
 TILE = 4096  # elements: a tile of x, one of dy and two of sums in registers
@@ -254,7 +254,7 @@ def backward(
     dx = torch.empty_like(values)
     affine, strides = affine_rows(weight, bias, scale, shift)
     inputs = (dy, values, mean.contiguous(), rstd.contiguous(), *affine)
-    plan = split_plan(values, num_groups, channels_last, TILE)
+    plan = split_plan(x.shape, x.element_size(), num_groups, channels_last, TILE)
     parts = x.new_empty((batch, plan.parts, 2, channels), dtype=torch.float32)
     dscale, dshift, dz_n = (x.new_empty((batch, channels), dtype=torch.float32) for _ in range(3))
     constants = {
@@ -267,14 +267,14 @@ def backward(
         "BLOCK_K": triton.next_power_of_2(plan.groups),
     }
     chunks = num_groups // plan.groups
-    launch(
+    Start(
         group_norm_bwd_sums_kernel,
         (batch * plan.parts * chunks,),
-        *(*inputs, parts, pixels, plan.parts, plan.part_pixels, *strides),
+        *(pixels, plan.parts, plan.part_pixels, *strides),
         **constants,
         BLOCK_P=plan.block_p,
         num_warps=min(2 * plan.num_warps, 8),  # of the forward's: two images are held at once
-    )
+    )(*inputs, parts)
 
     # For 16-bit NCHW the assembler, left to itself, spills a few registers to fit one more program on a multiprocessor.
     limit = {} if channels_last or x.element_size() == 4 else {"maxnreg": 80}
@@ -282,27 +282,26 @@ def backward(
     def start(config: Config) -> tuple[Tensor, ...]:
         block_p = min(config.blocks["BLOCK_P"], triton.next_power_of_2(pixels))
         program_pixels = triton.cdiv(plan.part_pixels, block_p) * block_p
-        launch(
+        Start(
             group_norm_bwd_dx_kernel,
             (batch * chunks * triton.cdiv(pixels, program_pixels),),
-            *(*inputs, parts, dx, dscale, dshift, dz_n),
             *(pixels, plan.parts, program_pixels, *strides),
             **constants,
             BLOCK_N=min(triton.next_power_of_2(plan.parts), max(TILE // plan.block_c, 1)),
             **{**config.options, **limit, "BLOCK_P": block_p},
-        )
+        )(*inputs, parts, dx, dscale, dshift, dz_n)
         return dx, dscale, dshift, dz_n
 
     key = (plan.block_c, x.element_size(), bucket(batch * pixels))
     start(DX.config(key, x.device, start))
     dweight, dbias = (weight.new_empty((channels,), dtype=torch.float32) for _ in range(2))
-    launch(
+    Start(
         group_norm_bwd_weight_kernel,
         (triton.cdiv(channels, SUM_BLOCK),),
-        *(dshift, dz_n, affine[2], dweight, dbias, batch, strides[0]),
+        *(batch, strides[0]),
         C=channels,
         BLOCK_B=min(triton.next_power_of_2(batch), 64),
         BLOCK_C=SUM_BLOCK,
         num_warps=4,
-    )
+    )(dshift, dz_n, affine[2], dweight, dbias)
     return like(dx, x), dweight, dbias, dscale, dshift

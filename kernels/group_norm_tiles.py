@@ -208,10 +208,10 @@ def _row_cycles(channels: int, element_size: int, channels_last: bool) -> float:
     return max(sectors, 1.0) if channels_last else sectors
 
 
-def split_plan(x: Tensor, num_groups: int, channels_last: bool, tile: int) -> Plan:
+def split_plan(shape: tuple[int, ...], element_size: int, num_groups: int, channels_last: bool, tile: int) -> Plan:
     """Parts enough to fill the GPU, in tiles of `tile` elements."""
-    batch, channels, pixels = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
-    groups = row_groups(channels, num_groups, x.element_size(), channels_last)
+    batch, channels, pixels = shape[0], shape[1], shape[2] * shape[3]
+    groups = row_groups(channels, num_groups, element_size, channels_last)
     block_c = triton.next_power_of_2(groups * channels // num_groups)
     block_p = max(min(tile // block_c, triton.next_power_of_2(pixels)), 1)
     parts = min(max(SPLIT_PROGRAMS * groups // (batch * num_groups), 1), MAX_PARTS)
@@ -220,14 +220,17 @@ def split_plan(x: Tensor, num_groups: int, channels_last: bool, tile: int) -> Pl
     return Plan(groups, block_p, block_c, num_warps, part_pixels, triton.cdiv(pixels, part_pixels))
 
 
-def forward_plan(x: Tensor, num_groups: int, channels_last: bool, writes: bool = True) -> Plan:
+def forward_plan(
+    shape: tuple[int, ...], element_size: int, num_groups: int, channels_last: bool, writes: bool = True
+) -> Plan:
     """One part an image where that is faster by a count of sectors, else `split_plan`.
 
     Args:
-        x: in a format that the kernels read.
+        shape, element_size: of x [B, C, H, W].
+        channels_last: its format, else contiguous.
         writes: whether x is normalized too, not only read for its statistics.
     """
-    batch, channels, pixels, size = x.shape[0], x.shape[1], x.shape[2] * x.shape[3], x.element_size()
+    batch, channels, pixels, size = shape[0], shape[1], shape[2] * shape[3], element_size
     per_group = channels // num_groups
     most = row_groups(channels, num_groups, size, channels_last)
     split_cycles = batch * num_groups // most * pixels * _row_cycles(most * per_group, size, channels_last)
@@ -245,7 +248,7 @@ def forward_plan(x: Tensor, num_groups: int, channels_last: bool, writes: bool =
             block_p = whole if resident else max(TILE // block_c, 1)
             num_warps = min(max(block_p * block_c // 512, 1), 16)
             best, plan = cycles, Plan(groups, block_p, block_c, num_warps, pixels, 1)
-    return plan or split_plan(x, num_groups, channels_last, TILE)
+    return plan or split_plan(shape, element_size, num_groups, channels_last, TILE)
 
 
 def dense(x: Tensor) -> tuple[Tensor, bool]:
@@ -265,9 +268,16 @@ def affine_rows(
 
     Both are halves of a linear layer's output as a rule, whose rows need no copy to be read.
     """
-    rows = [x if x is None or x.stride(1) == 1 else x.contiguous() for x in (scale, shift)]
-    strides = tuple(0 if x is None else x.stride(0) for x in rows)
-    return (weight.contiguous(), bias.contiguous(), *rows), strides
+    scale, scale_stride = _row_stride(scale)
+    shift, shift_stride = _row_stride(shift)
+    return (weight.contiguous(), bias.contiguous(), scale, shift), (scale_stride, shift_stride)
+
+
+def _row_stride(x: Tensor | None) -> tuple[Tensor | None, int]:
+    if x is None:
+        return None, 0
+    row, channel = x.stride()
+    return (x, row) if channel == 1 else (x.contiguous(), x.shape[1])
 
 
 def like(y: Tensor, x: Tensor) -> Tensor:

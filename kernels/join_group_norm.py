@@ -6,16 +6,19 @@ statistics of its parts, and the apply kernel of `group_norm` is the second. Sta
 A chunk of groups may lie across the seam of a concatenation: either image is loaded where its channels are.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from resshift_fast.kernels.group_norm import apply_parts, tile_constants
+from resshift_fast.kernels.group_norm import apply_parts, new_parts, tile_constants
 from resshift_fast.kernels.group_norm_tiles import (
     DTYPES,
     MAX_GROUP_CHANNELS,
     RESIDENT_TILE,
+    Plan,
     add_pixels,
     affine_rows,
     combine_slots,
@@ -29,7 +32,8 @@ from resshift_fast.kernels.group_norm_tiles import (
     tile_offsets,
     to_channels,
 )
-from resshift_fast.kernels.launch import launch
+from resshift_fast.kernels.launch import Start
+from resshift_fast.kernels.plans import planned
 
 TILE = 4096  # elements of the first of two launches: two images and two statistics in registers
 ODD_TILE = RESIDENT_TILE // 2  # of a concatenation in chunks of odd width: each element has addresses of its own
@@ -168,6 +172,45 @@ def unsupported(x: Tensor, other: Tensor, num_groups: int, weight: Tensor, *_: o
     return None
 
 
+class Forward(NamedTuple):
+    """Plan of `forward`: the one start, or the first of two."""
+
+    tiles: Plan
+    resident: bool
+    first: Start
+
+
+@planned()
+def _forward(
+    shape: tuple[int, ...],
+    element_size: int,
+    first_channels: int,
+    num_groups: int,
+    activation: str | None,
+    strides: tuple[int, int],
+    eps: float,
+) -> Forward:
+    """Plan for a joined image of this shape whose first channels are x's."""
+    batch, channels, height, width = shape
+    pixels = height * width
+    plan = forward_plan(shape, element_size, num_groups, channels_last=True)
+    odd = first_channels < channels and plan.groups * channels // num_groups % 2
+    resident = plan.parts == 1 and plan.block_p >= pixels
+    resident = resident and plan.block_p * plan.block_c <= (ODD_TILE if odd else RESIDENT_TILE)
+    if not resident:
+        plan = split_plan(shape, element_size, num_groups, channels_last=True, tile=TILE)
+    constants = tile_constants(channels, num_groups, plan, channels_last=True, activation=activation)
+    joining = {name: constants[name] for name in ("C", "GROUPS", "K", "BLOCK_C", "BLOCK_K")}
+    joining |= {"C1": first_channels, "BLOCK_P": plan.block_p, "num_warps": plan.num_warps}
+    programs = batch * plan.parts * (num_groups // plan.groups)
+    if resident:
+        numbers = (pixels, *strides, eps)
+        start = Start(join_group_norm_kernel, (programs,), *numbers, SILU=constants["SILU"], **joining)
+    else:
+        start = Start(join_group_stats_kernel, (programs,), pixels, plan.parts, plan.part_pixels, **joining)
+    return Forward(plan, resident, start)
+
+
 def forward(
     x: Tensor,
     other: Tensor,
@@ -182,39 +225,22 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Launch one kernel or two; returns the joined image and its normalization, channels-last."""
     batch, first, height, width = x.shape
-    channels, pixels = weight.shape[0], height * width
-    images = [t.contiguous(memory_format=torch.channels_last) for t in (x, other)]
-    joined = torch.empty(
-        (batch, channels, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
-    )
+    shape, device = (batch, weight.shape[0], height, width), x.device
+    x, other = (t.contiguous(memory_format=torch.channels_last) for t in (x, other))
+    joined = torch.empty(shape, dtype=x.dtype, device=device, memory_format=torch.channels_last)
     y = torch.empty_like(joined)
     affine, strides = affine_rows(weight, bias, scale, shift)
-    plan = forward_plan(joined, num_groups, channels_last=True)
-    odd = first < channels and plan.groups * channels // num_groups % 2
-    resident = plan.parts == 1 and plan.block_p >= pixels
-    resident = resident and plan.block_p * plan.block_c <= (ODD_TILE if odd else RESIDENT_TILE)
-    if not resident:
-        plan = split_plan(joined, num_groups, channels_last=True, tile=TILE)
-    constants = tile_constants(channels, num_groups, plan, channels_last=True, activation=activation)
-    joining = {name: constants[name] for name in ("C", "GROUPS", "K", "BLOCK_C", "BLOCK_K")}
-    joining |= {"C1": first, "BLOCK_P": plan.block_p, "num_warps": plan.num_warps}
-    if resident:
-        launch(
-            join_group_norm_kernel,
-            (batch * (num_groups // plan.groups),),
-            *(*images, *affine, joined, y, pixels, *strides, eps),
-            SILU=constants["SILU"],
-            **joining,
-        )
+    plan = _forward(device, shape, x.element_size(), first, num_groups, activation, strides, eps)
+    if plan.resident:
+        plan.first(x, other, *affine, joined, y)
         return joined, y
 
-    mean = x.new_empty((batch, plan.parts, num_groups), dtype=torch.float32)
-    parts = mean, torch.empty_like(mean)
-    launch(
-        join_group_stats_kernel,
-        (batch * plan.parts * (num_groups // plan.groups),),
-        *(*images, joined, *parts, pixels, plan.parts, plan.part_pixels),
-        **joining,
-    )
-    apply_parts(joined, parts, plan, affine, strides, y, (None, None), eps, constants)
+    parts = new_parts(joined, plan.tiles.parts, num_groups)
+    plan.first(x, other, joined, *parts)
+
+    def run(apply: Start) -> tuple[Tensor]:
+        apply(joined, *parts, *affine, y, None, None)
+        return (y,)
+
+    run(apply_parts(device, shape, plan.tiles, num_groups, True, activation, strides, eps, trial=run))
     return joined, y

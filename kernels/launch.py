@@ -1,7 +1,11 @@
 """How every kernel of this package is started, and how a start is recorded instead.
 
-`launch` is the only way in. Within `record()` it collects what would run, so that proofs and counters see the very
+`Start` is the only way in. Within `record()` it collects what would run, so that proofs and counters see the very
 kernels, grids, arguments and constants that the launchers choose, on tensors that need no memory (meta or fake).
+
+Triton finds the compiled kernel anew at every start, from all arguments, which takes longer than many kernels run. A
+`Start` knows all but the tensors: what it started once it starts again without that search, where the tensors are such
+that Triton would find the same kernel.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,7 +14,10 @@ from dataclasses import dataclass
 from threading import local
 from typing import Any
 
-import torch
+from torch import Tensor
+from triton import JITFunction, knobs
+from triton.compiler import CompiledKernel
+from triton.runtime import driver
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class Launch:
     @property
     def num_bytes(self) -> int:
         """Bytes moved: every tensor once for each of its passes."""
-        tensors = {name: x for name, x in self.parameters.items() if isinstance(x, torch.Tensor)}
+        tensors = {name: x for name, x in self.parameters.items() if isinstance(x, Tensor)}
         return int(sum(x.numel() * x.element_size() * self.passes.get(name, 1) for name, x in tensors.items()))
 
 
@@ -58,20 +65,95 @@ class _Recorder(local):
 _recorder = _Recorder()
 
 
-def launch(
-    kernel: Any,
-    grid: tuple[int, ...],
-    *arguments: Any,
-    num_warps: int = 4,
-    num_stages: int = 2,
-    passes: Mapping[str, float] | None = None,
-    **constants: Any,
-) -> None:
-    """Start `kernel`, or record the start within `record()`; the arguments are `Launch`'s."""
-    if _recorder.launches is not None:
-        _recorder.launches.append(Launch(kernel, grid, arguments, constants, num_warps, num_stages, passes or {}))
-        return
-    kernel[grid](*arguments, num_warps=num_warps, num_stages=num_stages, **constants)
+class Start:
+    """A start of a kernel that is planned but for its tensors; `start(*tensors)` makes it, again and again.
+
+    Args:
+        kernel, grid: as in `Launch`.
+        numbers: values of the parameters that follow the tensors.
+        num_warps, num_stages, passes, constants: as in `Launch`.
+    """
+
+    def __init__(
+        self,
+        kernel: Any,
+        grid: tuple[int, ...],
+        *numbers: float,
+        num_warps: int = 4,
+        num_stages: int = 2,
+        passes: Mapping[str, float] | None = None,
+        **constants: Any,
+    ) -> None:
+        self.kernel, self.grid, self.numbers = kernel, grid, numbers
+        self.num_warps, self.num_stages, self.passes, self.constants = num_warps, num_stages, passes or {}, constants
+        # (device, dtypes) to the compiled kernel for tensors whose addresses are multiples of 16, its grid, and all its
+        # other arguments. These are the same in every start, so nothing else of what Triton compiles for can differ.
+        self._compiled: dict[tuple, tuple[CompiledKernel, tuple[int, ...], tuple]] = {}
+
+    def __call__(self, *tensors: Tensor | None) -> None:
+        """Start the kernel on tensors for its first parameters, or record the start within `record()`."""
+        if _recorder.launches is not None:
+            arguments = (*tensors, *self.numbers)
+            _recorder.launches.append(
+                Launch(self.kernel, self.grid, arguments, self.constants, self.num_warps, self.num_stages, self.passes)
+            )
+            return
+        if not isinstance(self.kernel, JITFunction) or _watched(self.kernel):  # also the interpreter
+            self._through_triton(tensors)
+            return
+        device = driver.active.get_current_device()
+        key, addresses, bits = [device], [], 0
+        for x in tensors:
+            if x is None:
+                key.append(None)
+                addresses.append(None)
+                continue
+            if x.get_device() != device:  # Triton knows whether the GPU can read it, and says so if not
+                self._through_triton(tensors)
+                return
+            address = x.data_ptr()
+            bits |= address
+            key.append(x.dtype)
+            addresses.append(address)
+        if bits % 16:
+            self._through_triton(tensors)
+            return
+        key = tuple(key)
+        compiled = self._compiled.get(key)
+        if compiled is None:
+            compiled = self._through_triton(tensors)
+            if compiled is not None:
+                self._compiled[key] = compiled
+            return
+        kernel, grid, rest = compiled
+        stream = driver.active.get_current_stream(device)
+        # As JITFunction.run does it, where no hook wants to know.
+        kernel.run(*grid, stream, kernel.function, kernel.packed_metadata, None, None, None, *addresses, *rest)
+
+    def _through_triton(
+        self, tensors: tuple[Tensor | None, ...]
+    ) -> tuple[CompiledKernel, tuple[int, ...], tuple] | None:
+        """Start the kernel by Triton's own way; returns what to start it again with, None if only that way can."""
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        kernel = self.kernel[self.grid](*tensors, *self.numbers, **options, **self.constants)
+        if not isinstance(kernel, CompiledKernel) or driver.active.get_current_target().backend != "cuda":
+            return None
+        others = self.kernel.params[len(tensors) + len(self.numbers) :]
+        constants = [self.constants.get(p.name, p.default) for p in others]
+        return kernel, (*self.grid, 1, 1)[:3], (*self.numbers, *constants)
+
+
+def _watched(kernel: Any) -> bool:
+    """Whether somebody wants to see each start of a kernel, or has changed Triton's settings in this process."""
+    runtime = knobs.runtime
+    return bool(
+        vars(runtime)  # what was set, also another hook in place of the chains of hooks below
+        or vars(knobs.compilation)
+        or runtime.launch_enter_hook.calls
+        or runtime.launch_exit_hook.calls
+        or kernel.pre_run_hooks
+        or kernel.debug
+    )
 
 
 def recording() -> bool:

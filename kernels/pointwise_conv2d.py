@@ -13,7 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from resshift_fast.kernels.group_norm import statistics
-from resshift_fast.kernels.launch import launch
+from resshift_fast.kernels.launch import Start
+from resshift_fast.kernels.plans import contiguous, planned
 from resshift_fast.kernels.tuning import Config, Space, bucket
 
 # Tiles (BLOCK_M, BLOCK_N, num_warps) from the one that reads least to the one that makes most programs. Warps are
@@ -138,6 +139,20 @@ def unsupported(
     return None
 
 
+def _bucket(images: int, pixels: int, channels: int, out_channels: int, element_size: int, _: int) -> tuple:
+    return bucket(images * pixels), bucket(pixels), out_channels, channels, element_size
+
+
+@planned(SPACE, _bucket)
+def _forward(
+    config: Config, images: int, pixels: int, channels: int, out_channels: int, element_size: int, num_groups: int
+) -> Start:
+    m_blocks = triton.cdiv(pixels, config.blocks["BLOCK_M"])
+    n_blocks = triton.cdiv(out_channels, config.blocks["BLOCK_N"])
+    constants = {"C": channels, "O": out_channels, "GROUPS": num_groups, **config.options}
+    return Start(pointwise_conv2d_kernel, (images * m_blocks * n_blocks,), pixels, **constants)
+
+
 def forward(
     x: Tensor,
     weight: Tensor,
@@ -150,27 +165,22 @@ def forward(
 ) -> Tensor:
     """Launch the kernel, after that of the statistics if there are groups; returns y [B, O, H, W] channels-last."""
     batch, channels, height, width = x.shape
-    out_channels = weight.shape[0]
+    out_channels, dtype, device = weight.shape[0], x.dtype, x.device
     x = x.contiguous(memory_format=torch.channels_last)
     if residual is not None:
         residual = residual.contiguous(memory_format=torch.channels_last)
     size = (batch, out_channels, height, width)
-    y = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    # Without statistics, nothing tells one image's pixels from another's.
-    images, pixels = (batch, height * width) if num_groups else (1, batch * height * width)
+    y = torch.empty(size, dtype=dtype, device=device, memory_format=torch.channels_last)
     mean, rstd = statistics(x, num_groups, eps) if num_groups else (None, None)
     # A float32 weight would take twice the shared memory and be rounded by every program.
-    weight = weight.to(x.dtype)
-    parameters = [None if p is None else p.contiguous() for p in (weight, bias, norm_weight, norm_bias)]
-    arguments = (x, *parameters[:2], residual, mean, rstd, *parameters[2:], y, pixels)
+    weight = contiguous(weight if weight.dtype is dtype else weight.to(dtype))
+    bias, norm_weight, norm_bias = contiguous(bias), contiguous(norm_weight), contiguous(norm_bias)
 
-    def start(config: Config) -> tuple[Tensor]:
-        blocks = config.blocks
-        m_blocks, n_blocks = triton.cdiv(pixels, blocks["BLOCK_M"]), triton.cdiv(out_channels, blocks["BLOCK_N"])
-        constants = {"C": channels, "O": out_channels, "GROUPS": num_groups, **config.options}
-        launch(pointwise_conv2d_kernel, (images * m_blocks * n_blocks,), *arguments, **constants)
+    def run(start: Start) -> tuple[Tensor]:
+        start(x, weight, bias, residual, mean, rstd, norm_weight, norm_bias, y)
         return (y,)
 
-    key = (bucket(images * pixels), bucket(pixels), out_channels, channels, x.element_size())
-    start(SPACE.config(key, x.device, start))
+    # Without statistics, nothing tells one image's pixels from another's.
+    images, pixels = (batch, height * width) if num_groups else (1, batch * height * width)
+    run(_forward(device, images, pixels, channels, out_channels, x.element_size(), num_groups, trial=run))
     return y

@@ -5,11 +5,10 @@ one Philox call serves four channels. What it reads may lie in any layout whose 
 channels-last, expanded), as a pixel's address is then a multiple of its number in the image; Triton chooses per
 tensor which threads read what, and moves the tile between layouts on chip. The samplers of the chain write x float32
 NCHW and, in the same pass, the denoiser's next input channels-last: x scaled, then the low-quality image.
-
-Noise follows `resshift_fast.noise`, word for word. A uniform number's 24 bits (2k + 1)·2⁻²⁴ also reduce its angle
-exactly: the nearest quarter turn comes off in integers, and polynomials on the remaining ±1/8 turn take the place of
-`tl.cos`, whose path for huge arguments needs local memory.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import triton
@@ -17,7 +16,9 @@ import triton.language as tl
 from torch import Tensor
 
 from resshift_fast import schedule
-from resshift_fast.kernels.launch import launch
+from resshift_fast.kernels.launch import Start
+from resshift_fast.kernels.plans import contiguous, planned
+from resshift_fast.kernels.residual_shift_noise import noise_tile
 from resshift_fast.kernels.tuning import Config, Space, bucket
 
 ETA = tl.constexpr(schedule.ETA)
@@ -29,10 +30,6 @@ NOISE_STD = tl.constexpr(schedule.NOISE_STD)
 INPUT_SCALE = tl.constexpr(schedule.INPUT_SCALE)
 NEXT_INPUT_SCALE = tl.constexpr(schedule.NEXT_INPUT_SCALE)
 NUM_COEFFICIENTS = tl.constexpr(schedule.NUM_COEFFICIENTS)
-
-# sin(π f/2)/f and (cos(π f/2) − 1)/f² in powers of f², minimax over |f| ≤ 1/2: within 5e-9 and 6e-11 before rounding.
-SIN_0, SIN_1, SIN_2, SIN_3 = map(tl.constexpr, (1.5707964, -0.6459635, 0.07968023, -0.004602177))
-COS_1, COS_2, COS_3, COS_4 = map(tl.constexpr, (-1.2337005, 0.25366923, -0.020860288, 0.00090402167))
 
 MAX_GROUPS = 4  # groups of four channels in a tile: 16 channels, a 32-byte sector of 16-bit elements
 MAX_LQ_BLOCK = 32
@@ -50,74 +47,6 @@ SPACE = Space(
     candidates=lambda key: _configs((256, 512, 1024, 2048), key[1]),
     default=lambda arch, key: _configs((1024 if key[0] >= 1 << 16 else 256,), key[1])[0],
 )
-
-
-@triton.jit
-def noise_words(
-    p_seed,  # [B], int64
-    p_origin,  # [B, 2], int64 (row, column), or None
-    step,
-    i_image,
-    i_first_pixel,
-    i_first_group,
-    width,
-    BLOCK_P: tl.constexpr,
-    BLOCK_G: tl.constexpr,
-):
-    """The four Philox words of BLOCK_P pixels × BLOCK_G groups of channels, uint32."""
-    # One 64-bit division a program; within the block, columns count on from the first pixel's.
-    row = i_first_pixel // width
-    b_column = (i_first_pixel - row * width).to(tl.int32) + tl.arange(0, BLOCK_P)
-    b_row_in_block = b_column // width
-    b_column = (b_column - b_row_in_block * width).to(tl.uint32)
-    b_row = row.to(tl.uint32) + b_row_in_block.to(tl.uint32)
-    if p_origin is not None:
-        b_row += tl.load(p_origin + 2 * i_image).to(tl.uint32)
-        b_column += tl.load(p_origin + 2 * i_image + 1).to(tl.uint32)
-    b_group = (i_first_group + tl.arange(0, BLOCK_G)).to(tl.uint32)
-    return tl.philox(tl.load(p_seed + i_image), b_column[:, None], b_row[:, None], b_group[None, :], step)
-
-
-@triton.jit
-def box_muller(b_radius_word, b_angle_word):
-    """Two standard normals from two words, within 1e-6 of exact."""
-    # ((r >> 9) + 1/2) 2⁻²³ = ((r >> 8) | 1) 2⁻²⁴
-    b_uniform = ((b_radius_word >> 8) | 1).to(tl.float32) * 5.9604644775390625e-08
-    b_radius = tl.sqrt_rn(-2.0 * tl.log(b_uniform))
-    b_turn = ((b_angle_word >> 8) | 1).to(tl.int32)  # in units of 2⁻²⁴ turns
-    b_quarter = (b_turn + (1 << 21)) >> 22
-    b_f = (b_turn - (b_quarter << 22)).to(tl.float32) * 2.384185791015625e-07  # quarter turns, in ±1/2
-    b_f2 = b_f * b_f
-    b_sin = b_f * (SIN_0 + b_f2 * (SIN_1 + b_f2 * (SIN_2 + b_f2 * SIN_3)))
-    b_cos = 1.0 + b_f2 * (COS_1 + b_f2 * (COS_2 + b_f2 * (COS_3 + b_f2 * COS_4)))
-    b_odd = (b_quarter & 1) == 1
-    b_cosine = tl.where(b_odd, b_sin, b_cos)
-    b_sine = tl.where(b_odd, b_cos, b_sin)
-    b_cosine = tl.where(((b_quarter + 1) & 2) == 2, -b_cosine, b_cosine)
-    b_sine = tl.where((b_quarter & 2) == 2, -b_sine, b_sine)
-    return b_radius * b_cosine, b_radius * b_sine
-
-
-@triton.jit
-def _noise_tile(
-    p_seed,  # [B], int64
-    p_origin,  # [B, 2], int64, or None
-    step,
-    i_image,
-    i_first_pixel,
-    i_first_group,
-    width,
-    BLOCK_P: tl.constexpr,
-    BLOCK_G: tl.constexpr,
-):
-    """The noise field of BLOCK_P pixels × 4·BLOCK_G channels, float32."""
-    b_r0, b_r1, b_r2, b_r3 = noise_words(
-        p_seed, p_origin, step, i_image, i_first_pixel, i_first_group, width, BLOCK_P, BLOCK_G
-    )
-    b_z0, b_z1 = box_muller(b_r0, b_r1)
-    b_z2, b_z3 = box_muller(b_r2, b_r3)
-    # The last two axes count 2k + l for z_{2k+l}: flattened, the channels are in order.
-    return tl.reshape(tl.join(tl.join(b_z0, b_z2), tl.join(b_z1, b_z3)), (BLOCK_P, 4 * BLOCK_G))
 
 
 @triton.jit
@@ -227,7 +156,7 @@ def posterior_step_kernel(
             b_x_prev += noise_std * b_noise
         elif p_seed is not None:
             step = tl.load(p_step).to(tl.uint32)
-            b_x_prev += noise_std * _noise_tile(
+            b_x_prev += noise_std * noise_tile(
                 p_seed, p_origin, step, i_image, i_first_pixel, i_group, width, BLOCK_P, BLOCK_G
             )
         scale = tl.load(p_coefficients + NEXT_INPUT_SCALE)
@@ -275,7 +204,7 @@ def prior_sample_kernel(
             b_noise = _load_tile(p_noise, i_image, b_channel, b_pixel, stride_nb, stride_nc, stride_np, m_x)
         else:
             step = tl.full((), 0, tl.uint32)
-            b_noise = _noise_tile(p_seed, p_origin, step, i_image, i_first_pixel, i_group, width, BLOCK_P, BLOCK_G)
+            b_noise = noise_tile(p_seed, p_origin, step, i_image, i_first_pixel, i_group, width, BLOCK_P, BLOCK_G)
         b_x += noise_std * b_noise
         scale = tl.load(p_coefficients + INPUT_SCALE)
         _store_sample(p_x, p_next_input, b_x, scale, i_image, b_channel, b_pixel, pixels, m_x, C, C + C_LQ)
@@ -380,44 +309,71 @@ def _by_pixel(x: Tensor | None) -> tuple[Tensor | None, tuple[int, int, int]]:
     """x with rows that follow one another, copied only if they do not, and its image, channel and pixel strides."""
     if x is None:
         return None, (0, 0, 0)
-    height, width = x.shape[2:]
-    if height > 1 and width > 1 and x.stride(2) != width * x.stride(3):
+    _, _, height, width = x.shape
+    image, channel, row, column = x.stride()
+    if height > 1 and width > 1 and row != width * column:
         x = x.contiguous()
-    return x, (x.stride(0), x.stride(1), x.stride(3) if width > 1 else x.stride(2))
+        image, channel, row, column = x.stride()
+    return x, (image, channel, column if width > 1 else row)
 
 
-def _next_input(x: Tensor, lq: Tensor | None, dtype: torch.dtype) -> Tensor:
-    channels = x.shape[1] + (lq.shape[1] if lq is not None else 0)
-    shape = (x.shape[0], channels, *x.shape[2:])
+def _next_input(x: Tensor, lq_channels: int, dtype: torch.dtype) -> Tensor:
+    batch, channels, height, width = x.shape
+    shape = (batch, channels + lq_channels, height, width)
     return torch.empty(shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def _contiguous(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
+def _groups(channels: int) -> int:
+    """Groups of four channels in a tile."""
+    return min(bucket((channels + 3) // 4), MAX_GROUPS)
 
 
-def _start(kernel, x: Tensor, arguments: tuple, outputs: tuple[Tensor, ...], groups: int, **constants) -> None:
-    """Launch `kernel` over blocks of x's pixels, for tiles of 4 · `groups` channels; it writes `outputs`."""
-    batch, _, height, width = x.shape
+def _bucket_of(kernel: Any) -> Callable[..., tuple]:
+    """The bucket of calls of one of the kernels that share the space."""
 
-    def start(config: Config) -> tuple[Tensor, ...]:
-        grid = (batch * triton.cdiv(height * width, config.blocks["BLOCK_P"]),)
-        launch(kernel, grid, *arguments, **constants, **config.options)
-        return outputs
+    def of(shape: tuple[int, ...], *_: object) -> tuple[int, int, str]:
+        batch, channels, height, width = shape
+        return bucket(batch * height * width), 4 * _groups(channels), kernel.fn.__name__
 
-    key = (bucket(batch * height * width), 4 * groups, kernel.fn.__name__)
-    start(SPACE.config(key, x.device, start))
+    return of
 
 
-def _tile_blocks(x: Tensor, lq: Tensor | None) -> dict[str, int]:
-    """Constants of the chain's samplers that follow from the numbers of channels."""
-    channels, lq_channels = x.shape[1], lq.shape[1] if lq is not None else 0
-    return {
-        "C": channels,
-        "C_LQ": lq_channels,
-        "BLOCK_G": min(bucket((channels + 3) // 4), MAX_GROUPS),
-        "BLOCK_L": min(bucket(max(lq_channels, 1)), MAX_LQ_BLOCK),
-    }
+def _start(kernel: Any, config: Config, shape: tuple[int, ...], *numbers: int, **constants: Any) -> Start:
+    """A start over blocks of the pixels of latents of this shape."""
+    batch, channels, height, width = shape
+    grid = (batch * triton.cdiv(height * width, config.blocks["BLOCK_P"]),)
+    return Start(kernel, grid, height * width, *numbers, C=channels, **constants, **config.options)
+
+
+def _sampler(
+    kernel: Any, config: Config, shape: tuple[int, ...], lq_channels: int, strides: tuple[int, ...], **constants: Any
+) -> Start:
+    """A start of one of the chain's samplers."""
+    blocks = {"BLOCK_G": _groups(shape[1]), "BLOCK_L": min(bucket(max(lq_channels, 1)), MAX_LQ_BLOCK)}
+    return _start(kernel, config, shape, shape[3], *strides, C_LQ=lq_channels, **blocks, **constants)
+
+
+@planned(SPACE, _bucket_of(posterior_step_kernel))
+def _posterior_step(
+    config: Config,
+    shape: tuple[int, ...],
+    lq_channels: int,
+    strides: tuple[int, ...],
+    prediction_type: str,
+    clamp_x0: bool,
+) -> Start:
+    constants = {"PREDICTION_TYPE": prediction_type, "CLAMP_X0": clamp_x0}
+    return _sampler(posterior_step_kernel, config, shape, lq_channels, strides, **constants)
+
+
+@planned(SPACE, _bucket_of(prior_sample_kernel))
+def _prior_sample(config: Config, shape: tuple[int, ...], lq_channels: int, strides: tuple[int, ...]) -> Start:
+    return _sampler(prior_sample_kernel, config, shape, lq_channels, strides)
+
+
+@planned(SPACE, _bucket_of(q_sample_kernel))
+def _q_sample(config: Config, shape: tuple[int, ...], num_steps: int, strides: tuple[int, ...]) -> Start:
+    return _start(q_sample_kernel, config, shape, num_steps, *strides, BLOCK_C=4 * _groups(shape[1]))
 
 
 def posterior_step(
@@ -442,16 +398,18 @@ def posterior_step(
     y, y_strides = _by_pixel(None if prediction_type == "x0" else y)
     noise, noise_strides = _by_pixel(None if last else noise)
     lq, lq_strides = _by_pixel(lq)
-    x_prev = torch.empty(x_t.shape, dtype=torch.float32, device=x_t.device)
-    next_input = _next_input(x_t, lq, next_dtype)
-    tensors = (x_t, prediction, y, noise, lq, coefficients.contiguous())
-    field = (seed.contiguous(), step, _contiguous(origin)) if draws else (None, None, None)
-    sizes = (x_t.shape[2] * x_t.shape[3], x_t.shape[3])
+    lq_channels = 0 if lq is None else lq.shape[1]
+    x_prev = torch.empty_like(x_t, dtype=torch.float32, memory_format=torch.contiguous_format)
+    next_input = _next_input(x_t, lq_channels, next_dtype)
+    coefficients = coefficients.contiguous()
+    field = (seed.contiguous(), step, contiguous(origin)) if draws else (None, None, None)
+
+    def run(start: Start) -> tuple[Tensor, ...]:
+        start(x_t, prediction, y, noise, lq, coefficients, *field, x_prev, next_input)
+        return x_prev, next_input
+
     strides = (*x_strides, *prediction_strides, *y_strides, *noise_strides, *lq_strides)
-    blocks = _tile_blocks(x_t, lq)
-    constants = {"PREDICTION_TYPE": prediction_type, "CLAMP_X0": clamp_x0, **blocks}
-    arguments = (*tensors, *field, x_prev, next_input, *sizes, *strides)
-    _start(posterior_step_kernel, x_t, arguments, (x_prev, next_input), blocks["BLOCK_G"], **constants)
+    run(_posterior_step(x_t.device, x_t.shape, lq_channels, strides, prediction_type, clamp_x0, trial=run))
     return x_prev, next_input
 
 
@@ -465,17 +423,21 @@ def prior_sample(
     next_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Launch the chain's start; returns (x_T float32 [B, C, H, W] contiguous, next_input channels-last)."""
+    field = (seed.contiguous(), contiguous(origin)) if noise is None else (None, None)
     y, y_strides = _by_pixel(y)
-    field = (seed.contiguous(), _contiguous(origin)) if noise is None else (None, None)
     noise, noise_strides = _by_pixel(noise)
     lq, lq_strides = _by_pixel(lq)
-    x = torch.empty(y.shape, dtype=torch.float32, device=y.device)
-    next_input = _next_input(y, lq, next_dtype)
-    tensors = (y, noise, lq, coefficients.contiguous(), *field, x, next_input)
-    sizes = (y.shape[2] * y.shape[3], y.shape[3])
-    blocks = _tile_blocks(y, lq)
-    arguments = (*tensors, *sizes, *y_strides, *noise_strides, *lq_strides)
-    _start(prior_sample_kernel, y, arguments, (x, next_input), blocks["BLOCK_G"], **blocks)
+    lq_channels = 0 if lq is None else lq.shape[1]
+    x = torch.empty_like(y, dtype=torch.float32, memory_format=torch.contiguous_format)
+    next_input = _next_input(y, lq_channels, next_dtype)
+    coefficients = coefficients.contiguous()
+
+    def run(start: Start) -> tuple[Tensor, ...]:
+        start(y, noise, lq, coefficients, *field, x, next_input)
+        return x, next_input
+
+    strides = (*y_strides, *noise_strides, *lq_strides)
+    run(_prior_sample(y.device, y.shape, lq_channels, strides, trial=run))
     return x, next_input
 
 
@@ -486,9 +448,12 @@ def q_sample(x0: Tensor, y: Tensor, t: Tensor, table: Tensor, noise: Tensor) -> 
     x0, x_strides = _by_pixel(x0)
     y, y_strides = _by_pixel(y)
     noise, noise_strides = _by_pixel(noise)
-    groups = min(bucket((x0.shape[1] + 3) // 4), MAX_GROUPS)
-    tensors = (x0, y, noise, t.contiguous(), table.contiguous(), out)
-    sizes = (x0.shape[2] * x0.shape[3], table.shape[0])
-    arguments = (*tensors, *sizes, *x_strides, *y_strides, *noise_strides, *out_strides)
-    _start(q_sample_kernel, x0, arguments, (out,), groups, C=x0.shape[1], BLOCK_C=4 * groups)
+    t, table = t.contiguous(), table.contiguous()
+
+    def run(start: Start) -> tuple[Tensor]:
+        start(x0, y, noise, t, table, out)
+        return (out,)
+
+    strides = (*x_strides, *y_strides, *noise_strides, *out_strides)
+    run(_q_sample(x0.device, x0.shape, table.shape[0], strides, trial=run))
     return out if out is x_t else x_t.copy_(out)

@@ -28,12 +28,15 @@ same order at the same speed and share what they read, so that keys and values c
 programs: `passes` counts the waves, one program an SM.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from resshift_fast.kernels.launch import launch
+from resshift_fast.kernels.launch import Start
+from resshift_fast.kernels.plans import planned
 from resshift_fast.kernels.tuning import Config, Space, architecture, bucket
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -192,10 +195,10 @@ def _parts(n_programs: int, n_tokens: int, b_n: int, arch: int) -> tuple[int, in
     return triton.cdiv(n_tokens, tokens_each), tokens_each
 
 
-def _passes(k: Tensor, n_blocks: int, arch: int) -> int:
-    """How often keys and values come from memory."""
+def _passes(image_bytes: int, n_blocks: int, arch: int) -> int:
+    """How often keys and values come from memory, each of so many bytes an image."""
     n_sms, l2_megabytes = GPUS[arch]
-    resident = 2 * k[0].numel() * k.element_size() <= l2_megabytes * 2**20 * 2 // 3
+    resident = 2 * image_bytes <= l2_megabytes * 2**20 * 2 // 3
     return 1 if resident else triton.cdiv(n_blocks, n_sms)
 
 
@@ -204,47 +207,59 @@ def _architecture(device: torch.device) -> int:
     return max((arch for arch in GPUS if arch <= architecture(device)), default=min(GPUS))
 
 
-def _combine(parts: Tensor, lse: Tensor, out: Tensor) -> None:
-    """Launch the second kernel."""
-    n_parts, n_rows, channels = parts.shape
-    b_c = triton.next_power_of_2(channels)
+class Forward(NamedTuple):
+    """Plan of `forward`: the first start, and where the keys are divided the second one."""
+
+    n_parts: int
+    attention: Start
+    combine: Start
+
+
+def _bucket(shape: tuple[int, ...], element_size: int, _: torch.device) -> tuple[int, int, int]:
+    return triton.next_power_of_2(shape[1]), element_size, bucket(shape[2] * shape[3])
+
+
+@planned(SPACE, _bucket)
+def _forward(config: Config, shape: tuple[int, ...], element_size: int, device: torch.device) -> Forward:
+    batch, channels, height, width = shape
+    n_tokens = height * width
+    n_rows, arch, b_c = batch * n_tokens, _architecture(device), triton.next_power_of_2(channels)
+    n_blocks = triton.cdiv(n_tokens, config.blocks["B_M"])
+    n_parts, tokens_each = _parts(batch * n_blocks, n_tokens, config.blocks["B_N"], arch)
+    passes = _passes(n_tokens * channels * element_size, n_blocks, arch)
+    attention = Start(
+        spatial_attention_kernel,
+        (batch * n_blocks * n_parts,),
+        *(n_rows, n_tokens, n_parts, tokens_each),
+        passes={"p_k": passes, "p_v": passes},
+        CHANNELS=channels,
+        B_C=b_c,
+        **config.options,
+    )
     b_r = max(COMBINE_ELEMENTS // b_c, 1)
     grid = (triton.cdiv(n_rows, b_r),)
-    launch(combine_parts_kernel, grid, parts, lse, out, n_rows, n_parts, CHANNELS=channels, B_R=b_r, B_C=b_c)
+    combine = Start(combine_parts_kernel, grid, n_rows, n_parts, CHANNELS=channels, B_R=b_r, B_C=b_c)
+    return Forward(n_parts, attention, combine)
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Launch the kernels; returns the output, with the strides of `torch.empty_like(q)`."""
-    batch, channels, height, width = q.shape
-    n_tokens = height * width
-    n_rows = batch * n_tokens
+    shape = batch, channels, height, width = q.shape
     result = torch.empty_like(q)
     q, k, v = (x.contiguous(memory_format=torch.channels_last) for x in (q, k, v))
     direct = result.is_contiguous(memory_format=torch.channels_last)
     out = result if direct else torch.empty_like(q)
-    arch = _architecture(q.device)
-    b_c = triton.next_power_of_2(channels)
 
-    def start(config: Config) -> tuple[Tensor]:
-        n_blocks = triton.cdiv(n_tokens, config.blocks["B_M"])
-        n_parts, tokens_each = _parts(batch * n_blocks, n_tokens, config.blocks["B_N"], arch)
-        parts, lse = out, None
-        if n_parts > 1:
-            parts = q.new_empty((n_parts, n_rows, channels), dtype=torch.float32)
-            lse = q.new_empty((n_parts, n_rows), dtype=torch.float32)
-        passes = _passes(k, n_blocks, arch)
-        launch(
-            spatial_attention_kernel,
-            (batch * n_blocks * n_parts,),
-            *(q, k, v, parts, lse, n_rows, n_tokens, n_parts, tokens_each),
-            passes={"p_k": passes, "p_v": passes},
-            CHANNELS=channels,
-            B_C=b_c,
-            **config.options,
-        )
-        if lse is not None:
-            _combine(parts, lse, out)
+    def run(plan: Forward) -> tuple[Tensor]:
+        if plan.n_parts == 1:
+            plan.attention(q, k, v, out, None)
+            return (out,)
+        n_rows = batch * height * width
+        parts = q.new_empty((plan.n_parts, n_rows, channels), dtype=torch.float32)
+        lse = q.new_empty((plan.n_parts, n_rows), dtype=torch.float32)
+        plan.attention(q, k, v, parts, lse)
+        plan.combine(parts, lse, out)
         return (out,)
 
-    start(SPACE.config((b_c, q.element_size(), bucket(n_tokens)), q.device, start))
+    run(_forward(q.device, shape, q.element_size(), q.device, trial=run))
     return result if direct else result.copy_(out)

@@ -13,7 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from resshift_fast.kernels.group_norm import statistics
-from resshift_fast.kernels.launch import launch
+from resshift_fast.kernels.launch import Start
+from resshift_fast.kernels.plans import planned
 from resshift_fast.kernels.pointwise_conv2d import normalized
 from resshift_fast.kernels.tuning import Config, Space, bucket
 
@@ -148,6 +149,27 @@ def unsupported(
     return None
 
 
+def _bucket(shape: tuple[int, ...], element_size: int, *_: int) -> tuple[int, int, int, int]:
+    batch, channels, height, width = shape
+    return bucket(batch * height * width), bucket(height * width), channels, element_size
+
+
+@planned(SPACE, _bucket)
+def _forward(config: Config, shape: tuple[int, ...], element_size: int, num_groups: int, hidden: int) -> Start:
+    batch, channels, height, width = shape
+    pixels = height * width
+    return Start(
+        swin_mlp_kernel,
+        (batch * triton.cdiv(pixels, config.blocks["BLOCK_M"]),),
+        pixels,
+        C=channels,
+        GROUPS=num_groups,
+        HIDDEN=hidden,
+        BLOCK_C=_chunk(channels),
+        **config.options,
+    )
+
+
 def forward(
     x: Tensor,
     num_groups: int,
@@ -160,22 +182,18 @@ def forward(
     eps: float,
 ) -> Tensor:
     """Launch the kernel after that of the statistics; returns y [B, C, H, W] like x."""
-    batch, channels, height, width = x.shape
-    pixels = height * width
+    shape, dtype = x.shape, x.dtype
     rows = x.contiguous(memory_format=torch.channels_last)
     y = torch.empty_like(x)
     y_rows = y if y.is_contiguous(memory_format=torch.channels_last) else torch.empty_like(rows)
     mean, rstd = statistics(rows, num_groups, eps)
     # Float32 matrices would take twice the shared memory and be rounded by every program.
-    w1, w2 = w1.to(x.dtype), w2.to(x.dtype)
-    parameters = [p.contiguous() for p in (norm_weight, norm_bias, w1, b1, w2, b2)]
-    constants = {"C": channels, "GROUPS": num_groups, "HIDDEN": w1.shape[0], "BLOCK_C": _chunk(channels)}
+    w1, w2 = (w if w.dtype is dtype else w.to(dtype) for w in (w1, w2))
+    norm_weight, norm_bias, w1, b1, w2, b2 = (p.contiguous() for p in (norm_weight, norm_bias, w1, b1, w2, b2))
 
-    def start(config: Config) -> tuple[Tensor]:
-        grid = (batch * triton.cdiv(pixels, config.blocks["BLOCK_M"]),)
-        launch(swin_mlp_kernel, grid, rows, mean, rstd, *parameters, y_rows, pixels, **constants, **config.options)
+    def run(start: Start) -> tuple[Tensor]:
+        start(rows, mean, rstd, norm_weight, norm_bias, w1, b1, w2, b2, y_rows)
         return (y_rows,)
 
-    key = (bucket(batch * pixels), bucket(pixels), channels, x.element_size())
-    start(SPACE.config(key, x.device, start))
+    run(_forward(x.device, shape, x.element_size(), num_groups, w1.shape[0], trial=run))
     return y if y_rows is y else y.copy_(y_rows)

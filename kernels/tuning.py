@@ -49,7 +49,7 @@ class Config:
 
     @property
     def options(self) -> dict[str, int]:
-        """Keyword arguments of `launch`."""
+        """Keyword arguments of `Start`."""
         return {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages}
 
     def __str__(self) -> str:
@@ -66,6 +66,25 @@ class _Mode(local):
 
 
 _mode = _Mode()
+
+
+_generation = 0
+
+
+def generation() -> int | None:
+    """A number that changes whenever a configuration may have become another one.
+
+    What was planned with a configuration holds as long as the number stays. None within `measuring`, `targeting` and
+    `enumerating`, where nothing is to be planned for later.
+    """
+    special = _mode.timer is not None or _mode.target is not None or _mode.enumerating
+    return None if special else _generation
+
+
+def renew() -> None:
+    """Have launchers make their plans anew."""
+    global _generation
+    _generation += 1
 
 
 @lru_cache
@@ -216,6 +235,7 @@ class Space:
                 finally:
                     _mode.timer = previous
                 self._chosen[device, bucket] = chosen
+                renew()
                 choices.keep(device, self.name, bucket, chosen.options)
                 if _mode.met is not None:
                     _mode.met.append(Choice(self, device, bucket, chosen, default))
@@ -235,6 +255,7 @@ class Choice:
     def reject(self) -> None:
         """Take the default in place of it from now on."""
         self.space._chosen[self.device, self.bucket] = self.default
+        renew()
         choices.keep(self.device, self.space.name, self.bucket, self.default.options)
 
     def __str__(self) -> str:

@@ -35,7 +35,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from resshift_fast.kernels.launch import launch
+from resshift_fast.kernels.launch import Start
+from resshift_fast.kernels.plans import contiguous, planned
 from resshift_fast.kernels.tuning import Config, Space, bucket
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -211,49 +212,63 @@ def unsupported(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     return None
 
 
-def _summed(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Launch the summing kernel; returns [4, O, 4, C]."""
-    out_channels, channels = weight.shape[:2]
-    summed = weight.new_empty((4, out_channels, 4, channels), dtype=dtype)
+@planned()
+def _sum_taps(shape: tuple[int, ...], strides: tuple[int, ...]) -> Start:
+    """Plan of the summing kernel for a weight of this shape: [4, O, 4, C] is written."""
+    out_channels, channels = shape[:2]
     b_c = min(triton.next_power_of_2(channels), SUM_BLOCK)
-    grid = (out_channels * triton.cdiv(channels, b_c),)
-    launch(
+    return Start(
         sum_taps_kernel,
-        grid,
-        *(weight, summed, out_channels, *weight.stride()),
+        (out_channels * triton.cdiv(channels, b_c),),
+        *(out_channels, *strides),
         CHANNELS=channels,
         B_C=b_c,
         num_warps=max(b_c // 256, 1),  # 8 channels a thread
         maxnreg=255,  # without a limit the assembler spills a few to fit one more program on a multiprocessor
     )
-    return summed
+
+
+def _bucket(shape: tuple[int, ...], out_channels: int, _: int, element_size: int) -> tuple[int, int, int, int]:
+    batch, channels, height, width = shape
+    return bucket(batch * height * width), bucket(channels), bucket(out_channels), element_size
+
+
+@planned(SPACE, _bucket)
+def _forward(config: Config, shape: tuple[int, ...], out_channels: int, taps: int, _: int) -> Start:
+    batch, channels, height, width = shape
+    n_pixels = batch * height * width
+    columns = 4 * triton.cdiv(out_channels, config.blocks["B_N"])
+    return Start(
+        upsample_conv2d_kernel,
+        (triton.cdiv(n_pixels, config.blocks["B_M"]) * columns,),
+        *(n_pixels, height, width),
+        CHANNELS=channels,
+        OUT=out_channels,
+        TAPS=taps,
+        **config.options,
+    )
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Launch the kernels; returns [B, O, 2H, 2W], channels-last unless x is contiguous."""
-    batch, channels, height, width = x.shape
-    out_channels, n_pixels = weight.shape[0], batch * height * width
+    shape = batch, channels, height, width = x.shape
+    out_channels, device = weight.shape[0], x.device
     memory_format = torch.contiguous_format if x.is_contiguous() else torch.channels_last
     x = x.contiguous(memory_format=torch.channels_last)
-    y = torch.empty(
-        (batch, out_channels, 2 * height, 2 * width),
-        dtype=x.dtype,
-        device=x.device,
-        memory_format=torch.channels_last,
-    )
-    bias = None if bias is None else bias.contiguous()
-    taps = 2 if n_pixels >= SUMMED_PIXELS[x.element_size()] else 3
-    weight = _summed(weight, x.dtype) if taps == 2 else weight.contiguous(memory_format=torch.channels_last)
+    size = (batch, out_channels, 2 * height, 2 * width)
+    y = torch.empty(size, dtype=x.dtype, device=device, memory_format=torch.channels_last)
+    bias = contiguous(bias)
+    taps = 2 if batch * height * width >= SUMMED_PIXELS[x.element_size()] else 3
+    if taps == 2:
+        summed = weight.new_empty((4, out_channels, 4, channels), dtype=x.dtype)
+        _sum_taps(device, weight.shape, weight.stride())(weight, summed)
+        weight = summed
+    else:
+        weight = weight.contiguous(memory_format=torch.channels_last)
 
-    def start(config: Config) -> tuple[Tensor]:
-        columns = 4 * triton.cdiv(out_channels, config.blocks["B_N"])
-        grid = (triton.cdiv(n_pixels, config.blocks["B_M"]) * columns,)
-        arguments = x, weight, bias, y, n_pixels, height, width
-        launch(
-            upsample_conv2d_kernel, grid, *arguments, CHANNELS=channels, OUT=out_channels, TAPS=taps, **config.options
-        )
+    def run(start: Start) -> tuple[Tensor]:
+        start(x, weight, bias, y)
         return (y,)
 
-    key = bucket(n_pixels), bucket(channels), bucket(out_channels), x.element_size()
-    start(SPACE.config(key, x.device, start))
+    run(_forward(device, shape, out_channels, taps, x.element_size(), trial=run))
     return y.contiguous(memory_format=memory_format)

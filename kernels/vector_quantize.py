@@ -10,12 +10,15 @@ come out as in exact arithmetic. Wider codebooks use |e|² − 2 z·e with float
 GPU at a latent of 64², so that the codebook needs no split over programs and no second pass.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from resshift_fast.kernels.launch import launch
+from resshift_fast.kernels.launch import Start
+from resshift_fast.kernels.plans import planned
 from resshift_fast.kernels.tuning import Config, Space, bucket
 
 MAX_UNROLLED = 8  # channels whose distances are summed one by one
@@ -157,23 +160,48 @@ def unsupported(z: Tensor, codebook: Tensor) -> str | None:
     return None
 
 
+def _bucket(shape: tuple[int, ...], *_: object) -> tuple[int, int]:
+    batch, channels, height, width = shape
+    return bucket(batch * height * width), channels
+
+
+def _plan(
+    kernel: Any, config: Config, shape: tuple[int, ...], num_entries: int, strides: tuple[int, ...], **constants: int
+) -> Start:
+    batch, channels, height, width = shape
+    grid = (batch * triton.cdiv(height * width, config.blocks["BLOCK_M"]),)
+    numbers = (height * width, num_entries, *strides)
+    return Start(kernel, grid, *numbers, C=channels, **constants, **config.options)
+
+
+@planned(SMALL, _bucket)
+def _small(config: Config, shape: tuple[int, ...], num_entries: int, strides: tuple[int, ...]) -> Start:
+    """Plan for z of this shape with these strides of images, channels and pixels: up to MAX_UNROLLED channels."""
+    return _plan(vector_quantize_small_kernel, config, shape, num_entries, strides)
+
+
+@planned(LARGE, _bucket)
+def _large(config: Config, shape: tuple[int, ...], num_entries: int, strides: tuple[int, ...]) -> Start:
+    """The same for more channels."""
+    constants = {"BLOCK_K": BLOCK_K, "BLOCK_C": BLOCK_C}
+    return _plan(vector_quantize_large_kernel, config, shape, num_entries, strides, **constants)
+
+
 def forward(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     """Launch the kernel; returns (quantized [B, C, H, W] contiguous in z's dtype, indices int64 [B, H, W])."""
-    batch, channels, height, width = z.shape
+    shape = batch, channels, height, width = z.shape
     if height > 1 and width > 1 and z.stride(2) != width * z.stride(3):
         z = z.contiguous()  # the kernels take a pixel's address as a multiple of its number in the image
-    strides = (z.stride(0), z.stride(1), z.stride(3) if width > 1 else z.stride(2))
-    quantized = torch.empty(z.shape, dtype=z.dtype, device=z.device)
-    indices = torch.empty((batch, height, width), dtype=torch.int64, device=z.device)
-    arguments = (z, codebook.contiguous(), quantized, indices, height * width, codebook.shape[0], *strides)
-    small = channels <= MAX_UNROLLED
-    kernel, space = (vector_quantize_small_kernel, SMALL) if small else (vector_quantize_large_kernel, LARGE)
-    constants = {"C": channels} if small else {"C": channels, "BLOCK_K": BLOCK_K, "BLOCK_C": BLOCK_C}
+    image, channel, row, column = z.stride()
+    strides = (image, channel, column if width > 1 else row)
+    quantized = torch.empty_like(z, memory_format=torch.contiguous_format)
+    indices = z.new_empty((batch, height, width), dtype=torch.int64)
+    codebook = codebook.contiguous()
 
-    def start(config: Config) -> tuple[Tensor, ...]:
-        grid = (batch * triton.cdiv(height * width, config.blocks["BLOCK_M"]),)
-        launch(kernel, grid, *arguments, **constants, **config.options)
+    def run(start: Start) -> tuple[Tensor, ...]:
+        start(z, codebook, quantized, indices)
         return quantized, indices
 
-    start(space.config((bucket(batch * height * width), channels), z.device, start))
+    plan = _small if channels <= MAX_UNROLLED else _large
+    run(plan(z.device, shape, codebook.shape[0], strides, trial=run))
     return quantized, indices

@@ -7,11 +7,13 @@ over blocks of keys and rescales its sums as the maximum grows. The bias is addr
 block holds the window it stays in registers while the program walks over several windows.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from resshift_fast.kernels.launch import launch
+from resshift_fast.kernels.launch import Start
+from resshift_fast.kernels.plans import planned
 from resshift_fast.kernels.tuning import Config, Space, bucket
 from resshift_fast.kernels.window_attention_backward import backward, unsupported_backward
 from resshift_fast.kernels.window_attention_tiles import (
@@ -114,26 +116,49 @@ def window_attention_fwd_kernel(
         tl.store(p_o, (b_out / b_sum[:, None]).to(p_out.dtype.element_ty), mask=m_q)
 
 
+def _num_windows(shape: tuple[int, ...], window_size: int) -> int:
+    return shape[0] * (shape[1] // window_size) * (shape[2] // window_size)
+
+
+def _bucket(shape: tuple[int, ...], dtype: torch.dtype, num_heads: int, window_size: int, *_: object) -> tuple:
+    constants = constants_of(shape, num_heads, window_size, 0, "")
+    programs = bucket(_num_windows(shape, window_size) * num_heads)
+    return constants["B_T"], constants["HEAD_DIM"], dtype.itemsize, programs
+
+
+@planned(FORWARD, _bucket)
+def _forward(
+    config: Config,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    num_heads: int,
+    window_size: int,
+    shift_size: int,
+    mask: str,
+) -> Start:
+    """Plan of the forward kernel for qkv of this shape."""
+    _, height, width, _ = shape
+    n_windows = _num_windows(shape, window_size)
+    q_blocks = triton.cdiv(window_size**2, config.blocks["B_Q"])
+    return Start(
+        window_attention_fwd_kernel,
+        (triton.cdiv(n_windows, config.blocks["WINDOWS"]) * q_blocks * num_heads,),
+        *(n_windows, height, width, shift_size),
+        passes={"p_qkv": (1 + 2 * q_blocks) / 3},
+        **constants_of(shape, num_heads, window_size, shift_size, mask),
+        **config.options,
+    )
+
+
 def forward(qkv: Tensor, bias_table: Tensor, num_heads: int, window_size: int, shift_size: int, mask: str) -> Tensor:
     """Launch the forward kernel; returns [B, H, W, C], contiguous."""
-    batch, height, width, channels3 = qkv.shape
+    shape = qkv.shape
     qkv, bias_table = qkv.contiguous(), bias_table.contiguous()
-    out = qkv.new_empty(batch, height, width, channels3 // 3)
-    constants = constants_of(qkv, num_heads, window_size, shift_size, mask)
-    n_windows = batch * (height // window_size) * (width // window_size)
+    out = qkv.new_empty(*shape[:3], shape[3] // 3)
 
-    def start(config: Config) -> tuple[Tensor]:
-        q_blocks = triton.cdiv(window_size**2, config.blocks["B_Q"])
-        launch(
-            window_attention_fwd_kernel,
-            (triton.cdiv(n_windows, config.blocks["WINDOWS"]) * q_blocks * num_heads,),
-            *(qkv, bias_table, out, n_windows, height, width, shift_size),
-            passes={"p_qkv": (1 + 2 * q_blocks) / 3},
-            **constants,
-            **config.options,
-        )
+    def run(start: Start) -> tuple[Tensor]:
+        start(qkv, bias_table, out)
         return (out,)
 
-    key = (constants["B_T"], constants["HEAD_DIM"], qkv.element_size(), bucket(n_windows * num_heads))
-    start(FORWARD.config(key, qkv.device, start))
+    run(_forward(qkv.device, shape, qkv.dtype, num_heads, window_size, shift_size, mask, trial=run))
     return out

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from resshift_fast.kernels.launch import launch
+from resshift_fast.kernels.launch import Start
 from resshift_fast.kernels.tuning import Config, Space
 from resshift_fast.kernels.window_attention_tiles import (
     ALL_REGISTERS,
@@ -361,7 +361,7 @@ def backward(
     """Launch the backward kernels; returns (dqkv like qkv, dbias_table float32)."""
     batch, height, width, _ = qkv.shape
     x, dout, bias_table = qkv.contiguous(), dout.contiguous(), bias_table.contiguous()
-    constants = constants_of(qkv, num_heads, window_size, shift_size, mask)
+    constants = constants_of(qkv.shape, num_heads, window_size, shift_size, mask)
     n_windows = batch * (height // window_size) * (width // window_size)
     # From the shape alone: another number of parts is another order of summation.
     windows_each = triton.cdiv(n_windows, max(PROGRAMS[constants["B_T"]] // num_heads, 1))
@@ -383,8 +383,8 @@ def _small(
 
     def start(config: Config) -> tuple[Tensor, ...]:
         grid = (n_parts * num_heads,)
-        arguments = dout, qkv, bias_table, dqkv, dbias, *sizes
-        launch(window_attention_bwd_kernel, grid, *arguments, **constants, **config.options)
+        planned = Start(window_attention_bwd_kernel, grid, *sizes, **constants, **config.options)
+        planned(dout, qkv, bias_table, dqkv, dbias)
         return dqkv, dbias
 
     start(SMALL.config(_bucket(qkv, constants), qkv.device, start))
@@ -401,26 +401,28 @@ def _large(
     def start_q(config: Config) -> tuple[Tensor, ...]:
         q_blocks = triton.cdiv(num_tokens, config.blocks["B_Q"])
         again = 2 * q_blocks if num_tokens > config.blocks["B_K"] else q_blocks
-        launch(
+        planned = Start(
             window_attention_bwd_q_kernel,
             (n_parts * q_blocks * num_heads,),
-            *(dout, qkv, bias_table, dqkv, dbias, rows, *sizes),
+            *sizes,
             passes={"p_qkv": (1 + 2 * again) / 3, "p_dqkv": 1 / 3},
             **constants,
             **config.options,
         )
+        planned(dout, qkv, bias_table, dqkv, dbias, rows)
         return dqkv, dbias, rows
 
-    def start_kv(config: Config) -> tuple[Tensor, ...]:
+    def start_kv(config: Config) -> tuple[Tensor]:
         k_blocks = triton.cdiv(num_tokens, config.blocks["B_K"])
-        launch(
+        planned = Start(
             window_attention_bwd_kv_kernel,
             (n_windows * k_blocks * num_heads,),
-            *(dout, qkv, bias_table, rows, dqkv, *sizes[2:]),
+            *sizes[2:],
             passes={"p_dout": k_blocks, "p_qkv": (2 + k_blocks) / 3, "p_rows": k_blocks, "p_dqkv": 2 / 3},
             **constants,
             **config.options,
         )
+        planned(dout, qkv, bias_table, rows, dqkv)
         return (dqkv,)
 
     bucket = _bucket(qkv, constants)
@@ -437,15 +439,15 @@ def _sum_bias_gradient(dbias: Tensor, window_size: int) -> Tensor:
     n_parts, num_heads, *_ = dbias.shape
     span, b_w = 2 * window_size - 1, triton.next_power_of_2(window_size)
     dtable = dbias.new_empty(span**2, num_heads)
-    launch(
+    Start(
         bias_table_bwd_kernel,
         (span * num_heads,),
-        *(dbias, dtable, n_parts),
+        n_parts,
         HEADS=num_heads,
         WINDOW=window_size,
         B_P=max(SUM_ELEMENTS // b_w**3, 1),
         B_W=b_w,
         B_D=triton.next_power_of_2(span),
         num_warps=8,
-    )
+    )(dbias, dtable)
     return dtable

@@ -13,7 +13,7 @@ WINDOW_SIZES = range(4, 17)
 HEAD_DIMS = (16, 32, 64)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-# Options of `launch` for up to 8 warps. Left to itself, the assembler spills a few of a thread's registers where that
+# Options of `Start` for up to 8 warps. Left to itself, the assembler spills a few of a thread's registers where that
 # makes room for one more program on a multiprocessor; it does not where it is given a limit.
 ALL_REGISTERS = {"maxnreg": 255}
 
@@ -92,11 +92,11 @@ def unsupported(
     return None
 
 
-def constants_of(qkv: Tensor, num_heads: int, window_size: int, shift_size: int, mask: str) -> dict:
-    """What the kernels are compiled for."""
+def constants_of(shape: tuple[int, ...], num_heads: int, window_size: int, shift_size: int, mask: str) -> dict:
+    """What the kernels are compiled for, qkv being of this shape."""
     return {
         "HEADS": num_heads,
-        "HEAD_DIM": qkv.shape[3] // (3 * num_heads),
+        "HEAD_DIM": shape[3] // (3 * num_heads),
         "WINDOW": window_size,
         "MASK": mask if shift_size else None,
         "B_T": max(triton.next_power_of_2(window_size**2), 16),

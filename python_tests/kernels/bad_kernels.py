@@ -6,7 +6,7 @@ import triton.language as tl
 from kernel_proof.budgets import Exemption
 from kernel_proof.specimens import Specimen
 
-from resshift_fast.kernels.launch import launch
+from resshift_fast.kernels.launch import Start
 
 BLOCK = 1024
 SIZE = 1 << 20
@@ -117,14 +117,14 @@ def broken_kernel(
 
 def _copy(kernel, block: int = BLOCK):
     def launcher(x: torch.Tensor) -> None:
-        launch(kernel, (triton.cdiv(x.numel(), block),), x, torch.empty_like(x), x.numel(), BLOCK=block)
+        Start(kernel, (triton.cdiv(x.numel(), block),), x.numel(), BLOCK=block)(x, torch.empty_like(x))
 
     return launcher
 
 
 def _square(kernel, side: int, num_warps: int = 4):
     def launcher(x: torch.Tensor) -> None:
-        launch(kernel, (1,), x, torch.empty_like(x), SIDE=side, num_warps=num_warps)
+        Start(kernel, (1,), SIDE=side, num_warps=num_warps)(x, torch.empty_like(x))
 
     return launcher
 
@@ -141,7 +141,7 @@ greedy = _square(greedy_kernel, 256, num_warps=32)
 
 def broken(x: torch.Tensor) -> None:
     """Start a kernel that does not compile."""
-    launch(broken_kernel, (1,), x, x.numel())
+    Start(broken_kernel, (1,), x.numel())(x)
 
 
 def _specimen(launcher: str, dtype: torch.dtype) -> Specimen:

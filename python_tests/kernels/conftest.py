@@ -14,3 +14,13 @@ except ImportError:
 def device() -> torch.device:
     """Where kernels run here."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def new_plans():
+    """Tests change constants that plans are made of."""
+    from resshift_fast.kernels import tuning
+
+    tuning.renew()
+    yield
+    tuning.renew()

@@ -11,7 +11,7 @@ from comparison import LAYOUTS, assert_close, layouts, name_of
 from golden_data import array, document
 from interpreter import truncates
 
-from resshift_fast.kernels import residual_shift
+from resshift_fast.kernels import residual_shift, residual_shift_noise
 from resshift_fast.kernels.launch import record
 from resshift_fast.noise import MAX_SEED, noise_words
 from resshift_fast.ops.residual_shift import posterior_step_reference, prior_sample_reference
@@ -46,7 +46,9 @@ def words_kernel(
 ):
     i_image, i_block = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     step = tl.load(p_step).to(tl.uint32)
-    b_words = residual_shift.noise_words(p_seed, p_origin, step, i_image, i_block * BLOCK_P, 0, width, BLOCK_P, BLOCK_G)
+    b_words = residual_shift_noise.noise_words(
+        p_seed, p_origin, step, i_image, i_block * BLOCK_P, 0, width, BLOCK_P, BLOCK_G
+    )
     b_pixel, b_group = i_block * BLOCK_P + tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_G)
     m_words = (b_pixel < pixels)[:, None] & (b_group < groups)[None, :]
     for i in tl.static_range(4):
@@ -59,7 +61,7 @@ def box_muller_kernel(p_radius, p_angle, p_normals, n, BLOCK: tl.constexpr):  # 
     offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     b_radius = tl.load(p_radius + offsets, mask=offsets < n, other=0).to(tl.uint32)
     b_angle = tl.load(p_angle + offsets, mask=offsets < n, other=0).to(tl.uint32)
-    b_cosine, b_sine = residual_shift.box_muller(b_radius, b_angle)
+    b_cosine, b_sine = residual_shift_noise.box_muller(b_radius, b_angle)
     tl.store(p_normals + offsets, b_cosine, mask=offsets < n)
     tl.store(p_normals + n + offsets, b_sine, mask=offsets < n)
 

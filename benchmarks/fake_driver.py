@@ -1,0 +1,86 @@
+"""Triton on a GPU that isn't there: kernels are specialized as for sm_90, and their starts are recorded.
+
+For a process without TRITON_INTERPRET. The tensors are the CPU's, which Triton takes for the GPU's.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import triton.compiler
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+CPU_INDEX = -1  # what `Tensor.get_device` gives for a CPU tensor
+
+
+class FakeGpu:
+    """A driver as `triton.runtime.driver.active`, whose launcher keeps what it is given in `starts`."""
+
+    def __init__(self) -> None:
+        self.starts: list[tuple] = []
+        self.target = GPUTarget("cuda", 90, 32)
+        self.device, self.stream = CPU_INDEX, 7
+        self.utils = self
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return self.device
+
+    def get_current_stream(self, device: int) -> int:
+        return self.stream
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Any:
+        return lambda *args: self.starts.append(args)
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": 232448, "multiprocessor_count": 132}
+
+    def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple:
+        return object(), f"function of {name}", 32, 0, 1024
+
+    def unload_module(self, module: Any) -> None:
+        pass
+
+
+class Uncompiled(triton.compiler.CompiledKernel):
+    """A compiled kernel without its code; its function says what it would have been compiled for."""
+
+    def __init__(self, source: Any, target: GPUTarget, options: dict) -> None:
+        signature, constants = sorted(source.signature.items()), sorted(source.constants.items())
+        attributes = sorted(source.attrs.items())
+        kept = {name: options.get(name) for name in ("num_warps", "num_stages", "maxnreg", "debug")}
+        self.src, self.name = source, source.fn.__name__
+        self.function = repr((self.name, target.arch, signature, constants, attributes, kept))
+        self.packed_metadata = options["num_warps"]
+        self.module = self._module_pid = None
+        self._run = driver.active.launcher_cls(source, None)
+
+    def _init_handles(self) -> None:
+        pass
+
+
+@contextmanager
+def active(gpu: FakeGpu, compiles: bool = False) -> Iterator[FakeGpu]:
+    """Context in which Triton uses a fake GPU; without `compiles` the kernels' code is left out."""
+    before = driver._active
+
+    def compile(source: Any, target: GPUTarget, options: dict, **_: Any) -> Uncompiled:
+        return Uncompiled(source, target, options)
+
+    driver.set_active(gpu)
+    try:
+        with mock.patch.object(triton.compiler, "compile", triton.compiler.compile if compiles else compile):
+            yield gpu
+    finally:
+        driver.set_active(before)
+
+
+@contextmanager
+def fake_gpu() -> Iterator[list[tuple]]:
+    """Context in which Triton uses a fake GPU without compiling anything; the list of what is started."""
+    with active(FakeGpu()) as gpu:
+        yield gpu.starts

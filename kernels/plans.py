@@ -1,0 +1,70 @@
+"""What launchers decide once for all calls of one shape.
+
+A plan depends on shapes, strides, dtypes and flags, never on values or addresses. It is kept by exactly these and the
+device, and made anew when the tuner may choose another configuration.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from resshift_fast.kernels import tuning
+
+PLANS = 1024  # kept of one function; a network makes some dozens at each size
+
+P = TypeVar("P")
+
+
+def planned(
+    space: tuning.Space | None = None, bucket: Callable[..., tuple] | None = None
+) -> Callable[[Callable[..., P]], Callable[..., P]]:
+    """Decorator that keeps what a planning function returns, by the device and its arguments.
+
+    Args:
+        space: whose configuration the function takes before its arguments; None if it takes none.
+        bucket: of the same arguments, the bucket of `space`.
+
+    Returns:
+        The decorator. The decorated function takes the device, then the arguments, which can be hashed, and with a
+        `space` also `trial`, which runs the kernel of a plan where configurations are timed.
+
+    Example:
+        >>> @planned(SPACE, lambda shape: (tuning.bucket(shape[0]),))
+        ... def _plan(config, shape):
+        ...     return Start(kernel, (triton.cdiv(shape[0], config.blocks["BLOCK"]),), shape[0], **config.options)
+        >>> _plan(x.device, x.shape, trial=lambda start: start(x, y))(x, y)
+    """
+
+    def decorate(function: Callable[..., P]) -> Callable[..., P]:
+        plans: dict[tuple, P] = {}
+
+        def make(device: torch.device, arguments: tuple, trial: Callable[[P], Any] | None) -> P:
+            if space is None:
+                return function(*arguments)
+            run = None if trial is None else lambda config: trial(function(config, *arguments))
+            return function(space.config(bucket(*arguments), device, run), *arguments)
+
+        @wraps(function)
+        def plan(device: torch.device, *arguments: Any, trial: Callable[[P], Any] | None = None) -> P:
+            generation = tuning.generation()
+            if generation is None:
+                return make(device, arguments, trial)
+            key = (generation, device, arguments)
+            found = plans.get(key)
+            if found is None:
+                if len(plans) >= PLANS:
+                    plans.clear()
+                found = plans[key] = make(device, arguments, trial)
+            return found
+
+        return plan
+
+    return decorate
+
+
+def contiguous(x: Tensor | None) -> Tensor | None:
+    """x without gaps, copied only if it has some; None if it is None."""
+    return None if x is None else x.contiguous()

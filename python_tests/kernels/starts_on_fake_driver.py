@@ -1,0 +1,234 @@
+"""What kernels are started with on a fake GPU, planned and by Triton's own way; prints it as JSON for test_launch.py.
+
+A process of its own, because Triton's interpreter, where the other tests use it, takes the compiler's place for good.
+"""
+
+import json
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import torch
+from fake_driver import FakeGpu, active
+from torch import Tensor
+from triton import JITFunction, knobs
+from triton.backends.compiler import GPUTarget
+
+from resshift_fast import backends, ops  # noqa: F401  registers the operators
+from resshift_fast.kernels import residual_shift
+from resshift_fast.kernels.launch import Launch, Start, record
+
+PAST_INT32 = 2**31 + 16
+
+
+def told(args: tuple) -> list:
+    """What the launcher was told, tensors by their addresses; no hook and an empty chain of hooks are the same."""
+    values = [x.data_ptr() if isinstance(x, Tensor) else x for x in args]
+    metadata, enter, leave = values[6:9]
+    unhooked = not getattr(enter, "calls", None) and not getattr(leave, "calls", None)
+    return values[:6] + ([] if unhooked else ["hooked"]) + values[9:]
+
+
+def by_triton(gpu: FakeGpu, launch: Launch) -> list:
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    launch.kernel[launch.grid](*launch.arguments, **options, **launch.constants)
+    return told(gpu.starts[-1])
+
+
+def start_of(launch: Launch) -> tuple[Start, tuple]:
+    """The launch as a planned one, and its tensors."""
+    most = sum(name.startswith("p_") for name in launch.kernel.arg_names)
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    start = Start(launch.kernel, launch.grid, *launch.arguments[most:], **options, **launch.constants)
+    return start, launch.arguments[:most]
+
+
+def planned(gpu: FakeGpu, start: Start, tensors: tuple) -> tuple[list, bool]:
+    """What the launcher is told by the second of two starts, and whether Triton's own way was taken for it."""
+    start(*tensors)
+    with mock.patch.object(JITFunction, "run", autospec=True, side_effect=JITFunction.run) as run:
+        start(*tensors)
+    return told(gpu.starts[-1]), run.called
+
+
+def unaligned(x: Tensor) -> Tensor:
+    """x one element further on in memory."""
+    return torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view(x.shape)
+
+
+def replaced(values: tuple, index: int, value: Any) -> tuple:
+    return (*values[:index], value, *values[index + 1 :])
+
+
+def variants(launch: Launch) -> dict[str, Launch]:
+    """The launch, and others that Triton may compile another kernel for."""
+    arguments = launch.arguments
+    found = {"as it is": arguments}
+    numbers = [i for i, x in enumerate(arguments) if isinstance(x, int)]
+    for name, value in (("one", 1), ("a multiple of 16", 48), ("odd", 47), ("past 32 bits", PAST_INT32)):
+        found |= {f"argument {i} is {name}": replaced(arguments, i, value) for i in numbers}
+    tensors = [i for i, x in enumerate(arguments) if isinstance(x, Tensor)]
+    for i in tensors:
+        x = arguments[i]
+        found[f"argument {i} is unaligned"] = replaced(arguments, i, unaligned(x))
+        other = torch.float16 if x.dtype is torch.float32 else torch.float32
+        found[f"argument {i} is {other}"] = replaced(arguments, i, torch.empty(x.shape, dtype=other))
+        found[f"argument {i} is None"] = replaced(arguments, i, None)
+    return {
+        name: Launch(launch.kernel, launch.grid, values, launch.constants, launch.num_warps, launch.num_stages, {})
+        for name, values in found.items()
+    }
+
+
+def launches() -> dict[str, Launch]:
+    """The first launch of every kernel that the operators' examples start."""
+    found: dict[str, Launch] = {}
+    for name, operator in backends.OPERATORS.items():
+        if "triton" not in operator.loaders:
+            continue
+        kernel = backends.kernel(name, "triton").function
+        for dtype in (torch.float32, torch.bfloat16):
+            kind = dtype if not operator.dtypes or dtype in operator.dtypes else operator.dtypes[0]
+            for example in operator.examples(torch.device("cpu"), kind):
+                with record() as recorded:
+                    kernel(*example)
+                found |= {f"{launch.name} {dtype}": launch for launch in recorded}
+    return found
+
+
+def every_kernel(gpu: FakeGpu) -> dict[str, list]:
+    """[as planned, by Triton, whether the planned one took Triton's way] of each kernel and variant.
+
+    Variants of the tensors are starts of one `Start`.
+    """
+    found = {}
+    for kernel, launch in launches().items():
+        first, _ = start_of(launch)
+        for name, variant in variants(launch).items():
+            start, tensors = start_of(variant)
+            start = first if start.numbers == first.numbers else start
+            found[f"{kernel}: {name}"] = [*reversed(planned(gpu, start, tensors)), by_triton(gpu, variant)]
+    return found
+
+
+def q_sample(batch: int = 2, height: int = 4, width: int = 4, dtype: torch.dtype = torch.float32) -> tuple:
+    x = torch.randn(batch, 3, height, width, dtype=dtype)
+    return x, x + 1, torch.zeros(batch, dtype=torch.int64), torch.rand(5, 8), x + 2
+
+
+def whole_calls(gpu: FakeGpu) -> dict[str, list]:
+    """Functions, grids and numbers of calls of a launcher, one after the other, planned and by Triton."""
+    cases = {
+        "16 pixels": q_sample(),
+        "one pixel": q_sample(height=1, width=1),
+        "15 pixels": q_sample(height=3, width=5),
+        "float16": q_sample(dtype=torch.float16),
+        "one image": q_sample(batch=1),
+        "channels-last": tuple(
+            x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in q_sample()
+        ),
+        "a table of one step": replaced(q_sample(), 3, torch.rand(1, 8)),
+        "an unaligned table": replaced(q_sample(), 3, unaligned(torch.rand(5, 8))),
+    }
+    found: dict[str, list] = {}
+    for _ in range(3):
+        for name, arguments in cases.items():
+            residual_shift.q_sample(*arguments)
+            found[name] = [without_addresses(gpu)]
+    hook = residual_shift.q_sample_kernel.pre_run_hooks
+    hook.append(lambda *_, **__: None)
+    for name, arguments in cases.items():
+        residual_shift.q_sample(*arguments)
+        found[name].append(without_addresses(gpu))
+    hook.clear()
+    return found
+
+
+def without_addresses(gpu: FakeGpu) -> list:
+    values = told(gpu.starts[-1])
+    return values[:6] + values[12:]
+
+
+def takes_tritons_way(gpu: FakeGpu) -> dict[str, bool]:
+    """Whether a start that was made before takes Triton's own way, by what is set."""
+    with record() as recorded:
+        residual_shift.q_sample(*q_sample())
+    start, tensors = start_of(recorded[0])
+    kernel, runtime = start.kernel, knobs.runtime
+    calls: list[Any] = []
+
+    def way(name: str) -> None:
+        found[name] = planned(gpu, start, tensors)[1]
+
+    def hook(*args: Any, **kwargs: Any) -> None:
+        calls.append(args)
+
+    found: dict[str, bool] = {}
+    way("nothing")
+    kernel.pre_run_hooks.append(hook)
+    way("a hook before runs")
+    found["the hook before runs was called"] = bool(calls)
+    kernel.pre_run_hooks.clear()
+    for chain in (runtime.launch_enter_hook, runtime.launch_exit_hook):
+        chain.add(hook)
+        way(f"a hook {'after' if chain.reversed else 'before'} launches")
+        chain.remove(hook)
+    with runtime.scope():
+        runtime.launch_enter_hook = hook
+        way("a hook in place of the chain")
+    with runtime.scope():
+        runtime.debug = True
+        way("a setting of Triton's")
+    gpu.device = 0
+    way("tensors that are not on the device")
+    gpu.device, gpu.target = -1, GPUTarget("hip", "gfx942", 64)
+    start._compiled.clear()
+    kernel.device_caches.clear()
+    way("another vendor's GPU")
+    gpu.target = GPUTarget("cuda", 90, 32)
+    kernel.device_caches.clear()
+    way("nothing again")
+    return found
+
+
+def from_threads(gpu: FakeGpu) -> list[str]:
+    """The distinct functions and grids of one call from eight threads."""
+    arguments = q_sample(height=6, width=6)
+    before = len(gpu.starts)
+
+    def work() -> None:
+        for _ in range(20):
+            residual_shift.q_sample(*arguments)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sorted({repr(told(args)[:5]) for args in gpu.starts[before:]})
+
+
+def compiled(gpu: FakeGpu) -> list:
+    """A start of a kernel that was really compiled, planned and by Triton."""
+    with record() as recorded:
+        residual_shift.q_sample(*q_sample())
+    start, tensors = start_of(recorded[0])
+    start.kernel.device_caches.clear()
+    return [*reversed(planned(gpu, start, tensors)), by_triton(gpu, recorded[0])]
+
+
+def main() -> None:
+    parts: dict[str, Callable[[FakeGpu], Any]] = {
+        part.__name__: part for part in (every_kernel, whole_calls, takes_tritons_way, from_threads)
+    }
+    with active(FakeGpu()) as gpu:
+        found = {name: part(gpu) for name, part in parts.items()}
+    with active(FakeGpu(), compiles=True) as gpu:
+        found["compiled"] = compiled(gpu)
+    json.dump(found, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Planned starts: the same kernels, grids and arguments as by Triton's own way, and recorded without being made."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from resshift_fast.kernels.launch import Start, record
+
+TESTS = Path(__file__).parents[1]
+BENCHMARKS = TESTS.parent / "benchmarks"  # where the fake GPU is
+
+
+@pytest.fixture(scope="module")
+def starts():
+    """What starts_on_fake_driver.py found."""
+    env = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "TRITON_DEBUG")}
+    env["PYTHONPATH"] = os.pathsep.join([str(BENCHMARKS), *sys.path])
+    script = TESTS / "kernels" / "starts_on_fake_driver.py"
+    found = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True, timeout=600)
+    assert found.returncode == 0, found.stderr
+    return json.loads(found.stdout)
+
+
+def test_a_planned_start_is_what_triton_would_start(starts):
+    found = starts["every_kernel"]
+    assert len({name.partition(" ")[0] for name in found}) >= 15
+    assert not [name for name, (_, planned, by_triton) in found.items() if planned != by_triton]
+
+
+def test_the_variants_are_compiled_differently(starts):
+    # Else the test above could not tell a kernel that was taken for another one's arguments.
+    found = starts["every_kernel"]
+    functions = {name: by_triton[4] for name, (_, _, by_triton) in found.items()}
+    kernel = "q_sample_kernel torch.float32"
+    tensors = ("argument 0 is unaligned", "argument 0 is torch.float16", "argument 0 is None")
+    for variant in ("argument 6 is one", "argument 6 is a multiple of 16", "argument 6 is past 32 bits", *tensors):
+        assert functions[f"{kernel}: {variant}"] != functions[f"{kernel}: as it is"], variant
+
+
+def test_only_unaligned_tensors_take_tritons_way(starts):
+    slow = {name for name, (through_triton, _, _) in starts["every_kernel"].items() if through_triton}
+    assert slow == {name for name in starts["every_kernel"] if name.endswith("is unaligned")}
+
+
+def test_calls_of_a_launcher_are_told_apart(starts):
+    found = starts["whole_calls"]
+    assert all(planned == by_triton for planned, by_triton in found.values())
+    assert len({planned[4] for planned, _ in found.values()}) >= 6
+
+
+def test_a_compiled_kernel_is_started_as_triton_would(starts):
+    through_triton, planned, by_triton = starts["compiled"]
+    assert not through_triton and planned == by_triton
+
+
+def test_hooks_settings_and_other_devices_take_tritons_way(starts):
+    found = starts["takes_tritons_way"]
+    assert not found.pop("nothing") and not found.pop("nothing again")
+    assert found and all(found.values()), found
+
+
+def test_threads_start_the_same(starts):
+    assert len(starts["from_threads"]) == 1
+
+
+@triton.jit
+def _fill_kernel(p_x, p_y, n, value, BLOCK: tl.constexpr):
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    if p_y is not None:
+        tl.store(p_y + offsets, value, mask=offsets < n)
+    tl.store(p_x + offsets, value, mask=offsets < n)
+
+
+def test_a_start_runs_again_and_again(device):
+    start = Start(_fill_kernel, (2,), 20, 3.0, BLOCK=16)
+    for dtype in (torch.float32, torch.float16):
+        for _ in range(3):
+            x, y = (torch.zeros(21, dtype=dtype, device=device) for _ in range(2))
+            start(x, y)
+            start(x[1:], None)
+            assert x.tolist() == [3.0] * 21 and y.tolist() == [3.0] * 20 + [0.0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_tensor_of_the_cpu_is_refused():
+    start = Start(_fill_kernel, (2,), 20, 3.0, BLOCK=16)
+    start(torch.zeros(20, device="cuda"), None)
+    with pytest.raises(ValueError, match="cpu tensor"):
+        start(torch.zeros(20), None)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_start_runs_on_the_current_stream():
+    start = Start(_fill_kernel, (2,), 20, 3.0, BLOCK=16)
+    x = torch.zeros(20, device="cuda")
+    start(x, None)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        start(x, None)
+    x.zero_()
+    graph.replay()
+    assert x.tolist() == [3.0] * 20
+
+
+def test_a_recorded_start_has_its_arguments_in_order_and_runs_nothing():
+    start = Start(_fill_kernel, (2,), 20, 3.0, BLOCK=16, num_warps=2, passes={"p_x": 2})
+    with FakeTensorMode():
+        x = torch.empty(20, device="cuda")
+        with record() as outer:
+            start(x, None)
+            with record() as inner:
+                start(x, x)
+    (launch,) = outer
+    assert len(inner) == 1 and launch.arguments == (x, None, 20, 3.0) and launch.constants == {"BLOCK": 16}
+    assert (launch.kernel, launch.grid, launch.num_warps, launch.num_stages) == (_fill_kernel, (2,), 2, 2)
+    assert launch.num_bytes == 2 * 80
