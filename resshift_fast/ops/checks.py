@@ -1,9 +1,41 @@
 """Argument checks shared by the operators: what was wrong, what was expected, what to do."""
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
 import torch
 from torch import Tensor
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+REMEMBERED = 4096  # arguments of one function; a network has some dozens at each size
+
+
+def once(check: Callable[..., None]) -> Callable[..., None]:
+    """Decorator of a function that raises for wrong arguments: it need not run again for such as have passed.
+
+    Tensors are alike in shape, dtype and device, which is all that checks look at; other arguments are equal.
+    """
+    passed: set[tuple] = set()
+
+    @wraps(check)
+    def checked(*args: Any) -> None:
+        if torch.compiler.is_compiling():  # what is kept by sizes would be traced anew for each
+            check(*args)
+            return
+        key = tuple([(x.shape, x.dtype, x.device) if isinstance(x, Tensor) else x for x in args])
+        try:
+            if key in passed:
+                return
+        except TypeError:  # something that cannot be hashed, such as a symbolic size
+            check(*args)
+            return
+        check(*args)
+        if len(passed) >= REMEMBERED:
+            passed.clear()
+        passed.add(key)
+
+    return checked
 
 
 def image(op: str, name: str, x: Tensor) -> None:

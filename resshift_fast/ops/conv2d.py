@@ -196,8 +196,15 @@ _op = register(
 
 def checked(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x as autocast wants it; weight is [O, C, 3, 3] for its C and O ≥ 1, bias [O] or None, on its device."""
-    checks.image(op, "x", x)
+    checks.floating(op, "x", x)
     x = checks.autocast(x)
+    _check(op, x, weight, bias)
+    return x
+
+
+@checks.once
+def _check(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    checks.image(op, "x", x)
     checks.tensor(op, "weight", weight)
     channels = x.shape[1]
     if weight.dim() != 4 or weight.shape[1:] != (channels, 3, 3) or weight.shape[0] < 1:
@@ -205,7 +212,6 @@ def checked(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         raise ValueError(f"{op}: weight has shape {shape}, expected (O, {channels}, 3, 3) with O ≥ 1 to match x")
     checks.shape(op, "bias", bias, (weight.shape[0],), "to match weight's output channels", optional=True)
     checks.parameters(op, x, weight=weight, bias=bias)
-    return x
 
 
 def conv2d(
@@ -283,6 +289,7 @@ def conv2d_reads_packed(device_type: str) -> bool:
     return backends.has_kernel("conv2d", device_type)
 
 
+@checks.once
 def _check_norm(
     x: Tensor,
     num_groups: int,

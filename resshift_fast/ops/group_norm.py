@@ -195,6 +195,29 @@ _op = register(
 )
 
 
+@checks.once
+def _check(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str | None,
+) -> None:
+    checks.image("group_norm", "x", x)
+    channels = x.shape[1]
+    if num_groups < 1 or channels % num_groups:
+        raise ValueError(f"group_norm: {channels} channels do not divide into {num_groups} groups")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        checks.shape("group_norm", name, tensor, (channels,), "to match x's channels")
+    for name, tensor in (("scale", scale), ("shift", shift)):
+        checks.shape("group_norm", name, tensor, (x.shape[0], channels), "[B, C] to match x", optional=True)
+    checks.parameters("group_norm", x, weight=weight, bias=bias, scale=scale, shift=shift)
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"group_norm: activation is {activation!r}, expected None or 'silu'")
+
+
 def group_norm(
     x: Tensor,
     num_groups: int,
@@ -227,17 +250,7 @@ def group_norm(
         >>> group_norm(torch.randn(2, 8, 5, 7), 4, torch.ones(8), torch.zeros(8), activation="silu").shape
         torch.Size([2, 8, 5, 7])
     """
-    checks.image("group_norm", "x", x)
-    channels = x.shape[1]
-    if num_groups < 1 or channels % num_groups:
-        raise ValueError(f"group_norm: {channels} channels do not divide into {num_groups} groups")
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        checks.shape("group_norm", name, tensor, (channels,), "to match x's channels")
-    for name, tensor in (("scale", scale), ("shift", shift)):
-        checks.shape("group_norm", name, tensor, (x.shape[0], channels), "[B, C] to match x", optional=True)
-    checks.parameters("group_norm", x, weight=weight, bias=bias, scale=scale, shift=shift)
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"group_norm: activation is {activation!r}, expected None or 'silu'")
+    _check(x, num_groups, weight, bias, scale, shift, activation)
     if backends.fused("group_norm", x.device.type):
         return _op(x, num_groups, weight, bias, eps, scale, shift, activation)[0]
     return reference(x, num_groups, weight, bias, eps, scale, shift, activation)

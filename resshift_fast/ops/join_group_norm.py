@@ -97,6 +97,31 @@ _op = register(
 )
 
 
+@checks.once
+def _check(
+    x: Tensor,
+    other: Tensor,
+    num_groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    join: str,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str | None,
+) -> None:
+    channels = _check_images(x, other, join)
+    if num_groups < 1 or channels % num_groups:
+        raise ValueError(f"join_group_norm: {channels} channels do not divide into {num_groups} groups")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        checks.shape("join_group_norm", name, tensor, (channels,), "to match the joined channels")
+    for name, tensor in (("scale", scale), ("shift", shift)):
+        size = (x.shape[0], channels)
+        checks.shape("join_group_norm", name, tensor, size, "[B, C] to match the joined image", optional=True)
+    checks.parameters("join_group_norm", x, weight=weight, bias=bias, scale=scale, shift=shift)
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"join_group_norm: activation is {activation!r}, expected None or 'silu'")
+
+
 def join_group_norm(
     x: Tensor,
     other: Tensor,
@@ -136,17 +161,7 @@ def join_group_norm(
         >>> joined.shape, y.shape
         (torch.Size([2, 12, 5, 7]), torch.Size([2, 12, 5, 7]))
     """
-    channels = _check_images(x, other, join)
-    if num_groups < 1 or channels % num_groups:
-        raise ValueError(f"join_group_norm: {channels} channels do not divide into {num_groups} groups")
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        checks.shape("join_group_norm", name, tensor, (channels,), "to match the joined channels")
-    for name, tensor in (("scale", scale), ("shift", shift)):
-        size = (x.shape[0], channels)
-        checks.shape("join_group_norm", name, tensor, size, "[B, C] to match the joined image", optional=True)
-    checks.parameters("join_group_norm", x, weight=weight, bias=bias, scale=scale, shift=shift)
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"join_group_norm: activation is {activation!r}, expected None or 'silu'")
+    _check(x, other, num_groups, weight, bias, join, scale, shift, activation)
     if backends.fused("join_group_norm", x.device.type) and not torch.is_grad_enabled():
         return _op(x, other, num_groups, weight, bias, eps, join, scale, shift, activation)
     # One after the other: the normalization has a kernel for its gradient, and may have one where both have none.

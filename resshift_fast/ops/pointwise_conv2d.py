@@ -95,6 +95,31 @@ _op = register(
 )
 
 
+@checks.once
+def _check(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    num_groups: int,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+) -> None:
+    checks.image("pointwise_conv2d", "x", x)
+    batch, channels, height, width = x.shape
+    checks.tensor("pointwise_conv2d", "weight", weight)
+    if weight.dim() != 2 or weight.shape[1] != channels or weight.shape[0] < 1:
+        shape = tuple(weight.shape)
+        raise ValueError(f"pointwise_conv2d: weight has shape {shape}, expected (O, {channels}) with O ≥ 1 to match x")
+    out_channels = weight.shape[0]
+    checks.shape("pointwise_conv2d", "bias", bias, (out_channels,), "to match weight's output channels", optional=True)
+    size = (batch, out_channels, height, width)
+    checks.shape("pointwise_conv2d", "residual", residual, size, "to match x and weight", optional=True)
+    _check_norm(channels, num_groups, norm_weight, norm_bias)
+    tensors = {"weight": weight, "bias": bias, "residual": residual, "norm_weight": norm_weight, "norm_bias": norm_bias}
+    checks.parameters("pointwise_conv2d", x, **tensors)
+
+
 def pointwise_conv2d(
     x: Tensor,
     weight: Tensor,
@@ -128,19 +153,7 @@ def pointwise_conv2d(
         >>> pointwise_conv2d(torch.randn(2, 8, 5, 7), torch.randn(6, 8), torch.zeros(6)).shape
         torch.Size([2, 6, 5, 7])
     """
-    checks.image("pointwise_conv2d", "x", x)
-    batch, channels, height, width = x.shape
-    checks.tensor("pointwise_conv2d", "weight", weight)
-    if weight.dim() != 2 or weight.shape[1] != channels or weight.shape[0] < 1:
-        shape = tuple(weight.shape)
-        raise ValueError(f"pointwise_conv2d: weight has shape {shape}, expected (O, {channels}) with O ≥ 1 to match x")
-    out_channels = weight.shape[0]
-    checks.shape("pointwise_conv2d", "bias", bias, (out_channels,), "to match weight's output channels", optional=True)
-    size = (batch, out_channels, height, width)
-    checks.shape("pointwise_conv2d", "residual", residual, size, "to match x and weight", optional=True)
-    _check_norm(channels, num_groups, norm_weight, norm_bias)
-    tensors = {"weight": weight, "bias": bias, "residual": residual, "norm_weight": norm_weight, "norm_bias": norm_bias}
-    checks.parameters("pointwise_conv2d", x, **tensors)
+    _check(x, weight, bias, residual, num_groups, norm_weight, norm_bias)
     run = _op if backends.fused("pointwise_conv2d", x.device.type) else reference
     return run(x, weight, bias, residual, num_groups, norm_weight, norm_bias, eps)
 

@@ -214,6 +214,30 @@ _q_sample = register(
 )
 
 
+@checks.once
+def _check_posterior_step(
+    x_t: Tensor,
+    prediction: Tensor,
+    y: Tensor,
+    coefficients: Tensor,
+    seed: Tensor,
+    step: Tensor,
+    origin: Tensor | None,
+    prediction_type: str,
+    noise: Tensor | None,
+    lq: Tensor | None,
+) -> None:
+    op = "posterior_step"
+    _check_latent(op, "x_t", x_t)
+    check_prediction_type(op, prediction_type)
+    checks.floating(op, "prediction", prediction)
+    checks.shape(op, "prediction", prediction, x_t.shape, "like x_t")
+    checks.like(op, "y", y, x_t, "x_t")
+    checks.integers(op, "step", step, ())
+    checks.devices(op, x_t, prediction=prediction, step=step)
+    _check_common(op, x_t, coefficients, seed, origin, noise, lq)
+
+
 def posterior_step(
     x_t: Tensor,
     prediction: Tensor,
@@ -255,18 +279,20 @@ def posterior_step(
         ValueError: for a shape, device or prediction type that does not fit.
         TypeError: for a dtype other than those named.
     """
-    op = "posterior_step"
-    _check_latent(op, "x_t", x_t)
-    check_prediction_type(op, prediction_type)
-    checks.floating(op, "prediction", prediction)
-    checks.shape(op, "prediction", prediction, x_t.shape, "like x_t")
-    checks.like(op, "y", y, x_t, "x_t")
-    checks.integers(op, "step", step, ())
-    checks.devices(op, x_t, prediction=prediction, step=step)
-    _check_common(op, x_t, coefficients, seed, origin, noise, lq)
-    run = _posterior_step if backends.fused(op, x_t.device.type, opaque=True) else posterior_step_reference
+    _check_posterior_step(x_t, prediction, y, coefficients, seed, step, origin, prediction_type, noise, lq)
+    fused = backends.fused("posterior_step", x_t.device.type, opaque=True)
+    run = _posterior_step if fused else posterior_step_reference
     options = (origin, prediction_type, clamp_x0, noise, lq, next_dtype or x_t.dtype, last)
     return run(x_t, prediction, y, coefficients, seed, step, *options)
+
+
+@checks.once
+def _check_prior_sample(
+    y: Tensor, coefficients: Tensor, seed: Tensor, origin: Tensor | None, noise: Tensor | None, lq: Tensor | None
+) -> None:
+    op = "prior_sample"
+    _check_latent(op, "y", y)
+    _check_common(op, y, coefficients, seed, origin, noise, lq)
 
 
 def prior_sample(
@@ -292,11 +318,23 @@ def prior_sample(
     Raises:
         ValueError, TypeError: as in `posterior_step`.
     """
-    op = "prior_sample"
-    _check_latent(op, "y", y)
-    _check_common(op, y, coefficients, seed, origin, noise, lq)
-    run = _prior_sample if backends.fused(op, y.device.type, opaque=True) else prior_sample_reference
+    _check_prior_sample(y, coefficients, seed, origin, noise, lq)
+    run = _prior_sample if backends.fused("prior_sample", y.device.type, opaque=True) else prior_sample_reference
     return run(y, coefficients, seed, origin, noise, lq, next_dtype or y.dtype)
+
+
+@checks.once
+def _check_q_sample(x0: Tensor, y: Tensor, t: Tensor, table: Tensor, noise: Tensor) -> None:
+    checks.image("q_sample", "x0", x0)
+    for name, tensor in (("y", y), ("noise", noise)):
+        checks.like("q_sample", name, tensor, x0, "x0")
+    checks.integers("q_sample", "t", t, (x0.shape[0],))
+    checks.tensor("q_sample", "table", table)
+    if table.dim() != 2 or table.shape[1] != NUM_COEFFICIENTS or table.shape[0] < 1:
+        shape = tuple(table.shape)
+        raise ValueError(f"q_sample: table has shape {shape}, expected (T, {NUM_COEFFICIENTS}) with T ≥ 1")
+    checks.parameters("q_sample", x0, table=table)
+    checks.devices("q_sample", x0, t=t)
 
 
 def q_sample(x0: Tensor, y: Tensor, t: Tensor, table: Tensor, noise: Tensor) -> Tensor:
@@ -314,16 +352,7 @@ def q_sample(x0: Tensor, y: Tensor, t: Tensor, table: Tensor, noise: Tensor) -> 
         ValueError: for a shape or device that does not fit.
         TypeError: for a dtype other than those named.
     """
-    checks.image("q_sample", "x0", x0)
-    for name, tensor in (("y", y), ("noise", noise)):
-        checks.like("q_sample", name, tensor, x0, "x0")
-    checks.integers("q_sample", "t", t, (x0.shape[0],))
-    checks.tensor("q_sample", "table", table)
-    if table.dim() != 2 or table.shape[1] != NUM_COEFFICIENTS or table.shape[0] < 1:
-        shape = tuple(table.shape)
-        raise ValueError(f"q_sample: table has shape {shape}, expected (T, {NUM_COEFFICIENTS}) with T ≥ 1")
-    checks.parameters("q_sample", x0, table=table)
-    checks.devices("q_sample", x0, t=t)
+    _check_q_sample(x0, y, t, table, noise)
     run = _q_sample if backends.fused("q_sample", x0.device.type) else q_sample_reference
     return run(x0, y, t, table, noise)
 

@@ -68,6 +68,17 @@ _op = register(
 )
 
 
+@checks.once
+def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
+    checks.image("spatial_attention", "q", q)
+    for name, x in (("k", k), ("v", v)):
+        checks.shape("spatial_attention", name, x, q.shape, "like q")
+        if x.dtype != q.dtype:
+            raise TypeError(f"spatial_attention: {name} has dtype {x.dtype}, expected q's {q.dtype}")
+        if x.device != q.device:
+            raise ValueError(f"spatial_attention: {name} is on {x.device}, expected q's device {q.device}")
+
+
 def spatial_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of every pixel to every pixel of the same image.
 
@@ -81,12 +92,6 @@ def spatial_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         ValueError: for shapes or devices that differ.
         TypeError: for a dtype that is not floating point, or differs.
     """
-    checks.image("spatial_attention", "q", q)
-    for name, x in (("k", k), ("v", v)):
-        checks.shape("spatial_attention", name, x, q.shape, "like q")
-        if x.dtype != q.dtype:
-            raise TypeError(f"spatial_attention: {name} has dtype {x.dtype}, expected q's {q.dtype}")
-        if x.device != q.device:
-            raise ValueError(f"spatial_attention: {name} is on {x.device}, expected q's device {q.device}")
+    _check(q, k, v)
     run = _op if backends.fused("spatial_attention", q.device.type, opaque=True) else reference
     return run(q, k, v)

@@ -88,6 +88,35 @@ _op = register(
 )
 
 
+@checks.once
+def _check(
+    x: Tensor,
+    num_groups: int,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+) -> None:
+    checks.image("swin_mlp", "x", x)
+    channels = x.shape[1]
+    if num_groups < 1 or channels % num_groups:
+        raise ValueError(f"swin_mlp: {channels} channels do not divide into {num_groups} groups")
+    for name, tensor in (("norm_weight", norm_weight), ("norm_bias", norm_bias)):
+        checks.shape("swin_mlp", name, tensor, (channels,), "to match x's channels")
+    checks.tensor("swin_mlp", "w1", w1)
+    if w1.dim() != 2 or w1.shape[1] != channels or w1.shape[0] < 1:
+        shape = tuple(w1.shape)
+        raise ValueError(f"swin_mlp: w1 has shape {shape}, expected (hidden, {channels}) with hidden ≥ 1 to match x")
+    hidden = w1.shape[0]
+    checks.shape("swin_mlp", "b1", b1, (hidden,), "to match w1")
+    checks.shape("swin_mlp", "w2", w2, (channels, hidden), "to match w1 transposed")
+    checks.shape("swin_mlp", "b2", b2, (channels,), "to match x's channels")
+    tensors = {"norm_weight": norm_weight, "norm_bias": norm_bias, "w1": w1, "b1": b1, "w2": w2, "b2": b2}
+    checks.parameters("swin_mlp", x, **tensors)
+
+
 def swin_mlp(
     x: Tensor,
     num_groups: int,
@@ -116,21 +145,6 @@ def swin_mlp(
         ValueError: for a shape or device that does not fit.
         TypeError: for a dtype other than those named.
     """
-    checks.image("swin_mlp", "x", x)
-    channels = x.shape[1]
-    if num_groups < 1 or channels % num_groups:
-        raise ValueError(f"swin_mlp: {channels} channels do not divide into {num_groups} groups")
-    for name, tensor in (("norm_weight", norm_weight), ("norm_bias", norm_bias)):
-        checks.shape("swin_mlp", name, tensor, (channels,), "to match x's channels")
-    checks.tensor("swin_mlp", "w1", w1)
-    if w1.dim() != 2 or w1.shape[1] != channels or w1.shape[0] < 1:
-        shape = tuple(w1.shape)
-        raise ValueError(f"swin_mlp: w1 has shape {shape}, expected (hidden, {channels}) with hidden ≥ 1 to match x")
-    hidden = w1.shape[0]
-    checks.shape("swin_mlp", "b1", b1, (hidden,), "to match w1")
-    checks.shape("swin_mlp", "w2", w2, (channels, hidden), "to match w1 transposed")
-    checks.shape("swin_mlp", "b2", b2, (channels,), "to match x's channels")
-    tensors = {"norm_weight": norm_weight, "norm_bias": norm_bias, "w1": w1, "b1": b1, "w2": w2, "b2": b2}
-    checks.parameters("swin_mlp", x, **tensors)
+    _check(x, num_groups, norm_weight, norm_bias, w1, b1, w2, b2)
     run = _op if backends.fused("swin_mlp", x.device.type) else reference
     return run(x, num_groups, norm_weight, norm_bias, w1, b1, w2, b2, eps)

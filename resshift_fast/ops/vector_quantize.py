@@ -106,6 +106,17 @@ _op = register(
 )
 
 
+@checks.once
+def _check(z: Tensor, codebook: Tensor) -> None:
+    checks.image("vector_quantize", "z", z)
+    checks.tensor("vector_quantize", "codebook", codebook)
+    if codebook.dim() != 2 or codebook.shape[0] == 0 or codebook.shape[1] != z.shape[1]:
+        raise ValueError(
+            f"vector_quantize: codebook has shape {tuple(codebook.shape)}, expected (N, {z.shape[1]}) to match z"
+        )
+    checks.parameters("vector_quantize", z, codebook=codebook)
+
+
 def vector_quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     """Replace every pixel's vector by the nearest codebook entry.
 
@@ -124,12 +135,6 @@ def vector_quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
         >>> vector_quantize(torch.tensor([[[[0.9]]]]), torch.tensor([[0.0], [1.0]]))[1]
         tensor([[[1]]])
     """
-    checks.image("vector_quantize", "z", z)
-    checks.tensor("vector_quantize", "codebook", codebook)
-    if codebook.dim() != 2 or codebook.shape[0] == 0 or codebook.shape[1] != z.shape[1]:
-        raise ValueError(
-            f"vector_quantize: codebook has shape {tuple(codebook.shape)}, expected (N, {z.shape[1]}) to match z"
-        )
-    checks.parameters("vector_quantize", z, codebook=codebook)
+    _check(z, codebook)
     run = _op if backends.fused("vector_quantize", z.device.type, opaque=True) else reference
     return run(z, codebook)

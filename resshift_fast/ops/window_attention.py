@@ -258,6 +258,26 @@ _op = register(
 )
 
 
+@checks.once
+def _check(qkv: Tensor, bias_table: Tensor, num_heads: int, window_size: int, shift_size: int, mask: str) -> None:
+    op = "window_attention"
+    checks.floating(op, "qkv", qkv)
+    if qkv.dim() != 4 or qkv.numel() == 0 or num_heads < 1 or qkv.shape[3] % (3 * num_heads):
+        raise ValueError(
+            f"{op}: qkv must be [B, H, W, 3C] with C a multiple of num_heads={num_heads}, got {tuple(qkv.shape)}"
+        )
+    if window_size < 1 or qkv.shape[1] % window_size or qkv.shape[2] % window_size:
+        raise ValueError(
+            f"{op}: image {qkv.shape[1]}×{qkv.shape[2]} is not a multiple of window_size={window_size}; pad it first"
+        )
+    if not 0 <= shift_size < window_size:
+        raise ValueError(f"{op}: shift_size is {shift_size}, expected 0 to window_size − 1 = {window_size - 1}")
+    checks.shape(op, "bias_table", bias_table, ((2 * window_size - 1) ** 2, num_heads), "[(2w − 1)², heads]")
+    checks.parameters(op, qkv, bias_table=bias_table)
+    if mask not in MASKS:
+        raise ValueError(f"{op}: mask is {mask!r}, expected 'resshift' or 'swin'")
+
+
 def window_attention(
     qkv: Tensor,
     bias_table: Tensor,
@@ -289,21 +309,6 @@ def window_attention(
         >>> window_attention(torch.randn(1, 16, 24, 3 * 64), torch.zeros(225, 2), num_heads=2, window_size=8).shape
         torch.Size([1, 16, 24, 64])
     """
-    op = "window_attention"
-    checks.floating(op, "qkv", qkv)
-    if qkv.dim() != 4 or qkv.numel() == 0 or num_heads < 1 or qkv.shape[3] % (3 * num_heads):
-        raise ValueError(
-            f"{op}: qkv must be [B, H, W, 3C] with C a multiple of num_heads={num_heads}, got {tuple(qkv.shape)}"
-        )
-    if window_size < 1 or qkv.shape[1] % window_size or qkv.shape[2] % window_size:
-        raise ValueError(
-            f"{op}: image {qkv.shape[1]}×{qkv.shape[2]} is not a multiple of window_size={window_size}; pad it first"
-        )
-    if not 0 <= shift_size < window_size:
-        raise ValueError(f"{op}: shift_size is {shift_size}, expected 0 to window_size − 1 = {window_size - 1}")
-    checks.shape(op, "bias_table", bias_table, ((2 * window_size - 1) ** 2, num_heads), "[(2w − 1)², heads]")
-    checks.parameters(op, qkv, bias_table=bias_table)
-    if mask not in MASKS:
-        raise ValueError(f"{op}: mask is {mask!r}, expected 'resshift' or 'swin'")
-    run = _op if backends.fused(op, qkv.device.type, opaque=True) else reference
+    _check(qkv, bias_table, num_heads, window_size, shift_size, mask)
+    run = _op if backends.fused("window_attention", qkv.device.type, opaque=True) else reference
     return run(qkv, bias_table, num_heads, window_size, shift_size, mask)

@@ -1,0 +1,107 @@
+"""Arguments that have passed their checks once: what counts as the same, and that nothing wrong passes for it."""
+
+import pytest
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from resshift_fast import ops
+from resshift_fast.ops import checks
+
+
+@pytest.fixture
+def check():
+    """A check that counts its runs, of a tensor with as many columns as said and of a name."""
+    runs = []
+
+    @checks.once
+    def checked(x, columns, name):
+        runs.append((x, columns, name))
+        checks.shape("op", "x", x, (2, columns))
+        if name == "wrong":
+            raise ValueError("op: name is wrong")
+
+    checked.runs = runs
+    return checked
+
+
+def test_what_has_passed_is_not_checked_again(check):
+    for _ in range(3):
+        check(torch.empty(2, 3), 3, None)
+    check(torch.empty(3, 2).t(), 3, None)  # strides are not looked at
+    assert len(check.runs) == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        (torch.empty(2, 3, dtype=torch.float16), 3, None),
+        (torch.empty(2, 3, device="meta"), 3, None),
+        (torch.empty(2, 4), 4, None),
+        (torch.empty(2, 3), 3, "name"),
+    ],
+    ids=["dtype", "device", "shape", "name"],
+)
+def test_another_call_is_checked(check, other):
+    check(torch.empty(2, 3), 3, None)
+    check(*other)
+    assert len(check.runs) == 2
+
+
+def test_what_is_wrong_is_said_every_time(check):
+    check(torch.empty(2, 3), 3, None)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"x has shape \(2, 4\), expected \(2, 3\)"):
+            check(torch.empty(2, 4), 3, None)
+        with pytest.raises(ValueError, match="name is wrong"):
+            check(torch.empty(2, 3), 3, "wrong")
+        with pytest.raises(TypeError, match=r"x must be a torch.Tensor, got Size"):
+            check(torch.Size((2, 3)), 3, None)
+        with pytest.raises(TypeError, match="got list"):
+            check([2, 3], 3, None)
+
+
+def test_only_so_many_are_remembered(check, monkeypatch):
+    monkeypatch.setattr(checks, "REMEMBERED", 2)
+    for columns in (1, 2, 3, 1):
+        check(torch.empty(2, columns), columns, None)
+    assert len(check.runs) == 4
+
+
+def test_symbolic_sizes_are_checked_every_time(check):
+    def twice(x):
+        for _ in range(2):
+            check(x, x.shape[1], None)
+        return x + 1
+
+    make_fx(twice, tracing_mode="symbolic")(torch.empty(2, 7))
+    assert len(check.runs) == 2 and isinstance(check.runs[0][1], torch.SymInt)
+
+
+def test_one_graph_serves_every_size():
+    weight = torch.randn(8)
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(
+        lambda x: ops.group_norm(x, 4, weight, weight), backend=backend, fullgraph=True, dynamic=True
+    )
+    with torch.no_grad():
+        for side in (4, 5, 6):
+            x = torch.randn(2, 8, side, side + 1)
+            torch.testing.assert_close(compiled(x), ops.group_norm(x, 4, weight, weight))
+    assert len(graphs) == 1
+
+
+def test_a_call_like_one_before_but_wrong_is_refused():
+    x, weight = torch.randn(2, 8, 5, 5), torch.randn(8)
+    ops.group_norm(x, 4, weight, weight)
+    with pytest.raises(ValueError, match="8 channels do not divide into 3 groups"):
+        ops.group_norm(x, 3, weight, weight)
+    with pytest.raises(TypeError, match="weight has dtype torch.float64"):
+        ops.group_norm(x, 4, weight.double(), weight)
+    with pytest.raises(ValueError, match=r"activation is \['silu'\]"):
+        ops.group_norm(x, 4, weight, weight, activation=["silu"])
