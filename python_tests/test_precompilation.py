@@ -88,6 +88,30 @@ def test_a_pipeline_compiles_once_for_each_shape_of_batch(compiler, gpu):
     assert len(compiler) == 2
 
 
+def test_a_pipeline_that_tunes_compiles_all_candidates(compiler, gpu, monkeypatch):
+    pipeline, picture = fresh("x4"), np.zeros((20, 24, 3), np.uint8)
+    wants = lambda: [case.candidates for case in compiler[-1]]  # noqa: E731
+    pipeline(picture, progress=False)
+    assert wants() == [False]
+    with backends.measuring():
+        pipeline(picture, progress=False)
+    assert wants() == [True]
+    again()
+    compiler.clear()
+    pipeline._tunes = True
+    pipeline(picture[:16], progress=False)
+    assert wants() == [True]
+
+
+def test_candidates_are_the_kernels_and_more():
+    case = precompilation.restoration_case(SPEC, torch.float32, (16, 16, 1), torch.device("cpu"), 90)
+    case = replace(case, orders=tuple((key, ("triton",)) for key, _ in case.orders if key[0] in SAMPLING))
+    used, timed = [], []
+    precompilation.emit_jobs(used.append, [case])
+    precompilation.emit_jobs(timed.append, [replace(case, candidates=True)])
+    assert set(used) < set(timed) and len(timed) > 2 * len(used)
+
+
 def test_a_warm_cache_needs_no_process(compiler, gpu):
     prepare((16, 16, 1))
     again()

@@ -438,6 +438,11 @@ def measuring(timer: "tuning.Timer | None" = None) -> Iterator[None]:
                 _measuring -= 1
 
 
+def is_measuring() -> bool:
+    """Whether a thread is within `measuring`."""
+    return _measuring > 0
+
+
 def _operators() -> list[Operator]:
     from resshift_fast import ops  # noqa: F401  registers them
 

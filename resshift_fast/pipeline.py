@@ -62,6 +62,7 @@ class Pipeline:
         precompilation.prepare_verification(device, dtype)
         backends.verify(device, dtype)  # what is compiled or captured later only reads the verdicts
         self._compiled: Callable[..., tuple[Tensor, Tensor]] | None = None
+        self._tunes = False  # whether calls of new shapes measure their kernels
         self._graphs: compilation.RepeatedGraphs | None = None
         if graphs and device.type == "cuda":
             self._graphs = compilation.RepeatedGraphs(self.restoration)
@@ -241,6 +242,7 @@ class Pipeline:
         self._compiled = compilation.compiled(
             self.restoration, self.device, how, tune=tune, max_graphs=max_graphs, options=options
         )
+        self._tunes = tune and isinstance(self._compiled, compilation.GraphCache)
         return self
 
     def _holes(self, mask: Any, sources: list[Source]) -> list[np.ndarray | None]:
@@ -277,7 +279,8 @@ class Pipeline:
         steps = self.spec.schedule.num_steps
         needed = [any(has_hole(jobs[tile.image], tile) for tile in batch) for batch in batches]
         shapes = {shape_of(jobs, batch) for batch, run in zip(batches, needed, strict=True) if run}
-        precompilation.prepare_restoration(self.spec, self.device, self.dtype, shapes, progress is True)
+        tuned = self._tunes or backends.is_measuring()
+        precompilation.prepare_restoration(self.spec, self.device, self.dtype, shapes, progress is True, tuned)
         with _progress(progress, sum(needed) * steps) as advance:
             for batch, run in zip(batches, needed, strict=True):
                 restored = self._restore(jobs, batch, generator, advance) if run else [None] * len(batch)

@@ -13,7 +13,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -49,6 +49,7 @@ class Case:
         dtype: of its networks.
         shape: (height, width) of its tiles in input pixels and the number of tiles in a batch.
         verified: (operator, dtype) that are verified.
+        candidates: whether every configuration is wanted that tuning would time, not only the one that is used.
     """
 
     arch: int
@@ -57,6 +58,7 @@ class Case:
     dtype: torch.dtype = torch.float32
     shape: tuple[int, int, int] = (0, 0, 0)
     verified: tuple[tuple[str, torch.dtype], ...] = ()
+    candidates: bool = False
 
     @property
     def title(self) -> str:
@@ -65,7 +67,8 @@ class Case:
             dtypes = ", ".join(sorted({_name(dtype) for _, dtype in self.verified}))
             return f"verification in {dtypes}"
         height, width, batch = self.shape
-        return f"{self.spec.name} {_name(self.dtype)} {width}×{height} batch {batch}"
+        tuning = ", all candidates of tuning" if self.candidates else ""
+        return f"{self.spec.name} {_name(self.dtype)} {width}×{height} batch {batch}{tuning}"
 
 
 def shapes(spec: ModelSpec, height: int, width: int, tile: int | None, batch_size: int) -> list[tuple[int, int, int]]:
@@ -76,7 +79,12 @@ def shapes(spec: ModelSpec, height: int, width: int, tile: int | None, batch_siz
 
 
 def restoration_case(
-    spec: ModelSpec, dtype: torch.dtype, shape: tuple[int, int, int], device: torch.device, arch: int
+    spec: ModelSpec,
+    dtype: torch.dtype,
+    shape: tuple[int, int, int],
+    device: torch.device,
+    arch: int,
+    candidates: bool = False,
 ) -> Case:
     """The kernels of a restoration of one batch of tiles; see `Case`.
 
@@ -89,7 +97,7 @@ def restoration_case(
             f"{batch} tiles of {width}×{height}, expected at least one, of multiples of {spec.pad_multiple} "
             f"for {spec.name}"
         )
-    return Case(arch, _orders(dtype, device), spec, dtype, shape)
+    return Case(arch, _orders(dtype, device), spec, dtype, shape, candidates=candidates)
 
 
 def verification_case(dtype: torch.dtype, device: torch.device, arch: int) -> Case:
@@ -150,13 +158,14 @@ def _way(case: Case, keep: Callable[[list], None]) -> Any:
 
 def _launch_restoration(case: Case, keep: Callable[[list], None]) -> None:
     from resshift_fast.fake_gpu import fake_call, fake_restoration
+    from resshift_fast.kernels.tuning import enumerating
 
     height, width, batch = case.shape
     with backends.use_backend("auto"), fake_restoration(case.spec, case.dtype, case.arch) as restoration:
         denoiser = restoration.chain.denoiser
         denoiser.denoise = _once(denoiser.denoise)  # all steps launch the same kernels
         arguments = fake_call(restoration, (height, width), batch)
-        with _way(case, keep):
+        with _way(case, keep), enumerating() if case.candidates else nullcontext():
             restoration(*arguments)
 
 
@@ -364,6 +373,7 @@ def prepare_restoration(
     dtype: torch.dtype,
     shapes: Iterable[tuple[int, int, int]],
     progress: Progress = False,
+    candidates: bool = False,
 ) -> None:
     """Compile what restorations of these batches will launch on a GPU; does nothing elsewhere.
 
@@ -372,10 +382,15 @@ def prepare_restoration(
         device: where they run.
         shapes: (height, width, batch) of the tiles.
         progress: as in `compile_cases`.
+        candidates: as in `Case`, for restorations that will be tuned.
     """
     wanted = tuple(sorted(set(shapes)))
-    key = (spec, device, dtype, wanted, backends.preferred())
-    _prepare(key, progress, lambda *on: [restoration_case(spec, dtype, shape, *on) for shape in wanted], device)
+    key = (spec, device, dtype, wanted, candidates, backends.preferred())
+
+    def make(*on: Any) -> list[Case]:
+        return [restoration_case(spec, dtype, shape, *on, candidates) for shape in wanted]
+
+    _prepare(key, progress, make, device)
 
 
 def _prepare(key: tuple, progress: Progress, make: Callable[..., list[Case]], device: torch.device) -> None:

@@ -48,7 +48,7 @@ def tune(
     RESSHIFT_FAST_BACKEND does, and replaces what was stored before; resshift-fast doctor shows it. What gives wrong
     results is refused.
     """
-    from resshift_fast import backends, preferences
+    from resshift_fast import backends, precompilation, preferences
     from resshift_fast.files import make_folder
     from resshift_fast.profiling import Workload
     from resshift_fast.ranking import Recorder, content, rank
@@ -62,7 +62,10 @@ def tune(
     with backends.use_backend("auto"):
         for workload in workloads:
             console.say(f"recording a restoration with {model} in {workload.dtype}")
-            restore = workload.call(workload.pipeline())
+            pipeline = workload.pipeline()
+            shape = (workload.side, workload.side, batch)
+            precompilation.prepare_restoration(pipeline.spec, where, pipeline.dtype, [shape], True, candidates=True)
+            restore = workload.call(pipeline)
             with recorder:
                 restore()
     rankings = rank(recorder.calls, where, repeats, console.say)
