@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resshift_fast import images, memory
+from resshift_fast import images
+from resshift_fast.backends.autotune_cache import processor
 from resshift_fast.cli import console
-from resshift_fast.files import make_folder, write_atomically
-from resshift_fast.preferences import processor
-from resshift_fast.tiling import reflect
+from resshift_fast.core.files import make_folder, write_atomically
+from resshift_fast.images.tiling import reflect
+from resshift_fast.measure import memory
 
 if TYPE_CHECKING:
+    from resshift_fast.measure.providers import Case
     from resshift_fast.pipeline import Pipeline
-    from resshift_fast.providers import Case
 
 PHOTO = Path(__file__).resolve().parent.parent / "examples" / "nuthatch.jpg"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -97,7 +98,7 @@ def case(
     args: argparse.Namespace, provider: str, dtype: str, size: int, batch: int, batch_size: int | None = None
 ) -> Case:
     """The case that the options of `add_case_options` ask for; see `providers.Case`."""
-    from resshift_fast.providers import Case
+    from resshift_fast.measure.providers import Case
 
     files = {name: path and str(path) for name, path in (("weights", args.weights), ("autoencoder", args.autoencoder))}
     others = {"random_weights": args.random_weights, "device": args.device, "threads": args.threads, **files}

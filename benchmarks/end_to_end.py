@@ -14,7 +14,7 @@ import common
 from resshift_fast.cli import console
 
 if TYPE_CHECKING:
-    from resshift_fast.end_to_end import Result
+    from resshift_fast.measure.end_to_end import Result
 
 PROVIDERS = ("reference", "compile", "ours", "ours-compiled")
 
@@ -32,15 +32,15 @@ def options() -> argparse.ArgumentParser:
 
 def measure(args: argparse.Namespace) -> common.Report:
     """Measure every provider in every dtype."""
-    from resshift_fast.backends import usable_device
-    from resshift_fast.end_to_end import measure as measure_cases
+    from resshift_fast.core import devices
+    from resshift_fast.measure.end_to_end import measure as measure_cases
 
     cases = [
         common.case(args, provider, dtype, args.size, args.batch, batch_size=args.batch)
         for dtype in args.dtype
         for provider in args.providers
     ]
-    device = usable_device(args.device)
+    device = devices.usable_device(args.device)
     machine = common.machine(args.threads, device)
 
     def keep(results: list[Result]) -> None:

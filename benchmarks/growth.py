@@ -21,7 +21,7 @@ import common
 from resshift_fast.cli import console
 
 if TYPE_CHECKING:
-    from resshift_fast.providers import Case
+    from resshift_fast.measure.providers import Case
 
 CONVOLUTION = re.compile(r"convolution|resshift_fast(_cpu|_cuda)?::(upsample_|pointwise_)?conv2d")
 
@@ -60,9 +60,9 @@ def cases(args: argparse.Namespace, points: list[tuple[int, int]]) -> list[Case]
 
 def grow(case: Case, runs: int) -> dict[str, Any]:
     """The row of one point."""
-    from resshift_fast import catalog
-    from resshift_fast.providers import WHOLE, Runner
-    from resshift_fast.workers import Worker
+    from resshift_fast.measure.providers import WHOLE, Runner
+    from resshift_fast.measure.workers import Worker
+    from resshift_fast.models import catalog
 
     with Worker(Runner, case) as worker:
         first = worker.call("first")
@@ -87,8 +87,8 @@ def grow(case: Case, runs: int) -> dict[str, Any]:
 
 def share(case: Case) -> dict[str, Any]:
     """What of a restoration is not convolution, and which operators take most of that."""
-    from resshift_fast.providers import Runner
-    from resshift_fast.workers import Worker
+    from resshift_fast.measure.providers import Runner
+    from resshift_fast.measure.workers import Worker
 
     with Worker(Runner, case) as worker:
         worker.call("first")
@@ -107,7 +107,7 @@ def share(case: Case) -> dict[str, Any]:
 
 def plot(rows: list[dict[str, Any]], args: argparse.Namespace, title: str) -> None:
     """Seconds a megapixel, and memory, by megapixels: sizes with lines, numbers of pictures dashed."""
-    from resshift_fast import plots
+    from resshift_fast.measure import plots
 
     drawn, (speed, memory) = plots.figure(2, title)
     smallest, fewest = min(args.sizes), min(args.batches)
@@ -133,9 +133,9 @@ def plot(rows: list[dict[str, Any]], args: argparse.Namespace, title: str) -> No
 
 def measure(args: argparse.Namespace) -> common.Report:
     """Measure every point, or the shares."""
-    from resshift_fast import plots
-    from resshift_fast.backends import usable_device
-    from resshift_fast.workers import WorkerError
+    from resshift_fast.core import devices
+    from resshift_fast.measure import plots
+    from resshift_fast.measure.workers import WorkerError
 
     if args.plot:
         plots.check()
@@ -152,7 +152,7 @@ def measure(args: argparse.Namespace) -> common.Report:
     if args.plot and rows and not args.shares:
         plot(rows, args, title)
     columns = SHARES if args.shares else GROWTH
-    return common.Report(title, columns, rows, [], {"device": usable_device(args.device)}, "; ".join(failed))
+    return common.Report(title, columns, rows, [], {"device": devices.usable_device(args.device)}, "; ".join(failed))
 
 
 GROWTH = {"provider": "", "dtype": "", "size": "d", "pictures": "d", "median s": ".3f", "least s": ".3f"}

@@ -20,7 +20,9 @@ from typing import Any
 # The parent stays light: a child's peak is never below its parent's at the time it was started.
 import common
 
-from resshift_fast import catalog, images, timing
+from resshift_fast import images
+from resshift_fast.measure import timing
+from resshift_fast.models import catalog
 
 
 def size(text: str) -> tuple[int, int]:

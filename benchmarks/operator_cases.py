@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resshift_fast import catalog, ops
+from resshift_fast import ops
+from resshift_fast.models import catalog
 
 SPEC = catalog.get("realsr-x4-v3")
 NUM_GROUPS = 32

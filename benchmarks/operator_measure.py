@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resshift_fast import timing
-from resshift_fast.accuracy import errors, limits
-from resshift_fast.counting import Counter, total
+from resshift_fast.core.accuracy import errors, limits
+from resshift_fast.measure import timing
+from resshift_fast.measure.counting import Counter, total
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # some builds of torch print two lines for every profile otherwise
 
@@ -103,8 +103,8 @@ def _in_order(arguments: Arguments, names: Sequence[str]) -> list[str]:
 def compare(ours: dict[str, Tensor], plain: dict[str, Tensor], exact: dict[str, Tensor]) -> Check:
     """Compare what a provider returned with the plain path's in the same dtype and with float64.
 
-    The rule is that of `resshift_fast.accuracy`: float32 tensors have a fixed limit, 16-bit ones twice the plain path's
-    error, integers must be equal. A NaN anywhere fails.
+    The rule is that of `resshift_fast.core.accuracy`: float32 tensors have a fixed limit, 16-bit ones twice the plain
+    path's error, integers must be equal. A NaN anywhere fails.
     """
     if ours.keys() != plain.keys():
         return Check(None, None, f"returned {', '.join(ours)}; expected {', '.join(plain)}")
@@ -144,8 +144,10 @@ def ready(function: Function, arguments: Arguments, names: Sequence[str], weight
 
 
 def work(call: Function) -> tuple[int, int]:
-    """Bytes that a call moves and operations of its matrix products, as `resshift_fast.counting` counts: those of the
-    Triton kernels' launches for this package's operators, whatever backend runs them."""
+    """Bytes that a call moves and operations of its matrix products, as `measure.counting` counts.
+
+    Those of this package's operators are of the Triton kernels' launches, whatever backend runs them.
+    """
     with Counter() as counter:
         call()
     whole = total(counter.rows)

@@ -23,10 +23,12 @@ import torch
 import typer
 from operator_cases import CASES, OPERATORS, Case
 
-from resshift_fast import backends, ops, roofline, timing
-from resshift_fast.accuracy import full_float32
+from resshift_fast import backends, ops
 from resshift_fast.cli import console
-from resshift_fast.files import make_folder, write_atomically
+from resshift_fast.core import devices
+from resshift_fast.core.accuracy import full_float32
+from resshift_fast.core.files import make_folder, write_atomically
+from resshift_fast.measure import roofline, timing
 
 SHOWN = {
     "case": "",
@@ -288,7 +290,7 @@ def operators(
     names = _chosen(op, ops.__all__, list(ops.__all__), "--op")
     console.prepare_streams()
     try:
-        where = backends.usable_device(device)
+        where = devices.usable_device(device)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--device") from None
     dtypes = _chosen(dtype, common.DTYPES, list(common.DTYPES if where.type == "cuda" else ("float32",)), "--dtype")

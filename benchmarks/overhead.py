@@ -39,8 +39,10 @@ import typer
 from operator_cases import CASES, OPERATORS, Draw
 from operators import PLAIN, backend_of
 
-from resshift_fast import backends, ops, verification
+from resshift_fast import backends, ops
+from resshift_fast.backends import verification
 from resshift_fast.cli import console
+from resshift_fast.core import devices
 
 PARTS = ("checks µs", "dispatch µs", "launcher µs", "start µs")
 SHOWN = {
@@ -184,7 +186,7 @@ def overhead(
         raise typer.BadParameter(f"{dtype!r} is not one of {', '.join(common.DTYPES)}", param_hint="--dtype")
     console.prepare_streams()
     try:
-        where = backends.usable_device(device)
+        where = devices.usable_device(device)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--device") from None
     with torch.inference_mode():

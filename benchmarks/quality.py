@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import common
 import numpy as np
 
-from resshift_fast import images, timing
-from resshift_fast.files import find_images
+from resshift_fast import images
+from resshift_fast.images.files import find_images
+from resshift_fast.measure import timing
 from resshift_fast.training.metrics import psnr_y, ssim_y
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import common
 import numpy as np
 
-from resshift_fast import timing
+from resshift_fast.measure import timing
 
 if TYPE_CHECKING:
     from resshift_fast.pipeline import Pipeline
@@ -109,7 +109,7 @@ def noise_seconds(pipe: Pipeline, args: argparse.Namespace) -> float:
     """Median seconds of all draws from the noise field for one picture, without the rest of the chain."""
     import torch
 
-    from resshift_fast.noise import noise_field
+    from resshift_fast.diffusion.noise import noise_field
 
     spec = pipe.spec
     side = int(-(-args.size // spec.pad_multiple) * spec.pad_multiple * spec.latent_per_input)

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from resshift_fast import images
-from resshift_fast.catalog import ModelSpec
+from resshift_fast.images.tiling import Axis, Blender, reflect
+from resshift_fast.models.catalog import ModelSpec
 from resshift_fast.pipeline import Pipeline
-from resshift_fast.tiling import Axis, Blender, reflect
 
 # A border line is compared with the lines this many latent pixels away on both sides: far enough to be no part of the
 # seam, and at the same place of the latent's grid, whose lines differ among themselves.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import common
 
-from resshift_fast import timing
+from resshift_fast.measure import timing
 
 if TYPE_CHECKING:
     from resshift_fast.training.trainer import Trainer

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from .launch import Launch
+from resshift_fast.kernels.launch import Launch
 
 _POINTERS = {
     torch.float32: "*fp32",

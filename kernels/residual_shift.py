@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from resshift_fast import schedule
+from resshift_fast.diffusion import schedule
 from resshift_fast.kernels.launch import Start
 from resshift_fast.kernels.plans import contiguous, planned
 from resshift_fast.kernels.residual_shift_noise import noise_tile

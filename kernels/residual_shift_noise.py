@@ -1,8 +1,8 @@
 """The noise field in Triton, for the kernels of residual_shift.py.
 
-It follows `resshift_fast.noise`, word for word. A uniform number's 24 bits (2k + 1)·2⁻²⁴ also reduce its angle exactly:
-the nearest quarter turn comes off in integers, and polynomials on the remaining ±1/8 turn take the place of `tl.cos`,
-whose path for huge arguments needs local memory.
+It follows `resshift_fast.diffusion.noise`, word for word. A uniform number's 24 bits (2k + 1)·2⁻²⁴ also reduce its
+angle exactly: the nearest quarter turn comes off in integers, and polynomials on the remaining ±1/8 turn take the place
+of `tl.cos`, whose path for huge arguments needs local memory.
 """
 
 import triton

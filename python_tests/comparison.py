@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from resshift_fast.accuracy import errors, limits
+from resshift_fast.core.accuracy import errors, limits
 
 # Largest relative error allowed against float64, whatever the plain path does.
 LIMITS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
@@ -27,7 +27,7 @@ def relative_error(ours, reference) -> float:
 def assert_close(name: str, ours, reference, ratio: float) -> None:
     """Fail unless `ours` has the reference's shape and at most `ratio` relative error, and no element far more.
 
-    NaN fails. See `resshift_fast.accuracy` for the error of an element.
+    NaN fails. See `resshift_fast.core.accuracy` for the error of an element.
     """
     ours, reference = torch.as_tensor(ours), torch.as_tensor(reference)
     assert ours.shape == reference.shape, f"{name}: shape {tuple(ours.shape)}, expected {tuple(reference.shape)}"

@@ -9,7 +9,7 @@ import torch
 from golden_data import OfficialNetworks
 from hypothesis import settings
 
-from resshift_fast import backends
+from resshift_fast.core import devices
 
 # Without a GPU Triton's interpreter runs the kernels; it is chosen when they are decorated, so before their import.
 if not torch.cuda.is_available():
@@ -19,12 +19,12 @@ if not torch.cuda.is_available():
 torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def _usable_device(device, usable=backends.usable_device):
+def _usable_device(device, usable=devices.usable_device):
     """The CPU for whoever names no device, as where there is no GPU: what needs one names it."""
     return usable("cpu" if device is None else device)
 
 
-backends.usable_device = _usable_device  # before anybody imports it from there
+devices.usable_device = _usable_device
 
 # What somebody measured on this machine decides nothing here.
 os.environ["RESSHIFT_FAST_PREFERENCES"] = "0"

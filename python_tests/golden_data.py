@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from resshift_fast import catalog
+from resshift_fast.models import catalog
 
 GOLDEN = Path(__file__).parent / "golden"
 BUFFERS = ("attn_mask", "relative_position_index")  # follow from the configuration; left as the module made them

@@ -1,6 +1,6 @@
 """Stands in for `workers.Worker` in this process, where a test has put a model of its own into the catalogue."""
 
-from resshift_fast.workers import WorkerError
+from resshift_fast.measure.workers import WorkerError
 
 
 class LocalWorker:

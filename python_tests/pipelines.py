@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from golden_data import fill_
 from torch import Tensor, nn
 
-from resshift_fast import Pipeline, catalog
-from resshift_fast.catalog import ModelSpec
+from resshift_fast import Pipeline
+from resshift_fast.diffusion.schedule import Schedule
+from resshift_fast.models import catalog
 from resshift_fast.models.autoencoder import AutoencoderConfig, SpaceToDepth, SpaceToDepthConfig
+from resshift_fast.models.catalog import ModelSpec
 from resshift_fast.models.swin_unet import SwinUNetConfig
-from resshift_fast.schedule import Schedule
 
 CPU = torch.device("cpu")
 WHOLE = 1 << 20  # a tile that no test image exceeds

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from resshift_fast import backends, native, preferences, verification
-from resshift_fast.backends import OPERATORS, Kernel
+from resshift_fast import backends
+from resshift_fast.backends import OPERATORS, Kernel, autotune_cache, descriptions, native, registry, verification
 
 OPERATOR, MODEL = "group_norm", "Test CPU"
 LARGE = 1 << 10  # elements from which the wrong one is wrong, as no verification on small inputs can see
@@ -45,20 +45,20 @@ def installed(monkeypatch: pytest.MonkeyPatch, cache: Any, **others: Kernel) -> 
     kernels = {"cpu": Kernel(plain), "cuda": Kernel(delayed(plain, 6)), "triton": Kernel(wrong)} | others
     monkeypatch.setenv("RESSHIFT_FAST_CACHE", str(cache))
     monkeypatch.setenv(verification.VARIABLE, "0")
-    monkeypatch.delenv(preferences.VARIABLE, raising=False)
-    monkeypatch.setattr(preferences, "processor", lambda: MODEL)
+    monkeypatch.delenv(autotune_cache.VARIABLE, raising=False)
+    monkeypatch.setattr(autotune_cache, "processor", lambda: MODEL)
     monkeypatch.setattr(native, "missing", lambda name: None)
-    monkeypatch.setattr(backends, "unavailable", lambda backend: None)
-    monkeypatch.setattr(backends, "_has_triton", lambda: True)
-    monkeypatch.setitem(backends.ORDER, "cpu", tuple(kernels))
+    monkeypatch.setattr(registry, "unavailable", lambda backend: None)
+    monkeypatch.setattr(descriptions, "has_triton", lambda: True)
+    monkeypatch.setitem(registry.ORDER, "cpu", tuple(kernels))
     for name, operator in OPERATORS.items():
         monkeypatch.setitem(OPERATORS, name, replace(operator, loaders={}))
-    preferences.forget()
+    autotune_cache.forget()
     loaders = {name: lambda kernel=kernel: kernel for name, kernel in kernels.items()}
     backends.add(replace(before, plain=delayed(plain, 2), loaders=loaders))
     try:
         yield
     finally:
         monkeypatch.undo()
-        preferences.forget()
+        autotune_cache.forget()
         backends.add(before)

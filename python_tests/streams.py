@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-from resshift_fast.backends import on
+from resshift_fast.core.devices import on
 
 DELAY = 100_000_000  # cycles, some 50 ms: longer than a call needs to start its kernels
 

@@ -13,8 +13,8 @@ from streams import StandIn, gpus
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from resshift_fast import native, use_backend, verification
-from resshift_fast.backends import OPERATORS, chosen, kernel
+from resshift_fast import use_backend
+from resshift_fast.backends import OPERATORS, chosen, kernel, native, verification
 
 GPUS = gpus()
 WHERE = GPUS[0] if GPUS else StandIn()

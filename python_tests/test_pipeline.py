@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from pipelines import CPU, SPECS, WHOLE, integers, nothing, oracle, photo, pointwise, tensor_of, tiny
 
-from resshift_fast import Pipeline, catalog, images
+from resshift_fast import Pipeline, images
 from resshift_fast.images import Photo
+from resshift_fast.models import catalog
 
 BICUBIC, IDENTITY = oracle(nothing, 4), oracle(nothing, 1)
 H, W = 13, 22

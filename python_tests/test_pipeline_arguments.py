@@ -8,8 +8,9 @@ import pytest
 import torch
 from pipelines import CPU, SPECS, integers, nothing, oracle, photo, pointwise, tensor_of, tiny
 
-from resshift_fast import Pipeline, catalog, pipeline, sample
-from resshift_fast.checkpoints import CheckpointError, save_safetensors
+from resshift_fast import Pipeline, pipeline, sample
+from resshift_fast.models import catalog
+from resshift_fast.weights.checkpoints import CheckpointError, save_safetensors
 
 PIPE = oracle(pointwise)  # ×4, pads to 16, tiles start on every second pixel
 IMAGE = photo(40, 40)

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from pipelines import SPECS, WHOLE, nothing, oracle, photo, pointwise, tensor_of, tile_statistics, tiny
 
 from resshift_fast import Pipeline, use_backend
+from resshift_fast.images.sources import PhotoSource
+from resshift_fast.images.tiling import Axis, Blender, plan_axis
 from resshift_fast.ops import residual_shift
-from resshift_fast.sampler import LatentChain
-from resshift_fast.sources import PhotoSource
-from resshift_fast.tiling import Axis, Blender, plan_axis
+from resshift_fast.restoration.sampler import LatentChain
 
 POINTWISE = {scale: oracle(pointwise, scale) for scale in (4, 2, 1)}
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from resshift_fast import catalog, checkpoints
+from resshift_fast.models import catalog
 from resshift_fast.models.autoencoder import SpaceToDepthConfig
 from resshift_fast.models.swin_unet import SwinUNetConfig
+from resshift_fast.weights import checkpoints
 
 ENLARGE = "nano-x4"
 INPAINT = "inpaint-imagenet"

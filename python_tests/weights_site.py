@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from resshift_fast import download
-from resshift_fast.download import DownloadError, fetch
+from resshift_fast.weights import download
+from resshift_fast.weights.download import DownloadError, fetch
 
 NAME = "weights.pth"
 

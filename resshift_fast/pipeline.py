@@ -11,16 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from resshift_fast import backends, catalog, checkpoints, compilation, download, images, precompilation
-from resshift_fast.backends import usable_device
-from resshift_fast.batches import Job, Tile, crop, crop_hole, has_hole, plan_batches, shape_of
-from resshift_fast.catalog import ModelSpec
+from resshift_fast import backends, images
+from resshift_fast.core import devices
+from resshift_fast.diffusion.noise import check_seed
+from resshift_fast.images.batches import Job, Tile, crop, crop_hole, has_hole, plan_batches, shape_of
+from resshift_fast.images.sources import Source, sources_of
+from resshift_fast.images.tiling import Blender
+from resshift_fast.models import catalog
+from resshift_fast.models.catalog import ModelSpec
 from resshift_fast.models.layers import lay_out_
-from resshift_fast.noise import check_seed
-from resshift_fast.restoration import Restoration
-from resshift_fast.sampler import torch_noise
-from resshift_fast.sources import Source, sources_of
-from resshift_fast.tiling import Blender
+from resshift_fast.restoration import compilation, precompilation
+from resshift_fast.restoration.model import Restoration
+from resshift_fast.restoration.sampler import torch_noise
+from resshift_fast.weights import checkpoints, download
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NOISES = ("field", "torch")
@@ -96,7 +99,7 @@ class Pipeline:
                 fit (`checkpoints.CheckpointError`).
             FileNotFoundError, OSError: a file that cannot be read or downloaded (`download.DownloadError`).
         """
-        spec, device, dtype = catalog.get(name), usable_device(device), _dtype(dtype)
+        spec, device, dtype = catalog.get(name), devices.usable_device(device), _dtype(dtype)
         return cls._build(spec, weights, autoencoder, random_weights, device, dtype, graphs, progress)
 
     @classmethod
@@ -121,10 +124,10 @@ class Pipeline:
         Raises:
             ValueError, OSError: as in `from_pretrained`, and for a configuration that is not supported.
         """
-        from resshift_fast import official_config
+        from resshift_fast.models import official_config
 
         spec = official_config.read(config)
-        device, dtype = usable_device(device), _dtype(dtype)
+        device, dtype = devices.usable_device(device), _dtype(dtype)
         return cls._build(spec, weights, autoencoder, random_weights, device, dtype, graphs, False)
 
     @classmethod
@@ -309,7 +312,7 @@ class Pipeline:
         seed = torch.tensor([jobs[tile.image].seed for tile in batch], device=device)
         steps = spec.schedule.num_steps
         noise = None if generator is None else torch_noise(self._latent_like(image), steps, generator)
-        with backends.on(device):
+        with devices.on(device):
             pixels, finite = self._run_networks((image, seed, origin, hole, noise), advance)
         if not finite:
             cure = "use float32 or bfloat16" if self.dtype == torch.float16 else "use other weights, these are damaged"
@@ -362,7 +365,7 @@ def sample(
         >>> sample(np.zeros((16, 24, 3), dtype=np.uint8)).shape
         (64, 96, 3)
     """
-    key = (model, _version(weights), _version(autoencoder), str(usable_device(device)), _dtype(dtype))
+    key = (model, _version(weights), _version(autoencoder), str(devices.usable_device(device)), _dtype(dtype))
     with _kept_lock:
         if key not in _kept:
             pipeline = Pipeline.from_pretrained(

@@ -30,10 +30,11 @@ from operator_cases import CASES, OPERATORS, Case  # noqa: E402
 from operators import SIDE_MULTIPLE, backend_of  # noqa: E402
 
 from resshift_fast import backends  # noqa: E402
-from resshift_fast.accuracy import full_float32  # noqa: E402
 from resshift_fast.cli import console  # noqa: E402
+from resshift_fast.core import devices  # noqa: E402
+from resshift_fast.core.accuracy import full_float32  # noqa: E402
+from resshift_fast.measure.workers import Worker, WorkerError  # noqa: E402
 from resshift_fast.pipeline import DTYPES  # noqa: E402
-from resshift_fast.workers import Worker, WorkerError  # noqa: E402
 
 COLUMNS = ("operator", "case", "dtype", "pass", "backend", "verdict", "error", "allowed", "problem")
 RIGHT, WRONG, NONE = "right", "wrong", "no kernel takes it"
@@ -159,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _options(argv)
     console.prepare_streams()
     try:
-        args.device = str(backends.usable_device(args.device))
+        args.device = str(devices.usable_device(args.device))
     except ValueError as error:
         console.report(error)
         return 1
@@ -199,7 +200,7 @@ def line(row: dict[str, Any]) -> str:
 def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", help="Default: cuda where it works, else cpu.")
-    parser.add_argument("--backend", nargs="+", choices=backends.BACKENDS[2:], default=["cuda", "triton"])
+    parser.add_argument("--backend", nargs="+", choices=backends.names()[2:], default=["cuda", "triton"])
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=["bfloat16"], help="Default: bfloat16.")
     parser.add_argument("--op", nargs="+", choices=sorted(OPERATORS), metavar="NAME", help="Default: all operators.")
     parser.add_argument("--quick", action="store_true", help="The first case of each operator only.")

@@ -12,8 +12,8 @@ import sys
 
 import torch
 
-from resshift_fast import native, ops, verification  # noqa: F401  ops registers the operators
-from resshift_fast.backends import OPERATORS, unavailable
+from resshift_fast import ops  # noqa: F401  ops registers the operators
+from resshift_fast.backends import OPERATORS, native, unavailable, verification
 
 # The stable ABI is C functions alone; these namespaces change from release to release.
 UNSTABLE = ("at::", "c10::", "torch::")

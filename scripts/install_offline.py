@@ -86,7 +86,7 @@ def install(wheel: Path | None) -> int:
 
 SHOW = """
 import resshift_fast
-from resshift_fast import native
+from resshift_fast.backends import native
 print("installed:", resshift_fast.__file__)
 for name in native.LIBRARIES:
     print(f"{name} library:", native.missing(name) or "loaded")

@@ -22,9 +22,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 from profile_report import nsys, plot, show, tables, torch_trace  # noqa: E402
 from profile_report.trace import Trace, TraceError  # noqa: E402
 
-from resshift_fast import roofline  # noqa: E402
 from resshift_fast.cli import console  # noqa: E402
-from resshift_fast.files import make_folder, write_atomically  # noqa: E402
+from resshift_fast.core.files import make_folder, write_atomically  # noqa: E402
+from resshift_fast.measure import roofline  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -85,7 +85,7 @@ def _floors(
         if gpu is None:
             known = ", ".join(roofline.GPUS)
             return None, f"No projected floor: no data sheet of {device} is known. --gpu takes one of {known}."
-    from resshift_fast.profiling import Workload
+    from resshift_fast.measure.profiling import Workload
 
     chosen = roofline.get(gpu)
     try:

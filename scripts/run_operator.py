@@ -18,8 +18,8 @@ import torch  # noqa: E402
 from operator_cases import CASES, OPERATORS, Case  # noqa: E402
 from operators import full_float32  # noqa: E402
 
-from resshift_fast import backends  # noqa: E402
 from resshift_fast.cli import console  # noqa: E402
+from resshift_fast.core import devices  # noqa: E402
 from resshift_fast.pipeline import DTYPES  # noqa: E402
 
 WARM_UP = 3
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"{case.label(args.latent, args.batch)}: {case.where}")
             return 0
         with full_float32():
-            run(cases[0], backends.usable_device(args.device), args)
+            run(cases[0], devices.usable_device(args.device), args)
     except ValueError as error:
         console.report(error)
         return 1

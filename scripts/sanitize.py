@@ -54,7 +54,7 @@ MEMORY = {"ASAN_OPTIONS": ADDRESS_OPTIONS, "UBSAN_OPTIONS": UNDEFINED_OPTIONS}
 # The operators' tests that are for these kernels: files named so, and what has the backend as a parameter.
 CPU_TESTS = [
     *(str(path) for path in sorted((ROOT / "python_tests/ops").glob("test_*_cpu.py"))),
-    *("python_tests/ops/test_residual_shift.py", "python_tests/test_native.py"),
+    *("python_tests/ops/test_residual_shift.py", "python_tests/backends/test_native.py"),
     "python_tests/csrc/test_cpu_sanitizers.py",
 ]
 # Of cases that are there by the hundred some of each kind; traces run much code and little of the kernels'.

@@ -1,4 +1,4 @@
-// The noise field: standard normals as a pure function of (seed, step, channel, row, column); resshift_fast/noise.py
+// The noise field: standard normals as a pure function of (seed, step, channel, row, column); resshift_fast/diffusion/noise.py
 // states it.
 #pragma once
 

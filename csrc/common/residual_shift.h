@@ -10,7 +10,7 @@
 
 namespace resshift {
 
-// Columns of a coefficient row, as in resshift_fast/schedule.py.
+// Columns of a coefficient row, as in resshift_fast/diffusion/schedule.py.
 enum Column { kEta, kOneMinusEta, kKappaSqrtEta, kMeanXt, kMeanX0, kNoiseStd, kInputScale, kNextInputScale, kColumns };
 
 // As in schedule.PREDICTION_TYPES.

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from pipelines import integers, photo
 
-from resshift_fast import Pipeline, catalog, images
-from resshift_fast.tiling import plan_axis
+from resshift_fast import Pipeline, images
+from resshift_fast.images.tiling import plan_axis
+from resshift_fast.models import catalog
 from resshift_fast.training.metrics import psnr_y, ssim_y
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "benchmarks"

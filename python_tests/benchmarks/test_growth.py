@@ -10,7 +10,8 @@ import tiny_models
 from local_workers import LocalWorker
 from PIL import Image
 
-from resshift_fast import catalog, workers
+from resshift_fast.measure import workers
+from resshift_fast.models import catalog
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "benchmarks"
 SMALL = ("--random-weights", "--device", "cpu", "--runs", "1", "--threads", "1")
@@ -68,7 +69,7 @@ def test_what_counts_as_convolution(script, name, convolution):
 
 
 def test_end_to_end_writes_the_same_figures(script, monkeypatch, tmp_path):
-    from resshift_fast import end_to_end
+    from resshift_fast.measure import end_to_end
 
     monkeypatch.setattr(end_to_end, "Worker", LocalWorker)
     found = tmp_path / "found.json"

@@ -14,8 +14,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from resshift_fast import backends, catalog, ops, roofline
-from resshift_fast.sampler import LatentChain
+from resshift_fast import backends, ops
+from resshift_fast.measure import roofline
+from resshift_fast.models import catalog
+from resshift_fast.restoration.sampler import LatentChain
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "benchmarks"
 CPU = torch.device("cpu")

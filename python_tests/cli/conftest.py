@@ -8,7 +8,8 @@ import pytest
 import tiny_models
 from sample_photos import make_photo
 
-from resshift_fast import catalog, cli
+from resshift_fast import cli
+from resshift_fast.models import catalog
 
 
 @dataclass(frozen=True)

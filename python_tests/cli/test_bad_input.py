@@ -9,7 +9,7 @@ import pytest
 import tiny_models
 from sample_photos import make_mask, make_photo
 
-from resshift_fast import catalog
+from resshift_fast.models import catalog
 from resshift_fast.pipeline import Pipeline
 
 

@@ -9,7 +9,7 @@ from local_workers import LocalWorker
 from PIL import Image
 from torch._inductor import config as inductor
 
-from resshift_fast import end_to_end, plots, providers
+from resshift_fast.measure import end_to_end, plots, providers
 
 SMALL = ("--model", tiny_models.ENLARGE, "--random-weights", "--size", 16, "--runs", 1, "--device", "cpu")
 

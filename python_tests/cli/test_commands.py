@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from resshift_fast import __version__, backends, catalog, cli, native, ops
-from resshift_fast.backends import Decision
+from resshift_fast import __version__, backends, cli, ops
+from resshift_fast.backends import Decision, dispatch, native, registry
 from resshift_fast.cli import app, console
 from resshift_fast.cli.restore import restore as restore_command
+from resshift_fast.models import catalog
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("restore", "models", "doctor", "train", "profile", "compile")
@@ -135,8 +136,8 @@ def test_doctor_tells_programs_the_same(program):
 
 
 def test_doctor_says_that_the_chosen_backend_cannot_run(program, monkeypatch):
-    monkeypatch.setattr(backends, "_preferred", "cuda")  # as RESSHIFT_FAST_BACKEND sets it at the start
-    monkeypatch.setattr(backends, "unavailable", lambda backend: "no GPU")
+    monkeypatch.setattr(dispatch, "_preferred", "cuda")  # as RESSHIFT_FAST_BACKEND sets it at the start
+    monkeypatch.setattr(registry, "unavailable", lambda backend: "no GPU")
     outcome = program("doctor")
     assert outcome.code == 0
     assert "RESSHIFT_FAST_BACKEND stops everything: backend 'cuda' no GPU" in outcome.out

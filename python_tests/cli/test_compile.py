@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from resshift_fast import catalog, precompilation
+from resshift_fast.models import catalog
+from resshift_fast.restoration import precompilation
 
 pytest.importorskip("triton")
 from resshift_fast.kernels import ahead  # noqa: E402

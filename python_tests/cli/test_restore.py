@@ -9,8 +9,8 @@ import tiny_models
 from PIL import Image
 from sample_photos import make_mask, make_photo
 
-from resshift_fast import catalog
 from resshift_fast.cli.restore import OFFICIAL_SEED
+from resshift_fast.models import catalog
 from resshift_fast.pipeline import Pipeline
 
 
@@ -256,7 +256,7 @@ def test_models_own_tile_is_the_default(restore, photos, tmp_path):
 
 
 def test_embedded_model_is_the_default(program, weights, photos, tmp_path, monkeypatch):
-    from resshift_fast import download
+    from resshift_fast.weights import download
 
     embedded = weights[tiny_models.ENLARGE]
     monkeypatch.setattr(download, "local_path", lambda file: embedded if file.url is None else pytest.fail(file.url))

@@ -7,7 +7,9 @@ import pytest
 import tiny_models
 from slow_backends import MODEL, OPERATOR, installed
 
-from resshift_fast import backends, preferences, timing
+from resshift_fast import backends
+from resshift_fast.backends import autotune_cache
+from resshift_fast.measure import timing
 
 SMALL = ("--model", tiny_models.ENLARGE, "--size", 16, "--device", "cpu", "--repeats", 3)
 
@@ -94,7 +96,7 @@ def test_bad_options_are_one_line(program, stand_ins, wrong, said):
 
 def test_nothing_to_choose_is_an_error(program, models, monkeypatch, tmp_path):
     monkeypatch.setenv("RESSHIFT_FAST_CACHE", str(tmp_path))
-    monkeypatch.setattr(preferences, "processor", lambda: MODEL)
+    monkeypatch.setattr(autotune_cache, "processor", lambda: MODEL)
     monkeypatch.setattr(backends, "candidates", lambda name, device_type: ())
     outcome = program("bench", "tune", *SMALL)
     assert outcome.code == 1 and "nothing to choose for nano-x4 on cpu" in outcome.errors[0]

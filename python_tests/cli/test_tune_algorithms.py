@@ -7,7 +7,8 @@ import pytest
 import slow_algorithms
 import tiny_models
 
-from resshift_fast import native, preferences, use_backend, verification
+from resshift_fast import use_backend
+from resshift_fast.backends import autotune_cache, native, verification
 
 pytestmark = pytest.mark.skipif(native.missing("cpu") is not None, reason="the CPU library is not built")
 
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.skipif(native.missing("cpu") is not None, reason="the C
 def test_shapes_whose_choice_is_not_the_default_have_a_line_each(program, models, monkeypatch, tmp_path):
     monkeypatch.setenv("RESSHIFT_FAST_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv(verification.VARIABLE, "0")
-    monkeypatch.setattr(preferences, "processor", lambda: "Test CPU")
+    monkeypatch.setattr(autotune_cache, "processor", lambda: "Test CPU")
     ways = {"slow": slow_algorithms.slow, "fast": slow_algorithms.fast, "wrong": slow_algorithms.wrong}
     slow_algorithms.install(monkeypatch, **ways)
     output = tmp_path / "mine.json"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from resshift_fast import native
+from resshift_fast.backends import native
 
 REQUIRED = "RESSHIFT_FAST_REQUIRE_COMPILER"  # "1" where a compiler must be there, as in CI
 

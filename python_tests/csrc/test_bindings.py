@@ -9,8 +9,8 @@ import torch
 from comparison import assert_close, name_of
 from pipelines import photo, tiny
 
-from resshift_fast import backends, native, use_backend, verification
-from resshift_fast.backends import OPERATORS
+from resshift_fast import backends, use_backend
+from resshift_fast.backends import OPERATORS, native, registry, verification
 
 pytestmark = pytest.mark.skipif(emulation.SANITIZED, reason="torch itself is not what the sanitizers are for")
 
@@ -59,7 +59,7 @@ def test_whole_restorations_run_on_them(emulated_library, model, monkeypatch):
     with use_backend("reference"):
         expected = pipe(image, seed=3)
     monkeypatch.setattr(native, "missing", lambda name: None)
-    monkeypatch.setitem(backends.ORDER, "cpu", ("cuda",))
+    monkeypatch.setitem(registry.ORDER, "cpu", ("cuda",))
     used = {name: Recorded(OPERATORS[name].loaders["cuda"]()) for name in BOUND}
     for name, function in used.items():
         kernel = backends.Kernel(function, function.kernel.unsupported)

@@ -9,8 +9,7 @@ import pytest
 import torch
 from comparison import name_of
 
-from resshift_fast import native, verification
-from resshift_fast.backends import OPERATORS, unavailable
+from resshift_fast.backends import OPERATORS, native, unavailable, verification
 
 pytestmark = pytest.mark.skipif(cpu_build.KIND is None, reason="runs under scripts/sanitize.py")
 

@@ -14,8 +14,7 @@ import emulation
 import pytest
 import torch
 
-from resshift_fast import native
-from resshift_fast.backends import unavailable
+from resshift_fast.backends import native, unavailable
 
 REQUIRED = os.environ.get("RESSHIFT_FAST_REQUIRE_COMPILER") == "1"
 ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
@@ -187,7 +186,7 @@ def test_the_environment_sets_a_limit(unlimited, name):
 # Every function of a newer instruction set is overwritten with traps, and every operator runs on its examples.
 TRAPPED = """
 import ctypes, re, subprocess
-from resshift_fast import verification
+from resshift_fast.backends import verification
 from resshift_fast.backends import OPERATORS, unavailable
 
 assert unavailable("cpu") is None

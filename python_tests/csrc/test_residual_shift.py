@@ -13,10 +13,10 @@ from emulation import array, filled
 from golden_data import array as random
 from golden_data import document
 
-from resshift_fast import schedule
-from resshift_fast.noise import MAX_SEED, noise_words
+from resshift_fast.diffusion import schedule
+from resshift_fast.diffusion.noise import MAX_SEED, noise_words
+from resshift_fast.diffusion.schedule import PREDICTION_TYPES, Schedule
 from resshift_fast.ops.residual_shift import posterior_step_reference, prior_sample_reference
-from resshift_fast.schedule import PREDICTION_TYPES, Schedule
 
 ROW = Schedule(steps=5, kappa=1.7, power=0.6).table()[2]
 SEEDS = torch.tensor([11, 2**32 + 11, MAX_SEED])

@@ -11,11 +11,11 @@ from comparison import LAYOUTS, assert_close, layouts, name_of
 from golden_data import array, document
 from interpreter import truncates
 
+from resshift_fast.diffusion.noise import MAX_SEED, noise_words
+from resshift_fast.diffusion.schedule import KAPPA_SQRT_ETA, PREDICTION_TYPES, Schedule
 from resshift_fast.kernels import residual_shift, residual_shift_noise
 from resshift_fast.kernels.launch import record
-from resshift_fast.noise import MAX_SEED, noise_words
 from resshift_fast.ops.residual_shift import posterior_step_reference, prior_sample_reference
-from resshift_fast.schedule import KAPPA_SQRT_ETA, PREDICTION_TYPES, Schedule
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 

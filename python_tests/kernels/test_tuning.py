@@ -8,7 +8,8 @@ import warnings
 import pytest
 import torch
 
-from resshift_fast import backends, use_backend, verification
+from resshift_fast import backends, use_backend
+from resshift_fast.backends import verification
 from resshift_fast.kernels import choices, launch, swin_mlp, tuning
 from resshift_fast.kernels.tuning import Config, Space, enumerating, measuring, targeting
 

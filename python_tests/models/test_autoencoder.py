@@ -9,7 +9,8 @@ from golden_data import array, arrays, document, fill_
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resshift_fast import catalog, ops
+from resshift_fast import ops
+from resshift_fast.models import catalog
 from resshift_fast.models.autoencoder import AutoencoderConfig, SpaceToDepth, SpaceToDepthConfig, VQAutoencoder
 
 F4 = ["realsr-x4-v1", "realsr-x4-v2", "realsr-x4-v3", "realsr-x2", "bicsr-x4", "inpaint-imagenet", "inpaint-face"]

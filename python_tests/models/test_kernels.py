@@ -5,7 +5,9 @@ import torch
 from golden_data import array, fill_
 from pipelines import SPECS
 
-from resshift_fast import backends, catalog, use_backend, verification
+from resshift_fast import backends, use_backend
+from resshift_fast.backends import dispatch, verification
+from resshift_fast.models import catalog
 
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -16,7 +18,7 @@ def run_by(monkeypatch):
     """Trusts the kernels, and counts the registered operators that a kernel ran."""
     monkeypatch.setenv(verification.VARIABLE, "0")
     counts: dict[str, int] = {}
-    choose = backends._choose
+    choose = dispatch._choose
 
     def counted(key):
         choice = choose(key)

@@ -8,7 +8,7 @@ import torch
 from comparison import assert_close, relative_error
 from golden_data import array, arrays, document, fill_
 
-from resshift_fast import catalog
+from resshift_fast.models import catalog
 from resshift_fast.models.layers import timestep_embedding
 from resshift_fast.models.swin_unet import SwinLayer, SwinUNet, SwinUNetConfig
 

@@ -14,10 +14,10 @@ from torch import nn
 
 from resshift_fast import use_backend
 from resshift_fast.backends import chosen, unavailable
-from resshift_fast.checkpoints import save_safetensors
 from resshift_fast.models.layers import Conv3x3, UpsampleConv, lay_out_
 from resshift_fast.ops import conv2d, upsample_conv2d
 from resshift_fast.ops.winograd import DIRECT, algorithm, pack_conv2d
+from resshift_fast.weights.checkpoints import save_safetensors
 
 pytestmark = [
     pytest.mark.skipif(bool(unavailable("cpu")), reason=f"the cpu backend {unavailable('cpu')}"),

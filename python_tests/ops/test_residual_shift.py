@@ -9,10 +9,10 @@ from golden_data import array
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resshift_fast.noise import noise_field
+from resshift_fast.diffusion.noise import noise_field
+from resshift_fast.diffusion.schedule import PREDICTION_TYPES, Schedule
 from resshift_fast.ops import posterior_step, prior_sample, q_sample
 from resshift_fast.ops.residual_shift import posterior_step_reference, prior_sample_reference, q_sample_reference
-from resshift_fast.schedule import PREDICTION_TYPES, Schedule
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty", "backend")
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from nsys_export import PROCESS, Export
 
-from resshift_fast import roofline
 from resshift_fast.backends import OPERATORS
-from resshift_fast.profiling import Workload
-from resshift_fast.roofline import Floor
+from resshift_fast.measure import roofline
+from resshift_fast.measure.profiling import Workload
+from resshift_fast.measure.roofline import Floor
 
 ROOT = Path(__file__).resolve().parents[2]
 RESTORATION, STAGE, OPERATOR = "resshift_fast/restoration", "resshift_fast/stage/", "resshift_fast/operator/"

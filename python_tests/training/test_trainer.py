@@ -16,9 +16,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from resshift_fast.cli.train import train
+from resshift_fast.diffusion.schedule import Schedule
 from resshift_fast.models.autoencoder import SpaceToDepth, SpaceToDepthConfig
 from resshift_fast.models.swin_unet import SwinUNet, SwinUNetConfig
-from resshift_fast.schedule import Schedule
 from resshift_fast.training.config import TrainConfig
 from resshift_fast.training.data import PatchPlan, load_photos, make_batch
 from resshift_fast.training.degradations import Mixture

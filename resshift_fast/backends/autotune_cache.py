@@ -29,14 +29,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resshift_fast.core.cache import cache_dir
-from resshift_fast.files import make_folder, write_atomically
+from resshift_fast.core.files import make_folder, write_atomically
 
 if TYPE_CHECKING:
     import torch
 
 VARIABLE = "RESSHIFT_FAST_PREFERENCES"
 FORMAT = 1
-SHIPPED = Path(__file__).parent / "preferences"
+SHIPPED = Path(__file__).parents[1] / "preferences"
 REFERENCE = "reference"
 
 

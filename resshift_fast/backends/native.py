@@ -1,7 +1,7 @@
 """The compiled libraries of csrc/: loading them, and why one is not there.
 
-`_cpu.abi3.so` in this folder registers `torch.ops.resshift_fast_cpu.*`, and `_cuda.abi3.so` the same for CUDA. Both
-were built against LibTorch's stable ABI and work with every torch from 2.10 on. RESSHIFT_FAST_CPU_LIBRARY and
+`_cpu.abi3.so` in the package's folder registers `torch.ops.resshift_fast_cpu.*`, and `_cuda.abi3.so` the same for CUDA.
+Both were built against LibTorch's stable ABI and work with every torch from 2.10 on. RESSHIFT_FAST_CPU_LIBRARY and
 RESSHIFT_FAST_CUDA_LIBRARY name other files to load, such as those that are built with sanitizers for tests.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 LIBRARIES = ("cpu", "cuda")
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parents[1]
 
 
 def path(name: str) -> Path:

@@ -19,10 +19,10 @@ from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
-from resshift_fast import native, preferences
-from resshift_fast.backends import on
+from resshift_fast.backends import autotune_cache, native
 from resshift_fast.core import environment
 from resshift_fast.core.cache import cache_dir
+from resshift_fast.core.devices import on
 from resshift_fast.core.locking import locked
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def compare(operator: "Operator", backend: str, device: "torch.device", dtype: "
     """Run a backend's kernel on the operator's examples: "passed", or what was wrong."""
     import torch
 
-    from resshift_fast.accuracy import full_float32
+    from resshift_fast.core.accuracy import full_float32
 
     try:
         kernel = operator.loaders[backend]()
@@ -196,7 +196,7 @@ def difference(ours: Any, plain: Any, args: tuple) -> str | None:
     Args:
         ours: the outputs. plain: the operator in plain PyTorch. args: what both were given.
     """
-    from resshift_fast.accuracy import errors, limits
+    from resshift_fast.core.accuracy import errors, limits
 
     ours, theirs, exact = (_tensors(x) for x in (ours, plain(*args), plain(*(_double(x) for x in args))))
     if len(ours) != len(theirs):
@@ -264,10 +264,10 @@ def _with_folder(path: Path | None) -> Path | None:
 @cache
 def _environment(device: "torch.device") -> str:
     """Hash of everything on which a verdict depends."""
-    details = [preferences.processor(), os.environ.get("RESSHIFT_FAST_CPU_ISA", "")] if device.type == "cpu" else []
+    details = [autotune_cache.processor(), os.environ.get("RESSHIFT_FAST_CPU_ISA", "")] if device.type == "cpu" else []
     kernels = find_spec("resshift_fast.kernels")
     folders = [Path(folder) for folder in kernels.submodule_search_locations] if kernels else []
-    paths = environment.code(Path(__file__).parent / "ops", *folders)
+    paths = environment.code(Path(__file__).parents[1] / "ops", *folders)
     if device.type in native.LIBRARIES and native.path(device.type).exists():
         paths.append(native.path(device.type))
     return environment.fingerprint(device, paths, details)

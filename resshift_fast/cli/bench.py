@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     import torch
 
-    from resshift_fast.counting import Row
+    from resshift_fast.measure.counting import Row
 
 app = typer.Typer(name="bench", rich_markup_mode=None, no_args_is_help=True)
 
@@ -41,7 +41,7 @@ def count(
     PLAIN is PyTorch alone, FUSED the Triton kernels. Views are not counted; an operator of this library counts its
     kernel launches with all that they read and write.
     """
-    from resshift_fast.counting import PATHS, count_sample, total
+    from resshift_fast.measure.counting import PATHS, count_sample, total
 
     counted = {path: count_sample(model, path, size=(size, size), batch=batch, dtype=_dtype(dtype)) for path in PATHS}
     plain, fused = counted["plain"], counted["fused"]
@@ -70,8 +70,8 @@ def roofline(
     table: Csv = None,
 ) -> None:
     """Project the least time on a GPU: bytes over bandwidth, or operations over matrix rate. Nothing is measured."""
-    from resshift_fast import roofline as model_of
-    from resshift_fast.counting import count_sample, total
+    from resshift_fast.measure import roofline as model_of
+    from resshift_fast.measure.counting import count_sample, total
 
     chosen = model_of.get(gpu)
     torch_dtype = _dtype(dtype)
@@ -111,7 +111,7 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def _steps(model: str) -> int:
-    from resshift_fast import catalog
+    from resshift_fast.models import catalog
 
     return catalog.get(model).schedule.num_steps
 

@@ -43,7 +43,8 @@ def compile_kernels(
     """
     import torch
 
-    from resshift_fast import catalog, precompilation
+    from resshift_fast.models import catalog
+    from resshift_fast.restoration import precompilation
 
     precompilation.check()
     spec = catalog.get(model or catalog.DEFAULT_MODEL)
@@ -86,7 +87,7 @@ def _sides(size: str) -> tuple[int, int]:
 def _target(arch: int | None) -> tuple[torch.device, int]:
     import torch
 
-    from resshift_fast import precompilation
+    from resshift_fast.restoration import precompilation
 
     if arch is not None:
         return torch.device("cuda", 0), arch

@@ -84,7 +84,7 @@ def _version_of(module: str, absent: str) -> str:
 
 
 def _cpu() -> str:
-    from resshift_fast.preferences import processor
+    from resshift_fast.backends.autotune_cache import processor
 
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{processor()}, {platform.machine()}, {available} cores usable"
@@ -151,14 +151,14 @@ def _tool(names: list[str], absent: str) -> str:
 
 
 def _library(name: str) -> str:
-    from resshift_fast import native
+    from resshift_fast.backends import native
 
     return native.missing(name) or f"loaded from {native.path(name)}"
 
 
 def _weights() -> str:
-    from resshift_fast import catalog
-    from resshift_fast.download import local_path
+    from resshift_fast.models import catalog
+    from resshift_fast.weights.download import local_path
 
     file = catalog.get(catalog.DEFAULT_MODEL).weights
     path = local_path(file)
@@ -180,7 +180,7 @@ def _cache() -> str:
 
 
 def _compiled() -> str:
-    from resshift_fast import precompilation
+    from resshift_fast.restoration import precompilation
 
     if find_spec("triton") is None:
         return "none, as Triton is not installed"
@@ -193,7 +193,7 @@ def _compiled() -> str:
 
 
 def _compiled_as_data() -> list[dict[str, object]]:
-    from resshift_fast import precompilation
+    from resshift_fast.restoration import precompilation
 
     if find_spec("triton") is None:
         return []
@@ -240,7 +240,7 @@ def _devices() -> list[tuple[torch.device, str]]:
     """Those on which tensors can be here, one of each model, with its name."""
     import torch
 
-    from resshift_fast.preferences import device_name
+    from resshift_fast.backends.autotune_cache import device_name
 
     present = [torch.device("cpu")]
     for kind in ("cuda", "xpu"):

@@ -10,7 +10,7 @@ import typer
 from resshift_fast.cli import console
 
 if TYPE_CHECKING:
-    from resshift_fast.end_to_end import Report
+    from resshift_fast.measure.end_to_end import Report
 
 PROVIDERS, DTYPES = "reference,compile,ours", "float32,bfloat16"
 
@@ -73,9 +73,9 @@ def e2e(
     Effective GFLOP/s are the operations of the plain networks over the seconds, whatever was really calculated; their
     share is of the fastest large matrix products in the same run.
     """
-    from resshift_fast import plots
-    from resshift_fast.end_to_end import measure, write_csv
-    from resshift_fast.providers import Case
+    from resshift_fast.measure import plots
+    from resshift_fast.measure.end_to_end import measure, write_csv
+    from resshift_fast.measure.providers import Case
 
     if plot is not None:
         plots.check()

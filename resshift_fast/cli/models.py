@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from resshift_fast.catalog import ModelSpec, WeightFile
+    from resshift_fast.models.catalog import ModelSpec, WeightFile
 
 _COLUMNS = "{:<17} {:>5} {:>5} {:>11}  {}"
 
@@ -15,8 +15,8 @@ def models() -> None:
 
     Scale, steps, parameters (with the autoencoder's), weights files, licence and purpose of each.
     """
-    from resshift_fast import catalog
     from resshift_fast.core.cache import cache_dir
+    from resshift_fast.models import catalog
 
     counts: dict[tuple, int] = {}
     print(_COLUMNS.format("MODEL", "SCALE", "STEPS", "PARAMETERS", "WEIGHTS"))
@@ -41,7 +41,7 @@ def models() -> None:
 
 def _state(file: WeightFile) -> str:
     """The file's name, and whether it is here: its size, or that it is yet to be downloaded."""
-    from resshift_fast.download import local_path
+    from resshift_fast.weights.download import local_path
 
     try:
         size = local_path(file).stat().st_size
@@ -54,7 +54,7 @@ def _parameters(spec: ModelSpec) -> int:
     """Parameters of both networks; nothing is allocated."""
     import torch
 
-    from resshift_fast import catalog
+    from resshift_fast.models import catalog
 
     with torch.device("meta"):
         networks = catalog.build_denoiser(spec), catalog.build_first_stage(spec)

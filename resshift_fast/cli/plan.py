@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from resshift_fast.files import FORMATS, find_images, missing_file, unique_outputs
+from resshift_fast.images.files import FORMATS, find_images, missing_file, unique_outputs
 
 # Suffixes that name a format but none that is written; a folder called out.gif is hardly what was meant.
 _FOREIGN_SUFFIXES = (".avif", ".exr", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".pdf", ".ppm", ".psd", ".svg", ".tga")

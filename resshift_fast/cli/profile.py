@@ -52,7 +52,7 @@ def profile(
     Writes workload.json, which says what ran, and with torch.profiler trace.json. scripts/profile_nsys.sh of the
     repository runs this command under Nsight Systems and makes tables and a picture of what either tool recorded.
     """
-    from resshift_fast.profiling import Workload, record
+    from resshift_fast.measure.profiling import Workload, record
 
     found = record(Workload(model, size, batch, steps, dtype, device, how, warmup, runs), output, tool)
     print(f"{found['title']} on {found['device_name']}")

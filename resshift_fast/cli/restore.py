@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resshift_fast.backends import BACKENDS
+from resshift_fast.backends import names
 from resshift_fast.cli import console
 from resshift_fast.cli.plan import Job, Tally, find_inputs, plan_jobs
 
 if TYPE_CHECKING:
-    from resshift_fast.catalog import ModelSpec
+    from resshift_fast.models.catalog import ModelSpec
 
 OFFICIAL_SEED = 12345  # what the official program draws with by default
 
@@ -127,7 +127,7 @@ def restore(
         str | None, _option("cpu, cuda, cuda:1, mps, ... Default: cuda where it works, else cpu.", metavar="NAME")
     ] = None,
     dtype: Annotated[Dtype, _option("Number format of the networks. Default: float32.")] = Dtype.float32,
-    backend: Annotated[str, _option(f"Kernels: {', '.join(BACKENDS)}. Default: auto.", metavar="NAME")] = "auto",
+    backend: Annotated[str, _option(f"Kernels: {', '.join(names())}. Default: auto.", metavar="NAME")] = "auto",
     format: Annotated[
         Format,
         _option("Of results in a folder; same: each photo's own. What a format can't hold becomes PNG. Default: png."),
@@ -187,10 +187,10 @@ def _refuse(message: str) -> None:
 
 def _run(request: Request, tally: Tally) -> int:
     """Plan, load and restore; the exit code."""
-    from resshift_fast import catalog
     from resshift_fast.backends import use_backend
-    from resshift_fast.checkpoints import CheckpointError
-    from resshift_fast.image_codecs import ImageError
+    from resshift_fast.images.codecs import ImageError
+    from resshift_fast.models import catalog
+    from resshift_fast.weights.checkpoints import CheckpointError
 
     try:
         with use_backend(request.backend):
@@ -208,7 +208,7 @@ def _run(request: Request, tally: Tally) -> int:
 
 def _check(request: Request, spec: ModelSpec) -> None:
     """Find out before anything is written what would fail with every photo."""
-    from resshift_fast.noise import check_seed
+    from resshift_fast.diffusion.noise import check_seed
 
     check_seed("--seed", request.options["seed"])
     mask = request.naming["mask"]
@@ -236,7 +236,7 @@ def _jobs_to_do(request: Request, tally: Tally) -> list[Job]:
 
 def _restore(jobs: list[Job], request: Request, tally: Tally) -> None:
     from resshift_fast.cli.batch import run_jobs
-    from resshift_fast.files import make_folder
+    from resshift_fast.core.files import make_folder
     from resshift_fast.pipeline import Pipeline
 
     # An unwritable folder should show before a download of minutes.

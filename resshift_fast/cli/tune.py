@@ -10,9 +10,10 @@ import typer
 
 from resshift_fast.cli import console
 from resshift_fast.cli.bench import DTYPES, Batch, Size
+from resshift_fast.core import devices
 
 if TYPE_CHECKING:
-    from resshift_fast.ranking import Ranking
+    from resshift_fast.measure.autotuning import Ranking
 
 
 def tune(
@@ -48,15 +49,17 @@ def tune(
     RESSHIFT_FAST_BACKEND does, and replaces what was stored before; resshift-fast doctor shows it. What gives wrong
     results is refused.
     """
-    from resshift_fast import backends, precompilation, preferences
-    from resshift_fast.files import make_folder
-    from resshift_fast.profiling import Workload
-    from resshift_fast.ranking import Recorder, content, rank
+    from resshift_fast import backends
+    from resshift_fast.backends import autotune_cache
+    from resshift_fast.core.files import make_folder
+    from resshift_fast.measure.autotuning import Recorder, content, rank
+    from resshift_fast.measure.profiling import Workload
+    from resshift_fast.restoration import precompilation
 
-    where = backends.usable_device(device)
+    where = devices.usable_device(device)
     dtypes = dtype or (DTYPES if where.type == "cuda" else ("float32",))
     workloads = [Workload(model, size, batch, dtype=name, device=str(where)) for name in dict.fromkeys(dtypes)]
-    path = output or preferences.user_path(preferences.device_name(where) or str(where))
+    path = output or autotune_cache.user_path(autotune_cache.device_name(where) or str(where))
     make_folder(path.parent)
     recorder = Recorder()
     with backends.use_backend("auto"):
@@ -76,8 +79,10 @@ def tune(
         )
     words = ["--model", model, "--size", size, "--batch", batch, "--device", where, "--repeats", repeats]
     words += [word for name in dtypes for word in ("--dtype", name)]
-    preferences.store(content(rankings, where, shlex.join(["resshift-fast", "bench", "tune", *map(str, words)])), path)
-    print(f"{model}, {size}x{size} input, batch {batch}, on {preferences.device_name(where)}; us of all calls together")
+    command = shlex.join(["resshift-fast", "bench", "tune", *map(str, words)])
+    autotune_cache.store(content(rankings, where, command), path)
+    name = autotune_cache.device_name(where)
+    print(f"{model}, {size}x{size} input, batch {batch}, on {name}; us of all calls together")
     print("\n".join([_table(rankings), *_differing(rankings)]))
     print(f"written: {path}")
 

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resshift_fast.sources import Source
-from resshift_fast.tiling import Axis, Blender, reflect
+from resshift_fast.images.sources import Source
+from resshift_fast.images.tiling import Axis, Blender, reflect
 
 
 @dataclass(frozen=True)

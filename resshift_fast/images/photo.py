@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from .files import FORMATS, missing_file, write_atomically
-from .image_codecs import (
+from resshift_fast.core.files import write_atomically
+from resshift_fast.images.codecs import (
     ImageError,
     clean_exif,
     decode_16_bit,
@@ -28,6 +28,7 @@ from .image_codecs import (
     to_srgb,
     what_it_is,
 )
+from resshift_fast.images.files import FORMATS, missing_file
 
 _READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 _LONGEST_SIDE = {"JPEG": 65500, "WEBP": 16383}

@@ -1,7 +1,7 @@
 """Which backend is the fastest, measured on the very calls that a model makes.
 
 `Recorder` notes every call of a registered operator, `rank` times all backends on fresh tensors of the same shapes,
-strides and dtypes, and `content` makes of it what `preferences.store` keeps. A backend whose results are wrong is
+strides and dtypes, and `content` makes of it what `autotune_cache.store` keeps. A backend whose results are wrong is
 refused, however fast it is. The algorithms of a kernel that has several are timed and refused in the same way, for each
 shape, and the kernel is then ranked with the fastest.
 """
@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from resshift_fast import __version__, accuracy, backends, preferences, timing, verification
-from resshift_fast.backends import Kernel
-from resshift_fast.preferences import REFERENCE
-from resshift_fast.schedule import NUM_COEFFICIENTS
+from resshift_fast import __version__, backends
+from resshift_fast.backends import Kernel, autotune_cache, verification
+from resshift_fast.backends.autotune_cache import REFERENCE
+from resshift_fast.core import accuracy, devices
+from resshift_fast.diffusion.schedule import NUM_COEFFICIENTS
+from resshift_fast.measure import timing
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,7 @@ def rank(
         with (
             torch.inference_mode(),
             torch.autocast(device.type, enabled=False),
-            backends.on(device),
+            devices.on(device),
             accuracy.full_float32(),
             backends.measuring(),
         ):
@@ -317,7 +319,7 @@ def _decide(found: Ranking, names: list[str], samples: list[Sample]) -> None:
 
 
 def content(rankings: Sequence[Ranking], device: torch.device, command: str) -> dict[str, Any]:
-    """What `preferences.store` is to keep.
+    """What `autotune_cache.store` is to keep.
 
     Args:
         rankings: of `rank`. device: on which was measured. command: by which.
@@ -325,7 +327,7 @@ def content(rankings: Sequence[Ranking], device: torch.device, command: str) -> 
     Raises:
         ValueError: if the device has no name by which its file could be found.
     """
-    name = preferences.device_name(device)
+    name = autotune_cache.device_name(device)
     if name is None:
         raise ValueError(f"{device} has no name, so that no preference can be stored for it")
     operators: dict[str, dict[str, Any]] = {}

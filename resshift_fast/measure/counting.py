@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from resshift_fast import backends, catalog
-from resshift_fast.catalog import ModelSpec
-from resshift_fast.fake_gpu import FusedPath, fake_call, fake_restoration
+from resshift_fast import backends
+from resshift_fast.models import catalog
+from resshift_fast.models.catalog import ModelSpec
+from resshift_fast.restoration.fake_gpu import FusedPath, fake_call, fake_restoration
 
 PATHS = ("plain", "fused")
 

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from resshift_fast import backends, preferences
-from resshift_fast.files import make_folder, write_atomically
-from resshift_fast.providers import STAGES, WHOLE, Case, First, Run, Runner, gemm_rate
-from resshift_fast.workers import Worker, WorkerError
+from resshift_fast.backends import autotune_cache
+from resshift_fast.core import devices
+from resshift_fast.core.files import make_folder, write_atomically
+from resshift_fast.measure.providers import STAGES, WHOLE, Case, First, Run, Runner, gemm_rate
+from resshift_fast.measure.workers import Worker, WorkerError
 
 LEAST_PSNR = {"float32": 80.0, "bfloat16": 35.0, "float16": 45.0}  # dB against the plain float32 restoration
 MB = 1e6
@@ -167,7 +168,7 @@ def measure(
     names = [case.name for case in cases]
     if not names or len({*names}) < len(names):
         raise ValueError(f"expected cases that differ, got {', '.join(names) or 'none'}")
-    device = backends.usable_device(cases[0].device)
+    device = devices.usable_device(cases[0].device)
     results = {case.name: Result(case) for case in cases}
     with ExitStack() as stack, _threads(cases[0].threads) as threads:
         exact, gflop = _exact(replace(cases[0], provider="reference", dtype="float32"), say)
@@ -179,7 +180,7 @@ def measure(
     for result in results.values():
         result.gflop, result.gemm = gflop, gemm[result.case.dtype]
     _compare(results)
-    return Report(list(results.values()), gflop, gemm, preferences.device_name(device) or str(device), threads)
+    return Report(list(results.values()), gflop, gemm, autotune_cache.device_name(device) or str(device), threads)
 
 
 @contextmanager

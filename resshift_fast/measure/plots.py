@@ -5,9 +5,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from resshift_fast.end_to_end import Report, Result
-from resshift_fast.files import make_folder, write_atomically
-from resshift_fast.providers import STAGES, WHOLE
+from resshift_fast.core.files import make_folder, write_atomically
+from resshift_fast.measure.end_to_end import Report, Result
+from resshift_fast.measure.providers import STAGES, WHOLE
 
 COLOURS = dict(zip((*STAGES, "rest"), ("#4477aa", "#ee6677", "#228833", "#bbbbbb"), strict=True))
 

@@ -18,12 +18,14 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # some builds of torch print tw
 
 import torch
 
-from resshift_fast import backends, catalog, ranges
-from resshift_fast.files import make_folder, write_atomically
+from resshift_fast import backends
+from resshift_fast.core import devices, nvtx
+from resshift_fast.core.files import make_folder, write_atomically
+from resshift_fast.models import catalog
 from resshift_fast.pipeline import DTYPES, Pipeline
 
 if TYPE_CHECKING:
-    from resshift_fast.roofline import GPU, Floor
+    from resshift_fast.measure.roofline import GPU, Floor
 
 TOOLS = ("torch", "nsys")
 WAYS = ("eager", "graphs", "torch")
@@ -110,8 +112,8 @@ class Workload:
         Raises:
             ImportError: where Triton is not installed, whose kernels are counted.
         """
-        from resshift_fast.counting import count_sample
-        from resshift_fast.roofline import project
+        from resshift_fast.measure.counting import count_sample
+        from resshift_fast.measure.roofline import project
 
         dtype = DTYPES[self.dtype]
         rows = count_sample(self.spec, size=(self.side, self.side), batch=self.batch, dtype=dtype, arch=gpu.arch)
@@ -135,14 +137,14 @@ def record(workload: Workload, folder: Path, tool: str = "torch") -> dict[str, A
     """
     if tool not in TOOLS:
         raise ValueError(f"tool is {tool!r}, expected one of {', '.join(TOOLS)}")
-    device = backends.usable_device(workload.device)
+    device = devices.usable_device(workload.device)
     if tool == "nsys" and device.type != "cuda":
         raise ValueError(f"nsys records what a CUDA GPU does, and the device is {device}; use the tool 'torch'")
     how = workload.how or ("graphs" if device.type == "cuda" else "eager")
     make_folder(folder)
     pipeline = replace(workload, device=str(device)).pipeline()
     call = workload.call(pipeline)
-    with ranges.marking():
+    with nvtx.marking():
         _warm_up(pipeline, call, how, workload.warmup, late_capture=tool == "nsys")
         with _recording(tool, device, folder / "trace.json"):
             if tool == "nsys" and how == "graphs":
@@ -188,13 +190,13 @@ def _capture(pipeline: Pipeline, call: Callable[[], Any]) -> None:
     the time that it takes does no harm.
     """
     pipeline.compile("graphs", tune=False)
-    with ranges.named(CAPTURE), torch.autograd.profiler.emit_nvtx():
+    with nvtx.named(CAPTURE), torch.autograd.profiler.emit_nvtx():
         call()
 
 
 def _timed(call: Callable[[], Any]) -> float:
     start = time.perf_counter()
-    with ranges.named(ranges.RESTORATION):
+    with nvtx.named(nvtx.RESTORATION):
         call()
     return time.perf_counter() - start
 

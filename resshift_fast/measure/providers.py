@@ -19,8 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from resshift_fast import backends, catalog, memory, timing
-from resshift_fast.accuracy import full_float32
+from resshift_fast import backends
+from resshift_fast.core import devices
+from resshift_fast.core.accuracy import full_float32
+from resshift_fast.measure import memory, timing
+from resshift_fast.models import catalog
 from resshift_fast.models.autoencoder import VQAutoencoder
 from resshift_fast.pipeline import DTYPES, Pipeline
 
@@ -260,7 +263,7 @@ def build(case: Case) -> Pipeline:
         for parameter in network.parameters():
             if parameter.dim() > 1 and not parameter.any():
                 nn.init.normal_(parameter, std=0.02)
-    return Pipeline(spec, *networks, backends.usable_device(case.device), DTYPES[case.dtype], graphs=False)
+    return Pipeline(spec, *networks, devices.usable_device(case.device), DTYPES[case.dtype], graphs=False)
 
 
 def places(pipe: Pipeline) -> list[tuple[nn.Module, str, str]]:

@@ -6,7 +6,7 @@ A projection, not a measurement: it knows no launch latency, no cache and no ker
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from resshift_fast.counting import Row
+from resshift_fast.measure.counting import Row
 
 
 @dataclass(frozen=True)

@@ -8,35 +8,18 @@ import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from resshift_fast.diffusion.schedule import Schedule
+from resshift_fast.images.tiling import Axis, plan_axis
 from resshift_fast.models.autoencoder import AutoencoderConfig, SpaceToDepth, SpaceToDepthConfig, VQAutoencoder
 from resshift_fast.models.swin_unet import SwinUNet, SwinUNetConfig
-from resshift_fast.schedule import Schedule
-from resshift_fast.tiling import Axis, plan_axis
+from resshift_fast.weights.published import OFFICIAL_LICENCE as OFFICIAL_LICENCE
+from resshift_fast.weights.published import WeightFile as WeightFile
 
 if TYPE_CHECKING:
     from torch import nn
 
 RELEASE = "https://github.com/zsyOAOA/ResShift/releases/download/v2.0/"
-OFFICIAL_LICENCE = "non-commercial (published by the ResShift authors under the S-Lab License 1.0)"
 OWN_LICENCE = "CC BY-SA 4.0 (trained from free photographs, see weights/nano-x4.md)"
-
-
-@dataclass(frozen=True)
-class WeightFile:
-    """A file of weights.
-
-    Args:
-        filename: name in the cache folder, or in the package's `weights` folder.
-        url: where it is published; None: it is embedded in the package.
-        size: bytes, once known. sha256: hash in hexadecimal, once known.
-        licence: terms that the file comes under.
-    """
-
-    filename: str
-    url: str | None
-    size: int | None = None
-    sha256: str | None = None
-    licence: str = OFFICIAL_LICENCE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from resshift_fast.catalog import ModelSpec
+from resshift_fast.diffusion.schedule import Schedule
 from resshift_fast.models.autoencoder import AutoencoderConfig, SpaceToDepthConfig
+from resshift_fast.models.catalog import ModelSpec
 from resshift_fast.models.swin_unet import SwinUNetConfig
-from resshift_fast.schedule import Schedule
 
 PREDICTION_TYPES = {
     "xstart": "x0",

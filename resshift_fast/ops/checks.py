@@ -10,6 +10,9 @@ from torch import Tensor
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 REMEMBERED = 4096  # arguments of one function; a network has some dozens at each size
 
+# Asked once: torch.compile cannot trace the question in every version.
+AUTOCAST_DEVICES = frozenset(k for k in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(k))
+
 
 def once(check: Callable[..., None]) -> Callable[..., None]:
     """Decorator of a function that raises for wrong arguments: it need not run again for such as have passed.
@@ -113,7 +116,7 @@ def accumulation_dtype(x: Tensor) -> torch.dtype:
 def autocast(x: Tensor) -> Tensor:
     """x in the dtype in which autocast has PyTorch convolve, where it is on."""
     kind = x.device.type
-    if x.dtype is torch.float64 or not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+    if x.dtype is torch.float64 or kind not in AUTOCAST_DEVICES or not torch.is_autocast_enabled(kind):
         return x
     return x.to(torch.get_autocast_dtype(kind))
 

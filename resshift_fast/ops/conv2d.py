@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from resshift_fast import backends
-from resshift_fast import native as libraries
 from resshift_fast.backends import Kernel
+from resshift_fast.backends import native as libraries
 from resshift_fast.ops import checks
 from resshift_fast.ops.group_norm import ACTIVATIONS, group_norm
 from resshift_fast.ops.group_norm import reference as group_norm_reference

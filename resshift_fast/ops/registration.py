@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from resshift_fast import backends
-from resshift_fast import native as libraries
 from resshift_fast.backends import Kernel, Operator
+from resshift_fast.backends import native as libraries
 
 NAMESPACE = "resshift_fast"
 _library = torch.library.Library(NAMESPACE, "DEF")

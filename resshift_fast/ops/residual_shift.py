@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from resshift_fast import backends
-from resshift_fast import schedule as columns
-from resshift_fast.noise import noise_field
+from resshift_fast.diffusion import schedule as columns
+from resshift_fast.diffusion.noise import noise_field
+from resshift_fast.diffusion.schedule import NUM_COEFFICIENTS, PREDICTION_TYPES, check_prediction_type
 from resshift_fast.ops import checks
 from resshift_fast.ops.registration import native, recomputed, register, triton
-from resshift_fast.schedule import NUM_COEFFICIENTS, PREDICTION_TYPES, check_prediction_type
 
 LATENT_DTYPES = (torch.float32, torch.float64)
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from resshift_fast import backends
-from resshift_fast import native as libraries
 from resshift_fast.backends import Kernel
+from resshift_fast.backends import native as libraries
 from resshift_fast.ops import checks
 from resshift_fast.ops.conv2d import checked, examples
 from resshift_fast.ops.registration import recomputed, register, triton

@@ -75,7 +75,8 @@ def capture(function: Callable[..., Any], arguments: tuple, pool: Any, tune: boo
     Returns:
         (what replays the graph, the results at the addresses that every replay writes).
     """
-    from resshift_fast.backends import measuring, on
+    from resshift_fast.backends import measuring
+    from resshift_fast.core.devices import on
 
     device = _device(arguments)
     with on(device):

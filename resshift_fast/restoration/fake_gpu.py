@@ -16,9 +16,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from resshift_fast import backends, catalog
-from resshift_fast.catalog import ModelSpec
-from resshift_fast.restoration import Restoration
+from resshift_fast import backends
+from resshift_fast.models import catalog
+from resshift_fast.models.catalog import ModelSpec
+from resshift_fast.restoration.model import Restoration
 
 _aten = torch.ops.aten
 

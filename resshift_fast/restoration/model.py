@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resshift_fast import ranges
-from resshift_fast.catalog import ModelSpec
-from resshift_fast.sampler import LatentChain
+from resshift_fast.core import nvtx
+from resshift_fast.models.catalog import ModelSpec
+from resshift_fast.restoration.sampler import LatentChain
 
 BICUBIC_MARGIN = 2  # input pixels beyond a tile that the bicubic kernel reaches
 
@@ -63,14 +63,14 @@ class Restoration(nn.Module):
             mask = hole.float() * 2 - 1
         dtype = next((p.dtype for p in self.first_stage.parameters()), torch.float32)
         lq, enlarged = image, image
-        with ranges.stage("encode"):
+        with nvtx.stage("encode"):
             if spec.scale > 1:
                 cut = margin * spec.scale
                 lq = image[:, :, margin:-margin, margin:-margin]
                 enlarged = F.interpolate(image, scale_factor=spec.scale, mode="bicubic")[:, :, cut:-cut, cut:-cut]
             y = self.first_stage.encode(enlarged.to(dtype)).float()
         x0 = self.chain(y, lq if spec.denoiser.cond_lq else None, seed, mask, origin, noise, callback)
-        with ranges.stage("decode"):
+        with nvtx.stage("decode"):
             pixels = self.first_stage.decode(x0.to(dtype)).float()
         # A sum is finite only if all its terms are. Of the latent too: quantization would turn its NaN into a colour.
         finite = torch.isfinite(x0.sum() + pixels.sum())

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from resshift_fast import backends, verification
-from resshift_fast.catalog import ModelSpec
-from resshift_fast.files import make_folder, write_atomically
+from resshift_fast import backends
+from resshift_fast.backends import verification
+from resshift_fast.core.files import make_folder, write_atomically
+from resshift_fast.models.catalog import ModelSpec
 
 if TYPE_CHECKING:
     from resshift_fast.kernels.ahead import Emit, Outcome
@@ -143,7 +144,7 @@ def emit_jobs(emit: "Emit", cases: Sequence[Case]) -> dict[int, list]:
 
 def _way(case: Case, keep: Callable[[list], None]) -> Any:
     """Mode in which operators go the case's way and their launches to `keep`."""
-    from resshift_fast.fake_gpu import FusedPath
+    from resshift_fast.restoration.fake_gpu import FusedPath
 
     class Way(FusedPath):
         def launched(self, name: str, function: Any, args: tuple, result: Any, launches: list) -> None:
@@ -157,8 +158,8 @@ def _way(case: Case, keep: Callable[[list], None]) -> Any:
 
 
 def _launch_restoration(case: Case, keep: Callable[[list], None]) -> None:
-    from resshift_fast.fake_gpu import fake_call, fake_restoration
     from resshift_fast.kernels.tuning import enumerating
+    from resshift_fast.restoration.fake_gpu import fake_call, fake_restoration
 
     height, width, batch = case.shape
     with backends.use_backend("auto"), fake_restoration(case.spec, case.dtype, case.arch) as restoration:
@@ -281,7 +282,7 @@ def _sources() -> str:
     import triton
 
     digest = hashlib.sha256(f"{triton.__version__} {torch.__version__} {sys.version_info}".encode())
-    folders = [Path(__file__).parent, *map(Path, find_spec("resshift_fast.kernels").submodule_search_locations)]
+    folders = [Path(__file__).parents[1], *map(Path, find_spec("resshift_fast.kernels").submodule_search_locations)]
     for path in sorted(path for folder in folders for path in folder.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from resshift_fast import ops, ranges
+from resshift_fast import ops
+from resshift_fast.core import nvtx
+from resshift_fast.diffusion.schedule import Schedule
 from resshift_fast.models.swin_unet import SwinUNet
-from resshift_fast.schedule import Schedule
 
 
 def torch_noise(y: Tensor, num_steps: int, generator: torch.Generator | None = None) -> list[Tensor]:
@@ -62,7 +63,7 @@ class LatentChain(nn.Module):
     ) -> Tensor:
         """Sample x_0; see `sample_latents` for the arguments and the result."""
         dtype = next(self.denoiser.parameters()).dtype
-        with ranges.stage("prepare"):
+        with nvtx.stage("prepare"):
             modulation = self.denoiser.modulation(self.timesteps)
             features = self.denoiser.condition(
                 None if lq is None else lq.to(dtype), None if mask is None else mask.to(dtype)
@@ -72,7 +73,7 @@ class LatentChain(nn.Module):
                 y, self.table[self.num_steps - 1], seed, origin=origin, noise=prior, lq=features, next_dtype=dtype
             )
         for position, t in enumerate(reversed(range(self.num_steps)), start=1):
-            with ranges.stage("denoise", position):
+            with nvtx.stage("denoise", position):
                 rows = tuple(m[t : t + 1].expand(y.shape[0], -1) for m in modulation)
                 x_t, network_input = ops.posterior_step(
                     x_t,

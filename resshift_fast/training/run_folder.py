@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from resshift_fast.files import make_folder, replacing, write_atomically
+from resshift_fast.core.files import make_folder, replacing, write_atomically
 
 FORMAT = 1
 LOG_FIELDS = (

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from resshift_fast import ops
-from resshift_fast import schedule as columns
-from resshift_fast.backends import usable_device
+from resshift_fast.core import devices
+from resshift_fast.diffusion import schedule as columns
 from resshift_fast.models.layers import lay_out_
 from resshift_fast.training.config import TrainConfig
 from resshift_fast.training.data import load_photos, prefetch
@@ -103,10 +103,10 @@ class Trainer:
         first_stage: nn.Module | None = None,
     ):
         self.config = config
-        self.device = usable_device(config.device)
+        self.device = devices.usable_device(config.device)
         torch.manual_seed(config.seed)
         if spec is None or denoiser is None or first_stage is None:
-            from resshift_fast import catalog
+            from resshift_fast.models import catalog
 
             spec = spec or catalog.get(config.model)
             denoiser = denoiser or catalog.build_denoiser(spec)
@@ -136,8 +136,8 @@ class Trainer:
         self._stop_signal: int | None = None
 
     def _build_first_stage(self, spec: Any) -> nn.Module:
-        from resshift_fast import catalog
-        from resshift_fast.checkpoints import load_into, read_state_dict
+        from resshift_fast.models import catalog
+        from resshift_fast.weights.checkpoints import load_into, read_state_dict
 
         first_stage = catalog.build_first_stage(spec)
         if any(True for _ in first_stage.parameters()):
@@ -253,7 +253,7 @@ class Trainer:
     @torch.no_grad()
     def restore(self, lq: Tensor) -> Tensor:
         """The whole chain with the present weights and seed 0: [B, 3, h, w] in [−1, 1] to [B, 3, scale·h, scale·w]."""
-        from resshift_fast.sampler import sample_latents
+        from resshift_fast.restoration.sampler import sample_latents
 
         lq = lq.to(self.device)
         y = self.first_stage.encode(upsample(lq, self.spec.scale))
@@ -278,7 +278,7 @@ class Trainer:
         return result
 
     def _save_best(self, result: ValidationResult | None) -> None:
-        from resshift_fast.checkpoints import save_safetensors
+        from resshift_fast.weights.checkpoints import save_safetensors
 
         metadata = {"model": self.config.model, "step": str(self.step)}
         if result is not None:
@@ -318,7 +318,7 @@ class Trainer:
         return True
 
     def _load_initial(self, path: Path) -> None:
-        from resshift_fast.checkpoints import load_into, read_state_dict
+        from resshift_fast.weights.checkpoints import load_into, read_state_dict
 
         if path.suffix == ".pt":
             weights = torch.load(path, map_location="cpu", weights_only=True)

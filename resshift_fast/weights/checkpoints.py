@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from resshift_fast.files import write_atomically
+from resshift_fast.core.files import write_atomically
 
 # Where training programs keep the weights inside a checkpoint; the first that holds tensors wins, averaged ones first.
 WRAPPERS = ("params_ema", "ema", "params", "state_dict", "model")

@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from resshift_fast.core.cache import CACHE_VARIABLE, cache_dir
-from resshift_fast.files import write_atomically
+from resshift_fast.core.files import write_atomically
 
 if TYPE_CHECKING:
-    from resshift_fast.catalog import WeightFile
+    from resshift_fast.weights.published import WeightFile
 
 TIMEOUT_SECONDS = 20.0  # without a byte, not for the whole file
 ATTEMPTS = 3  # in a row that bring nothing new
@@ -78,7 +78,7 @@ def local_path(file: "WeightFile") -> Path:
     """
     if file.filename in ("", ".", "..") or re.search(r"[/\\]", file.filename):
         raise ValueError(f"a weights file needs a bare file name, got {file.filename!r}")
-    folder = Path(__file__).parent / "weights" if file.url is None else cache_dir()
+    folder = Path(__file__).parent if file.url is None else cache_dir()
     return folder / file.filename
 
 

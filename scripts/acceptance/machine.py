@@ -24,7 +24,7 @@ try:
     import triton
     found |= {"triton": triton.__version__}
     import resshift_fast
-    from resshift_fast import native
+    from resshift_fast.backends import native
     found |= {"package": resshift_fast.__file__}
     found |= {f"{name} library": native.missing(name) or "loaded" for name in native.LIBRARIES}
     if torch.cuda.is_available():

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from resshift_fast.backends import BACKENDS, status, unavailable, use_backend
-from resshift_fast.end_to_end import LEAST_PSNR, psnr
+from resshift_fast.backends import names, status, unavailable, use_backend
+from resshift_fast.measure.end_to_end import LEAST_PSNR, psnr
+from resshift_fast.measure.workers import Worker, WorkerError
 from resshift_fast.pipeline import Pipeline
-from resshift_fast.workers import Worker, WorkerError
 
 PHOTO = Path(__file__).resolve().parents[2] / "examples" / "nuthatch.jpg"
 COLUMNS = ("backend", "kernels", "first s", "again s", "psnr dB", "problem")
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda", help="Default: cuda.")
     parser.add_argument("--dtype", choices=list(LEAST_PSNR), default="bfloat16", help="Default: bfloat16.")
     parser.add_argument("--size", type=int, default=64, metavar="N", help="Side of the photo. Default: 64.")
-    parser.add_argument("--backend", nargs="+", choices=BACKENDS, default=["cuda", "triton"], help="Default: both.")
+    parser.add_argument("--backend", nargs="+", choices=names(), default=["cuda", "triton"], help="Default: both.")
     parser.add_argument("--csv", type=Path, required=True, metavar="FILE", help="A row for each backend.")
     args = parser.parse_args(argv)
     with Worker(Restorer, "reference", args.device, "float32", args.size) as worker:

@@ -124,13 +124,13 @@ TESTED = {
     "cuda": {
         "memcheck": (ON_GPU, f"{KERNELS}/test_residual_shift.py", f"{KERNELS}/test_window_attention.py", *SANITIZED),
         "racecheck": (ON_GPU, "-k", "agrees and float16 and not bfloat16"),
-        "tests": (ON_GPU, KERNELS, "--ignore-glob=*test_budgets*", "python_tests/test_compilation.py")
-        + ("python_tests/test_backends.py", "python_tests/test_native.py"),
+        "tests": (ON_GPU, KERNELS, "--ignore-glob=*test_budgets*", "python_tests/restoration/test_compilation.py")
+        + ("python_tests/backends/test_dispatch.py", "python_tests/backends/test_native.py"),
     },
     "cpu": {
         "memcheck": (f"{KERNELS}/test_residual_shift.py", "-k", "float16", "--most-cases=2"),
-        "racecheck": ("python_tests/test_native.py", "--most-cases=2"),
-        "tests": ("python_tests/test_backends.py", "--most-cases=2"),
+        "racecheck": ("python_tests/backends/test_native.py", "--most-cases=2"),
+        "tests": ("python_tests/backends/test_dispatch.py", "--most-cases=2"),
     },
 }
 

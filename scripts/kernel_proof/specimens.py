@@ -194,7 +194,7 @@ def _q_sample(side: int):
 
 
 def _num_coefficients() -> int:
-    from resshift_fast.schedule import NUM_COEFFICIENTS
+    from resshift_fast.diffusion.schedule import NUM_COEFFICIENTS
 
     return NUM_COEFFICIENTS
 

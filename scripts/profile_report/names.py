@@ -4,8 +4,8 @@ import re
 from collections.abc import Collection, Iterable
 
 from resshift_fast import ops  # noqa: F401  registers the operators
-from resshift_fast import ranges as library
 from resshift_fast.backends import OPERATORS
+from resshift_fast.core import nvtx as library
 
 from .trace import COPY, GRAPH, Activity
 

@@ -15,7 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from resshift_fast import ranges as library
+from resshift_fast.core import nvtx as library
 
 from .names import without_details
 from .trace import COPY, GRAPH, KERNEL, Activity, Range, Trace, TraceError, enclosing, index_at

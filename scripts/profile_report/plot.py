@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from resshift_fast.files import write_atomically
+from resshift_fast.core.files import write_atomically
 
 from .show import shortened
 from .tables import MS, US, Report

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import table
-from resshift_fast.files import write_atomically
+from resshift_fast.core.files import write_atomically
 
 from .tables import MS, US, Report, Share
 

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from resshift_fast.roofline import Floor
+from resshift_fast.measure.roofline import Floor
 
 from .names import OUTSIDE, operator_of, stages_of
 from .trace import Activity, Trace

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from resshift_fast import ranges as library
+from resshift_fast.core import nvtx as library
 
 from .trace import COPY, CPU, KERNEL, Activity, Range, Trace, TraceError, enclosing, index_at
 

@@ -1,0 +1,273 @@
+"""Every kind of picture goes in, comes out as the same kind, and is refused in one line where it does not fit."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms
+from pipelines import integers, tensor_of
+
+from resshift_fast import images
+from resshift_fast.images import Photo
+from resshift_fast.images.sources import sources_of
+
+H, W = 5, 7
+
+
+def restore(image, scale=1, change=lambda pixels: pixels, hole=None):
+    """Send `image` through its sources: every pixel `scale` times as large, changed, written in two bands."""
+    sources, gather = sources_of(image)
+    for source in sources:
+        source.begin(scale)
+        pixels = source.crop(np.arange(source.height), np.arange(source.width)).numpy()
+        assert pixels.dtype == np.float32 and pixels.shape == (3, source.height, source.width)
+        assert pixels.min() >= -1 and pixels.max() <= 1
+        whole = change(pixels.repeat(scale, axis=1).repeat(scale, axis=2))
+        cut = whole.shape[1] // 2
+        source.write(0, whole[:, :cut], hole)
+        source.write(cut, whole[:, cut:], hole)
+    return gather([source.result() for source in sources])
+
+
+def tensor(*shape, dtype=torch.float32):
+    """Multiples of 1/256, which every dtype holds; in float64 with digits that float32 doesn't hold."""
+    steps = torch.randint(0, 257, shape, generator=torch.Generator().manual_seed(0))
+    return (steps / 256).to(dtype) * (1 - 2**-40)
+
+
+def pil(mode):
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    if mode == "I;16":
+        return Image.fromarray(integers(H, W, bits=16))
+    return Image.fromarray(integers(H, W) if channels == 1 else integers(H, W, channels), mode)
+
+
+def gray_photo(bits=8, **fields):
+    return Photo(np.repeat(integers(H, W, 1, bits=bits), 3, axis=2), gray=True, **fields)
+
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+KINDS = {
+    "array-HW3": lambda: integers(H, W, 3),
+    "array-HW3-16bit": lambda: integers(H, W, 3, bits=16),
+    "array-HW": lambda: integers(H, W),
+    "array-HW1-16bit": lambda: integers(H, W, 1, bits=16),
+    "array-HW4": lambda: integers(H, W, 4),
+    "array-HW4-16bit": lambda: integers(H, W, 4, bits=16),
+    "array-1x1": lambda: integers(1, 1, 3),
+    "array-strided": lambda: integers(2 * H, W, 4)[::-2, ::-1, :3],
+    "array-read-only": lambda: np.broadcast_to(integers(H, 1, 3), (H, W, 3)),
+    "photo": lambda: Photo(integers(H, W, 3), name="seaside"),
+    "photo-16bit-alpha": lambda: Photo(integers(H, W, 3, bits=16), integers(H, W, bits=16)),
+    "photo-gray": gray_photo,
+    "pil-L": lambda: pil("L"),
+    "pil-LA": lambda: pil("LA"),
+    "pil-RGB": lambda: pil("RGB"),
+    "pil-RGBA": lambda: pil("RGBA"),
+    "pil-I16": lambda: pil("I;16"),
+    "tensor-CHW": lambda: tensor(3, H, W),
+    "tensor-strided": lambda: tensor(2, W, H, 3).permute(0, 3, 2, 1),
+    "tensor-expanded": lambda: tensor(1, 3, 1, W).expand(2, 3, H, W),
+    "tensor-with-gradient": lambda: tensor(1, 3, H, W).requires_grad_(),
+} | {
+    f"tensor-B{B}-C{C}-{str(dtype)[6:]}": lambda B=B, C=C, dtype=dtype: tensor(B, C, H, W, dtype=dtype)
+    for B, C in ((1, 3), (2, 3), (2, 1), (1, 4))
+    for dtype in DTYPES
+}
+
+
+def parts(picture):
+    """What makes two pictures of a kind the same: kind, mode or dtype, and the values as an array."""
+    if isinstance(picture, Photo):
+        alpha = np.zeros(0) if picture.alpha is None else picture.alpha
+        return (Photo, picture.gray, picture.name, picture.pixels.dtype, picture.alpha is None), picture.pixels, alpha
+    if isinstance(picture, torch.Tensor):
+        return (torch.Tensor, picture.dtype, picture.device), picture.detach().double().numpy()
+    if isinstance(picture, Image.Image):
+        values = np.asarray(picture)
+        if picture.mode == "LA":
+            return (Image.Image, picture.mode), values[..., 0], values[..., 1]
+        return (Image.Image, picture.mode), values
+    return (type(picture), picture.dtype), picture
+
+
+def assert_same(ours, expected):
+    (kind, *values), (expected_kind, *expected_values) = parts(ours), parts(expected)
+    assert kind == expected_kind
+    for value, expected_value in zip(values, expected_values, strict=True):
+        assert value.shape == expected_value.shape
+        # A gray tensor is the luma of three equal channels, up to a rounding.
+        np.testing.assert_allclose(value, expected_value, rtol=0, atol=1e-7)
+
+
+def colours(values, kind):
+    """`values` without the fourth channel, if there is one."""
+    if kind[0] is torch.Tensor:
+        return values[..., :3, :, :]
+    return values if values.ndim == 2 else values[..., :3]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_changed_comes_back_as_it_was(kind):
+    image, untouched = KINDS[kind](), KINDS[kind]()
+    result = restore(image)
+    assert_same(result, untouched)
+    assert_same(image, untouched)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_pixel_of_an_enlarged_picture_is_written(kind):
+    (ours, values, *_), (expected, before, *_) = parts(restore(KINDS[kind](), 3)), parts(KINDS[kind]())
+    assert ours == expected
+    rows, columns = (-2, -1) if expected[0] is torch.Tensor else (0, 1)
+    large = before.repeat(3, axis=rows).repeat(3, axis=columns)
+    assert values.shape == large.shape
+    np.testing.assert_allclose(colours(values, ours), colours(large, ours), rtol=0, atol=1e-7)
+
+
+def test_results_share_no_memory_with_what_came_in():
+    for kind in ("array-HW", "array-HW3", "array-HW4", "photo-16bit-alpha", "tensor-CHW", "tensor-B1-C4-float32"):
+        image = KINDS[kind]()
+        for ours, theirs in zip(parts(restore(image))[1:], parts(image)[1:], strict=True):
+            assert not np.shares_memory(ours, theirs), kind
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_alpha_is_enlarged_and_kept(bits):
+    top = 2**bits - 1
+    image = integers(12, 12, 4, bits=bits)
+    image[..., 3] = np.where(np.arange(12) < 6, 0, top)[None]
+    result = restore(image, 4)
+    assert result.shape == (48, 48, 4) and result.dtype == image.dtype
+    np.testing.assert_array_equal(result[..., 3], images.resize_alpha(image[..., 3], (48, 48)))
+    assert (result[:, :14, 3] == 0).all() and (result[:, 34:, 3] == top).all()
+    assert 0 < result[24, 24, 3] < top
+    tensors = restore(tensor_of(image), 4)
+    assert (tensors[:, 3, :, :14] == 0).all() and (tensors[:, 3, :, 34:] == 1).all()
+
+
+def test_gray_results_are_luma():
+    colours = np.array([0.5, -0.2, 0.8], np.float32)[:, None, None]
+    expected = (np.array([0.299, 0.587, 0.114]) @ (colours[:, 0, 0] + 1)) / 2
+    for kind in ("array-HW", "array-HW1-16bit", "photo-gray", "pil-L", "pil-I16", "tensor-B2-C1-float32"):
+        (_, values, *_) = parts(restore(KINDS[kind](), change=lambda pixels: np.broadcast_to(colours, pixels.shape)))
+        top = 1 if values.dtype == np.float64 else np.iinfo(values.dtype).max
+        np.testing.assert_allclose(values / top, expected, atol=0.004 if top == 255 else 2e-5)
+
+
+def test_results_beyond_the_range_are_clamped():
+    def stretch(pixels):
+        return pixels * 3
+
+    image = np.array([[[0, 127, 255]]], np.uint8)
+    np.testing.assert_array_equal(restore(image, change=stretch), [[[0, 126, 255]]])
+    np.testing.assert_allclose(restore(tensor_of(image), change=stretch)[0, :, 0, 0], [0, 0.4941, 1], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "1x1" not in kind])
+def test_what_is_outside_the_hole_stays_bit_for_bit(kind):
+    image = KINDS[kind]()
+    hole = np.zeros((H, W), bool)
+    hole[1:4, 2:6] = True
+    noise = np.random.default_rng(0).uniform(-1, 1, (3, H, W)).astype(np.float32)
+    (ours, values, *alpha), (_, before, *alpha_before) = parts(restore(image, 1, lambda _: noise, hole)), parts(image)
+    place = np.broadcast_to(hole if ours[0] is torch.Tensor or before.ndim == 2 else hole[..., None], before.shape)
+    np.testing.assert_array_equal(values[~place], before[~place])
+    np.testing.assert_array_equal(alpha, alpha_before)
+    changed = colours(values != before, ours)
+    assert changed[colours(place, ours)].mean() > 0.9
+
+
+def saved(folder, image, name="photo.png", **options):
+    image.save(folder / name, **options)
+    return folder / name
+
+
+@pytest.mark.parametrize("give", [str, Path], ids=["str", "Path"])
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "I;16"])
+def test_a_path_gives_a_pil_image_of_the_files_mode(tmp_path, mode, give):
+    result = restore(give(saved(tmp_path, pil(mode))))
+    assert_same(result, pil(mode))
+
+
+CONVERTED = {"1": "L", "PA": "RGBA", "I": "I;16"} | dict.fromkeys(("P", "CMYK", "YCbCr", "HSV", "LAB", "RGBX"), "RGB")
+
+
+@pytest.mark.parametrize("mode", CONVERTED)
+def test_other_pil_modes_become_the_nearest_of_the_table(mode):
+    image = pil("I;16").convert("I") if mode == "I" else (pil("L") if mode in ("1", "PA") else pil("RGB")).convert(mode)
+    result = restore(image, 2)
+    assert result.mode == CONVERTED[mode]
+    assert result.size == (2 * W, 2 * H)
+
+
+def test_16_bit_colour_files_are_restored_in_16_bits_and_given_in_8(tmp_path):
+    pixels = integers(H, W, 3, bits=16)
+    images.write(tmp_path / "deep.png", Photo(pixels))
+    result = restore(tmp_path / "deep.png")
+    assert result.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(result), np.rint(pixels / 257))
+    np.testing.assert_array_equal(restore(images.read(tmp_path / "deep.png")).pixels, pixels)
+
+
+def test_profile_and_exif_stay_and_the_orientation_is_applied(tmp_path):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "Maker", 6
+    path = saved(tmp_path, pil("RGB"), exif=exif, icc_profile=profile)
+    for image in (path, Image.open(path)):
+        result = restore(image, 2)
+        assert result.size == (2 * H, 2 * W)
+        np.testing.assert_array_equal(np.asarray(result)[::2, ::2], np.rot90(np.asarray(pil("RGB")), -1))
+        assert result.info["icc_profile"] == profile
+        kept = Image.Exif()
+        kept.load(result.info["exif"])
+        assert (kept[0x010F], kept[0x0112]) == ("Maker", 1)
+
+
+def test_lists_and_tuples_keep_their_nesting_and_order():
+    small, large = integers(2, 3, 3), integers(9, 4, 3, seed=1)
+    batch = tensor(3, 3, H, W)
+    result = restore([small, (batch, [large]), [], pil("L")])
+    assert [type(part) for part in result] == [np.ndarray, tuple, list, Image.Image]
+    assert_same(result[0], small)
+    assert_same(result[1][0], batch)
+    assert_same(result[1][1][0], large)
+    assert result[2] == []
+    assert_same(result[3], pil("L"))
+
+
+REFUSED = {
+    "float-array": (lambda: np.zeros((H, W, 3), np.float32), TypeError, r"uint8 or uint16, got float32; .*tensor"),
+    "int-array": (lambda: np.zeros((H, W, 3), np.int64), TypeError, "uint8 or uint16, got int64"),
+    "bool-array": (lambda: np.zeros((H, W), bool), TypeError, "uint8 or uint16, got bool"),
+    "planar-array": (lambda: integers(3, H, W), ValueError, r"\[H, W, C\] with C of 1, 3 or 4, got \[3, 5, 7\]"),
+    "two-channel-array": (lambda: integers(H, W, 2), ValueError, r"got \[5, 7, 2\]"),
+    "batch-of-arrays": (lambda: integers(2, H, W, 3), ValueError, r"got \[2, 5, 7, 3\]"),
+    "row-array": (lambda: integers(3), ValueError, r"got \[3\]"),
+    "empty-array": (lambda: integers(0, W, 3), ValueError, r"got \[0, 7, 3\]"),
+    "integer-tensor": (lambda: torch.zeros(3, H, W, dtype=torch.uint8), TypeError, r"uint8; use x.float\(\) / 255"),
+    "complex-tensor": (lambda: torch.zeros(3, H, W, dtype=torch.complex64), TypeError, "floating point"),
+    "flat-tensor": (lambda: torch.zeros(H, W), ValueError, r"\[B, C, H, W\] or \[C, H, W\] .*, got \[5, 7\]"),
+    "video-tensor": (lambda: torch.zeros(1, 1, 3, H, W), ValueError, r"got \[1, 1, 3, 5, 7\]"),
+    "channels-last-tensor": (lambda: torch.zeros(1, H, W, 3), ValueError, r"got \[1, 5, 7, 3\]"),
+    "empty-tensor": (lambda: torch.zeros(0, 3, H, W), ValueError, r"got \[0, 3, 5, 7\]"),
+    "nan-tensor": (lambda: torch.tensor(float("nan")).expand(3, H, W), ValueError, r"NaN .* \[0, 1\]"),
+    "infinite-tensor": (lambda: torch.tensor(float("inf")).expand(3, H, W), ValueError, "infinite"),
+    "negative-tensor": (lambda: tensor(3, H, W) * 2 - 1, ValueError, r"in \[-\S+, 1\], expected \[0, 1\]; scale"),
+    "tensor-of-255": (lambda: tensor(1, 3, H, W) * 255, ValueError, r", 255\], expected \[0, 1\]"),
+    "float-pil": (lambda: Image.new("F", (W, H)), ValueError, "float"),
+    "missing-file": (lambda: "no-such-photo.png", FileNotFoundError, "no-such-photo.png"),
+    "number": (lambda: 3, TypeError, "cannot restore a int; give a path, .* or a list of these"),
+    "nothing": (lambda: None, TypeError, "cannot restore a NoneType"),
+    "bad-one-in-a-list": (lambda: [integers(H, W), [torch.zeros(3)]], ValueError, r"got \[3\]"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_in_one_line(case):
+    make, error, message = REFUSED[case]
+    with pytest.raises(error, match=message) as raised:
+        sources_of(make())
+    assert "\n" not in str(raised.value)

@@ -1,0 +1,168 @@
+"""Measuring backends on a model's own calls: what is recorded, what is refused, and which order comes out."""
+
+import json
+
+import pytest
+import torch
+from pipelines import photo, tensor_of, tiny
+from slow_backends import LARGE, MODEL, OPERATOR, delayed, installed
+
+from resshift_fast import backends, ops, use_backend
+from resshift_fast.backends import OPERATORS, Kernel, autotune_cache, verification
+from resshift_fast.measure import autotuning
+from resshift_fast.measure.autotuning import Call, Drawn, Ranking, Recorder, content, rank
+
+CPU = torch.device("cpu")
+REPEATS = 3
+
+
+@pytest.fixture
+def stand_ins(monkeypatch, tmp_path):
+    with installed(monkeypatch, tmp_path), use_backend("auto"):
+        yield
+
+
+def norm(channels: int = 32, side: int = 8, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    x = torch.randn(1, channels, side, side, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    return ops.group_norm(x, 4, torch.ones(channels, dtype=dtype), torch.zeros(channels, dtype=dtype))
+
+
+def recorded() -> list[Call]:
+    with Recorder() as recorder:
+        norm()
+        norm()
+        norm(side=4)
+        norm(dtype=torch.bfloat16)
+    return recorder.calls
+
+
+def test_calls_are_recorded_once_for_each_kind(stand_ins):
+    calls = recorded()
+    assert [(call.dtype, call.count, call.exact) for call in calls] == [
+        (torch.float32, 2, False),
+        (torch.float32, 1, False),
+        (torch.bfloat16, 1, False),
+    ]
+    x, groups, weight, _, eps, scale, _, activation = calls[0].arguments
+    assert x == Drawn((1, 32, 8, 8), (2048, 1, 256, 32), torch.float32)
+    assert (groups, eps, scale, activation) == (4, 1e-5, None, None) and weight.shape == (32,)
+
+
+def test_a_pipelines_calls_are_recorded(stand_ins):
+    with Recorder() as recorder:
+        tiny("x4")(tensor_of(photo(16, 16)), progress=False)
+    assert {call.operator for call in recorder.calls} == {OPERATOR}
+    steps = tiny("x4").spec.schedule.num_steps
+    assert all(call.count % steps == 0 for call in recorder.calls)
+
+
+def test_fresh_arguments_have_the_recorded_layout_and_keep_what_says_what_to_do():
+    x = torch.empty(3, 8, 5, 7)[:, ::2].permute(0, 2, 3, 1)
+    seed, row, wide = torch.tensor([5, 2**40]), torch.arange(8.0), torch.zeros(9).expand(4, 9)
+    arguments = tuple(autotuning._kept(value) for value in (x, seed, row, wide, "silu", None, torch.float16))
+    call = Call(OPERATOR, x.dtype, arguments, exact=False)
+    fresh, again = call.draw(CPU), call.draw(CPU)
+    assert (fresh[0].shape, fresh[0].stride(), fresh[0].dtype) == (x.shape, x.stride(), x.dtype)
+    assert 0.8 < fresh[0].std() < 1.2 and fresh[0].equal(again[0])
+    assert fresh[1].equal(seed) and fresh[2].equal(row)
+    assert fresh[3].stride() == wide.stride() == (0, 1)
+    assert fresh[4:] == ("silu", None, torch.float16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_rounding_cannot_change_a_result_of_whole_numbers(dtype):
+    """Of 500 codes many are equally near; every way to compute distances has to see that."""
+    z, codebook = (
+        Drawn(shape, stride, dtype).draw(torch.Generator().manual_seed(0), exact=True)
+        for shape, stride in (((2, 3, 9, 7), (189, 63, 7, 1)), ((500, 3), (3, 1)))
+    )
+    indices = ops.vector_quantize(z, codebook)[1]
+    distances = (z.double().permute(0, 2, 3, 1)[..., None, :] - codebook.double()).square().sum(-1)
+    assert indices.equal(distances.argmin(-1))
+    call = Call("vector_quantize", dtype, (), exact=True)
+    plain = OPERATORS[call.operator].plain
+    assert verification.difference(plain(z, codebook), plain, (z, codebook)) is None
+
+
+def test_the_fastest_comes_first_the_slow_one_last_and_the_wrong_one_is_refused(stand_ins):
+    told = []
+    (single, half) = rank(recorded(), CPU, REPEATS, told.append)
+    assert (single.operator, single.dtype, single.calls) == (OPERATOR, torch.float32, 3)
+    assert single.order == ("cpu", "reference", "cuda") == tuple(single.microseconds)
+    assert single.microseconds["reference"] > 3 * 2e3 and single.microseconds["cuda"] > 3 * 6e3
+    assert single.total == single.microseconds["cpu"] < single.microseconds["reference"]
+    assert list(single.refused) == ["triton"] and "output 0 has relative error 5.0e-02" in single.refused["triton"]
+    assert half.dtype == torch.bfloat16 and half.order == single.order
+    assert told == ["1/2 group_norm float32, 2 kinds of calls", "2/2 group_norm bfloat16, 1 kinds of calls"]
+
+
+def test_a_stored_measurement_decides(stand_ins):
+    x, weight = torch.randn(1, 4, 4, 4), torch.ones(4)
+    args = (x, 2, weight, weight, 1e-5, None, None, None)
+    rankings = [Ranking(OPERATOR, x.dtype, 1, {"reference": 1.0, "cuda": 2.0}, ("reference", "cuda"), 1.0, {})]
+    for order, expected in ((("reference", "cuda", "cpu", "triton"), "reference"), (("cuda", "reference"), "cuda")):
+        rankings[0].order = order
+        autotune_cache.store(content(rankings, CPU, "tune it"), autotune_cache.user_path(MODEL))
+        assert backends.chosen(OPERATOR, *args) == expected
+
+
+def test_what_is_stored_lets_a_reader_judge(stand_ins):
+    found = content(rank(recorded(), CPU, REPEATS), CPU, "tune it")
+    assert json.loads(json.dumps(found)) == found
+    assert (found["device"], found["command"], found["torch"]) == (MODEL, "tune it", torch.__version__)
+    assert found["date"].endswith("+00:00") and found["threads"] >= 1
+    measured = found["operators"][OPERATOR]["float32"]
+    assert measured["order"] == ["cpu", "reference", "cuda"] and measured["calls"] == 3
+    assert measured["microseconds"].keys() == {"cpu", "reference", "cuda"} and "triton" in measured["refused"]
+
+
+def test_a_backend_that_fails_is_refused_with_the_reason(monkeypatch, tmp_path):
+    def fails(*_):
+        raise RuntimeError("no such\nlaunch")
+
+    with installed(monkeypatch, tmp_path, cpu=Kernel(fails)), use_backend("auto"):
+        vector = Drawn((32,), (1,), torch.float32)
+        arguments = (Drawn((1, 32, 8, 8), (2048, 64, 8, 1), torch.float32), 4, vector, vector, 1e-5, None, None, None)
+        (found,) = rank([Call(OPERATOR, torch.float32, arguments, False, 1)], CPU, REPEATS)
+    assert found.refused["cpu"] == "RuntimeError: no such launch"
+    assert found.order == ("reference", "cuda")
+
+
+def test_a_backend_that_verification_turned_off_is_refused(stand_ins, monkeypatch):
+    calls = recorded()
+    monkeypatch.setattr(verification, "passes", lambda operator, backend, *_: backend != "cpu")
+    monkeypatch.setattr(verification, "verdict", lambda operator, backend, *_: "it was wrong")
+    found = rank(calls, CPU, REPEATS)[0]
+    assert found.refused["cpu"] == "it was wrong" and found.order == ("reference", "cuda")
+
+
+def test_a_fast_backend_of_few_calls_comes_before_one_that_takes_all(monkeypatch, tmp_path):
+    plain = OPERATORS[OPERATOR].plain
+    picky = Kernel(plain, lambda x, *_: None if x.shape[2] == 4 else "not four rows")
+    kernels = {"cpu": picky, "cuda": Kernel(delayed(plain, 1)), "triton": Kernel(delayed(plain, 9))}
+    with installed(monkeypatch, tmp_path, **kernels), use_backend("auto"):
+        found = rank(recorded(), CPU, REPEATS)[0]
+    assert found.order[:2] == ("cpu", "cuda")
+    assert found.microseconds["cuda"] < found.microseconds["cpu"]  # which leaves two calls of three to the reference
+    assert found.total < found.microseconds["cuda"]
+
+
+def test_nothing_is_measured_where_there_is_no_choice(monkeypatch):
+    monkeypatch.setattr(backends, "OPERATORS", dict(OPERATORS))
+    backends.add(backends.Operator("twice", lambda x: 2 * x, lambda *_: []))
+    with use_backend("auto"):
+        call = Call("twice", torch.float32, (Drawn((1, 1, 3, 3), (9, 9, 3, 1), torch.float32),), False, 1)
+        assert rank([call], CPU, REPEATS) == []
+
+
+def test_a_device_without_a_name_is_refused():
+    with pytest.raises(ValueError, match="meta has no name"):
+        content([], torch.device("meta"), "tune it")
+
+
+def test_the_wrong_stand_in_is_right_where_verification_looks(stand_ins):
+    x, weight = torch.randn(1, 4, 4, 4), torch.rand(4)
+    assert x.numel() < LARGE
+    args = (x, 2, weight, weight, 1e-5, None, None, None)
+    kernel = backends.kernel(OPERATOR, "triton").function
+    assert verification.difference(kernel(*args), OPERATORS[OPERATOR].plain, args) is None

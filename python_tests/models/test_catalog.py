@@ -1,0 +1,147 @@
+"""The catalogue: names, and sizes that fit one another."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from resshift_fast.diffusion.schedule import PREDICTION_TYPES
+from resshift_fast.models import catalog
+from resshift_fast.models.autoencoder import SpaceToDepth, VQAutoencoder
+from resshift_fast.models.catalog import MODELS, get
+
+NAMES = (
+    "nano-x4",
+    "realsr-x4-v1",
+    "realsr-x4-v2",
+    "realsr-x4-v3",
+    "realsr-x2",
+    "bicsr-x4",
+    "inpaint-imagenet",
+    "inpaint-face",
+    "faceir",
+)
+RELEASED = {
+    "realsr-x4-v1": ("resshift_realsrx4_s15_v1.pth", "autoencoder_vq_f4.pth"),
+    "realsr-x4-v2": ("resshift_realsrx4_s15_v2.pth", "autoencoder_vq_f4.pth"),
+    "realsr-x4-v3": ("resshift_realsrx4_s4_v3.pth", "autoencoder_vq_f4.pth"),
+    "bicsr-x4": ("resshift_bicsrx4_s4.pth", "autoencoder_vq_f4.pth"),
+    "inpaint-imagenet": ("resshift_inpainting_imagenet_s4.pth", "autoencoder_vq_f4.pth"),
+    "inpaint-face": ("resshift_inpainting_face_s4.pth", "celeba256_vq_f4_dim3_face.pth"),
+    "faceir": ("resshift_faceir_s4.pth", "ffhq512_vq_f8_dim8_face.pth"),
+}
+specs = pytest.mark.parametrize("spec", MODELS.values(), ids=MODELS)
+
+
+def test_names():
+    assert tuple(MODELS) == NAMES and catalog.DEFAULT_MODEL in MODELS
+    assert all(get(name) is MODELS[name] and MODELS[name].name == name for name in NAMES)
+
+
+@pytest.mark.parametrize(
+    "name, nearest",
+    [
+        ("nano", "nano-x4"),
+        ("NANO-X4", "nano-x4"),
+        ("realsr-x4-v4", "realsr-x4-v3"),
+        ("realsr_x2", "realsr-x2"),
+        ("inpaint-faces", "inpaint-face"),
+        ("face", "faceir"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest(name, nearest):
+    with pytest.raises(ValueError) as failure:
+        get(name)
+    message = str(failure.value)
+    assert message.startswith(f"unknown model {name!r}; ") and "\n" not in message
+    hint = message.split("did you mean ")[1].split("?")[0]
+    assert hint == repr(nearest) or (name == "realsr-x4-v4" and hint.startswith("'realsr-x4-v"))
+    assert all(known in message for known in NAMES)
+
+
+@pytest.mark.parametrize("name", ["", "zzzzzz", 4], ids=repr)
+def test_a_name_near_to_none_lists_them_all(name):
+    with pytest.raises(ValueError, match=r"unknown model .*; models: nano-x4, realsr-x4-v1"):
+        get(name)
+
+
+@specs
+def test_parts_fit(spec):
+    denoiser, stage = spec.denoiser, spec.first_stage
+    assert denoiser.in_channels == denoiser.out_channels == stage.latent_channels
+    assert len(denoiser.num_res_blocks) == len(denoiser.channel_mult)
+    assert spec.latent_per_input * stage.factor == spec.scale
+    # The low-quality image comes in at the input's size, the latent at the denoiser's.
+    assert denoiser.cond_lq and denoiser.lq_size * spec.latent_per_input == denoiser.image_size
+    assert denoiser.cond_mask == spec.needs_mask
+    assert spec.prediction_type in PREDICTION_TYPES
+    assert spec.summary and "\n" not in spec.summary and spec.licence
+
+
+@specs
+def test_padded_sizes_divide_into_windows(spec):
+    denoiser = spec.denoiser
+    window = min(denoiser.window_size, denoiser.image_size // denoiser.downsampling)
+    latent = spec.pad_multiple * spec.latent_per_input
+    assert latent == int(latent) and latent % (window * denoiser.downsampling) == 0
+    assert spec.tile % spec.pad_multiple == 0
+    assert 0 <= spec.overlap < spec.tile
+
+
+@specs
+def test_widths_divide_into_groups_and_heads(spec):
+    denoiser = spec.denoiser
+    widths = [mult * denoiser.model_channels for mult in denoiser.channel_mult]
+    assert all(width == int(width) and width % 32 == 0 for width in [*widths, denoiser.swin_embed_dim])
+    assert denoiser.swin_embed_dim % denoiser.num_head_channels == 0
+    assert math.log2(denoiser.lq_size // denoiser.image_size).is_integer()
+
+
+@specs
+def test_builds_its_parts(spec):
+    with torch.device("meta"):
+        denoiser, stage = catalog.build_denoiser(spec), catalog.build_first_stage(spec)
+    assert denoiser.config == spec.denoiser and stage.config == spec.first_stage
+    assert isinstance(stage, SpaceToDepth if spec.name == "nano-x4" else VQAutoencoder)
+    # A latent that is the image itself is the only one that may be clamped to the image's range.
+    assert spec.clamp_x0 == isinstance(stage, SpaceToDepth)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weight_files(name):
+    spec = get(name)
+    files = [file for file in (spec.weights, spec.autoencoder_weights) if file is not None]
+    if name in RELEASED:
+        assert tuple(file.filename for file in files) == RELEASED[name]
+    for file in files:
+        assert file.licence
+        if file.url is not None:
+            assert file.url == catalog.RELEASE + file.filename and "non-commercial" in file.licence
+
+
+def test_nothing_is_published_for_realsr_x2():
+    assert get("realsr-x2").weights is None and get("realsr-x2").licence == "no weights published"
+
+
+@pytest.mark.parametrize(
+    "name, steps, first", [("realsr-x4-v1", 15, 0.02), ("realsr-x4-v3", 4, 0.1), ("faceir", 4, 0.1)]
+)
+def test_official_schedules(name, steps, first):
+    schedule = get(name).schedule
+    assert (schedule.steps, schedule.kappa, schedule.power, schedule.etas_end) == (steps, 2.0, 0.3, 0.99)
+    assert schedule.sqrt_etas_all[0] == pytest.approx(first)
+
+
+def test_the_embedded_model_is_small():
+    spec = get("nano-x4")
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in catalog.build_denoiser(spec).parameters())
+    assert 100_000 < parameters <= 3_000_000
+    assert spec.weights.url is None and spec.autoencoder_weights is None
+    assert spec.schedule.num_steps == 4
+
+
+def test_entries_are_values():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        get("nano-x4").scale = 2

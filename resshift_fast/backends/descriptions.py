@@ -1,0 +1,66 @@
+"""The backends, in the order in which "auto" tries them on a type of device that several take.
+
+A new one is another `add_backend` here, and a loader of that name for each operator that it has a kernel for.
+"""
+
+import os
+from functools import cache
+from importlib.util import find_spec
+
+from resshift_fast.backends import native
+from resshift_fast.backends.registry import Backend, add_backend
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton is installed."""
+    return find_spec("triton") is not None
+
+
+@cache
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available() or (hasattr(torch, "xpu") and torch.xpu.is_available())
+
+
+def _interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels, which then take CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _triton_missing() -> str | None:
+    if not has_triton():
+        return "needs Triton, which is not installed; pip install triton"
+    return None if _interpreted() or _has_gpu() else _NO_GPU
+
+
+_NO_GPU = "needs a GPU that this build of torch can use; torch.cuda.is_available() is False"
+
+CUDA = add_backend(
+    Backend(
+        "cuda",
+        device_types=("cuda",),
+        takes=lambda device_type: device_type == "cuda",
+        installed=lambda: native.missing("cuda") is None,
+        missing=lambda: native.missing("cuda") or (None if _has_gpu() else _NO_GPU),
+    )
+)
+TRITON = add_backend(
+    Backend(
+        "triton",
+        device_types=("cuda", "xpu"),
+        takes=lambda device_type: device_type != "cpu" or _interpreted(),
+        installed=lambda: has_triton(),
+        missing=_triton_missing,
+    )
+)
+CPU = add_backend(
+    Backend(
+        "cpu",
+        device_types=("cpu",),
+        takes=lambda device_type: device_type == "cpu",
+        installed=lambda: native.missing("cpu") is None,
+        missing=lambda: native.missing("cpu"),
+    )
+)

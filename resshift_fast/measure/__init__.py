@@ -1,0 +1,1 @@
+"""Counting, timing, profiling and autotuning."""
