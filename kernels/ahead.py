@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from resshift_fast.kernels.launch import Launch
+from resshift_fast.kernels.launch import Launch, hash_callees_first
 
 _POINTERS = {
     torch.float32: "*fp32",
@@ -189,6 +189,7 @@ def compile_job(job: Job) -> Any:
         raise RuntimeError("kernels can't be compiled in a process with TRITON_INTERPRET=1")
     target(job.arch)
     kernel = getattr(importlib.import_module(job.module), job.kernel)
+    hash_callees_first(kernel)
     constants = dict(job.constants)
     arguments = {
         name: constants[name] if name in constants else _stand_in(kind, index in job.aligned)

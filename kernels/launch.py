@@ -134,6 +134,7 @@ class Start:
         self, tensors: tuple[Tensor | None, ...]
     ) -> tuple[CompiledKernel, tuple[int, ...], tuple] | None:
         """Start the kernel by Triton's own way; returns what to start it again with, None if only that way can."""
+        hash_callees_first(self.kernel)
         options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
         kernel = self.kernel[self.grid](*tensors, *self.numbers, **options, **self.constants)
         if not isinstance(kernel, CompiledKernel) or driver.active.get_current_target().backend != "cuda":
@@ -141,6 +142,23 @@ class Start:
         others = self.kernel.params[len(tensors) + len(self.numbers) :]
         constants = [self.constants.get(p.name, p.default) for p in others]
         return kernel, (*self.grid, 1, 1)[:3], (*self.numbers, *constants)
+
+
+_hashed: set[int] = set()  # ids of kernels, which live as long as their modules
+
+
+def hash_callees_first(kernel: Any) -> None:
+    """Have Triton hash what a kernel calls before the kernel itself; does nothing for an interpreted one.
+
+    Some versions (3.5, 3.6) leave constants of a function out of its caller's hash unless the function was hashed
+    before. The name of a compiled kernel on disk would depend on what the process had compiled until then.
+    """
+    if id(kernel) in _hashed or not isinstance(kernel, JITFunction):
+        return
+    for name in kernel.fn.__code__.co_names:
+        hash_callees_first(kernel.fn.__globals__.get(name))
+    kernel.cache_key  # noqa: B018  a property that is computed once
+    _hashed.add(id(kernel))
 
 
 def _watched(kernel: Any) -> bool:

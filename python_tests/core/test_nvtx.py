@@ -104,7 +104,7 @@ def test_torch_compile_traces_once_whether_on_or_off(pushed):
 
 @pytest.mark.parametrize("value, on", [("1", "True"), ("0", "False"), ("", "False")])
 def test_the_environment_turns_them_on(value, on):
-    program = "from resshift_fast import ranges; import sys; print(nvtx.on, 'torch' in sys.modules)"
+    program = "from resshift_fast.core import nvtx; import sys; print(nvtx.on, 'torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], env={nvtx.VARIABLE: value, "PATH": ""}, capture_output=True, text=True
     )

@@ -168,7 +168,7 @@ def test_a_limit_is_kept_and_none_is_passed(unlimited):
 
 def child(script: str, **variables: str):
     """Run Python code with the installed library loaded as `cpu`, in a process of its own."""
-    start = "import torch\nfrom resshift_fast import native\nassert native.missing('cpu') is None\n"
+    start = "import torch\nfrom resshift_fast.backends import native\nassert native.missing('cpu') is None\n"
     start += "cpu = torch.ops.resshift_fast_cpu\n"
     # A package that is not installed is found as it is here.
     environment = {**os.environ, **variables, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

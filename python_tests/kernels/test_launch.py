@@ -122,3 +122,27 @@ def test_a_recorded_start_has_its_arguments_in_order_and_runs_nothing():
     assert len(inner) == 1 and launch.arguments == (x, None, 20, 3.0) and launch.constants == {"BLOCK": 16}
     assert (launch.kernel, launch.grid, launch.num_warps, launch.num_stages) == (_fill_kernel, (2,), 2, 2)
     assert launch.num_bytes == 2 * 80
+
+
+HASHES = """
+import json, sys
+from triton import JITFunction
+from resshift_fast.kernels import group_norm, join_group_norm, launch, residual_shift
+functions = [f for m in (residual_shift, group_norm, join_group_norm) for f in vars(m).values()]
+kernels = [f for f in functions if isinstance(f, JITFunction) and f.__name__.endswith("_kernel")]
+for kernel in kernels[:: int(sys.argv[1])]:
+    launch.hash_callees_first(kernel)
+print(json.dumps({kernel.__name__: kernel.cache_key for kernel in kernels}))
+"""
+
+
+def test_a_kernels_hash_does_not_depend_on_what_was_compiled_before():
+    """Else the next process would look in vain for what this one compiled."""
+    found = []
+    for order in ("1", "-1"):
+        environment = {**os.environ, "TRITON_INTERPRET": "0"}
+        command = [sys.executable, "-c", HASHES, order]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout))
+    assert found[0] == found[1] and len(found[0]) > 8

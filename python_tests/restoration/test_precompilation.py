@@ -273,7 +273,8 @@ print(json.dumps([len(once), once == every]))
 def _in_a_compiling_process(script: str) -> list:
     """What a script prints as JSON in a process without the interpreter."""
     head = (
-        "import json, torch; from pipelines import SPECS; from resshift_fast import backends, precompilation; "
+        "import json, torch; from pipelines import SPECS; from resshift_fast import backends; "
+        "from resshift_fast.restoration import precompilation; "
         "from resshift_fast.kernels import ahead; GPU = torch.device('cuda', 0)\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
