@@ -188,6 +188,7 @@ TRAPPED = """
 import ctypes, re, subprocess
 from resshift_fast.backends import verification
 from resshift_fast.backends import OPERATORS, unavailable
+import resshift_fast.ops
 
 assert unavailable("cpu") is None
 library, page = str(native.path("cpu").resolve()), 4096

@@ -12,9 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from resshift_fast import images
 from resshift_fast.core.files import make_folder, write_atomically
-from resshift_fast.images import ImageError, Photo, files, read, write
+from resshift_fast.images import ImageError, Photo, files, photo, read, write
 from resshift_fast.images.files import find_images, unique_outputs
 
 PHOTO = Photo(np.random.default_rng(0).integers(0, 256, (8, 9, 3)).astype(np.uint8))
@@ -227,7 +226,7 @@ def test_failure_while_encoding(tmp_path, monkeypatch, suffix, raised):
         file.write(b"half")
         raise raised
 
-    monkeypatch.setattr(images.Image.Image, "save", save)
+    monkeypatch.setattr(photo.Image.Image, "save", save)
     expected = KeyboardInterrupt if isinstance(raised, KeyboardInterrupt) else ImageError
     with pytest.raises(expected, match="encoder error -2|^$"):
         write(path, PHOTO)

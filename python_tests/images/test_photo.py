@@ -21,6 +21,7 @@ from resshift_fast.images import (
     to_pil,
     write,
 )
+from resshift_fast.images.codecs import clean_exif
 
 SUFFIXES = (".png", ".jpg", ".webp", ".tif", ".bmp")
 HEIGHT, WIDTH = 9, 14
@@ -82,7 +83,7 @@ ROUND_TRIPS = [
 def test_round_trip_keeps_pixels_alpha_gray_and_metadata(tmp_path, suffix, bits, gray, alpha):
     has_gray = gray and suffix != ".webp" and not (bits == 16 and alpha)
     icc = gray_profile() if has_gray else srgb_profile()
-    photo = photo_of(bits, gray, alpha, icc_profile=icc, exif=images.clean_exif(camera_exif()))
+    photo = photo_of(bits, gray, alpha, icc_profile=icc, exif=clean_exif(camera_exif()))
     path = tmp_path / f"ö{suffix}"
     write(path, photo, quality=100)
     back = read(path)
@@ -165,7 +166,7 @@ def test_orientation_is_applied(tmp_path, orientation, suffix):
 def test_exif_too_long_for_jpeg_is_left_out(tmp_path):
     exif = camera_exif()
     exif.get_ifd(0x8769)[0x927C] = b"\1" * 70000
-    photo = photo_of(8, False, False, exif=images.clean_exif(exif))
+    photo = photo_of(8, False, False, exif=clean_exif(exif))
     write(tmp_path / "a.jpg", photo)
     assert read(tmp_path / "a.jpg").exif is None
     write(tmp_path / "a.png", photo)
@@ -288,7 +289,7 @@ def test_float_conversions_refuse_other_dtypes():
 @pytest.mark.parametrize("gray", [False, True], ids=["rgb", "gray"])
 @pytest.mark.parametrize("alpha", [False, True], ids=["opaque", "alpha"])
 def test_to_pil_and_back(bits, gray, alpha):
-    photo = photo_of(bits, gray, alpha, icc_profile=srgb_profile(), exif=images.clean_exif(camera_exif()))
+    photo = photo_of(bits, gray, alpha, icc_profile=srgb_profile(), exif=clean_exif(camera_exif()))
     image = to_pil(photo)
     back = from_pil(image)
     assert (back.gray, back.icc_profile, back.exif) == (gray, photo.icc_profile, photo.exif)

@@ -5,7 +5,7 @@ import torch
 from golden_data import array, fill_
 from pipelines import SPECS
 
-from resshift_fast import backends, use_backend
+from resshift_fast import use_backend
 from resshift_fast.backends import dispatch, verification
 from resshift_fast.models import catalog
 
@@ -25,7 +25,7 @@ def run_by(monkeypatch):
         counts[key[0]] = len(choice.kernels)
         return choice
 
-    monkeypatch.setattr(backends, "_choose", counted)
+    monkeypatch.setattr(dispatch, "_choose", counted)
     return counts
 
 

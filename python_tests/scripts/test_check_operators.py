@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from resshift_fast import backends
-from resshift_fast.backends import OPERATORS, Kernel, native, registry
+from resshift_fast.backends import OPERATORS, Kernel, native
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))
 
@@ -109,7 +109,7 @@ def test_the_exit_status_and_the_table(verdicts, code, tmp_path, monkeypatch, ca
     shared = {"operator": "q_sample", "case": "B1", "dtype": "float32", "pass": "forward", "backend": "reference"}
     rows = [shared | {"verdict": verdict, "problem": "off" if verdict == WRONG else ""} for verdict in verdicts]
     monkeypatch.setattr(check_operators, "checked", lambda todo, args: iter(rows))
-    monkeypatch.setattr(registry, "unavailable", lambda name: None)
+    monkeypatch.setattr(backends, "unavailable", lambda name: None)
     path = tmp_path / "rows.csv"
     assert check_operators.main(["--device", "cpu", "--backend", "cpu", "--csv", str(path)]) == code
     with open(path, newline="") as file:
@@ -119,7 +119,7 @@ def test_the_exit_status_and_the_table(verdicts, code, tmp_path, monkeypatch, ca
 
 @pytest.mark.parametrize("other", [True, False], ids=["beside-another", "alone"])
 def test_a_backend_that_is_missing_is_a_failure_and_the_others_are_checked(other, monkeypatch, capsys):
-    monkeypatch.setattr(registry, "unavailable", lambda name: "was not built" if name == "cuda" else None)
+    monkeypatch.setattr(backends, "unavailable", lambda name: "was not built" if name == "cuda" else None)
     asked = []
 
     def checked(todo, args):

@@ -96,7 +96,7 @@ on_change: list[Callable[[], None]] = []  # called when an operator was added: c
 
 def names() -> tuple[str, ...]:
     """What `use_backend` takes."""
-    return ("auto", "reference", *BACKENDS)
+    return ("auto", "reference", *sorted(BACKENDS))
 
 
 def add_backend(backend: Backend) -> Backend:

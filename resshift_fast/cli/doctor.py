@@ -203,7 +203,7 @@ def _compiled_as_data() -> list[dict[str, object]]:
 
 def _operators() -> str:
     """Blocks of lines, one for each device."""
-    from resshift_fast import backends
+    from resshift_fast import backends, ops  # noqa: F401  operators add themselves
 
     refused = _refusal()
     blocks = []
@@ -220,7 +220,7 @@ def _operators() -> str:
 
 
 def _as_data() -> dict[str, list[dict[str, object]]]:
-    from resshift_fast import backends
+    from resshift_fast import backends, ops  # noqa: F401  operators add themselves
 
     return {str(device): [asdict(decision) for decision in backends.status(device)] for device, _ in _devices()}
 

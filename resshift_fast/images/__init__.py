@@ -1,20 +1,25 @@
-"""Photos in and out: reading and writing, colour and metadata, kinds of input, tiles."""
+"""Photos in and out: reading and writing, colour and metadata, kinds of input, tiles.
 
-from resshift_fast.images.codecs import ImageError
-from resshift_fast.images.photo import (
-    Photo,
-    from_float,
-    from_pil,
-    luma,
-    read,
-    read_mask,
-    resize_alpha,
-    side_by_side,
-    suffix_for,
-    to_float,
-    to_pil,
-    write,
-)
+The names here are those of `photo`, which load with the first that is needed: naming files takes no image library.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from resshift_fast.images.codecs import ImageError as ImageError
+    from resshift_fast.images.photo import Photo as Photo
+    from resshift_fast.images.photo import from_float as from_float
+    from resshift_fast.images.photo import from_pil as from_pil
+    from resshift_fast.images.photo import luma as luma
+    from resshift_fast.images.photo import read as read
+    from resshift_fast.images.photo import read_mask as read_mask
+    from resshift_fast.images.photo import resize_alpha as resize_alpha
+    from resshift_fast.images.photo import side_by_side as side_by_side
+    from resshift_fast.images.photo import suffix_for as suffix_for
+    from resshift_fast.images.photo import to_float as to_float
+    from resshift_fast.images.photo import to_pil as to_pil
+    from resshift_fast.images.photo import write as write
 
 __all__ = [
     "ImageError",
@@ -31,3 +36,13 @@ __all__ = [
     "to_pil",
     "write",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module("resshift_fast.images.photo"), name)
+    raise AttributeError(f"module 'resshift_fast.images' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -172,6 +172,7 @@ _weight_gradient_op = register(
     examples=_weight_gradient_examples,
     loaders={"cpu": native("cpu", "conv2d_weight_gradient")},
     training=True,
+    public=False,
     matrix_operations=lambda dy, x, *_, **__: 2 * 9 * math.prod(dy) * x[1],
 )
 

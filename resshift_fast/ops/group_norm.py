@@ -179,6 +179,7 @@ _backward_op = register(
         "triton": triton("group_norm", "backward", "unsupported_backward"),
     },
     training=True,
+    public=False,
 )
 _op = register(
     "group_norm",

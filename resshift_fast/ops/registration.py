@@ -67,6 +67,7 @@ def register(
     loaders: dict[str, Callable[[], Kernel]] | None = None,
     dtypes: tuple[torch.dtype, ...] = (),
     training: bool = False,
+    public: bool = True,
     matrix_operations: Callable[..., int] | None = None,
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
@@ -79,7 +80,7 @@ def register(
         fake: the same arguments to empty outputs of the right shapes, dtypes and strides.
         examples: small arguments on which a backend is verified.
         loaders: backend to the function that loads its kernel.
-        dtypes, training, matrix_operations: as in `backends.Operator`.
+        dtypes, training, public, matrix_operations: as in `backends.Operator`.
         backward, setup_context: as in `torch.library.register_autograd`; None for an operator without gradient.
     """
     _library.define(name + torch.library.infer_schema(plain, mutates_args=()))
@@ -91,7 +92,7 @@ def register(
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
     if backward is not None:
         torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
-    backends.add(Operator(name, plain, examples, loaders or {}, dtypes, training, matrix_operations))
+    backends.add(Operator(name, plain, examples, loaders or {}, dtypes, training, matrix_operations, public))
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 

@@ -241,6 +241,7 @@ _backward_op = register(
         "triton": triton("window_attention", "backward", "unsupported_backward"),
     },
     training=True,
+    public=False,
 )
 _op = register(
     "window_attention",
