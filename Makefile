@@ -20,7 +20,7 @@ OLDER := 3.6.0
 OLDER_TRITON := $(VENV)/triton-$(OLDER)
 ARCHITECTURES ?= 90
 
-.PHONY: help demo test proofs sanitize gpu gpu-offline lint clean
+.PHONY: help demo test proofs sanitize gpu gpu-offline lint docs clean
 
 help:
 	@echo "make demo   install into $(VENV), restore $(PHOTO) and show it beside the original"
@@ -31,6 +31,7 @@ help:
 	@echo "make gpu    on a machine with an NVIDIA GPU: tests, sanitizer, benchmarks and a profile, in ten minutes"
 	@echo "make gpu-offline  the same without a network, into the Python at hand; WHEEL=FILE if it was compiled elsewhere"
 	@echo "make lint   check the code with ruff"
+	@echo "make docs   build the site with the API reference into $(OUT)/site"
 	@echo "make clean  remove $(VENV), $(OUT) and everything else that was made here"
 	@echo "PYTHON=python3.12 chooses the Python, TORCH=... what pip installs as torch."
 
@@ -70,6 +71,15 @@ gpu-offline:
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
+
+# No network is needed once the extra is installed.
+docs: $(VENV)/docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --site-dir $(OUT)/site
+
+$(VENV)/docs-installed: $(INSTALLED)
+	$(BIN)/python -c 'import latex2mathml, material, mkdocstrings_handlers.python' 2>/dev/null || \
+		$(BIN)/python -m pip install --disable-pip-version-check --quiet latex2mathml mkdocs-material 'mkdocstrings[python]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) $(OUT) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
