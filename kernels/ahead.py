@@ -280,6 +280,7 @@ def compile_jobs(
         log = Path(scratch) / "log"
         with open(log, "wb") as errors:
             process = _start(errors, {**os.environ, **(environment or {}), "TMPDIR": scratch})
+        assert process.stdin is not None and process.stdout is not None
         try:
             process.stdin.write(request)
             process.stdin.close()
@@ -298,7 +299,7 @@ def compile_jobs(
     return outcomes, message
 
 
-def _start(errors: Any, environment: dict[str, str]) -> subprocess.Popen:
+def _start(errors: Any, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     """The process that serves `compile_jobs`, in a session of its own: Ctrl-C is answered on this side alone."""
     # The CUDA driver is out of its reach, as forked processes could not use it; nor do they interpret kernels.
     environment = {**environment, "CUDA_VISIBLE_DEVICES": ""}
@@ -315,13 +316,14 @@ def _start(errors: Any, environment: dict[str, str]) -> subprocess.Popen:
     )
 
 
-def _end(process: subprocess.Popen) -> None:
+def _end(process: subprocess.Popen[bytes]) -> None:
     """End a process and those that it started, which may be left where it is gone."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    process.stdout.close()
-    process.stdin.close()
+    for pipe in (process.stdout, process.stdin):
+        if pipe is not None:
+            pipe.close()
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ _keeping = Lock()
 def known(device: torch.device) -> Mapping[tuple[str, tuple], Mapping[str, Any]]:
     """(kernel, bucket) to the options of its launch that were the fastest on this model of device; read once."""
     path = _path(device)
-    if path not in _known:
+    if path is not None and path not in _known:
         _known[path] = _read(path)
     return _known[path]
 

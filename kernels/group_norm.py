@@ -6,7 +6,7 @@ program of `group_norm_apply_kernel` combines the parts of its groups in the sam
 Tiles and statistics are in group_norm_tiles.py, the backward pass in group_norm_backward.py.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -225,7 +225,7 @@ def group_norm_apply_kernel(
         p_part_mean, p_part_m2, i_image, i_chunk * K, parts, part_pixels, pixels, GROUPS, CG, K, BLOCK_N, BLOCK_K
     )
     b_rstd = reciprocal_deviation(b_m2, group_size(pixels, CG), eps)
-    if p_mean is not None:
+    if p_mean is not None:  # noqa: SIM102  known when it is compiled, unlike the other
         if i_block == 0:
             b_k = tl.arange(0, BLOCK_K)
             o_groups = i_image * GROUPS + i_chunk * K + b_k
@@ -321,7 +321,7 @@ def new_parts(x: Tensor, parts: int, num_groups: int) -> tuple[Tensor, Tensor]:
 
 def tile_constants(
     channels: int, num_groups: int, plan: Plan, channels_last: bool, activation: str | None
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Constants of the kernels that normalize."""
     return {
         "C": channels,
@@ -361,7 +361,7 @@ def apply_parts(
         *(pixels, plan.parts, plan.part_pixels, program_pixels, *strides, eps),
         **tile_constants(channels, num_groups, plan, channels_last, activation),
         BLOCK_N=triton.next_power_of_2(plan.parts),
-        **{**config.options, "BLOCK_P": block_p},
+        **(config.options | {"BLOCK_P": block_p}),
     )
 
 

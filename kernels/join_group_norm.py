@@ -6,7 +6,7 @@ statistics of its parts, and the apply kernel of `group_norm` is the second. Sta
 A chunk of groups may lie across the seam of a concatenation: either image is loaded where its channels are.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -200,7 +200,7 @@ def _forward(
     if not resident:
         plan = split_plan(shape, element_size, num_groups, channels_last=True, tile=TILE)
     constants = tile_constants(channels, num_groups, plan, channels_last=True, activation=activation)
-    joining = {name: constants[name] for name in ("C", "GROUPS", "K", "BLOCK_C", "BLOCK_K")}
+    joining: dict[str, Any] = {name: constants[name] for name in ("C", "GROUPS", "K", "BLOCK_C", "BLOCK_K")}
     joining |= {"C1": first_channels, "BLOCK_P": plan.block_p, "num_warps": plan.num_warps}
     programs = batch * plan.parts * (num_groups // plan.groups)
     if resident:

@@ -35,7 +35,7 @@ class Launch:
 
     kernel: Any
     grid: tuple[int, ...]
-    arguments: tuple
+    arguments: tuple[Any, ...]
     constants: Mapping[str, Any]
     num_warps: int
     num_stages: int
@@ -102,10 +102,12 @@ class Start:
             self._through_triton(tensors)
             return
         device = driver.active.get_current_device()
-        key, addresses, bits = [device], [], 0
+        place: list[Any] = [device]
+        addresses: list[int | None] = []
+        bits = 0
         for x in tensors:
             if x is None:
-                key.append(None)
+                place.append(None)
                 addresses.append(None)
                 continue
             if x.get_device() != device:  # Triton knows whether the GPU can read it, and says so if not
@@ -113,12 +115,12 @@ class Start:
                 return
             address = x.data_ptr()
             bits |= address
-            key.append(x.dtype)
+            place.append(x.dtype)
             addresses.append(address)
         if bits % 16:
             self._through_triton(tensors)
             return
-        key = tuple(key)
+        key = tuple(place)
         compiled = self._compiled.get(key)
         if compiled is None:
             compiled = self._through_triton(tensors)

@@ -16,6 +16,7 @@ from resshift_fast.kernels import tuning
 PLANS = 1024  # kept of one function; a network makes some dozens at each size
 
 P = TypeVar("P")
+MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 
 
 def planned(
@@ -44,6 +45,7 @@ def planned(
         def make(device: torch.device, arguments: tuple, trial: Callable[[P], Any] | None) -> P:
             if space is None:
                 return function(*arguments)
+            assert bucket is not None
             run = None if trial is None else lambda config: trial(function(config, *arguments))
             return function(space.config(bucket(*arguments), device, run), *arguments)
 
@@ -65,6 +67,6 @@ def planned(
     return decorate
 
 
-def contiguous(x: Tensor | None) -> Tensor | None:
+def contiguous(x: MaybeTensor) -> MaybeTensor:
     """x without gaps, copied only if it has some; None if it is None."""
     return None if x is None else x.contiguous()

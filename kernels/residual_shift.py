@@ -17,7 +17,7 @@ from torch import Tensor
 
 from resshift_fast.diffusion import schedule
 from resshift_fast.kernels.launch import Start
-from resshift_fast.kernels.plans import contiguous, planned
+from resshift_fast.kernels.plans import MaybeTensor, contiguous, planned
 from resshift_fast.kernels.residual_shift_noise import noise_tile
 from resshift_fast.kernels.tuning import Config, Space, bucket
 
@@ -305,7 +305,7 @@ def unsupported_q_sample(x0: Tensor, y: Tensor, t: Tensor, table: Tensor, noise:
     return _float64(x0=x0)
 
 
-def _by_pixel(x: Tensor | None) -> tuple[Tensor | None, tuple[int, int, int]]:
+def _by_pixel(x: MaybeTensor) -> tuple[MaybeTensor, tuple[int, int, int]]:
     """x with rows that follow one another, copied only if they do not, and its image, channel and pixel strides."""
     if x is None:
         return None, (0, 0, 0)
@@ -395,7 +395,7 @@ def posterior_step(
     draws = noise is None and not last
     x_t, x_strides = _by_pixel(x_t)
     prediction, prediction_strides = _by_pixel(prediction)
-    y, y_strides = _by_pixel(None if prediction_type == "x0" else y)
+    used_y, y_strides = _by_pixel(None if prediction_type == "x0" else y)
     noise, noise_strides = _by_pixel(None if last else noise)
     lq, lq_strides = _by_pixel(lq)
     lq_channels = 0 if lq is None else lq.shape[1]
@@ -405,7 +405,7 @@ def posterior_step(
     field = (seed.contiguous(), step, contiguous(origin)) if draws else (None, None, None)
 
     def run(start: Start) -> tuple[Tensor, ...]:
-        start(x_t, prediction, y, noise, lq, coefficients, *field, x_prev, next_input)
+        start(x_t, prediction, used_y, noise, lq, coefficients, *field, x_prev, next_input)
         return x_prev, next_input
 
     strides = (*x_strides, *prediction_strides, *y_strides, *noise_strides, *lq_strides)

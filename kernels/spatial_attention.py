@@ -53,7 +53,7 @@ def _config(b_m: int, b_n: int, num_warps: int, num_stages: int, hoist: bool = T
 
 
 def _candidates(key: tuple) -> list[Config]:
-    channels, itemsize, tokens = key
+    channels, itemsize, _tokens = key
     if itemsize == 4:
         blocks = {
             512: ((32, 16, 8, 1, False), (32, 16, 8, 2), (16, 16, 8, 2)),
@@ -69,7 +69,7 @@ def _candidates(key: tuple) -> list[Config]:
 
 
 def _default(arch: int, key: tuple) -> Config:
-    channels, itemsize, tokens = key
+    channels, itemsize, _tokens = key
     small = arch in (86, 89) or arch >= 120  # 99 KB of shared memory for a program
     if itemsize == 4:
         if channels == 512:

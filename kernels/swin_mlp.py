@@ -102,8 +102,8 @@ def swin_mlp_kernel(
         m_c = o_c < C
         b_x = tl.load(p_x + i_start + o_m[:, None] * C + o_c[None, :], mask=m_m[:, None] & m_c[None, :], other=0.0)
         b_b2 = tl.load(p_b2 + o_c, mask=m_c, other=0.0).to(tl.float32)
-        b_normalized += (normalized(b_x, p_m, p_r, p_norm_weight, p_norm_bias, o_c, m_c, C // GROUPS),)
-        b_y += (b_x.to(tl.float32) + b_b2[None, :],)
+        b_normalized += (normalized(b_x, p_m, p_r, p_norm_weight, p_norm_bias, o_c, m_c, C // GROUPS),)  # type: ignore[assignment]
+        b_y += (b_x.to(tl.float32) + b_b2[None, :],)  # type: ignore[assignment]
 
     for i_h in range(0, HIDDEN, BLOCK_H):
         o_h = i_h + tl.arange(0, BLOCK_H)
@@ -121,7 +121,7 @@ def swin_mlp_kernel(
             o_c = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
             m_w2 = (o_c < C)[:, None] & m_h[None, :]
             b_w2 = tl.load(p_w2 + o_c[:, None] * HIDDEN + o_h[None, :], mask=m_w2, other=0.0)
-            b_sum += (tl.dot(b_h, tl.trans(b_w2), b_y[i_c], input_precision="ieee"),)
+            b_sum += (tl.dot(b_h, tl.trans(b_w2), b_y[i_c], input_precision="ieee"),)  # type: ignore[assignment]
         b_y = b_sum
 
     for i_c in tl.static_range(CHUNKS):

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from threading import local
 from typing import Any
 
@@ -48,7 +48,7 @@ class Config:
     num_stages: int = 2
 
     @property
-    def options(self) -> dict[str, int]:
+    def options(self) -> dict[str, Any]:
         """Keyword arguments of `Start`."""
         return {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages}
 
@@ -224,7 +224,7 @@ class Space:
 
     def _measured(self, device: torch.device, bucket: tuple, trial: Trial, default: Config) -> Config | None:
         """The fastest configuration; None where nothing can be timed."""
-        timer = _mode.timer(device)
+        timer = None if _mode.timer is None else _mode.timer(device)
         if timer is None:
             return None
         with alone:
@@ -277,7 +277,7 @@ def _fastest(name: str, candidates: Sequence[Config], trial: Trial, timer: Timer
             elif wrong := expected.difference(trial, config):
                 warnings.warn(f"{name}: {config} is not used: {wrong}", RuntimeWarning, stacklevel=5)
                 continue
-            times.append((timer(lambda config=config: trial(config)), config))
+            times.append((timer(partial(trial, config)), config))
         except torch.OutOfMemoryError:
             raise
         except Exception:  # a compiler or driver refuses in many ways; if all fail, the default's own launch says why
@@ -315,9 +315,9 @@ class _Written:
                 continue
             error = torch.where(same, 0.0, (ours.float() - expected.float()).abs()).amax()
             scale = torch.where(expected.isfinite(), expected, 0).float().abs().amax()
-            error, scale = error.item(), max(scale.item(), 1e-30)
-            if not error <= LIMITS[ours.dtype] * scale:
-                return f"its output {i} differs by {error / scale:.1e} of the largest value from the default's"
+            furthest, largest = error.item(), max(scale.item(), 1e-30)
+            if not furthest <= LIMITS[ours.dtype] * largest:
+                return f"its output {i} differs by {furthest / largest:.1e} of the largest value from the default's"
         return None
 
     def restore(self) -> None:

@@ -52,7 +52,8 @@ def _config(channels: int, b_m: int, b_n: int, b_k: int, num_warps: int, num_sta
 
 
 def _candidates(key: tuple) -> list[Config]:
-    pixels, channels, out_channels, itemsize = key
+    pixels, channels, _out_channels, itemsize = key
+    blocks: tuple[tuple[int, int, int, int, int], ...]
     if itemsize == 4:
         blocks = ((64, 64, 16, 8, 3), (64, 64, 32, 8, 2), (64, 32, 32, 4, 2), (32, 32, 32, 4, 2))
     elif pixels <= 1024:

@@ -76,7 +76,7 @@ def vector_quantize_small_kernel(
     p_image = p_z + i_image * stride_zb + b_pixel * stride_zp
     b_z = ()
     for c in tl.static_range(C):
-        b_z += (tl.load(p_image + c * stride_zc, mask=m_pixel, other=0.0).to(tl.float32),)
+        b_z += (tl.load(p_image + c * stride_zc, mask=m_pixel, other=0.0).to(tl.float32),)  # type: ignore[assignment]
     b_best = tl.full((BLOCK_M, BLOCK_N), float("inf"), tl.float32)
     b_start = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
     for start in range(0, num_entries, BLOCK_N):
@@ -166,7 +166,7 @@ def _bucket(shape: tuple[int, ...], *_: object) -> tuple[int, int]:
 
 
 def _plan(
-    kernel: Any, config: Config, shape: tuple[int, ...], num_entries: int, strides: tuple[int, ...], **constants: int
+    kernel: Any, config: Config, shape: tuple[int, ...], num_entries: int, strides: tuple[int, ...], **constants: Any
 ) -> Start:
     batch, channels, height, width = shape
     grid = (batch * triton.cdiv(height * width, config.blocks["BLOCK_M"]),)

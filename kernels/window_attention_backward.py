@@ -14,6 +14,8 @@ adds up the dS of its own windows in their order; a last kernel adds up the prog
 no atomics, and the results are bitwise the same from run to run.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -53,7 +55,7 @@ def _candidates(key: tuple) -> list[Config]:
 
 
 def _q_candidates(key: tuple) -> list[Config]:
-    b_t, head_dim, itemsize = key
+    _b_t, head_dim, itemsize = key
     if itemsize == 2:
         blocks = ((16, 64, 4), (32, 32, 4)) if head_dim > 16 else ((16, 32, 2), (32, 32, 4))
     else:
@@ -62,11 +64,8 @@ def _q_candidates(key: tuple) -> list[Config]:
 
 
 def _kv_candidates(key: tuple) -> list[Config]:
-    b_t, head_dim, itemsize = key
-    if itemsize == 2:
-        blocks = (32, 32, 2), (64, 64, 4)
-    else:
-        blocks = (16, 32, 4 if head_dim == 16 else 8), (32, 32, 8)
+    _b_t, head_dim, itemsize = key
+    blocks = ((32, 32, 2), (64, 64, 4)) if itemsize == 2 else ((16, 32, 4 if head_dim == 16 else 8), (32, 32, 8))
     return [Config({"B_Q": b_q, "B_K": b_k, **ALL_REGISTERS}, w, num_stages=1) for b_q, b_k, w in blocks]
 
 
@@ -350,7 +349,7 @@ def bias_table_bwd_kernel(
     tl.store(p_dtable + (i_row * SPAN + o_offset) * HEADS + i_head, b_dtable, mask=o_offset < SPAN)
 
 
-def unsupported_backward(dout: Tensor, *args: object) -> str | None:
+def unsupported_backward(dout: Tensor, *args: Any) -> str | None:
     """Why these kernels can't run a call of `backward`; None if they can."""
     return unsupported(*args)
 

@@ -40,14 +40,16 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name == "ops":
-        return import_module("resshift_fast.ops")
-    if name in _HOMES:
-        if name == "use_backend":  # which knows of no operator until it is told
-            import_module("resshift_fast.ops")
-        return getattr(import_module(f"resshift_fast.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'resshift_fast' has no attribute {name!r}")
+if not TYPE_CHECKING:  # to a type checker, a name that is not above is a mistake
+
+    def __getattr__(name: str) -> Any:
+        if name == "ops":
+            return import_module("resshift_fast.ops")
+        if name in _HOMES:
+            if name == "use_backend":  # which knows of no operator until it is told
+                import_module("resshift_fast.ops")
+            return getattr(import_module(f"resshift_fast.{_HOMES[name]}"), name)
+        raise AttributeError(f"module 'resshift_fast' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

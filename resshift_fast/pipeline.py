@@ -1,11 +1,12 @@
 """Image in, image out: the only place where all rooms meet."""
 
+from __future__ import annotations
+
 import os
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from resshift_fast.images.sources import Source, sources_of
 from resshift_fast.images.tiling import Blender
 from resshift_fast.models import catalog
 from resshift_fast.models.catalog import ModelSpec
-from resshift_fast.models.layers import lay_out_
+from resshift_fast.models.layers import Module, lay_out_
 from resshift_fast.restoration import compilation, precompilation
 from resshift_fast.restoration.model import Restoration
 from resshift_fast.restoration.sampler import torch_noise
@@ -28,8 +29,13 @@ from resshift_fast.weights import checkpoints, download
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NOISES = ("field", "torch")
 
-Path = str | PathLike
-Progress = bool | Callable[[int, int], None]
+if TYPE_CHECKING:
+    from PIL import Image
+    from typing_extensions import Unpack
+
+    from resshift_fast.models.autoencoder import SpaceToDepth, VQAutoencoder
+    from resshift_fast.models.swin_unet import SwinUNet
+    from resshift_fast.restoration import inputs
 
 
 class Pipeline:
@@ -51,8 +57,8 @@ class Pipeline:
     def __init__(
         self,
         spec: ModelSpec,
-        denoiser: nn.Module,
-        first_stage: nn.Module,
+        denoiser: SwinUNet,
+        first_stage: VQAutoencoder | SpaceToDepth,
         device: torch.device,
         dtype: torch.dtype,
         *,
@@ -75,14 +81,14 @@ class Pipeline:
         cls,
         name: str = catalog.DEFAULT_MODEL,
         *,
-        weights: Path | None = None,
-        autoencoder: Path | None = None,
+        weights: inputs.Path | None = None,
+        autoencoder: inputs.Path | None = None,
         random_weights: bool = False,
         device: str | torch.device | None = None,
         dtype: torch.dtype | str = torch.float32,
         graphs: bool = True,
         progress: bool = True,
-    ) -> "Pipeline":
+    ) -> Pipeline:
         """Build a model of the catalogue and load its weights, downloading them on first use.
 
         Args:
@@ -105,15 +111,15 @@ class Pipeline:
     @classmethod
     def from_config(
         cls,
-        config: Path,
+        config: inputs.Path,
         *,
-        weights: Path | None = None,
-        autoencoder: Path | None = None,
+        weights: inputs.Path | None = None,
+        autoencoder: inputs.Path | None = None,
         random_weights: bool = False,
         device: str | torch.device | None = None,
         dtype: torch.dtype | str = torch.float32,
         graphs: bool = True,
-    ) -> "Pipeline":
+    ) -> Pipeline:
         """Build the model that a YAML file of the official training code describes.
 
         Args:
@@ -134,14 +140,14 @@ class Pipeline:
     def _build(
         cls,
         spec: ModelSpec,
-        weights: Path | None,
-        autoencoder: Path | None,
+        weights: inputs.Path | None,
+        autoencoder: inputs.Path | None,
         random_weights: bool,
         device: torch.device,
         dtype: torch.dtype,
         graphs: bool,
         progress: bool,
-    ) -> "Pipeline":
+    ) -> Pipeline:
         backends.preferred()  # an unusable choice in the environment is an error now, not in the middle of a photo
         denoiser, first_stage = catalog.build_denoiser(spec), catalog.build_first_stage(spec)
         if not random_weights:
@@ -153,17 +159,33 @@ class Pipeline:
         precompilation.prepare_verification(device, dtype, progress)
         return cls(spec, denoiser, first_stage, device, dtype, graphs=graphs)
 
+    @overload
+    def __call__(
+        self, image: inputs.ImageOrPath, mask: inputs.Masks | None = None, **options: Unpack[inputs.Options]
+    ) -> Image.Image: ...
+    @overload
+    def __call__(
+        self, image: inputs.Pixels, mask: inputs.Masks | None = None, **options: Unpack[inputs.Options]
+    ) -> inputs.Pixels: ...
+    @overload
+    def __call__(
+        self, image: list[Any], mask: inputs.Masks | None = None, **options: Unpack[inputs.Options]
+    ) -> list[Any]: ...
+    @overload
+    def __call__(
+        self, image: tuple[Any, ...], mask: inputs.Masks | None = None, **options: Unpack[inputs.Options]
+    ) -> tuple[Any, ...]: ...
     def __call__(
         self,
         image: Any,
-        mask: Any = None,
+        mask: inputs.Masks | None = None,
         *,
-        seed: int | Sequence[int] = 0,
+        seed: inputs.Seeds = 0,
         tile: int | None = None,
         overlap: int | None = None,
         batch_size: int | None = None,
         noise: str = "field",
-        progress: Progress = True,
+        progress: inputs.Progress = True,
     ) -> Any:
         """Restore an image, or a list of images of any sizes.
 
@@ -222,7 +244,7 @@ class Pipeline:
         tune: bool = True,
         max_graphs: int = compilation.MAX_GRAPHS,
         **options: Any,
-    ) -> "Pipeline":
+    ) -> Pipeline:
         """Make later calls faster.
 
         The first call on each shape of batch measures which configurations of its kernels are the fastest, unless they
@@ -248,7 +270,7 @@ class Pipeline:
         self._tunes = tune and isinstance(self._compiled, compilation.GraphCache)
         return self
 
-    def _holes(self, mask: Any, sources: list[Source]) -> list[np.ndarray | None]:
+    def _holes(self, mask: inputs.Masks | None, sources: list[Source]) -> list[np.ndarray | None]:
         """One bool [H, W] for each source, or None for a model without masks."""
         if self.spec.needs_mask != (mask is not None):
             need = "fills holes and needs a mask" if self.spec.needs_mask else "takes no mask; leave it out"
@@ -256,8 +278,7 @@ class Pipeline:
         if mask is None:
             return [None] * len(sources)
         if isinstance(mask, Tensor):
-            mask = mask.detach().cpu().reshape(-1, *mask.shape[-2:]).numpy()
-            mask = list(mask)
+            mask = list(mask.detach().cpu().reshape(-1, *mask.shape[-2:]).numpy())
         masks = list(mask) if isinstance(mask, list | tuple) else [mask]
         if len(masks) != len(sources):
             raise ValueError(f"{len(masks)} masks for {len(sources)} images; give one for each")
@@ -268,7 +289,7 @@ class Pipeline:
                     f"the mask is {hole.shape[1]}×{hole.shape[0]}, but {source.name} is "
                     f"{source.width}×{source.height}; make them the same size"
                 )
-        return holes
+        return [*holes]
 
     def _job(self, source: Source, hole: np.ndarray | None, seed: int, tile: int | None, overlap: int | None) -> Job:
         rows, columns = self.spec.plan_tiles(source.height, source.width, tile, overlap)
@@ -276,7 +297,7 @@ class Pipeline:
         blender = Blender(rows, columns, self.spec.scale, partial(source.write, hole=hole))
         return Job(source, hole, rows, columns, seed, blender)
 
-    def _run(self, jobs: list[Job], batch_size: int, noise: str, progress: Progress) -> None:
+    def _run(self, jobs: list[Job], batch_size: int, noise: str, progress: inputs.Progress) -> None:
         batches = list(plan_batches(jobs, batch_size))
         generator = torch.Generator(self.device).manual_seed(jobs[0].seed) if noise == "torch" and jobs else None
         steps = self.spec.schedule.num_steps
@@ -284,7 +305,7 @@ class Pipeline:
         shapes = {shape_of(jobs, batch) for batch, run in zip(batches, needed, strict=True) if run}
         tuned = self._tunes or backends.is_measuring()
         precompilation.prepare_restoration(self.spec, self.device, self.dtype, shapes, progress is True, tuned)
-        with _progress(progress, sum(needed) * steps) as advance:
+        with _Progress(progress, sum(needed) * steps) as advance:
             for batch, run in zip(batches, needed, strict=True):
                 restored = self._restore(jobs, batch, generator, advance) if run else [None] * len(batch)
                 for tile, pixels in zip(batch, restored, strict=True):
@@ -316,10 +337,12 @@ class Pipeline:
             pixels, finite = self._run_networks((image, seed, origin, hole, noise), advance)
         if not finite:
             cure = "use float32 or bfloat16" if self.dtype == torch.float16 else "use other weights, these are damaged"
-            raise ValueError(f"the networks of {spec.name} overflowed in {_name(self.dtype)}; {cure}")
+            raise ValueError(
+                f"the networks of {spec.name} overflowed in {str(self.dtype).removeprefix('torch.')}; {cure}"
+            )
         return pixels.cpu().numpy()
 
-    def _run_networks(self, arguments: tuple, advance: Callable[[], None]) -> tuple[Tensor, Tensor]:
+    def _run_networks(self, arguments: tuple[Any, ...], advance: Callable[[], None]) -> tuple[Tensor, Tensor]:
         """`restoration(*arguments)`, the fastest way there is; `advance` is called once a step."""
 
         def after_step(t: int, x: Tensor) -> None:
@@ -336,16 +359,24 @@ class Pipeline:
         return results
 
 
+@overload
+def sample(image: inputs.ImageOrPath, model: str = ..., **options: Unpack[inputs.SampleOptions]) -> Image.Image: ...
+@overload
+def sample(image: inputs.Pixels, model: str = ..., **options: Unpack[inputs.SampleOptions]) -> inputs.Pixels: ...
+@overload
+def sample(image: list[Any], model: str = ..., **options: Unpack[inputs.SampleOptions]) -> list[Any]: ...
+@overload
+def sample(image: tuple[Any, ...], model: str = ..., **options: Unpack[inputs.SampleOptions]) -> tuple[Any, ...]: ...
 def sample(
     image: Any,
     model: str = catalog.DEFAULT_MODEL,
     *,
-    mask: Any = None,
-    seed: int | Sequence[int] = 0,
+    mask: inputs.Masks | None = None,
+    seed: inputs.Seeds = 0,
     device: str | torch.device | None = None,
     dtype: torch.dtype | str = torch.float32,
-    weights: Path | None = None,
-    autoencoder: Path | None = None,
+    weights: inputs.Path | None = None,
+    autoencoder: inputs.Path | None = None,
     **options: Any,
 ) -> Any:
     """Restore an image with a model of the catalogue; returns what it was given (see the table in `Pipeline.__call__`).
@@ -377,27 +408,29 @@ def sample(
     return pipeline(image, mask, seed=seed, **options)
 
 
-_kept: dict[tuple, Pipeline] = {}
+_kept: dict[tuple[Any, ...], Pipeline] = {}
 _kept_lock = threading.Lock()
 
 
-def _version(path: Path | None) -> tuple | None:
+def _version(path: inputs.Path | None) -> tuple[str, int] | None:
     """Tells a file of weights from what was at the same path before."""
     return None if path is None else (str(path), os.path.exists(path) and os.stat(path).st_mtime_ns)
 
 
-class _progress:
+class _Progress:
     """Context whose value is to be called once a denoiser evaluation."""
 
-    def __init__(self, progress: Progress, total: int):
-        self._report, self._total, self._done, self._bar = progress, total, 0, None
+    def __init__(self, progress: inputs.Progress, total: int):
+        self._report, self._total, self._done = progress, total, 0
+        self._bar: Any = None
 
     def __enter__(self) -> Callable[[], None]:
         if self._report is True and self._total > self._done:
             from tqdm import tqdm
 
             self._bar = tqdm(total=self._total, desc="restoring", unit="step", leave=False, disable=None)
-            return self._bar.update
+            advance: Callable[[], None] = self._bar.update
+            return advance
         return self._advance
 
     def _advance(self) -> None:
@@ -410,7 +443,7 @@ class _progress:
             self._bar.close()
 
 
-def _prepared(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def _prepared(module: Module, device: torch.device, dtype: torch.dtype) -> Module:
     return lay_out_(module.to(device=device, dtype=dtype)).eval().requires_grad_(False)
 
 
@@ -419,25 +452,28 @@ def _load(
     spec: ModelSpec,
     option: str,
     published: catalog.WeightFile | None,
-    given: Path | None,
+    given: inputs.Path | None,
     progress: bool,
 ) -> None:
-    if given is None and published is None:
+    if given is not None:
+        path = given
+    elif published is not None:
+        path = download.fetch(published, progress, option=option)
+    else:
         raise ValueError(
             f"no {option} are published for {spec.name}; give your own with {option}=FILE (--{option} FILE)"
         )
-    path = download.fetch(published, progress, option=option) if given is None else given
     try:
         state = checkpoints.read_state_dict(path)
     except checkpoints.CheckpointError as error:
-        if given is None and published.url is None:
+        if given is None and published is not None and published.url is None:
             text = f"{path} of the installed package is damaged; install resshift_fast again"
             raise checkpoints.CheckpointError(text) from error
         raise
     checkpoints.load_into(module, state, path)
 
 
-def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
+def _seeds(seed: inputs.Seeds, count: int) -> list[int]:
     if isinstance(seed, np.ndarray | Tensor) and seed.ndim == 1:
         seed = seed.tolist()
     if isinstance(seed, Sequence) and not isinstance(seed, str):
@@ -458,10 +494,6 @@ def _whole(name: str, value: int | None) -> int | None:
 def _dtype(dtype: torch.dtype | str) -> torch.dtype:
     if isinstance(dtype, str) and dtype in DTYPES:
         return DTYPES[dtype]
-    if dtype in DTYPES.values():
+    if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
         return dtype
     raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -17,6 +17,7 @@ stands beside them, and `choice` decides; other shapes, and choices that the ker
 RESSHIFT_FAST_PREFERENCES=0 ignores all files, and those of `kernels.choices` too.
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -75,9 +76,10 @@ def device_name(device: "torch.device") -> str | None:
 
     if device.type == "cpu":
         return processor()
-    module = getattr(torch, device.type, None)
+    module: Any = getattr(torch, device.type, None)
     if hasattr(module, "get_device_name") and module.is_available():
-        return module.get_device_name(device)
+        name: str = module.get_device_name(device)
+        return name
     return None
 
 
@@ -157,10 +159,8 @@ def forget() -> None:
 def _known(device: str) -> dict[tuple[str, str], Preference]:
     """(operator, dtype) to what the files for a model of device say: the package's, and over it the user's."""
     paths = [SHIPPED / filename(device)]
-    try:
+    with contextlib.suppress(OSError):  # no home, no file
         paths.append(user_path(device))
-    except OSError:  # no home, no file
-        pass
     known: dict[tuple[str, str], Preference] = {}
     for path in paths:
         try:
@@ -212,12 +212,12 @@ def _read(path: Path, device: str) -> dict[tuple[str, str], Preference]:
 
 def _choices(of_shapes: Any, where: str) -> dict[str, str]:
     """Shape to the algorithm that was chosen; whether a kernel has it is not known here."""
-    choices = {
-        shape: _object(found, f"{where}, {shape}").get("choice") for shape, found in _object(of_shapes, where).items()
-    }
-    for shape, choice in choices.items():
+    choices = {}
+    for shape, found in _object(of_shapes, where).items():
+        choice = _object(found, f"{where}, {shape}").get("choice")
         if not isinstance(choice, str):
             raise ValueError(f"{where}, {shape}: choice is {choice!r}, expected the name of an algorithm")
+        choices[shape] = choice
     return choices
 
 

@@ -145,8 +145,8 @@ class _Choice:
 
 
 _kernels_for: frozenset[tuple[str, str]] = frozenset()
-_choices: dict[tuple, _Choice] = {}
-_algorithms: dict[tuple, Mapping[str, str]] = {}
+_choices: dict[tuple[Any, ...], _Choice] = {}
+_algorithms: dict[tuple[Any, ...], Mapping[str, str]] = {}
 
 
 def _forget() -> None:
@@ -191,7 +191,7 @@ def run(name: str, *args: Any) -> Any:
     return function(*args)
 
 
-def _choose(key: tuple) -> _Choice:
+def _choose(key: tuple[Any, ...]) -> _Choice:
     """The choice for (operator, device, dtype); verifies kernels met for the first time."""
     from resshift_fast.backends import verification
 

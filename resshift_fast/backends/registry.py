@@ -80,7 +80,7 @@ class Operator:
 
     name: str
     plain: Callable[..., Any]
-    examples: Callable[..., list[tuple]]
+    examples: Callable[..., list[tuple[Any, ...]]]
     loaders: dict[str, Callable[[], Kernel]] = field(default_factory=dict)
     dtypes: "tuple[torch.dtype, ...]" = ()
     training: bool = False

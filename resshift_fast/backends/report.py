@@ -59,10 +59,12 @@ def _decided(name: str, device: "torch.device", dtype: "torch.dtype") -> tuple[s
         others = [b for b in registry.ORDER.get(device.type, ()) if b in operator.loaders and b not in measured.order]
     else:
         reason = _reason(backend, operator, device.type)
-        others = list(operator.loaders) if backend == "reference" else registry.ORDER.get(device.type, ())
-        others = [b for b in others if b in operator.loaders and dispatch._preferred in ("auto", b)]
-    why = {b: registry.unavailable(b) or (b not in tried and f"does not take {device.type} tensors") for b in others}
-    why = {b: words for b, words in why.items() if words} | off
+        known = tuple(operator.loaders) if backend == "reference" else registry.ORDER.get(device.type, ())
+        others = [b for b in known if b in operator.loaders and dispatch._preferred in ("auto", b)]
+    reasons = {
+        b: registry.unavailable(b) or (b not in tried and f"does not take {device.type} tensors") for b in others
+    }
+    why = {b: words for b, words in reasons.items() if words} | off
     return backend, "; ".join(filter(None, (reason, *(f"{b} {words}" for b, words in why.items()))))
 
 

@@ -35,7 +35,7 @@ PASSED, RUNNING = "passed", "running"
 ATTEMPTS = 2  # processes that may end while they verify the same kernel
 RETRY_AFTER = 24 * 3600.0  # seconds until one more of them is risked
 
-_verdicts: dict[tuple, str] = {}
+_verdicts: dict[tuple[Any, ...], str] = {}
 _asking = RLock()  # so that of several threads one verifies, and warns
 
 
@@ -88,16 +88,18 @@ def _settled(stored: str, path: Path | None) -> str:
     attempts = _attempts(stored)
     if attempts == 0:
         return stored
+    if path is None:
+        return ""
     try:
         old = abs(time.time() - path.stat().st_mtime) > RETRY_AFTER  # also where the clock was put back
-    except (AttributeError, OSError):
+    except OSError:
         return ""
     if attempts < ATTEMPTS or old:
         return ""
     return f"its verification ended {attempts} processes; remove {path} to try again before a day has passed"
 
 
-def _asked(key: tuple, operator: "Operator") -> bool:
+def _asked(key: tuple[Any, ...], operator: "Operator") -> bool:
     """Whether the verdict of (operator, backend, device, dtype), read or made now, is that the kernel may be used."""
     _, backend, device, dtype = key
     if key not in _verdicts:
@@ -190,7 +192,7 @@ def watched(name: str, function: Callable[..., Any], plain: Callable[..., Any]) 
     return run
 
 
-def difference(ours: Any, plain: Any, args: tuple) -> str | None:
+def difference(ours: Any, plain: Any, args: tuple[Any, ...]) -> str | None:
     """What is wrong with a kernel's outputs, or None; `accuracy` has the rule.
 
     Args:
@@ -266,7 +268,7 @@ def _environment(device: "torch.device") -> str:
     """Hash of everything on which a verdict depends."""
     details = [autotune_cache.processor(), os.environ.get("RESSHIFT_FAST_CPU_ISA", "")] if device.type == "cpu" else []
     kernels = find_spec("resshift_fast.kernels")
-    folders = [Path(folder) for folder in kernels.submodule_search_locations] if kernels else []
+    folders = [Path(folder) for folder in (kernels and kernels.submodule_search_locations) or ()]
     paths = environment.code(Path(__file__).parents[1] / "ops", *folders)
     if device.type in native.LIBRARIES and native.path(device.type).exists():
         paths.append(native.path(device.type))

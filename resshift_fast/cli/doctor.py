@@ -161,6 +161,7 @@ def _weights() -> str:
     from resshift_fast.weights.download import local_path
 
     file = catalog.get(catalog.DEFAULT_MODEL).weights
+    assert file is not None
     path = local_path(file)
     if not path.is_file():
         return f"{path} is missing: the default model cannot run; install resshift-fast again"

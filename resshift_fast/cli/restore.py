@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -180,7 +180,7 @@ def restore(
     raise typer.Exit(code)
 
 
-def _refuse(message: str) -> None:
+def _refuse(message: str) -> NoReturn:
     console.say(f"error: {message}")
     raise typer.Exit(2)
 

@@ -80,8 +80,9 @@ def full_float32() -> Iterator[None]:
     torch keeps an older and a newer setting of it and refuses to read the older one where the two differ, so that both
     are set, and both are set back.
     """
-    older = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    newer = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+    matmul: Any = torch.backends.cuda.matmul  # whose attributes, as cuDNN's, are made at run time
+    cudnn: Any = torch.backends.cudnn
+    older, newer = (matmul, cudnn), (matmul, cudnn.conv, cudnn.rnn)
     allowed, precisions = [_allows_tf32(place) for place in older], [place.fp32_precision for place in newer]
     try:
         for place in older:
@@ -98,6 +99,7 @@ def full_float32() -> Iterator[None]:
 def _allows_tf32(place: Any) -> bool | None:
     """The older setting; None where it cannot be read."""
     try:
-        return place.allow_tf32
+        allowed: bool = place.allow_tf32
+        return allowed
     except RuntimeError:
         return None

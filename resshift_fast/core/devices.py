@@ -26,7 +26,7 @@ def usable_device(device: "str | torch.device | None") -> "torch.device":
     return device
 
 
-def on(device: "torch.device") -> AbstractContextManager:
+def on(device: "torch.device") -> AbstractContextManager[None]:
     """Context in which a CUDA device is the current one: kernels are launched there, wherever their tensors are."""
     import torch
 

@@ -40,7 +40,7 @@ def marking() -> Iterator[None]:
         on = before
 
 
-def stage(name: str, number: int | None = None) -> AbstractContextManager:
+def stage(name: str, number: int | None = None) -> AbstractContextManager[None]:
     """Range around a stage of a restoration, such as `stage("denoise", 2)`."""
     import torch
 
@@ -50,7 +50,7 @@ def stage(name: str, number: int | None = None) -> AbstractContextManager:
     return _Range(STAGE + (name if number is None else f"{name} {number}"))
 
 
-def named(name: str) -> AbstractContextManager:
+def named(name: str) -> AbstractContextManager[None]:
     """Range of any name around what is not traced, such as RESTORATION around a whole restoration."""
     return _Range(name) if on else _NOTHING
 
@@ -67,7 +67,8 @@ def marked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 class _Range:
     def __init__(self, name: str):
-        self._name, self._record = name, nullcontext()
+        self._name = name
+        self._record: AbstractContextManager[object] = nullcontext()
 
     def __enter__(self) -> None:
         import torch
@@ -78,7 +79,7 @@ class _Range:
             torch.cuda.nvtx.range_push(self._name)
         self._record.__enter__()
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         import torch
 
         self._record.__exit__(*error)

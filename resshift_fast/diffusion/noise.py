@@ -16,6 +16,7 @@ and channel 4g + j takes z_j. A pixel's noise therefore does not depend on batch
 
 import math
 import operator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,7 +96,7 @@ def noise_field(
     return normal[:, :channels].contiguous()
 
 
-def check_seed(where: str, seed: int) -> int:
+def check_seed(where: str, seed: Any) -> int:
     """Return `seed` as an int, or raise ValueError/TypeError naming `where` if it is not in [0, 2⁶³)."""
     try:
         if isinstance(seed, bool):

@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +51,7 @@ class Schedule:
     etas_end: float = 0.99
     respacing: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.steps < 2:
             raise ValueError(f"Schedule: steps is {self.steps}, expected at least 2")
         for name in ("kappa", "power", "min_noise_level"):
@@ -65,14 +66,14 @@ class Schedule:
             raise ValueError(f"Schedule: respacing is {self.respacing}, expected 1 to steps={self.steps}")
 
     @cached_property
-    def sqrt_etas_all(self) -> np.ndarray:
+    def sqrt_etas_all(self) -> NDArray[np.float64]:
         """√η of all training steps, float64 [steps], increasing."""
         first = min(self.min_noise_level / self.kappa, self.min_noise_level)
         exponent = np.linspace(0, 1, self.steps, dtype=np.float64) ** self.power
         return first * (self.etas_end / first) ** exponent
 
     @cached_property
-    def timesteps(self) -> np.ndarray:
+    def timesteps(self) -> NDArray[np.int64]:
         """Training indices that the chain keeps, int64 [num_steps], increasing; the denoiser is given these."""
         if self.respacing is None:
             return np.arange(self.steps)
@@ -84,27 +85,27 @@ class Schedule:
         return len(self.timesteps)
 
     @cached_property
-    def etas(self) -> np.ndarray:
+    def etas(self) -> NDArray[np.float64]:
         """η of the kept steps, float64 [num_steps]."""
         return self.sqrt_etas_all[self.timesteps] ** 2
 
     @cached_property
-    def etas_previous(self) -> np.ndarray:
+    def etas_previous(self) -> NDArray[np.float64]:
         """η_{t−1} of the kept steps, float64 [num_steps], starting with 0."""
         return np.concatenate([[0.0], self.etas[:-1]])
 
     @cached_property
-    def alphas(self) -> np.ndarray:
+    def alphas(self) -> NDArray[np.float64]:
         """α_t = η_t − η_{t−1}, float64 [num_steps]."""
         return self.etas - self.etas_previous
 
     @cached_property
-    def posterior_variance(self) -> np.ndarray:
+    def posterior_variance(self) -> NDArray[np.float64]:
         """Variance of q(x_{t−1} | x_t, x_0, y), float64 [num_steps]; 0 at the last executed step."""
         return self.kappa**2 * self.etas_previous * self.alphas / self.etas
 
     @cached_property
-    def posterior_log_variance_clipped(self) -> np.ndarray:
+    def posterior_log_variance_clipped(self) -> NDArray[np.float64]:
         """Logarithm of the posterior variance with index 0, whose variance is 0, replaced by index 1.
 
         A chain of one step has no other variance: there it is −∞.
@@ -112,7 +113,7 @@ class Schedule:
         variance = self.posterior_variance
         return np.log(np.append(variance[1], variance[1:])) if len(variance) > 1 else np.full(1, -np.inf)
 
-    def loss_weights(self, prediction_type: str = "x0") -> np.ndarray:
+    def loss_weights(self, prediction_type: str = "x0") -> NDArray[np.float64]:
         """Weight of the squared error at each step in the variational bound, float64 [num_steps].
 
         Args:
@@ -124,7 +125,7 @@ class Schedule:
         check_prediction_type("Schedule.loss_weights", prediction_type)
         if self.num_steps < 2:
             raise ValueError("Schedule.loss_weights: the chain has one step and so no posterior; keep at least 2 steps")
-        weight = (self.alphas / self.etas) ** 2 / (2 * np.exp(self.posterior_log_variance_clipped))
+        weight: NDArray[np.float64] = (self.alphas / self.etas) ** 2 / (2 * np.exp(self.posterior_log_variance_clipped))
         if prediction_type == "epsilon":
             weight = weight * self.kappa**2 * self.etas / (1 - self.etas) ** 2
         elif prediction_type == "epsilon_scaled":
@@ -132,7 +133,7 @@ class Schedule:
         return weight
 
     @cached_property
-    def coefficients(self) -> np.ndarray:
+    def coefficients(self) -> NDArray[np.float64]:
         """One row of operator coefficients a step, float64 [num_steps, 8].
 
         Columns: η_t, 1 − η_t, κ√η_t, η_{t−1}/η_t, α_t/η_t, posterior deviation, input scale

@@ -90,5 +90,6 @@ def crop(job: Job, tile: Tile, margin: int) -> Tensor:
 
 def crop_hole(job: Job, tile: Tile) -> Tensor:
     """bool [1, height, width], True where the tile has to be filled in."""
+    assert job.hole is not None
     rows, columns = _indices(job.rows, tile.top, 0), _indices(job.columns, tile.left, 0)
     return torch.from_numpy(job.hole[rows[:, None], columns[None, :]])[None]

@@ -9,12 +9,13 @@ import io
 import itertools
 import struct
 import zlib
+from typing import Any, cast
 
 import cv2
 import numpy as np
 from PIL import Image, ImageCms
 from PIL.ExifTags import IFD, Base
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 # The beginnings of files by which an unreadable one is named.
 _MAGIC = {
@@ -146,7 +147,7 @@ def _planes_16_bit_gray(image: Image.Image, name: str) -> tuple[np.ndarray, np.n
     plane = values.astype(np.uint16)
     clear = image.info.get("transparency")
     alpha = np.where(plane == clear, 0, 65535).astype(np.uint16) if isinstance(clear, int) else None
-    if image.format == "TIFF" and image.tag_v2.get(262) == 0:  # white is zero
+    if image.format == "TIFF" and _tags(image).get(262) == 0:  # white is zero
         plane = 65535 - plane
     return np.repeat(plane[..., None], 3, axis=2), alpha, True
 
@@ -173,8 +174,13 @@ def clean_exif(exif: Image.Exif) -> bytes | None:
         new.get_ifd(IFD.GPSInfo).update(exif.get_ifd(IFD.GPSInfo))
         new[Base.Orientation] = 1
         return new.tobytes()
-    except Exception:  # noqa: BLE001  Cameras write EXIF that breaks Pillow in many ways; the picture is worth more.
+    except Exception:  # cameras write EXIF that breaks Pillow in many ways; the picture is worth more
         return None
+
+
+def _tags(image: Image.Image) -> Any:
+    """What a TIFF says of itself, by the tags' numbers."""
+    return cast(TiffImageFile, image).tag_v2
 
 
 def is_16_bit_color(image: Image.Image, data: bytes) -> bool:
@@ -186,7 +192,7 @@ def is_16_bit_color(image: Image.Image, data: bytes) -> bool:
         depth, color_type = png_header(data)
         return depth == 16 and color_type != 0
     if image.format == "TIFF":
-        bits = image.tag_v2.get(258, (1,))
+        bits = _tags(image).get(258, (1,))
         return image.mode in ("RGB", "RGBA", "RGBX") and set(bits) == {16}
     return False
 
@@ -224,7 +230,7 @@ def decode_16_bit(image: Image.Image, data: bytes, name: str) -> tuple[np.ndarra
             f"{name} is a kind of 16-bit {image.format} that is not supported; export it as 16-bit RGB or RGBA"
         )
     pixels, alpha = cv2.cvtColor(planes[..., :3], cv2.COLOR_BGR2RGB), planes[..., 3] if planes.shape[2] == 4 else None
-    extra = image.tag_v2.get(338, (2,))[0] if image.format == "TIFF" else 2
+    extra = _tags(image).get(338, (2,))[0] if image.format == "TIFF" else 2
     if extra == 0:  # the fourth channel is something else
         return pixels, None
     if extra == 1 and alpha is not None:  # colours multiplied by alpha

@@ -6,8 +6,11 @@ A file becomes a ``Photo`` (upright RGB pixels of 8 or 16 bits, alpha beside the
 
 import io
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -35,7 +38,7 @@ _LONGEST_SIDE = {"JPEG": 65500, "WEBP": 16383}
 _JPEG_SEGMENT = 65533  # the most bytes that one EXIF segment holds
 
 # EXIF orientation (tag 274) -> what turns the stored rows and columns upright.
-_UPRIGHT = {
+_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -83,11 +86,11 @@ class Photo:
 
     @property
     def height(self) -> int:
-        return self.pixels.shape[0]
+        return int(self.pixels.shape[0])
 
     @property
     def width(self) -> int:
-        return self.pixels.shape[1]
+        return int(self.pixels.shape[1])
 
     @property
     def bits(self) -> int:
@@ -95,7 +98,7 @@ class Photo:
         return self.pixels.itemsize * 8
 
 
-def read(path: str | Path) -> Photo:
+def read(path: str | PathLike[str]) -> Photo:
     """Read a PNG, JPEG, WebP, TIFF or BMP; the content decides, not the suffix.
 
     Gray of 1 to 16 bits, RGB, palettes, every kind of transparency (16-bit ones too) and CMYK. CMYK is converted to
@@ -203,7 +206,7 @@ def _exif(image: Image.Image) -> tuple[bytes | None, int]:
     try:
         exif = image.getexif()
         orientation = exif.get(0x0112, 1)
-    except Exception:  # noqa: BLE001  damaged EXIF, in whatever way; the picture is worth more
+    except Exception:  # damaged EXIF, in whatever way; the picture is worth more
         return None, 1
     return clean_exif(exif), orientation if orientation in _UPRIGHT else 1
 
@@ -291,7 +294,7 @@ def _encode(photo: Photo, form: str, quality: int) -> bytes:
     if planes.dtype == np.uint16:
         return encode_png_16(planes, icc_profile, exif)
     image = Image.fromarray(planes)
-    options = {"icc_profile": icc_profile, "exif": exif}
+    options: dict[str, Any] = {"icc_profile": icc_profile, "exif": exif}
     if form == "JPEG":
         options |= {"quality": quality, "subsampling": 0}
         if exif and len(exif) > _JPEG_SEGMENT:
@@ -320,7 +323,7 @@ def _stored_planes(photo: Photo, form: str) -> np.ndarray:
 
 def luma(pixels: np.ndarray) -> np.ndarray:
     """ITU-R BT.601 luma [H, W] of [H, W, 3]: integers stay in their dtype, and equal channels give themselves."""
-    luma = pixels[..., 0] * np.float32(0.299)
+    luma: np.ndarray = pixels[..., 0] * np.float32(0.299)
     luma += pixels[..., 1] * np.float32(0.587)
     luma += pixels[..., 2] * np.float32(0.114)
     return np.rint(luma, out=luma).astype(pixels.dtype) if pixels.dtype.kind == "u" else luma
@@ -334,7 +337,8 @@ def to_float(pixels: np.ndarray) -> np.ndarray:
     """
     if pixels.dtype not in (np.uint8, np.uint16):
         raise TypeError(f"to_float: pixels must be uint8 or uint16, got {pixels.dtype}")
-    return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
+    values: np.ndarray = pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
+    return values
 
 
 def from_float(values: np.ndarray, dtype: type | np.dtype = np.uint8, *, check: bool = True) -> np.ndarray:
@@ -401,9 +405,10 @@ def resize_alpha(alpha: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """
     height, width = size
     if alpha.shape == (height, width):
-        return alpha.copy()
+        return np.array(alpha)
     resized = Image.fromarray(alpha.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
-    return np.rint(np.asarray(resized)).clip(0, np.iinfo(alpha.dtype).max).astype(alpha.dtype)
+    clamped: np.ndarray = np.rint(np.asarray(resized)).clip(0, np.iinfo(alpha.dtype).max).astype(alpha.dtype)
+    return clamped
 
 
 def read_mask(mask: str | Path | Image.Image | Photo | np.ndarray) -> np.ndarray:
@@ -442,8 +447,8 @@ def read_mask(mask: str | Path | Image.Image | Photo | np.ndarray) -> np.ndarray
     if mask.ndim == 3:
         mask = mask[..., 0] if mask.shape[2] < 3 or mask.dtype == bool else luma(mask[..., :3])
     if mask.dtype == bool:
-        return mask.copy()
-    return mask >= 0.5 if is_float else mask > np.iinfo(mask.dtype).max // 2
+        return np.array(mask)
+    return np.asarray(mask >= 0.5 if is_float else mask > np.iinfo(mask.dtype).max // 2)
 
 
 def side_by_side(before: Photo, after: Photo) -> Photo:

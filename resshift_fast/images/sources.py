@@ -196,5 +196,5 @@ def _tensor_sources(tensor: Tensor) -> tuple[list[Source], Callable[[list[Any]],
         raise ValueError(f"the tensor's values are in [{low:.4g}, {high:.4g}], expected [0, 1]; scale or clamp them")
     if tensor.dim() == 3:
         return [TensorSource(tensor)], lambda results: results[0]
-    sources = [TensorSource(one, f"tensor[{i}]") for i, one in enumerate(tensor)]
+    sources: list[Source] = [TensorSource(one, f"tensor[{i}]") for i, one in enumerate(tensor)]
     return sources, torch.stack

@@ -150,6 +150,7 @@ class Blender:
 
     def _finish(self, until: int) -> None:
         """Emit the band's rows above input row `until` and move the rest up."""
+        assert self._band is not None
         scale = self._scale
         top = self._rows.starts[self._row]
         count = (min(until, self._rows.length) - top) * scale

@@ -243,8 +243,8 @@ def _right(
     An algorithm is refused for the shape. The default one would be taken for other shapes too, so that the backend is.
     """
     if kernel.algorithms is None:
-        if wrong := _wrong(kernel.function, plain, arguments):
-            found.refused[backend] = wrong
+        if why := _wrong(kernel.function, plain, arguments):
+            found.refused[backend] = why
             return {}
         return {backend: kernel.function}
     name, functions = kernel.algorithms.shape(*arguments), kernel.algorithms.functions(found.dtype)
@@ -260,9 +260,13 @@ def _medians(
     functions: dict[str, Callable[..., Any]], arguments: tuple, repeats: int, clock: timing.Clock
 ) -> dict[str, float]:
     """Microseconds of each function; they take turns."""
-    # The two lambdas are what `times` takes: nothing is to be prepared for a run.
-    prepared = {name: lambda function=function: lambda: function(*arguments) for name, function in functions.items()}
+    prepared = {name: _prepared(function, arguments) for name, function in functions.items()}
     return {name: 1e3 * median(values) for name, values in timing.times(prepared, repeats, clock).items()}
+
+
+def _prepared(function: Callable[..., Any], arguments: tuple) -> Callable[[], Callable[[], Any]]:
+    """What `times` takes: nothing is to be prepared for a run."""
+    return lambda: lambda: function(*arguments)
 
 
 def _settle(found: Ranking, backend: str, names: Iterable[str], samples: list[Sample]) -> None:

@@ -195,12 +195,12 @@ class Runner:
         if not (self._case.random_weights and isinstance(stage, VQAutoencoder)):
             return _stacked(self._restore())
         decode = stage.decode
-        stage.decode = partial(decode, quantize=False)
+        stage.decode = partial(decode, quantize=False)  # type: ignore[method-assign]
         try:
             self._recompile()
             return _stacked(self._restore())
         finally:
-            stage.decode = decode
+            stage.decode = decode  # type: ignore[method-assign]
             if self._recompile():
                 self._restore()
 

@@ -1,5 +1,6 @@
 """An object in a fresh process: what it holds can be measured, and how it fails harms nobody else."""
 
+import contextlib
 import multiprocessing
 import signal
 import sys
@@ -48,10 +49,8 @@ class Worker:
         Raises:
             WorkerError: if it fails there, or the process is gone.
         """
-        try:
+        with contextlib.suppress(OSError):  # the process is gone, which the answer tells better
             self._pipe.send((method, args))
-        except OSError:
-            pass  # the process is gone, which the answer tells better
         return self._answer()
 
     def close(self) -> None:

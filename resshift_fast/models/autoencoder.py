@@ -131,9 +131,10 @@ class _Level(nn.Module):
         return getattr(self, "downsample", None) or getattr(self, "upsample", None)
 
 
-def _run(levels: Iterable[_Level], x: Tensor | Join) -> Tensor | Join:
+def _run(levels: Iterable[nn.Module], x: Tensor | Join) -> Tensor | Join:
     """All levels in one loop: a level of its own would keep its input, the largest image, until its end."""
     for level in levels:
+        assert isinstance(level, _Level)
         for block in level.block:
             x = block(x)
         if level.resample is not None:
@@ -165,7 +166,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid(_run(self.down, self.conv_in(x)))
-        return self.conv_out.after(self.norm_out, x)[1]
+        return joined(self.conv_out.after(self.norm_out, x)[1])
 
 
 class Decoder(nn.Module):
@@ -187,8 +188,8 @@ class Decoder(nn.Module):
         self.conv_out = Conv3x3(channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = _run(reversed(self.up), self.mid(self.conv_in(x)))
-        return self.conv_out.after(self.norm_out, x)[1]
+        y = _run(reversed(self.up), self.mid(self.conv_in(x)))
+        return joined(self.conv_out.after(self.norm_out, y)[1])
 
 
 class _Codebook(nn.Module):

@@ -16,7 +16,7 @@ from resshift_fast.weights.published import OFFICIAL_LICENCE as OFFICIAL_LICENCE
 from resshift_fast.weights.published import WeightFile as WeightFile
 
 if TYPE_CHECKING:
-    from torch import nn
+    pass
 
 RELEASE = "https://github.com/zsyOAOA/ResShift/releases/download/v2.0/"
 OWN_LICENCE = "CC BY-SA 4.0 (trained from free photographs, see weights/nano-x4.md)"
@@ -218,12 +218,12 @@ def get(name: str) -> ModelSpec:
     raise ValueError(f"unknown model {name!r}; {hint}models: {', '.join(MODELS)}")
 
 
-def build_denoiser(spec: ModelSpec) -> "nn.Module":
+def build_denoiser(spec: ModelSpec) -> SwinUNet:
     """A `SwinUNet` of the model's sizes with fresh weights."""
     return SwinUNet(spec.denoiser)
 
 
-def build_first_stage(spec: ModelSpec) -> "nn.Module":
+def build_first_stage(spec: ModelSpec) -> VQAutoencoder | SpaceToDepth:
     """A `VQAutoencoder` or `SpaceToDepth` of the model's sizes with fresh weights."""
     if isinstance(spec.first_stage, SpaceToDepthConfig):
         return SpaceToDepth(spec.first_stage)

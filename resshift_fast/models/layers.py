@@ -1,6 +1,7 @@
 """Layers shared by the denoiser and the autoencoders. State-dict keys follow the official checkpoints."""
 
 import math
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,8 @@ from torch import Tensor, nn
 from resshift_fast import ops
 
 NUM_GROUPS = 32
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class Join:
@@ -21,10 +24,11 @@ class Join:
         self._images: list[Tensor] = [x, other]
         self.kind = kind
 
-    def take(self) -> list[Tensor]:
+    def take(self) -> tuple[Tensor, Tensor]:
         """The two images, once."""
-        images, self._images = self._images, []
-        return images
+        x, other = self._images
+        self._images = []
+        return x, other
 
 
 def joined(join: Tensor | Join) -> Tensor:
@@ -60,10 +64,19 @@ class GroupNorm(nn.Module):
         activation: str | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The image as one tensor, and normalized."""
-        options = {"scale": scale, "shift": shift, "activation": activation}
         if isinstance(x, Tensor):
-            return x, self(x, **options)
-        return ops.join_group_norm(*x.take(), NUM_GROUPS, self.weight, self.bias, self.eps, join=x.kind, **options)
+            return x, self(x, scale=scale, shift=shift, activation=activation)
+        return ops.join_group_norm(
+            *x.take(),
+            NUM_GROUPS,
+            self.weight,
+            self.bias,
+            self.eps,
+            join=x.kind,
+            scale=scale,
+            shift=shift,
+            activation=activation,
+        )
 
 
 class Conv3x3(nn.Conv2d):
@@ -149,14 +162,14 @@ class UpsampleConv(nn.Module):
         return ops.upsample_conv2d(x, self.conv.weight, self.conv.bias)
 
 
-def lay_out_(module: nn.Module) -> nn.Module:
+def lay_out_(module: Module) -> Module:
     """Lay out the weights of convolutions in memory as the kernels on their device read them, and return the module.
 
     They keep their values, names and shapes; only their strides change: channels last, and those of 3×3 convolutions
     as `ops.pack_conv2d` does where a kernel reads them so.
     """
     if not ops.conv2d_reads_packed(next((p.device.type for p in module.parameters()), "cpu")):
-        return module.to(memory_format=torch.channels_last)
+        return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for layer in module.modules():
         if isinstance(layer, Conv3x3):
             layer.weight.data = ops.pack_conv2d(layer.weight.data)
@@ -165,7 +178,7 @@ def lay_out_(module: nn.Module) -> nn.Module:
     return module
 
 
-def zero_(module: nn.Module) -> nn.Module:
+def zero_(module: Module) -> Module:
     """Set every parameter of `module` to zero and return it: a residual branch that starts as nothing."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)

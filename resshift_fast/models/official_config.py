@@ -66,7 +66,7 @@ def _load(path: Path) -> dict[str, Any]:
     except ImportError as error:
         raise ImportError(f"{path}: {error.name} is not installed, which reads YAML; pip install omegaconf") from None
     try:
-        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        tree: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a YAML file: {str(error).splitlines()[0]}") from None
     if not isinstance(tree, dict):
@@ -114,7 +114,7 @@ def _spec(path: Path, tree: dict[str, Any]) -> ModelSpec:
 
 
 def _denoiser(params: dict[str, Any]) -> SwinUNetConfig:
-    chosen = {
+    chosen: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in params.items()
         if name in SwinUNetConfig.__dataclass_fields__

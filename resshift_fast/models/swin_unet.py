@@ -6,7 +6,9 @@ does all three parts.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -99,12 +101,12 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor | Join, modulation: Tensor) -> Tensor:
         scale, shift = modulation.chunk(2, dim=1)
-        x, h = self.in_layers[2].after(self.in_layers[0], x)
+        x, h = self.in_layers[2].after(self.in_layers[0], x)  # type: ignore[operator]
         norm, conv = self.out_layers[0], self.out_layers[3]
         if isinstance(self.skip_connection, Conv1x1):
-            _, h = conv.after(norm, h, scale=scale, shift=shift)
+            _, h = conv.after(norm, h, scale=scale, shift=shift)  # type: ignore[operator]
             return self.skip_connection(x, residual=h)
-        _, h = conv.after(norm, h, scale=scale, shift=shift, residual=x)
+        _, h = conv.after(norm, h, scale=scale, shift=shift, residual=x)  # type: ignore[operator]
         return joined(h)
 
 
@@ -171,6 +173,7 @@ class SwinBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.attn(x, self.norm1)
         norm, fc1, fc2 = self.norm2, self.mlp.fc1, self.mlp.fc2
+        assert fc1.bias is not None and fc2.bias is not None
         w1, w2 = fc1.weight.flatten(1), fc2.weight.flatten(1)
         return ops.swin_mlp(x, NUM_GROUPS, norm.weight, norm.bias, w1, fc1.bias, w2, fc2.bias, norm.eps)
 
@@ -213,10 +216,11 @@ class SwinLayer(nn.Module):
 class Stage(nn.Sequential):
     """Layers in sequence, where residual blocks take the next of the modulations; the first may take a `Join`."""
 
-    def forward(self, x: Tensor | Join, modulations) -> Tensor:
+    def forward(self, x: Tensor | Join, modulations: Iterator[Tensor]) -> Tensor:  # type: ignore[override]
+        y: Any = x  # a tensor, once the first layer has taken it apart
         for layer in self:
-            x = layer(x, next(modulations)) if isinstance(layer, ResBlock) else layer(x)
-        return x
+            y = layer(y, next(modulations)) if isinstance(layer, ResBlock) else layer(y)
+        return y
 
 
 class SwinUNet(nn.Module):
@@ -255,7 +259,7 @@ class SwinUNet(nn.Module):
         for level, mult in enumerate(config.channel_mult):
             width = int(mult * config.model_channels)
             for i in range(config.num_res_blocks[level]):
-                layers = [ResBlock(channels, width, emb_channels)]
+                layers: list[nn.Module] = [ResBlock(channels, width, emb_channels)]
                 channels = width
                 if i == 0 and resolution in config.attention_resolutions:
                     layers.append(SwinLayer(channels, resolution, config))
@@ -275,7 +279,7 @@ class SwinUNet(nn.Module):
         for level in reversed(range(len(config.channel_mult))):
             width = int(config.channel_mult[level] * config.model_channels)
             for i in range(config.num_res_blocks[level] + 1):
-                layers = [ResBlock(channels + widths.pop(), width, emb_channels)]
+                layers: list[nn.Module] = [ResBlock(channels + widths.pop(), width, emb_channels)]
                 channels = width
                 if i == 0 and resolution in config.attention_resolutions:
                     layers.append(SwinLayer(channels, resolution, config))
@@ -317,8 +321,8 @@ class SwinUNet(nn.Module):
         Returns:
             One [N, 2·C] tensor (scale, then shift) a residual block, in the order in which they run.
         """
-        weight = self.time_embed[0].weight
-        emb = self.time_embed(timestep_embedding(timesteps, self.config.model_channels).to(weight.dtype))
+        dtype = next(self.time_embed.parameters()).dtype
+        emb = self.time_embed(timestep_embedding(timesteps, self.config.model_channels).to(dtype))
         emb = F.silu(emb)
         return tuple(block.emb_layers[1](emb) for block in self._res_blocks())
 
@@ -342,7 +346,7 @@ class SwinUNet(nn.Module):
         for block in self.output_blocks:
             x = block(Join(x, skips.pop(), "concat"), modulations)
         norm, _, conv = self.out
-        return conv.after(norm, x)[1]
+        return conv.after(norm, x)[1]  # type: ignore[operator]
 
     def forward(self, x: Tensor, timesteps: Tensor, lq: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Predict from a scaled x_t.
@@ -359,14 +363,15 @@ class SwinUNet(nn.Module):
         x = x if features is None else torch.cat([x, features.to(x.dtype)], dim=1)
         return self.denoise(x, self.modulation(timesteps))
 
-    def _res_blocks(self):
+    def _res_blocks(self) -> Iterator[ResBlock]:
         for stage in (*self.input_blocks, self.middle_block, *self.output_blocks):
             yield from (layer for layer in stage if isinstance(layer, ResBlock))
 
 
 def _feature_extractor(config: SwinUNetConfig) -> nn.Sequential:
     """Convolution, SiLU and a stride-2 convolution for each halving from lq_size to image_size."""
-    layers, channels = [], 4 if config.cond_mask else 3
+    layers: list[nn.Module] = []
+    channels = 4 if config.cond_mask else 3
     width = FEATURE_CHANNELS
     for _ in range(int(math.log2(config.lq_size // config.image_size))):
         layers += [Conv3x3(channels, width), nn.SiLU(), Downsample(width, 2 * width)]

@@ -19,7 +19,7 @@ def once(check: Callable[..., None]) -> Callable[..., None]:
 
     Tensors are alike in shape, dtype and device, which is all that checks look at; other arguments are equal.
     """
-    passed: set[tuple] = set()
+    passed: set[tuple[Any, ...]] = set()
 
     @wraps(check)
     def checked(*args: Any) -> None:
@@ -50,10 +50,11 @@ def image(op: str, name: str, x: Tensor) -> None:
         raise ValueError(f"{op}: {name} is empty, shape {tuple(x.shape)}; every dimension must be at least 1")
 
 
-def tensor(op: str, name: str, x: Tensor) -> None:
-    """x is a tensor."""
+def tensor(op: str, name: str, x: Tensor | None) -> Tensor:
+    """x is a tensor; it is returned."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(x).__name__}")
+    return x
 
 
 def floating(op: str, name: str, x: Tensor) -> None:
@@ -69,7 +70,7 @@ def shape(
     """x is a tensor of exactly the expected shape, or missing where it is `optional`."""
     if optional and x is None:
         return
-    tensor(op, name, x)
+    x = tensor(op, name, x)
     if x.shape != expected:
         raise ValueError(f"{op}: {name} has shape {tuple(x.shape)}, expected {tuple(expected)} {why}".rstrip())
 

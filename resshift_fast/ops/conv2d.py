@@ -8,6 +8,7 @@ pixels as it reads them.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,7 @@ def reference(
 ) -> Tensor:
     """The formula in plain PyTorch, in x's dtype."""
     if num_groups:
+        assert norm_weight is not None and norm_bias is not None
         x = group_norm_reference(x, num_groups, norm_weight, norm_bias, eps, scale, shift, activation)
     y = F.conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=padding)
     return y if residual is None else residual + y
@@ -62,33 +64,35 @@ def _plain(
     return reference(x, weight, bias, padding, *args).contiguous(memory_format=torch.channels_last)
 
 
-def _fake(x, weight, bias, padding, *_):
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, *options: Any) -> Tensor:
     batch, _, height, width = x.shape
     size = (batch, weight.shape[0], height + 2 * padding - 2, width + 2 * padding - 2)
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def _matrix_operations(x, weight, bias, padding, *_, out_shape, **__):
+def _matrix_operations(
+    x: torch.Size, weight: torch.Size, bias: torch.Size | None, padding: int, *_: Any, out_shape: torch.Size, **__: Any
+) -> int:
     """Nine taps a value of the result."""
     return 2 * 9 * weight[1] * math.prod(out_shape)
 
 
-def examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
+def examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
     """(x, weight, bias) in both memory formats, with and without bias."""
     generator = torch.Generator(device).manual_seed(0)
 
-    def normal(*shape):
+    def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=device).to(dtype)
 
     x, weight, bias = normal(2, 32, 9, 7), normal(48, 32, 3, 3) / 16, normal(48)
     return [(x.contiguous(memory_format=torch.channels_last), weight, bias), (x, weight, None)]
 
 
-def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
+def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
     """Those, with the smaller tiles and the larger ones, and a normalization about a mean far from zero."""
     generator = torch.Generator(device).manual_seed(1)
 
-    def normal(*shape):
+    def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=device).to(dtype)
 
     nothing = (None, 0, None, None, 1e-5, None, None, None)
@@ -103,10 +107,23 @@ def _load_cpu() -> Kernel:
     affine = libraries.operator("cpu", "group_norm_affine")
 
     def run(
-        tile, x, weight, bias, padding, residual, num_groups, norm_weight, norm_bias, eps, scale, shift, activation
-    ):  # fmt: skip
+        tile: int,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        padding: int,
+        residual: Tensor | None,
+        num_groups: int,
+        norm_weight: Tensor | None,
+        norm_bias: Tensor | None,
+        eps: float,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        activation: str | None,
+    ) -> Tensor:
         if tile == DIRECT:
             if num_groups:
+                assert norm_weight is not None and norm_bias is not None
                 x = group_norm(
                     x, num_groups, norm_weight, norm_bias, eps, scale=scale, shift=shift, activation=activation
                 )
@@ -115,7 +132,9 @@ def _load_cpu() -> Kernel:
             return _plain(x, weight, bias, padding, residual, 0, None, None, eps, None, None, None)
         norm = affine(x, num_groups, norm_weight, norm_bias, eps, scale, shift) if num_groups else None
         bias = None if bias is None else bias.float()
-        return winograd(x, pack_conv2d(weight), bias, padding, norm, activation == "silu", residual, False, tile)
+        silu = activation == "silu"
+        y: Tensor = winograd(x, pack_conv2d(weight), bias, padding, norm, silu, residual, False, tile)
+        return y
 
     return cpu_kernel(run)
 
@@ -123,15 +142,16 @@ def _load_cpu() -> Kernel:
 _recomputed = recomputed(reference)
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     _recomputed["setup_context"](ctx, inputs, output)
     ctx.alone = inputs[4] is None and inputs[5] == 0 and inputs[3] <= 2
 
 
-def _backward(ctx, dy):
+def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     """Of a convolution alone: that of dy with the turned weight gives x's gradient, and is as fast."""
     if not ctx.alone:
-        return _recomputed["backward"](ctx, dy)
+        gradients: tuple[Tensor | None, ...] = _recomputed["backward"](ctx, dy)
+        return gradients
     x, weight, *bias = ctx.saved_tensors
     padding = ctx.others[3][0]
     wanted = ctx.needs_input_grad
@@ -153,14 +173,15 @@ def _plain_weight_gradient(dy: Tensor, x: Tensor, padding: int) -> Tensor:
     _, gradient, _ = torch.ops.aten.convolution_backward(
         dy, x, weight, None, [1, 1], [padding] * 2, [1, 1], False, [0, 0], 1, mask
     )
-    return gradient.permute(2, 3, 1, 0).to(checks.accumulation_dtype(x)).contiguous()
+    taps_first: Tensor = gradient.permute(2, 3, 1, 0)
+    return taps_first.to(checks.accumulation_dtype(x)).contiguous()
 
 
-def _fake_weight_gradient(dy, x, padding):
+def _fake_weight_gradient(dy: Tensor, x: Tensor, padding: int) -> Tensor:
     return x.new_empty((3, 3, x.shape[1], dy.shape[1]), dtype=checks.accumulation_dtype(x))
 
 
-def _weight_gradient_examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
+def _weight_gradient_examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
     cases = [(x, weight, 1) for x, weight, _ in examples(device, dtype)]
     return [(reference(x, weight, None, padding), x, padding) for x, weight, padding in cases]
 
@@ -257,8 +278,8 @@ def conv2d(
     if padding < 0:
         raise ValueError(f"conv2d: padding is {padding}, expected 0 or more")
     if min(x.shape[2:]) + 2 * padding < 3:
-        size = f"{x.shape[2]}×{x.shape[3]}"
-        raise ValueError(f"conv2d: image {size} with padding={padding} is smaller than the 3×3 kernel; pad it more")
+        image = f"{x.shape[2]}×{x.shape[3]}"
+        raise ValueError(f"conv2d: image {image} with padding={padding} is smaller than the 3×3 kernel; pad it more")
     if residual is not None:
         size = (x.shape[0], weight.shape[0], *(side + 2 * padding - 2 for side in x.shape[2:]))
         checks.shape("conv2d", "residual", residual, size, "to match the result")
@@ -271,10 +292,12 @@ def conv2d(
     if (num_groups or residual is not None) and not conv2d_takes_norm(x.device.type):
         # One after the other: each has a gradient of its own, and would be computed again for one of all.
         if num_groups:
-            x = group_norm(x, *norm[:4], scale=scale, shift=shift, activation=activation)
-        y = _op(x, weight, bias, padding, None, 0, None, None, eps, None, None, None)
+            assert norm_weight is not None and norm_bias is not None  # as `_check_norm` has seen
+            x = group_norm(x, num_groups, norm_weight, norm_bias, eps, scale=scale, shift=shift, activation=activation)
+        y: Tensor = _op(x, weight, bias, padding, None, 0, None, None, eps, None, None, None)
         return y if residual is None else residual + y
-    return _op(x, weight, bias, padding, residual, *norm)
+    y = _op(x, weight, bias, padding, residual, *norm)
+    return y
 
 
 def conv2d_takes_norm(device_type: str) -> bool:
@@ -304,7 +327,7 @@ def _check_norm(
     """num_groups divides the channels and comes with both parameters, or is 0 and comes with nothing."""
     batch, channels = x.shape[:2]
     tensors = {"norm_weight": norm_weight, "norm_bias": norm_bias, "scale": scale, "shift": shift}
-    if num_groups < 0 or num_groups and channels % num_groups:
+    if num_groups < 0 or (num_groups and channels % num_groups):
         raise ValueError(f"conv2d: {channels} channels do not divide into {num_groups} groups")
     if activation not in ACTIVATIONS:
         raise ValueError(f"conv2d: activation is {activation!r}, expected None or 'silu'")

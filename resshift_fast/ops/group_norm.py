@@ -7,6 +7,8 @@ the per-image, per-channel scale and shift of the timestep (arXiv 2105.05233, ad
 normalization) and the activation f(z) = z or z σ(z) comes last. Statistics are float32 whatever the input.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,7 +30,7 @@ def _centre(x: Tensor, num_groups: int) -> Tensor:
     eighths = torch.arange(8, device=x.device)
     rows, columns = eighths * x.shape[2] // 8, eighths * x.shape[3] // 8
     samples = x.detach().permute(0, 2, 3, 1)[:, rows[:, None], columns]  # [B, 8, 8, C]
-    mean = samples.mean((1, 2)).unflatten(1, (num_groups, -1)).mean(2)
+    mean: Tensor = samples.mean((1, 2)).unflatten(1, (num_groups, -1)).mean(2)
     return mean.repeat_interleave(x.shape[1] // num_groups, dim=1)[:, :, None, None]
 
 
@@ -75,7 +77,16 @@ def _plain(
     return checks.laid_out_like(y, x), mean, (variance + eps).rsqrt()
 
 
-def _fake(x, num_groups, weight, bias, eps, scale, shift, activation):
+def _fake(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:
     statistics = x.new_empty((x.shape[0], num_groups), dtype=checks.accumulation_dtype(x))
     return torch.empty_like(x), statistics, torch.empty_like(statistics)
 
@@ -115,19 +126,30 @@ def _plain_backward(
     return checks.laid_out_like(dx, x), (gain * dz_normalized).sum(0), (gain * dshift).sum(0), dscale, dshift
 
 
-def _fake_backward(dy, x, mean, rstd, num_groups, weight, bias, scale, shift, activation):
+def _fake_backward(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    num_groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     per_channel = weight.new_empty((x.shape[1],), dtype=mean.dtype)
     per_image = x.new_empty((x.shape[0], x.shape[1]), dtype=mean.dtype)
     return torch.empty_like(x), per_channel, torch.empty_like(per_channel), per_image, torch.empty_like(per_image)
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, ctx.num_groups, weight, bias, _, scale, shift, ctx.activation = inputs
     _, mean, rstd = output
     ctx.save_for_backward(x, mean, rstd, weight, bias, scale, shift)
 
 
-def _backward(ctx, dy, *_):
+def _backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     x, mean, rstd, weight, bias, scale, shift = ctx.saved_tensors
     dx, dweight, dbias, dscale, dshift = _backward_op(
         dy, x, mean, rstd, ctx.num_groups, weight, bias, scale, shift, ctx.activation
@@ -137,11 +159,11 @@ def _backward(ctx, dy, *_):
     return dx, None, dweight.to(weight.dtype), dbias.to(bias.dtype), None, dscale, dshift, None
 
 
-def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
+def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
     """Both memory formats, with and without conditioning, a mean far from zero, groups of 1 to 10 channels."""
     generator = torch.Generator(device).manual_seed(0)
 
-    def normal(*shape):
+    def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=device).to(dtype)
 
     cases = []
@@ -154,7 +176,7 @@ def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
     return cases
 
 
-def _backward_examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
+def _backward_examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
     cases = []
     for x, groups, weight, bias, eps, scale, shift, activation in _examples(device, dtype):
         _, mean, rstd = _plain(x, groups, weight, bias, eps, scale, shift, activation)
@@ -163,7 +185,7 @@ def _backward_examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
     return cases
 
 
-def _numbered(*args) -> tuple:
+def _numbered(*args: Any) -> tuple[Any, ...]:
     """Arguments for C++, which knows an activation, the last of them, by its number."""
     return *args[:-1], ACTIVATIONS.index(args[-1])
 
@@ -212,8 +234,8 @@ def _check(
         raise ValueError(f"group_norm: {channels} channels do not divide into {num_groups} groups")
     for name, tensor in (("weight", weight), ("bias", bias)):
         checks.shape("group_norm", name, tensor, (channels,), "to match x's channels")
-    for name, tensor in (("scale", scale), ("shift", shift)):
-        checks.shape("group_norm", name, tensor, (x.shape[0], channels), "[B, C] to match x", optional=True)
+    for name, condition in (("scale", scale), ("shift", shift)):
+        checks.shape("group_norm", name, condition, (x.shape[0], channels), "[B, C] to match x", optional=True)
     checks.parameters("group_norm", x, weight=weight, bias=bias, scale=scale, shift=shift)
     if activation not in ACTIVATIONS:
         raise ValueError(f"group_norm: activation is {activation!r}, expected None or 'silu'")
@@ -253,5 +275,6 @@ def group_norm(
     """
     _check(x, num_groups, weight, bias, scale, shift, activation)
     if backends.fused("group_norm", x.device.type):
-        return _op(x, num_groups, weight, bias, eps, scale, shift, activation)[0]
+        y: Tensor = _op(x, num_groups, weight, bias, eps, scale, shift, activation)[0]
+        return y
     return reference(x, num_groups, weight, bias, eps, scale, shift, activation)

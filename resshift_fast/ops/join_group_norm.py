@@ -7,6 +7,8 @@ The sum ends a residual block, the concatenation of channels brings a skip conne
 is normalized, so that both results are those of the two operations apart.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -53,24 +55,35 @@ def _plain(
     activation: str | None,
 ) -> tuple[Tensor, Tensor]:
     joined, y = reference(x, other, num_groups, weight, bias, eps, join, scale, shift, activation)
-    return tuple(t.contiguous(memory_format=torch.channels_last) for t in (joined, y))
+    return joined.contiguous(memory_format=torch.channels_last), y.contiguous(memory_format=torch.channels_last)
 
 
-def _fake(x, other, num_groups, weight, bias, eps, join, scale, shift, activation):
+def _fake(
+    x: Tensor,
+    other: Tensor,
+    num_groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    join: str,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str | None,
+) -> tuple[Tensor, Tensor]:
     size = (x.shape[0], weight.shape[0], *x.shape[2:])
     joined = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     return joined, torch.empty_like(joined)
 
 
-def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
+def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
     """Both joins, groups across the seam; in one launch and, the last, in two; conditioned by halves of one tensor."""
     generator = torch.Generator(device).manual_seed(0)
 
-    def image(channels, height, width):
+    def image(channels: int, height: int, width: int) -> Tensor:
         x = torch.randn((2, channels, height, width), generator=generator, device=device) - 2.3
         return x.to(dtype).contiguous(memory_format=torch.channels_last)
 
-    def normal(*shape):
+    def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=device).to(dtype)
 
     scale, shift = normal(2, 2 * 64).chunk(2, dim=1)
@@ -81,7 +94,18 @@ def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
     ]
 
 
-def _numbered(x, other, num_groups, weight, bias, eps, join, scale, shift, activation) -> tuple:
+def _numbered(
+    x: Tensor,
+    other: Tensor,
+    num_groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    join: str,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str | None,
+) -> tuple[Any, ...]:
     """Arguments for C++, which knows a join and an activation by their numbers."""
     numbers = JOINS.index(join), scale, shift, ACTIVATIONS.index(activation)
     return x, other, num_groups, weight, bias, eps, *numbers
@@ -114,9 +138,9 @@ def _check(
         raise ValueError(f"join_group_norm: {channels} channels do not divide into {num_groups} groups")
     for name, tensor in (("weight", weight), ("bias", bias)):
         checks.shape("join_group_norm", name, tensor, (channels,), "to match the joined channels")
-    for name, tensor in (("scale", scale), ("shift", shift)):
+    for name, condition in (("scale", scale), ("shift", shift)):
         size = (x.shape[0], channels)
-        checks.shape("join_group_norm", name, tensor, size, "[B, C] to match the joined image", optional=True)
+        checks.shape("join_group_norm", name, condition, size, "[B, C] to match the joined image", optional=True)
     checks.parameters("join_group_norm", x, weight=weight, bias=bias, scale=scale, shift=shift)
     if activation not in ACTIVATIONS:
         raise ValueError(f"join_group_norm: activation is {activation!r}, expected None or 'silu'")
@@ -163,7 +187,8 @@ def join_group_norm(
     """
     _check(x, other, num_groups, weight, bias, join, scale, shift, activation)
     if backends.fused("join_group_norm", x.device.type) and not torch.is_grad_enabled():
-        return _op(x, other, num_groups, weight, bias, eps, join, scale, shift, activation)
+        both: tuple[Tensor, Tensor] = _op(x, other, num_groups, weight, bias, eps, join, scale, shift, activation)
+        return both
     # One after the other: the normalization has a kernel for its gradient, and may have one where both have none.
     joined = _join(x, other, join)
     return joined, group_norm(joined, num_groups, weight, bias, eps, scale=scale, shift=shift, activation=activation)

@@ -7,6 +7,7 @@ may be missing.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,10 @@ def reference(
     eps: float,
 ) -> Tensor:
     """The formula in plain PyTorch, in x's dtype."""
-    y = group_norm(x, num_groups, norm_weight, norm_bias, eps, None, None, None) if num_groups else x
+    y = x
+    if num_groups:
+        assert norm_weight is not None and norm_bias is not None
+        y = group_norm(x, num_groups, norm_weight, norm_bias, eps, None, None, None)
     y = F.conv2d(y, weight.to(x.dtype)[:, :, None, None], None if bias is None else bias.to(x.dtype))
     return y if residual is None else (residual + y).to(x.dtype)
 
@@ -48,21 +52,30 @@ def _plain(
     return y.contiguous(memory_format=torch.channels_last)
 
 
-def _fake(x, weight, bias, residual, num_groups, norm_weight, norm_bias, eps):
+def _fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    num_groups: int,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+) -> Tensor:
     size = (x.shape[0], weight.shape[0], *x.shape[2:])
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def _matrix_operations(x, weight, *_, **__):
+def _matrix_operations(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
     """One product of every pixel with the weight."""
     return 2 * math.prod(x) * weight[0]
 
 
-def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
+def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
     """Normalized and with a residual, and neither; both memory formats; sizes that fill no block."""
     generator = torch.Generator(device).manual_seed(0)
 
-    def normal(*shape):
+    def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=device).to(dtype)
 
     x, residual = normal(2, 96, 9, 7) - 2.3, normal(2, 40, 9, 7)
@@ -76,11 +89,24 @@ def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
 
 def normalization(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """(mean, multiplier, offset) by which kernels for CPUs normalize x as they read it, float32 [B, 3, C]."""
-    return torch.ops.resshift_fast_cpu.group_norm_affine(x, num_groups, weight, bias, eps, None, None)
+    norm: Tensor = torch.ops.resshift_fast_cpu.group_norm_affine(x, num_groups, weight, bias, eps, None, None)
+    return norm
 
 
-def _normalized(x, weight, bias, residual, num_groups, norm_weight, norm_bias, eps):
-    norm = normalization(x, num_groups, norm_weight, norm_bias, eps) if num_groups else None
+def _normalized(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    num_groups: int,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+) -> tuple[Any, ...]:
+    norm = None
+    if num_groups:
+        assert norm_weight is not None and norm_bias is not None
+        norm = normalization(x, num_groups, norm_weight, norm_bias, eps)
     return x, weight, bias, residual, norm
 
 
@@ -160,7 +186,7 @@ def pointwise_conv2d(
 
 def _check_norm(channels: int, num_groups: int, norm_weight: Tensor | None, norm_bias: Tensor | None) -> None:
     """num_groups divides the channels and comes with both parameters, or is 0 and comes with neither."""
-    if num_groups < 0 or num_groups and channels % num_groups:
+    if num_groups < 0 or (num_groups and channels % num_groups):
         raise ValueError(f"pointwise_conv2d: {channels} channels do not divide into {num_groups} groups")
     for name, tensor in (("norm_weight", norm_weight), ("norm_bias", norm_bias)):
         if num_groups and tensor is None:

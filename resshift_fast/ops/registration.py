@@ -6,7 +6,7 @@ is settled when it runs, with the true sizes at hand.
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ def triton(module: str, function: str = "forward", unsupported: str = "unsupport
 def native(
     library: str,
     operator: str,
-    adapt: Callable[..., tuple] | None = None,
+    adapt: Callable[..., tuple[Any, ...]] | None = None,
     unsupported: Callable[..., str | None] = lambda *_: None,
 ) -> Callable[[], Kernel]:
     """Loader of `torch.ops.resshift_fast_<library>.<operator>`, a kernel in C++ or CUDA C++.
@@ -51,9 +51,9 @@ def native(
     return load
 
 
-def _float64(args: tuple) -> str | None:
+def _float64(args: tuple[Any, ...]) -> str | None:
     for x in args:
-        if x is torch.float64 or isinstance(x, Tensor) and x.dtype is torch.float64:
+        if x is torch.float64 or (isinstance(x, Tensor) and x.dtype is torch.float64):
             return "an argument is float64"
     return None
 
@@ -63,7 +63,7 @@ def register(
     plain: Callable[..., Any],
     *,
     fake: Callable[..., Any],
-    examples: Callable[[torch.device, torch.dtype], list[tuple]],
+    examples: Callable[[torch.device, torch.dtype], list[tuple[Any, ...]]],
     loaders: dict[str, Callable[[], Kernel]] | None = None,
     dtypes: tuple[torch.dtype, ...] = (),
     training: bool = False,
@@ -93,16 +93,24 @@ def register(
     if backward is not None:
         torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
     backends.add(Operator(name, plain, examples, loaders or {}, dtypes, training, matrix_operations, public))
-    return getattr(getattr(torch.ops, NAMESPACE), name).default
+    registered: Callable[..., Any] = getattr(getattr(torch.ops, NAMESPACE), name).default
+    return registered
 
 
-def recomputed(plain: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+class Gradient(TypedDict):
+    """What `register` takes for an operator that has a gradient."""
+
+    backward: Callable[..., Any]
+    setup_context: Callable[..., None]
+
+
+def recomputed(plain: Callable[..., Any]) -> Gradient:
     """Gradient of an operator by running `plain` again: `backward` and `setup_context` for `register`.
 
     Only the arguments are saved, so that no intermediate result lives from forward to backward.
     """
 
-    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
         ctx.others = tuple(None if isinstance(x, Tensor) else (x,) for x in inputs)
 

@@ -14,6 +14,8 @@ input, x/√(κ² η + 1) followed by the low-quality image's channels. Coeffici
 `Schedule.table`, noise from the noise field unless it is given.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -108,28 +110,36 @@ def _fake_chain(x: Tensor, lq: Tensor | None, next_dtype: torch.dtype) -> tuple[
 
 
 def _fake_posterior_step(
-    x_t,
-    prediction,
-    y,
-    coefficients,
-    seed,
-    step,
-    origin,
-    prediction_type,
-    clamp_x0,
-    noise,
-    lq,
-    next_dtype,
-    last,
-):
+    x_t: Tensor,
+    prediction: Tensor,
+    y: Tensor,
+    coefficients: Tensor,
+    seed: Tensor,
+    step: Tensor,
+    origin: Tensor | None,
+    prediction_type: str,
+    clamp_x0: bool,
+    noise: Tensor | None,
+    lq: Tensor | None,
+    next_dtype: torch.dtype,
+    last: bool,
+) -> tuple[Tensor, Tensor]:
     return _fake_chain(x_t, lq, next_dtype)
 
 
-def _fake_prior_sample(y, coefficients, seed, origin, noise, lq, next_dtype):
+def _fake_prior_sample(
+    y: Tensor,
+    coefficients: Tensor,
+    seed: Tensor,
+    origin: Tensor | None,
+    noise: Tensor | None,
+    lq: Tensor | None,
+    next_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
     return _fake_chain(y, lq, next_dtype)
 
 
-def _fake_q_sample(x0, y, t, table, noise):
+def _fake_q_sample(x0: Tensor, y: Tensor, t: Tensor, table: Tensor, noise: Tensor) -> Tensor:
     return torch.empty_like(x0)
 
 
@@ -143,7 +153,7 @@ def _latents(device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], Te
     return latents, row, seed, torch.tensor(2, device=device), origin
 
 
-def _posterior_step_examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
+def _posterior_step_examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
     (x_t, prediction, y, lq), row, seed, step, origin = _latents(device, dtype)
     half = prediction.bfloat16().contiguous(memory_format=torch.channels_last)
     return [
@@ -154,22 +164,32 @@ def _posterior_step_examples(device: torch.device, dtype: torch.dtype) -> list[t
     ]
 
 
-def _prior_sample_examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
+def _prior_sample_examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
     (y, noise, lq, _), row, seed, _, origin = _latents(device, dtype)
     return [(y, row, seed, origin, None, lq, torch.float16), (y, row, seed, None, noise, None, torch.float32)]
 
 
-def _q_sample_examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
+def _q_sample_examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
     (x0, y, noise, _), row, *_ = _latents(device, dtype)
     return [(x0, y, torch.tensor([2, 0], device=device), torch.stack([row, 1 - row, row / 2]), noise)]
 
 
-def _numbered(x_t, prediction, y, coefficients, seed, step, origin, prediction_type, *options) -> tuple:
+def _numbered(
+    x_t: Tensor,
+    prediction: Tensor,
+    y: Tensor,
+    coefficients: Tensor,
+    seed: Tensor,
+    step: Tensor,
+    origin: Tensor | None,
+    prediction_type: str,
+    *options: Any,
+) -> tuple[Any, ...]:
     """Arguments for C++, which knows a prediction type by its number."""
     return x_t, prediction, y, coefficients, seed, step, origin, PREDICTION_TYPES.index(prediction_type), *options
 
 
-def _not_float32(x: Tensor, *_) -> str | None:
+def _not_float32(x: Tensor, *_: Any) -> str | None:
     return None if x.dtype == torch.float32 else f"the latent is {x.dtype}"
 
 

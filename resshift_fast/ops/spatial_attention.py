@@ -7,6 +7,7 @@ whichever kernel `scaled_dot_product_attention` picks, no more than SCORE_ELEMEN
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +25,8 @@ def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     batch, channels, height, width = q.shape
     q, k, v = (x.flatten(2).transpose(1, 2)[:, None] for x in (q, k, v))  # [B, 1, HW, C]
     block = max(1, SCORE_ELEMENTS // (batch * height * width))
-    out = [F.scaled_dot_product_attention(part, k, v) for part in q.split(block, dim=2)]
-    out = out[0] if len(out) == 1 else torch.cat(out, dim=2)
+    parts = [F.scaled_dot_product_attention(part, k, v) for part in q.split(block, dim=2)]
+    out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
     return out[:, 0].transpose(1, 2).reshape(batch, channels, height, width)
 
 
@@ -33,16 +34,16 @@ def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return checks.laid_out_like(reference(q, k, v), q)
 
 
-def _fake(q, k, v):
+def _fake(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.empty_like(q)
 
 
-def _matrix_operations(q, k, v, **_):
+def _matrix_operations(q: torch.Size, k: torch.Size, v: torch.Size, **_: Any) -> int:
     """q kᵀ and P v, over all pairs of pixels."""
     return 4 * math.prod(q) * q[2] * q[3]
 
 
-def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
+def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
     """The widest and a narrow head, a number of pixels that fills no block."""
     generator = torch.Generator(device).manual_seed(0)
     cases = [(2, 512, 5, 7), (1, 64, 9, 8)]

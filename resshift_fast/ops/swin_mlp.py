@@ -6,6 +6,7 @@ with group normalization, 1×1 convolutions and the erf GELU (Hendrycks and Gimp
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,20 +51,32 @@ def _plain(
     return checks.laid_out_like(reference(x, num_groups, norm_weight, norm_bias, w1, b1, w2, b2, eps), x)
 
 
-def _fake(x, num_groups, norm_weight, norm_bias, w1, b1, w2, b2, eps):
+def _fake(
+    x: Tensor,
+    num_groups: int,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    eps: float,
+) -> Tensor:
     return torch.empty_like(x)
 
 
-def _matrix_operations(x, num_groups, norm_weight, norm_bias, w1, *_, **__):
+def _matrix_operations(
+    x: torch.Size, num_groups: int, norm_weight: torch.Size, norm_bias: torch.Size, w1: torch.Size, *_: Any, **__: Any
+) -> int:
     """Two products of every pixel with a matrix of w1's size."""
     return 4 * math.prod(x) * w1[0]
 
 
-def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
+def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
     """A width that is no power of two, pixels that fill no block."""
     generator = torch.Generator(device).manual_seed(0)
 
-    def normal(*shape):
+    def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=device)
 
     channels, hidden = 96, 384
@@ -73,7 +86,17 @@ def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
     return [(x, 32, *(parameter.to(dtype) for parameter in parameters), 1e-5)]
 
 
-def _normalized(x, num_groups, norm_weight, norm_bias, w1, b1, w2, b2, eps):
+def _normalized(
+    x: Tensor,
+    num_groups: int,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    eps: float,
+) -> tuple[Any, ...]:
     return x, normalization(x, num_groups, norm_weight, norm_bias, eps), w1, b1, w2, b2
 
 

@@ -1,6 +1,7 @@
 """Nearest-neighbour upsampling by 2, then a 3×3 convolution with padding 1."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,13 +26,15 @@ def _plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return checks.image_like(reference(x, weight, bias), x)
 
 
-def _fake(x, weight, bias):
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     batch, _, height, width = x.shape
     size = (batch, weight.shape[0], 2 * height, 2 * width)
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=checks.image_format(x))
 
 
-def _matrix_operations(x, weight, bias, *, out_shape, **_):
+def _matrix_operations(
+    x: torch.Size, weight: torch.Size, bias: torch.Size | None, *, out_shape: torch.Size, **_: Any
+) -> int:
     """Four taps a value of the result: the phase convolutions' operations, not the formula's nine."""
     return 2 * 4 * weight[1] * math.prod(out_shape)
 

@@ -7,6 +7,7 @@ The gradient passes straight through to z and, as that of a gather, to the codeb
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,22 +37,22 @@ def _plain(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     return codebook[indices].to(z.dtype).permute(0, 3, 1, 2).contiguous(), indices
 
 
-def _fake(z, codebook):
+def _fake(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     batch, _, height, width = z.shape
     return z.new_empty(z.shape), z.new_empty((batch, height, width), dtype=torch.int64)
 
 
-def _matrix_operations(z, codebook, **_):
+def _matrix_operations(z: torch.Size, codebook: torch.Size, **_: Any) -> int:
     """One product of every pixel with the codebook."""
     return 2 * math.prod(z) * codebook[0]
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(output[1])
     ctx.codebook_shape, ctx.codebook_dtype = inputs[1].shape, inputs[1].dtype
 
 
-def _backward(ctx, grad, _):
+def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     (indices,) = ctx.saved_tensors
     grad_codebook = None
     if ctx.needs_input_grad[1]:
@@ -64,7 +65,7 @@ def _backward(ctx, grad, _):
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
         output = _plain(z, codebook)
         _setup_context(ctx, (z, codebook), output)
         ctx.mark_non_differentiable(output[1])
@@ -75,10 +76,11 @@ class _StraightThrough(torch.autograd.Function):
 
 def reference(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     """The formula in plain PyTorch, in chunks of tokens: the full distance matrix never exists."""
-    return _StraightThrough.apply(z, codebook)
+    output: tuple[Tensor, Tensor] = _StraightThrough.apply(z, codebook)  # type: ignore[no-untyped-call]
+    return output
 
 
-def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
+def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
     """Few channels and many; entries far enough from one another that rounding decides nothing; repeated entries."""
     cases = []
     for channels, entries in ((3, 1000), (64, 50)):

@@ -14,6 +14,7 @@ The softmax is float32.
 import math
 from collections.abc import Callable
 from functools import wraps
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,10 +36,10 @@ def _cached(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     A traced tensor belongs to its trace and is made anew; one of a fake mode is kept for that mode. Tensors are made
     outside inference mode, because autograd refuses those made within.
     """
-    kept: dict[tuple, Tensor] = {}
+    kept: dict[tuple[Any, ...], Tensor] = {}
 
     @wraps(make)
-    def cached(*args) -> Tensor:
+    def cached(*args: Any) -> Tensor:
         if torch.compiler.is_compiling():
             return make(*args)
         key = (*args, detect_fake_mode())
@@ -109,7 +110,8 @@ def _heads(x: Tensor, parts: int, num_heads: int, window_size: int, shift_size: 
     if shift_size:
         x = torch.roll(x, (-shift_size, -shift_size), dims=(1, 2))
     windows = _partition(x, window_size)
-    return windows.unflatten(2, (parts, num_heads, -1)).permute(2, 0, 3, 1, 4)
+    heads: Tensor = windows.unflatten(2, (parts, num_heads, -1))
+    return heads.permute(2, 0, 3, 1, 4)
 
 
 def _image(heads: Tensor, shape: torch.Size, window_size: int, shift_size: int) -> Tensor:
@@ -146,7 +148,7 @@ def _plain(qkv: Tensor, bias_table: Tensor, num_heads: int, window_size: int, sh
     return reference(qkv, bias_table, num_heads, window_size, shift_size, mask).contiguous()
 
 
-def _fake(qkv, bias_table, num_heads, window_size, shift_size, mask):
+def _fake(qkv: Tensor, bias_table: Tensor, num_heads: int, window_size: int, shift_size: int, mask: str) -> Tensor:
     return qkv.new_empty((*qkv.shape[:3], qkv.shape[3] // 3))
 
 
@@ -170,36 +172,50 @@ def _plain_backward(
     return dqkv.contiguous(), dtable
 
 
-def _fake_backward(dout, qkv, bias_table, num_heads, window_size, shift_size, mask):
+def _fake_backward(
+    dout: Tensor, qkv: Tensor, bias_table: Tensor, num_heads: int, window_size: int, shift_size: int, mask: str
+) -> tuple[Tensor, Tensor]:
     return qkv.new_empty(qkv.shape), bias_table.new_empty(bias_table.shape, dtype=checks.accumulation_dtype(qkv))
 
 
-def _matrix_operations(qkv, bias_table, num_heads, window_size, shift_size, mask, *, out_shape, **_):
+def _matrix_operations(
+    qkv: torch.Size,
+    bias_table: torch.Size,
+    num_heads: int,
+    window_size: int,
+    shift_size: int,
+    mask: str,
+    *,
+    out_shape: torch.Size,
+    **_: Any,
+) -> int:
     """q kᵀ and P v: 2 · 2 · w² operations for every value of the result."""
     return 4 * window_size**2 * math.prod(out_shape)
 
 
-def _matrix_operations_backward(dout, qkv, bias_table, num_heads, window_size, *_, **__):
+def _matrix_operations_backward(
+    dout: torch.Size, qkv: torch.Size, bias_table: torch.Size, num_heads: int, window_size: int, *_: Any, **__: Any
+) -> int:
     """q kᵀ again, and the four products of the gradients."""
     return 10 * window_size**2 * math.prod(dout)
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(*inputs[:2])
     ctx.options = inputs[2:]
 
 
-def _backward(ctx, dout):
+def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
     qkv, bias_table = ctx.saved_tensors
     dqkv, dtable = _backward_op(dout, qkv, bias_table, *ctx.options)
     return dqkv, dtable.to(bias_table.dtype), None, None, None, None
 
 
-def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
+def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
     """Both masks, shifted and not, non-square images of several windows."""
     generator = torch.Generator(device).manual_seed(0)
 
-    def normal(*shape):
+    def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=device).to(dtype)
 
     cases = [(2, 16, 24, 8, 32, 4, "resshift"), (1, 8, 8, 4, 32, 0, "resshift"), (1, 16, 8, 8, 32, 4, "swin")]
@@ -209,23 +225,23 @@ def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
     ]
 
 
-def _backward_examples(device: torch.device, dtype: torch.dtype) -> list[tuple]:
+def _backward_examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
     return [(_plain(*args).flip(1), *args) for args in _examples(device, dtype)]
 
 
-def _numbered(*args) -> tuple:
+def _numbered(*args: Any) -> tuple[Any, ...]:
     """Arguments for C++, which knows a mask, the last of them, by its number."""
     return *args[:-1], MASKS.index(args[-1])
 
 
-def _not_compiled(qkv, bias_table, num_heads, window_size, *_) -> str | None:
+def _not_compiled(qkv: Tensor, bias_table: Tensor, num_heads: int, window_size: int, *_: Any) -> str | None:
     head_dim = qkv.shape[3] // (3 * num_heads)
     if head_dim not in (16, 32, 64):
         return f"head size {head_dim} is not 16, 32 or 64"
     return None if 4 <= window_size <= 16 else f"window {window_size} is not 4 to 16"
 
 
-def _too_large(qkv, bias_table, num_heads, window_size, *_) -> str | None:
+def _too_large(qkv: Tensor, bias_table: Tensor, num_heads: int, window_size: int, *_: Any) -> str | None:
     return None if window_size <= 16 else f"window {window_size} is not 16 or less"
 
 

@@ -7,6 +7,7 @@ call fails in one process and succeeds in another.
 
 from collections.abc import Callable
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,7 +104,7 @@ def cpu_kernel(run: Callable[..., Tensor], upsample: bool = False) -> Kernel:
         upsample: whether the image is upsampled first.
     """
 
-    def sizes(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int = 1, *_) -> tuple:
+    def sizes(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int = 1, *_: Any) -> tuple[Any, ...]:
         return x, weight, padding, upsample
 
     algorithms = Algorithms(

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._prims_common import make_channels_last_2d_strides_for, suggest_memory_format
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from resshift_fast import backends
 from resshift_fast.models import catalog
 from resshift_fast.models.catalog import ModelSpec
+from resshift_fast.models.layers import Module
 from resshift_fast.restoration.model import Restoration
 
 _aten = torch.ops.aten
@@ -74,6 +75,7 @@ class FusedPath(TorchDispatchMode):
         return result
 
     def _launch(self, operator: str, args: tuple) -> None:
+        assert self._order is not None
         for backend in self._order(operator, args[0].dtype):
             kernel = backends.kernel(operator, backend)
             if kernel.unsupported(*args) is None:
@@ -144,23 +146,27 @@ def fake_gpu(arch: int | None = None) -> Iterator[None]:
 def fake_restoration(spec: ModelSpec, dtype: torch.dtype, arch: int | None = None) -> Iterator[Restoration]:
     """`fake_gpu` with a model on it, its networks in the format in which a GPU has them."""
     with torch.device("meta"):
-        networks = (catalog.build_denoiser(spec), catalog.build_first_stage(spec))
-        networks = [net.to(dtype=dtype, memory_format=torch.channels_last) for net in networks]
+        denoiser, first_stage = catalog.build_denoiser(spec), catalog.build_first_stage(spec)
+        for net in (denoiser, first_stage):
+            net.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     with fake_gpu(arch):
-        yield Restoration(spec, *map(_moved, networks)).eval()
+        yield Restoration(spec, _moved(denoiser), _moved(first_stage)).eval()
 
 
-def _moved(net: nn.Module) -> nn.Module:
+def _moved(net: Module) -> Module:
     """`net.to_empty(device="cuda")`, which takes a second for the many parameters of a network."""
     for module in net.modules():
-        for tensors in (module._parameters, module._buffers):
+        places: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for tensors in places:
             for name, x in tensors.items():
                 if x is not None:
                     tensors[name] = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda")
     return net
 
 
-def fake_call(restoration: Restoration, size: tuple[int, int], batch: int) -> tuple[Tensor, ...]:
+def fake_call(
+    restoration: Restoration, size: tuple[int, int], batch: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The arguments of a restoration: (image, seed, origin, hole).
 
     Args:

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resshift_fast.core import nvtx
+from resshift_fast.models.autoencoder import SpaceToDepth, VQAutoencoder
 from resshift_fast.models.catalog import ModelSpec
+from resshift_fast.models.swin_unet import SwinUNet
 from resshift_fast.restoration.sampler import LatentChain
 
 BICUBIC_MARGIN = 2  # input pixels beyond a tile that the bicubic kernel reaches
@@ -27,7 +29,7 @@ class Restoration(nn.Module):
         margin: input pixels that `forward` takes on every side beyond those that it restores.
     """
 
-    def __init__(self, spec: ModelSpec, denoiser: nn.Module, first_stage: nn.Module):
+    def __init__(self, spec: ModelSpec, denoiser: SwinUNet, first_stage: VQAutoencoder | SpaceToDepth):
         super().__init__()
         self.spec = spec
         self.margin = BICUBIC_MARGIN if spec.scale > 1 else 0

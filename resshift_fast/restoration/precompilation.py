@@ -161,10 +161,11 @@ def _launch_restoration(case: Case, keep: Callable[[list], None]) -> None:
     from resshift_fast.kernels.tuning import enumerating
     from resshift_fast.restoration.fake_gpu import fake_call, fake_restoration
 
+    assert case.spec is not None
     height, width, batch = case.shape
     with backends.use_backend("auto"), fake_restoration(case.spec, case.dtype, case.arch) as restoration:
         denoiser = restoration.chain.denoiser
-        denoiser.denoise = _once(denoiser.denoise)  # all steps launch the same kernels
+        denoiser.denoise = _once(denoiser.denoise)  # type: ignore[method-assign]  # all steps launch the same kernels
         arguments = fake_call(restoration, (height, width), batch)
         with _way(case, keep), enumerating() if case.candidates else nullcontext():
             restoration(*arguments)
@@ -282,7 +283,9 @@ def _sources() -> str:
     import triton
 
     digest = hashlib.sha256(f"{triton.__version__} {torch.__version__} {sys.version_info}".encode())
-    folders = [Path(__file__).parents[1], *map(Path, find_spec("resshift_fast.kernels").submodule_search_locations)]
+    kernels = find_spec("resshift_fast.kernels")
+    assert kernels is not None and kernels.submodule_search_locations is not None
+    folders = [Path(__file__).parents[1], *map(Path, kernels.submodule_search_locations)]
     for path in sorted(path for folder in folders for path in folder.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -388,8 +391,8 @@ def prepare_restoration(
     wanted = tuple(sorted(set(shapes)))
     key = (spec, device, dtype, wanted, candidates, backends.preferred())
 
-    def make(*on: Any) -> list[Case]:
-        return [restoration_case(spec, dtype, shape, *on, candidates) for shape in wanted]
+    def make(device: torch.device, arch: int) -> list[Case]:
+        return [restoration_case(spec, dtype, shape, device, arch, candidates) for shape in wanted]
 
     _prepare(key, progress, make, device)
 

@@ -41,6 +41,10 @@ class LatentChain(nn.Module):
         prediction_type, clamp_x0: as in `ops.posterior_step`.
     """
 
+    table: Tensor
+    timesteps: Tensor
+    steps: Tensor
+
     def __init__(self, denoiser: SwinUNet, schedule: Schedule, *, prediction_type: str = "x0", clamp_x0: bool = False):
         super().__init__()
         self.denoiser = denoiser

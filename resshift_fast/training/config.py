@@ -26,7 +26,7 @@ FREE_FIELDS = frozenset(
         "save_every",
         "save_minutes",
         "init_from",
-    )  # fmt: skip
+    )
 )
 
 

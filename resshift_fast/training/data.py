@@ -103,7 +103,7 @@ class PatchPlan:
     """The patch with the most gradient out of this many is kept: sky teaches little."""
     recolour: float = 0.3
     """Probability of permuted channels and a changed exposure, which widens a small set of photos."""
-    mixture: Mixture = Mixture()
+    mixture: Mixture = Mixture()  # noqa: RUF009  it is frozen
     """How the low-quality side is made."""
 
 
@@ -111,8 +111,8 @@ def _region(photo: np.ndarray, plan: PatchPlan, rng: np.random.Generator) -> np.
     """The most detailed of a few random squares of a random size, not yet resized."""
     height, width = photo.shape[:2]
     largest = max(1.0, min(plan.max_downscale, min(height, width) / plan.patch))
-    side = min(int(round(plan.patch * largest ** rng.random())), height, width)
-    best, best_activity = None, -1.0
+    side = min(round(plan.patch * largest ** rng.random()), height, width)
+    best, best_activity = photo, -1.0
     for _ in range(max(1, plan.candidates)):
         top, left = int(rng.integers(0, height - side + 1)), int(rng.integers(0, width - side + 1))
         region = photo[top : top + side, left : left + side]

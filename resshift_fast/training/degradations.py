@@ -156,5 +156,5 @@ class Mixture:
             return image
         quality = int(rng.integers(self.jpeg_quality[0], self.jpeg_quality[1] + 1))
         subsampling = "4:2:0" if rng.random() < 0.7 else "4:4:4"
-        offset = tuple(int(v) for v in rng.integers(0, 8, 2)) if rng.random() < self.jpeg_shift else (0, 0)
-        return jpeg(image, quality, subsampling, offset)
+        down, right = rng.integers(0, 8, 2) if rng.random() < self.jpeg_shift else (0, 0)
+        return jpeg(image, quality, subsampling, (int(down), int(right)))

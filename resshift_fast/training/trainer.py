@@ -6,10 +6,10 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import torch
@@ -23,6 +23,10 @@ from resshift_fast.training.config import TrainConfig
 from resshift_fast.training.data import load_photos, prefetch
 from resshift_fast.training.run_folder import RunFolder
 from resshift_fast.training.validation import Validation, ValidationResult, to_tensor, upsample
+
+if TYPE_CHECKING:
+    from resshift_fast.models.autoencoder import SpaceToDepth, VQAutoencoder
+    from resshift_fast.models.swin_unet import SwinUNet
 
 __all__ = ["TrainConfig", "Trainer"]
 
@@ -99,8 +103,8 @@ class Trainer:
         config: TrainConfig,
         spec: Any = None,
         *,
-        denoiser: nn.Module | None = None,
-        first_stage: nn.Module | None = None,
+        denoiser: SwinUNet | None = None,
+        first_stage: VQAutoencoder | SpaceToDepth | None = None,
     ):
         self.config = config
         self.device = devices.usable_device(config.device)
@@ -135,7 +139,7 @@ class Trainer:
         self._network = torch.compile(self.denoiser) if config.compile else self.denoiser
         self._stop_signal: int | None = None
 
-    def _build_first_stage(self, spec: Any) -> nn.Module:
+    def _build_first_stage(self, spec: Any) -> VQAutoencoder | SpaceToDepth:
         from resshift_fast.models import catalog
         from resshift_fast.weights.checkpoints import load_into, read_state_dict
 
@@ -349,7 +353,7 @@ class Trainer:
             for number, old in previous.items():
                 signal.signal(number, old)
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self) -> Generator[tuple[Tensor, Tensor], None, None]:
         config = self.config
         plan = config.plan(self.spec.scale)
         photos = load_photos(Path(config.data), min_side=config.patch, max_megapixels=config.max_megapixels)

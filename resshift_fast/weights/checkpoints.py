@@ -244,12 +244,11 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path, mmap: bool) -> Any:
     """torch.load without code execution; a damaged pickle may raise nearly any exception."""
-    options = {"map_location": "cpu", "weights_only": True}
     try:
         if mmap:
-            return torch.load(path, mmap=True, **options)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         with open(path, "rb") as handle:
-            return torch.load(handle, **options)
+            return torch.load(handle, map_location="cpu", weights_only=True)
     except Exception as error:
         if mmap and (isinstance(error, OSError) or "mmap" in str(error)):  # some network file systems can't map files
             return _read_torch(path, mmap=False)

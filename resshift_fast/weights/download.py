@@ -201,8 +201,9 @@ def _transfer(file: "WeightFile", part: Path, bar: Any) -> None:
     partial = _read_partial(part, file)
     if partial.received and partial.received == partial.total:
         return
+    assert file.url is not None
     request = urllib.request.Request(file.url, headers={"User-Agent": "resshift-fast"})
-    if partial.received:
+    if partial.received and partial.validator is not None:
         request.add_header("Range", f"bytes={partial.received}-")
         request.add_header("If-Range", partial.validator)
     with _connect(request, part) as response:
@@ -304,7 +305,7 @@ def _read_partial(part: Path, file: "WeightFile") -> _Partial:
         usable = state["url"] == file.url and isinstance(partial.validator, str) and isinstance(partial.total, int)
     except (OSError, ValueError, KeyError, TypeError):
         return _Partial()
-    return partial if usable and received <= partial.total else _Partial()
+    return partial if usable and partial.total is not None and received <= partial.total else _Partial()
 
 
 def _start_anew(part: Path, file: "WeightFile", partial: _Partial) -> None:

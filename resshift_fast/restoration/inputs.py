@@ -1,0 +1,45 @@
+"""What a restoration takes, for type checkers, which alone import this."""
+
+import pathlib
+from collections.abc import Callable, Sequence
+from os import PathLike
+from typing import Any, TypedDict, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from resshift_fast.images import Photo
+
+Path = str | PathLike[str]
+Progress = bool | Callable[[int, int], None]
+
+ImageOrPath = Image.Image | Path
+"""Gives a PIL image."""
+Pixels = TypeVar("Pixels", np.ndarray, Tensor, Photo)
+"""Comes back in its own kind."""
+Mask = str | pathlib.Path | Image.Image | Photo | np.ndarray | Tensor
+Masks = Mask | list[Any] | tuple[Any, ...]
+Seeds = int | Sequence[int] | np.ndarray | Tensor
+
+
+class Options(TypedDict, total=False):
+    """Keyword arguments of `Pipeline.__call__`."""
+
+    seed: Seeds
+    tile: int | None
+    overlap: int | None
+    batch_size: int | None
+    noise: str
+    progress: Progress
+
+
+class SampleOptions(Options, total=False):
+    """Keyword arguments of `sample`."""
+
+    mask: Masks | None
+    device: str | torch.device | None
+    dtype: torch.dtype | str
+    weights: Path | None
+    autoencoder: Path | None
