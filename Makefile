@@ -30,7 +30,7 @@ help:
 	@echo "make sanitize  run the native kernels under sanitizers of memory, arithmetic and threads (minutes, needs g++)"
 	@echo "make gpu    on a machine with an NVIDIA GPU: tests, sanitizer, benchmarks and a profile, in ten minutes"
 	@echo "make gpu-offline  the same without a network, into the Python at hand; WHEEL=FILE if it was compiled elsewhere"
-	@echo "make lint   check the code with ruff"
+	@echo "make lint   check style with ruff and types with mypy and pyright"
 	@echo "make docs   build the site with the API reference into $(OUT)/site"
 	@echo "make clean  remove $(VENV), $(OUT) and everything else that was made here"
 	@echo "PYTHON=python3.12 chooses the Python, TORCH=... what pip installs as torch."
@@ -71,6 +71,8 @@ gpu-offline:
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python scripts/check_types.py
 
 # No network is needed once the extra is installed.
 docs: $(VENV)/docs-installed
@@ -82,7 +84,7 @@ $(VENV)/docs-installed: $(INSTALLED)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(OUT) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find resshift_fast python_tests benchmarks scripts -name __pycache__ -prune -exec rm -rf {} +
 
 # Written last, so that a break in between is made good by running again.
