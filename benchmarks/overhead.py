@@ -83,9 +83,9 @@ def launching() -> Iterator[list[Any]]:
         backends.add(replace(operator, loaders={"cpu": launcher} if launcher else {}))
     try:
         # Nothing that is not computed could pass a verification.
-        with mock.patch.dict(os.environ, {verification.VARIABLE: "0"}), backends.use_backend("auto"):
-            with _starts() as starts:
-                yield starts
+        unverified = mock.patch.dict(os.environ, {verification.VARIABLE: "0"})
+        with unverified, backends.use_backend("auto"), _starts() as starts:
+            yield starts
     finally:
         for operator in before.values():
             backends.add(operator)

@@ -1,5 +1,7 @@
 """Stands in for `workers.Worker` in this process, where a test has put a model of its own into the catalogue."""
 
+from typing import ClassVar
+
 from resshift_fast.measure.workers import WorkerError
 
 
@@ -10,7 +12,7 @@ class LocalWorker:
         calls: (name of the case, method) of every call of all workers, in order.
     """
 
-    calls: list[tuple[str, str]] = []
+    calls: ClassVar[list[tuple[str, str]]] = []
 
     def __init__(self, make, *args):
         self._name = getattr(args[0], "name", "")

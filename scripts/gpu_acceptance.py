@@ -25,8 +25,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from acceptance import machine, result, running  # noqa: E402
-from acceptance.steps import GPU, REHEARSAL, Step, steps  # noqa: E402
+from acceptance import machine, result, running
+from acceptance.steps import GPU, REHEARSAL, Step, steps
 
 
 class Stopped(BaseException):

@@ -24,14 +24,14 @@ from types import ModuleType
 # Triton reads it when kernels are decorated; its interpreter compiles nothing.
 os.environ.pop("TRITON_INTERPRET", None)
 
-import triton  # noqa: E402
-from kernel_proof import coverage  # noqa: E402
-from kernel_proof.budgets import Budgets, beyond_limits, budget_file, numbers  # noqa: E402
-from kernel_proof.compilation import FP_FUSION, Compiled, compile_jobs  # noqa: E402
-from kernel_proof.report import report, settle  # noqa: E402
+import triton
+from kernel_proof import coverage
+from kernel_proof.budgets import Budgets, beyond_limits, budget_file, numbers
+from kernel_proof.compilation import FP_FUSION, Compiled, compile_jobs
+from kernel_proof.report import report, settle
 
-from resshift_fast.kernels import tuning  # noqa: E402
-from resshift_fast.kernels.ahead import Job  # noqa: E402
+from resshift_fast.kernels import tuning
+from resshift_fast.kernels.ahead import Job
 
 FOLDER = Path(__file__).parent
 COMMAND = "python scripts/kernel_budgets.py --update"

@@ -62,8 +62,18 @@ ROW, SEED, STEP = torch.rand(8), torch.tensor([1, 2]), torch.tensor(1)
 
 def posterior_step(**changes):
     arguments = {
-        **{"x_t": X, "prediction": X, "y": X, "coefficients": ROW, "seed": SEED, "step": STEP, "origin": None},
-        **{"prediction_type": 3, "clamp_x0": False, "noise": None, "lq": None, "next_dtype": torch.float32},
+        "x_t": X,
+        "prediction": X,
+        "y": X,
+        "coefficients": ROW,
+        "seed": SEED,
+        "step": STEP,
+        "origin": None,
+        "prediction_type": 3,
+        "clamp_x0": False,
+        "noise": None,
+        "lq": None,
+        "next_dtype": torch.float32,
         "last": False,
     }
     return torch.ops.resshift_fast_cpu.posterior_step(**{**arguments, **changes})

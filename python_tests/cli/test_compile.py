@@ -9,7 +9,7 @@ from resshift_fast.models import catalog
 from resshift_fast.restoration import precompilation
 
 pytest.importorskip("triton")
-from resshift_fast.kernels import ahead  # noqa: E402
+from resshift_fast.kernels import ahead
 
 
 @pytest.fixture

@@ -71,9 +71,9 @@ def test_a_range_ends_with_an_exception(pushed):
 
 
 def test_torch_profiler_records_them(plain_operator):
-    with nvtx.marking(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        with nvtx.stage("denoise", 2):
-            backends.run(plain_operator, torch.ones(2))
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with nvtx.marking(), torch.profiler.profile(activities=activities) as profile, nvtx.stage("denoise", 2):
+        backends.run(plain_operator, torch.ones(2))
     spans = {event.name: event.time_range for event in profile.events()}
     outer, inner = spans[nvtx.STAGE + "denoise 2"], spans[nvtx.OPERATOR + "twice"]
     assert outer.start <= inner.start <= inner.end <= outer.end

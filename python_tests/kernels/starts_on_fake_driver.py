@@ -26,7 +26,7 @@ PAST_INT32 = 2**31 + 16
 def told(args: tuple) -> list:
     """What the launcher was told, tensors by their addresses; no hook and an empty chain of hooks are the same."""
     values = [x.data_ptr() if isinstance(x, Tensor) else x for x in args]
-    metadata, enter, leave = values[6:9]
+    _metadata, enter, leave = values[6:9]
     unhooked = not getattr(enter, "calls", None) and not getattr(leave, "calls", None)
     return values[:6] + ([] if unhooked else ["hooked"]) + values[9:]
 

@@ -157,7 +157,7 @@ def test_a_stale_entry_is_reported_if_everything_was_compiled():
 
 
 def test_architectures_that_a_file_leaves_out_have_no_budgets():
-    old, new = (Budgets(COMPILER, {name: ENTRY for name in names}) for names in (["k s sm_90"], ["k s sm_80"]))
+    old, new = (Budgets(COMPILER, dict.fromkeys(names, ENTRY)) for names in (["k s sm_90"], ["k s sm_80"]))
     assert not beyond_budgets(old, new, whole=True)
 
 

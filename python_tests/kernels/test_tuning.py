@@ -123,7 +123,7 @@ def test_where_the_default_fails_another_is_taken():
 
 def test_where_all_fail_the_default_is_left_to_say_why():
     error = RuntimeError("out of registers")
-    toy = Toy(fails={n: error for n in (1, 2, 3)})
+    toy = Toy(fails=dict.fromkeys((1, 2, 3), error))
     assert choose(space(SLOW, FAST), toy) == DEFAULT
 
 

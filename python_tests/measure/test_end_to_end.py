@@ -2,6 +2,7 @@
 
 import csv
 import math
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ class FakeWorker(LocalWorker):
         errors: difference to the exact picture by case. broken: (case, method) that fails.
     """
 
-    errors: dict[str, float] = {}
+    errors: ClassVar[dict[str, float]] = {}
     broken: tuple[str, str] = ("", "")
 
     def __init__(self, make, case):

@@ -51,7 +51,7 @@ def test_names():
     ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(name, nearest):
-    with pytest.raises(ValueError) as failure:
+    with pytest.raises(ValueError, match="unknown model") as failure:
         get(name)
     message = str(failure.value)
     assert message.startswith(f"unknown model {name!r}; ") and "\n" not in message

@@ -86,7 +86,7 @@ def test_every_instruction_set_matches_float64(operator, size, dtype, isa):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=name_of)
 @pytest.mark.parametrize("operator, size", LARGE[:4], ids=LARGE_IDS[:4])
 def test_float32_parameters_with_16_bit_images(operator, size, dtype, isa):
-    ours, plain, exact, tensors = case_of(operator, size)
+    ours, _plain, exact, tensors = case_of(operator, size)
     tensors = channels_last(tensors)
     tensors["x"] = tensors["x"].to(dtype)
     expected = exact(**{name: x.double() for name, x in tensors.items()})
@@ -138,7 +138,7 @@ def test_gelu_far_from_zero(dtype, isa):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name_of)
 def test_nan_stays_at_its_pixel(dtype, isa):
     for operator, size in LARGE[1:3]:
-        ours, _, _, tensors = case_of(operator, size)
+        _ours, _, _, tensors = case_of(operator, size)
         tensors = channels_last(tensors, dtype)
         weights = {name: x for name, x in tensors.items() if not name.startswith("norm")}
         if operator == "pointwise_conv2d":

@@ -21,7 +21,7 @@ IDS = [f"B{b}-C{c}-H{h}-W{w}" for b, c, h, w in CASES]
 
 def exact(q, k, v):
     """The formula, one query pixel at a time."""
-    batch, channels, height, width = q.shape
+    batch, channels, _height, _width = q.shape
     keys, values = k.reshape(batch, channels, -1), v.reshape(batch, channels, -1)
     columns = []
     for pixel in q.reshape(batch, channels, -1).unbind(2):

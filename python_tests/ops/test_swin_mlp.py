@@ -19,7 +19,7 @@ IDS = [f"B{b}-C{c}-G{g}-hidden{n}-H{h}-W{w}" for b, c, g, n, h, w in CASES]
 
 def exact(x, norm_weight, norm_bias, w1, b1, w2, b2, *, num_groups, eps=1e-5):
     """The formula on rows of channels, with the error function written out."""
-    batch, channels, height, width = x.shape
+    batch, _channels, _height, _width = x.shape
     groups = x.reshape(batch, num_groups, -1)
     centred = groups - groups.mean(2, keepdim=True)
     normalized = (centred * (centred.square().mean(2, keepdim=True) + eps).rsqrt()).reshape(x.shape)

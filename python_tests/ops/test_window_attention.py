@@ -64,7 +64,7 @@ def exact(qkv, bias_table, *, num_heads, window_size, shift_size=0, mask="resshi
     bias = bias_table[expected_index(window_size)]
     masks = expected_mask(mask, window_size, shift_size, height, width) if shift_size else None
     pieces, places = [], []
-    for number, start in enumerate(range(0, height * width // window_size**2)):
+    for number, start in enumerate(range(height * width // window_size**2)):
         top, left = (window_size * i for i in divmod(start, width // window_size))
         rows = (torch.arange(top, top + window_size) + shift_size) % height
         columns = (torch.arange(left, left + window_size) + shift_size) % width

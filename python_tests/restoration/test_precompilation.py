@@ -18,7 +18,7 @@ from resshift_fast.restoration import precompilation
 from resshift_fast.restoration.precompilation import Case
 
 pytest.importorskip("triton")
-from resshift_fast.kernels import ahead  # noqa: E402
+from resshift_fast.kernels import ahead
 
 SPEC = SPECS["x4"]
 GPU = torch.device("cuda", 0)

@@ -16,8 +16,8 @@ from resshift_fast.backends import OPERATORS, Kernel, native
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))
 
-import check_operators  # noqa: E402
-from check_operators import CASES, NONE, RIGHT, WRONG  # noqa: E402
+import check_operators
+from check_operators import CASES, NONE, RIGHT, WRONG
 
 NUMBER = next(number for number, case in enumerate(CASES) if case.op == "posterior_step")
 

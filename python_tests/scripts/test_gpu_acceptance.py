@@ -378,7 +378,7 @@ def test_a_short_rehearsal(tmp_path):
 
 def test_steps_that_had_no_time_are_a_failure(tmp_path):
     process = start("--rehearse", "--only", "races", "tune", "--budget", "0.5", "--output", tmp_path)
-    stdout, stderr = process.communicate()
+    _stdout, stderr = process.communicate()
     assert process.returncode == 1 and stderr == "error: failed: races; tune\n"
     assert {one["verdict"] for one in read(tmp_path)["steps"].values()} == {running.LATE}
 
@@ -391,7 +391,7 @@ def test_a_run_that_is_stopped_keeps_what_it_had(number, tmp_path):
     while "1/2 operators: " not in line and time.monotonic() < deadline:
         line += process.stdout.read(1)
     process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, _stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     written = read(tmp_path)
     assert written["ended"] == f"stopped by {signal.Signals(number).name}"

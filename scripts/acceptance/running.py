@@ -101,7 +101,7 @@ def judge(step: Step, code: int | None, seconds: float, counts: dict[str, int] |
         counts: pytest's outcomes.
     """
     if code is None:
-        fine = counts is None or set(counts) >= {"passed"} and not {"failed", "error"} & set(counts)
+        fine = counts is None or (set(counts) >= {"passed"} and not {"failed", "error"} & set(counts))
         return {"verdict": CUT if step.may_be_cut and fine else FAILED, "problem": f"ended after {seconds:.0f} s"}
     if code:
         return {"verdict": FAILED, "problem": f"killed by {signal_name(-code)}" if code < 0 else f"exit status {code}"}

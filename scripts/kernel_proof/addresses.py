@@ -147,7 +147,7 @@ class _Walk:
             return arguments[0] if arguments[0].low >= 0 else _full(op.width, wraps)
         if op.name == "arith.cmpi" or op.name not in _ARITHMETIC:
             # Masks, loaded integers and bit tricks: any value, and not wrong because an operand has wrapped before.
-            carries = op.name in _REDUCTIONS or op.name.startswith("arith.") and op.name != "arith.cmpi"
+            carries = op.name in _REDUCTIONS or (op.name.startswith("arith.") and op.name != "arith.cmpi")
             return _full(op.width, wraps if carries else frozenset())
         low, high = _ARITHMETIC[op.name](*arguments)
         exact = Interval(low, high, wraps)

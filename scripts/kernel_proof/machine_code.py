@@ -68,7 +68,7 @@ def _wide(counts: Counter, ordinary: set[str], bulk: set[str]) -> int:
     total = 0
     for name, count in counts.items():
         opcode, *modifiers = name.split(".")
-        if opcode in bulk or opcode in ordinary and {"128", "256"} & set(modifiers):
+        if opcode in bulk or (opcode in ordinary and {"128", "256"} & set(modifiers)):
             total += count
     return total
 
