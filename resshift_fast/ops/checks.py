@@ -2,19 +2,20 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+Check = TypeVar("Check", bound=Callable[..., None])
 REMEMBERED = 4096  # arguments of one function; a network has some dozens at each size
 
 # Asked once: torch.compile cannot trace the question in every version.
 AUTOCAST_DEVICES = frozenset(k for k in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(k))
 
 
-def once(check: Callable[..., None]) -> Callable[..., None]:
+def once(check: Check) -> Check:
     """Decorator of a function that raises for wrong arguments: it need not run again for such as have passed.
 
     Tensors are alike in shape, dtype and device, which is all that checks look at; other arguments are equal.
@@ -38,7 +39,7 @@ def once(check: Callable[..., None]) -> Callable[..., None]:
             passed.clear()
         passed.add(key)
 
-    return checked
+    return cast("Check", checked)  # which takes no keywords, unlike what it stands for
 
 
 def image(op: str, name: str, x: Tensor) -> None:

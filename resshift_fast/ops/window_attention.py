@@ -14,7 +14,7 @@ The softmax is float32.
 import math
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +29,10 @@ MASKS = ("resshift", "swin")
 MASK_VALUE = -100.0
 CACHE_SIZE = 64
 
+Make = TypeVar("Make", bound=Callable[..., Tensor])
 
-def _cached(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+
+def _cached(make: Make) -> Make:
     """Keep the last tensors that `make` returned, one for each set of arguments.
 
     A traced tensor belongs to its trace and is made anew; one of a fake mode is kept for that mode. Tensors are made
@@ -51,7 +53,7 @@ def _cached(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
             kept[key] = tensor
         return kept[key]
 
-    return cached
+    return cast("Make", cached)
 
 
 @_cached
