@@ -38,10 +38,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(import_module("resshift_fast.images.photo"), name)
-    raise AttributeError(f"module 'resshift_fast.images' has no attribute {name!r}")
+if not TYPE_CHECKING:  # to a type checker, a name that is not above is a mistake
+
+    def __getattr__(name: str) -> Any:
+        if name in __all__:
+            return getattr(import_module("resshift_fast.images.photo"), name)
+        raise AttributeError(f"module 'resshift_fast.images' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
