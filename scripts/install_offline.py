@@ -29,7 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # What only a part of it needs, which is left out without them.
 PARTS = {
     "omegaconf": "official YAML files: Pipeline.from_config",
-    "ruff": "make lint",
+    **dict.fromkeys(("ruff", "mypy", "pyright"), "make lint"),
+    "twine": "checking what is uploaded",
     "matplotlib": "plots",
     "ninja": "compiling only what has changed",
     "pybind11": "tests that run CUDA kernels on the CPU",

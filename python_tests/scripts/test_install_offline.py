@@ -22,7 +22,9 @@ def offline():
 @pytest.fixture
 def installed(offline, monkeypatch):
     """Package to version, as if all that is wanted were installed; a Python that nobody else manages."""
-    versions = {requirement.name: "999" for requirement in offline.requirements(build=True)}
+    wanted = {requirement.name: requirement.specifier for requirement in offline.requirements(build=True)}
+    numbers = [f"{number}.999" for number in range(1000)]
+    versions = {name: [n for n in numbers if specifier.contains(n)][-1] for name, specifier in wanted.items()}
 
     def version(name):
         if name not in versions:
