@@ -353,7 +353,7 @@ def test_whole_numbers_are_left_to_the_tuners_comparison():
         return x, x.long() + 1
 
     with measuring(toy.timer), warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", RuntimeWarning)
         verification.watched("toy", function, plain)(torch.ones(3))
     assert of.config(KEY, CPU) == FAST and len(calls) == 1
 
@@ -380,7 +380,7 @@ def test_on_a_gpu_what_fits_is_timed_and_the_rest_dropped(dtype, monkeypatch):
     monkeypatch.setattr(swin_mlp.SPACE, "_chosen", {})
     expected = swin_mlp.forward(x, 32, *parameters, 1e-5)
     with backends.measuring(), tuning.watching() as measured, warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", RuntimeWarning)
         found = swin_mlp.forward(x, 32, *parameters, 1e-5)
     (choice,) = (c for c in measured if c.space is swin_mlp.SPACE)
     assert choice.config != too_large
