@@ -14,17 +14,18 @@ namespace {
 
 using namespace resshift::cpu;
 
-constexpr int64_t kOwnChunk = 16;    // tiles of a thread that has its own: they stay in its level-2 cache
-constexpr int64_t kShared = 7 << 20;   // floats that all threads have in common, at most, unless one chunk is larger
-constexpr int64_t kSlice = 64;        // channels whose transformed weights stay there
+constexpr int64_t kOwnChunk = 16;        // tiles of a thread that has its own: they stay in its level-2 cache
+constexpr int64_t kShared = 7 << 20;     // floats that all threads have in common, at most, unless one chunk is larger
+constexpr int64_t kSlice = 64;           // channels whose transformed weights stay there
 constexpr int64_t kGradientChunk = 512;  // tiles whose transforms are held at once
 constexpr int64_t kTileGrain = 2;
 constexpr int64_t kLine = 64;  // bytes of a cache line
 
-// Read a part of the weights in order, so that they are in the level-3 cache when they are read in columns: memory gives
-// lines that lie apart at a tenth of its rate.
+// Read a part of the weights in order, so that they are in the level-3 cache when they are read in columns: memory
+// gives lines that lie apart at a tenth of its rate.
 void fetch_weights(const Convolution& call, int64_t part, int64_t parts) {
-  // Up to the last one, which in a slice of a larger weight is nearer than nine taps' distance to the end of its memory.
+  // Up to the last one, which in a slice of a larger weight is nearer than nine taps' distance to the end of its
+  // memory.
   const int64_t last = 8 * call.tap_stride + (call.channels - 1) * call.channel_stride + call.out_channels;
   const int64_t bytes = last * (call.weight_dtype == Dtype::kFloat32 ? 4 : 2);
   const auto* weight = static_cast<const volatile char*>(call.weight);
@@ -152,7 +153,8 @@ void run_weight_gradient(const Convolution& call, float* gradient) {
   parallel_for(0, plan.column_blocks * call.channels, 16, [&](int64_t begin, int64_t end) {
     while (begin < end) {
       const int64_t block = begin / call.channels, stop = std::min(end, (block + 1) * call.channels);
-      weights(call, plan, block, begin - block * call.channels, stop - block * call.channels, u + block * sums, gradient);
+      weights(call, plan, block, begin - block * call.channels, stop - block * call.channels, u + block * sums,
+              gradient);
       begin = stop;
     }
   });
@@ -182,8 +184,8 @@ Tensor conv2d(Tensor x, Tensor weight, OptionalTensor bias, int64_t padding, Opt
   call.silu = silu;
   STD_TORCH_CHECK(call.out_height() > 0 && call.out_width() > 0, "the image is smaller than the kernel");
   const std::vector<int64_t> size{x.size(0), out_channels, call.out_height(), call.out_width()};
-  Tensor y = torch::stable::empty(size, x.scalar_type(), std::nullopt, x.device(), std::nullopt,
-                                  MemoryFormat::ChannelsLast);
+  Tensor y =
+      torch::stable::empty(size, x.scalar_type(), std::nullopt, x.device(), std::nullopt, MemoryFormat::ChannelsLast);
   advise_huge_pages(y.mutable_data_ptr(), static_cast<std::size_t>(y.numel()) * y.element_size());
   OptionalTensor biases, statistics, added;
   if (bias) biases = flat(*bias, ScalarType::Float, out_channels, x, "bias");

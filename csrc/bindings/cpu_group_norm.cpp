@@ -82,8 +82,7 @@ Tensor group_norm_affine(Tensor x, int64_t num_groups, Tensor weight, Tensor bia
   const auto images = images_of(x, channels, num_groups, channels_last);
   const Tensor values = dense(x, channels_last);
   Tensor table = floats(x, {x.size(0), 3, channels}), scratch = floats(x, {group_norm_scratch(images)});
-  device.tabulate(GroupNorm{images, values.const_data_ptr(),
-                            affine_of(x, channels, weight, bias, scale, shift, 0),
+  device.tabulate(GroupNorm{images, values.const_data_ptr(), affine_of(x, channels, weight, bias, scale, shift, 0),
                             static_cast<float>(eps), nullptr, nullptr, nullptr, data(scratch), data(table)},
                   nullptr);
   return table;
@@ -110,9 +109,15 @@ std::tuple<Tensor, Tensor> join_group_norm(Tensor x, Tensor other, int64_t num_g
   };
   Tensor joined = empty(), y = empty();
   Tensor table = floats(x, {x.size(0), 3, channels}), scratch = floats(x, {group_norm_scratch(images)});
-  const GroupNorm call{images, joined.mutable_data_ptr(),
+  const GroupNorm call{images,
+                       joined.mutable_data_ptr(),
                        affine_of(x, channels, weight, bias, scale, shift, activation),
-                       static_cast<float>(eps), y.mutable_data_ptr(), nullptr, nullptr, data(scratch), data(table)};
+                       static_cast<float>(eps),
+                       y.mutable_data_ptr(),
+                       nullptr,
+                       nullptr,
+                       data(scratch),
+                       data(table)};
   const Join images_to_join{first.const_data_ptr(), second.const_data_ptr(), x.size(1), join == 1};
   device.tabulate(call, &images_to_join);
   device.apply(call);

@@ -23,8 +23,7 @@ struct Cpu {
 
   void operator()(const QSample& call) const {
     const auto kernel = RSF_KERNEL(q_sample);
-    parallel_for(0, call.batch * call.pixels, kGrain,
-                 [&](int64_t begin, int64_t end) { kernel(call, begin, end); });
+    parallel_for(0, call.batch * call.pixels, kGrain, [&](int64_t begin, int64_t end) { kernel(call, begin, end); });
   }
 };
 

@@ -71,7 +71,7 @@ inline View channels_of(const OptionalTensor& parameter, const Tensor& x, int64_
 
 // The activation is a number, as in ops.group_norm.ACTIVATIONS.
 inline Affine affine_of(const Tensor& x, int64_t channels, const Tensor& weight, const Tensor& bias,
-                 const OptionalTensor& scale, const OptionalTensor& shift, int64_t activation) {
+                        const OptionalTensor& scale, const OptionalTensor& shift, int64_t activation) {
   STD_TORCH_CHECK(activation == 0 || activation == 1, "activation must be 0 or 1");
   return {channels_of(weight, x, channels, false, "weight"), channels_of(bias, x, channels, false, "bias"),
           channels_of(scale, x, channels, true, "scale"), channels_of(shift, x, channels, true, "shift"),
@@ -98,15 +98,14 @@ struct GroupNormOperators {
     const auto images = images_of(x, channels, num_groups, y.channels_last());
     const Tensor values = dense(x, y.channels_last());
     Tensor mean = floats(x, {x.size(0), num_groups}), rstd = floats(x, {x.size(0), num_groups});
-    typename Device::Forward call{
-        images,
-        values.const_data_ptr(),
-        affine_of(x, channels, weight, bias, scale, shift, activation),
-        static_cast<float>(eps),
-        y.data(),
-        data(mean),
-        data(rstd),
-        nullptr};
+    typename Device::Forward call{images,
+                                  values.const_data_ptr(),
+                                  affine_of(x, channels, weight, bias, scale, shift, activation),
+                                  static_cast<float>(eps),
+                                  y.data(),
+                                  data(mean),
+                                  data(rstd),
+                                  nullptr};
     Tensor scratch = floats(x, {device.scratch(call)});
     call.scratch = data(scratch);
     device(call);
@@ -128,19 +127,18 @@ struct GroupNormOperators {
     const Tensor deviations = flat(rstd, ScalarType::Float, batch * num_groups, x, "rstd");
     Tensor dweight = floats(x, {channels}), dbias = floats(x, {channels});
     Tensor dscale = floats(x, {batch, channels}), dshift = floats(x, {batch, channels});
-    typename Device::Backward call{
-        images,
-        gradients.const_data_ptr(),
-        values.const_data_ptr(),
-        static_cast<const float*>(means.const_data_ptr()),
-        static_cast<const float*>(deviations.const_data_ptr()),
-        affine_of(x, channels, weight, bias, scale, shift, activation),
-        dx.data(),
-        data(dweight),
-        data(dbias),
-        data(dscale),
-        data(dshift),
-        nullptr};
+    typename Device::Backward call{images,
+                                   gradients.const_data_ptr(),
+                                   values.const_data_ptr(),
+                                   static_cast<const float*>(means.const_data_ptr()),
+                                   static_cast<const float*>(deviations.const_data_ptr()),
+                                   affine_of(x, channels, weight, bias, scale, shift, activation),
+                                   dx.data(),
+                                   data(dweight),
+                                   data(dbias),
+                                   data(dscale),
+                                   data(dshift),
+                                   nullptr};
     Tensor scratch = floats(x, {device.scratch(call)});
     call.scratch = data(scratch);
     device(call);

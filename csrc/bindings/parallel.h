@@ -15,8 +15,9 @@ namespace resshift::bindings {
 #if !defined(RSF_SANITIZED)
 using torch::stable::parallel_for;
 #else
-// A sanitizer knows nothing of the order in which torch's threads work, and calls here are too small for several. Pieces
-// of any size, each in a thread of its own and none ordered before another, show what two of them do to one address.
+// A sanitizer knows nothing of the order in which torch's threads work, and calls here are too small for several.
+// Pieces of any size, each in a thread of its own and none ordered before another, show what two of them do to one
+// address.
 template <class F>
 void parallel_for(int64_t begin, int64_t end, int64_t, const F& f) {
   const int64_t count = end - begin, pieces = std::min<int64_t>(count, 5);

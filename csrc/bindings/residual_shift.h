@@ -37,8 +37,8 @@ std::tuple<Tensor, Tensor> chain_step(const Tensor& x, const OptionalTensor& pre
   STD_TORCH_CHECK(x.size(2) * x.size(3) < (int64_t{1} << 31), "an image has 2^31 pixels or more");
   const int64_t batch = x.size(0);
   if (lq) {
-    STD_TORCH_CHECK(lq->device() == x.device() && lq->dim() == 4 && lq->size(0) == batch &&
-                        lq->size(2) == x.size(2) && lq->size(3) == x.size(3),
+    STD_TORCH_CHECK(lq->device() == x.device() && lq->dim() == 4 && lq->size(0) == batch && lq->size(2) == x.size(2) &&
+                        lq->size(3) == x.size(3),
                     "lq must be [B, C', H, W] with the latent's batch, height and width, on its device");
   }
   const int64_t lq_channels = lq ? lq->size(1) : 0;

@@ -19,8 +19,7 @@ std::tuple<Tensor, Tensor> vector_quantize(Tensor z, Tensor codebook) {
   const Device device(z);
   const Tensor vectors = by_pixel(z), rows = flat(codebook, codebook.scalar_type(), 0, z, "the codebook");
   Tensor quantized = torch::stable::new_empty(z, std::vector<int64_t>{batch, channels, z.size(2), z.size(3)});
-  Tensor indices =
-      torch::stable::new_empty(z, std::vector<int64_t>{batch, z.size(2), z.size(3)}, ScalarType::Long);
+  Tensor indices = torch::stable::new_empty(z, std::vector<int64_t>{batch, z.size(2), z.size(3)}, ScalarType::Long);
   device.run(typename Device::Call{view_of(vectors, "z"), rows.const_data_ptr(), dtype_of(rows, "the codebook"),
                                    quantized.mutable_data_ptr(), static_cast<int64_t*>(indices.mutable_data_ptr()),
                                    batch, channels, pixels, entries});

@@ -1,5 +1,5 @@
-// The noise field: standard normals as a pure function of (seed, step, channel, row, column); resshift_fast/diffusion/noise.py
-// states it.
+// The noise field: standard normals as a pure function of (seed, step, channel, row, column);
+// resshift_fast/diffusion/noise.py states it.
 #pragma once
 
 #include <cmath>
@@ -50,8 +50,7 @@ RSF_INLINE void box_muller(std::uint32_t radius_word, std::uint32_t angle_word, 
   const float f = static_cast<float>(turn - quarter * (1 << 22)) * 2.384185791015625e-07f;  // quarter turns
   const float f2 = f * f;
   const float sine = f * (1.5707964f + f2 * (-0.6459635f + f2 * (0.07968023f + f2 * -0.004602177f)));
-  const float cosine =
-      1.0f + f2 * (-1.2337005f + f2 * (0.25366923f + f2 * (-0.020860288f + f2 * 0.00090402167f)));
+  const float cosine = 1.0f + f2 * (-1.2337005f + f2 * (0.25366923f + f2 * (-0.020860288f + f2 * 0.00090402167f)));
   const bool odd = quarter & 1;
   const float c = odd ? sine : cosine, s = odd ? cosine : sine;
   z_cos = radius * ((quarter + 1) & 2 ? -c : c);

@@ -18,13 +18,13 @@ enum class PredictionType : std::int32_t { kX0, kEpsilon, kEpsilonScaled, kResid
 
 // One call of posterior_step or, without a prediction, of prior_sample, where x is y.
 struct ChainStep {
-  View x, prediction, y, noise, lq;   // y only where x̂_0 needs it, noise only where it is given
-  const float* coefficients;          // [8]
-  const std::int64_t* seed;           // [B], or null: no noise is drawn
-  const std::int64_t* step;           // [], or null: step 0
-  const std::int64_t* origin;         // [B, 2] (row, column), or null
-  float* x_out;                       // [B, C, pixels]
-  void* next_input;                   // [B, pixels, C + C_lq]
+  View x, prediction, y, noise, lq;  // y only where x̂_0 needs it, noise only where it is given
+  const float* coefficients;         // [8]
+  const std::int64_t* seed;          // [B], or null: no noise is drawn
+  const std::int64_t* step;          // [], or null: step 0
+  const std::int64_t* origin;        // [B, 2] (row, column), or null
+  float* x_out;                      // [B, C, pixels]
+  void* next_input;                  // [B, pixels, C + C_lq]
   Dtype next_dtype;
   std::int64_t batch, channels, lq_channels, height, width;
   PredictionType prediction_type;
@@ -38,7 +38,7 @@ struct QSample {
   const void* table;      // [T, 8]
   Dtype table_dtype;
   std::int64_t num_steps;
-  View x_t;               // written
+  View x_t;  // written
   std::int64_t batch, channels, pixels;
 };
 

@@ -48,7 +48,8 @@ RSF_HOST std::uint16_t float_to_half_bits(float value) {
   std::uint32_t result;
   if (magnitude >= 0x47800000u) {  // from 65536 on
     result = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
-  } else if (magnitude < 0x38800000u) {  // below the smallest normal half: 0.5 lines the bits up, and the sum rounds them
+  } else if (magnitude <
+             0x38800000u) {  // below the smallest normal half: 0.5 lines the bits up, and the sum rounds them
     result = bit_cast<std::uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
   } else {
     result = (magnitude - (112u << 23) + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
@@ -72,9 +73,7 @@ RSF_INLINE float to_float(Half value) {
 #endif
 }
 
-RSF_INLINE float to_float(BFloat16 value) {
-  return bit_cast<float>(static_cast<std::uint32_t>(value.bits) << 16);
-}
+RSF_INLINE float to_float(BFloat16 value) { return bit_cast<float>(static_cast<std::uint32_t>(value.bits) << 16); }
 
 template <class T>
 RSF_INLINE T from_float(float value);

@@ -13,8 +13,8 @@ enum class WindowMask : std::int32_t { kResshift, kSwin };
 
 // What forward and backward are called with. Tensors are contiguous, images 16-byte aligned.
 struct WindowAttention {
-  const void* qkv;    // [B, height, width, 3 · heads · head_dim], last dimension (q | k | v, head, head_dim)
-  const void* table;  // [(2 · window − 1)², heads]
+  const void* qkv;           // [B, height, width, 3 · heads · head_dim], last dimension (q | k | v, head, head_dim)
+  const void* table;         // [(2 · window − 1)², heads]
   Dtype dtype, table_dtype;  // the table's is float32 or the image's
   std::int64_t batch, height, width;
   std::int32_t heads, head_dim, window, shift;  // 0 ≤ shift < window

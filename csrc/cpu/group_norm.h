@@ -14,9 +14,9 @@ struct GroupNorm {
   Affine affine;
   float eps;
   void* y;
-  float* mean;     // [B, G]
-  float* rstd;     // [B, G]: 1 / deviation
-  float* scratch;  // as many as group_norm_scratch says, 8-byte aligned
+  float* mean;             // [B, G]
+  float* rstd;             // [B, G]: 1 / deviation
+  float* scratch;          // as many as group_norm_scratch says, 8-byte aligned
   float* table = nullptr;  // [B, 3, C]: mean, multiplier and offset of every channel
 };
 
@@ -33,9 +33,9 @@ struct GroupNormBackward {
 
 // Two images to be joined into the channels-last one that a GroupNorm reads, which is memory yet to be written.
 struct Join {
-  const void *x, *other;   // [B, pixels, C1] and [B, pixels, C2]
-  std::int64_t channels;   // C1
-  bool concat;             // else the sum
+  const void *x, *other;  // [B, pixels, C1] and [B, pixels, C2]
+  std::int64_t channels;  // C1
+  bool concat;            // else the sum
 };
 
 // Numbers that a task covers, about: large enough to be worth a thread, small enough to stay in a core's cache.

@@ -82,8 +82,9 @@ void apply_parts(const GroupNorm& call, std::int64_t begin, std::int64_t end) {
       apply_to_pixels<kSilu>(y, x, count, channels, call.table + plane * 3 * channels);
     } else {
       const float* constants = call.table + plane / channels * 3 * channels + plane % channels;
-      apply_to_run<kSilu>(y, x, count, Normalize{broadcast(constants[0]), broadcast(constants[channels]),
-                                                 broadcast(constants[2 * channels])});
+      apply_to_run<kSilu>(
+          y, x, count,
+          Normalize{broadcast(constants[0]), broadcast(constants[channels]), broadcast(constants[2 * channels])});
     }
   }
 }

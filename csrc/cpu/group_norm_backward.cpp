@@ -12,7 +12,7 @@ namespace {
 
 constexpr int kTile = 2;    // rows, and vectors of each, that are worked on together, so that memory is read in order
 constexpr int kChains = 4;  // vectors of a run
-constexpr std::int64_t kRows = 512, kRun = 8192;  // rows and numbers that are summed in float32
+constexpr std::int64_t kRows = 512, kRun = 8192;                    // rows and numbers that are summed in float32
 enum Row { kMean, kMultiplier, kOffset, kOfDeviation, kConstant };  // of the table of gradients
 
 // One vector of the images as the table has them centred and the gradient in front of the activation.
@@ -44,8 +44,7 @@ RSF_INLINE void sum_strip(const T* dy, const T* x, std::int64_t stride, std::int
   for (int row = 0; row < N; ++row) {
     for (int v = 0; v < V; ++v) {
       const std::int64_t i = first + v * kLanes, at = row * stride + i, count = V == 1 ? width - i : kLanes;
-      const auto g =
-          Gradient::of<kSilu>(load(dy + at, count), load(x + at, count), mean[v], multiplier[v], offset[v]);
+      const auto g = Gradient::of<kSilu>(load(dy + at, count), load(x + at, count), mean[v], multiplier[v], offset[v]);
       total[v] += g.dz;
       product[v] += g.dz * g.centred;
     }

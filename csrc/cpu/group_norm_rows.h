@@ -96,8 +96,8 @@ RSF_INLINE void write_affine(const Affine& affine, std::int64_t image, std::int6
       const double multiplier = rstd * p.weight[i] * p.gain[i];
       means[begin + i] = rounded;
       multipliers[begin + i] = static_cast<float>(multiplier);
-      offsets[begin + i] = static_cast<float>(static_cast<double>(p.bias[i]) * p.gain[i] + p.shift[i] -
-                                              (mean - rounded) * multiplier);
+      offsets[begin + i] =
+          static_cast<float>(static_cast<double>(p.bias[i]) * p.gain[i] + p.shift[i] - (mean - rounded) * multiplier);
     }
   }
 }

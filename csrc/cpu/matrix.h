@@ -19,8 +19,8 @@ constexpr int kColumns = kColumnVectors * kLanes;  // width of a packed column b
 // Terms that are summed before they are added to the result: a sum of many parts rounds less than one long sum.
 constexpr std::int64_t kPart = 64;
 
-// result[row][0 … Vectors·kLanes) = Σ_k a[row][k] b[k][…], added to what is there if `Add`; a's rows are `a_stride` apart,
-// and the numbers of a row `a_step`; the result's rows are `result_stride` apart, b's kColumns.
+// result[row][0 … Vectors·kLanes) = Σ_k a[row][k] b[k][…], added to what is there if `Add`; a's rows are `a_stride`
+// apart, and the numbers of a row `a_step`; the result's rows are `result_stride` apart, b's kColumns.
 template <int Rows, int Vectors, bool Add>
 RSF_INLINE void multiply_rows(const float* a, std::int64_t a_stride, std::int64_t a_step, const float* b,
                               std::int64_t depth, float* result, std::int64_t result_stride) {

@@ -251,9 +251,7 @@ void pack_weight(const PointwiseConv2d& call, std::int64_t first, std::int64_t b
 
 void pointwise_conv2d(const PointwiseConv2d& call, std::int64_t begin, std::int64_t end, const float* packed,
                       float* scratch) {
-  dispatch(call.dtype, [&](auto type) {
-    convolve<typename decltype(type)::type>(call, begin, end, packed, scratch);
-  });
+  dispatch(call.dtype, [&](auto type) { convolve<typename decltype(type)::type>(call, begin, end, packed, scratch); });
 }
 
 }  // namespace resshift::cpu::RSF_ISA

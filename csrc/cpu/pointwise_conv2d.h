@@ -10,19 +10,19 @@ namespace resshift::cpu {
 
 // One call, for `pixels` pixels of a batch from pixel `first` on, to which x, residual and y point.
 struct PointwiseConv2d {
-  const void* x;               // [pixels, C]
-  const void* weight;          // [O, C]
-  const void* bias;            // [O], or null
-  const float* normalization;  // [B, 3, C]: mean, multiplier and offset, or null
-  const void* residual;        // [pixels, O], or null
-  void* y;                     // [pixels, O]
+  const void* x;                                                   // [pixels, C]
+  const void* weight;                                              // [O, C]
+  const void* bias;                                                // [O], or null
+  const float* normalization;                                      // [B, 3, C]: mean, multiplier and offset, or null
+  const void* residual;                                            // [pixels, O], or null
+  void* y;                                                         // [pixels, O]
   Dtype dtype, weight_dtype, bias_dtype, residual_dtype, y_dtype;  // the first is x's
-  bool gelu;                   // of the sum of product and bias; there is no residual then
+  bool gelu;  // of the sum of product and bias; there is no residual then
   std::int64_t pixels, first, image_pixels, channels, out_channels;
 };
 
-constexpr std::int64_t kBlockPixels = 96;   // that meet all columns before others do
-constexpr std::int64_t kColumnUnit = 16;    // output channels that can be packed apart from others
+constexpr std::int64_t kBlockPixels = 96;  // that meet all columns before others do
+constexpr std::int64_t kColumnUnit = 16;   // output channels that can be packed apart from others
 constexpr std::int64_t kWidestColumns = 32;
 
 RSF_INLINE std::int64_t size_of(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }

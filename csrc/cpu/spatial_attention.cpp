@@ -192,9 +192,8 @@ void pack_pixels(const SpatialAttention& call, std::int64_t begin, std::int64_t 
 
 void spatial_attention(const SpatialAttention& call, const float* keys, const float* values, std::int64_t begin,
                        std::int64_t end, float* scratch) {
-  dispatch(call.dtype, [&](auto type) {
-    attend<typename decltype(type)::type>(call, keys, values, begin, end, scratch);
-  });
+  dispatch(call.dtype,
+           [&](auto type) { attend<typename decltype(type)::type>(call, keys, values, begin, end, scratch); });
 }
 
 }  // namespace resshift::cpu::RSF_ISA

@@ -15,8 +15,8 @@ void load_column(float* column, const WindowAttention& call, std::int64_t head) 
 
 // Values as the left factor [head_dim, tokens] of the second product, as rows [units of tokens, pitch].
 template <class T>
-RSF_INLINE void copy_values(Singles, float* values, std::int64_t pitch, const Image<const T>& image,
-                            std::int64_t count, std::int64_t numbers) {
+RSF_INLINE void copy_values(Singles, float* values, std::int64_t pitch, const Image<const T>& image, std::int64_t count,
+                            std::int64_t numbers) {
   copy_rows<Singles>(values, pitch, image, 0, count, numbers);
 }
 

@@ -55,8 +55,8 @@ RSF_FOR_EVERY_ISA(
     void expand_bias(const WindowAttention& call, float* bias, std::int64_t begin, std::int64_t end);
 
     // out [B, height, width, heads · head_dim], like qkv, of windows × heads, counted window by window.
-    void window_attention(const WindowAttention& call, const float* bias, void* out, float* scratch,
-                          std::int64_t begin, std::int64_t end);
+    void window_attention(const WindowAttention& call, const float* bias, void* out, float* scratch, std::int64_t begin,
+                          std::int64_t end);
 
     // dqkv, and the bias table's gradients [parts, heads, entries] in gradients.scratch, of parts × heads.
     void window_attention_backward(const WindowAttention& call, const WindowAttentionGradients& gradients,

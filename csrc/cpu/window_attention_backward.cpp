@@ -12,10 +12,10 @@ namespace {
 
 // The matrices of one window and head.
 struct Matrices {
-  std::int64_t pitch;  // of those that have a column for each number of a head
-  float *keys, *key_units, *values;  // [tokens, pitch]
-  float *dkeys, *dvalues;            // [tokens, pitch]
-  float *queries, *dout;             // [kQueries, pitch]
+  std::int64_t pitch;                   // of those that have a column for each number of a head
+  float *keys, *key_units, *values;     // [tokens, pitch]
+  float *dkeys, *dvalues;               // [tokens, pitch]
+  float *queries, *dout;                // [kQueries, pitch]
   float *query_columns, *dout_columns;  // [pitch, kQueries]
   float *p, *ds;                        // [tokens, kQueries]
   float* dbias;                         // [tokens, padded tokens]
@@ -105,9 +105,8 @@ void differentiate_window(const WindowAttention& call, const WindowAttentionGrad
     score<Units>(m.p, key_units, pitch, m.query_columns, bias, call, window, first, columns);
     softmax(m.p, total, count, columns);
     multiply<Units>(Rows{m.values, pitch, 1}, Columns{m.dout_columns, kQueries}, units, count, columns,
-                    [&](std::int64_t key, std::int64_t query, Floats sum) __attribute__((always_inline)) {
-                      store(m.ds + key * kQueries + query, sum);
-                    });
+                    [&](std::int64_t key, std::int64_t query, Floats sum)
+                        __attribute__((always_inline)) { store(m.ds + key * kQueries + query, sum); });
     differentiate(m, total, count, first, columns);
     add_rows(m.dvalues, m.p, m.dout, m, count, here, numbers, 1.0f, first == 0);
     add_rows(m.dkeys, m.ds, m.queries, m, count, here, numbers, scale, first == 0);

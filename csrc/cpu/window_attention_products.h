@@ -43,17 +43,17 @@ struct Pairs {
   }
 
   static RSF_INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
-    const __m512 sum = _mm512_dpbf16_ps(reinterpret_cast<__m512>(c), reinterpret_cast<__m512bh>(a),
-                                        reinterpret_cast<__m512bh>(b));
+    const __m512 sum =
+        _mm512_dpbf16_ps(reinterpret_cast<__m512>(c), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
     return reinterpret_cast<Floats>(sum);
   }
 
   // Each lane's numbers beside one another, rounded.
   static RSF_INLINE Floats pack(Floats first, Floats second) {
-    const Words low = reinterpret_cast<Words>(_mm512_cvtepu16_epi32(
-        reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(first)))));
-    const Words high = reinterpret_cast<Words>(_mm512_cvtepu16_epi32(
-        reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(second)))));
+    const Words low = reinterpret_cast<Words>(
+        _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(first)))));
+    const Words high = reinterpret_cast<Words>(
+        _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(second)))));
     return reinterpret_cast<Floats>(low | high << 16);
   }
 };

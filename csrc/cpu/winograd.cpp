@@ -10,10 +10,10 @@
 namespace resshift::cpu::RSF_ISA {
 namespace {
 
-constexpr std::int64_t kSkew = 16;           // floats between the matrices of two points
+constexpr std::int64_t kSkew = 16;             // floats between the matrices of two points
 constexpr std::int64_t kStagedChannels = 128;  // whose pixels are laid out at once
 
-constexpr std::int64_t kAhead = 6;             // channels whose weights are fetched before they are needed
+constexpr std::int64_t kAhead = 6;  // channels whose weights are fetched before they are needed
 
 // Where a channel's transforms begin among those of a tile.
 RSF_INLINE std::int64_t in_slices(const WinogradPlan& plan, std::int64_t channel) {
@@ -91,10 +91,11 @@ void input_tile(const Convolution& call, const WinogradPlan& plan, std::int64_t 
   const bool inside = row >= 0 && column >= 0 && row + n <= call.height && column + n <= call.width;
   const bool as_it_is = inside && !call.upsample && !call.normalization && call.channels % kLanes == 0;
   if (as_it_is) {
-    const T* x = static_cast<const T*>(call.x) +
-                 ((place.image * call.height + row) * call.width + column) * call.channels;
+    const T* x =
+        static_cast<const T*>(call.x) + ((place.image * call.height + row) * call.width + column) * call.channels;
     for (std::int64_t c = 0; c < call.channels; c += kLanes) {
-      transform_input<Pairs>(x + c, call.width * call.channels, call.channels, v + in_slices(plan, c), plan.input_point);
+      transform_input<Pairs>(x + c, call.width * call.channels, call.channels, v + in_slices(plan, c),
+                             plan.input_point);
     }
     return;
   }

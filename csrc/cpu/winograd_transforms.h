@@ -35,7 +35,7 @@ struct Coefficients {
   float input[Pairs][Pairs] = {};  // of x^(2k) in Π_{j≠i} (x² − p_j²); the leading one is 1
   float edge[Pairs + 1] = {};      // of x^(2k) in Π_j (x² − p_j²)
   float point[Pairs] = {};
-  float weight[Pairs][3] = {};     // 1, p and p² over the polynomial's value at the point
+  float weight[Pairs][3] = {};  // 1, p and p² over the polynomial's value at the point
   float weight_at_0 = 0;
   float power[Pairs][2 * Pairs] = {};
 

@@ -17,11 +17,11 @@
 
 // Declare `name` as a pointer to `count` elements of the block's shared memory; each declaration has its own.
 #if defined(RSF_EMULATED)
-#define RSF_SHARED(type, name, count)    \
+#define RSF_SHARED(type, name, count)       \
   static const char name##_declaration = 0; \
   type* const name = static_cast<type*>(::emulation::static_shared(&name##_declaration, sizeof(type) * (count)))
 #else
-#define RSF_SHARED(type, name, count)                     \
+#define RSF_SHARED(type, name, count)               \
   __shared__ alignas(16) type name##_memory[count]; \
   type* const name = name##_memory
 #endif
@@ -44,14 +44,14 @@ int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t sha
 #else
   if (shared_bytes > kStaticSharedBytes) {
     // Always the same number: the last one of all threads holds for the kernel.
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                   static_cast<int>(kMostSharedBytes));
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kMostSharedBytes));
     if (error != cudaSuccess) {
       cudaGetLastError();  // or the next launch would return it
       return error;
     }
   }
-  kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
+  kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)> > >(arguments...);
   return cudaGetLastError();
 #endif
 }

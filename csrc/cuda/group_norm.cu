@@ -335,9 +335,7 @@ __global__ void __launch_bounds__(kSplitThreads, 3)
   normalize<Word>(call, slab, place, centres, gain, offset, nullptr);
 }
 
-std::size_t shared_bytes(int floats, const Slab& slab) {
-  return sizeof(float) * floats + sizeof(Centre) * slab.groups;
-}
+std::size_t shared_bytes(int floats, const Slab& slab) { return sizeof(float) * floats + sizeof(Centre) * slab.groups; }
 
 std::size_t single_bytes(const Slab& slab) {
   return shared_bytes(slab.stash_floats() + slab.moments_floats() + slab.affine_floats(), slab);
@@ -420,7 +418,7 @@ std::int64_t row_groups(const GroupedImages& images, bool aligned, int threads) 
 }
 
 std::int64_t many_parts(const GroupedImages& images, std::int64_t groups, int threads) {
-  constexpr std::int64_t kBlocks = 512;   // about four a multiprocessor
+  constexpr std::int64_t kBlocks = 512;     // about four a multiprocessor
   constexpr std::int64_t kMostParts = 128;  // of an image: each block of the second launch reads them all
   constexpr std::int64_t kFewestWords = 4;  // of a thread
   const std::int64_t numbers = images.channels / images.num_groups * groups * images.pixels;

@@ -11,9 +11,9 @@ struct GroupNorm {
   Affine affine;
   float eps;
   void* y;
-  float* mean;     // [B, G]
-  float* rstd;     // [B, G]: 1 / deviation
-  float* scratch;  // as many as group_norm_scratch says
+  float* mean;             // [B, G]
+  float* rstd;             // [B, G]: 1 / deviation
+  float* scratch;          // as many as group_norm_scratch says
   std::int64_t parts = 0;  // that the pixels of an image are cut into, about; 0: as many as are fastest
 };
 

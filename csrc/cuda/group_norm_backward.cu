@@ -100,8 +100,8 @@ template <class Word>
 RSF_DEVICE void store_sums(const Slab& slab, const Place& place, int tile, const float* memory, float* parts) {
   constexpr int kChannels = Word::kChannels;
   const int left = slab.units - tile, channels = (left < slab.tile_units ? left : slab.tile_units) * kChannels;
-  const std::int64_t first = place.image * slab.channels +
-                             (static_cast<std::int64_t>(place.chunk) * slab.units + tile) * kChannels;
+  const std::int64_t first =
+      place.image * slab.channels + (static_cast<std::int64_t>(place.chunk) * slab.units + tile) * kChannels;
   const int lane_stride = slab.channels_last ? slab.tile_units : 1;
   for (int channel = warp_index(); channel < channels; channel += slab.threads / kWarpSize) {
     const int unit = channel / kChannels, slot = channel % kChannels;

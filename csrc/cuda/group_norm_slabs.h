@@ -34,7 +34,7 @@ struct Slab {
   int threads;
   bool channels_last;
   float full_part_numbers, last_part_numbers, group_numbers;  // of a group in a part and in all
-  int stash_bytes;  // for all of a block's words in shared memory, or 0
+  int stash_bytes;                                            // for all of a block's words in shared memory, or 0
 
   // Numbers of a group in a part.
   RSF_INLINE float part_numbers(int part) const { return part == parts - 1 ? last_part_numbers : full_part_numbers; }

@@ -3,8 +3,8 @@
 //
 // The chain's own call has latents of three channels in NCHW, the network's prediction channels-last and everything of
 // the denoiser in one dtype. Its kernel gives every thread four pixels with all of their channels: float32 planes and
-// the next input move in 16-byte pieces, and one Philox call serves a pixel. Any other call takes one pixel a thread and
-// looks dtypes up as it goes; latents are so small that the time is the launch.
+// the next input move in 16-byte pieces, and one Philox call serves a pixel. Any other call takes one pixel a thread
+// and looks dtypes up as it goes; latents are so small that the time is the launch.
 
 #include "residual_shift.h"
 
@@ -18,7 +18,7 @@ constexpr int kThreads = 128;
 // Named with the threads of a block, so that the compiler has up to 80 registers; left alone it spills for more blocks.
 constexpr int kBlocks = 6;
 constexpr int kRowsBlocks = 4;  // where all of four pixels is in registers at once
-constexpr int kPixels = 4;  // of a thread in the kernel of the chain's own call
+constexpr int kPixels = 4;      // of a thread in the kernel of the chain's own call
 
 // A thread's image and the number of its first pixel, or whatever else a block's threads share out; blocks do not
 // straddle images. An image has fewer than 2³¹ pixels, so that dividing them takes no 64-bit division, which is a
@@ -195,8 +195,8 @@ bool is_chains_own(const ChainStep& call) {
   const bool prediction = !p.data || (p.dtype == call.next_dtype && p.channel == 1 && p.pixel == 3 &&
                                       p.image == 3 * pixels && is_aligned(p.data));
   const bool planes = is_plane(call.x, 3, pixels) && is_plane(call.y, 3, pixels) && is_plane(call.noise, 3, pixels);
-  const bool lq = call.lq_channels == 0 || (call.lq.dtype == call.next_dtype && call.lq_channels <= 4 &&
-                                            call.lq_channels >= 3);
+  const bool lq =
+      call.lq_channels == 0 || (call.lq.dtype == call.next_dtype && call.lq_channels <= 4 && call.lq_channels >= 3);
   return call.channels == 3 && pixels % kPixels == 0 && prediction && planes && lq && is_aligned(call.x_out) &&
          is_aligned(call.next_input);
 }
@@ -281,7 +281,8 @@ int chain_step(const ChainStep& call, void* stream) {
 }
 
 int q_sample(const QSample& call, void* stream) {
-  if (!is_dense(call)) return launch(q_sample_kernel, grid_for(call.batch, call.pixels), dim3(kThreads), 0, stream, call);
+  if (!is_dense(call))
+    return launch(q_sample_kernel, grid_for(call.batch, call.pixels), dim3(kThreads), 0, stream, call);
   return dispatch(call.x0.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     const std::int64_t pieces = call.channels * call.pixels * static_cast<std::int64_t>(sizeof(T)) / 16;

@@ -138,8 +138,8 @@ __global__ void __launch_bounds__(kThreads) narrow_kernel(const __grid_constant_
   constexpr int kEntries = kBytes % 16 == 0 ? 1 : kBytes % 8 == 0 ? 2 : kBytes % 4 == 0 ? 4 : 8;  // in whole pieces
   const Share<kPixels> share(call);
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarpSize, lane = thread % kWarpSize;
-  RSF_SHARED(float, z_tile, C * kPixels);
-  RSF_SHARED(std::uint64_t, keys, kWarps * kPixels);
+  RSF_SHARED(float, z_tile, C* kPixels);
+  RSF_SHARED(std::uint64_t, keys, kWarps* kPixels);
   RSF_SHARED(std::uint32_t, chosen, kPixels);
   if (thread < C * kPixels) z_tile[thread] = share.load_z(call, thread / kPixels, thread % kPixels);
   __syncthreads();
@@ -184,7 +184,7 @@ __global__ void __launch_bounds__(kThreads) narrow_kernel(const __grid_constant_
 constexpr int kWidePixels = 32, kPixelsOfWarp = kWidePixels / kWarps;  // 4
 constexpr int kTile = 128, kEntriesOfLane = kTile / kWarpSize;         // 4
 constexpr int kChunk = 16;                                             // channels
-constexpr int kWideBlocks = 2;  // on a multiprocessor: with more, some architectures spill
+constexpr int kWideBlocks = 2;   // on a multiprocessor: with more, some architectures spill
 constexpr int kRow = kTile + 4;  // of a tile [kChunk, kTile]: fewer lanes store to one bank
 
 // What a thread loads of a tile of entries and of the block's pixels, for one chunk of channels.

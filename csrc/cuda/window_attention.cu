@@ -1,9 +1,9 @@
 // Attention within windows, in one pass over the channels-last image.
 //
 // A block takes one tile of queries of a window and head, walks over the tiles of keys and rescales its sums as the
-// maximum grows. An 8 × 8 window is one tile: q, k and v are loaded once, one softmax is final, and a thread's bias is 18
-// numbers in registers. Further windows of the block find the head's bias in shared memory; kept in registers all the
-// while it would cost a block a multiprocessor.
+// maximum grows. An 8 × 8 window is one tile: q, k and v are loaded once, one softmax is final, and a thread's bias is
+// 18 numbers in registers. Further windows of the block find the head's bias in shared memory; kept in registers all
+// the while it would cost a block a multiprocessor.
 
 #include "window_attention.h"
 

@@ -3,10 +3,10 @@
 //
 //   dP = dO vᵀ,  δ = rowsum(P ∘ dP),  dS = P ∘ (dP − δ),  dq = dS k / √d,  dk = dSᵀ q / √d,  dv = Pᵀ dO
 //
-// Rows of a tile of scores are queries for dq and keys for dk and dv, so that each gradient is a sum over columns that a
-// warp holds; scores are computed once for either. An 8 × 8 window is one tile, and one kernel does all of it. Of larger
-// windows, a block of one kernel takes a tile of queries, finds each query's softmax and δ, leaves them in memory, and
-// goes over the keys again for dq; a block of a second one takes a tile of keys.
+// Rows of a tile of scores are queries for dq and keys for dk and dv, so that each gradient is a sum over columns that
+// a warp holds; scores are computed once for either. An 8 × 8 window is one tile, and one kernel does all of it. Of
+// larger windows, a block of one kernel takes a tile of queries, finds each query's softmax and δ, leaves them in
+// memory, and goes over the keys again for dq; a block of a second one takes a tile of keys.
 //
 // The gradient of the bias is dS summed over windows and pairs of tokens with the same offset. Each block adds up those
 // of its own windows in their order, and a last kernel adds up the blocks' sums in a fixed order: there are no atomics,
@@ -399,13 +399,12 @@ int start(const WindowAttention& call, const WindowAttentionGradients& gradients
   float* const partial = gradients.scratch;
   int error = 0;
   if constexpr (WINDOW * WINDOW == Tiles::kTile) {
-    error = launch(window_attention_backward_kernel<Tiles, WINDOW>, grid, threads,
-                   Shared<Tiles>::bytes(false, entries), stream, call, gradients, partial, windows, each);
+    error = launch(window_attention_backward_kernel<Tiles, WINDOW>, grid, threads, Shared<Tiles>::bytes(false, entries),
+                   stream, call, gradients, partial, windows, each);
   } else {
     float* const queries = partial + plan.partial_numbers(call);
-    error = launch(window_attention_queries_kernel<Tiles, WINDOW>, grid, threads,
-                   Shared<Tiles>::bytes(true, entries), stream, call, gradients, partial, queries, windows,
-                   each);
+    error = launch(window_attention_queries_kernel<Tiles, WINDOW>, grid, threads, Shared<Tiles>::bytes(true, entries),
+                   stream, call, gradients, partial, queries, windows, each);
     const dim3 key_grid(static_cast<unsigned>(plan.windows * plan.tiles * call.heads));
     if (!error) {
       error = launch(window_attention_keys_kernel<Tiles, WINDOW>, key_grid, threads,

@@ -47,29 +47,28 @@ void bind_group_norm(py::module_& module) {
     check(cuda::group_norm(call, nullptr));
     return scratch.size();
   });
-  module.def("group_norm_backward",
-             [](const Array& dy, const Array& x, const Array& mean, const Array& rstd, std::int64_t num_groups,
-                const Array& weight, const Array& bias, const OptionalArray& scale, const OptionalArray& shift,
-                bool silu, Array& dx, Array& dweight, Array& dbias, Array& dscale, Array& dshift, std::int64_t parts) {
-               cuda::GroupNormBackward call{
-                   images_of(x, num_groups),
-                   dy.data(),
-                   x.data(),
-                   static_cast<const float*>(mean.data()),
-                   static_cast<const float*>(rstd.data()),
-                   {channels_of(weight), channels_of(bias), channels_of(scale), channels_of(shift), silu},
-                   dx.mutable_data(),
-                   floats_of(dweight),
-                   floats_of(dbias),
-                   floats_of(dscale),
-                   floats_of(dshift),
-                   nullptr,
-                   parts};
-               std::vector<float> scratch(cuda::group_norm_backward_scratch(call), NAN);
-               call.scratch = scratch.data();
-               check(cuda::group_norm_backward(call, nullptr));
-               return scratch.size();
-             });
+  module.def("group_norm_backward", [](const Array& dy, const Array& x, const Array& mean, const Array& rstd,
+                                       std::int64_t num_groups, const Array& weight, const Array& bias,
+                                       const OptionalArray& scale, const OptionalArray& shift, bool silu, Array& dx,
+                                       Array& dweight, Array& dbias, Array& dscale, Array& dshift, std::int64_t parts) {
+    cuda::GroupNormBackward call{images_of(x, num_groups),
+                                 dy.data(),
+                                 x.data(),
+                                 static_cast<const float*>(mean.data()),
+                                 static_cast<const float*>(rstd.data()),
+                                 {channels_of(weight), channels_of(bias), channels_of(scale), channels_of(shift), silu},
+                                 dx.mutable_data(),
+                                 floats_of(dweight),
+                                 floats_of(dbias),
+                                 floats_of(dscale),
+                                 floats_of(dshift),
+                                 nullptr,
+                                 parts};
+    std::vector<float> scratch(cuda::group_norm_backward_scratch(call), NAN);
+    call.scratch = scratch.data();
+    check(cuda::group_norm_backward(call, nullptr));
+    return scratch.size();
+  });
 }
 
 }  // namespace emulation

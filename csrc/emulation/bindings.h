@@ -39,7 +39,8 @@ inline resshift::View view_of(const OptionalArray& array) {
   if (array->ndim() != 4) throw std::runtime_error("images are [B, C, H, W]");
   auto stride = [&](int axis) { return array->strides(axis) / array->itemsize(); };
   const py::ssize_t height = array->shape(2), width = array->shape(3);
-  if (height > 1 && width > 1 && stride(2) != width * stride(3)) throw std::runtime_error("rows do not follow one another");
+  if (height > 1 && width > 1 && stride(2) != width * stride(3))
+    throw std::runtime_error("rows do not follow one another");
   return {array->data(), dtype_of(*array), stride(0), stride(1), width > 1 ? stride(3) : stride(2)};
 }
 

@@ -202,9 +202,7 @@ const Dim3& block_size() { return block->size; }
 const Dim3& grid_size() { return block->grid; }
 unsigned lane() { return block->running->linear % kWarpSize; }
 
-void sync_block(const char* file, int line) {
-  wait(State::kAtBarrier, std::string(file) + ":" + std::to_string(line));
-}
+void sync_block(const char* file, int line) { wait(State::kAtBarrier, std::string(file) + ":" + std::to_string(line)); }
 
 void* static_shared(const void* declaration, std::size_t bytes) {
   Memory& memory = block->shared[declaration];

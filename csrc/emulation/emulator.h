@@ -2,9 +2,9 @@
 //
 // A thread runs until it waits at a barrier or for the other lanes of a warp operation. Between two such points threads
 // run one after another, in the order that is asked for: a kernel whose result depends on the order has a race. What a
-// GPU leaves undefined is an error here: a barrier that some threads leave out or exit before, and a lane mask that does
-// not match the lanes that take part. Shared memory starts as NaN and is allocated apart, so that AddressSanitizer sees
-// what is beyond it.
+// GPU leaves undefined is an error here: a barrier that some threads leave out or exit before, and a lane mask that
+// does not match the lanes that take part. Shared memory starts as NaN and is allocated apart, so that AddressSanitizer
+// sees what is beyond it.
 #pragma once
 
 #include <cstddef>

@@ -58,7 +58,8 @@ void Fiber::begin() {
 
 void Fiber::start(void (*function)()) {
   if (!stack_) {
-    void* memory = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* memory =
+        mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) throw std::bad_alloc();
     stack_ = static_cast<char*>(memory);
     mprotect(stack_, kGuardBytes, PROT_NONE);
@@ -70,7 +71,8 @@ void Fiber::start(void (*function)()) {
   ended_ = false;
   inner_fake_stack_ = nullptr;
 #if defined(__x86_64__)
-  // As if `begin` had been about to be returned to: six registers below its address, and the stack aligned as at a call.
+  // As if `begin` had been about to be returned to: six registers below its address, and the stack aligned as at a
+  // call.
   auto* top = reinterpret_cast<void**>(stack_ + kStackBytes) - 2;
   *top = reinterpret_cast<void*>(&Fiber::begin);
   for (int i = 1; i <= 6; ++i) top[-i] = nullptr;

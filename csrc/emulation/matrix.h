@@ -1,5 +1,5 @@
-// What one warp's matrix instructions do, after the fragment tables of the PTX ISA ("Matrix fragments for mma.m16n8k16",
-// "ldmatrix"), and asynchronous copies that arrive as late as they may.
+// What one warp's matrix instructions do, after the fragment tables of the PTX ISA ("Matrix fragments for
+// mma.m16n8k16", "ldmatrix"), and asynchronous copies that arrive as late as they may.
 #pragma once
 
 #include <cstdint>
@@ -58,23 +58,24 @@ struct Rows {
 template <int MATRICES, bool TRANSPOSED>
 void load_matrices(std::uint32_t* registers, const void* row) {
   Rows slot{registers, row};
-  warp_operation(TRANSPOSED ? "load_matrices_transposed" : "load_matrices", 0xffffffffu, &slot,
-                 [](void* const slots[kWarpSize]) {
-    for (int m = 0; m < MATRICES; ++m) {
-      std::uint16_t matrix[8][8];
-      for (int r = 0; r < 8; ++r) {
-        const void* address = static_cast<const Rows*>(slots[8 * m + r])->row;
-        if (reinterpret_cast<std::uintptr_t>(address) % 16) throw std::runtime_error("ldmatrix: a row is not aligned");
-        std::memcpy(matrix[r], address, 16);
-      }
-      for (int lane = 0; lane < 32; ++lane) {
-        const int i = lane >> 2, j = (lane & 3) * 2;
-        const std::uint16_t low = TRANSPOSED ? matrix[j][i] : matrix[i][j];
-        const std::uint16_t high = TRANSPOSED ? matrix[j + 1][i] : matrix[i][j + 1];
-        static_cast<const Rows*>(slots[lane])->registers[m] = low | static_cast<std::uint32_t>(high) << 16;
-      }
-    }
-  });
+  warp_operation(
+      TRANSPOSED ? "load_matrices_transposed" : "load_matrices", 0xffffffffu, &slot, [](void* const slots[kWarpSize]) {
+        for (int m = 0; m < MATRICES; ++m) {
+          std::uint16_t matrix[8][8];
+          for (int r = 0; r < 8; ++r) {
+            const void* address = static_cast<const Rows*>(slots[8 * m + r])->row;
+            if (reinterpret_cast<std::uintptr_t>(address) % 16)
+              throw std::runtime_error("ldmatrix: a row is not aligned");
+            std::memcpy(matrix[r], address, 16);
+          }
+          for (int lane = 0; lane < 32; ++lane) {
+            const int i = lane >> 2, j = (lane & 3) * 2;
+            const std::uint16_t low = TRANSPOSED ? matrix[j][i] : matrix[i][j];
+            const std::uint16_t high = TRANSPOSED ? matrix[j + 1][i] : matrix[i][j + 1];
+            static_cast<const Rows*>(slots[lane])->registers[m] = low | static_cast<std::uint32_t>(high) << 16;
+          }
+        }
+      });
 }
 
 }  // namespace emulation

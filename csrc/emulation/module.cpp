@@ -9,7 +9,8 @@ PYBIND11_MODULE(resshift_emulation, module) {
       .value("ascending", Order::kAscending)
       .value("descending", Order::kDescending)
       .value("shuffled", Order::kShuffled);
-  module.def("set_order", &set_order, "Order in which a block's threads run between barriers, and the blocks of a grid.");
+  module.def("set_order", &set_order,
+             "Order in which a block's threads run between barriers, and the blocks of a grid.");
   bind_group_norm(module);
   bind_residual_shift(module);
   bind_selftest(module);

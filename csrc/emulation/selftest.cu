@@ -233,13 +233,14 @@ void emulation::bind_selftest(py::module_& module) {
   selftest.def("round_trip", [](const Array& x, Array& y) {  // float32 to the dtype of y
     for (py::ssize_t i = 0; i < x.size(); ++i) store(y.mutable_data(), dtype_of(y), i, in(x)[i]);
   });
-  selftest.def("activations", [](const Array& x, Array& y) {  // y [5, …]: SiLU and GELU, each with its derivative, and σ
-    for (py::ssize_t i = 0; i < x.size(); ++i) {
-      const float z = in(x)[i];
-      const float values[] = {silu(z), silu_derivative(z), gelu(z), gelu_derivative(z), sigmoid(z)};
-      for (py::ssize_t k = 0; k < 5; ++k) out(y)[k * x.size() + i] = values[k];
-    }
-  });
+  selftest.def("activations",
+               [](const Array& x, Array& y) {  // y [5, …]: SiLU and GELU, each with its derivative, and σ
+                 for (py::ssize_t i = 0; i < x.size(); ++i) {
+                   const float z = in(x)[i];
+                   const float values[] = {silu(z), silu_derivative(z), gelu(z), gelu_derivative(z), sigmoid(z)};
+                   for (py::ssize_t k = 0; k < 5; ++k) out(y)[k * x.size() + i] = values[k];
+                 }
+               });
   selftest.def("widen", [](const Array& x, Array& y) {  // any dtype to float32
     for (py::ssize_t i = 0; i < x.size(); ++i) out(y)[i] = load(View{x.data(), dtype_of(x)}, i);
   });
