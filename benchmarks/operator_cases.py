@@ -148,14 +148,14 @@ def _group_norm(
     }
 
 
-def _join_group_norm(
-    draw: Draw, side: int, channels: int, other: int, join: str, silu: bool = False, eps: float = UNET_EPS
+def _add_concat_group_norm(
+    draw: Draw, side: int, channels: int, other: int, mode: str, silu: bool = False, eps: float = UNET_EPS
 ) -> dict[str, Any]:
-    norm = _group_norm(draw, side, channels + other if join == "concat" else channels, silu, eps=eps)
+    norm = _group_norm(draw, side, channels + other if mode == "concat" else channels, silu, eps=eps)
     images = {"x": draw.image(channels, side, MEAN), "other": draw.image(other, side, MEAN)}
     names = ("num_groups", "weight", "bias", "eps")
     options = {name: norm[name] for name in ("scale", "shift", "activation")}
-    return images | {name: norm[name] for name in names} | {"join": join} | options
+    return images | {name: norm[name] for name in names} | {"mode": mode} | options
 
 
 def _window_attention(draw: Draw, side: int, channels: int, shift: int) -> dict[str, Any]:
@@ -298,7 +298,9 @@ OPERATORS: dict[str, Operator] = {
     operator.name: operator
     for operator in (
         Operator("group_norm", _group_norm, ("x", "weight", "bias", "scale", "shift"), "group_norm"),
-        Operator("join_group_norm", _join_group_norm, ("x", "other", "weight", "bias"), "join_group_norm"),
+        Operator(
+            "add_concat_group_norm", _add_concat_group_norm, ("x", "other", "weight", "bias"), "add_concat_group_norm"
+        ),
         Operator("window_attention", _window_attention, ("qkv", "bias_table"), "window_attention"),
         Operator("swin_mlp", _swin_mlp, ("x", "norm_weight", "norm_bias", "w1", "b1", "w2", "b2"), "swin_mlp"),
         Operator(
@@ -329,9 +331,9 @@ def _norm(level: int, where: str, channels: int, **sizes: Any) -> Case:
     return Case("group_norm", level, {"channels": channels, **sizes}, where)
 
 
-def _join(level: int, where: str, channels: int, other: int, join: str, **sizes: Any) -> Case:
-    sizes = {"channels": channels, "other": other, "join": join, **sizes}
-    return Case("join_group_norm", level, sizes, where)
+def _merge(level: int, where: str, channels: int, other: int, mode: str, **sizes: Any) -> Case:
+    sizes = {"channels": channels, "other": other, "mode": mode, **sizes}
+    return Case("add_concat_group_norm", level, sizes, where)
 
 
 def _attention(level: int, shift: int, where: str) -> Case:
@@ -366,14 +368,14 @@ CASES: tuple[Case, ...] = (
     _norm(-1, "decoder level -1, residual blocks", 256, silu=True, eps=DECODER_EPS),
     _norm(-2, "decoder level -2, first residual block", 256, silu=True, eps=DECODER_EPS),
     _norm(-2, "decoder level -2, residual blocks and norm_out", 128, silu=True, eps=DECODER_EPS),
-    _join(0, "U-Net level 0, first ResBlock after the skip", 320, 160, "concat", silu=True),
-    _join(0, "U-Net level 0, ResBlocks after the skip", 160, 160, "concat", silu=True),
-    _join(1, "U-Net level 1, ResBlocks after the skip", 320, 320, "concat", silu=True),
-    _join(3, "U-Net level 3, ResBlocks after the skip", 640, 640, "concat", silu=True),
-    _join(
+    _merge(0, "U-Net level 0, first ResBlock after the skip", 320, 160, "concat", silu=True),
+    _merge(0, "U-Net level 0, ResBlocks after the skip", 160, 160, "concat", silu=True),
+    _merge(1, "U-Net level 1, ResBlocks after the skip", 320, 320, "concat", silu=True),
+    _merge(3, "U-Net level 3, ResBlocks after the skip", 640, 640, "concat", silu=True),
+    _merge(
         0, "decoder middle and level 0, sum and norm1 of the next block", 512, 512, "add", silu=True, eps=DECODER_EPS
     ),
-    _join(-2, "decoder level -2, sum and norm1 of the next block", 128, 128, "add", silu=True, eps=DECODER_EPS),
+    _merge(-2, "decoder level -2, sum and norm1 of the next block", 128, 128, "add", silu=True, eps=DECODER_EPS),
     _attention(0, 4, "U-Net level 0, shifted Swin blocks"),
     _attention(0, 0, "U-Net level 0, Swin blocks"),
     _attention(1, 4, "U-Net level 1, shifted Swin blocks"),

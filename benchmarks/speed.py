@@ -75,10 +75,10 @@ def measure_runs(pipe: Pipeline, args: argparse.Namespace) -> dict[str, list[flo
 
     picture = common.photo(args.size, args.size)
     if pipe.spec.needs_mask:
-        hole = np.zeros((args.size, args.size), dtype=bool)
-        hole[args.size // 4 : -(args.size // 4) or None, args.size // 4 : -(args.size // 4) or None] = True
+        mask = np.zeros((args.size, args.size), dtype=bool)
+        mask[args.size // 4 : -(args.size // 4) or None, args.size // 4 : -(args.size // 4) or None] = True
     else:
-        hole = None
+        mask = None
     places = [
         (pipe.first_stage, "encode", "encode"),
         (pipe.denoiser, "condition", "condition"),
@@ -89,7 +89,7 @@ def measure_runs(pipe: Pipeline, args: argparse.Namespace) -> dict[str, list[flo
     ]
 
     def restore() -> Any:
-        return pipe(picture, hole, seed=args.seed, tile=args.tile, progress=False)
+        return pipe(picture, mask, seed=args.seed, tile=args.tile, progress=False)
 
     for _ in range(args.warm_up):
         restore()

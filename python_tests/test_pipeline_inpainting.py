@@ -1,4 +1,4 @@
-"""Filling holes: known pixels stay bit for bit, at any size and through tiles; what was in a hole does not matter."""
+"""Inpainting: known pixels stay bit for bit, at any size and through tiles; what was under the mask does not matter."""
 
 import numpy as np
 import pytest
@@ -15,18 +15,18 @@ POINTWISE = oracle(pointwise, 1, mask=True)
 H, W = 40, 90
 
 
-def hole_of(height, width, seed=0):
+def mask_of(height, width, seed=0):
     """A few rectangles, one of which touches the border; never everything."""
     random = np.random.default_rng(seed)
-    hole = np.zeros((height, width), bool)
+    masked = np.zeros((height, width), bool)
     for _ in range(3):
         top, left = random.integers(0, height), random.integers(0, width)
-        hole[top : top + height // 3 + 1, left : left + width // 4 + 1] = True
-    hole[0, 0], hole[-1, -1] = False, height * width > 1
-    return hole
+        masked[top : top + height // 3 + 1, left : left + width // 4 + 1] = True
+    masked[0, 0], masked[-1, -1] = False, height * width > 1
+    return masked
 
 
-HOLE = hole_of(H, W)
+MASK = mask_of(H, W)
 
 
 @given(
@@ -38,14 +38,16 @@ HOLE = hole_of(H, W)
     seed=st.integers(0, 9),
 )
 @settings(max_examples=30)
-def test_known_pixels_stay_and_holes_are_filled_the_same_in_every_tiling(height, width, tile, overlap, bits, seed):
-    image, hole = integers(height, width, 3, bits=bits, seed=seed), hole_of(height, width, seed)
-    whole = POINTWISE(image, hole, tile=WHOLE, progress=False)
-    tiled = POINTWISE(image, hole, tile=tile, overlap=overlap, progress=False)
-    np.testing.assert_array_equal(tiled[~hole], image[~hole])
-    np.testing.assert_allclose(tiled[hole].astype(int), whole[hole], atol=1)
-    if hole.sum() > 4:
-        assert (tiled[hole] != image[hole]).mean() > 0.9
+def test_known_pixels_stay_and_masked_ones_are_filled_the_same_in_every_tiling(
+    height, width, tile, overlap, bits, seed
+):
+    image, masked = integers(height, width, 3, bits=bits, seed=seed), mask_of(height, width, seed)
+    whole = POINTWISE(image, masked, tile=WHOLE, progress=False)
+    tiled = POINTWISE(image, masked, tile=tile, overlap=overlap, progress=False)
+    np.testing.assert_array_equal(tiled[~masked], image[~masked])
+    np.testing.assert_allclose(tiled[masked].astype(int), whole[masked], atol=1)
+    if masked.sum() > 4:
+        assert (tiled[masked] != image[masked]).mean() > 0.9
 
 
 def tensor(*shape, dtype=torch.float32):
@@ -82,85 +84,85 @@ def values(picture):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_keeps_its_known_pixels_and_its_alpha(kind, name):
     image = KINDS[kind]()
-    result = tiny(name)(image, HOLE, tile=64, progress=False)
+    result = tiny(name)(image, MASK, tile=64, progress=False)
     assert type(result) is type(image)
     if isinstance(image, Image.Image):
         assert result.mode == image.mode
     ours, before = values(result), values(image)
     assert ours.dtype == before.dtype and ours.shape == before.shape
-    np.testing.assert_array_equal(ours[~HOLE], before[~HOLE])
-    assert (ours[HOLE] != before[HOLE])[..., 0].mean() > 0.9
+    np.testing.assert_array_equal(ours[~MASK], before[~MASK])
+    assert (ours[MASK] != before[MASK])[..., 0].mean() > 0.9
     if before.shape[2] in (2, 4):
         np.testing.assert_array_equal(ours[..., -1], before[..., -1])
 
 
 @pytest.mark.parametrize("name", ["inpaint", "inpaint-vq"])
-def test_what_was_in_the_hole_does_not_matter(name):
+def test_what_was_under_the_mask_does_not_matter(name):
     first = photo(H, W)
     results = []
     for inside in (0, 255, integers(H, W, 3)):
-        image = np.where(HOLE[..., None], inside, first).astype(np.uint8)
-        results.append(tiny(name)(image, HOLE, tile=64, progress=False))
+        image = np.where(MASK[..., None], inside, first).astype(np.uint8)
+        results.append(tiny(name)(image, MASK, tile=64, progress=False))
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
 
 
 def test_the_surroundings_and_the_seed_do_matter():
     image = photo(H, W)
-    ours = tiny("inpaint")(image, HOLE, progress=False)
+    ours = tiny("inpaint")(image, MASK, progress=False)
     for other in (
-        tiny("inpaint")(255 - image, HOLE, progress=False),
-        tiny("inpaint")(image, HOLE, seed=1, progress=False),
+        tiny("inpaint")(255 - image, MASK, progress=False),
+        tiny("inpaint")(image, MASK, seed=1, progress=False),
     ):
-        assert (other[HOLE] != ours[HOLE]).mean() > 0.5
+        assert (other[MASK] != ours[MASK]).mean() > 0.5
 
 
-def test_the_network_sees_a_black_hole_and_a_mask_of_plus_and_minus_one():
+def test_the_network_sees_a_black_mask_and_a_mask_of_plus_and_minus_one():
     seen = []
 
     def watch(latent, features):
         seen.append(features)
         return pointwise(latent, features)
 
-    hole = np.zeros((64, 64), bool)
-    hole[8:24, 16:48] = True  # whole latent pixels, over which the oracle averages
+    masked = np.zeros((64, 64), bool)
+    masked[8:24, 16:48] = True  # whole latent pixels, over which the oracle averages
     image = photo(64, 64)
-    oracle(watch, 1, mask=True)(image, hole, progress=False)
+    oracle(watch, 1, mask=True)(image, masked, progress=False)
     lq, mask = seen[0][0, :3], seen[0][0, 3]
-    in_hole = torch.from_numpy(hole[::4, ::4])
-    assert (lq[:, in_hole] == -1).all() and (mask[in_hole] == 1).all() and (mask[~in_hole] == -1).all()
+    in_mask = torch.from_numpy(masked[::4, ::4])
+    assert (lq[:, in_mask] == -1).all() and (mask[in_mask] == 1).all() and (mask[~in_mask] == -1).all()
     expected = torch.nn.functional.avg_pool2d(tensor_of(image) * 2 - 1, 4)[0]
-    torch.testing.assert_close(lq[:, ~in_hole], expected[:, ~in_hole])
+    torch.testing.assert_close(lq[:, ~in_mask], expected[:, ~in_mask])
 
 
-def evaluations(pipe, image, hole, **options):
+def evaluations(pipe, image, masked, **options):
     calls = []
-    result = pipe(image, hole, progress=lambda done, total: calls.append((done, total)), **options)
+    result = pipe(image, masked, progress=lambda done, total: calls.append((done, total)), **options)
     assert calls == [(i + 1, len(calls)) for i in range(len(calls))]
     return result, len(calls)
 
 
-def test_tiles_without_holes_are_not_evaluated():
-    image, hole = photo(192, 192), np.zeros((192, 192), bool)
-    hole[70:80, 130:140] = True
-    hole[100, 100] = True
+def test_tiles_without_a_mask_are_not_evaluated():
+    image, masked = photo(192, 192), np.zeros((192, 192), bool)
+    masked[70:80, 130:140] = True
+    masked[100, 100] = True
     steps = POINTWISE.spec.schedule.num_steps
-    _, whole = evaluations(POINTWISE, image, hole, tile=WHOLE)
-    result, in_tiles = evaluations(POINTWISE, image, hole, tile=64, overlap=0)  # 3 × 3 tiles, two with holes
+    _, whole = evaluations(POINTWISE, image, masked, tile=WHOLE)
+    result, in_tiles = evaluations(POINTWISE, image, masked, tile=64, overlap=0)  # 3 × 3 tiles, two of them masked
     assert (whole, in_tiles) == (steps, 2 * steps)
-    np.testing.assert_array_equal(result[~hole], image[~hole])
-    _, batched = evaluations(POINTWISE, image, hole, tile=64, overlap=0, batch_size=5)
+    np.testing.assert_array_equal(result[~masked], image[~masked])
+    _, batched = evaluations(POINTWISE, image, masked, tile=64, overlap=0, batch_size=5)
     assert batched == steps
 
 
-def test_a_mask_without_holes_costs_nothing_and_changes_nothing():
+def test_a_mask_without_a_mask_costs_nothing_and_changes_nothing():
     image = integers(H, W, 3, bits=16)
     result, count = evaluations(POINTWISE, image, np.zeros((H, W), bool), tile=64)
     assert count == 0
     np.testing.assert_array_equal(result, image)
 
 
-def test_a_hole_as_large_as_the_picture_is_filled():
+def test_a_mask_as_large_as_the_picture_is_filled():
     result = tiny("inpaint")(photo(H, W), np.ones((H, W), bool), tile=64, progress=False)
     assert result.shape == (H, W, 3) and result.std() > 1
 
@@ -169,16 +171,16 @@ def test_pictures_of_unequal_sizes_with_their_masks_equal_one_by_one():
     pipe = tiny("inpaint")
     sizes = ((40, 90), (30, 30), (40, 90))
     pictures = [photo(*size, seed=i) for i, size in enumerate(sizes)]
-    holes = [hole_of(*size, seed=i) for i, size in enumerate(sizes)]
-    together = pipe(pictures, holes, tile=64, batch_size=3, progress=False)
-    for picture, hole, result in zip(pictures, holes, together, strict=True):
-        alone = pipe(picture, hole, tile=64, progress=False)
+    masks = [mask_of(*size, seed=i) for i, size in enumerate(sizes)]
+    together = pipe(pictures, masks, tile=64, batch_size=3, progress=False)
+    for picture, masked, result in zip(pictures, masks, together, strict=True):
+        alone = pipe(picture, masked, tile=64, progress=False)
         np.testing.assert_allclose(result.astype(int), alone, atol=1)
-        np.testing.assert_array_equal(result[~hole], picture[~hole])
+        np.testing.assert_array_equal(result[~masked], picture[~masked])
 
 
 def mask_kinds(folder):
-    gray = HOLE.astype(np.uint8) * 255
+    gray = MASK.astype(np.uint8) * 255
     path = folder / "mask.png"
     Image.fromarray(gray).save(path)
     return {
@@ -188,19 +190,19 @@ def mask_kinds(folder):
         "pil-1": Image.fromarray(gray).convert("1"),
         "pil-RGB": Image.fromarray(gray).convert("RGB"),
         "Photo": images.read(path),
-        "bool": HOLE,
-        "uint8-of-0-and-200": HOLE.astype(np.uint8) * 200,
-        "uint16": HOLE.astype(np.uint16) * 65535,
-        "float": HOLE.astype(np.float32),
+        "bool": MASK,
+        "uint8-of-0-and-200": MASK.astype(np.uint8) * 200,
+        "uint16": MASK.astype(np.uint16) * 65535,
+        "float": MASK.astype(np.float32),
         "HW1": gray[..., None],
-        "tensor": torch.from_numpy(HOLE),
-        "list": [HOLE],
+        "tensor": torch.from_numpy(MASK),
+        "list": [MASK],
     }
 
 
 def test_every_kind_of_mask_means_the_same(tmp_path):
     image = photo(H, W)
-    expected = POINTWISE(image, HOLE, progress=False)
+    expected = POINTWISE(image, MASK, progress=False)
     for kind, mask in mask_kinds(tmp_path).items():
         np.testing.assert_array_equal(POINTWISE(image, mask, progress=False), expected, err_msg=kind)
 
@@ -208,11 +210,11 @@ def test_every_kind_of_mask_means_the_same(tmp_path):
 @pytest.mark.parametrize("stacked", [False, True], ids=["list", "tensor"])
 def test_a_batch_of_tensors_takes_its_masks(stacked):
     batch = tensor(2, 3, H, W)
-    holes = [HOLE, hole_of(H, W, 1)]
-    masks = torch.from_numpy(np.stack(holes))[:, None].float() if stacked else holes
+    masks = [MASK, mask_of(H, W, 1)]
+    masks = torch.from_numpy(np.stack(masks))[:, None].float() if stacked else masks
     results = POINTWISE(batch, masks, progress=False)
-    for result, image, hole in zip(results, batch, holes, strict=True):
-        known = torch.from_numpy(~hole)
+    for result, image, masked in zip(results, batch, masks, strict=True):
+        known = torch.from_numpy(~masked)
         assert torch.equal(result[:, known], image[:, known])
         assert (result[:, ~known] != image[:, ~known]).float().mean() > 0.9
 
@@ -220,7 +222,7 @@ def test_a_batch_of_tensors_takes_its_masks(stacked):
 REFUSED = {
     "missing": (None, ValueError, "oracle-x1 fills holes and needs a mask"),
     "wrong size": (np.zeros((W, H), bool), ValueError, "mask is 40×90, but array is 90×40; make them the same size"),
-    "too many": ([HOLE, HOLE], ValueError, "2 masks for 1 images; give one for each"),
+    "too many": ([MASK, MASK], ValueError, "2 masks for 1 images; give one for each"),
     "too few": ([], ValueError, "0 masks for 1 images"),
     "int64": (np.zeros((H, W), np.int64), TypeError, "bool, uint8, uint16 or floating point, got int64"),
     "number": (3, TypeError, "expected a path, image or array, got int"),
@@ -245,6 +247,6 @@ def test_a_mask_of_the_wrong_size_names_the_file(tmp_path):
         POINTWISE(path, np.zeros((H + 1, W), bool), progress=False)
 
 
-def test_a_model_without_holes_takes_no_mask():
+def test_a_model_without_a_mask_takes_no_mask():
     with pytest.raises(ValueError, match="oracle-x4 takes no mask; leave it out"):
         oracle(tile_statistics)(photo(8, 8), np.zeros((8, 8), bool), progress=False)

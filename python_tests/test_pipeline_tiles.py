@@ -153,9 +153,9 @@ def test_a_batch_holds_no_more_tiles_than_asked_for(batch_size):
 def test_memory_grows_with_the_tile_row_and_not_with_the_picture(monkeypatch):
     tallest, write = [], PhotoSource.write
 
-    def recorded(self, top, band, hole):
+    def recorded(self, top, band, mask):
         tallest.append(band.shape[1])
-        write(self, top, band, hole)
+        write(self, top, band, mask)
 
     monkeypatch.setattr(PhotoSource, "write", recorded)
     pipe, sizes, peaks = oracle(nothing), [], []

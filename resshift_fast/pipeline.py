@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from resshift_fast import backends, images
 from resshift_fast.core import devices
 from resshift_fast.diffusion.noise import check_seed
-from resshift_fast.images.batches import Job, Tile, crop, crop_hole, has_hole, plan_batches, shape_of
+from resshift_fast.images.batches import Job, Tile, crop, crop_mask, needs_restoring, plan_batches, shape_of
 from resshift_fast.images.sources import Source, sources_of
 from resshift_fast.images.tiling import Blender
 from resshift_fast.models import catalog
 from resshift_fast.models.catalog import ModelSpec
-from resshift_fast.models.layers import Module, lay_out_
+from resshift_fast.models.layers import Module, prepack_weights_
 from resshift_fast.restoration import compilation, precompilation
 from resshift_fast.restoration.model import Restoration
 from resshift_fast.restoration.sampler import torch_noise
@@ -205,7 +205,7 @@ class Pipeline:
             image: see the table. Values are sRGB.
             mask: for inpainting models only: what to fill in, one for each image (a list for a list): a path, PIL
                 image, Photo or array [H, W] of the image's size, or a tensor [B, 1, H, W] or [H, W] for a tensor;
-                True, or at least half of full brightness, is a hole. Pixels outside it come back bit for bit.
+                True, or at least half of full brightness, is to be filled in. Pixels outside it come back bit for bit.
             seed: of the noise, in [0, 2⁶³); one for all images, or a list with one for each.
             tile: largest side that is restored in one piece, in input pixels, rounded down to what the network
                 divides into; None takes the model's own. Smaller tiles need less memory.
@@ -222,7 +222,7 @@ class Pipeline:
         """
         sources, gather = sources_of(image)
         seeds = _seeds(seed, len(sources))
-        holes = self._holes(mask, sources)
+        masks = self._masks(mask, sources)
         if noise not in NOISES:
             raise ValueError(f"noise is {noise!r}, expected 'field' or 'torch'")
         if noise == "torch" and len(set(seeds)) > 1:
@@ -232,7 +232,7 @@ class Pipeline:
             raise ValueError(f"batch_size is {batch_size}, expected at least 1")
         batch_size = batch_size or (1 if self.device.type == "cpu" else 4)
         jobs = [
-            self._job(source, hole, one, tile, overlap) for source, hole, one in zip(sources, holes, seeds, strict=True)
+            self._job(source, mask, one, tile, overlap) for source, mask, one in zip(sources, masks, seeds, strict=True)
         ]
         self._run(jobs, batch_size, noise, progress)
         return gather([job.source.result() for job in jobs])
@@ -270,7 +270,7 @@ class Pipeline:
         self._tunes = tune and isinstance(self._compiled, compilation.GraphCache)
         return self
 
-    def _holes(self, mask: inputs.Masks | None, sources: list[Source]) -> list[np.ndarray | None]:
+    def _masks(self, mask: inputs.Masks | None, sources: list[Source]) -> list[np.ndarray | None]:
         """One bool [H, W] for each source, or None for a model without masks."""
         if self.spec.needs_mask != (mask is not None):
             need = "fills holes and needs a mask" if self.spec.needs_mask else "takes no mask; leave it out"
@@ -282,26 +282,26 @@ class Pipeline:
         masks = list(mask) if isinstance(mask, list | tuple) else [mask]
         if len(masks) != len(sources):
             raise ValueError(f"{len(masks)} masks for {len(sources)} images; give one for each")
-        holes = [images.read_mask(m.detach().cpu().numpy() if isinstance(m, Tensor) else m) for m in masks]
-        for hole, source in zip(holes, sources, strict=True):
-            if hole.shape != (source.height, source.width):
+        read = [images.read_mask(m.detach().cpu().numpy() if isinstance(m, Tensor) else m) for m in masks]
+        for one, source in zip(read, sources, strict=True):
+            if one.shape != (source.height, source.width):
                 raise ValueError(
-                    f"the mask is {hole.shape[1]}×{hole.shape[0]}, but {source.name} is "
+                    f"the mask is {one.shape[1]}×{one.shape[0]}, but {source.name} is "
                     f"{source.width}×{source.height}; make them the same size"
                 )
-        return [*holes]
+        return [*read]
 
-    def _job(self, source: Source, hole: np.ndarray | None, seed: int, tile: int | None, overlap: int | None) -> Job:
+    def _job(self, source: Source, mask: np.ndarray | None, seed: int, tile: int | None, overlap: int | None) -> Job:
         rows, columns = self.spec.plan_tiles(source.height, source.width, tile, overlap)
         source.begin(self.spec.scale)
-        blender = Blender(rows, columns, self.spec.scale, partial(source.write, hole=hole))
-        return Job(source, hole, rows, columns, seed, blender)
+        blender = Blender(rows, columns, self.spec.scale, partial(source.write, mask=mask))
+        return Job(source, mask, rows, columns, seed, blender)
 
     def _run(self, jobs: list[Job], batch_size: int, noise: str, progress: inputs.Progress) -> None:
         batches = list(plan_batches(jobs, batch_size))
         generator = torch.Generator(self.device).manual_seed(jobs[0].seed) if noise == "torch" and jobs else None
         steps = self.spec.schedule.num_steps
-        needed = [any(has_hole(jobs[tile.image], tile) for tile in batch) for batch in batches]
+        needed = [any(needs_restoring(jobs[tile.image], tile) for tile in batch) for batch in batches]
         shapes = {shape_of(jobs, batch) for batch, run in zip(batches, needed, strict=True) if run}
         tuned = self._tunes or backends.is_measuring()
         precompilation.prepare_restoration(self.spec, self.device, self.dtype, shapes, progress is True, tuned)
@@ -325,16 +325,16 @@ class Pipeline:
         spec, device = self.spec, self.device
         margin = self.restoration.margin
         image = torch.stack([crop(jobs[tile.image], tile, margin) for tile in batch]).to(device)
-        hole = None
+        mask = None
         if spec.needs_mask:
-            hole = torch.stack([crop_hole(jobs[tile.image], tile) for tile in batch]).to(device)
+            mask = torch.stack([crop_mask(jobs[tile.image], tile) for tile in batch]).to(device)
         place = [[tile.top * spec.latent_per_input, tile.left * spec.latent_per_input] for tile in batch]
         origin = torch.tensor(place, device=device).long()
         seed = torch.tensor([jobs[tile.image].seed for tile in batch], device=device)
         steps = spec.schedule.num_steps
         noise = None if generator is None else torch_noise(self._latent_like(image), steps, generator)
         with devices.on(device):
-            pixels, finite = self._run_networks((image, seed, origin, hole, noise), advance)
+            pixels, finite = self._run_networks((image, seed, origin, mask, noise), advance)
         if not finite:
             cure = "use float32 or bfloat16" if self.dtype == torch.float16 else "use other weights, these are damaged"
             raise ValueError(
@@ -444,7 +444,7 @@ class _Progress:
 
 
 def _prepared(module: Module, device: torch.device, dtype: torch.dtype) -> Module:
-    return lay_out_(module.to(device=device, dtype=dtype)).eval().requires_grad_(False)
+    return prepack_weights_(module.to(device=device, dtype=dtype)).eval().requires_grad_(False)
 
 
 def _load(

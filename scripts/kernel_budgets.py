@@ -41,15 +41,15 @@ BUDGETS = FOLDER.parent / "python_tests/kernels/budgets"
 def main() -> int:
     """Run the command; returns the exit status."""
     options = _options()
-    specimens = _load(options.specimens)
-    every = specimens.SWEEP if options.sweep else specimens.SPECIMENS
+    launch_cases = _load(options.launch_cases)
+    every = launch_cases.SWEEP if options.sweep else launch_cases.LAUNCH_CASES
     chosen = [x for x in every if any(fnmatchcase(x.name, f"*{part}*") for part in options.only)]
     if not chosen:
-        print(f"no specimen's name contains {' or '.join(options.only)}", file=sys.stderr)
+        print(f"no launch case's name contains {' or '.join(options.only)}", file=sys.stderr)
         return 2
     jobs = coverage.entries(chosen, options.arch)
     compiled = _compile(set(jobs.values()), options)
-    findings = beyond_limits(jobs, compiled, specimens.EXEMPTIONS, _is_whole(options))
+    findings = beyond_limits(jobs, compiled, launch_cases.EXEMPTIONS, _is_whole(options))
     if options.sweep:
         _print_maxima(compiled)
         return report(findings, len(jobs))
@@ -60,7 +60,7 @@ def main() -> int:
 
 
 def _is_whole(options: argparse.Namespace) -> bool:
-    """Whether every specimen is compiled for every architecture."""
+    """Whether every launch case is compiled for every architecture."""
     return not options.sweep and options.only == [""] and set(options.arch) == set(tuning.ARCHITECTURES)
 
 
@@ -72,20 +72,20 @@ def _options() -> argparse.Namespace:
         "--sweep", action="store_true", help="compile every shape of the operators that take many; limits only"
     )
     parser.add_argument("--arch", type=int, nargs="+", default=tuning.ARCHITECTURES, choices=tuning.ARCHITECTURES)
-    parser.add_argument("--only", nargs="+", default=[""], metavar="PART", help="of the specimens' names")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="PART", help="of the launch cases' names")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes that compile")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep there what is compiled, for the next time")
     parser.add_argument("--budgets", type=Path, metavar="FILE", help="instead of this version's")
-    parser.add_argument("--specimens", type=Path, metavar="FILE", help="a module with SPECIMENS and EXEMPTIONS")
+    parser.add_argument("--launch-cases", type=Path, metavar="FILE", help="a module with LAUNCH_CASES and EXEMPTIONS")
     return parser.parse_args()
 
 
 def _load(file: Path | None) -> ModuleType:
     if file is None:
-        from kernel_proof import specimens
+        from kernel_proof import launch_cases
 
-        return specimens
-    # The processes that compile have the same search path, and import the kernels of the specimens from it.
+        return launch_cases
+    # The processes that compile have the same search path, and import the kernels of the launch_cases from it.
     sys.path.insert(0, str(file.resolve().parent))
     return importlib.import_module(file.stem)
 

@@ -1,4 +1,4 @@
-// Group normalization, its gradient, and the joining of images in front of it on CPU tensors.
+// Group normalization, its gradient, and the merging of images in front of it on CPU tensors.
 #include "../cpu/group_norm.h"
 
 #include "group_norm.h"
@@ -41,15 +41,15 @@ struct Cpu {
     run(RSF_KERNEL(apply_gradients), planes(images) * pixel_parts(images, kApplied).count, work, call);
   }
 
-  // Statistics and the table; where there is a join, the images are written first.
-  static void tabulate(const GroupNorm& call, const Join* join) {
+  // Statistics and the table; where two images are merged, the images are written first.
+  static void tabulate(const GroupNorm& call, const Merge* merge) {
     const GroupedImages& images = call.images;
     const int64_t parts = summed_parts(images).count, groups = images.batch * images.num_groups;
     const int64_t sampled = images.batch * images.channels * 64, work = numbers(images);
-    if (join) run(RSF_KERNEL(join_samples), images.batch, sampled, call, *join);
+    if (merge) run(RSF_KERNEL(merge_samples), images.batch, sampled, call, *merge);
     run(RSF_KERNEL(find_pivots), images.batch, sampled, call);
-    if (join) {
-      run(RSF_KERNEL(join_and_sum_groups), images.batch * parts, work, call, *join);
+    if (merge) {
+      run(RSF_KERNEL(merge_and_sum_groups), images.batch * parts, work, call, *merge);
     } else {
       run(RSF_KERNEL(sum_groups), (images.channels_last ? images.batch : groups) * parts, work, call);
     }
@@ -88,18 +88,18 @@ Tensor group_norm_affine(Tensor x, int64_t num_groups, Tensor weight, Tensor bia
   return table;
 }
 
-// The join is a number, as in ops.join_group_norm.JOINS.
-std::tuple<Tensor, Tensor> join_group_norm(Tensor x, Tensor other, int64_t num_groups, Tensor weight, Tensor bias,
-                                           double eps, int64_t join, OptionalTensor scale, OptionalTensor shift,
-                                           int64_t activation) {
+// The mode is an index of ops.add_concat_group_norm.MODES.
+std::tuple<Tensor, Tensor> add_concat_group_norm(Tensor x, Tensor other, int64_t num_groups, Tensor weight, Tensor bias,
+                                                 double eps, int64_t mode, OptionalTensor scale, OptionalTensor shift,
+                                                 int64_t activation) {
   STD_TORCH_CHECK(x.dim() == 4 && x.numel() > 0, "x must be [B, C, H, W] and not empty");
   const Cpu device(x);
-  STD_TORCH_CHECK(join == 0 || join == 1, "join must be 0 or 1");
+  STD_TORCH_CHECK(mode == 0 || mode == 1, "mode must be 0 or 1");
   STD_TORCH_CHECK(other.is_cpu() && other.scalar_type() == x.scalar_type(), "other must be on the CPU, in x's dtype");
   STD_TORCH_CHECK(other.dim() == 4 && other.numel() > 0 && other.size(0) == x.size(0) && other.size(2) == x.size(2) &&
-                      other.size(3) == x.size(3) && (join == 1 || other.size(1) == x.size(1)),
+                      other.size(3) == x.size(3) && (mode == 1 || other.size(1) == x.size(1)),
                   "other must be shaped like x, but for the channels of a concatenation");
-  const int64_t channels = x.size(1) + (join == 1 ? other.size(1) : 0);
+  const int64_t channels = x.size(1) + (mode == 1 ? other.size(1) : 0);
   const auto images = images_of(x, channels, num_groups, true);
   const Tensor first = dense(x, true), second = dense(other, true);
   const std::vector<int64_t> size{x.size(0), channels, x.size(2), x.size(3)};
@@ -107,10 +107,10 @@ std::tuple<Tensor, Tensor> join_group_norm(Tensor x, Tensor other, int64_t num_g
     return torch::stable::empty(size, x.scalar_type(), std::nullopt, x.device(), std::nullopt,
                                 MemoryFormat::ChannelsLast);
   };
-  Tensor joined = empty(), y = empty();
+  Tensor merged = empty(), y = empty();
   Tensor table = floats(x, {x.size(0), 3, channels}), scratch = floats(x, {group_norm_scratch(images)});
   const GroupNorm call{images,
-                       joined.mutable_data_ptr(),
+                       merged.mutable_data_ptr(),
                        affine_of(x, channels, weight, bias, scale, shift, activation),
                        static_cast<float>(eps),
                        y.mutable_data_ptr(),
@@ -118,10 +118,10 @@ std::tuple<Tensor, Tensor> join_group_norm(Tensor x, Tensor other, int64_t num_g
                        nullptr,
                        data(scratch),
                        data(table)};
-  const Join images_to_join{first.const_data_ptr(), second.const_data_ptr(), x.size(1), join == 1};
-  device.tabulate(call, &images_to_join);
+  const Merge images_to_merge{first.const_data_ptr(), second.const_data_ptr(), x.size(1), mode == 1};
+  device.tabulate(call, &images_to_merge);
   device.apply(call);
-  return {joined, y};
+  return {merged, y};
 }
 
 }  // namespace
@@ -132,14 +132,14 @@ STABLE_TORCH_LIBRARY_FRAGMENT(resshift_fast_cpu, library) {
       "group_norm_affine(Tensor x, int num_groups, Tensor weight, Tensor bias, float eps, Tensor? scale, "
       "Tensor? shift) -> Tensor");
   library.def(
-      "join_group_norm(Tensor x, Tensor other, int num_groups, Tensor weight, Tensor bias, float eps, int join, "
+      "add_concat_group_norm(Tensor x, Tensor other, int num_groups, Tensor weight, Tensor bias, float eps, int mode, "
       "Tensor? scale, Tensor? shift, int activation) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(resshift_fast_cpu, CPU, library) {
   implement_group_norm<Cpu>(library);
   library.impl("group_norm_affine", TORCH_BOX(&group_norm_affine));
-  library.impl("join_group_norm", TORCH_BOX(&join_group_norm));
+  library.impl("add_concat_group_norm", TORCH_BOX(&add_concat_group_norm));
 }
 
 }  // namespace resshift::bindings

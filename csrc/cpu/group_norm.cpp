@@ -1,4 +1,4 @@
-// The statistics of group_norm, with the joining of two images, and the application of what follows from them.
+// The statistics of group_norm, with the merging of two images, and the application of what follows from them.
 //
 // One pass reads the images: deviations from a pivot and their squares are summed in float32 over short runs and in
 // float64 from there on. A pivot is the mean of samples from all over its group, so that the mean, however large, is
@@ -14,7 +14,7 @@ namespace resshift::cpu::RSF_ISA {
 namespace {
 
 constexpr std::int64_t kRows = 512, kRun = 8192;  // rows and numbers that are summed in float32
-constexpr std::int64_t kStep = 16;                // rows that are joined before they are summed
+constexpr std::int64_t kStep = 16;                // rows that are merged before they are summed
 constexpr int kTile = 8;                          // rows that share a load of pivots and a store of sums
 constexpr int kStrip = kLanes == 16 ? 8 : 4;      // vectors beside one another whose sums fit into the registers
 
@@ -37,12 +37,12 @@ RSF_INLINE void copy(T* out, const T* x, std::int64_t count) {
   for (; i < count; ++i) out[i] = x[i];
 }
 
-// Pixels [begin, end) of the two images of a join, one after the other or summed; `out` is that of pixel `begin`.
+// Pixels [begin, end) of the two images of a merge, one after the other or summed; `out` is that of pixel `begin`.
 template <class T>
-void join_pixels(T* out, const GroupedImages& images, const Join& join, std::int64_t begin, std::int64_t end) {
-  const T *x = static_cast<const T*>(join.x), *other = static_cast<const T*>(join.other);
-  const std::int64_t first = join.channels, second = images.channels - first;
-  if (join.concat) {
+void merge_pixels(T* out, const GroupedImages& images, const Merge& merge, std::int64_t begin, std::int64_t end) {
+  const T *x = static_cast<const T*>(merge.x), *other = static_cast<const T*>(merge.other);
+  const std::int64_t first = merge.channels, second = images.channels - first;
+  if (merge.concat) {
     for (std::int64_t pixel = begin; pixel < end; ++pixel, out += images.channels) {
       copy(out, x + pixel * first, first);
       copy(out + first, other + pixel * second, second);
@@ -90,15 +90,15 @@ float pivot_of_run(const T* x, std::int64_t length) {
 // Add the deviations of N rows of V vectors from their pivots, and the squares, to `sums` and `squares`.
 template <int N, int V, class T>
 RSF_INLINE void sum_strip(const T* x, std::int64_t stride, const float* pivot, float* sums, float* squares) {
-  Floats centre[V], total[V], square[V];
+  Floats pivots[V], total[V], square[V];
   for (int v = 0; v < V; ++v) {
-    centre[v] = load(pivot + v * kLanes);
+    pivots[v] = load(pivot + v * kLanes);
     total[v] = load(sums + v * kLanes);
     square[v] = load(squares + v * kLanes);
   }
   for (int row = 0; row < N; ++row) {
     for (int v = 0; v < V; ++v) {
-      const Floats deviation = load(x + row * stride + v * kLanes) - centre[v];
+      const Floats deviation = load(x + row * stride + v * kLanes) - pivots[v];
       total[v] += deviation;
       square[v] += deviation * deviation;
     }
@@ -219,15 +219,15 @@ void sum_images(const GroupNorm& call, std::int64_t begin, std::int64_t end, con
 
 }  // namespace
 
-void join_samples(const GroupNorm& call, const Join& join, std::int64_t begin, std::int64_t end) {
+void merge_samples(const GroupNorm& call, const Merge& merge, std::int64_t begin, std::int64_t end) {
   const GroupedImages& images = call.images;
   dispatch(images.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    T* joined = static_cast<T*>(const_cast<void*>(call.x));
+    T* merged = static_cast<T*>(const_cast<void*>(call.x));
     for (std::int64_t image = begin; image < end; ++image) {
       for (std::int64_t i = 0; i < samples(images.pixels); ++i) {
         const std::int64_t pixel = image * images.pixels + sample(i, images.pixels);
-        join_pixels(joined + pixel * images.channels, images, join, pixel, pixel + 1);
+        merge_pixels(merged + pixel * images.channels, images, merge, pixel, pixel + 1);
       }
     }
   });
@@ -266,12 +266,12 @@ void sum_groups(const GroupNorm& call, std::int64_t begin, std::int64_t end) {
   });
 }
 
-void join_and_sum_groups(const GroupNorm& call, const Join& join, std::int64_t begin, std::int64_t end) {
+void merge_and_sum_groups(const GroupNorm& call, const Merge& merge, std::int64_t begin, std::int64_t end) {
   dispatch(call.images.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    T* joined = static_cast<T*>(const_cast<void*>(call.x));
+    T* merged = static_cast<T*>(const_cast<void*>(call.x));
     sum_images<T>(call, begin, end, [&](std::int64_t from, std::int64_t to) {
-      join_pixels(joined + from * call.images.channels, call.images, join, from, to);
+      merge_pixels(merged + from * call.images.channels, call.images, merge, from, to);
     });
   });
 }

@@ -31,8 +31,8 @@ struct GroupNormBackward {
   float* scratch;          // as many as group_norm_backward_scratch says, 8-byte aligned
 };
 
-// Two images to be joined into the channels-last one that a GroupNorm reads, which is memory yet to be written.
-struct Join {
+// Two images to be merged into the channels-last one that a GroupNorm reads, which is memory yet to be written.
+struct Merge {
   const void *x, *other;  // [B, pixels, C1] and [B, pixels, C2]
   std::int64_t channels;  // C1
   bool concat;            // else the sum
@@ -93,13 +93,13 @@ RSF_INLINE std::int64_t group_norm_backward_scratch(const GroupedImages& images)
 
 RSF_FOR_EVERY_ISA(
     // Tasks are images: write the pixels that pivots are taken from, so that there is something to take.
-    void join_samples(const GroupNorm& call, const Join& join, std::int64_t begin, std::int64_t end);
+    void merge_samples(const GroupNorm& call, const Merge& merge, std::int64_t begin, std::int64_t end);
     // Tasks are images: a number near the mean of every group.
     void find_pivots(const GroupNorm& call, std::int64_t begin, std::int64_t end);
     // Tasks are [B, parts] where channels are last, else [B, G, parts]: sums of deviations from pivots, and of squares.
     void sum_groups(const GroupNorm& call, std::int64_t begin, std::int64_t end);
-    // Tasks are [B, parts]: write a part of the joined images, then sum it.
-    void join_and_sum_groups(const GroupNorm& call, const Join& join, std::int64_t begin, std::int64_t end);
+    // Tasks are [B, parts]: write a part of the merged images, then sum it.
+    void merge_and_sum_groups(const GroupNorm& call, const Merge& merge, std::int64_t begin, std::int64_t end);
     // Tasks are [B, G]: statistics and the table.
     void tabulate(const GroupNorm& call, std::int64_t begin, std::int64_t end);
     // Tasks are [planes, parts], as backward: y from x and the table.

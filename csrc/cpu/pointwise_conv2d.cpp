@@ -9,8 +9,8 @@ namespace {
 
 // Lay out N pixels of an image as rows of units, normalized by the statistics of that image, if any.
 template <int N, class Unit, class T>
-RSF_INLINE void lay_out_pixels(const T* x, const float* statistics, std::int64_t channels, Unit* rows,
-                               std::int64_t stride) {
+RSF_INLINE void pack_pixels(const T* x, const float* statistics, std::int64_t channels, Unit* rows,
+                            std::int64_t stride) {
   for (std::int64_t c = 0; c < channels; c += kLanes) {
     const std::int64_t left = channels - c;
     Floats mean = {}, multiplier = broadcast(1.0f), offset = {};
@@ -26,7 +26,7 @@ RSF_INLINE void lay_out_pixels(const T* x, const float* statistics, std::int64_t
 }
 
 template <class Unit, class T>
-void lay_out(const PointwiseConv2d& call, std::int64_t pixel, std::int64_t count, Unit* rows, std::int64_t stride) {
+void pack(const PointwiseConv2d& call, std::int64_t pixel, std::int64_t count, Unit* rows, std::int64_t stride) {
   const T* x = static_cast<const T*>(call.x) + pixel * call.channels;
   for (std::int64_t done = 0; done < count;) {
     // Pixels of one image have the same statistics.
@@ -34,10 +34,10 @@ void lay_out(const PointwiseConv2d& call, std::int64_t pixel, std::int64_t count
     const std::int64_t n = smaller(count - done, (image + 1) * call.image_pixels - place), stop = done + n;
     const float* statistics = call.normalization ? call.normalization + image * 3 * call.channels : nullptr;
     for (; done + 4 <= stop; done += 4) {
-      lay_out_pixels<4>(x + done * call.channels, statistics, call.channels, rows + done * stride, stride);
+      pack_pixels<4>(x + done * call.channels, statistics, call.channels, rows + done * stride, stride);
     }
     for (; done < stop; ++done) {
-      lay_out_pixels<1>(x + done * call.channels, statistics, call.channels, rows + done * stride, stride);
+      pack_pixels<1>(x + done * call.channels, statistics, call.channels, rows + done * stride, stride);
     }
   }
 }
@@ -51,7 +51,7 @@ UnitRows<Unit> rows_of(const PointwiseConv2d& call, std::int64_t pixel, std::int
     const T* x = static_cast<const T*>(call.x) + pixel * call.channels;
     return {reinterpret_cast<const Unit*>(x), width};
   }
-  lay_out<Unit, T>(call, pixel, count, scratch, stride);
+  pack<Unit, T>(call, pixel, count, scratch, stride);
   return {scratch, stride};
 }
 

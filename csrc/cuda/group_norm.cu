@@ -13,12 +13,12 @@
 #include "../common/activations.h"
 #include "../common/moments.h"
 #include "device.h"
-#include "group_norm_slabs.h"
+#include "group_norm_partition.h"
 
 namespace resshift::cuda {
 namespace {
 
-using namespace slabs;
+using namespace partitioning;
 
 constexpr int kSplitThreads = 256;
 // Every architecture from sm_80 on gives a block so much; and two, where a multiprocessor has more than 200 KiB.
@@ -55,8 +55,8 @@ struct Slots {
   }
 
   // To shared memory: means, squares and counts of all threads, each thread's in steps of the number of threads.
-  RSF_DEVICE void store(const Slab& slab, float* memory) const {
-    const int threads = slab.threads, slots = slab.slots();
+  RSF_DEVICE void store(const Partition& partition, float* memory) const {
+    const int threads = partition.threads, slots = partition.slots();
     float* own = memory + threadIdx.x;
     if (slots == 1) {
       const Moments all = together();
@@ -78,16 +78,16 @@ struct Slots {
 template <class Word>
 class StoredSlots {
  public:
-  RSF_DEVICE StoredSlots(const Slab& slab, const float* memory, int group)
-      : memory_(memory), threads_(slab.threads), slots_(slab.slots()) {
-    if (slab.groups == 1) {  // one slot a thread
-      rows_ = slab.threads;
+  RSF_DEVICE StoredSlots(const Partition& partition, const float* memory, int group)
+      : memory_(memory), threads_(partition.threads), slots_(partition.slots()) {
+    if (partition.groups == 1) {  // one slot a thread
+      rows_ = partition.threads;
       row_ = lane_index();
       return;
     }
-    rows_ = slab.lanes;
-    width_ = slab.group_channels;
-    row_threads_ = slab.tile_units;
+    rows_ = partition.lanes;
+    width_ = partition.group_channels;
+    row_threads_ = partition.tile_units;
     first_ = group * width_;
     row_ = lane_index() / width_;
     column_ = lane_index() % width_;
@@ -123,21 +123,22 @@ class StoredSlots {
 // The moments of the parts of a group.
 class StoredParts {
  public:
-  RSF_DEVICE StoredParts(const Slab& slab, const float* parts) : slab_(slab), parts_(parts), part_(lane_index()) {}
-  RSF_DEVICE bool more() const { return part_ < slab_.parts; }
+  RSF_DEVICE StoredParts(const Partition& partition, const float* parts)
+      : partition_(partition), parts_(parts), part_(lane_index()) {}
+  RSF_DEVICE bool more() const { return part_ < partition_.parts; }
   RSF_DEVICE void advance() { part_ += kWarpSize; }
 
   RSF_DEVICE Moments get() const {
     const auto stored = load_vector<2>(parts_ + 2 * part_);
     Moments result;
-    result.count = slab_.part_numbers(part_);
+    result.count = partition_.part_numbers(part_);
     result.mean = stored[0];
     result.squares = stored[1];
     return result;
   }
 
  private:
-  const Slab& slab_;
+  const Partition& partition_;
   const float* parts_;
   int part_;
 };
@@ -166,10 +167,10 @@ RSF_DEVICE Moments combine(const Source& source, float total) {
 }
 
 // A group's statistics; its mean is that of the output and what float32 cannot hold of it.
-struct Centre {
+struct Statistics {
   float mean, rest, rstd;
 
-  RSF_DEVICE Centre(const Moments& relative, float origin, float eps) {
+  RSF_DEVICE Statistics(const Moments& relative, float origin, float eps) {
     mean = origin + relative.mean;
     const float added = mean - origin;  // Knuth's two-sum
     rest = (origin - (mean - added)) + (relative.mean - added);
@@ -179,74 +180,77 @@ struct Centre {
 };
 
 template <class Word>
-RSF_DEVICE float origin_of(const GroupNorm& call, const Slab& slab, const Place& place, int group) {
-  const std::int64_t channel = (static_cast<std::int64_t>(place.chunk) * slab.groups + group) * slab.group_channels;
-  const std::int64_t offset = place.image * slab.channels * slab.pixels + channel * slab.channel_stride;
+RSF_DEVICE float origin_of(const GroupNorm& call, const Partition& partition, const Place& place, int group) {
+  const std::int64_t channel =
+      (static_cast<std::int64_t>(place.chunk) * partition.groups + group) * partition.group_channels;
+  const std::int64_t offset = place.image * partition.channels * partition.pixels + channel * partition.channel_stride;
   return to_float(static_cast<const typename Word::Element*>(call.x)[offset]);
 }
 
-// Moments of the groups of the block's slab to `memory`, keeping the words in `stash` where there is one.
+// Moments of the groups of the block's partition to `memory`, keeping the words in `cache` where there is one.
 template <class Word>
-RSF_DEVICE void collect_moments(const GroupNorm& call, const Slab& slab, const Place& place, float* memory,
-                                typename Word::Element* stash) {
+RSF_DEVICE void collect_moments(const GroupNorm& call, const Partition& partition, const Place& place, float* memory,
+                                typename Word::Element* cache) {
   constexpr int kWidth = Word::kWidth;
   const auto* x = static_cast<const typename Word::Element*>(call.x);
   float origin[Word::kChannels];
-  GroupOfChannel of(slab, place.works ? place.unit * Word::kChannels : 0);
+  GroupOfChannel of(partition, place.works ? place.unit * Word::kChannels : 0);
 #pragma unroll
-  for (int j = 0; j < Word::kChannels; ++j, of.advance(slab)) origin[j] = origin_of<Word>(call, slab, place, of.group);
+  for (int j = 0; j < Word::kChannels; ++j, of.advance(partition))
+    origin[j] = origin_of<Word>(call, partition, place, of.group);
   Slots<kWidth> slots;
-  int stashed = static_cast<int>(threadIdx.x) * kWidth;
-  for (int tile = 0; tile < slab.units; tile += slab.tile_units) {
-    walk<4>(
-        slab, place, tile, [&](std::int64_t offset) { return load_vector<kWidth>(x + offset); },
+  int cached = static_cast<int>(threadIdx.x) * kWidth;
+  for (int tile = 0; tile < partition.units; tile += partition.tile_units) {
+    for_each_word<4>(
+        partition, place, tile, [&](std::int64_t offset) { return load_vector<kWidth>(x + offset); },
         [&](std::int64_t, const Vector<typename Word::Element, kWidth>& word) {
-          if (stash) {
-            store_vector(stash + stashed, word);
-            stashed += slab.threads * kWidth;
+          if (cache) {
+            store_vector(cache + cached, word);
+            cached += partition.threads * kWidth;
           }
           slots.add(word, origin);
         });
   }
-  slots.store(slab, memory);
+  slots.store(partition, memory);
 }
 
 // By one lane: a group's statistics for the block, and for the output if the block is the one that writes them.
-RSF_DEVICE void publish(const GroupNorm& call, const Slab& slab, const Place& place, int group, const Centre& centre,
-                        Centre* centres) {
-  centres[group] = centre;
+RSF_DEVICE void publish(const GroupNorm& call, const Partition& partition, const Place& place, int group,
+                        const Statistics& statistics, Statistics* statistics_of) {
+  statistics_of[group] = statistics;
   if (place.part != 0) return;
-  const std::int64_t index = place.image * slab.num_groups + place.chunk * slab.groups + group;
-  call.mean[index] = centre.mean;
-  call.rstd[index] = centre.rstd;
+  const std::int64_t index = place.image * partition.num_groups + place.chunk * partition.groups + group;
+  call.mean[index] = statistics.mean;
+  call.rstd[index] = statistics.rstd;
 }
 
-// Write y for the block's slab; the first tile's gain and offset are in shared memory already.
+// Write y for the block's partition; the first tile's gain and offset are in shared memory already.
 template <class Word>
-RSF_DEVICE void normalize(const GroupNorm& call, const Slab& slab, const Place& place, const Centre* centres,
-                          float* shared_gain, float* shared_offset, const typename Word::Element* stash) {
+RSF_DEVICE void normalize(const GroupNorm& call, const Partition& partition, const Place& place,
+                          const Statistics* statistics_of, float* shared_gain, float* shared_offset,
+                          const typename Word::Element* cache) {
   using T = typename Word::Element;
   constexpr int kWidth = Word::kWidth, kChannels = Word::kChannels;
   const auto* x = static_cast<const T*>(call.x);
   auto* y = static_cast<T*>(call.y);
   const bool silu_follows = call.affine.silu;
-  int stashed = static_cast<int>(threadIdx.x) * kWidth;
-  for (int tile = 0; tile < slab.units; tile += slab.tile_units) {
+  int cached = static_cast<int>(threadIdx.x) * kWidth;
+  for (int tile = 0; tile < partition.units; tile += partition.tile_units) {
     if (tile > 0) {
       __syncthreads();
-      load_affine(call.affine, slab, place, tile, shared_gain, shared_offset);
+      load_affine(call.affine, partition, place, tile, shared_gain, shared_offset);
       __syncthreads();
     }
-    if (!place.works || tile + place.unit >= slab.units) continue;
+    if (!place.works || tile + place.unit >= partition.units) continue;
     float mean[kChannels], gain[kChannels], offset[kChannels];
-    GroupOfChannel of(slab, place.unit * kChannels);
+    GroupOfChannel of(partition, place.unit * kChannels);
 #pragma unroll
-    for (int j = 0; j < kChannels; ++j, of.advance(slab)) {
+    for (int j = 0; j < kChannels; ++j, of.advance(partition)) {
       const int i = place.unit * kChannels + j;
-      const Centre centre = centres[of.group];
-      mean[j] = centre.mean;
-      gain[j] = shared_gain[i] * centre.rstd;
-      offset[j] = shared_offset[i] - centre.rest * gain[j];
+      const Statistics statistics = statistics_of[of.group];
+      mean[j] = statistics.mean;
+      gain[j] = shared_gain[i] * statistics.rstd;
+      offset[j] = shared_offset[i] - statistics.rest * gain[j];
     }
     const auto finish = [&](std::int64_t place_of_word, Vector<T, kWidth> word) {
       float z[kWidth];
@@ -263,15 +267,16 @@ RSF_DEVICE void normalize(const GroupNorm& call, const Slab& slab, const Place& 
       for (int j = 0; j < kWidth; ++j) word[j] = from_float<T>(z[j]);
       store_vector(y + place_of_word, word);
     };
-    if (stash) {
+    if (cache) {
       const auto next = [&](std::int64_t) {
-        const auto word = load_vector<kWidth>(stash + stashed);
-        stashed += slab.threads * kWidth;
+        const auto word = load_vector<kWidth>(cache + cached);
+        cached += partition.threads * kWidth;
         return word;
       };
-      walk<1>(slab, place, tile, next, finish);
+      for_each_word<1>(partition, place, tile, next, finish);
     } else {
-      walk<2>(slab, place, tile, [&](std::int64_t from) { return load_vector<kWidth>(x + from); }, finish);
+      for_each_word<2>(
+          partition, place, tile, [&](std::int64_t from) { return load_vector<kWidth>(x + from); }, finish);
     }
   }
 }
@@ -279,87 +284,92 @@ RSF_DEVICE void normalize(const GroupNorm& call, const Slab& slab, const Place& 
 // All pixels of a chunk by one block.
 template <class Word>
 __global__ void __launch_bounds__(kMaxThreads, 1)
-    group_norm_kernel(const __grid_constant__ GroupNorm call, const __grid_constant__ Slab slab) {
-  const Place place(slab);
+    group_norm_kernel(const __grid_constant__ GroupNorm call, const __grid_constant__ Partition partition) {
+  const Place place(partition);
   float* memory = dynamic_shared<float>();
-  auto* stash = slab.stash_bytes ? reinterpret_cast<typename Word::Element*>(memory) : nullptr;
-  float* moments = memory + slab.stash_floats();
-  float* gain = moments + slab.moments_floats();
-  float* offset = gain + slab.affine_floats() / 2;
-  auto* centres = reinterpret_cast<Centre*>(gain + slab.affine_floats());
-  load_affine(call.affine, slab, place, 0, gain, offset);
-  collect_moments<Word>(call, slab, place, moments, stash);
+  auto* cache = partition.cache_bytes ? reinterpret_cast<typename Word::Element*>(memory) : nullptr;
+  float* moments = memory + partition.cache_floats();
+  float* gain = moments + partition.moments_floats();
+  float* offset = gain + partition.affine_floats() / 2;
+  auto* statistics_of = reinterpret_cast<Statistics*>(gain + partition.affine_floats());
+  load_affine(call.affine, partition, place, 0, gain, offset);
+  collect_moments<Word>(call, partition, place, moments, cache);
   __syncthreads();
-  for (int group = warp_index(); group < slab.groups; group += slab.threads / kWarpSize) {
-    const Moments all = combine(StoredSlots<Word>(slab, moments, group), slab.part_numbers(place.part));
-    const Centre centre(all, origin_of<Word>(call, slab, place, group), call.eps);
-    if (lane_index() == 0) publish(call, slab, place, group, centre, centres);
+  for (int group = warp_index(); group < partition.groups; group += partition.threads / kWarpSize) {
+    const Moments all = combine(StoredSlots<Word>(partition, moments, group), partition.part_numbers(place.part));
+    const Statistics statistics(all, origin_of<Word>(call, partition, place, group), call.eps);
+    if (lane_index() == 0) publish(call, partition, place, group, statistics, statistics_of);
   }
   __syncthreads();
-  normalize<Word>(call, slab, place, centres, gain, offset, stash);
+  normalize<Word>(call, partition, place, statistics_of, gain, offset, cache);
 }
 
 // Mean, relative to the group's first value, and squared deviations of each part: scratch [B, G, parts, 2].
 template <class Word>
 __global__ void __launch_bounds__(kSplitThreads, 3)
-    moments_kernel(const __grid_constant__ GroupNorm call, const __grid_constant__ Slab slab) {
-  const Place place(slab);
+    moments_kernel(const __grid_constant__ GroupNorm call, const __grid_constant__ Partition partition) {
+  const Place place(partition);
   float* moments = dynamic_shared<float>();
-  collect_moments<Word>(call, slab, place, moments, nullptr);
+  collect_moments<Word>(call, partition, place, moments, nullptr);
   __syncthreads();
-  for (int group = warp_index(); group < slab.groups; group += slab.threads / kWarpSize) {
-    const Moments all = combine(StoredSlots<Word>(slab, moments, group), slab.part_numbers(place.part));
-    const std::int64_t row = place.image * slab.num_groups + place.chunk * slab.groups + group;
+  for (int group = warp_index(); group < partition.groups; group += partition.threads / kWarpSize) {
+    const Moments all = combine(StoredSlots<Word>(partition, moments, group), partition.part_numbers(place.part));
+    const std::int64_t row = place.image * partition.num_groups + place.chunk * partition.groups + group;
     if (lane_index() == 0) {
-      store_vector(call.scratch + (row * slab.parts + place.part) * 2, Vector<float, 2>{{all.mean, all.squares}});
+      store_vector(call.scratch + (row * partition.parts + place.part) * 2, Vector<float, 2>{{all.mean, all.squares}});
     }
   }
 }
 
 template <class Word>
 __global__ void __launch_bounds__(kSplitThreads, 3)
-    apply_kernel(const __grid_constant__ GroupNorm call, const __grid_constant__ Slab slab) {
-  const Place place(slab);
+    apply_kernel(const __grid_constant__ GroupNorm call, const __grid_constant__ Partition partition) {
+  const Place place(partition);
   float* gain = dynamic_shared<float>();
-  float* offset = gain + slab.affine_floats() / 2;
-  auto* centres = reinterpret_cast<Centre*>(gain + slab.affine_floats());
-  load_affine(call.affine, slab, place, 0, gain, offset);
-  for (int group = warp_index(); group < slab.groups; group += slab.threads / kWarpSize) {
-    const std::int64_t row = place.image * slab.num_groups + place.chunk * slab.groups + group;
-    const StoredParts parts(slab, call.scratch + row * slab.parts * 2);
-    const Moments all = combine(parts, slab.group_numbers);
-    const Centre centre(all, origin_of<Word>(call, slab, place, group), call.eps);
-    if (lane_index() == 0) publish(call, slab, place, group, centre, centres);
+  float* offset = gain + partition.affine_floats() / 2;
+  auto* statistics_of = reinterpret_cast<Statistics*>(gain + partition.affine_floats());
+  load_affine(call.affine, partition, place, 0, gain, offset);
+  for (int group = warp_index(); group < partition.groups; group += partition.threads / kWarpSize) {
+    const std::int64_t row = place.image * partition.num_groups + place.chunk * partition.groups + group;
+    const StoredParts parts(partition, call.scratch + row * partition.parts * 2);
+    const Moments all = combine(parts, partition.group_numbers);
+    const Statistics statistics(all, origin_of<Word>(call, partition, place, group), call.eps);
+    if (lane_index() == 0) publish(call, partition, place, group, statistics, statistics_of);
   }
   __syncthreads();
-  normalize<Word>(call, slab, place, centres, gain, offset, nullptr);
+  normalize<Word>(call, partition, place, statistics_of, gain, offset, nullptr);
 }
 
-std::size_t shared_bytes(int floats, const Slab& slab) { return sizeof(float) * floats + sizeof(Centre) * slab.groups; }
+std::size_t shared_bytes(int floats, const Partition& partition) {
+  return sizeof(float) * floats + sizeof(Statistics) * partition.groups;
+}
 
-std::size_t single_bytes(const Slab& slab) {
-  return shared_bytes(slab.stash_floats() + slab.moments_floats() + slab.affine_floats(), slab);
+std::size_t single_bytes(const Partition& partition) {
+  return shared_bytes(partition.cache_floats() + partition.moments_floats() + partition.affine_floats(), partition);
 }
 
 int element_size(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
 
 // All of a chunk's words in shared memory, if they fit beside the rest.
-void keep_words(Slab& slab, Dtype dtype) {
-  const std::int64_t words = divide_up(slab.units, slab.tile_units) * divide_up(slab.part_positions, slab.lanes);
-  const std::int64_t bytes = divide_up(words * slab.threads * slab.width * element_size(dtype), 16) * 16;
-  if (bytes + static_cast<std::int64_t>(single_bytes(slab)) <= kSharedBytes) slab.stash_bytes = static_cast<int>(bytes);
+void keep_words(Partition& partition, Dtype dtype) {
+  const std::int64_t words =
+      divide_up(partition.units, partition.tile_units) * divide_up(partition.part_positions, partition.lanes);
+  const std::int64_t bytes = divide_up(words * partition.threads * partition.width * element_size(dtype), 16) * 16;
+  if (bytes + static_cast<std::int64_t>(single_bytes(partition)) <= kSharedBytes)
+    partition.cache_bytes = static_cast<int>(bytes);
 }
 
 // Cycles of a multiprocessor for so many channels of a pixel: it reads or writes about a sector of 32 bytes in one, and
 // takes about four for the numbers of a warp that come one by one.
-double row_cycles(const GroupedImages& images, const Slab& slab) {
-  const double channels = static_cast<double>(slab.units) * slab.unit_channels;
+double row_cycles(const GroupedImages& images, const Partition& partition) {
+  const double channels = static_cast<double>(partition.units) * partition.unit_channels;
   const double sectors = channels * element_size(images.dtype) / 32;
-  return std::max(slab.channels_last ? std::max(sectors, 1.0) : sectors, slab.width == 1 ? channels / 8 : 0.0);
+  return std::max(partition.channels_last ? std::max(sectors, 1.0) : sectors,
+                  partition.width == 1 ? channels / 8 : 0.0);
 }
 
 // One part where that is faster by a count of cycles, from sizes alone: sums are then the same on every GPU.
-Slab plan(const GroupNorm& call) {
+Partition plan(const GroupNorm& call) {
   constexpr double kProcessors = 132;      // an H100's
   constexpr double kLaunchCycles = 5000;   // of a second launch: its start, its first loads and the first one's end
   constexpr double kChunkNumbers = 81920;  // beyond these the second reading finds no more in the L2 cache
@@ -367,7 +377,7 @@ Slab plan(const GroupNorm& call) {
   const bool aligned = is_aligned(call.x) && is_aligned(call.y);
   const std::int64_t most = row_groups(images, aligned, kSplitThreads);
   const std::int64_t parts = call.parts ? call.parts : many_parts(images, most, kSplitThreads);
-  Slab best = cut(images, most, aligned, parts, kSplitThreads);
+  Partition best = partition_images(images, most, aligned, parts, kSplitThreads);
   if (call.parts > 1) return best;
   const double pixels = static_cast<double>(images.pixels);
   const double blocks = static_cast<double>(images.batch * best.chunks);
@@ -375,14 +385,15 @@ Slab plan(const GroupNorm& call) {
   if (call.parts == 1) least = HUGE_VAL;
   for (std::int64_t groups = 1; groups <= most; ++groups) {
     if (images.num_groups % groups) continue;
-    Slab slab = cut(images, groups, aligned, 1, kMaxThreads);
-    keep_words(slab, images.dtype);
-    if (!call.parts && pixels * static_cast<double>(groups * slab.group_channels) > kChunkNumbers) break;
-    const double rounds = static_cast<double>(divide_up(images.batch * slab.chunks, static_cast<int>(kProcessors)));
-    const double cycles = rounds * pixels * row_cycles(images, slab) * (slab.stash_bytes ? 2 : 3);
+    Partition partition = partition_images(images, groups, aligned, 1, kMaxThreads);
+    keep_words(partition, images.dtype);
+    if (!call.parts && pixels * static_cast<double>(groups * partition.group_channels) > kChunkNumbers) break;
+    const double rounds =
+        static_cast<double>(divide_up(images.batch * partition.chunks, static_cast<int>(kProcessors)));
+    const double cycles = rounds * pixels * row_cycles(images, partition) * (partition.cache_bytes ? 2 : 3);
     if (cycles < least) {
       least = cycles;
-      best = slab;
+      best = partition;
     }
   }
   return best;
@@ -390,15 +401,15 @@ Slab plan(const GroupNorm& call) {
 
 }  // namespace
 
-namespace slabs {
+namespace partitioning {
 
 bool is_valid(const GroupedImages& images) {
   return images.batch > 0 && images.pixels > 0 && images.num_groups > 0 && images.channels >= images.num_groups &&
          images.channels <= INT32_MAX && images.channels % images.num_groups == 0;
 }
 
-bool is_valid(const GroupedImages& images, const Slab& slab) {
-  return slab.part_positions <= INT32_MAX / 2 && images.batch <= INT32_MAX / slab.parts / slab.chunks;
+bool is_valid(const GroupedImages& images, const Partition& partition) {
+  return partition.part_positions <= INT32_MAX / 2 && images.batch <= INT32_MAX / partition.parts / partition.chunks;
 }
 
 std::int64_t row_groups(const GroupedImages& images, bool aligned, int threads) {
@@ -427,68 +438,72 @@ std::int64_t many_parts(const GroupedImages& images, std::int64_t groups, int th
   return std::max<std::int64_t>(std::min(parts, words / (threads * kFewestWords)), 1);
 }
 
-Slab cut(const GroupedImages& images, std::int64_t groups, bool aligned, std::int64_t parts, int threads) {
+Partition partition_images(const GroupedImages& images, std::int64_t groups, bool aligned, std::int64_t parts,
+                           int threads) {
   const std::int64_t group_channels = images.channels / images.num_groups, chunk_channels = groups * group_channels;
   const int width = 16 / element_size(images.dtype);
   const std::int64_t along = images.channels_last ? chunk_channels : images.pixels;
   const bool wide = aligned && along % width == 0 && (!images.channels_last || images.channels % width == 0);
-  Slab slab{};
-  slab.channels = images.channels;
-  slab.pixels = images.pixels;
-  slab.channels_last = images.channels_last;
-  slab.num_groups = static_cast<int>(images.num_groups);
-  slab.group_channels = static_cast<int>(group_channels);
-  slab.groups = static_cast<int>(groups);
-  slab.chunks = static_cast<int>(images.num_groups / groups);
-  slab.width = wide ? width : 1;
-  slab.unit_channels = wide && images.channels_last ? width : 1;
-  slab.unit_stride = images.channels_last ? slab.unit_channels : images.pixels;
-  slab.position_stride = images.channels_last ? images.channels : slab.width;
-  slab.channel_stride = images.channels_last ? 1 : images.pixels;
-  slab.positions = images.channels_last ? images.pixels : images.pixels / slab.width;
-  slab.units = static_cast<int>(chunk_channels / slab.unit_channels);
-  const std::int64_t part_positions = divide_up(slab.positions, parts);
+  Partition partition{};
+  partition.channels = images.channels;
+  partition.pixels = images.pixels;
+  partition.channels_last = images.channels_last;
+  partition.num_groups = static_cast<int>(images.num_groups);
+  partition.group_channels = static_cast<int>(group_channels);
+  partition.groups = static_cast<int>(groups);
+  partition.chunks = static_cast<int>(images.num_groups / groups);
+  partition.width = wide ? width : 1;
+  partition.unit_channels = wide && images.channels_last ? width : 1;
+  partition.unit_stride = images.channels_last ? partition.unit_channels : images.pixels;
+  partition.position_stride = images.channels_last ? images.channels : partition.width;
+  partition.channel_stride = images.channels_last ? 1 : images.pixels;
+  partition.positions = images.channels_last ? images.pixels : images.pixels / partition.width;
+  partition.units = static_cast<int>(chunk_channels / partition.unit_channels);
+  const std::int64_t part_positions = divide_up(partition.positions, parts);
   if (images.channels_last) {
-    slab.tile_units = std::min(slab.units, threads);
-    slab.lanes = static_cast<int>(std::min<std::int64_t>(threads / slab.tile_units, part_positions));
+    partition.tile_units = std::min(partition.units, threads);
+    partition.lanes = static_cast<int>(std::min<std::int64_t>(threads / partition.tile_units, part_positions));
   } else {
     // Neighbouring threads read whole lines of 128 bytes, where the pixels are as many.
     const int line = wide ? 8 : kWarpSize;
-    const int lanes = std::max(threads / slab.units / line * line, line);
-    slab.lanes = static_cast<int>(std::min<std::int64_t>(lanes, part_positions));
-    slab.tile_units = std::min(slab.units, threads / slab.lanes);
+    const int lanes = std::max(threads / partition.units / line * line, line);
+    partition.lanes = static_cast<int>(std::min<std::int64_t>(lanes, part_positions));
+    partition.tile_units = std::min(partition.units, threads / partition.lanes);
   }
-  slab.threads = static_cast<int>(divide_up(slab.lanes * slab.tile_units, kWarpSize)) * kWarpSize;
-  slab.part_positions = divide_up(part_positions, slab.lanes) * slab.lanes;
-  slab.parts = static_cast<int>(divide_up(slab.positions, slab.part_positions));
-  const std::int64_t numbers = group_channels * (images.channels_last ? 1 : slab.width);  // of a position
-  slab.group_numbers = static_cast<float>(slab.positions * numbers);
-  slab.full_part_numbers = static_cast<float>(slab.part_positions * numbers);
-  slab.last_part_numbers = static_cast<float>((slab.positions - (slab.parts - 1) * slab.part_positions) * numbers);
-  return slab;
+  partition.threads = static_cast<int>(divide_up(partition.lanes * partition.tile_units, kWarpSize)) * kWarpSize;
+  partition.part_positions = divide_up(part_positions, partition.lanes) * partition.lanes;
+  partition.parts = static_cast<int>(divide_up(partition.positions, partition.part_positions));
+  const std::int64_t numbers = group_channels * (images.channels_last ? 1 : partition.width);  // of a position
+  partition.group_numbers = static_cast<float>(partition.positions * numbers);
+  partition.full_part_numbers = static_cast<float>(partition.part_positions * numbers);
+  partition.last_part_numbers =
+      static_cast<float>((partition.positions - (partition.parts - 1) * partition.part_positions) * numbers);
+  return partition;
 }
 
-}  // namespace slabs
+}  // namespace partitioning
 
 std::int64_t group_norm_scratch(const GroupNorm& call) {
   if (!is_valid(call.images)) return 0;
-  const Slab slab = plan(call);
-  return slab.parts == 1 ? 0 : 2 * call.images.batch * call.images.num_groups * slab.parts;
+  const Partition partition = plan(call);
+  return partition.parts == 1 ? 0 : 2 * call.images.batch * call.images.num_groups * partition.parts;
 }
 
 int group_norm(const GroupNorm& call, void* stream) {
   if (!is_valid(call.images)) return kInvalidValue;
-  const Slab slab = plan(call);
-  if (!is_valid(call.images, slab)) return kInvalidValue;
-  const dim3 grid = grid_of(call.images, slab), block(static_cast<unsigned>(slab.threads));
-  return dispatch_words(call.images, slab, [&](auto word) {
+  const Partition partition = plan(call);
+  if (!is_valid(call.images, partition)) return kInvalidValue;
+  const dim3 grid = grid_of(call.images, partition), block(static_cast<unsigned>(partition.threads));
+  return dispatch_words(call.images, partition, [&](auto word) {
     using Word = decltype(word);
-    if (slab.parts == 1) {
-      return launch(group_norm_kernel<Word>, grid, block, single_bytes(slab), stream, call, slab);
+    if (partition.parts == 1) {
+      return launch(group_norm_kernel<Word>, grid, block, single_bytes(partition), stream, call, partition);
     }
-    const std::size_t moments_bytes = sizeof(float) * slab.moments_floats();
-    if (const int error = launch(moments_kernel<Word>, grid, block, moments_bytes, stream, call, slab)) return error;
-    return launch(apply_kernel<Word>, grid, block, shared_bytes(slab.affine_floats(), slab), stream, call, slab);
+    const std::size_t moments_bytes = sizeof(float) * partition.moments_floats();
+    if (const int error = launch(moments_kernel<Word>, grid, block, moments_bytes, stream, call, partition))
+      return error;
+    return launch(apply_kernel<Word>, grid, block, shared_bytes(partition.affine_floats(), partition), stream, call,
+                  partition);
   });
 }
 

@@ -8,12 +8,12 @@
 #include "../common/activations.h"
 #include "device.h"
 #include "group_norm.h"
-#include "group_norm_slabs.h"
+#include "group_norm_partition.h"
 
 namespace resshift::cuda {
 namespace {
 
-using namespace slabs;
+using namespace partitioning;
 
 constexpr int kThreads = 256;
 constexpr int kReduceThreads = 512;
@@ -24,16 +24,16 @@ struct Scratch {
   float* sums;   // [B, C]: Σ dz · n; Σ dz is dshift
   float* means;  // [B, G, 2]: means of dz · gain and of dz · gain · n over a group
 
-  RSF_INLINE Scratch(const GroupNormBackward& call, const Slab& slab) {
+  RSF_INLINE Scratch(const GroupNormBackward& call, const Partition& partition) {
     const std::int64_t rows = call.images.batch * call.images.channels;
     // The pairs first: they are read as 8 bytes.
     parts = call.scratch;
-    means = parts + 2 * rows * slab.parts;
+    means = parts + 2 * rows * partition.parts;
     sums = means + 2 * call.images.batch * call.images.num_groups;
   }
 
-  static std::int64_t floats(const GroupedImages& images, const Slab& slab) {
-    return images.batch * images.channels * (2 * slab.parts + 1) + 2 * images.batch * images.num_groups;
+  static std::int64_t floats(const GroupedImages& images, const Partition& partition) {
+    return images.batch * images.channels * (2 * partition.parts + 1) + 2 * images.batch * images.num_groups;
   }
 };
 
@@ -43,12 +43,12 @@ struct Line {
   float mean[CHANNELS], rstd[CHANNELS], gain[CHANNELS], offset[CHANNELS];
   std::int64_t group[CHANNELS];
 
-  RSF_DEVICE Line(const GroupNormBackward& call, const Slab& slab, const Place& place, const float* shared_gain,
-                  const float* shared_offset) {
-    GroupOfChannel of(slab, place.unit * CHANNELS);
+  RSF_DEVICE Line(const GroupNormBackward& call, const Partition& partition, const Place& place,
+                  const float* shared_gain, const float* shared_offset) {
+    GroupOfChannel of(partition, place.unit * CHANNELS);
 #pragma unroll
-    for (int j = 0; j < CHANNELS; ++j, of.advance(slab)) {
-      group[j] = place.image * slab.num_groups + place.chunk * slab.groups + of.group;
+    for (int j = 0; j < CHANNELS; ++j, of.advance(partition)) {
+      group[j] = place.image * partition.num_groups + place.chunk * partition.groups + of.group;
       mean[j] = call.mean[group[j]];
       rstd[j] = call.rstd[group[j]];
       gain[j] = shared_gain[place.unit * CHANNELS + j] * rstd[j];
@@ -97,24 +97,26 @@ RSF_DEVICE Terms<WIDTH> gradients_of_z(const Line<CHANNELS>& line, const Pair<T,
 
 // By all warps: sums over the lanes of each channel of a tile, to the part's place in scratch memory.
 template <class Word>
-RSF_DEVICE void store_sums(const Slab& slab, const Place& place, int tile, const float* memory, float* parts) {
+RSF_DEVICE void store_sums(const Partition& partition, const Place& place, int tile, const float* memory,
+                           float* parts) {
   constexpr int kChannels = Word::kChannels;
-  const int left = slab.units - tile, channels = (left < slab.tile_units ? left : slab.tile_units) * kChannels;
+  const int left = partition.units - tile,
+            channels = (left < partition.tile_units ? left : partition.tile_units) * kChannels;
   const std::int64_t first =
-      place.image * slab.channels + (static_cast<std::int64_t>(place.chunk) * slab.units + tile) * kChannels;
-  const int lane_stride = slab.channels_last ? slab.tile_units : 1;
-  for (int channel = warp_index(); channel < channels; channel += slab.threads / kWarpSize) {
+      place.image * partition.channels + (static_cast<std::int64_t>(place.chunk) * partition.units + tile) * kChannels;
+  const int lane_stride = partition.channels_last ? partition.tile_units : 1;
+  for (int channel = warp_index(); channel < channels; channel += partition.threads / kWarpSize) {
     const int unit = channel / kChannels, slot = channel % kChannels;
-    const float* own = memory + slot * slab.threads + (slab.channels_last ? unit : unit * slab.lanes);
+    const float* own = memory + slot * partition.threads + (partition.channels_last ? unit : unit * partition.lanes);
     float dz = 0.0f, dz_n = 0.0f;
-    for (int lane = lane_index(); lane < slab.lanes; lane += kWarpSize) {
+    for (int lane = lane_index(); lane < partition.lanes; lane += kWarpSize) {
       dz += own[lane * lane_stride];
-      dz_n += own[kChannels * slab.threads + lane * lane_stride];
+      dz_n += own[kChannels * partition.threads + lane * lane_stride];
     }
     dz = warp_sum(dz);
     dz_n = warp_sum(dz_n);
     if (lane_index() == 0) {
-      store_vector(parts + ((first + channel) * slab.parts + place.part) * 2, Vector<float, 2>{{dz, dz_n}});
+      store_vector(parts + ((first + channel) * partition.parts + place.part) * 2, Vector<float, 2>{{dz, dz_n}});
     }
   }
 }
@@ -122,20 +124,20 @@ RSF_DEVICE void store_sums(const Slab& slab, const Place& place, int tile, const
 // Σ dz and Σ dz · n of each channel's pixels in a part.
 template <class Word>
 __global__ void __launch_bounds__(kThreads, 2)
-    sums_kernel(const __grid_constant__ GroupNormBackward call, const __grid_constant__ Slab slab) {
+    sums_kernel(const __grid_constant__ GroupNormBackward call, const __grid_constant__ Partition partition) {
   constexpr int kWidth = Word::kWidth, kChannels = Word::kChannels;
-  const Place place(slab);
+  const Place place(partition);
   float* memory = dynamic_shared<float>();
-  float* gain = memory + slab.sums_floats();
-  float* offset = gain + slab.affine_floats() / 2;
-  for (int tile = 0; tile < slab.units; tile += slab.tile_units) {
-    load_affine(call.affine, slab, place, tile, gain, offset);
+  float* gain = memory + partition.sums_floats();
+  float* offset = gain + partition.affine_floats() / 2;
+  for (int tile = 0; tile < partition.units; tile += partition.tile_units) {
+    load_affine(call.affine, partition, place, tile, gain, offset);
     __syncthreads();
     if (place.works) {
-      const Line<kChannels> line(call, slab, place, gain, offset);
+      const Line<kChannels> line(call, partition, place, gain, offset);
       float dz_sum[kWidth] = {}, dz_n_sum[kWidth] = {};
-      walk<2>(
-          slab, place, tile, [&](std::int64_t from) { return load_pair<Word>(call, from); },
+      for_each_word<2>(
+          partition, place, tile, [&](std::int64_t from) { return load_pair<Word>(call, from); },
           [&](std::int64_t, const auto& pair) {
             const auto terms = gradients_of_z(line, pair, call.affine.silu);
 #pragma unroll
@@ -151,33 +153,33 @@ __global__ void __launch_bounds__(kThreads, 2)
       }
 #pragma unroll
       for (int j = 0; j < kChannels; ++j) {
-        memory[j * slab.threads + threadIdx.x] = dz_sum[j];
-        memory[(kChannels + j) * slab.threads + threadIdx.x] = dz_n_sum[j] * line.rstd[j];
+        memory[j * partition.threads + threadIdx.x] = dz_sum[j];
+        memory[(kChannels + j) * partition.threads + threadIdx.x] = dz_n_sum[j] * line.rstd[j];
       }
     }
     __syncthreads();
-    store_sums<Word>(slab, place, tile, memory, Scratch(call, slab).parts);
+    store_sums<Word>(partition, place, tile, memory, Scratch(call, partition).parts);
   }
 }
 
 // One block a group, for all images: dshift and dscale, dweight and dbias, and the means that dx needs.
 __global__ void __launch_bounds__(kReduceThreads, 1)
-    reduce_kernel(const __grid_constant__ GroupNormBackward call, const __grid_constant__ Slab slab) {
-  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * slab.group_channels;
-  const int width = slab.group_channels, warps = static_cast<int>(blockDim.x) / kWarpSize;
-  const Scratch scratch(call, slab);
+    reduce_kernel(const __grid_constant__ GroupNormBackward call, const __grid_constant__ Partition partition) {
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * partition.group_channels;
+  const int width = partition.group_channels, warps = static_cast<int>(blockDim.x) / kWarpSize;
+  const Scratch scratch(call, partition);
   const Affine& affine = call.affine;
   // As many lanes for a row as it has parts, so that few parts leave none idle.
   int lanes = 1;
-  while (lanes < slab.parts && lanes < kWarpSize) lanes *= 2;
+  while (lanes < partition.parts && lanes < kWarpSize) lanes *= 2;
   const int lane = static_cast<int>(threadIdx.x) % lanes, together = kReduceThreads / lanes;
   const std::int64_t rows = call.images.batch * width;
   for (std::int64_t from = 0; from < rows; from += together) {  // all lanes take every turn: they exchange sums
     const std::int64_t i = from + static_cast<int>(threadIdx.x) / lanes;
-    const std::int64_t row = i / width * slab.channels + first + i % width;
+    const std::int64_t row = i / width * partition.channels + first + i % width;
     float dz = 0.0f, dz_n = 0.0f;
-    for (int part = lane; i < rows && part < slab.parts; part += lanes) {
-      const auto sums = load_vector<2>(scratch.parts + (row * slab.parts + part) * 2);
+    for (int part = lane; i < rows && part < partition.parts; part += lanes) {
+      const auto sums = load_vector<2>(scratch.parts + (row * partition.parts + part) * 2);
       dz += sums[0];
       dz_n += sums[1];
     }
@@ -194,23 +196,24 @@ __global__ void __launch_bounds__(kReduceThreads, 1)
   for (std::int64_t image = warp_index(); image < call.images.batch; image += warps) {
     float mean_d = 0.0f, mean_dn = 0.0f;
     for (int i = lane_index(); i < width; i += kWarpSize) {
-      const std::int64_t channel = first + i, row = image * slab.channels + channel;
+      const std::int64_t channel = first + i, row = image * partition.channels + channel;
       const float scale = affine.scale.data ? 1.0f + load(affine.scale, image, channel, 0) : 1.0f;
       const float weight = load(affine.weight, 0, channel, 0), dz = call.dshift[row], dz_n = scratch.sums[row];
       call.dscale[row] = weight * dz_n + load(affine.bias, 0, channel, 0) * dz;
       mean_d += weight * scale * dz;
       mean_dn += weight * scale * dz_n;
     }
-    mean_d = warp_sum(mean_d) / slab.group_numbers;
-    mean_dn = warp_sum(mean_dn) / slab.group_numbers;
+    mean_d = warp_sum(mean_d) / partition.group_numbers;
+    mean_dn = warp_sum(mean_dn) / partition.group_numbers;
     if (lane_index() == 0) {
-      store_vector(scratch.means + (image * slab.num_groups + blockIdx.x) * 2, Vector<float, 2>{{mean_d, mean_dn}});
+      store_vector(scratch.means + (image * partition.num_groups + blockIdx.x) * 2,
+                   Vector<float, 2>{{mean_d, mean_dn}});
     }
   }
   for (int i = static_cast<int>(threadIdx.x); i < width; i += static_cast<int>(blockDim.x)) {
     float dweight = 0.0f, dbias = 0.0f;
     for (std::int64_t image = 0; image < call.images.batch; ++image) {
-      const std::int64_t row = image * slab.channels + first + i;
+      const std::int64_t row = image * partition.channels + first + i;
       const float scale = affine.scale.data ? 1.0f + load(affine.scale, image, first + i, 0) : 1.0f;
       dweight += scale * scratch.sums[row];
       dbias += scale * call.dshift[row];
@@ -222,19 +225,19 @@ __global__ void __launch_bounds__(kReduceThreads, 1)
 
 template <class Word>
 __global__ void __launch_bounds__(kThreads, 2)
-    dx_kernel(const __grid_constant__ GroupNormBackward call, const __grid_constant__ Slab slab) {
+    dx_kernel(const __grid_constant__ GroupNormBackward call, const __grid_constant__ Partition partition) {
   using T = typename Word::Element;
   constexpr int kWidth = Word::kWidth, kChannels = Word::kChannels;
-  const Place place(slab);
+  const Place place(partition);
   float* gain = dynamic_shared<float>();
-  float* offset = gain + slab.affine_floats() / 2;
-  const float* means = Scratch(call, slab).means;
-  for (int tile = 0; tile < slab.units; tile += slab.tile_units) {
+  float* offset = gain + partition.affine_floats() / 2;
+  const float* means = Scratch(call, partition).means;
+  for (int tile = 0; tile < partition.units; tile += partition.tile_units) {
     if (tile > 0) __syncthreads();
-    load_affine(call.affine, slab, place, tile, gain, offset);
+    load_affine(call.affine, partition, place, tile, gain, offset);
     __syncthreads();
     if (!place.works) continue;
-    const Line<kChannels> line(call, slab, place, gain, offset);
+    const Line<kChannels> line(call, partition, place, gain, offset);
     float constant[kChannels], slope[kChannels];
 #pragma unroll
     for (int j = 0; j < kChannels; ++j) {
@@ -242,8 +245,8 @@ __global__ void __launch_bounds__(kThreads, 2)
       constant[j] = pair[0] * line.rstd[j];
       slope[j] = pair[1] * line.rstd[j] * line.rstd[j];
     }
-    walk<2>(
-        slab, place, tile, [&](std::int64_t from) { return load_pair<Word>(call, from); },
+    for_each_word<2>(
+        partition, place, tile, [&](std::int64_t from) { return load_pair<Word>(call, from); },
         [&](std::int64_t to, const auto& pair) {
           const auto terms = gradients_of_z(line, pair, call.affine.silu);
           Vector<T, kWidth> dx;
@@ -257,11 +260,11 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-Slab plan(const GroupNormBackward& call) {
+Partition plan(const GroupNormBackward& call) {
   const bool aligned = is_aligned(call.dy) && is_aligned(call.x) && is_aligned(call.dx);
   const std::int64_t groups = row_groups(call.images, aligned, kThreads);
   const std::int64_t parts = call.parts ? call.parts : many_parts(call.images, groups, kThreads);
-  return cut(call.images, groups, aligned, parts, kThreads);
+  return partition_images(call.images, groups, aligned, parts, kThreads);
 }
 
 }  // namespace
@@ -272,17 +275,17 @@ std::int64_t group_norm_backward_scratch(const GroupNormBackward& call) {
 
 int group_norm_backward(const GroupNormBackward& call, void* stream) {
   if (!is_valid(call.images)) return kInvalidValue;
-  const Slab slab = plan(call);
-  if (!is_valid(call.images, slab)) return kInvalidValue;
-  const dim3 grid = grid_of(call.images, slab), block(static_cast<unsigned>(slab.threads));
-  return dispatch_words(call.images, slab, [&](auto word) {
+  const Partition partition = plan(call);
+  if (!is_valid(call.images, partition)) return kInvalidValue;
+  const dim3 grid = grid_of(call.images, partition), block(static_cast<unsigned>(partition.threads));
+  return dispatch_words(call.images, partition, [&](auto word) {
     using Word = decltype(word);
-    const std::size_t affine_bytes = sizeof(float) * slab.affine_floats();
-    const std::size_t sums_bytes = affine_bytes + sizeof(float) * slab.sums_floats();
-    if (const int error = launch(sums_kernel<Word>, grid, block, sums_bytes, stream, call, slab)) return error;
+    const std::size_t affine_bytes = sizeof(float) * partition.affine_floats();
+    const std::size_t sums_bytes = affine_bytes + sizeof(float) * partition.sums_floats();
+    if (const int error = launch(sums_kernel<Word>, grid, block, sums_bytes, stream, call, partition)) return error;
     const dim3 groups(static_cast<unsigned>(call.images.num_groups));
-    if (const int error = launch(reduce_kernel, groups, dim3(kReduceThreads), 0, stream, call, slab)) return error;
-    return launch(dx_kernel<Word>, grid, block, affine_bytes, stream, call, slab);
+    if (const int error = launch(reduce_kernel, groups, dim3(kReduceThreads), 0, stream, call, partition)) return error;
+    return launch(dx_kernel<Word>, grid, block, affine_bytes, stream, call, partition);
   });
 }
 

@@ -226,9 +226,9 @@ def test_inpainting_keeps_known_pixels(restore, tmp_path):
     photo, mask = make_photo(tmp_path / "photo.png", (40, 36)), make_mask(tmp_path / "mask.png", (40, 36))
     out = tmp_path / "out.png"
     assert restore(photo, "-o", out, "--mask", mask, model=tiny_models.INPAINT).code == 0
-    before, after, hole = pixels_of(photo), pixels_of(out), pixels_of(mask) > 0
-    assert np.array_equal(before[~hole], after[~hole])
-    assert not np.array_equal(before[hole], after[hole])
+    before, after, masked = pixels_of(photo), pixels_of(out), pixels_of(mask) > 0
+    assert np.array_equal(before[~masked], after[~masked])
+    assert not np.array_equal(before[masked], after[masked])
 
 
 def test_a_folder_of_masks_goes_by_stem(restore, tmp_path):
@@ -241,8 +241,8 @@ def test_a_folder_of_masks_goes_by_stem(restore, tmp_path):
     assert restore(photos, "-o", out, "--mask", masks, model=tiny_models.INPAINT).code == 0
     for name in ("one", "two"):
         before, after = pixels_of(photos / f"{name}.png"), pixels_of(out / f"{name}.png")
-        hole = pixels_of(masks / f"{name}.bmp") > 0
-        assert np.array_equal(before[~hole], after[~hole])
+        masked = pixels_of(masks / f"{name}.bmp") > 0
+        assert np.array_equal(before[~masked], after[~masked])
 
 
 def test_models_own_tile_is_the_default(restore, photos, tmp_path):

@@ -318,23 +318,23 @@ def test_resize_alpha_clamps_and_keeps_flat_areas(dtype):
     assert same is not alpha
 
 
-HOLES = np.zeros((32, 32), bool)
-HOLES[8:24, 16:] = True
+MASK = np.zeros((32, 32), bool)
+MASK[8:24, 16:] = True
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "I;16"])
 def test_masks_of_every_mode(mode):
-    image = Image.fromarray(HOLES.astype(np.uint8) * 255)
-    image = Image.fromarray(HOLES.astype(np.uint16) * 65535) if mode == "I;16" else image.convert("RGB").convert(mode)
+    image = Image.fromarray(MASK.astype(np.uint8) * 255)
+    image = Image.fromarray(MASK.astype(np.uint16) * 65535) if mode == "I;16" else image.convert("RGB").convert(mode)
     if mode in ("RGBA", "LA"):
         image.putalpha(Image.fromarray(noise(32, 32)))
-    np.testing.assert_array_equal(read_mask(image), HOLES)
+    np.testing.assert_array_equal(read_mask(image), MASK)
 
 
 def test_mask_survives_jpeg(tmp_path):
-    Image.fromarray(HOLES.astype(np.uint8) * 255).convert("RGB").save(tmp_path / "m.jpg", quality=30)
-    np.testing.assert_array_equal(read_mask(tmp_path / "m.jpg"), HOLES)
-    np.testing.assert_array_equal(read_mask(str(tmp_path / "m.jpg")), HOLES)
+    Image.fromarray(MASK.astype(np.uint8) * 255).convert("RGB").save(tmp_path / "m.jpg", quality=30)
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.jpg"), MASK)
+    np.testing.assert_array_equal(read_mask(str(tmp_path / "m.jpg")), MASK)
 
 
 @pytest.mark.parametrize(

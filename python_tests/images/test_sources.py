@@ -15,7 +15,7 @@ from resshift_fast.images.sources import sources_of
 H, W = 5, 7
 
 
-def restore(image, scale=1, change=lambda pixels: pixels, hole=None):
+def restore(image, scale=1, change=lambda pixels: pixels, mask=None):
     """Send `image` through its sources: every pixel `scale` times as large, changed, written in two bands."""
     sources, gather = sources_of(image)
     for source in sources:
@@ -25,8 +25,8 @@ def restore(image, scale=1, change=lambda pixels: pixels, hole=None):
         assert pixels.min() >= -1 and pixels.max() <= 1
         whole = change(pixels.repeat(scale, axis=1).repeat(scale, axis=2))
         cut = whole.shape[1] // 2
-        source.write(0, whole[:, :cut], hole)
-        source.write(cut, whole[:, cut:], hole)
+        source.write(0, whole[:, :cut], mask)
+        source.write(cut, whole[:, cut:], mask)
     return gather([source.result() for source in sources])
 
 
@@ -166,13 +166,13 @@ def test_results_beyond_the_range_are_clamped():
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "1x1" not in kind])
-def test_what_is_outside_the_hole_stays_bit_for_bit(kind):
+def test_what_is_outside_the_mask_stays_bit_for_bit(kind):
     image = KINDS[kind]()
-    hole = np.zeros((H, W), bool)
-    hole[1:4, 2:6] = True
+    masked = np.zeros((H, W), bool)
+    masked[1:4, 2:6] = True
     noise = np.random.default_rng(0).uniform(-1, 1, (3, H, W)).astype(np.float32)
-    (ours, values, *alpha), (_, before, *alpha_before) = parts(restore(image, 1, lambda _: noise, hole)), parts(image)
-    place = np.broadcast_to(hole if ours[0] is torch.Tensor or before.ndim == 2 else hole[..., None], before.shape)
+    (ours, values, *alpha), (_, before, *alpha_before) = parts(restore(image, 1, lambda _: noise, masked)), parts(image)
+    place = np.broadcast_to(masked if ours[0] is torch.Tensor or before.ndim == 2 else masked[..., None], before.shape)
     np.testing.assert_array_equal(values[~place], before[~place])
     np.testing.assert_array_equal(alpha, alpha_before)
     changed = colours(values != before, ours)

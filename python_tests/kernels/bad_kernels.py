@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 from kernel_proof.budgets import Exemption
-from kernel_proof.specimens import Specimen
+from kernel_proof.launch_cases import LaunchCase
 
 from resshift_fast.kernels.launch import Start
 
@@ -144,21 +144,21 @@ def broken(x: torch.Tensor) -> None:
     Start(broken_kernel, (1,), x.numel())(x)
 
 
-def _specimen(launcher: str, dtype: torch.dtype) -> Specimen:
-    return Specimen(
+def _launch_case(launcher: str, dtype: torch.dtype) -> LaunchCase:
+    return LaunchCase(
         f"bad_kernels.{launcher}", "n", dtype, lambda dtype: (torch.empty(SIZE, dtype=dtype, device="meta"),), ""
     )
 
 
-SPECIMENS = (
-    _specimen("sound", torch.float16),
-    _specimen("short_address", torch.float16),
-    _specimen("late_extension", torch.float16),
-    _specimen("narrow", torch.float16),
-    _specimen("spilling", torch.float32),
-    _specimen("tf32", torch.float32),
-    _specimen("ieee", torch.float16),
-    _specimen("greedy", torch.float32),
-    _specimen("broken", torch.float32),
+LAUNCH_CASES = (
+    _launch_case("sound", torch.float16),
+    _launch_case("short_address", torch.float16),
+    _launch_case("late_extension", torch.float16),
+    _launch_case("narrow", torch.float16),
+    _launch_case("spilling", torch.float32),
+    _launch_case("tf32", torch.float32),
+    _launch_case("ieee", torch.float16),
+    _launch_case("greedy", torch.float32),
+    _launch_case("broken", torch.float32),
 )
 EXEMPTIONS = (Exemption("late_extension_kernel *", "address", "shows that an exemption exempts"),)

@@ -26,8 +26,8 @@ from scripts.kernel_proof.budgets import (
     differences,
 )
 from scripts.kernel_proof.compilation import Compiled
+from scripts.kernel_proof.launch_cases import ALL, LAUNCH_CASES
 from scripts.kernel_proof.report import settle
-from scripts.kernel_proof.specimens import ALL, SPECIMENS
 
 ROOT = Path(__file__).parents[2]
 BAD_KERNELS = Path(__file__).with_name("bad_kernels.py")
@@ -50,7 +50,7 @@ def budgets_command(*options) -> subprocess.CompletedProcess:
 
 
 def test_kernels_are_within_their_budgets():
-    """One specimen an operator; `python scripts/kernel_budgets.py` checks all."""
+    """One launch case an operator; `python scripts/kernel_budgets.py` checks all."""
     result = budgets_command("--arch", 90, "--only", *FAST)
     assert result.returncode == 0, result.stdout + result.stderr
 
@@ -59,7 +59,7 @@ def test_kernels_are_within_their_budgets():
 def bad(tmp_path_factory) -> SimpleNamespace:
     """Result of accepting the numbers of the bad kernels."""
     file = tmp_path_factory.mktemp("budgets") / "bad.json"
-    result = budgets_command("--specimens", BAD_KERNELS, "--budgets", file, "--arch", 86, "--update")
+    result = budgets_command("--launch-cases", BAD_KERNELS, "--budgets", file, "--arch", 86, "--update")
     return SimpleNamespace(result=result, file=file)
 
 
@@ -100,7 +100,7 @@ def test_a_check_fails_where_a_budget_is_exceeded_or_missing(bad, tmp_path):
     del content["entries"]["ieee_kernel bad_kernels.ieee-n-float16 sm_86"]
     file = tmp_path / "budgets.json"
     file.write_text(json.dumps(content))
-    options = ("--specimens", BAD_KERNELS, "--arch", 86, "--only", "sound", "ieee", "late")
+    options = ("--launch-cases", BAD_KERNELS, "--arch", 86, "--only", "sound", "ieee", "late")
     result = budgets_command(*options, "--budgets", file)
     assert result.returncode == 1
     more, missing, total = result.stderr.splitlines()
@@ -116,7 +116,7 @@ def test_a_check_fails_where_a_budget_is_exceeded_or_missing(bad, tmp_path):
 def test_on_another_triton_only_limits_hold(bad, tmp_path):
     file = tmp_path / "budgets.json"
     Budgets({"triton": "0.0", "fp_fusion": True}).save(file)
-    options = ("--specimens", BAD_KERNELS, "--arch", 86, "--budgets", file)
+    options = ("--launch-cases", BAD_KERNELS, "--arch", 86, "--budgets", file)
     result = budgets_command(*options, "--only", "sound", "short")
     assert "numbers are not compared" in result.stdout
     assert result.returncode == 1 and "short_address_kernel" in result.stderr and "sound_kernel" not in result.stderr
@@ -182,9 +182,9 @@ def test_each_minor_version_has_a_file_of_its_own(version, update, expected, tmp
 
 
 @pytest.mark.parametrize("version, architectures", [("3.6", {90}), ("3.9", set(tuning.ARCHITECTURES))])
-def test_every_specimen_has_budgets(version, architectures):
+def test_every_launch_case_has_budgets(version, architectures):
     entries = Budgets.load(BUDGETS / f"triton-{version}.json").entries
-    calls = [(specimen, arch) for specimen in SPECIMENS for arch in architectures]
+    calls = [(case, arch) for case in LAUNCH_CASES for arch in architectures]
     started = {f"{x.name} {call.name} sm_{arch}" for call, arch in calls for x in coverage.recorded(call, arch)}
     assert {re.sub(r"#\d+ ", " ", name) for name in entries} == started
 
@@ -206,12 +206,12 @@ def test_an_exemption_covers_its_own_finding_and_is_reported_when_idle():
 
 
 @pytest.mark.parametrize("arch", [80, 90])
-def test_every_kernel_has_specimens_in_every_dtype(arch):
+def test_every_kernel_has_launch_cases_in_every_dtype(arch):
     started: dict[tuple[str, str], set[torch.dtype]] = {}
-    for specimen in SPECIMENS:
-        for each in coverage.recorded(specimen, arch):
+    for case in LAUNCH_CASES:
+        for each in coverage.recorded(case, arch):
             file = Path(each.kernel.fn.__code__.co_filename)
-            started.setdefault((file.name, each.name), set()).add(specimen.dtype)
+            started.setdefault((file.name, each.name), set()).add(case.dtype)
     expected = coverage.started_kernels(ROOT / "kernels")
     assert {kernel for kernel in expected if started.get(kernel) != set(ALL)} == set()
 
@@ -364,5 +364,5 @@ def test_a_16_bit_dot_without_matrix_instruction_is_reported():
 
 def test_launches_are_recorded_and_not_run():
     with launch.record() as launches:
-        SPECIMENS[0].call()
+        LAUNCH_CASES[0].call()
     assert launches

@@ -127,8 +127,8 @@ def test_a_recorded_start_has_its_arguments_in_order_and_runs_nothing():
 HASHES = """
 import json, sys
 from triton import JITFunction
-from resshift_fast.kernels import group_norm, join_group_norm, launch, residual_shift
-functions = [f for m in (residual_shift, group_norm, join_group_norm) for f in vars(m).values()]
+from resshift_fast.kernels import group_norm, add_concat_group_norm, launch, residual_shift
+functions = [f for m in (residual_shift, group_norm, add_concat_group_norm) for f in vars(m).values()]
 kernels = [f for f in functions if isinstance(f, JITFunction) and f.__name__.endswith("_kernel")]
 for kernel in kernels[:: int(sys.argv[1])]:
     launch.hash_callees_first(kernel)

@@ -46,7 +46,7 @@ def test_a_denoiser(run_by):
     expected, ours = both(lambda: denoiser(x, torch.tensor([3], device=DEVICE), lq))
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
     assert not torch.equal(ours, expected)
-    assert {"group_norm", "join_group_norm", "window_attention", "swin_mlp", "pointwise_conv2d"} <= run_by.keys()
+    assert {"group_norm", "add_concat_group_norm", "window_attention", "swin_mlp", "pointwise_conv2d"} <= run_by.keys()
     assert all(run_by.values())
 
 
@@ -55,5 +55,5 @@ def test_a_first_stage(run_by):
     latent = array("latent", 1, stage.latent_channels, 4, 6).to(DEVICE)
     expected, ours = both(lambda: stage.decode(latent))
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
-    assert {"vector_quantize", "spatial_attention", "join_group_norm"} <= run_by.keys()
+    assert {"vector_quantize", "spatial_attention", "add_concat_group_norm"} <= run_by.keys()
     assert all(run_by.values())

@@ -14,7 +14,7 @@ from torch import nn
 
 from resshift_fast import use_backend
 from resshift_fast.backends import chosen, unavailable
-from resshift_fast.models.layers import Conv3x3, UpsampleConv, lay_out_
+from resshift_fast.models.layers import Conv3x3, UpsampleConv, prepack_weights_
 from resshift_fast.ops import conv2d, upsample_conv2d
 from resshift_fast.ops.winograd import DIRECT, algorithm, pack_conv2d
 from resshift_fast.weights.checkpoints import save_safetensors
@@ -371,7 +371,7 @@ def test_packing_with_one_channel(shape):
 def network():
     """Two layers with packed weights."""
     torch.manual_seed(0)
-    return lay_out_(nn.Sequential(Conv3x3(8, 12), UpsampleConv(12)))
+    return prepack_weights_(nn.Sequential(Conv3x3(8, 12), UpsampleConv(12)))
 
 
 def plain(module, x):
@@ -409,7 +409,7 @@ def test_copies_and_files_of_packed_weights(tmp_path):
     state = module.state_dict()
     for other in (
         nn.Sequential(Conv3x3(8, 12), UpsampleConv(12)),
-        lay_out_(nn.Sequential(Conv3x3(8, 12), UpsampleConv(12))),
+        prepack_weights_(nn.Sequential(Conv3x3(8, 12), UpsampleConv(12))),
     ):
         packed = is_packed(other)
         other.requires_grad_(False).load_state_dict(state)

@@ -1,4 +1,4 @@
-"""The C++ kernels of group_norm and join_group_norm alone: instruction sets, threads, the table, and bad arguments."""
+"""The C++ kernels of group_norm and add_concat_group_norm alone: instruction sets, threads, the table, and bad arguments."""
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -10,7 +10,7 @@ from golden_data import array
 
 from resshift_fast import use_backend
 from resshift_fast.backends import unavailable
-from resshift_fast.ops import group_norm, join_group_norm
+from resshift_fast.ops import add_concat_group_norm, group_norm
 from resshift_fast.ops.group_norm import reference
 
 pytestmark = [
@@ -77,15 +77,15 @@ def test_every_instruction_set_matches_float64(batch, channels, groups, height, 
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=name_of)
-@pytest.mark.parametrize("join", ["add", "concat"])
-def test_every_instruction_set_joins(join, dtype, isa):
-    x = array("join.x", 2, 20, 40, 41) - 2.3
-    other = array("join.other", 2, 20 if join == "add" else 11, 40, 41) - 2.3
-    channels, groups = (20, 4) if join == "add" else (31, 31)
-    x, other, weight, bias = (t.to(dtype) for t in (x, other, array("join.w", channels), array("join.b", channels)))
-    joined, y = join_group_norm(x, other, groups, weight, bias, join=join, activation="silu")
-    assert joined.equal(x + other if join == "add" else torch.cat([x, other], dim=1))
-    expected = reference(joined.double(), groups, weight.double(), bias.double(), 1e-5, None, None, "silu")
+@pytest.mark.parametrize("mode", ["add", "concat"])
+def test_every_instruction_set_merges(mode, dtype, isa):
+    x = array("merge.x", 2, 20, 40, 41) - 2.3
+    other = array("merge.other", 2, 20 if mode == "add" else 11, 40, 41) - 2.3
+    channels, groups = (20, 4) if mode == "add" else (31, 31)
+    x, other, weight, bias = (t.to(dtype) for t in (x, other, array("merge.w", channels), array("merge.b", channels)))
+    merged, y = add_concat_group_norm(x, other, groups, weight, bias, mode=mode, activation="silu")
+    assert merged.equal(x + other if mode == "add" else torch.cat([x, other], dim=1))
+    expected = reference(merged.double(), groups, weight.double(), bias.double(), 1e-5, None, None, "silu")
     assert_close("normalization", y, expected, 1e-6 if dtype == torch.float32 else torch.finfo(dtype).eps / 3)
 
 
@@ -125,8 +125,8 @@ def everything(tensors):
     y, mean, rstd = kernels().group_norm(x, 32, weight, bias, 1e-5, scale, shift, 1)
     gradients = kernels().group_norm_backward(y, x, mean, rstd, 32, weight, bias, scale, shift, 1)
     table = kernels().group_norm_affine(x, 32, weight, bias, 1e-5, scale, shift)
-    joined = kernels().join_group_norm(x, y, 32, weight, bias, 1e-5, 0, scale, shift, 1)
-    return [y, mean, rstd, *gradients, table, *joined]
+    merged = kernels().add_concat_group_norm(x, y, 32, weight, bias, 1e-5, 0, scale, shift, 1)
+    return [y, mean, rstd, *gradients, table, *merged]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name_of)
@@ -159,7 +159,7 @@ GOOD = {
     "group_norm": [X, 3, W, W, 1e-5, None, None, 0],
     "group_norm_affine": [X, 3, W, W, 1e-5, None, None],
     "group_norm_backward": [X, X, STATISTICS, STATISTICS, 3, W, W, None, None, 0],
-    "join_group_norm": [X, X, 3, W, W, 1e-5, 0, None, None, 0],
+    "add_concat_group_norm": [X, X, 3, W, W, 1e-5, 0, None, None, 0],
 }
 
 
@@ -183,12 +183,12 @@ GOOD = {
         ("group_norm_backward", 0, X.half(), "dy must have x's dtype"),
         ("group_norm_backward", 2, STATISTICS[:1], "mean has 3 elements, expected 6"),
         ("group_norm_backward", 3, STATISTICS.half(), "rstd has another dtype"),
-        ("join_group_norm", 1, X[:, :4], "other must be shaped like x"),
-        ("join_group_norm", 1, X[:1], "other must be shaped like x"),
-        ("join_group_norm", 1, X.half(), "in x's dtype"),
-        ("join_group_norm", 6, 2, "join must be 0 or 1"),
-        ("join_group_norm", 6, 1, r"weight must be \[C\]"),
-        ("join_group_norm", 9, -1, "activation must be 0 or 1"),
+        ("add_concat_group_norm", 1, X[:, :4], "other must be shaped like x"),
+        ("add_concat_group_norm", 1, X[:1], "other must be shaped like x"),
+        ("add_concat_group_norm", 1, X.half(), "in x's dtype"),
+        ("add_concat_group_norm", 6, 2, "mode must be 0 or 1"),
+        ("add_concat_group_norm", 6, 1, r"weight must be \[C\]"),
+        ("add_concat_group_norm", 9, -1, "activation must be 0 or 1"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

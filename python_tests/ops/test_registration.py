@@ -47,7 +47,7 @@ def like_on_cuda(x: Tensor) -> Tensor:
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda")
 
 
-def laid_out(args: tuple, layout: str) -> tuple:
+def in_layout(args: tuple, layout: str) -> tuple:
     """The arguments, images of a batch in another memory layout."""
     if layout == "batch-1":
         return tree_map_only(Tensor, lambda x: x[:1] if x.dim() and x.shape[0] == len(args[0]) else x, args)
@@ -82,7 +82,7 @@ def test_the_fake_agrees_with_the_operator(name, layout):
     if layout == "one-pixel" and name.startswith("window_attention"):
         pytest.skip("an image is at least one window")
     for args in examples(name, torch.float32):
-        args = laid_out(args, layout)
+        args = in_layout(args, layout)
         fake = FakeTensorMode()
         promised = registered(name)(*tree_map_only(Tensor, fake.from_tensor, args))
         got = registered(name)(*args)
@@ -180,14 +180,14 @@ REFUSED = [  # operator, arguments, options, message
     ("group_norm", (X.int(), 2, C, C), {}, "x has dtype torch.int32"),
     ("group_norm", (X, 2, None, C), {}, "weight must be a torch.Tensor, got NoneType"),
     ("group_norm", (X, 2, C, C), {"scale": C.numpy()}, "scale must be a torch.Tensor, got ndarray"),
-    ("join_group_norm", (X[0], X, 2, C, C), {}, r"x must be \[B, C, H, W\]"),
-    ("join_group_norm", (X[:0], X, 2, C, C), {}, "x is empty"),
-    ("join_group_norm", (X, X[:1], 2, C, C), {}, "other has shape"),
-    ("join_group_norm", (X, X.half(), 2, C, C), {}, "other has dtype torch.float16"),
-    ("join_group_norm", (X, META, 2, C, C), {}, "other is on meta"),
-    ("join_group_norm", (X, X, 2, C, C), {"join": "concat"}, "weight has shape"),
-    ("join_group_norm", (X, X, 4, C, C), {}, "6 channels do not divide into 4 groups"),
-    ("join_group_norm", (X, X, 2, C, None), {}, "bias must be a torch.Tensor, got NoneType"),
+    ("add_concat_group_norm", (X[0], X, 2, C, C), {}, r"x must be \[B, C, H, W\]"),
+    ("add_concat_group_norm", (X[:0], X, 2, C, C), {}, "x is empty"),
+    ("add_concat_group_norm", (X, X[:1], 2, C, C), {}, "other has shape"),
+    ("add_concat_group_norm", (X, X.half(), 2, C, C), {}, "other has dtype torch.float16"),
+    ("add_concat_group_norm", (X, META, 2, C, C), {}, "other is on meta"),
+    ("add_concat_group_norm", (X, X, 2, C, C), {"mode": "concat"}, "weight has shape"),
+    ("add_concat_group_norm", (X, X, 4, C, C), {}, "6 channels do not divide into 4 groups"),
+    ("add_concat_group_norm", (X, X, 2, C, None), {}, "bias must be a torch.Tensor, got NoneType"),
     ("pointwise_conv2d", (X[0], ones(5, 6)), {}, r"x must be \[B, C, H, W\]"),
     ("pointwise_conv2d", (X[:0], ones(5, 6)), {}, "x is empty"),
     ("pointwise_conv2d", (X, ones(5, 7)), {}, "weight has shape"),

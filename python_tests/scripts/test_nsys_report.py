@@ -400,7 +400,7 @@ def test_every_kernel_of_the_library_is_known_by_name(names):
     "kernel, operator",
     [
         ("group_norm_fwd_kernel", "group_norm"),
-        ("join_group_norm_kernel", "join_group_norm"),
+        ("add_concat_group_norm_kernel", "add_concat_group_norm"),
         ("upsample_conv2d_kernel", "upsample_conv2d"),
         ("window_attention_bwd_kv_kernel", "window_attention_backward"),
         ("void resshift::cuda::<unnamed>::chain_step_rows_kernel<float, (int)3, (bool)1>(ChainStep)", "prior_sample"),

@@ -31,12 +31,12 @@ class Job:
     """One image under restoration.
 
     Args:
-        source: its pixels. hole: bool [H, W], True where to fill in; None for a model without masks.
+        source: its pixels. mask: bool [H, W], True where to fill in; None for a model without masks.
         rows, columns: its tiles. seed: of its noise. blender: takes restored tiles.
     """
 
     source: Source
-    hole: np.ndarray | None
+    mask: np.ndarray | None
     rows: Axis
     columns: Axis
     seed: int
@@ -46,7 +46,7 @@ class Job:
 def plan_batches(jobs: list[Job], batch_size: int) -> Iterator[list[Tile]]:
     """Consecutive tiles of one shape, `batch_size` at most, in row-major order image by image.
 
-    A batch holds either tiles with holes or tiles without, which need no network.
+    A batch holds either tiles that are masked in part or tiles that are not, which need no network.
     """
     batch: list[Tile] = []
     kind: tuple | None = None
@@ -54,7 +54,7 @@ def plan_batches(jobs: list[Job], batch_size: int) -> Iterator[list[Tile]]:
         for row, top in enumerate(job.rows.starts):
             for column, left in enumerate(job.columns.starts):
                 tile = Tile(i, row, column, top, left)
-                its_kind = (job.rows.tile, job.columns.tile, has_hole(job, tile))
+                its_kind = (job.rows.tile, job.columns.tile, needs_restoring(job, tile))
                 if batch and (len(batch) == batch_size or its_kind != kind):
                     yield batch
                     batch = []
@@ -69,11 +69,11 @@ def shape_of(jobs: list[Job], batch: list[Tile]) -> tuple[int, int, int]:
     return job.rows.tile, job.columns.tile, len(batch)
 
 
-def has_hole(job: Job, tile: Tile) -> bool:
-    """Whether the tile has anything to restore: without a mask always, with one where its hole reaches in."""
-    if job.hole is None:
+def needs_restoring(job: Job, tile: Tile) -> bool:
+    """Whether the tile has anything to restore: without a mask always, with one where its mask reaches in."""
+    if job.mask is None:
         return True
-    return bool(job.hole[tile.top : tile.top + job.rows.tile, tile.left : tile.left + job.columns.tile].any())
+    return bool(job.mask[tile.top : tile.top + job.rows.tile, tile.left : tile.left + job.columns.tile].any())
 
 
 def _indices(axis: Axis, start: int, margin: int) -> np.ndarray:
@@ -88,8 +88,8 @@ def crop(job: Job, tile: Tile, margin: int) -> Tensor:
     return job.source.crop(_indices(job.rows, tile.top, margin), _indices(job.columns, tile.left, margin))
 
 
-def crop_hole(job: Job, tile: Tile) -> Tensor:
+def crop_mask(job: Job, tile: Tile) -> Tensor:
     """bool [1, height, width], True where the tile has to be filled in."""
-    assert job.hole is not None
+    assert job.mask is not None
     rows, columns = _indices(job.rows, tile.top, 0), _indices(job.columns, tile.left, 0)
-    return torch.from_numpy(job.hole[rows[:, None], columns[None, :]])[None]
+    return torch.from_numpy(job.mask[rows[:, None], columns[None, :]])[None]

@@ -412,7 +412,7 @@ def resize_alpha(alpha: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def read_mask(mask: str | Path | Image.Image | Photo | np.ndarray) -> np.ndarray:
-    """A mask of what to fill in: white (at least half of full brightness) is a hole, black is kept.
+    """A mask of what to fill in: white (at least half of full brightness) is filled in, black is kept.
 
     Halfway is far from both, so JPEG noise does no harm. A mask's own transparency is ignored.
 
@@ -421,7 +421,7 @@ def read_mask(mask: str | Path | Image.Image | Photo | np.ndarray) -> np.ndarray
             count) of bool, uint8, uint16, or floating point in [0, 1].
 
     Returns:
-        bool [H, W], True in the holes.
+        bool [H, W], True where to fill in.
 
     Raises:
         TypeError, ValueError: if an array has another dtype or shape, or NaN, or integers that are 0 and 1 only.
@@ -441,7 +441,7 @@ def read_mask(mask: str | Path | Image.Image | Photo | np.ndarray) -> np.ndarray
     if not is_float and mask.dtype not in (bool, np.uint8, np.uint16):
         raise TypeError(f"read_mask: a mask must be bool, uint8, uint16 or floating point, got {mask.dtype}")
     if is_float and np.isnan(mask).any():
-        raise ValueError("read_mask: the mask has NaN values; use 0 for kept and 1 for holes")
+        raise ValueError("read_mask: the mask has NaN values; use 0 for kept and 1 for what to fill in")
     if not is_float and mask.dtype != bool and mask.max() == 1:
         raise ValueError("read_mask: the mask's values are 0 and 1, all of them black; use 0 and 255, or bool")
     if mask.ndim == 3:

@@ -35,8 +35,8 @@ class Source(ABC):
         """Make room for the result, `scale` times the input's sides."""
 
     @abstractmethod
-    def write(self, top: int, band: np.ndarray, hole: np.ndarray | None) -> None:
-        """Store result rows from `top` on, float32 [3, height, W·scale] in [−1, 1]; outside `hole` keep the input's."""
+    def write(self, top: int, band: np.ndarray, mask: np.ndarray | None) -> None:
+        """Store result rows from `top` on, float32 [3, height, W·scale] in [−1, 1]; outside `mask` keep the input's."""
 
     @abstractmethod
     def result(self) -> Any:
@@ -62,12 +62,12 @@ class PhotoSource(Source):
         self._scale = scale
         self._out = np.empty((self.height * scale, self.width * scale, 3), dtype=self._photo.pixels.dtype)
 
-    def write(self, top: int, band: np.ndarray, hole: np.ndarray | None) -> None:
+    def write(self, top: int, band: np.ndarray, mask: np.ndarray | None) -> None:
         pixels = images.from_float((band.transpose(1, 2, 0) + 1) / 2, self._out.dtype)
         if self._photo.gray:
             pixels = images.luma(pixels)[:, :, None]
         rows = slice(top, top + band.shape[1])
-        self._out[rows] = pixels if hole is None else np.where(hole[rows, :, None], pixels, self._photo.pixels[rows])
+        self._out[rows] = pixels if mask is None else np.where(mask[rows, :, None], pixels, self._photo.pixels[rows])
 
     def result(self) -> Any:
         alpha = self._photo.alpha
@@ -101,15 +101,15 @@ class TensorSource(Source):
                 alpha = F.interpolate(alpha.float()[None], scale_factor=scale, mode="bicubic").clamp(0, 1)[0]
             self._out[3:] = alpha
 
-    def write(self, top: int, band: np.ndarray, hole: np.ndarray | None) -> None:
+    def write(self, top: int, band: np.ndarray, mask: np.ndarray | None) -> None:
         pixels = np.clip((band + 1) / 2, 0, 1)
         if self._values.shape[0] == 1:
             pixels = images.luma(pixels.transpose(1, 2, 0))[None]
         rows = slice(top, top + band.shape[1])
         colours = min(3, self._values.shape[0])
         self._out[:colours, rows] = torch.from_numpy(pixels).to(self._out.dtype)
-        if hole is not None:
-            known = torch.from_numpy(~hole[rows]).expand(colours, -1, -1)
+        if mask is not None:
+            known = torch.from_numpy(~mask[rows]).expand(colours, -1, -1)
             source = self._pixels[:colours, rows].to("cpu")
             self._out[:colours, rows][known] = source[known]
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resshift_fast import ops
-from resshift_fast.models.layers import Conv1x1, Conv3x3, GroupNorm, Join, UpsampleConv, joined
+from resshift_fast.models.layers import Conv1x1, Conv3x3, GroupNorm, PendingMerge, UpsampleConv, merged
 
 EPS = 1e-6
 
@@ -65,7 +65,7 @@ class _ResnetBlock(nn.Module):
         if in_channels != out_channels:
             self.nin_shortcut = Conv1x1(in_channels, out_channels)
 
-    def forward(self, x: Tensor | Join) -> Tensor | Join:
+    def forward(self, x: Tensor | PendingMerge) -> Tensor | PendingMerge:
         x, h = self.conv1.after(self.norm1, x)
         if not hasattr(self, "nin_shortcut"):
             return self.conv2.after(self.norm2, h, residual=x)[1]
@@ -82,8 +82,8 @@ class _AttentionBlock(nn.Module):
         self.v = Conv1x1(channels, channels)
         self.proj_out = Conv1x1(channels, channels)
 
-    def forward(self, x: Tensor | Join) -> Tensor:
-        x, h = self.norm.join(x)
+    def forward(self, x: Tensor | PendingMerge) -> Tensor:
+        x, h = self.norm.merge(x)
         return self.proj_out(ops.spatial_attention(self.q(h), self.k(h), self.v(h)), residual=x)
 
 
@@ -94,7 +94,7 @@ class _Middle(nn.Module):
         self.attn_1 = _AttentionBlock(channels)
         self.block_2 = _ResnetBlock(channels, channels)
 
-    def forward(self, x: Tensor | Join) -> Tensor | Join:
+    def forward(self, x: Tensor | PendingMerge) -> Tensor | PendingMerge:
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
@@ -131,14 +131,14 @@ class _Level(nn.Module):
         return getattr(self, "downsample", None) or getattr(self, "upsample", None)
 
 
-def _run(levels: Iterable[nn.Module], x: Tensor | Join) -> Tensor | Join:
+def _run(levels: Iterable[nn.Module], x: Tensor | PendingMerge) -> Tensor | PendingMerge:
     """All levels in one loop: a level of its own would keep its input, the largest image, until its end."""
     for level in levels:
         assert isinstance(level, _Level)
         for block in level.block:
             x = block(x)
         if level.resample is not None:
-            x = level.resample(joined(x))
+            x = level.resample(merged(x))
     return x
 
 
@@ -166,7 +166,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid(_run(self.down, self.conv_in(x)))
-        return joined(self.conv_out.after(self.norm_out, x)[1])
+        return merged(self.conv_out.after(self.norm_out, x)[1])
 
 
 class Decoder(nn.Module):
@@ -189,7 +189,7 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = _run(reversed(self.up), self.mid(self.conv_in(x)))
-        return joined(self.conv_out.after(self.norm_out, y)[1])
+        return merged(self.conv_out.after(self.norm_out, y)[1])
 
 
 class _Codebook(nn.Module):

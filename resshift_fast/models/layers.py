@@ -13,16 +13,16 @@ NUM_GROUPS = 32
 Module = TypeVar("Module", bound=nn.Module)
 
 
-class Join:
-    """An image that is still two: x + other ("add"), or the channels of one after those of the other ("concat").
+class PendingMerge:
+    """A pending sum x + other ("add") or concatenation of channels ("concat") of two images.
 
-    The `GroupNorm` that comes next joins them in its own pass; `joined` does where none comes. Either takes the two
-    away, so that nobody who passed them on keeps them in memory.
+    The next `GroupNorm` merges the two in its own pass; where none follows, `merged` does. Both take the images out of
+    this object, so that no caller's reference keeps them in memory.
     """
 
-    def __init__(self, x: Tensor, other: Tensor, kind: str):
+    def __init__(self, x: Tensor, other: Tensor, mode: str):
         self._images: list[Tensor] = [x, other]
-        self.kind = kind
+        self.mode = mode
 
     def take(self) -> tuple[Tensor, Tensor]:
         """The two images, once."""
@@ -31,12 +31,12 @@ class Join:
         return x, other
 
 
-def joined(join: Tensor | Join) -> Tensor:
+def merged(x: Tensor | PendingMerge) -> Tensor:
     """The image as one tensor."""
-    if isinstance(join, Tensor):
-        return join
-    x, other = join.take()
-    return x + other if join.kind == "add" else torch.cat([x, other], dim=1)
+    if isinstance(x, Tensor):
+        return x
+    first, second = x.take()
+    return first + second if x.mode == "add" else torch.cat([first, second], dim=1)
 
 
 class GroupNorm(nn.Module):
@@ -55,9 +55,9 @@ class GroupNorm(nn.Module):
             x, NUM_GROUPS, self.weight, self.bias, self.eps, scale=scale, shift=shift, activation=activation
         )
 
-    def join(
+    def merge(
         self,
-        x: Tensor | Join,
+        x: Tensor | PendingMerge,
         *,
         scale: Tensor | None = None,
         shift: Tensor | None = None,
@@ -66,13 +66,13 @@ class GroupNorm(nn.Module):
         """The image as one tensor, and normalized."""
         if isinstance(x, Tensor):
             return x, self(x, scale=scale, shift=shift, activation=activation)
-        return ops.join_group_norm(
+        return ops.add_concat_group_norm(
             *x.take(),
             NUM_GROUPS,
             self.weight,
             self.bias,
             self.eps,
-            join=x.kind,
+            mode=x.mode,
             scale=scale,
             shift=shift,
             activation=activation,
@@ -91,19 +91,19 @@ class Conv3x3(nn.Conv2d):
     def after(
         self,
         norm: GroupNorm,
-        x: Tensor | Join,
+        x: Tensor | PendingMerge,
         *,
         scale: Tensor | None = None,
         shift: Tensor | None = None,
         residual: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | Join]:
+    ) -> tuple[Tensor, Tensor | PendingMerge]:
         """x as one tensor, and the convolution of silu(norm(x)), to which `residual` is added or will be.
 
         Where the convolution's kernel normalizes as it reads and adds as it writes, no other image is made. Elsewhere
         the norm takes x apart, and the sum is left to whatever comes next.
         """
         if ops.conv2d_takes_norm(self.weight.device.type):
-            x = joined(x)
+            x = merged(x)
             y = ops.conv2d(
                 x,
                 self.weight,
@@ -118,9 +118,9 @@ class Conv3x3(nn.Conv2d):
                 activation="silu",
             )
             return x, y
-        x, h = norm.join(x, scale=scale, shift=shift, activation="silu")
+        x, h = norm.merge(x, scale=scale, shift=shift, activation="silu")
         y = self(h)
-        return x, y if residual is None else Join(residual, y, "add")
+        return x, y if residual is None else PendingMerge(residual, y, "add")
 
 
 class Conv1x1(nn.Conv2d):
@@ -162,7 +162,7 @@ class UpsampleConv(nn.Module):
         return ops.upsample_conv2d(x, self.conv.weight, self.conv.bias)
 
 
-def lay_out_(module: Module) -> Module:
+def prepack_weights_(module: Module) -> Module:
     """Lay out the weights of convolutions in memory as the kernels on their device read them, and return the module.
 
     They keep their values, names and shapes; only their strides change: channels last, and those of 3×3 convolutions

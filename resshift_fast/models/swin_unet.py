@@ -20,9 +20,9 @@ from resshift_fast.models.layers import (
     Conv1x1,
     Conv3x3,
     GroupNorm,
-    Join,
+    PendingMerge,
     UpsampleConv,
-    joined,
+    merged,
     pointwise,
     timestep_embedding,
     zero_,
@@ -99,7 +99,7 @@ class ResBlock(nn.Module):
         same = in_channels == out_channels
         self.skip_connection = nn.Identity() if same else Conv1x1(in_channels, out_channels)
 
-    def forward(self, x: Tensor | Join, modulation: Tensor) -> Tensor:
+    def forward(self, x: Tensor | PendingMerge, modulation: Tensor) -> Tensor:
         scale, shift = modulation.chunk(2, dim=1)
         x, h = self.in_layers[2].after(self.in_layers[0], x)  # type: ignore[operator]
         norm, conv = self.out_layers[0], self.out_layers[3]
@@ -107,7 +107,7 @@ class ResBlock(nn.Module):
             _, h = conv.after(norm, h, scale=scale, shift=shift)  # type: ignore[operator]
             return self.skip_connection(x, residual=h)
         _, h = conv.after(norm, h, scale=scale, shift=shift, residual=x)  # type: ignore[operator]
-        return joined(h)
+        return merged(h)
 
 
 class Downsample(nn.Module):
@@ -214,9 +214,9 @@ class SwinLayer(nn.Module):
 
 
 class Stage(nn.Sequential):
-    """Layers in sequence, where residual blocks take the next of the modulations; the first may take a `Join`."""
+    """Layers in sequence, where residual blocks take the next of the modulations; the first may take a `PendingMerge`."""
 
-    def forward(self, x: Tensor | Join, modulations: Iterator[Tensor]) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor | PendingMerge, modulations: Iterator[Tensor]) -> Tensor:  # type: ignore[override]
         y: Any = x  # a tensor, once the first layer has taken it apart
         for layer in self:
             y = layer(y, next(modulations)) if isinstance(layer, ResBlock) else layer(y)
@@ -344,7 +344,7 @@ class SwinUNet(nn.Module):
             skips.append(x)
         x = self.middle_block(x, modulations)
         for block in self.output_blocks:
-            x = block(Join(x, skips.pop(), "concat"), modulations)
+            x = block(PendingMerge(x, skips.pop(), "concat"), modulations)
         norm, _, conv = self.out
         return conv.after(norm, x)[1]  # type: ignore[operator]
 

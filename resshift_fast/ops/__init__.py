@@ -1,10 +1,10 @@
 """The operators of ResShift, each in a file of its own: formula, reference, checks and public function."""
 
+from resshift_fast.ops.add_concat_group_norm import add_concat_group_norm
 from resshift_fast.ops.conv2d import conv2d
 from resshift_fast.ops.conv2d import conv2d_reads_packed as conv2d_reads_packed
 from resshift_fast.ops.conv2d import conv2d_takes_norm as conv2d_takes_norm
 from resshift_fast.ops.group_norm import group_norm
-from resshift_fast.ops.join_group_norm import join_group_norm
 from resshift_fast.ops.pointwise_conv2d import pointwise_conv2d
 from resshift_fast.ops.residual_shift import posterior_step, prior_sample, q_sample
 from resshift_fast.ops.spatial_attention import spatial_attention
@@ -15,9 +15,9 @@ from resshift_fast.ops.window_attention import window_attention
 from resshift_fast.ops.winograd import pack_conv2d as pack_conv2d
 
 __all__ = [
+    "add_concat_group_norm",
     "conv2d",
     "group_norm",
-    "join_group_norm",
     "pointwise_conv2d",
     "posterior_step",
     "prior_sample",

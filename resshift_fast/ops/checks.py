@@ -123,7 +123,7 @@ def autocast(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(kind))
 
 
-def laid_out_like(x: Tensor, other: Tensor) -> Tensor:
+def match_memory_format(x: Tensor, other: Tensor) -> Tensor:
     """x with the strides of `torch.empty_like(other)`, as the fakes of operators promise."""
     like = torch.empty_like(other, dtype=x.dtype)
     return x if x.stride() == like.stride() else like.copy_(x)

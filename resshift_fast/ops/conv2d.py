@@ -160,7 +160,7 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         turned = weight.flip(2, 3).transpose(0, 1)
         # Autocast, if it is on where the gradient is asked for, has no say in it: the operator ignores it.
         dx = _op(dy, turned, None, 2 - padding, None, 0, None, None, 1e-5, None, None, None)
-        dx = checks.laid_out_like(dx, x)
+        dx = checks.match_memory_format(dx, x)
     dweight = _weight_gradient(dy, x, weight, padding) if wanted[1] else None
     dbias = dy.sum((0, 2, 3), dtype=checks.accumulation_dtype(dy)).to(bias[0].dtype) if wanted[2] else None
     return dx, dweight, dbias, *[None] * 9

@@ -74,7 +74,7 @@ def _plain(
     groups = x.to(checks.accumulation_dtype(x)).reshape(x.shape[0], num_groups, -1)
     variance, mean = torch.var_mean(groups, dim=2, correction=0)
     y = reference(x, num_groups, weight, bias, eps, scale, shift, activation)
-    return checks.laid_out_like(y, x), mean, (variance + eps).rsqrt()
+    return checks.match_memory_format(y, x), mean, (variance + eps).rsqrt()
 
 
 def _fake(
@@ -123,7 +123,7 @@ def _plain_backward(
     mean_d = dnormalized.mean(2, keepdim=True)
     mean_dn = (dnormalized * normalized).mean(2, keepdim=True)
     dx = ((dnormalized - mean_d - normalized * mean_dn) * rstd[..., None]).reshape(x.shape).to(x.dtype)
-    return checks.laid_out_like(dx, x), (gain * dz_normalized).sum(0), (gain * dshift).sum(0), dscale, dshift
+    return checks.match_memory_format(dx, x), (gain * dz_normalized).sum(0), (gain * dshift).sum(0), dscale, dshift
 
 
 def _fake_backward(

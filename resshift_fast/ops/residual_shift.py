@@ -99,7 +99,7 @@ def q_sample_reference(x0: Tensor, y: Tensor, t: Tensor, table: Tensor, noise: T
 
 
 def _plain_q_sample(x0: Tensor, y: Tensor, t: Tensor, table: Tensor, noise: Tensor) -> Tensor:
-    return checks.laid_out_like(q_sample_reference(x0, y, t, table, noise), x0)
+    return checks.match_memory_format(q_sample_reference(x0, y, t, table, noise), x0)
 
 
 def _fake_chain(x: Tensor, lq: Tensor | None, next_dtype: torch.dtype) -> tuple[Tensor, Tensor]:

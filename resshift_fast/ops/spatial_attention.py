@@ -31,7 +31,7 @@ def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return checks.laid_out_like(reference(q, k, v), q)
+    return checks.match_memory_format(reference(q, k, v), q)
 
 
 def _fake(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

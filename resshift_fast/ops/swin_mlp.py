@@ -48,7 +48,7 @@ def _plain(
     b2: Tensor,
     eps: float,
 ) -> Tensor:
-    return checks.laid_out_like(reference(x, num_groups, norm_weight, norm_bias, w1, b1, w2, b2, eps), x)
+    return checks.match_memory_format(reference(x, num_groups, norm_weight, norm_bias, w1, b1, w2, b2, eps), x)
 
 
 def _fake(

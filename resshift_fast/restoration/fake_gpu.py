@@ -167,7 +167,7 @@ def _moved(net: Module) -> Module:
 def fake_call(
     restoration: Restoration, size: tuple[int, int], batch: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """The arguments of a restoration: (image, seed, origin, hole).
+    """The arguments of a restoration: (image, seed, origin, mask).
 
     Args:
         restoration: from `fake_restoration`, within its block.

@@ -41,7 +41,7 @@ class Restoration(nn.Module):
         image: Tensor,
         seed: Tensor,
         origin: Tensor | None = None,
-        hole: Tensor | None = None,
+        mask: Tensor | None = None,
         noise: Sequence[Tensor] | None = None,
         callback: Callable[[int, Tensor], None] | None = None,
     ) -> tuple[Tensor, Tensor]:
@@ -51,7 +51,7 @@ class Restoration(nn.Module):
             image: float32 [B, 3, H + 2·margin, W + 2·margin] in [−1, 1]; H and W are multiples of `spec.pad_multiple`.
             seed: int64 [B], each in [0, 2⁶³).
             origin: int64 [B, 2], each tile's (row, column) in the whole latent; None means (0, 0).
-            hole: bool [B, 1, H, W], True where to fill in, for inpainting.
+            mask: bool [B, 1, H, W], True where to fill in, for inpainting.
             noise: num_steps + 1 tensors like the latent, instead of the noise field.
             callback: called with (t, x_{t−1}) after every step.
 
@@ -59,19 +59,19 @@ class Restoration(nn.Module):
             (pixels float32 [B, 3, H·scale, W·scale], not clamped; bool [], whether latents and pixels are all finite).
         """
         spec, margin = self.spec, self.margin
-        mask = None
-        if hole is not None:
-            image = torch.where(hole, -1.0, image)
-            mask = hole.float() * 2 - 1
+        mask_channel = None
+        if mask is not None:
+            image = torch.where(mask, -1.0, image)
+            mask_channel = mask.float() * 2 - 1
         dtype = next((p.dtype for p in self.first_stage.parameters()), torch.float32)
         lq, enlarged = image, image
         with nvtx.stage("encode"):
             if spec.scale > 1:
-                cut = margin * spec.scale
+                m = margin * spec.scale
                 lq = image[:, :, margin:-margin, margin:-margin]
-                enlarged = F.interpolate(image, scale_factor=spec.scale, mode="bicubic")[:, :, cut:-cut, cut:-cut]
+                enlarged = F.interpolate(image, scale_factor=spec.scale, mode="bicubic")[:, :, m:-m, m:-m]
             y = self.first_stage.encode(enlarged.to(dtype)).float()
-        x0 = self.chain(y, lq if spec.denoiser.cond_lq else None, seed, mask, origin, noise, callback)
+        x0 = self.chain(y, lq if spec.denoiser.cond_lq else None, seed, mask_channel, origin, noise, callback)
         with nvtx.stage("decode"):
             pixels = self.first_stage.decode(x0.to(dtype)).float()
         # A sum is finite only if all its terms are. Of the latent too: quantization would turn its NaN into a colour.

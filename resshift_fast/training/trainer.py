@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from resshift_fast import ops
 from resshift_fast.core import devices
 from resshift_fast.diffusion import schedule as columns
-from resshift_fast.models.layers import lay_out_
+from resshift_fast.models.layers import prepack_weights_
 from resshift_fast.training.config import TrainConfig
 from resshift_fast.training.data import load_photos, prefetch
 from resshift_fast.training.run_folder import RunFolder
@@ -125,7 +125,7 @@ class Trainer:
         self.denoiser = denoiser.to(self.device).train()
         self.first_stage = first_stage.to(self.device).eval().requires_grad_(False)
         if config.channels_last:
-            lay_out_(self.denoiser)
+            prepack_weights_(self.denoiser)
         self.table = self.schedule.table(self.device)
         self.timesteps = torch.as_tensor(self.schedule.timesteps, dtype=torch.int64, device=self.device)
         self.run_folder = RunFolder(config.run)

@@ -39,7 +39,7 @@ class Budgets:
 
     Args:
         compiler: what the numbers depend on, by name: {"triton": "3.9.0", "fp_fusion": True}.
-        entries: "kernel specimen sm_90" to the numbers, by name.
+        entries: "kernel case sm_90" to the numbers, by name.
     """
 
     compiler: dict[str, str | bool]
@@ -59,7 +59,7 @@ class Budgets:
         return cls(entries=content.pop("entries"), compiler=content)
 
     def save(self, file: Path) -> None:
-        """Write the file, one line an entry, in an order that does not depend on the specimens'."""
+        """Write the file, one line an entry, in an order that does not depend on the launch cases'."""
         head = "".join(f" {json.dumps(key)}: {json.dumps(value)},\n" for key, value in self.compiler.items())
         names = sorted(self.entries, key=lambda name: (*name.split()[:2], architecture(name)))
         lines = [f"  {json.dumps(name)}: {json.dumps(self.entries[name])}" for name in names]
@@ -67,7 +67,7 @@ class Budgets:
 
 
 def architecture(entry: str) -> int:
-    """Of "kernel specimen sm_90" 90."""
+    """Of "kernel case sm_90" 90."""
     return int(entry.rsplit("_", 1)[1])
 
 

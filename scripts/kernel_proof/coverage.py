@@ -1,4 +1,4 @@
-"""Which kernels the specimens start, and whether that is all of them."""
+"""Which kernels the launch cases start, and whether that is all of them."""
 
 import ast
 from collections.abc import Sequence
@@ -10,31 +10,31 @@ from resshift_fast.kernels.ahead import Job, job_of
 from resshift_fast.kernels.launch import record
 
 if TYPE_CHECKING:
-    from .specimens import Specimen
+    from .launch_cases import LaunchCase
 
 
-def recorded(specimen: "Specimen", arch: int) -> list[Any]:
-    """The launches of a specimen in the configurations for `arch`."""
+def recorded(case: "LaunchCase", arch: int) -> list[Any]:
+    """The launches of a launch case in the configurations for `arch`."""
     with tuning.targeting(arch), record() as launches:
-        specimen.call()
+        case.call()
     return launches
 
 
-def entries(specimens: Sequence["Specimen"], architectures: Sequence[int]) -> dict[str, Job]:
-    """Budget entry to job: "kernel specimen sm_90", with #2 where a specimen starts a kernel in a second way."""
+def entries(launch_cases: Sequence["LaunchCase"], architectures: Sequence[int]) -> dict[str, Job]:
+    """Budget entry to job: "kernel case sm_90", with #2 where a launch case starts a kernel in a second way."""
     jobs: dict[str, Job] = {}
     for arch in architectures:
-        for specimen in specimens:
+        for case in launch_cases:
             ways: dict[str, list[Job]] = {}
-            for launch in recorded(specimen, arch):
+            for launch in recorded(case, arch):
                 job, known = job_of(launch, arch), ways.setdefault(launch.name, [])
                 if job in known:
                     continue
                 known.append(job)
                 way = f"#{len(known)}" if len(known) > 1 else ""
-                name = f"{launch.name} {specimen.name}{way} sm_{arch}"
+                name = f"{launch.name} {case.name}{way} sm_{arch}"
                 if name in jobs:
-                    raise ValueError(f"two specimens are called {specimen.name}")
+                    raise ValueError(f"two launch cases are called {case.name}")
                 jobs[name] = job
     return jobs
 

@@ -56,14 +56,14 @@ def _accept(file: Path, old: Budgets | None, new: Budgets, findings: list[tuple[
 
 
 def report(findings: list[tuple[str, str]], count: int) -> int:
-    """Print the findings, those that a kernel has in several specimens once; returns the exit status."""
+    """Print the findings, those that a kernel has in several launch cases once; returns the exit status."""
     if not findings:
-        print(f"{count} kernels × specimens × architectures are within their budgets")
+        print(f"{count} kernels × launch cases × architectures are within their budgets")
         return 0
     entries: dict[tuple[str, str], list[str]] = {}
     for name, text in findings:
-        kernel, _, specimen = name.partition(" ")
-        entries.setdefault((kernel, text), []).append(specimen)
+        kernel, _, case = name.partition(" ")
+        entries.setdefault((kernel, text), []).append(case)
     for (kernel, text), names in entries.items():
         others = f" and {len(names) - 1} more" if len(names) > 1 else ""
         where = f" ({names[0]}{others})" if names[0] else ""

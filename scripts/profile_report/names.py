@@ -22,7 +22,7 @@ _OWN_TRITON = re.compile(r"(\w+)_kernel$")
 _OWN_STEMS = {
     "group_stats": "group_norm",
     "group_stats_combine": "group_norm",
-    "join_group_stats": "join_group_norm",
+    "merge_group_stats": "add_concat_group_norm",
     "combine_parts": "spatial_attention",
     "sum_taps": "upsample_conv2d",
     "bias_table_bwd": "window_attention_backward",

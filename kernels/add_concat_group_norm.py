@@ -1,7 +1,7 @@
-"""Triton kernels for `join_group_norm`: a sum or concatenation of two images, and its group normalization.
+"""Triton kernels for `add_concat_group_norm`: a sum or concatenation of two images, and its group normalization.
 
-Everything is channels-last. A program takes whole groups of the joined image, as in group_norm.py. Where the groups of
-an image fit into registers one launch does all. Else the first launch reads both images, writes the joined one and the
+Everything is channels-last. A program takes whole groups of the merged image, as in group_norm.py. Where the groups of
+an image fit into registers one launch does all. Else the first launch reads both images, writes the merged one and the
 statistics of its parts, and the apply kernel of `group_norm` is the second. Statistics are those of the rounded values.
 A chunk of groups may lie across the seam of a concatenation: either image is loaded where its channels are.
 """
@@ -44,7 +44,7 @@ def load_joined(
     p_x, p_other, i_row, i_channel, m_p, C: tl.constexpr, C1: tl.constexpr, CHUNK: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """The joined tile [BLOCK_P, BLOCK_C] in x's dtype from row i_row (int64) of [B · pixels] and channel i_channel on.
+    """The merged tile [BLOCK_P, BLOCK_C] in x's dtype from row i_row (int64) of [B · pixels] and channel i_channel on.
 
     C1 are the channels of x: all C of them for a sum. Rows outside m_p [BLOCK_P] are 0.
     """
@@ -66,7 +66,7 @@ def load_joined(
 
 
 @triton.jit
-def join_group_norm_kernel(
+def add_concat_group_norm_kernel(
     p_x,  # [B, pixels, C1]
     p_other,  # like x, or [B, pixels, C − C1]
     p_weight,  # [C]
@@ -114,7 +114,7 @@ def join_group_norm_kernel(
 
 
 @triton.jit
-def join_group_stats_kernel(
+def merge_group_stats_kernel(
     p_x,  # [B, pixels, C1]
     p_other,  # like x, or [B, pixels, C − C1]
     p_joined,  # [B, pixels, C]
@@ -190,7 +190,7 @@ def _forward(
     strides: tuple[int, int],
     eps: float,
 ) -> Forward:
-    """Plan for a joined image of this shape whose first channels are x's."""
+    """Plan for a merged image of this shape whose first channels are x's."""
     batch, channels, height, width = shape
     pixels = height * width
     plan = forward_plan(shape, element_size, num_groups, channels_last=True)
@@ -200,14 +200,14 @@ def _forward(
     if not resident:
         plan = split_plan(shape, element_size, num_groups, channels_last=True, tile=TILE)
     constants = tile_constants(channels, num_groups, plan, channels_last=True, activation=activation)
-    joining: dict[str, Any] = {name: constants[name] for name in ("C", "GROUPS", "K", "BLOCK_C", "BLOCK_K")}
-    joining |= {"C1": first_channels, "BLOCK_P": plan.block_p, "num_warps": plan.num_warps}
+    merging: dict[str, Any] = {name: constants[name] for name in ("C", "GROUPS", "K", "BLOCK_C", "BLOCK_K")}
+    merging |= {"C1": first_channels, "BLOCK_P": plan.block_p, "num_warps": plan.num_warps}
     programs = batch * plan.parts * (num_groups // plan.groups)
     if resident:
         numbers = (pixels, *strides, eps)
-        start = Start(join_group_norm_kernel, (programs,), *numbers, SILU=constants["SILU"], **joining)
+        start = Start(add_concat_group_norm_kernel, (programs,), *numbers, SILU=constants["SILU"], **merging)
     else:
-        start = Start(join_group_stats_kernel, (programs,), pixels, plan.parts, plan.part_pixels, **joining)
+        start = Start(merge_group_stats_kernel, (programs,), pixels, plan.parts, plan.part_pixels, **merging)
     return Forward(plan, resident, start)
 
 
@@ -218,29 +218,29 @@ def forward(
     weight: Tensor,
     bias: Tensor,
     eps: float,
-    join: str,
+    mode: str,
     scale: Tensor | None,
     shift: Tensor | None,
     activation: str | None,
 ) -> tuple[Tensor, Tensor]:
-    """Launch one kernel or two; returns the joined image and its normalization, channels-last."""
+    """Launch one kernel or two; returns the merged image and its normalization, channels-last."""
     batch, first, height, width = x.shape
     shape, device = (batch, weight.shape[0], height, width), x.device
     x, other = (t.contiguous(memory_format=torch.channels_last) for t in (x, other))
-    joined = torch.empty(shape, dtype=x.dtype, device=device, memory_format=torch.channels_last)
-    y = torch.empty_like(joined)
+    merged = torch.empty(shape, dtype=x.dtype, device=device, memory_format=torch.channels_last)
+    y = torch.empty_like(merged)
     affine, strides = affine_rows(weight, bias, scale, shift)
     plan = _forward(device, shape, x.element_size(), first, num_groups, activation, strides, eps)
     if plan.resident:
-        plan.first(x, other, *affine, joined, y)
-        return joined, y
+        plan.first(x, other, *affine, merged, y)
+        return merged, y
 
-    parts = new_parts(joined, plan.tiles.parts, num_groups)
-    plan.first(x, other, joined, *parts)
+    parts = new_parts(merged, plan.tiles.parts, num_groups)
+    plan.first(x, other, merged, *parts)
 
     def run(apply: Start) -> tuple[Tensor]:
-        apply(joined, *parts, *affine, y, None, None)
+        apply(merged, *parts, *affine, y, None, None)
         return (y,)
 
     run(apply_parts(device, shape, plan.tiles, num_groups, True, activation, strides, eps, trial=run))
-    return joined, y
+    return merged, y

@@ -1,16 +1,16 @@
 // What the kernels of group_norm share: how images are cut, and what a thread works on.
 //
-// A block takes a slab: a chunk of whole groups of one image, and a part of its pixels. A thread stays with one unit of
-// the chunk and walks along the pixels, so that what depends on the channel is in its registers. A unit is one channel,
-// or in channels-last the neighbouring channels of one 16-byte word. In NCHW a chunk is one group; in channels-last it
-// is as many as make its part of a row a multiple of 16 bytes, whatever the channels of a group are. Where nothing is
-// aligned, words are single numbers.
+// A block takes a partition: a chunk of whole groups of one image, and a part of its pixels. A thread stays with one
+// unit of the chunk and walks along the pixels, so that what depends on the channel is in its registers. A unit is one
+// channel, or in channels-last the neighbouring channels of one 16-byte word. In NCHW a chunk is one group; in
+// channels-last it is as many as make its part of a row a multiple of 16 bytes, whatever the channels of a group are.
+// Where nothing is aligned, words are single numbers.
 #pragma once
 
 #include "device.h"
 #include "group_norm.h"
 
-namespace resshift::cuda::slabs {
+namespace resshift::cuda::partitioning {
 
 constexpr int kMaxThreads = 512;
 
@@ -22,7 +22,7 @@ struct Word {
   static constexpr int kChannels = ACROSS_CHANNELS ? WIDTH : 1;
 };
 
-struct Slab {
+struct Partition {
   std::int64_t channels, pixels;                              // of an image
   std::int64_t unit_stride, position_stride, channel_stride;  // in elements; a position is that of a word
   std::int64_t positions, part_positions;                     // of an image and of a part, along the pixels
@@ -34,14 +34,14 @@ struct Slab {
   int threads;
   bool channels_last;
   float full_part_numbers, last_part_numbers, group_numbers;  // of a group in a part and in all
-  int stash_bytes;                                            // for all of a block's words in shared memory, or 0
+  int cache_bytes;                                            // for all of a block's words in shared memory, or 0
 
   // Numbers of a group in a part.
   RSF_INLINE float part_numbers(int part) const { return part == parts - 1 ? last_part_numbers : full_part_numbers; }
   RSF_INLINE int slots() const { return groups > 1 ? unit_channels : 1; }  // of a thread, for the moments of groups
 
   // Floats of shared memory.
-  RSF_INLINE int stash_floats() const { return stash_bytes / static_cast<int>(sizeof(float)); }
+  RSF_INLINE int cache_floats() const { return cache_bytes / static_cast<int>(sizeof(float)); }
   RSF_INLINE int moments_floats() const { return (2 * slots() + 1) * threads; }
   RSF_INLINE int affine_floats() const { return 2 * tile_units * unit_channels; }
   RSF_INLINE int sums_floats() const { return 2 * unit_channels * threads; }
@@ -54,14 +54,14 @@ struct Place {
   int unit, lane;  // unit of a tile
   bool works;      // false for those that make the block whole warps
 
-  RSF_DEVICE explicit Place(const Slab& slab) {
+  RSF_DEVICE explicit Place(const Partition& partition) {
     const int block = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
-    chunk = block % slab.chunks;
-    part = block / slab.chunks % slab.parts;
-    image = block / slab.chunks / slab.parts;
-    unit = slab.channels_last ? thread % slab.tile_units : thread / slab.lanes;
-    lane = slab.channels_last ? thread / slab.tile_units : thread % slab.lanes;
-    works = thread < slab.tile_units * slab.lanes;
+    chunk = block % partition.chunks;
+    part = block / partition.chunks % partition.parts;
+    image = block / partition.chunks / partition.parts;
+    unit = partition.channels_last ? thread % partition.tile_units : thread / partition.lanes;
+    lane = partition.channels_last ? thread / partition.tile_units : thread % partition.lanes;
+    works = thread < partition.tile_units * partition.lanes;
   }
 };
 
@@ -71,35 +71,39 @@ RSF_DEVICE int lane_index() { return static_cast<int>(threadIdx.x) % kWarpSize; 
 // Call `body(offset, load(offset))` for each of the thread's words in the tile that begins with unit `tile`. Of each
 // BATCH words all are loaded before one is used.
 template <int BATCH, class Load, class Body>
-RSF_DEVICE void walk(const Slab& slab, const Place& place, int tile, const Load& load, const Body& body) {
+RSF_DEVICE void for_each_word(const Partition& partition, const Place& place, int tile, const Load& load,
+                              const Body& body) {
   const int unit = tile + place.unit;
-  if (!place.works || unit >= slab.units) return;
-  const std::int64_t first = place.part * slab.part_positions, left = slab.positions - first;
-  const int count = static_cast<int>(left < slab.part_positions ? left : slab.part_positions);
-  const std::int64_t step = slab.lanes * slab.position_stride;
-  std::int64_t offset = place.image * slab.channels * slab.pixels + (first + place.lane) * slab.position_stride +
-                        (static_cast<std::int64_t>(place.chunk) * slab.units + unit) * slab.unit_stride;
+  if (!place.works || unit >= partition.units) return;
+  const std::int64_t first = place.part * partition.part_positions, left = partition.positions - first;
+  const int count = static_cast<int>(left < partition.part_positions ? left : partition.part_positions);
+  const std::int64_t step = partition.lanes * partition.position_stride;
+  std::int64_t offset = place.image * partition.channels * partition.pixels +
+                        (first + place.lane) * partition.position_stride +
+                        (static_cast<std::int64_t>(place.chunk) * partition.units + unit) * partition.unit_stride;
 #pragma unroll 1
-  for (int i = place.lane; i < count; i += BATCH * slab.lanes, offset += BATCH * step) {
+  for (int i = place.lane; i < count; i += BATCH * partition.lanes, offset += BATCH * step) {
     decltype(load(offset)) words[BATCH] = {};
 #pragma unroll
     for (int k = 0; k < BATCH; ++k) {
-      if (i + k * slab.lanes < count) words[k] = load(offset + k * step);
+      if (i + k * partition.lanes < count) words[k] = load(offset + k * step);
     }
 #pragma unroll
     for (int k = 0; k < BATCH; ++k) {
-      if (i + k * slab.lanes < count) body(offset + k * step, words[k]);
+      if (i + k * partition.lanes < count) body(offset + k * step, words[k]);
     }
   }
 }
 
 // Gain and offset of a tile's channels, norm · gain + offset, by all threads to shared memory.
-RSF_DEVICE void load_affine(const Affine& affine, const Slab& slab, const Place& place, int tile, float* gain,
+RSF_DEVICE void load_affine(const Affine& affine, const Partition& partition, const Place& place, int tile, float* gain,
                             float* offset) {
-  const int left = slab.units - tile, count = (left < slab.tile_units ? left : slab.tile_units) * slab.unit_channels;
-  const std::int64_t first = (static_cast<std::int64_t>(place.chunk) * slab.units + tile) * slab.unit_channels;
+  const int left = partition.units - tile,
+            count = (left < partition.tile_units ? left : partition.tile_units) * partition.unit_channels;
+  const std::int64_t first =
+      (static_cast<std::int64_t>(place.chunk) * partition.units + tile) * partition.unit_channels;
 #pragma unroll 1
-  for (int i = static_cast<int>(threadIdx.x); i < count; i += slab.threads) {
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += partition.threads) {
     const float scale = affine.scale.data ? 1.0f + load(affine.scale, place.image, first + i, 0) : 1.0f;
     gain[i] = load(affine.weight, 0, first + i, 0) * scale;
     offset[i] = load(affine.bias, 0, first + i, 0) * scale +
@@ -111,20 +115,21 @@ RSF_DEVICE void load_affine(const Affine& affine, const Slab& slab, const Place&
 struct GroupOfChannel {
   int group = 0, channel = 0, group_channels;
 
-  RSF_DEVICE GroupOfChannel(const Slab& slab, int first_channel) : group_channels(slab.group_channels) {
-    if (slab.groups == 1) return;
+  RSF_DEVICE GroupOfChannel(const Partition& partition, int first_channel) : group_channels(partition.group_channels) {
+    if (partition.groups == 1) return;
     group = first_channel / group_channels;
     channel = first_channel % group_channels;
   }
-  RSF_DEVICE void advance(const Slab& slab) {
-    if (slab.groups == 1 || ++channel < group_channels) return;
+  RSF_DEVICE void advance(const Partition& partition) {
+    if (partition.groups == 1 || ++channel < group_channels) return;
     channel = 0;
     ++group;
   }
 };
 
 // How to cut images into chunks of `groups` groups and about `parts` parts for blocks of at most `threads`.
-Slab cut(const GroupedImages& images, std::int64_t groups, bool aligned, std::int64_t parts, int threads);
+Partition partition_images(const GroupedImages& images, std::int64_t groups, bool aligned, std::int64_t parts,
+                           int threads);
 
 // Groups of a chunk where the order of an image's blocks is free, for blocks of `threads`.
 std::int64_t row_groups(const GroupedImages& images, bool aligned, int threads);
@@ -132,28 +137,28 @@ std::int64_t row_groups(const GroupedImages& images, bool aligned, int threads);
 // Parts that fill a GPU with blocks of `threads`.
 std::int64_t many_parts(const GroupedImages& images, std::int64_t groups, int threads);
 
-// Whether images and slab are within what kernels can count, and the blocks within what a grid can hold.
+// Whether images and partition are within what kernels can count, and the blocks within what a grid can hold.
 bool is_valid(const GroupedImages& images);
-bool is_valid(const GroupedImages& images, const Slab& slab);
+bool is_valid(const GroupedImages& images, const Partition& partition);
 
 inline bool is_aligned(const void* address) { return reinterpret_cast<std::uintptr_t>(address) % 16 == 0; }
 
 constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
 
-inline dim3 grid_of(const GroupedImages& images, const Slab& slab) {
-  return dim3(static_cast<unsigned>(images.batch * slab.parts * slab.chunks));
+inline dim3 grid_of(const GroupedImages& images, const Partition& partition) {
+  return dim3(static_cast<unsigned>(images.batch * partition.parts * partition.chunks));
 }
 
-// Call `function` with the Word that the slab's words are.
+// Call `function` with the Word that the partition's words are.
 template <class Function>
-int dispatch_words(const GroupedImages& images, const Slab& slab, const Function& function) {
+int dispatch_words(const GroupedImages& images, const Partition& partition, const Function& function) {
   return dispatch(images.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     constexpr int kWidth = 16 / sizeof(T);
-    if (slab.width == 1) return function(Word<T, 1, false>{});
-    if (slab.channels_last) return function(Word<T, kWidth, true>{});
+    if (partition.width == 1) return function(Word<T, 1, false>{});
+    if (partition.channels_last) return function(Word<T, kWidth, true>{});
     return function(Word<T, kWidth, false>{});
   });
 }
 
-}  // namespace resshift::cuda::slabs
+}  // namespace resshift::cuda::partitioning

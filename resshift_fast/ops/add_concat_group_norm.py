@@ -1,4 +1,4 @@
-r"""Two images joined into one, and its group normalization with conditioning and activation.
+r"""Two images merged into one, and its group normalization with conditioning and activation.
 
 .. math:: j = x + o \;\text{ or }\; j = \mathrm{cat}(x, o), \quad y = f\big((\mathrm{norm}(j)\,w + b)(1 + s) + h\big)
 
@@ -18,11 +18,11 @@ from resshift_fast.ops.group_norm import ACTIVATIONS, group_norm
 from resshift_fast.ops.group_norm import reference as group_norm_reference
 from resshift_fast.ops.registration import native, recomputed, register, triton
 
-JOINS = ("add", "concat")
+MODES = ("add", "concat")
 
 
-def _join(x: Tensor, other: Tensor, join: str) -> Tensor:
-    return x + other if join == "add" else torch.cat([x, other], dim=1)
+def _merge(x: Tensor, other: Tensor, mode: str) -> Tensor:
+    return x + other if mode == "add" else torch.cat([x, other], dim=1)
 
 
 def reference(
@@ -32,14 +32,14 @@ def reference(
     weight: Tensor,
     bias: Tensor,
     eps: float,
-    join: str,
+    mode: str,
     scale: Tensor | None,
     shift: Tensor | None,
     activation: str | None,
 ) -> tuple[Tensor, Tensor]:
-    """The formula in plain PyTorch: the joined image and its normalization."""
-    joined = _join(x, other, join)
-    return joined, group_norm_reference(joined, num_groups, weight, bias, eps, scale, shift, activation)
+    """The formula in plain PyTorch: the merged image and its normalization."""
+    merged = _merge(x, other, mode)
+    return merged, group_norm_reference(merged, num_groups, weight, bias, eps, scale, shift, activation)
 
 
 def _plain(
@@ -49,13 +49,13 @@ def _plain(
     weight: Tensor,
     bias: Tensor,
     eps: float,
-    join: str,
+    mode: str,
     scale: Tensor | None,
     shift: Tensor | None,
     activation: str | None,
 ) -> tuple[Tensor, Tensor]:
-    joined, y = reference(x, other, num_groups, weight, bias, eps, join, scale, shift, activation)
-    return joined.contiguous(memory_format=torch.channels_last), y.contiguous(memory_format=torch.channels_last)
+    merged, y = reference(x, other, num_groups, weight, bias, eps, mode, scale, shift, activation)
+    return merged.contiguous(memory_format=torch.channels_last), y.contiguous(memory_format=torch.channels_last)
 
 
 def _fake(
@@ -65,18 +65,18 @@ def _fake(
     weight: Tensor,
     bias: Tensor,
     eps: float,
-    join: str,
+    mode: str,
     scale: Tensor | None,
     shift: Tensor | None,
     activation: str | None,
 ) -> tuple[Tensor, Tensor]:
     size = (x.shape[0], weight.shape[0], *x.shape[2:])
-    joined = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    return joined, torch.empty_like(joined)
+    merged = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    return merged, torch.empty_like(merged)
 
 
 def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
-    """Both joins, groups across the seam; in one launch and, the last, in two; conditioned by halves of one tensor."""
+    """Both merges, groups across the seam; in one launch and, the last, in two; conditioned by halves of one tensor."""
     generator = torch.Generator(device).manual_seed(0)
 
     def image(channels: int, height: int, width: int) -> Tensor:
@@ -101,22 +101,22 @@ def _numbered(
     weight: Tensor,
     bias: Tensor,
     eps: float,
-    join: str,
+    mode: str,
     scale: Tensor | None,
     shift: Tensor | None,
     activation: str | None,
 ) -> tuple[Any, ...]:
-    """Arguments for C++, which knows a join and an activation by their numbers."""
-    numbers = JOINS.index(join), scale, shift, ACTIVATIONS.index(activation)
+    """Arguments for C++, which knows a mode and an activation by their numbers."""
+    numbers = MODES.index(mode), scale, shift, ACTIVATIONS.index(activation)
     return x, other, num_groups, weight, bias, eps, *numbers
 
 
 _op = register(
-    "join_group_norm",
+    "add_concat_group_norm",
     _plain,
     fake=_fake,
     examples=_examples,
-    loaders={"cpu": native("cpu", "join_group_norm", _numbered), "triton": triton("join_group_norm")},
+    loaders={"cpu": native("cpu", "add_concat_group_norm", _numbered), "triton": triton("add_concat_group_norm")},
     **recomputed(reference),
 )
 
@@ -128,25 +128,25 @@ def _check(
     num_groups: int,
     weight: Tensor,
     bias: Tensor,
-    join: str,
+    mode: str,
     scale: Tensor | None,
     shift: Tensor | None,
     activation: str | None,
 ) -> None:
-    channels = _check_images(x, other, join)
+    channels = _check_images(x, other, mode)
     if num_groups < 1 or channels % num_groups:
-        raise ValueError(f"join_group_norm: {channels} channels do not divide into {num_groups} groups")
+        raise ValueError(f"add_concat_group_norm: {channels} channels do not divide into {num_groups} groups")
     for name, tensor in (("weight", weight), ("bias", bias)):
-        checks.shape("join_group_norm", name, tensor, (channels,), "to match the joined channels")
+        checks.shape("add_concat_group_norm", name, tensor, (channels,), "to match the merged channels")
     for name, condition in (("scale", scale), ("shift", shift)):
         size = (x.shape[0], channels)
-        checks.shape("join_group_norm", name, condition, size, "[B, C] to match the joined image", optional=True)
-    checks.parameters("join_group_norm", x, weight=weight, bias=bias, scale=scale, shift=shift)
+        checks.shape("add_concat_group_norm", name, condition, size, "[B, C] to match the merged image", optional=True)
+    checks.parameters("add_concat_group_norm", x, weight=weight, bias=bias, scale=scale, shift=shift)
     if activation not in ACTIVATIONS:
-        raise ValueError(f"join_group_norm: activation is {activation!r}, expected None or 'silu'")
+        raise ValueError(f"add_concat_group_norm: activation is {activation!r}, expected None or 'silu'")
 
 
-def join_group_norm(
+def add_concat_group_norm(
     x: Tensor,
     other: Tensor,
     num_groups: int,
@@ -154,7 +154,7 @@ def join_group_norm(
     bias: Tensor,
     eps: float = 1e-5,
     *,
-    join: str = "add",
+    mode: str = "add",
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     activation: str | None = None,
@@ -167,45 +167,46 @@ def join_group_norm(
         num_groups: a divisor of C: C1 for a sum, C1 + C2 for a concatenation.
         weight, bias: [C], x's dtype or float32.
         eps: added to the variance.
-        join: "add" or "concat".
+        mode: "add" or "concat".
         scale, shift: [B, C], x's dtype or float32, or None.
         activation: None or "silu".
 
     Returns:
-        The joined image and its normalization, [B, C, H, W] in x's dtype, channels-last where a backend fuses them.
+        The merged image and its normalization, [B, C, H, W] in x's dtype, channels-last where a backend fuses them.
         Differentiable in every tensor.
 
     Raises:
-        ValueError: for a shape that does not fit, another device, an unknown join or activation.
+        ValueError: for a shape that does not fit, another device, an unknown mode or activation.
         TypeError: for a dtype other than those named.
 
     Example:
         >>> x, skip = torch.randn(2, 8, 5, 7), torch.randn(2, 4, 5, 7)
-        >>> joined, y = join_group_norm(x, skip, 4, torch.ones(12), torch.zeros(12), join="concat", activation="silu")
-        >>> joined.shape, y.shape
+        >>> weight, bias = torch.ones(12), torch.zeros(12)
+        >>> merged, y = add_concat_group_norm(x, skip, 4, weight, bias, mode="concat", activation="silu")
+        >>> merged.shape, y.shape
         (torch.Size([2, 12, 5, 7]), torch.Size([2, 12, 5, 7]))
     """
-    _check(x, other, num_groups, weight, bias, join, scale, shift, activation)
-    if backends.fused("join_group_norm", x.device.type) and not torch.is_grad_enabled():
-        both: tuple[Tensor, Tensor] = _op(x, other, num_groups, weight, bias, eps, join, scale, shift, activation)
+    _check(x, other, num_groups, weight, bias, mode, scale, shift, activation)
+    if backends.fused("add_concat_group_norm", x.device.type) and not torch.is_grad_enabled():
+        both: tuple[Tensor, Tensor] = _op(x, other, num_groups, weight, bias, eps, mode, scale, shift, activation)
         return both
     # One after the other: the normalization has a kernel for its gradient, and may have one where both have none.
-    joined = _join(x, other, join)
-    return joined, group_norm(joined, num_groups, weight, bias, eps, scale=scale, shift=shift, activation=activation)
+    merged = _merge(x, other, mode)
+    return merged, group_norm(merged, num_groups, weight, bias, eps, scale=scale, shift=shift, activation=activation)
 
 
-def _check_images(x: Tensor, other: Tensor, join: str) -> int:
-    """Both are images that can be joined; returns the joined channels."""
-    checks.image("join_group_norm", "x", x)
-    checks.image("join_group_norm", "other", other)
-    if join not in JOINS:
-        raise ValueError(f"join_group_norm: join is {join!r}, expected 'add' or 'concat'")
-    if join == "add":
-        checks.like("join_group_norm", "other", other, x, "x")
+def _check_images(x: Tensor, other: Tensor, mode: str) -> int:
+    """Both are images that can be merged; returns the merged channels."""
+    checks.image("add_concat_group_norm", "x", x)
+    checks.image("add_concat_group_norm", "other", other)
+    if mode not in MODES:
+        raise ValueError(f"add_concat_group_norm: mode is {mode!r}, expected 'add' or 'concat'")
+    if mode == "add":
+        checks.like("add_concat_group_norm", "other", other, x, "x")
         return x.shape[1]
     size = (x.shape[0], other.shape[1], *x.shape[2:])
-    checks.shape("join_group_norm", "other", other, size, "[B, C2, H, W] to match x")
+    checks.shape("add_concat_group_norm", "other", other, size, "[B, C2, H, W] to match x")
     if other.dtype != x.dtype:
-        raise TypeError(f"join_group_norm: other has dtype {other.dtype}, expected x's {x.dtype}")
-    checks.devices("join_group_norm", x, other=other)
+        raise TypeError(f"add_concat_group_norm: other has dtype {other.dtype}, expected x's {x.dtype}")
+    checks.devices("add_concat_group_norm", x, other=other)
     return x.shape[1] + other.shape[1]

@@ -1,7 +1,7 @@
 """Calls of the launchers whose kernels are compiled: the shapes of realsr-x4-v3 on tensors without memory.
 
 Every kernel appears in float32, float16 and bfloat16. `SWEEP` is what is too much for every run: shapes whose registers
-and shared memory follow sizes that models are free to choose. Of them `SPECIMENS` has those that need the most.
+and shared memory follow sizes that models are free to choose. Of them `LAUNCH_CASES` has those that need the most.
 `EXEMPTIONS` names what is allowed to miss a limit, and why.
 """
 
@@ -22,7 +22,7 @@ FEW = (FLOAT32, BFLOAT16)  # float16 compiles to the same but for the names of i
 
 
 @dataclass(frozen=True)
-class Specimen:
+class LaunchCase:
     """One call of a launcher.
 
     Args:
@@ -82,15 +82,15 @@ def _group_norm_backward(*shape: int, **options):
     return arguments
 
 
-def _join_group_norm(*shape: int, skip: int = 0):
+def _add_concat_group_norm(*shape: int, skip: int = 0):
     """A concatenation with `skip` channels, a sum without."""
     batch, channels, height, width = shape
 
     def arguments(dtype: torch.dtype) -> tuple:
         other = image(batch, skip or channels, height, width, dtype=dtype)
         weight, bias = (tensor(channels + skip, dtype=dtype) for _ in range(2))
-        join = "concat" if skip else "add"
-        return image(*shape, dtype=dtype), other, 32, weight, bias, 1e-5, join, None, None, "silu"
+        mode = "concat" if skip else "add"
+        return image(*shape, dtype=dtype), other, 32, weight, bias, 1e-5, mode, None, None, "silu"
 
     return arguments
 
@@ -227,11 +227,11 @@ _TABLE = (
     ("group_norm.backward", "640x8x8-batch4", BF16, _group_norm_backward(4, 640, 8, 8)),
     ("group_norm.backward", "128x256x256", ALL, _group_norm_backward(1, 128, 256, 256)),
     ("group_norm.backward", "160x64x64-nchw", ALL, _group_norm_backward(1, 160, 64, 64, nchw=True)),
-    ("join_group_norm.forward", "128x256x256-add", ALL, _join_group_norm(1, 128, 256, 256)),
-    ("join_group_norm.forward", "512x16x16-add-batch64", BF16, _join_group_norm(64, 512, 16, 16)),
-    ("join_group_norm.forward", "320x64x64-concat-160", ALL, _join_group_norm(1, 320, 64, 64, skip=160)),
-    ("join_group_norm.forward", "320x32x32-concat-160", BF16, _join_group_norm(1, 320, 32, 32, skip=160)),
-    ("join_group_norm.forward", "640x8x8-concat-640", ALL, _join_group_norm(1, 640, 8, 8, skip=640)),
+    ("add_concat_group_norm.forward", "128x256x256-add", ALL, _add_concat_group_norm(1, 128, 256, 256)),
+    ("add_concat_group_norm.forward", "512x16x16-add-batch64", BF16, _add_concat_group_norm(64, 512, 16, 16)),
+    ("add_concat_group_norm.forward", "320x64x64-concat-160", ALL, _add_concat_group_norm(1, 320, 64, 64, skip=160)),
+    ("add_concat_group_norm.forward", "320x32x32-concat-160", BF16, _add_concat_group_norm(1, 320, 32, 32, skip=160)),
+    ("add_concat_group_norm.forward", "640x8x8-concat-640", ALL, _add_concat_group_norm(1, 640, 8, 8, skip=640)),
     ("window_attention.forward", "192x64x64-shift4", ALL, _window_attention(1, 64, 64, 192, heads=6, shift=4)),
     ("window_attention.forward", "192x256x256", BF16, _window_attention(1, 256, 256, 192, heads=6)),
     ("window_attention.forward", "192x64x64-window16", ALL, _window_attention(1, 64, 64, 192, heads=6, window=16)),
@@ -288,12 +288,12 @@ _SWEEP_TABLE = (
 )
 
 
-def _specimens(table: tuple) -> tuple[Specimen, ...]:
-    return tuple(Specimen(*line, dtype, arguments) for *line, dtypes, arguments in table for dtype in dtypes)
+def _launch_cases(table: tuple) -> tuple[LaunchCase, ...]:
+    return tuple(LaunchCase(*line, dtype, arguments) for *line, dtypes, arguments in table for dtype in dtypes)
 
 
-SPECIMENS = _specimens(_TABLE)
-SWEEP = _specimens(_SWEEP_TABLE)
+LAUNCH_CASES = _launch_cases(_TABLE)
+SWEEP = _launch_cases(_SWEEP_TABLE)
 
 _FEW_GROUPS = "few groups a program: on small images more programs are worth more than wide loads"
 

@@ -1,4 +1,4 @@
-"""join_group_norm against its formula in float64, outputs and gradients; layouts and arguments it refuses."""
+"""add_concat_group_norm against its formula in float64, outputs and gradients; layouts and arguments it refuses."""
 
 from functools import partial
 
@@ -7,8 +7,8 @@ import torch
 from comparison import DTYPES, LAYOUTS, check_operator, layouts, name_of
 from golden_data import array
 
-from resshift_fast.ops import group_norm, join_group_norm
-from resshift_fast.ops.join_group_norm import reference
+from resshift_fast.ops import add_concat_group_norm, group_norm
+from resshift_fast.ops.add_concat_group_norm import reference
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty", "backend")
 
@@ -25,40 +25,40 @@ IDS = [
 ]
 
 
-def exact(x, other, weight, bias, scale=None, shift=None, *, num_groups, join="add", eps=1e-5, activation=None):
+def exact(x, other, weight, bias, scale=None, shift=None, *, num_groups, mode="add", eps=1e-5, activation=None):
     """The formula by sums over each group."""
-    joined = x + other if join == "add" else torch.stack([*x.unbind(1), *other.unbind(1)], dim=1)
-    groups = joined.reshape(x.shape[0], num_groups, -1)
+    merged = x + other if mode == "add" else torch.stack([*x.unbind(1), *other.unbind(1)], dim=1)
+    groups = merged.reshape(x.shape[0], num_groups, -1)
     centred = groups - groups.sum(2, keepdim=True) / groups.shape[2]
     variance = centred.square().sum(2, keepdim=True) / groups.shape[2]
-    y = (centred / (variance + eps) ** 0.5).reshape(joined.shape) * weight[:, None, None] + bias[:, None, None]
+    y = (centred / (variance + eps) ** 0.5).reshape(merged.shape) * weight[:, None, None] + bias[:, None, None]
     if scale is not None:
         y = y * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
-    return joined, y / (1 + (-y).exp()) if activation == "silu" else y
+    return merged, y / (1 + (-y).exp()) if activation == "silu" else y
 
 
-def plain(x, other, weight, bias, scale=None, shift=None, *, num_groups, join="add", eps=1e-5, activation=None):
+def plain(x, other, weight, bias, scale=None, shift=None, *, num_groups, mode="add", eps=1e-5, activation=None):
     """The plain PyTorch path by keyword."""
-    return reference(x, other, num_groups, weight, bias, eps, join, scale, shift, activation)
+    return reference(x, other, num_groups, weight, bias, eps, mode, scale, shift, activation)
 
 
 def inputs(batch, first, second, height, width, conditioned=False):
     """Random tensors; the images have a mean far from 0."""
     channels = first + (second or 0)
     tensors = {
-        "x": array("join.x", batch, first, height, width) - 2.3,
-        "other": array("join.other", batch, second or first, height, width) - 2.3,
-        "weight": array("join.weight", channels),
-        "bias": array("join.bias", channels),
+        "x": array("merge.x", batch, first, height, width) - 2.3,
+        "other": array("merge.other", batch, second or first, height, width) - 2.3,
+        "weight": array("merge.weight", channels),
+        "bias": array("merge.bias", channels),
     }
     if conditioned:
-        tensors |= {name: array(f"join.{name}", batch, channels) for name in ("scale", "shift")}
+        tensors |= {name: array(f"merge.{name}", batch, channels) for name in ("scale", "shift")}
     return tensors
 
 
 def functions(second, **options):
-    join = "concat" if second else "add"
-    return (partial(f, join=join, **options) for f in (join_group_norm, plain, exact))
+    mode = "concat" if second else "add"
+    return (partial(f, mode=mode, **options) for f in (add_concat_group_norm, plain, exact))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
@@ -82,23 +82,23 @@ def test_any_memory_layout(layout, second, name):
 def test_equals_the_two_operations(second, dtype):
     tensors = {name: x.to(dtype) for name, x in inputs(2, 16, second, 6, 5, conditioned=True).items()}
     x, other, weight, bias = (tensors.pop(name) for name in ("x", "other", "weight", "bias"))
-    # In the layout of the join, so that sums are taken in its order.
+    # In the layout of the mode, so that sums are taken in its order.
     x, other = (image.contiguous(memory_format=torch.channels_last) for image in (x, other))
-    join = "concat" if second else "add"
-    joined, y = join_group_norm(x, other, 4, weight, bias, 0.3, join=join, **tensors, activation="silu")
+    mode = "concat" if second else "add"
+    merged, y = add_concat_group_norm(x, other, 4, weight, bias, 0.3, mode=mode, **tensors, activation="silu")
     separate = torch.cat([x, other], dim=1) if second else x + other
-    assert joined.equal(separate)
+    assert merged.equal(separate)
     assert y.equal(group_norm(separate, 4, weight, bias, 0.3, **tensors, activation="silu"))
 
 
 X, OTHER, C, C2 = torch.ones(2, 6, 3, 3), torch.ones(2, 4, 3, 3), torch.ones(6), torch.ones(10)
-CONCAT = {"join": "concat"}
+CONCAT = {"mode": "concat"}
 
 
 @pytest.mark.parametrize(
     "args, options, error, message",
     [
-        ((X[0], X, 2, C, C), {}, ValueError, r"join_group_norm: x must be \[B, C, H, W\], got shape \(6, 3, 3\)"),
+        ((X[0], X, 2, C, C), {}, ValueError, r"add_concat_group_norm: x must be \[B, C, H, W\], got shape \(6, 3, 3\)"),
         ((X[:0], X, 2, C, C), {}, ValueError, "x is empty"),
         ((X.long(), X, 2, C, C), {}, TypeError, "x has dtype torch.int64"),
         ((X, None, 2, C, C), {}, TypeError, "other must be a torch.Tensor, got NoneType"),
@@ -112,16 +112,16 @@ CONCAT = {"join": "concat"}
         ((X, OTHER.to("meta"), 2, C2, C2), CONCAT, ValueError, "other is on meta"),
         ((X, OTHER, 3, C2, C2), CONCAT, ValueError, "10 channels do not divide into 3 groups"),
         ((X, X, 0, C, C), {}, ValueError, "6 channels do not divide into 0 groups"),
-        ((X, X, 2, C2, C), {}, ValueError, r"weight has shape \(10,\), expected \(6,\) to match the joined channels"),
+        ((X, X, 2, C2, C), {}, ValueError, r"weight has shape \(10,\), expected \(6,\) to match the merged channels"),
         ((X, OTHER, 2, C2, C), CONCAT, ValueError, r"bias has shape \(6,\), expected \(10,\)"),
         ((X, X, 2, C, C.half()), {}, TypeError, "bias has dtype torch.float16"),
         ((X, X, 2, C, C), {"scale": C}, ValueError, r"scale has shape \(6,\), expected \(2, 6\)"),
         ((X, X, 2, C, C), {"shift": X}, ValueError, r"shift has shape .*, expected \(2, 6\)"),
         ((X, X, 2, C, C), {"activation": "gelu"}, ValueError, "activation is 'gelu', expected None or 'silu'"),
-        ((X, X, 2, C, C), {"join": "sub"}, ValueError, "join is 'sub', expected 'add' or 'concat'"),
+        ((X, X, 2, C, C), {"mode": "sub"}, ValueError, "mode is 'sub', expected 'add' or 'concat'"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_refuses(args, options, error, message):
     with pytest.raises(error, match=message):
-        join_group_norm(*args, **options)
+        add_concat_group_norm(*args, **options)

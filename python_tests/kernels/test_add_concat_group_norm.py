@@ -1,4 +1,4 @@
-"""The join_group_norm kernels against float64: both joins and paths, seams within groups, layouts, dtypes, launches."""
+"""The add_concat_group_norm kernels against float64: both merges and paths, seams within groups, layouts, dtypes, launches."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from comparison import LAYOUTS, assert_close, layouts, name_of
 from golden_data import array
 from interpreter import SIXTEEN_BITS
 
-from resshift_fast.kernels import group_norm_tiles, join_group_norm
+from resshift_fast.kernels import add_concat_group_norm, group_norm_tiles
 from resshift_fast.kernels.launch import record
 from resshift_fast.kernels.tuning import targeting
 from resshift_fast.ops.group_norm import reference as group_norm
@@ -14,7 +14,7 @@ from resshift_fast.ops.group_norm import reference as group_norm
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
 EPS = 1e-5
-ONE, TWO = ["join_group_norm_kernel"], ["join_group_stats_kernel", "group_norm_apply_kernel"]
+ONE, TWO = ["add_concat_group_norm_kernel"], ["merge_group_stats_kernel", "group_norm_apply_kernel"]
 PATHS = {"registers": ONE, "split": TWO, "not-resident": TWO}
 CASES = [  # B, channels of x and of other, groups, H, W; None for a sum
     (2, 20, None, 4, 5, 7),
@@ -38,7 +38,7 @@ def take(path, monkeypatch):
     """Make small images take the path of large ones."""
     if path != "registers":
         monkeypatch.setattr(group_norm_tiles, "TILE", 128)
-        monkeypatch.setattr(join_group_norm, "TILE", 128)
+        monkeypatch.setattr(add_concat_group_norm, "TILE", 128)
     if path == "split":
         monkeypatch.setattr(group_norm_tiles, "SINGLE_ELEMENTS", 0)
         monkeypatch.setattr(group_norm_tiles, "MAX_PARTS", 2)
@@ -51,24 +51,24 @@ def take(path, monkeypatch):
 def inputs(case, device, dtype=torch.float32, conditioned=True, activation="silu"):
     """The launcher's arguments: channels-last images of mean −2.3; scale and shift are halves of one tensor."""
     batch, first, second, groups, height, width = case
-    images = [array(f"join.{i}", batch, c or first, height, width) - 2.3 for i, c in enumerate((first, second))]
+    images = [array(f"merge.{i}", batch, c or first, height, width) - 2.3 for i, c in enumerate((first, second))]
     images = [x.to(device, dtype).contiguous(memory_format=torch.channels_last) for x in images]
     channels = first + (second or 0)
-    weight, bias = (array(f"join.{name}", channels).to(device, dtype) for name in ("weight", "bias"))
-    rows = array("join.rows", batch, 2 * channels).to(device, dtype)
+    weight, bias = (array(f"merge.{name}", channels).to(device, dtype) for name in ("weight", "bias"))
+    rows = array("merge.rows", batch, 2 * channels).to(device, dtype)
     scale, shift = rows.chunk(2, dim=1) if conditioned else (None, None)
     return [*images, groups, weight, bias, EPS, "concat" if second else "add", scale, shift, activation]
 
 
 def check(arguments, limit=1e-5):
-    """The joined image is exactly the two operations', its normalization as near to float64 as `limit`."""
-    x, other, groups, weight, bias, eps, join, scale, shift, activation = arguments
-    joined, y = join_group_norm.forward(*arguments)
-    assert torch.equal(joined, x + other if join == "add" else torch.cat([x, other], dim=1))
+    """The merged image is exactly the two operations', its normalization as near to float64 as `limit`."""
+    x, other, groups, weight, bias, eps, mode, scale, shift, activation = arguments
+    merged, y = add_concat_group_norm.forward(*arguments)
+    assert torch.equal(merged, x + other if mode == "add" else torch.cat([x, other], dim=1))
     rest = [None if t is None else t.double() for t in (scale, shift)]
-    exact = group_norm(joined.double(), groups, weight.double(), bias.double(), eps, *rest, activation)
-    assert joined.dtype == y.dtype == x.dtype
-    assert joined.is_contiguous(memory_format=torch.channels_last) and y.stride() == joined.stride()
+    exact = group_norm(merged.double(), groups, weight.double(), bias.double(), eps, *rest, activation)
+    assert merged.dtype == y.dtype == x.dtype
+    assert merged.is_contiguous(memory_format=torch.channels_last) and y.stride() == merged.stride()
     assert_close("y", y, exact, limit)
 
 
@@ -84,7 +84,7 @@ def test_matches_float64(case, path, device, monkeypatch):
 def test_a_forced_path_is_taken(path, monkeypatch):
     take(path, monkeypatch)
     with record() as launches:
-        join_group_norm.forward(*inputs((1, 20, 20, 8, 9, 8), "meta"))
+        add_concat_group_norm.forward(*inputs((1, 20, 20, 8, 9, 8), "meta"))
     assert [x.name for x in launches] == PATHS[path]
     if path == "split":
         assert launches[0].parameters["parts"] > 1
@@ -128,7 +128,7 @@ def test_rows_of_scale_and_shift_are_read_where_they_lie(path, device, monkeypat
         changed = [*arguments[:7], scale, shift, "silu"]
         check(changed)
         with record() as launches:
-            join_group_norm.forward(*changed)
+            add_concat_group_norm.forward(*changed)
         read = launches[-1].parameters
         assert (read["p_scale"] is scale and read["p_shift"] is shift) == (name != "columns")
 
@@ -146,18 +146,18 @@ def test_nan_stays_in_its_group(path, device, monkeypatch):
     take(path, monkeypatch)
     arguments = inputs((2, 12, 8, 4, 5, 3), device)
     arguments[1][1, 0, 2, 1] = torch.nan  # channel 12 of 20, in group 2
-    joined, y = join_group_norm.forward(*arguments)
+    merged, y = add_concat_group_norm.forward(*arguments)
     expected = torch.zeros(2, 20, dtype=torch.bool, device=device)
     expected[1, 10:15] = True
     assert torch.equal(y.isnan(), expected[:, :, None, None].expand_as(y))
-    assert joined.isnan().sum() == 1
+    assert merged.isnan().sum() == 1
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_results_repeat_bitwise(path, device, monkeypatch):
     take(path, monkeypatch)
     arguments = inputs((2, 20, 10, 2, 5, 5), device)
-    first, second = (join_group_norm.forward(*arguments) for _ in range(2))
+    first, second = (add_concat_group_norm.forward(*arguments) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -182,11 +182,11 @@ LAUNCHES = [  # B, channels of x and of other, side, kernels: the networks' call
 def test_launches(batch, first, second, side, kernels):
     arguments = inputs_without_memory(batch, first, second, side, side)
     with record() as launches:
-        join_group_norm.forward(*arguments)
+        add_concat_group_norm.forward(*arguments)
     assert [x.name for x in launches] == kernels
     read = sum(x.numel() for x in arguments[:2])
-    joined = batch * (first + (second or 0)) * side**2
-    written_and_read_again = 2 * joined if kernels == ONE else 3 * joined
+    merged = batch * (first + (second or 0)) * side**2
+    written_and_read_again = 2 * merged if kernels == ONE else 3 * merged
     assert sum(x.num_bytes for x in launches) == pytest.approx(2 * (read + written_and_read_again), rel=0.1)
     if kernels == TWO:
         assert launches[0].grid[0] >= 128  # enough for the GPU at batch 1
@@ -199,22 +199,22 @@ def inputs_without_memory(batch, first, second, height, width, dtype=torch.bfloa
         )
 
     weight = torch.empty(first + (second or 0), dtype=dtype, device="meta")
-    join = "concat" if second else "add"
-    return [image(first), image(second or first), 32, weight, weight, EPS, join, None, None, "silu"]
+    mode = "concat" if second else "add"
+    return [image(first), image(second or first), 32, weight, weight, EPS, mode, None, None, "silu"]
 
 
 @pytest.mark.parametrize("arch", [80, 86, 89, 90, 100, 120])
 @pytest.mark.parametrize("sizes", [(1, 128, None, 8192, 4096), (70000, 320, 320, 8, 8)], ids=str)
 def test_huge_tensors_fit_the_grid(sizes, arch):
     with targeting(arch), record() as launches:
-        joined, _ = join_group_norm.forward(*inputs_without_memory(*sizes))
-    assert joined.numel() > 1 << 31
+        merged, _ = add_concat_group_norm.forward(*inputs_without_memory(*sizes))
+    assert merged.numel() > 1 << 31
     assert all(len(x.grid) == 1 and 0 < x.grid[0] < 1 << 31 for x in launches)
 
 
 def test_what_is_unsupported():
-    assert join_group_norm.unsupported(*inputs_without_memory(1, 32, 32, 4, 4)) is None
-    assert "float64" in join_group_norm.unsupported(*inputs_without_memory(1, 32, 32, 4, 4, torch.float64))
+    assert add_concat_group_norm.unsupported(*inputs_without_memory(1, 32, 32, 4, 4)) is None
+    assert "float64" in add_concat_group_norm.unsupported(*inputs_without_memory(1, 32, 32, 4, 4, torch.float64))
     arguments = inputs_without_memory(1, 3000, 3000, 1, 1)
     arguments[2] = 1
-    assert "6000 channels a group" in join_group_norm.unsupported(*arguments)
+    assert "6000 channels a group" in add_concat_group_norm.unsupported(*arguments)
