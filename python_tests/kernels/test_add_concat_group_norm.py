@@ -1,4 +1,4 @@
-"""The add_concat_group_norm kernels against float64: both merges and paths, seams within groups, layouts, dtypes, launches."""
+"""The add_concat_group_norm kernels against float64: modes, paths, seams in groups, layouts, dtypes, launches."""
 
 import pytest
 import torch

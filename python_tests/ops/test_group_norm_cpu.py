@@ -1,4 +1,4 @@
-"""The C++ kernels of group_norm and add_concat_group_norm alone: instruction sets, threads, the table, and bad arguments."""
+"""The C++ kernels of group_norm and add_concat_group_norm alone: instruction sets, threads, table and bad arguments."""
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial

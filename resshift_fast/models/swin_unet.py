@@ -214,7 +214,7 @@ class SwinLayer(nn.Module):
 
 
 class Stage(nn.Sequential):
-    """Layers in sequence, where residual blocks take the next of the modulations; the first may take a `PendingMerge`."""
+    """Layers in sequence; residual blocks take the next of the modulations, the first may take a `PendingMerge`."""
 
     def forward(self, x: Tensor | PendingMerge, modulations: Iterator[Tensor]) -> Tensor:  # type: ignore[override]
         y: Any = x  # a tensor, once the first layer has taken it apart
