@@ -211,8 +211,8 @@ def test_every_kind_of_mask_means_the_same(tmp_path):
 def test_a_batch_of_tensors_takes_its_masks(stacked):
     batch = tensor(2, 3, H, W)
     masks = [MASK, mask_of(H, W, 1)]
-    masks = torch.from_numpy(np.stack(masks))[:, None].float() if stacked else masks
-    results = POINTWISE(batch, masks, progress=False)
+    given = torch.from_numpy(np.stack(masks))[:, None].float() if stacked else masks
+    results = POINTWISE(batch, given, progress=False)
     for result, image, masked in zip(results, batch, masks, strict=True):
         known = torch.from_numpy(~masked)
         assert torch.equal(result[:, known], image[:, known])

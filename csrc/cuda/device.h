@@ -51,7 +51,9 @@ int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t sha
       return error;
     }
   }
-  kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)> > >(arguments...);
+  // clang-format off: it takes a header for plain C++, without launches
+  kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
+  // clang-format on
   return cudaGetLastError();
 #endif
 }

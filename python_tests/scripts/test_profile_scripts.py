@@ -224,7 +224,7 @@ def test_a_case_runs(run_operator, capsys, direction):
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (("softmax",), "unknown operator 'softmax', expected one of conv2d"),
+        (("softmax",), "unknown operator 'softmax', expected one of add_concat_group_norm, conv2d"),
         (("group_norm", "--case", "level 9"), "no case of group_norm holds 'level 9'"),
     ],
 )
