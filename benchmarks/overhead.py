@@ -4,11 +4,11 @@
     python benchmarks/overhead.py --device cuda --dtype bfloat16 --output out
 
 Every operator's first call of `operator_cases.py`, on images of 8×8, is made whole and cut shorter and shorter, in
-turns: through the function in `resshift_fast.ops`, through `torch.ops.resshift_fast`, straight to the launcher that it
-ends in, and the launcher's starts alone. The differences are
+turns: through the function in `resshift_fast.ops`, through `backends.run`, straight to the launcher that it ends in,
+and the launcher's starts alone. The differences are
 
-- checks: of the arguments, in the public function,
-- dispatch: PyTorch's dispatcher and the choice of the backend,
+- checks: of the arguments, in the public function, and whether PyTorch's dispatcher can be skipped,
+- dispatch: the choice of the backend,
 - launcher: memory for the results, and finding the plan,
 - start: from the plan to the kernel, by Triton's launcher and the CUDA driver.
 
@@ -106,8 +106,7 @@ def ways(name: str, device: torch.device, dtype: torch.dtype) -> tuple[str, int,
     arguments = OPERATORS[name].make(Draw(device, dtype, batch=1), SIDE, **case.sizes)
     registered = backends.OPERATORS[name]
     values = [arguments[parameter] for parameter in inspect.signature(registered.plain).parameters]
-    overload = getattr(torch.ops.resshift_fast, name).default
-    calls = [bound(OPERATORS[name].public, arguments), lambda: overload(*values)]
+    calls = [bound(OPERATORS[name].public, arguments), lambda: backends.run(name, *values)]
     chosen = backend_of(name, arguments)
     if chosen == PLAIN:
         return "plain PyTorch", 0, [*calls, lambda: registered.plain(*values)]

@@ -27,7 +27,13 @@ def once(check: Check) -> Check:
         if torch.compiler.is_compiling():  # what is kept by sizes would be traced anew for each
             check(*args)
             return
-        key = tuple([(x.shape, x.dtype, x.device) if isinstance(x, Tensor) else x for x in args])
+        parts: list[Any] = []
+        for x in args:
+            if isinstance(x, Tensor):
+                parts += (x.shape, x.dtype, x.device)
+            else:
+                parts.append(x)
+        key = tuple(parts)  # flat: a tuple for each tensor would be hashed on its own, which takes longer
         try:
             if key in passed:
                 return

@@ -1,7 +1,8 @@
 """How an operator becomes `torch.ops.resshift_fast.X`: schema, fake, gradient and the choice between backends.
 
 The registered operator is opaque: to autograd, torch.compile and torch.export it is one node, and which kernel runs
-is settled when it runs, with the true sizes at hand.
+is settled when it runs, with the true sizes at hand. A plain eager call in inference mode skips PyTorch's dispatcher,
+which would only pass it on, in more time than many a kernel takes.
 """
 
 from collections.abc import Callable
@@ -72,7 +73,7 @@ def register(
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
 ) -> Callable[..., Any]:
-    """Register an operator and return it.
+    """Register an operator and return the function that calls it, with every argument by position.
 
     Args:
         name: its name in `torch.ops.resshift_fast`.
@@ -93,8 +94,54 @@ def register(
     if backward is not None:
         torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
     backends.add(Operator(name, plain, examples, loaders or {}, dtypes, training, matrix_operations, public))
-    registered: Callable[..., Any] = getattr(getattr(torch.ops, NAMESPACE), name).default
-    return registered
+    return _eager(name, getattr(getattr(torch.ops, NAMESPACE), name).default)
+
+
+def _eager(name: str, registered: Any) -> Callable[..., Any]:
+    """The registered operator, called past the dispatcher where that would pass the very same arguments on.
+
+    Autograd, autocast, modes, transforms and profilers all hook into the dispatcher; `run` itself turns autocast off.
+    """
+    expected = [TYPES.get(str(argument.real_type), ()) for argument in registered._schema.arguments]
+    exact: set[tuple[type, ...]] = set()  # types of arguments that the dispatcher does not convert
+
+    def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled() or _is_watched():
+            return registered(*args)
+        types = tuple(map(type, args))
+        if types in exact:
+            return backends.run(name, *args)
+        if len(types) == len(expected) and all(map(tuple.__contains__, expected, types)):
+            exact.add(types)
+        return registered(*args)
+
+    return call
+
+
+_NONE = type(None)
+# Subclasses of a tensor, such as fakes, may have a dispatch of their own, and are not among these.
+_TENSORS: tuple[type, ...] = (Tensor, torch.nn.Parameter)
+TYPES: dict[str, tuple[type, ...]] = {
+    "Tensor": _TENSORS,
+    "Optional[Tensor]": (*_TENSORS, _NONE),
+    "int": (int,),
+    "float": (float,),
+    "bool": (bool,),
+    "str": (str,),
+    "Optional[str]": (str, _NONE),
+    "ScalarType": (torch.dtype,),
+}
+
+
+def _is_watched() -> bool:
+    """Whether a mode, a transform, a trace or a profiler is to see this thread's calls of operators."""
+    return bool(
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state() is not None
+        or torch.autograd._profiler_enabled()
+    )
 
 
 class Gradient(TypedDict):
