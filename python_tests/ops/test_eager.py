@@ -1,4 +1,4 @@
-"""Eager calls that skip PyTorch's dispatcher: which ones do, and that whoever hooks into the dispatcher sees the rest."""
+"""Eager calls that skip PyTorch's dispatcher, and that whoever hooks into the dispatcher sees all others."""
 
 import contextlib
 
@@ -134,6 +134,9 @@ def test_make_fx_records_the_operator(skipped, pre_dispatch):
     assert OVERLOAD in {node.target for node in graph.graph.nodes} and not skipped
 
 
+# PyTorch advises against traces; the checks of arguments read sizes, which a trace keeps as constants.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_a_trace_records_the_operator(skipped):
     with torch.inference_mode():
         traced = torch.jit.trace(call, X.clone(), check_trace=False)
