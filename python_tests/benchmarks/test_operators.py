@@ -340,7 +340,7 @@ def test_help_states_defaults_and_units(operators):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (("--op", "softmax"), "'softmax' is not one of conv2d"),
+        (("--op", "softmax"), "'softmax' is not one of add_concat_group_norm, conv2d"),
         (("--dtype", "int8"), "'int8' is not one of float32"),
         (("--device", "nowhere"), "nowhere"),
         (("--latent", "65"), "65 is not a multiple of 64"),
