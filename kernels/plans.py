@@ -1,7 +1,7 @@
-"""What launchers decide once for all calls of one shape.
+"""Launch plans: what a launcher decides once for all calls of one shape.
 
-A plan depends on shapes, strides, dtypes and flags, never on values or addresses. It is kept by exactly these and the
-device, and made anew when the tuner may choose another configuration.
+A plan depends on shapes, strides, dtypes and flags, never on values or addresses. Plans are cached by exactly these and
+the device, and made again when the autotuner may choose another configuration.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from resshift_fast.kernels import tuning
 
-PLANS = 1024  # kept of one function; a network makes some dozens at each size
+PLANS = 1024  # cached for one function; a network makes some dozens at each size
 
 P = TypeVar("P")
 MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
@@ -22,15 +22,15 @@ MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 def planned(
     space: tuning.Space | None = None, bucket: Callable[..., tuple] | None = None
 ) -> Callable[[Callable[..., P]], Callable[..., P]]:
-    """Decorator that keeps what a planning function returns, by the device and its arguments.
+    """Decorator that caches what a planning function returns, by the device and its arguments.
 
     Args:
-        space: whose configuration the function takes before its arguments; None if it takes none.
-        bucket: of the same arguments, the bucket of `space`.
+        space: its configuration is passed to the function before the arguments; None if it takes none.
+        bucket: function from the same arguments to the bucket in `space`.
 
     Returns:
-        The decorator. The decorated function takes the device, then the arguments, which can be hashed, and with a
-        `space` also `trial`, which runs the kernel of a plan where configurations are timed.
+        The decorator. The decorated function takes the device, then the arguments, which must be hashable, and with a
+        `space` also `trial`, a function that runs a plan's kernel, to time configurations with.
 
     Example:
         >>> @planned(SPACE, lambda shape: (tuning.bucket(shape[0]),))
@@ -68,5 +68,5 @@ def planned(
 
 
 def contiguous(x: MaybeTensor) -> MaybeTensor:
-    """x without gaps, copied only if it has some; None if it is None."""
+    """x as a contiguous tensor, copied only if it is not; None if it is None."""
     return None if x is None else x.contiguous()

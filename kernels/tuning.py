@@ -1,15 +1,14 @@
-"""Which configuration a kernel runs in: measured on this model of GPU, else the default of its architecture.
+"""Autotuning: a kernel's configuration is the fastest measured on this GPU model, else its architecture's default.
 
-A kernel's `Space` lists a few candidates and the default for each architecture and bucket of shapes. Defaults come
-from the compiled kernels' resources (registers, spills, shared memory). Candidates are timed only within
-`measuring()`, which warm-up uses, and never while a CUDA graph is captured. One that does not compile, does not start
-or does not write what the default writes is dropped. The fastest is kept in `configurations/` of the cache folder, and
-read from there in every later process; RESSHIFT_FAST_PREFERENCES=0 neither reads nor writes it.
+A kernel's `Space` lists a few candidates, and a default for each architecture and bucket of shapes. The defaults were
+derived from the compiled kernels' resources (registers, spills, shared memory). Candidates are timed only within
+`measuring()`, during warm-up, and never while a CUDA graph is captured. A candidate is dropped if it does not compile,
+does not launch, or writes other values than the default does. `config_cache` keeps the fastest for later processes.
 
-Results are the same bit for bit from run to run with the same configurations: by default these follow from shapes and
-architecture alone, and what was once measured stays as it is stored. Another configuration may add in another order.
-Blocks along a sum do (keys of an attention, hidden width of `swin_mlp`, input channels of `upsample_conv2d`), and on a
-GPU also another number of warps or another matrix instruction. Blocks of pixels alone do not.
+Results are bitwise reproducible for a given configuration. Without measurements the configuration depends on shapes
+and architecture only; a measured one stays as stored. Another configuration may sum in another order: block sizes along
+a sum do (keys of an attention, hidden width of `swin_mlp`, input channels of `upsample_conv2d`), and so may the number
+of warps or another matrix instruction. Block sizes along pixels do not.
 """
 
 import warnings
@@ -25,14 +24,14 @@ from torch import Tensor
 
 from resshift_fast.core.capturing import alone
 from resshift_fast.core.stopwatch import Stopwatch
-from resshift_fast.kernels import choices
+from resshift_fast.kernels import config_cache
 from resshift_fast.kernels.launch import recording
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 FALLBACK_ARCHITECTURE = 80  # of the interpreter, and of tensors without a device
-RUNS = 5  # of each candidate, of whose times the median counts
+RUNS = 5  # of each candidate; the median of their times counts
 
-# Largest difference from what the default writes, by the largest value: both have rounded.
+# Largest difference from the default's values, relative to the largest of them: both are rounded.
 LIMITS = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 
 Trial = Callable[["Config"], Sequence[Tensor | None]]
@@ -41,7 +40,7 @@ Timer = Callable[[Callable[[], Any]], float]
 
 @dataclass(frozen=True)
 class Config:
-    """How one kernel is compiled: block sizes by constexpr name, warps, and stages of its software pipeline."""
+    """A kernel's configuration: block sizes by constexpr name, number of warps, stages of the software pipeline."""
 
     blocks: Mapping[str, int]
     num_warps: int = 4
@@ -57,7 +56,7 @@ class Config:
 
 
 class _Mode(local):
-    """What this thread was told."""
+    """The modes that this thread is in."""
 
     target: int | None = None
     timer: Callable[[torch.device], Timer | None] | None = None
@@ -72,17 +71,17 @@ _generation = 0
 
 
 def generation() -> int | None:
-    """A number that changes whenever a configuration may have become another one.
+    """A counter that increases whenever a configuration may have changed.
 
-    What was planned with a configuration holds as long as the number stays. None within `measuring`, `targeting` and
-    `enumerating`, where nothing is to be planned for later.
+    A plan made with a configuration is valid as long as the counter has not moved. None within `measuring`,
+    `targeting` and `enumerating`, where plans must not be reused.
     """
     special = _mode.timer is not None or _mode.target is not None or _mode.enumerating
     return None if special else _generation
 
 
 def renew() -> None:
-    """Have launchers make their plans anew."""
+    """Invalidate the launchers' plans."""
     global _generation
     _generation += 1
 
@@ -94,7 +93,7 @@ def _capability(index: int | None) -> int:
 
 
 def architecture(device: torch.device) -> int:
-    """Compute capability of a device, 90 for 9.0; that of `targeting()` within it."""
+    """Compute capability of a device, 90 for 9.0; within `targeting()`, the one given there."""
     if _mode.target is not None:
         return _mode.target
     if device.type == "cuda" and torch.cuda.is_available():
@@ -104,7 +103,7 @@ def architecture(device: torch.device) -> int:
 
 @contextmanager
 def targeting(arch: int) -> Iterator[None]:
-    """Have this thread choose defaults as on `arch` in the block, for proofs and counts without that GPU."""
+    """Choose defaults as on `arch` in this block and thread, to check and count kernels without that GPU."""
     previous, _mode.target = _mode.target, arch
     try:
         yield
@@ -114,12 +113,12 @@ def targeting(arch: int) -> Iterator[None]:
 
 @contextmanager
 def measuring(timer: Timer | None = None) -> Iterator[None]:
-    """Have this thread time the candidates of every bucket that is met for the first time in the block.
+    """Time the candidates of every bucket that this thread meets for the first time in the block.
 
-    Other threads that ask for such a bucket meanwhile wait if they measure too, else run the default.
+    Meanwhile, another thread that needs such a bucket waits if it measures too; otherwise it runs the default.
 
     Args:
-        timer: a call to its milliseconds, on any device; None takes `core.stopwatch`, on GPUs alone.
+        timer: function from a call to its milliseconds, for any device; None times with `core.stopwatch`, on GPUs only.
     """
     previous, _mode.timer = _mode.timer, _gpu_timers() if timer is None else lambda device: timer
     try:
@@ -130,7 +129,7 @@ def measuring(timer: Timer | None = None) -> Iterator[None]:
 
 @contextmanager
 def enumerating() -> Iterator[None]:
-    """Have this thread's recorded launches be those of all candidates in the block, for compiling them beforehand.
+    """Record the launches of all candidates in this block and thread, to compile them ahead of time.
 
     Example:
         >>> with launch.record() as launches, enumerating():
@@ -145,7 +144,7 @@ def enumerating() -> Iterator[None]:
 
 @contextmanager
 def watching() -> "Iterator[list[Choice]]":
-    """Collect the choices that this thread measures in the block."""
+    """Collect the choices that this thread makes by measuring in the block."""
     previous, _mode.met = _mode.met, []
     try:
         yield _mode.met
@@ -154,7 +153,7 @@ def watching() -> "Iterator[list[Choice]]":
 
 
 def _gpu_timers() -> Callable[[torch.device], Timer | None]:
-    """Device to its timer, None where nothing can be timed; what stopwatches take of its memory is free with it."""
+    """Function from a device to its timer, or None where nothing can be timed. It owns the stopwatches' memory."""
     stopwatch = cache(Stopwatch)
 
     def timer_of(device: torch.device) -> Timer | None:
@@ -177,8 +176,8 @@ class Space:
 
     Args:
         name: the kernel's name.
-        candidates: bucket to the configurations worth timing, at most eight.
-        default: (architecture, bucket) to the configuration used unmeasured.
+        candidates: function from a bucket to the configurations worth timing, at most eight.
+        default: function from (architecture, bucket) to the configuration used without a measurement.
     """
 
     name: str
@@ -190,10 +189,10 @@ class Space:
         """The configuration for a bucket of shapes.
 
         Args:
-            bucket: whatever the choice depends on, in few steps: integers such as powers of two of sizes.
+            bucket: what the choice depends on, coarsely: integers such as sizes rounded up to powers of two.
             device: of the tensors.
-            trial: runs the kernel once in a given configuration and returns the tensors that it writes, which hold
-                afterwards what they held before; None never times.
+            trial: runs the kernel once in a given configuration and returns the tensors that it writes. Their
+                previous contents are restored after timing. None never times.
         """
         chosen = self._chosen.get((device, bucket)) if _mode.target is None else None
         if chosen is not None and not _mode.enumerating:
@@ -213,8 +212,8 @@ class Space:
         return [default, *(config for config in self.candidates(bucket) if config != default)]
 
     def _stored(self, device: torch.device, bucket: tuple, default: Config) -> Config | None:
-        """The choice that is kept on disk, if there is one that this kernel has."""
-        found = choices.known(device).get((self.name, bucket))
+        """The choice in the cache on disk, if it is one of this kernel's configurations."""
+        found = config_cache.known(device).get((self.name, bucket))
         if found is None:
             return None
         chosen = next((config for config in self._all(bucket, default) if config.options == found), None)
@@ -228,15 +227,15 @@ class Space:
         if timer is None:
             return None
         with alone:
-            if (device, bucket) not in self._chosen:  # else another thread has measured it meanwhile
-                previous, _mode.timer = _mode.timer, None  # a trial's own calls are not timed within it
+            if (device, bucket) not in self._chosen:  # otherwise another thread has measured it meanwhile
+                previous, _mode.timer = _mode.timer, None  # calls within a trial are not tuned themselves
                 try:
                     chosen = _fastest(f"{self.name} {bucket}", self._all(bucket, default), trial, timer)
                 finally:
                     _mode.timer = previous
                 self._chosen[device, bucket] = chosen
                 renew()
-                choices.keep(device, self.name, bucket, chosen.options)
+                config_cache.keep(device, self.name, bucket, chosen.options)
                 if _mode.met is not None:
                     _mode.met.append(Choice(self, device, bucket, chosen, default))
         return self._chosen[device, bucket]
@@ -244,7 +243,7 @@ class Space:
 
 @dataclass(frozen=True)
 class Choice:
-    """A configuration that was measured, for the first time, to be the fastest; see `watching`."""
+    """A configuration that was measured to be the fastest, as collected by `watching`."""
 
     space: Space
     device: torch.device
@@ -253,20 +252,22 @@ class Choice:
     default: Config
 
     def reject(self) -> None:
-        """Take the default in place of it from now on."""
+        """Use the default instead from now on."""
         self.space._chosen[self.device, self.bucket] = self.default
         renew()
-        choices.keep(self.device, self.space.name, self.bucket, self.default.options)
+        config_cache.keep(self.device, self.space.name, self.bucket, self.default.options)
 
     def __str__(self) -> str:
         return f"{self.space.name} {self.bucket} with {self.config}"
 
 
 def _fastest(name: str, candidates: Sequence[Config], trial: Trial, timer: Timer) -> Config:
-    """The fastest of the candidates that run and write what the first of them that runs does; the first if none runs.
+    """The fastest candidate; the first one if none runs.
+
+    A candidate that writes other values than the first one that runs is not used.
 
     Raises:
-        torch.OutOfMemoryError: memory is full, which says nothing of a candidate.
+        torch.OutOfMemoryError: memory is full, which is not the candidate's fault.
     """
     times: list[tuple[float, Config]] = []
     expected: _Written | None = None
@@ -280,7 +281,7 @@ def _fastest(name: str, candidates: Sequence[Config], trial: Trial, timer: Timer
             times.append((timer(partial(trial, config)), config))
         except torch.OutOfMemoryError:
             raise
-        except Exception:  # a compiler or driver refuses in many ways; if all fail, the default's own launch says why
+        except Exception:  # compilers and drivers refuse in many ways; if all fail, launching the default says why
             continue
         finally:
             if expected is not None:
@@ -289,9 +290,10 @@ def _fastest(name: str, candidates: Sequence[Config], trial: Trial, timer: Timer
 
 
 class _Written:
-    """What a trial writes in one configuration, by which other ones are judged.
+    """What a trial writes in one configuration, to compare other configurations with.
 
-    Every element that it writes counts, and no other: tensors are filled beforehand with what no kernel writes.
+    Only elements that the kernel writes are compared: the tensors are filled with NaN (integers: the smallest value)
+    beforehand.
     """
 
     def __init__(self, trial: Trial, config: Config):
@@ -306,7 +308,7 @@ class _Written:
         return [x.clone() for x in self._outputs]
 
     def difference(self, trial: Trial, config: Config) -> str | None:
-        """What is wrong with what another configuration writes, or None."""
+        """How another configuration's values differ, or None if they agree."""
         for i, (ours, expected) in enumerate(zip(self._run(trial, config), self._values, strict=True)):
             same = (ours == expected) | ((ours != ours) & (expected != expected))
             if not ours.is_floating_point():
@@ -321,11 +323,11 @@ class _Written:
         return None
 
     def restore(self) -> None:
-        """Have the tensors hold what they held after the first trial."""
+        """Restore the tensors' contents from after the first trial."""
         for x, before in zip(self._outputs, self._before, strict=True):
             x.copy_(before)
 
 
 def bucket(size: int) -> int:
-    """`size` rounded up to a power of two: the steps in which configurations follow sizes."""
+    """`size` rounded up to a power of two, the granularity at which configurations depend on sizes."""
     return 1 << max(size - 1, 0).bit_length()

@@ -27,7 +27,7 @@ def _usable_device(device, usable=devices.usable_device):
 devices.usable_device = _usable_device
 
 # What somebody measured on this machine decides nothing here.
-os.environ["RESSHIFT_FAST_PREFERENCES"] = "0"
+os.environ["RESSHIFT_FAST_AUTOTUNE_CACHE"] = "0"
 
 # Tests work on small tensors, which threads only slow down; pytest-xdist uses the other cores.
 torch.set_num_threads(1)

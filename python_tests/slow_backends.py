@@ -33,7 +33,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, cache: Any, **others: Kernel) -> 
     No other operator has any, so that nothing depends on what is built.
 
     Args:
-        monkeypatch: undone by its owner. cache: folder of verdicts and preferences. others: in place of these three.
+        monkeypatch: undone by its owner. cache: folder of verdicts and measurements. others: in place of these three.
     """
     before = OPERATORS[OPERATOR]
     plain = before.plain

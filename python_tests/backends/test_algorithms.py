@@ -102,7 +102,7 @@ def test_a_choice_that_is_not_allowed_is_ignored_with_one_warning(choice):
         assert algorithm(X, WEIGHT, 1) == estimated(X, WEIGHT, 1)
     (warning,) = caught
     assert str(warning.message).startswith(
-        f"some measured preferences are ignored: {autotune_cache.user_path(MODEL)}: "
+        f"an entry of the autotune cache is ignored: {autotune_cache.user_path(MODEL)}: "
         f"conv2d, float32, algorithms, {SHAPE}: choice is {choice!r}, expected one of winograd 4, winograd 6, direct;"
     )
 

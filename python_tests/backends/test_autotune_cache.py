@@ -179,7 +179,7 @@ def test_a_broken_file_is_ignored_with_one_warning_that_names_it(content, reason
         assert (ran(), ran(torch.bfloat16)) == ("triton", "cpu")
     (warning,) = caught
     said = str(warning.message)
-    assert said.startswith(f"measured preferences are ignored: {autotune_cache.user_path(MODEL)}: ")
+    assert said.startswith(f"the autotune cache is ignored: {autotune_cache.user_path(MODEL)}: ")
     assert reason in said
 
 

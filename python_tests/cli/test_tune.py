@@ -17,7 +17,7 @@ SMALL = ("--model", tiny_models.ENLARGE, "--size", 16, "--device", "cpu", "--rep
 @pytest.fixture
 def stand_ins(models, monkeypatch, tmp_path):
     with installed(monkeypatch, tmp_path / "cache"):
-        yield tmp_path / "cache/preferences/test-cpu.json"
+        yield tmp_path / "cache/autotune/test-cpu.json"
 
 
 def files(folder):
@@ -100,7 +100,7 @@ def test_nothing_to_choose_is_an_error(program, models, monkeypatch, tmp_path):
     monkeypatch.setattr(backends, "candidates", lambda name, device_type: ())
     outcome = program("bench", "tune", *SMALL)
     assert outcome.code == 1 and "nothing to choose for nano-x4 on cpu" in outcome.errors[0]
-    assert not files(tmp_path / "preferences")
+    assert not files(tmp_path / "autotune")
 
 
 def test_help_says_every_default(program):

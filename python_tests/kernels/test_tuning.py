@@ -10,7 +10,7 @@ import torch
 
 from resshift_fast import backends, use_backend
 from resshift_fast.backends import verification
-from resshift_fast.kernels import choices, launch, swin_mlp, tuning
+from resshift_fast.kernels import config_cache, launch, swin_mlp, tuning
 from resshift_fast.kernels.tuning import Config, Space, enumerating, measuring, targeting
 
 CPU = torch.device("cpu")
@@ -259,17 +259,17 @@ def test_launches_of_all_candidates_are_recorded():
 @pytest.fixture
 def stored(monkeypatch, tmp_path):
     """A cache folder of its own."""
-    monkeypatch.setenv("RESSHIFT_FAST_PREFERENCES", "1")
+    monkeypatch.setenv("RESSHIFT_FAST_AUTOTUNE_CACHE", "1")
     monkeypatch.setenv("RESSHIFT_FAST_CACHE", str(tmp_path))
-    choices.forget()
+    config_cache.forget()
     yield tmp_path / "configurations"
-    choices.forget()
+    config_cache.forget()
 
 
 def test_a_choice_is_read_back_by_another_process(stored):
     toy = Toy()
     assert choose(space(SLOW, FAST), toy) == FAST
-    choices.forget()
+    config_cache.forget()
     assert space(SLOW, FAST).config(KEY, CPU) == FAST
     assert space(SLOW, FAST, name="other").config(KEY, CPU) == DEFAULT
     assert space(SLOW).config(KEY, CPU) == DEFAULT  # a kernel that has no such candidate
@@ -278,8 +278,8 @@ def test_a_choice_is_read_back_by_another_process(stored):
 def test_nothing_is_kept_or_read_where_it_is_turned_off(stored, monkeypatch):
     choose(space(SLOW, FAST), Toy())
     assert list(stored.glob("*.json"))
-    monkeypatch.setenv("RESSHIFT_FAST_PREFERENCES", "0")
-    choices.forget()
+    monkeypatch.setenv("RESSHIFT_FAST_AUTOTUNE_CACHE", "0")
+    config_cache.forget()
     of = space(SLOW, FAST)
     assert of.config(KEY, CPU) == DEFAULT
     before = [path.read_bytes() for path in stored.glob("*.json")]
@@ -295,7 +295,7 @@ def test_a_rejected_choice_gives_way_to_the_default(stored):
     assert str(choice) == "toy (64,) with BLOCK 2, num_warps 4, num_stages 2"
     choice.reject()
     assert of.config(KEY, CPU) == DEFAULT
-    choices.forget()
+    config_cache.forget()
     assert space(SLOW, FAST).config(KEY, CPU) == DEFAULT
     with tuning.watching() as met:
         choose(of, toy)

@@ -1,6 +1,6 @@
 """Which backend was the fastest: orders that were measured, in a JSON file for each model of device.
 
-`resshift-fast bench tune` measures and stores them in `preferences/` of the cache folder; this package's own are in
+`resshift-fast bench tune` measures and stores them in `autotune/` of the cache folder; this package's own are in
 the folder of that name here. The user's stand over the package's, for each operator and dtype. A file is
 
     {"format": 1, "device": "NVIDIA H100 80GB HBM3", "date": ..., "command": ..., "torch": ..., "triton": ...,
@@ -14,7 +14,7 @@ stands beside them, and `choice` decides; other shapes, and choices that the ker
     "algorithms": {"128x128@256x256b1": {"choice": "winograd 6", "microseconds": {"winograd 6": 41250.2, ...},
                                          "refused": {}}}
 
-RESSHIFT_FAST_PREFERENCES=0 ignores all files, and those of `kernels.choices` too.
+RESSHIFT_FAST_AUTOTUNE_CACHE=0 ignores all files, and those of `kernels.config_cache` too.
 """
 
 import contextlib
@@ -35,14 +35,14 @@ from resshift_fast.core.files import make_folder, write_atomically
 if TYPE_CHECKING:
     import torch
 
-VARIABLE = "RESSHIFT_FAST_PREFERENCES"
+VARIABLE = "RESSHIFT_FAST_AUTOTUNE_CACHE"
 FORMAT = 1
-SHIPPED = Path(__file__).parents[1] / "preferences"
+SHIPPED = Path(__file__).parents[1] / "autotune"
 REFERENCE = "reference"
 
 
 @dataclass(frozen=True)
-class Preference:
+class Measurement:
     """What was measured for one operator and dtype on one model of device.
 
     Args:
@@ -94,10 +94,10 @@ def user_path(device: str) -> Path:
     Raises:
         OSError: the home folder is unknown.
     """
-    return cache_dir() / "preferences" / filename(device)
+    return cache_dir() / "autotune" / filename(device)
 
 
-def find(operator: str, device: "torch.device", dtype: "torch.dtype") -> Preference | None:
+def find(operator: str, device: "torch.device", dtype: "torch.dtype") -> Measurement | None:
     """What was measured for an operator on a device and in a dtype, if anything was."""
     if os.environ.get(VARIABLE) == "0":
         return None
@@ -133,7 +133,7 @@ def algorithms(
         if shape not in fit:
             where = f"{operator}, {str(dtype).removeprefix('torch.')}, algorithms, {shape}"
             reason = f"{where}: choice is {choice!r}, expected one of {', '.join(allowed)}"
-            _warn("some measured preferences are ignored", found.path, reason)
+            _warn("an entry of the autotune cache is ignored", found.path, reason)
             break
     return fit
 
@@ -156,19 +156,19 @@ def forget() -> None:
 
 
 @cache
-def _known(device: str) -> dict[tuple[str, str], Preference]:
+def _known(device: str) -> dict[tuple[str, str], Measurement]:
     """(operator, dtype) to what the files for a model of device say: the package's, and over it the user's."""
     paths = [SHIPPED / filename(device)]
     with contextlib.suppress(OSError):  # no home, no file
         paths.append(user_path(device))
-    known: dict[tuple[str, str], Preference] = {}
+    known: dict[tuple[str, str], Measurement] = {}
     for path in paths:
         try:
             known |= _read(path, device)
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:
-            _warn("measured preferences are ignored", path, str(error))
+            _warn("the autotune cache is ignored", path, str(error))
     return known
 
 
@@ -184,7 +184,7 @@ def _warn(what: str, path: Path, reason: str) -> None:
     warnings.warn(f"{what}: {path}: {reason}; 'resshift-fast bench tune' makes new ones", RuntimeWarning, stacklevel=3)
 
 
-def _read(path: Path, device: str) -> dict[tuple[str, str], Preference]:
+def _read(path: Path, device: str) -> dict[tuple[str, str], Measurement]:
     """What one file says.
 
     Raises:
@@ -206,7 +206,7 @@ def _read(path: Path, device: str) -> dict[tuple[str, str], Preference]:
                 raise ValueError(f"{where}: order is {order!r}, expected a list of backends")
             refused = _object(measured.get("refused", {}), f"{where}: refused")
             choices = _choices(measured.get("algorithms", {}), f"{where}, algorithms")
-            known[operator, dtype] = Preference(tuple(order), refused, path, choices)
+            known[operator, dtype] = Measurement(tuple(order), refused, path, choices)
     return known
 
 

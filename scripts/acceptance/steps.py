@@ -112,7 +112,7 @@ REHEARSAL = Scale(
     tuned=("--model", "nano-x4", "--size", "8", "--repeats", "1"),
     sanitizer=(sys.executable, "scripts/acceptance/stand_in.py"),
     tests=(),
-    environment={"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "RESSHIFT_FAST_PREFERENCES": "0"},
+    environment={"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "RESSHIFT_FAST_AUTOTUNE_CACHE": "0"},
 )
 
 ON_GPU = "python_tests/test_on_gpu.py"
@@ -212,8 +212,8 @@ def steps(scale: Scale = GPU) -> list[Step]:
             "tune",
             0.03,
             (python, "-m", "resshift_fast", "bench", "tune", "--device", scale.device, *scale.tuned)
-            + ("--output", "{folder}/preferences.json"),
-            tables=("preferences.json",),
+            + ("--output", "{folder}/autotune.json"),
+            tables=("autotune.json",),
         ),
         restoration(
             scale,

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from resshift_fast.core import environment
-from resshift_fast.kernels import choices
-from resshift_fast.kernels.choices import forget, keep, known
+from resshift_fast.kernels import config_cache
+from resshift_fast.kernels.config_cache import forget, keep, known
 
 CPU = torch.device("cpu")
 OPTIONS = {"BLOCK": 64, "HOIST": True, "num_warps": 4, "num_stages": 2}
@@ -17,7 +17,7 @@ OPTIONS = {"BLOCK": 64, "HOIST": True, "num_warps": 4, "num_stages": 2}
 
 @pytest.fixture(autouse=True)
 def folder(monkeypatch, tmp_path):
-    monkeypatch.setenv("RESSHIFT_FAST_PREFERENCES", "1")
+    monkeypatch.setenv("RESSHIFT_FAST_AUTOTUNE_CACHE", "1")
     monkeypatch.setenv("RESSHIFT_FAST_CACHE", str(tmp_path))
     forget()
     yield tmp_path / "configurations"
@@ -108,7 +108,7 @@ def test_an_interrupted_write_leaves_the_file_as_it_was(folder, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(choices.os, "replace", interrupted)
+    monkeypatch.setattr(config_cache.os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         keep(CPU, "b", (64,), OPTIONS)
     assert file(folder).read_bytes() == before
@@ -133,14 +133,14 @@ def test_nothing_outlives_what_it_was_measured_with(changed, monkeypatch, tmp_pa
         monkeypatch.setenv("TRITON_INTERPRET", "another")
     else:
         (tmp_path / "group_norm.py").write_text("another")
-        monkeypatch.setattr(choices, "__file__", str(tmp_path / "choices.py"))
+        monkeypatch.setattr(config_cache, "__file__", str(tmp_path / "config_cache.py"))
     forget()
     assert known(CPU) == {}
 
 
 def test_the_switch_ignores_and_writes_none(folder, monkeypatch):
     keep(CPU, "a", (64,), OPTIONS)
-    monkeypatch.setenv("RESSHIFT_FAST_PREFERENCES", "0")
+    monkeypatch.setenv("RESSHIFT_FAST_AUTOTUNE_CACHE", "0")
     forget()
     keep(CPU, "b", (64,), OPTIONS)
     assert known(CPU) == {} and '"b"' not in file(folder).read_text()
@@ -160,5 +160,5 @@ def test_models_of_device_and_drivers_have_files_of_their_own(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, model=model: model)
         monkeypatch.setattr(environment, "_driver", lambda driver=driver: driver)
         forget()
-        names.append(choices._path(device).name)
+        names.append(config_cache._path(device).name)
     assert len(set(names)) == 3 and names[0].startswith("nvidia-h100-") and names[1].startswith("nvidia-h200-")

@@ -1,8 +1,8 @@
-"""Configurations that were measured, kept for later processes: a JSON file for each device, software and sources.
+"""The autotune cache of kernel configurations: one JSON file for each device model, software and sources.
 
-It lies in `configurations/` of the cache folder, and its name holds the hash of device model, driver, torch, Triton and
-this folder's files, so that none outlives what it was measured with. RESSHIFT_FAST_PREFERENCES=0 ignores all of them
-and writes none.
+The files are in `configurations/` of the cache folder. A file's name contains a hash of the device model, the driver,
+torch, Triton and this folder's sources, so that a configuration is never used with anything it was not measured with.
+RESSHIFT_FAST_AUTOTUNE_CACHE=0 neither reads nor writes them.
 """
 
 import json
@@ -22,7 +22,7 @@ from resshift_fast.core import environment
 from resshift_fast.core.cache import cache_dir
 from resshift_fast.core.locking import locked
 
-VARIABLE = "RESSHIFT_FAST_PREFERENCES"
+VARIABLE = "RESSHIFT_FAST_AUTOTUNE_CACHE"
 FORMAT = 1
 
 Known = dict[tuple[str, tuple], Mapping[str, Any]]
@@ -32,7 +32,7 @@ _keeping = Lock()
 
 
 def known(device: torch.device) -> Mapping[tuple[str, tuple], Mapping[str, Any]]:
-    """(kernel, bucket) to the options of its launch that were the fastest on this model of device; read once."""
+    """(kernel, bucket) to its fastest launch options on this device model. The file is read once."""
     path = _path(device)
     if path is not None and path not in _known:
         _known[path] = _read(path)
@@ -40,7 +40,7 @@ def known(device: torch.device) -> Mapping[tuple[str, tuple], Mapping[str, Any]]
 
 
 def keep(device: torch.device, kernel: str, bucket: tuple, options: Mapping[str, Any]) -> None:
-    """Store a choice beside those of other processes; nothing where the cache folder cannot be written.
+    """Store one choice and keep those of other processes; does nothing where the cache folder cannot be written.
 
     Args:
         kernel: its name. bucket: of strings and integers. options: keyword arguments of `launch`.
@@ -54,14 +54,14 @@ def keep(device: torch.device, kernel: str, bucket: tuple, options: Mapping[str,
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with locked(path.with_suffix(".lock")):
-                # What another process has measured meanwhile stays; this one's own choices stand over it.
+                # Keep what another process has stored meanwhile; this process's own choices take precedence.
                 _write(path, _read(path) | new, device)
         except OSError:
             return
 
 
 def forget() -> None:
-    """Have the files read anew."""
+    """Drop what was read; the files are read again when needed."""
     _known.clear()
     _known[None] = {}
     _path.cache_clear()
@@ -69,8 +69,8 @@ def forget() -> None:
 
 @cache
 def _path(device: torch.device) -> Path | None:
-    """The file for a device; None where none is read."""
-    absent = device.type == "cuda" and not torch.cuda.is_available()  # as of fake tensors
+    """The file for a device; None where the cache is not used."""
+    absent = device.type == "cuda" and not torch.cuda.is_available()  # a fake tensor's device
     if os.environ.get(VARIABLE) == "0" or absent:
         return None
     try:
@@ -87,7 +87,7 @@ def _model(device: torch.device) -> str:
 
 
 def _read(path: Path) -> Known:
-    """What a file says; nothing if there is none, or after a warning if it is damaged."""
+    """A file's content; empty if there is no file, and, after a warning, if it is damaged."""
     try:
         return _parsed(json.loads(path.read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError):
@@ -98,7 +98,7 @@ def _read(path: Path) -> Known:
 
 
 def _parsed(content: Any) -> Known:
-    """Raises ValueError, with the reason, for what `_write` has not written."""
+    """The choices in a file's content; raises ValueError with the reason if `_write` did not write it."""
     if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("choices"), list):
         raise ValueError(f"expected an object of format {FORMAT} with a list of choices")
     found: Known = {}
@@ -113,7 +113,7 @@ def _parsed(content: Any) -> Known:
 
 
 def _write(path: Path, choices: Known, device: torch.device) -> None:
-    """Replace the file in one step."""
+    """Replace the file atomically."""
     content = {
         "format": FORMAT,
         "device": _model(device),
@@ -133,5 +133,5 @@ def _write(path: Path, choices: Known, device: torch.device) -> None:
 
 @cache
 def _warn(path: Path, reason: str) -> None:
-    """Say it once."""
+    """Warn once about a file."""
     warnings.warn(f"measured configurations are ignored: {path}: {reason}", RuntimeWarning, stacklevel=5)
