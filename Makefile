@@ -20,7 +20,7 @@ OLDER := 3.6.0
 OLDER_TRITON := $(VENV)/triton-$(OLDER)
 ARCHITECTURES ?= 90
 
-.PHONY: help demo test proofs sanitize gpu gpu-offline lint docs clean
+.PHONY: help demo test quick proofs sanitize gpu gpu-offline lint style types docs clean
 
 help:
 	@echo "make demo   install into $(VENV), restore $(PHOTO) and show it beside the original"
@@ -30,7 +30,7 @@ help:
 	@echo "make sanitize  run the native kernels under sanitizers of memory, arithmetic and threads (minutes, needs g++)"
 	@echo "make gpu    on a machine with an NVIDIA GPU: tests, sanitizer, benchmarks and a profile, in ten minutes"
 	@echo "make gpu-offline  the same without a network, into the Python at hand; WHEEL=FILE if it was compiled elsewhere"
-	@echo "make lint   check style with ruff and types with mypy and pyright"
+	@echo "make lint   check style with ruff and clang-format, types with mypy and pyright; make style, make types: one of them"
 	@echo "make docs   build the site with the API reference into $(OUT)/site"
 	@echo "make clean  remove $(VENV), $(OUT) and everything else that was made here"
 	@echo "PYTHON=python3.12 chooses the Python, TORCH=... what pip installs as torch."
@@ -69,9 +69,15 @@ gpu-offline:
 	@$(NEEDS_GPU) && $(PYTHON) scripts/install_offline.py $(if $(WHEEL),--wheel $(WHEEL)) \
 		&& $(PYTHON) scripts/gpu_acceptance.py $(ACCEPTANCE)
 
-lint: $(INSTALLED)
+lint: style types
+
+# A second of this and half a minute of that: .pre-commit-config.yaml runs both, each when it is quick enough.
+style: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $$(find csrc python_tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+
+types: $(INSTALLED)
 	$(BIN)/python scripts/check_types.py
 
 # No network is needed once the extra is installed.

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # What only a part of it needs, which is left out without them.
 PARTS = {
     "omegaconf": "official YAML files: Pipeline.from_config",
-    **dict.fromkeys(("ruff", "mypy", "pyright"), "make lint"),
+    **dict.fromkeys(("ruff", "clang-format", "mypy", "pyright"), "make lint"),
     "twine": "checking what is uploaded",
     "matplotlib": "plots",
     "ninja": "compiling only what has changed",
