@@ -7,17 +7,14 @@ A room is a folder of `resshift_fast/`, the pipeline, or `kernels/`. It stands b
 is an import; one that follows from others is left out.
 """
 
-import ast
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from package_imports import PACKAGE, ROOT, room_graph
+
 PICTURE = ROOT / "docs/rooms.svg"
-PACKAGE = "resshift_fast"
-FACE = ("__init__", "__main__")  # opens any room when asked
 WIDTH, BOX, ROW, TOP = 880, (112, 34), 66, 20
 
-# An image's way: the file or folder where a stage happens, and what it is.
+# An image's way: the file where a stage happens, and what it is.
 WAY = (
     ("images/sources.py", "kind of input"),
     ("images/photo.py", "read, colour"),
@@ -30,36 +27,6 @@ WAY = (
     ("images/tiling.py", "feather, blend"),
     ("images/photo.py", "write"),
 )
-
-
-def sources() -> dict[str, list[Path]]:
-    """Room to its files."""
-    found: dict[str, list[Path]] = {"kernels": sorted((ROOT / "kernels").glob("*.py"))}
-    for path in sorted((ROOT / PACKAGE).rglob("*.py")):
-        room = path.relative_to(ROOT / PACKAGE).with_suffix("").parts[0]
-        if room not in FACE:
-            found.setdefault(room, []).append(path)
-    return found
-
-
-def imported(node: ast.AST) -> set[str]:
-    """Names of rooms, or of anything else, that a tree imports from the package; those for type checkers left out."""
-    if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-        return set()
-    names: list[str] = []
-    if isinstance(node, ast.Import):
-        names = [alias.name for alias in node.names]
-    elif isinstance(node, ast.ImportFrom):
-        names = [f"{node.module}.{alias.name}" for alias in node.names]
-    found = {name.split(".")[1] for name in names if name.startswith(f"{PACKAGE}.")}
-    return found.union(*(imported(child) for child in ast.iter_child_nodes(node)))
-
-
-def graph() -> dict[str, set[str]]:
-    """Room to the rooms that it imports."""
-    rooms = sources()
-    trees = {room: [ast.parse(path.read_text(encoding="utf-8")) for path in paths] for room, paths in rooms.items()}
-    return {room: set().union(*map(imported, trees[room])) & rooms.keys() - {room} for room in rooms}
 
 
 def reached(edges: dict[str, set[str]], room: str) -> set[str]:
@@ -115,6 +82,8 @@ def _rooms(edges: dict[str, set[str]]) -> tuple[list[str], int]:
 
 def _way(top: int) -> tuple[list[str], int]:
     """The stages of an image's way in two rows, and where they end."""
+    if missing := [file for file, _ in WAY if not (ROOT / PACKAGE / file).is_file()]:
+        raise FileNotFoundError(f"{PACKAGE}/ has no {', '.join(missing)}; where is that stage now? Change WAY")
     lines = [f'<text x="{WIDTH / 2:g}" y="{top + 12}" font-weight="bold">The way of an image</text>']
     half, size = 5, (152, 44)
     places = [(12 + i % half * 174, top + 26 + i // half * 76) for i in range(len(WAY))]
@@ -131,7 +100,7 @@ def _way(top: int) -> tuple[list[str], int]:
 
 def picture() -> str:
     """The whole picture."""
-    rooms, end = _rooms(graph())
+    rooms, end = _rooms(room_graph())
     way, end = _way(end)
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {end}" font-family="sans-serif" font-size="12"'
