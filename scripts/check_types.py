@@ -2,8 +2,8 @@
 """Check the types of the package with mypy, and those of what users write with mypy and pyright.
 
 Both are set up in pyproject.toml. They are shown the package as it is installed, with kernels/ inside. The Python
-examples of README.md are checked in a row, after the pictures and tensors that they take for granted. No network is
-needed: pyright comes with its own Node.js.
+examples of README.md and of each page of docs/ are checked in a row, after the pictures and tensors that they take for
+granted. No network is needed: pyright comes with its own Node.js.
 
     python scripts/check_types.py
 """
@@ -15,7 +15,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "out" / "types"
+EXAMPLES = FOLDER / "examples"
 API = ROOT / "python_tests" / "typing" / "public_api.py"
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)  # a block of code: its language, and itself
 GIVEN = """\
 import numpy as np
 import torch
@@ -31,7 +33,24 @@ tensor = x = weight = bias = scale = shift = torch.zeros(1)
 
 def examples(page: str) -> list[str]:
     """The Python code blocks of a page in Markdown."""
-    return re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    return [code for language, code in FENCED.findall(page) if language == "python"]
+
+
+def programs() -> dict[str, str]:
+    """Name of a module to the examples of a page, for all pages that have any."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    found = {page.stem.lower().replace("-", "_"): examples(page.read_text(encoding="utf-8")) for page in pages}
+    return {f"{name}_page": "\n".join([GIVEN, *codes]) for name, codes in found.items() if codes}
+
+
+def written() -> list[Path]:
+    """The files of the programs, and none of pages that are gone."""
+    EXAMPLES.mkdir(parents=True, exist_ok=True)
+    for path in EXAMPLES.glob("*.py"):
+        path.unlink()
+    for name, program in programs().items():
+        (EXAMPLES / f"{name}.py").write_text(program, encoding="utf-8")
+    return sorted(EXAMPLES.glob("*.py"))
 
 
 def installed() -> Path:
@@ -55,12 +74,11 @@ def check(*command: str) -> int:
 
 
 def main() -> int:
-    package, readme = installed(), FOLDER / "readme.py"
-    readme.write_text("\n".join([GIVEN, *examples((ROOT / "README.md").read_text("utf-8"))]), encoding="utf-8")
+    package, pages = installed(), written()
     settings = ROOT / "pyproject.toml"
     mypy = ("mypy", "--config-file", str(settings), "--cache-dir", str(ROOT / ".mypy_cache"))
     failed = [
-        check(*mypy, package.name, readme.name, str(API)),
+        check(*mypy, package.name, *map(str, pages), str(API)),
         check("pyright", "--pythonpath", sys.executable, "--project", str(settings)),
     ]
     return int(any(failed))

@@ -17,6 +17,7 @@ from sample_photos import make_photo
 
 from resshift_fast import Pipeline
 from resshift_fast.cli.app import app
+from scripts.check_types import FENCED
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -40,8 +41,7 @@ class Example(NamedTuple):
 def examples(page: Path) -> list[Example]:
     """The fenced blocks of a page."""
     text = page.read_text(encoding="utf-8")
-    found = re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    marks = [(block, NOT_RUN.search(text[: block.start()])) for block in found]
+    marks = [(block, NOT_RUN.search(text[: block.start()])) for block in FENCED.finditer(text)]
     return [Example(page, block[1], block[2], mark[1] if mark else "") for block, mark in marks]
 
 

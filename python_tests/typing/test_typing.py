@@ -1,12 +1,10 @@
-"""What type checkers are shown: the names of the package, and the README's examples."""
+"""What type checkers are shown: the names of the package, and the examples of README and the pages."""
 
 import ast
-import sys
 from pathlib import Path
 
-import pytest
-
 import resshift_fast
+from scripts import check_types
 
 ROOT = Path(__file__).resolve().parents[2]
 FACE = Path(resshift_fast.__file__)
@@ -28,22 +26,15 @@ def test_the_package_says_that_it_has_types():
     assert (FACE.parent / "py.typed").is_file()
 
 
-@pytest.fixture
-def check_types(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    import check_types
-
-    yield check_types
-    del sys.modules["check_types"]
-
-
-def test_only_the_python_blocks_of_a_page_are_examples(check_types):
+def test_only_the_python_blocks_of_a_page_are_examples():
     page = "a\n```python\nx = 1\ny = 2\n```\n```\nrestore x\n```\n    z = 3\n```python\nw = 4\n```\n"
     assert check_types.examples(page) == ["x = 1\ny = 2\n", "w = 4\n"]
 
 
-def test_the_examples_of_the_readme_are_found(check_types):
-    readme = ROOT / "README.md"
-    program = "\n".join([check_types.GIVEN, *check_types.examples(readme.read_text("utf-8"))])
-    assert "sample(" in program and "Pipeline.from_pretrained(" in program and "ops.group_norm(" in program
-    ast.parse(program)
+def test_the_examples_of_the_pages_are_found():
+    programs = check_types.programs()
+    assert {"readme_page", "python_page", "operators_page", "formats_page", "add_an_operator_page"} <= set(programs)
+    assert all(code in programs["readme_page"] for code in ("sample(", "Pipeline.from_pretrained(", "ops.group_norm("))
+    assert "opcheck(" in programs["add_an_operator_page"]
+    for program in programs.values():
+        ast.parse(program)
