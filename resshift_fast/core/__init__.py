@@ -1,1 +1,1 @@
-"""What needs nothing else of this package: the cache folder, descriptions of devices, and the time of work on a GPU."""
+"""Modules that import nothing else of this package: cache folder, devices, files, error limits, NVTX, GPU timing."""

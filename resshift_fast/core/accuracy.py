@@ -1,9 +1,9 @@
-"""How far a result is from the exact one, and how far it may be: the one rule of verification, benchmarks and tests.
+"""Errors of a result and their limits, shared by verification, benchmarks and tests.
 
-Two numbers are compared. The relative error, ‖x − exact‖ / ‖exact‖, is that of the whole; the largest error, the
-maximum over elements of |x − exact| / (|exact| + rms(exact)), shows a single wrong element among millions, which the
-norm hides. In float32 the limit is fixed; in 16 bit it is twice the error of plain PyTorch in the same dtype, so that
-a fast kernel can't hide behind a wide limit.
+Two errors are compared. The relative error, ‖x − exact‖ / ‖exact‖, is that of the whole tensor. The largest error, the
+maximum over elements of |x − exact| / (|exact| + rms(exact)), detects a single wrong element among millions, which the
+norm does not. In float32 the limit is fixed. In 16-bit dtypes it is twice the error of plain PyTorch in the same dtype:
+a fixed limit that holds for every operator would be too wide to detect a faulty kernel.
 """
 
 import math
@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 
 LIMITS = {torch.float64: 1e-10, torch.float32: 1e-5}
-# An element may be off by so many times the relative error that the whole may have: rounding errors of 10⁶ normally
-# distributed elements reach five times their deviation.
+# Limit of the largest error in units of that of the relative error: the largest of 10⁶ normally distributed rounding
+# errors is about five standard deviations.
 ELEMENT_FACTOR = 8.0
-PLAIN_FACTOR = 2.0  # of the plain path's errors
+PLAIN_FACTOR = 2.0  # limit in units of the errors of plain PyTorch
 
 
 class Errors(NamedTuple):
-    """Errors of a tensor, or limits of them; see the module.
+    """Errors of a tensor, or limits on them, as the module's docstring defines them.
 
     Attributes:
-        relative: of the whole. largest: of one element.
+        relative: of the whole tensor. largest: of one element.
     """
 
     relative: float
@@ -48,7 +48,7 @@ EXACT = Errors(0.0, 0.0)
 
 
 def errors(x: Tensor, exact: Tensor) -> Errors:
-    """Errors of floating-point `x` against `exact`, of the same shape; absolute ones where `exact` is all zeros."""
+    """Errors of floating-point `x` against `exact` of the same shape; absolute errors if `exact` is all zeros."""
     if not exact.numel():
         return EXACT
     exact = exact.detach().double()
@@ -60,12 +60,12 @@ def errors(x: Tensor, exact: Tensor) -> Errors:
 
 
 def limits(dtype: torch.dtype, plain: Errors = EXACT, limit: float | None = None) -> Errors:
-    """Errors that a right result may have.
+    """Errors that a correct result may have.
 
     Args:
-        dtype: of the result, or of the coarsest of what it was computed from.
+        dtype: the lowest precision among the result and its inputs.
         plain: errors of plain PyTorch in the same dtype.
-        limit: relative error allowed whatever plain PyTorch does; None takes that of `dtype`.
+        limit: relative error that is allowed in any case; None takes the default of `dtype`.
     """
     if limit is None:
         limit = LIMITS.get(dtype, torch.finfo(dtype).eps / 8)
@@ -75,12 +75,12 @@ def limits(dtype: torch.dtype, plain: Errors = EXACT, limit: float | None = None
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """No TF32 in the block, in cuDNN and cuBLAS: it would pass for float32 with a thousand times its error.
+    """Disable TF32 in cuDNN and cuBLAS within the block: its rounding error is about a thousand times float32's.
 
-    torch keeps an older and a newer setting of it and refuses to read the older one where the two differ, so that both
-    are set, and both are set back.
+    PyTorch has an older and a newer setting, and raises when the older one is read while the two disagree. So both
+    are saved and restored.
     """
-    matmul: Any = torch.backends.cuda.matmul  # whose attributes, as cuDNN's, are made at run time
+    matmul: Any = torch.backends.cuda.matmul  # Any: type checkers do not see its attributes, nor cuDNN's
     cudnn: Any = torch.backends.cudnn
     older, newer = (matmul, cudnn), (matmul, cudnn.conv, cudnn.rnn)
     allowed, precisions = [_allows_tf32(place) for place in older], [place.fp32_precision for place in newer]
@@ -97,7 +97,7 @@ def full_float32() -> Iterator[None]:
 
 
 def _allows_tf32(place: Any) -> bool | None:
-    """The older setting; None where it cannot be read."""
+    """The older setting, or None if PyTorch refuses to read it."""
     try:
         allowed: bool = place.allow_tf32
         return allowed

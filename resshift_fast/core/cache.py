@@ -1,4 +1,4 @@
-"""The folder in which this package keeps what it downloads, measures and verifies."""
+"""The cache folder: downloaded weights, autotuned choices and verification verdicts."""
 
 import os
 import sys
@@ -8,10 +8,10 @@ CACHE_VARIABLE = "RESSHIFT_FAST_CACHE"
 
 
 def cache_dir() -> Path:
-    """The cache folder, which need not exist yet.
+    """The cache folder, which may not exist yet.
 
-    RESSHIFT_FAST_CACHE names it; else it is `resshift_fast` in the platform's cache folder: %LOCALAPPDATA% on Windows,
-    ~/Library/Caches on macOS, $XDG_CACHE_HOME or ~/.cache elsewhere.
+    It is RESSHIFT_FAST_CACHE if that is set, else `resshift_fast` in the platform's cache folder: %LOCALAPPDATA% on
+    Windows, ~/Library/Caches on macOS, $XDG_CACHE_HOME or ~/.cache elsewhere.
 
     Raises:
         OSError: the home folder is unknown.
@@ -25,7 +25,7 @@ def cache_dir() -> Path:
             base = Path.home() / "Library" / "Caches"
         else:
             configured = os.environ.get("XDG_CACHE_HOME", "")
-            # The XDG specification has relative paths ignored.
+            # The XDG specification says that relative paths must be ignored.
             base = Path(configured) if os.path.isabs(configured) else Path.home() / ".cache"
     except RuntimeError as error:
         raise OSError(f"the home folder is unknown; name a cache folder with {CACHE_VARIABLE}=FOLDER") from error

@@ -1,7 +1,7 @@
-"""Of several threads, one captures a CUDA graph or times kernels."""
+"""A lock that allows one thread at a time to capture a CUDA graph or to time kernels."""
 
 from threading import RLock
 
-# A capture does not survive another one's wait for the device, and two threads that time would time each other. Who
-# holds it may take it again: kernels are timed in the runs before a capture.
+# A capture fails if another thread synchronizes the device, and kernels of two threads would share the GPU while they
+# are timed. Reentrant, because kernels are autotuned in the warm-up runs before a capture.
 alone = RLock()

@@ -1,4 +1,4 @@
-"""Devices: which can be used here, and which is the current one."""
+"""Devices: check that one can be used, and make one current."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def usable_device(device: "str | torch.device | None") -> "torch.device":
-    """The device, after a number was put on it and read back; None takes CUDA where it works, else the CPU.
+    """The device, checked by writing and reading an element; None takes CUDA if it is available, else the CPU.
 
     Raises:
         ValueError: if it cannot be used here, with the reason.
@@ -27,7 +27,7 @@ def usable_device(device: "str | torch.device | None") -> "torch.device":
 
 
 def on(device: "torch.device") -> AbstractContextManager[None]:
-    """Context in which a CUDA device is the current one: kernels are launched there, wherever their tensors are."""
+    """Make a CUDA device current within the block: kernels are launched on the current device, not the tensors'."""
     import torch
 
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

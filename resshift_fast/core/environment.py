@@ -1,4 +1,4 @@
-"""On what a verdict or a measurement depends: device, driver, torch, Triton, and files of code."""
+"""A hash of what a verdict or a measurement depends on: device, driver, torch, Triton and source files."""
 
 import contextlib
 import hashlib
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
 
 
 def fingerprint(device: "torch.device", paths: Iterable[Path], details: Iterable[str] = ()) -> str:
-    """Hash of everything on which a result of kernels on a device depends, 16 hexadecimal digits.
+    """Hash of everything that the results of kernels on a device depend on, 16 hexadecimal digits.
 
     Args:
-        device: on which they run.
-        paths: files of code, whose bytes count in this order.
-        details: what else counts.
+        device: the device that the kernels run on.
+        paths: source files and libraries; their content is hashed in this order.
+        details: further strings to hash.
     """
     import torch
 
     interpreted = os.environ.get("TRITON_INTERPRET", "")
     parts = [device.type, torch.__version__, str(torch.version.cuda), interpreted, *details]
-    if device.type == "cuda" and torch.cuda.is_available():  # there are fake tensors of an absent device
+    if device.type == "cuda" and torch.cuda.is_available():  # fake tensors may be on a CUDA device that is absent
         parts += [torch.cuda.get_device_name(device), _driver()]
     if (device.type != "cpu" or interpreted == "1") and find_spec("triton"):
-        import triton  # only where it may run
+        import triton  # slow, so only if its version matters
 
         parts.append(triton.__version__)
     digest = hashlib.sha256("\n".join(parts).encode())
@@ -37,7 +37,7 @@ def fingerprint(device: "torch.device", paths: Iterable[Path], details: Iterable
 
 
 def code(*folders: Path) -> list[Path]:
-    """The Python files and libraries of these folders, in order."""
+    """The Python files and shared libraries directly in these folders, sorted."""
     return sorted(path for folder in folders for path in folder.iterdir() if path.suffix in (".py", ".so"))
 
 

@@ -1,4 +1,4 @@
-"""Files and folders that are written: in one step, with errors for people."""
+"""Writing files atomically and creating folders, with error messages that say what to do."""
 
 import errno
 import os
@@ -10,9 +10,9 @@ from typing import BinaryIO
 
 
 def make_folder(folder: str | Path) -> Path:
-    """Create an output folder (and those above it) and make sure that files can be written there.
+    """Create an output folder (and its parents) and check that files can be written there.
 
-    Call it before the work starts, so that an unwritable place is known at once and not after minutes.
+    Call it before the work starts, so that an unwritable folder is reported at once and not after minutes.
 
     Returns:
         The folder.
@@ -38,13 +38,12 @@ def make_folder(folder: str | Path) -> Path:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
-    """A file to write into that takes the name `path` when the block ends well, so that at every moment the file is
-    the old one or the new one, never half of one.
+    """Context manager: a file that atomically replaces `path` when the block ends without an error.
 
-    The bytes go to a hidden temporary file in the same folder, are flushed to the disk, and take the name in one
-    step. On any failure, Ctrl-C included, the temporary file is removed and a file that was there is untouched; a
-    killed process may leave the temporary file (``.resshift-….part``). Permissions follow the umask. A symbolic
-    link is followed, not replaced.
+    The bytes go to a hidden temporary file in the same folder, which is flushed to disk and renamed to `path`, so that
+    readers find the old file or the new one, never a partial one. On any failure, Ctrl-C included, the temporary file
+    is removed and an existing file is untouched; a killed process may leave the temporary file
+    (``.resshift-….part``). Permissions follow the umask. A symbolic link is followed, not replaced.
 
     Args:
         path: the file; its folder must exist.
@@ -87,7 +86,7 @@ def _temporary_name() -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    # Makes the new name survive a power cut. Not every system can do it; the file itself is already safe.
+    # Makes the rename survive a power failure. Not every system can do it; the file's content is already on disk.
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -97,7 +96,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _write_error(error: OSError, path: Path) -> OSError:
-    """The same error with a message for people."""
+    """An error of the same kind whose message says what to do."""
     number = error.errno
     if number in (errno.ENOSPC, errno.EDQUOT):
         new = OSError(f"no space left to write {path}; free some space and run again (what was written before is kept)")

@@ -1,4 +1,4 @@
-"""Files that several processes and threads write."""
+"""Locks on files that several processes and threads write."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -8,9 +8,9 @@ from typing import IO
 
 @contextmanager
 def locked(path: Path | None) -> Iterator[IO[str] | None]:
-    """The file, made if need be, open at its start and locked against other processes and threads.
+    """Open a file at its start, creating it if needed, locked against other processes and threads.
 
-    None where that is impossible: there is no path, no right to write, or no locks on this platform or drive.
+    The value is None if that is impossible: without a path, permission to write, or locks on this platform or drive.
     """
     with ExitStack() as stack:
         try:

@@ -1,9 +1,9 @@
 """Named ranges around the stages of a restoration and around operators, for profilers to show.
 
-Off by default: an operator then pays for reading one global. RESSHIFT_FAST_NVTX=1 or `marking()` turns them on: as
-NVTX ranges, which Nsight Systems shows, where there is a CUDA GPU, and in torch.profiler's traces where that runs.
-Code that torch.compile traces is not marked, because nothing of a range would be left in what it makes; the operators
-that it calls are.
+Off by default, at the cost of reading one global per operator. RESSHIFT_FAST_NVTX=1 or `marking()` turns them on: as
+NVTX ranges, which Nsight Systems shows, if there is a CUDA GPU, and in the traces of torch.profiler while that runs.
+Code that torch.compile traces is not marked, because compiled code would not contain the ranges; the operators that it
+calls are marked.
 """
 
 import os
@@ -14,19 +14,19 @@ from typing import Any
 
 VARIABLE = "RESSHIFT_FAST_NVTX"
 
-# What a range's name begins with; scripts/profile_report reads them.
+# Prefixes of the ranges' names; scripts/profile_report reads them.
 STAGE = "resshift_fast/stage/"
 OPERATOR = "resshift_fast/operator/"
 RESTORATION = "resshift_fast/restoration"
 
-on = os.environ.get(VARIABLE, "0") not in ("", "0")  # a plain global: the cheapest thing to ask
+on = os.environ.get(VARIABLE, "0") not in ("", "0")  # a module global, because it is read at every operator call
 
 _NOTHING = nullcontext()
 
 
 @contextmanager
 def marking() -> Iterator[None]:
-    """Mark ranges in the block, in all threads.
+    """Turn ranges on within the block, in all threads.
 
     Example:
         >>> with marking():
@@ -44,19 +44,19 @@ def stage(name: str, number: int | None = None) -> AbstractContextManager[None]:
     """Range around a stage of a restoration, such as `stage("denoise", 2)`."""
     import torch
 
-    # Asked first: code that torch.compile traces then doesn't depend on `on`, whose change would have it traced again.
+    # is_compiling comes first: traced code then has no guard on `on`, and is not compiled again when it changes.
     if torch.compiler.is_compiling() or not on:
         return _NOTHING
     return _Range(STAGE + (name if number is None else f"{name} {number}"))
 
 
 def named(name: str) -> AbstractContextManager[None]:
-    """Range of any name around what is not traced, such as RESTORATION around a whole restoration."""
+    """Range with any name, around code that is never traced, such as RESTORATION around a whole restoration."""
     return _Range(name) if on else _NOTHING
 
 
 def marked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` in a range that bears the operator's name; to be asked for only while ranges are on."""
+    """Wrap `function` in a range with the operator's name; call this only while ranges are on."""
 
     def run(*args: Any) -> Any:
         with _Range(OPERATOR + name):

@@ -1,11 +1,11 @@
-"""The time of work on a GPU, without that of Python, and from memory rather than from the level-2 cache.
+"""GPU time of a call, without the time of Python and with a cold level-2 cache.
 
-A call keeps the host busy for tens of microseconds, longer than most kernels run, so that events around an eager call
-measure Python. Here the calls are captured in a CUDA graph a few times over, each after the cache was overwritten, and
-what the same graph without the calls takes is subtracted. That needs nothing of a call but that it can be captured: no
-copies of its inputs, and no events inside the graph, whose own time is not known. It resolves a fraction of a
-microsecond, as the timer's grain and the noise of a replay are divided by the number of calls. The cache is overwritten
-by reading: written lines would have to go to memory during the call.
+An eager call keeps the host busy for tens of microseconds, longer than most kernels run, so events around it would
+measure Python. Instead, a CUDA graph holds several repetitions of the call, each after a flush of the level-2 cache,
+and the time of a graph with the flushes alone is subtracted. A call only has to be capturable: its inputs are not
+copied, and there are no events inside the graph, whose own time is not known. The resolution is a fraction of a
+microsecond, because the granularity of the events and the noise of a replay are divided by the number of repetitions.
+The cache is flushed by reading: written lines would have to be written back to memory during the call.
 
 A call that cannot be captured is queued behind a kernel that spins until the host is done.
 """
@@ -19,32 +19,32 @@ import torch
 
 from resshift_fast.core.capturing import alone
 
-CAPTURED_MS = 0.4  # of the calls in one graph together, if so many are not more than
+CAPTURED_MS = 0.4  # total time of the calls in one graph, unless that takes more than MOST_CALLS
 MOST_CALLS = 20
-ESTIMATES = 3  # replays of a single call, by which the number of calls is chosen
-REPLAY_SPIN_MS = 0.1  # hides the start of a graph
-SPINS_MS = (0.3, 1.2, 5.0, 20.0)  # tried in turn until the host is faster
-SPIN_CYCLES = 2_000_000  # a millisecond at the highest clock
-FLUSH_BYTES = 1 << 20  # at least, whatever the size of a GPU's level-2 cache
+ESTIMATES = 3  # replays of a single call, from which the number of calls is chosen
+REPLAY_SPIN_MS = 0.1  # hides the launch of a graph
+SPINS_MS = (0.3, 1.2, 5.0, 20.0)  # tried in turn until the host finishes first
+SPIN_CYCLES = 2_000_000  # about a millisecond at the highest clock
+FLUSH_BYTES = 1 << 20  # lower bound for the size of a GPU's level-2 cache
 
 Call = Callable[[], Any]
 
 
 class Device(Protocol):
-    """What a `Stopwatch` asks of a device."""
+    """Operations of a device that a `Stopwatch` needs."""
 
     def flush(self) -> None:
-        """Have the level-2 cache hold nothing of a call's tensors."""
+        """Evict a call's tensors from the level-2 cache."""
 
     def capture(self, call: Call) -> Call:
-        """What replays the work that `call` gives to the device.
+        """Capture the work that `call` queues, and return a function that replays it.
 
         Raises:
             RuntimeError: if it cannot be captured.
         """
 
     def elapsed(self, call: Call, spin: float) -> tuple[float, bool]:
-        """Milliseconds of the work that `call` gives, and whether all was given before the device began with it.
+        """Milliseconds of the work that `call` queues, and whether all of it was queued before the device started it.
 
         Args:
             spin: milliseconds for which the device is kept busy beforehand.
@@ -55,7 +55,7 @@ class Stopwatch:
     """Times calls on a GPU.
 
     Args:
-        device: a CUDA device, or what stands in for one.
+        device: a CUDA device, or a substitute with the methods of `Device`.
     """
 
     def __init__(self, device: "torch.device | Device"):
@@ -63,23 +63,23 @@ class Stopwatch:
         self._flushes: dict[int, Call] = {}
 
     def replays(self, call: Call) -> Callable[[], float]:
-        """What measures the milliseconds of `call` whenever it is called.
+        """A function that measures `call` in milliseconds each time.
 
-        The call runs once by itself and is then captured, or is run anew each time where that is impossible. Its
-        tensors must stay as long as it is measured.
+        The call runs once eagerly and is then captured; if it cannot be captured, it runs eagerly each time. Its
+        tensors must stay alive while it is measured.
         """
         call()
         try:
             return self._captured(call)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError:  # such as a call that waits for the device
+        except RuntimeError:  # such as a call that synchronizes with the device
             return self.behind_spin(lambda: call)
 
     def behind_spin(self, prepare: Callable[[], Call]) -> Callable[[], float]:
-        """What measures the milliseconds of a call that is queued while the device is busy.
+        """A function that measures, in milliseconds, a call that is queued while the device is busy.
 
-        A call that waits for the device is measured with the host's part.
+        If the call synchronizes with the device, the time includes that of the host.
 
         Args:
             prepare: called before each run; returns the call that is measured.
@@ -105,7 +105,7 @@ class Stopwatch:
         return one if count == 1 else self._difference(call, count)
 
     def _difference(self, call: Call, count: int) -> Callable[[], float]:
-        """What measures one of `count` calls, each after a flush, by a graph with them and one without."""
+        """A function that measures one of `count` calls: the time of flushes and calls less that of flushes alone."""
 
         def flush_and_call() -> None:
             for _ in range(count):
@@ -133,7 +133,7 @@ class _Cuda:
     def __init__(self, device: torch.device):
         self.device = device
         size = 2 * max(torch.cuda.get_device_properties(device).L2_cache_size, FLUSH_BYTES)
-        with torch.inference_mode(False):  # within which the first use may be, and a later one may not
+        with torch.inference_mode(False):  # a tensor made in inference mode cannot be written to outside it
             self._memory = torch.zeros(1024, size // 4096, device=device)
             self._sums = torch.empty(1024, device=device)
         with torch.cuda.device(device):
@@ -147,7 +147,7 @@ class _Cuda:
         with alone, torch.cuda.device(self.device):
             graph = torch.cuda.CUDAGraph()
             torch.cuda.synchronize()
-            # Other threads may allocate meanwhile, which "global" would forbid. `torch.cuda.graph` would empty the
+            # "global" would forbid other threads to allocate meanwhile, and `torch.cuda.graph` would empty the
             # allocator's cache each time.
             with torch.cuda.stream(self._stream):
                 graph.capture_begin(capture_error_mode="thread_local")

@@ -102,7 +102,7 @@ def check_seed(where: str, seed: Any) -> int:
         if isinstance(seed, bool):
             raise TypeError
         value = operator.index(seed)
-    except TypeError:  # of arrays too, which have __index__ whatever they hold
+    except TypeError:  # also of arrays, which have __index__ whatever their dtype and shape
         shown = " ".join(repr(seed).split())
         raise TypeError(f"{where}: seed is {shown}, expected a whole number from 0 to 2**63 - 1") from None
     if not 0 <= value <= MAX_SEED:
