@@ -51,7 +51,7 @@ def missing(folder):
 BAD_FILES = [
     pytest.param(missing, "bad.png does not exist", id="missing"),
     pytest.param(text, "bad.png", id="text-named-png"),
-    pytest.param(cut_off, "bad.jpg is damaged or cut off", id="truncated-jpeg"),
+    pytest.param(cut_off, "bad.jpg is damaged or truncated", id="truncated-jpeg"),
     pytest.param(empty, "bad.webp is empty", id="empty"),
 ]
 

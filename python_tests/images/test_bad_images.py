@@ -213,5 +213,5 @@ def test_pil_images_without_integers_or_pixels():
 
 def test_pil_image_of_a_cut_file(tmp_path, whole_files):
     image = Image.open(io.BytesIO(whole_files["8.jpg"][:-200]))
-    with pytest.raises(ImageError, match="^image is damaged or cut off"):
+    with pytest.raises(ImageError, match="^image is damaged or truncated"):
         from_pil(image)

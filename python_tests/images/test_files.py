@@ -256,7 +256,7 @@ def test_write_where_it_cannot_be(tmp_path):
         write_atomically(tmp_path, b"x")
     with pytest.raises(FileNotFoundError, match=r"the folder .*no does not exist; create it first"):
         write(tmp_path / "no" / "a.png", PHOTO)
-    with pytest.raises(ImageError, match="no suffix is no format that is written; use one of"):
+    with pytest.raises(ImageError, match="no suffix is not a supported format; use one of"):
         write(tmp_path / "a", PHOTO)
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="cannot be written"):

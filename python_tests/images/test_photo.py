@@ -248,7 +248,7 @@ def test_opaque_alpha_stands_in_no_way(tmp_path):
 def test_side_too_long_for_the_format(tmp_path, suffix, width):
     photo = Photo(np.zeros((1, width, 3), np.uint8))
     assert suffix_for(photo, suffix) == ".png"
-    with pytest.raises(ImageError, match=f"ends at .* pixels a side and this is {width}×1; write it as a.png"):
+    with pytest.raises(ImageError, match=f"holds at most .* pixels a side and this is {width}×1; write it as a.png"):
         write(tmp_path / f"a{suffix}", photo)
     assert suffix_for(Photo(photo.pixels[:, :-1]), suffix) == suffix
 

@@ -1,6 +1,6 @@
-"""Photos in and out: reading and writing, colour and metadata, kinds of input, tiles.
+"""Images: reading and writing, colour and metadata, kinds of input, tiling.
 
-The names here are those of `photo`, which load with the first that is needed: naming files takes no image library.
+The names here are those of `photo`, which is imported with the first of them: `files` then needs no image library.
 """
 
 from importlib import import_module
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 
-if not TYPE_CHECKING:  # to a type checker, a name that is not above is a mistake
+if not TYPE_CHECKING:  # a type checker would accept any name if it saw this function
 
     def __getattr__(name: str) -> Any:
         if name in __all__:

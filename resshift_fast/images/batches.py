@@ -16,7 +16,7 @@ class Tile:
     """One tile of one image.
 
     Args:
-        image: index of its job. row, column: which one. top, left: its first pixel.
+        image: index of its job. row, column: position among the tiles. top, left: its first pixel.
     """
 
     image: int
@@ -32,7 +32,7 @@ class Job:
 
     Args:
         source: its pixels. mask: bool [H, W], True where to fill in; None for a model without masks.
-        rows, columns: its tiles. seed: of its noise. blender: takes restored tiles.
+        rows, columns: its tiles. seed: of its noise. blender: accumulates the restored tiles.
     """
 
     source: Source
@@ -44,9 +44,9 @@ class Job:
 
 
 def plan_batches(jobs: list[Job], batch_size: int) -> Iterator[list[Tile]]:
-    """Consecutive tiles of one shape, `batch_size` at most, in row-major order image by image.
+    """Batches of at most `batch_size` consecutive tiles of one shape, in row-major order, image by image.
 
-    A batch holds either tiles that are masked in part or tiles that are not, which need no network.
+    Tiles that the mask does not reach need no network, and are never in one batch with tiles that do.
     """
     batch: list[Tile] = []
     kind: tuple | None = None
@@ -70,15 +70,18 @@ def shape_of(jobs: list[Job], batch: list[Tile]) -> tuple[int, int, int]:
 
 
 def needs_restoring(job: Job, tile: Tile) -> bool:
-    """Whether the tile has anything to restore: without a mask always, with one where its mask reaches in."""
+    """Whether the tile has pixels to restore: always without a mask, else if the mask overlaps it."""
     if job.mask is None:
         return True
     return bool(job.mask[tile.top : tile.top + job.rows.tile, tile.left : tile.left + job.columns.tile].any())
 
 
 def _indices(axis: Axis, start: int, margin: int) -> np.ndarray:
-    """Source pixels under a tile and `margin` pixels around: the padded image continues by its border pixels, as
-    bicubic interpolation of the whole would take it, and the padding itself reflects the image."""
+    """Indices of the source pixels of a tile and of `margin` pixels on either side.
+
+    The padding reflects the image. Beyond the padded image its border pixel is repeated, as in bicubic interpolation
+    of the whole.
+    """
     inside = np.arange(start - margin, start + axis.tile + margin).clip(0, axis.extent - 1)
     return reflect(0, axis.extent, axis.length)[inside]
 

@@ -1,7 +1,7 @@
-"""What the image libraries leave open: 16-bit PNG and TIFF with metadata, EXIF cleaning, colour conversion.
+"""What the image libraries do not support: 16-bit PNG and TIFF with metadata, EXIF cleaning, colour conversion.
 
-Pillow has no 16-bit colour and OpenCV writes no metadata. So a 16-bit PNG is OpenCV's with two chunks put in (iCCP
-and eXIf, PNG specification, third edition, 11.3), and a TIFF is zlib strips behind tags that Pillow writes (TIFF 6.0
+Pillow has no 16-bit colour and OpenCV writes no metadata. So a 16-bit PNG is OpenCV's with two chunks inserted (iCCP
+and eXIf, PNG specification, third edition, 11.3), and a TIFF is zlib strips after tags that Pillow writes (TIFF 6.0
 with the horizontal predictor of its section 14; Deflate as in the Adobe Photoshop TIFF technical notes of 2002).
 """
 
@@ -17,7 +17,7 @@ from PIL import Image, ImageCms
 from PIL.ExifTags import IFD, Base
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
-# The beginnings of files by which an unreadable one is named.
+# First bytes of files, from which the message about an unreadable one says what it is.
 _MAGIC = {
     b"\x89PNG": "PNG",
     b"\xff\xd8": "JPEG",
@@ -31,8 +31,8 @@ _MAGIC = {
 _FOREIGN_MAGIC = {b"GIF8": "a GIF", b"%PDF": "a PDF", b"8BPS": "a Photoshop document", b"PK\x03\x04": "a ZIP archive"}
 
 
-# What describes a photo and stays true when its pixels are replaced. All else in the first directory (strips, bits,
-# sizes, compression, thumbnail, profile) describes the old file.
+# Tags that describe a photo and stay true when its pixels are replaced. All others in the first directory (strips,
+# bits, sizes, compression, thumbnail, profile) describe the old file.
 _DESCRIPTIVE = {
     Base.DocumentName,
     Base.ImageDescription,
@@ -77,7 +77,7 @@ def what_it_is(name: str, data: bytes) -> str:
 
 
 def refuse_strange_tiff(image: Image.Image, name: str) -> None:
-    """Refuse a TIFF whose values have no known white, and previews in camera raw files (both are ImageErrors)."""
+    """Raise ImageError for a TIFF without a defined white level (float, signed), and for previews in raw files."""
     tags = getattr(image, "tag_v2", None)
     if image.format != "TIFF" or tags is None:
         return
@@ -130,7 +130,7 @@ def decode_planes(
 
 
 def _scale_clear_gray(image: Image.Image, data: bytes | None) -> None:
-    # Pillow stretches 1- to 4-bit gray to 8 bits, but not always the value that a PNG declares clear.
+    # Pillow scales 1- to 4-bit gray to 8 bits, but not always the value that a PNG declares transparent.
     if image.format == "PNG" and data is not None:
         depth = png_header(data)[0]
         clear = image.info["transparency"]
@@ -153,14 +153,14 @@ def _planes_16_bit_gray(image: Image.Image, name: str) -> tuple[np.ndarray, np.n
 
 
 def clean_exif(exif: Image.Exif) -> bytes | None:
-    """EXIF that is still true after the pixels were turned upright and enlarged.
+    """EXIF that is still true after the pixels were rotated upright and enlarged.
 
-    Kept are the descriptive tags of the first directory, the Exif directory without the pixel sizes (maker notes
-    stay as they are) and GPS. The orientation becomes 1. The thumbnail and everything about the old file's layout go.
+    It keeps the descriptive tags of the first directory, the Exif directory without the pixel sizes (maker notes are
+    unchanged) and GPS. The orientation becomes 1. The thumbnail and the tags of the old file's layout are dropped.
 
     Returns:
-        Bytes that begin with ``Exif\\0\\0``, as Pillow gives and takes them; None where there was no EXIF or where it
-        is too damaged to be written again.
+        Bytes that begin with ``Exif\\0\\0``, the form that Pillow reads and writes; None if there was no EXIF or it is
+        too damaged to be written again.
     """
     if not len(exif):
         return None
@@ -174,19 +174,19 @@ def clean_exif(exif: Image.Exif) -> bytes | None:
         new.get_ifd(IFD.GPSInfo).update(exif.get_ifd(IFD.GPSInfo))
         new[Base.Orientation] = 1
         return new.tobytes()
-    except Exception:  # cameras write EXIF that breaks Pillow in many ways; the picture is worth more
+    except Exception:  # Pillow fails in many ways on EXIF that cameras write; the photo is kept without it
         return None
 
 
 def _tags(image: Image.Image) -> Any:
-    """What a TIFF says of itself, by the tags' numbers."""
+    """The tags of a TIFF, by number."""
     return cast(TiffImageFile, image).tag_v2
 
 
 def is_16_bit_color(image: Image.Image, data: bytes) -> bool:
     """Whether the file ``data``, opened by Pillow as ``image``, holds 16-bit colour (or gray with alpha).
 
-    Pillow gives only 8 bits of these; other 16-bit files (gray) it gives whole.
+    Pillow reduces these to 8 bits; it reads other 16-bit files (gray) in full.
     """
     if image.format == "PNG":
         depth, color_type = png_header(data)
@@ -198,7 +198,7 @@ def is_16_bit_color(image: Image.Image, data: bytes) -> bool:
 
 
 def is_gray_png(image: Image.Image, data: bytes) -> bool:
-    """Whether a file opened by Pillow is a PNG of gray with or without alpha."""
+    """Whether a file opened by Pillow is a gray PNG, with or without alpha."""
     return image.format == "PNG" and png_header(data)[1] in (0, 4)
 
 
@@ -233,7 +233,7 @@ def decode_16_bit(image: Image.Image, data: bytes, name: str) -> tuple[np.ndarra
     extra = _tags(image).get(338, (2,))[0] if image.format == "TIFF" else 2
     if extra == 0:  # the fourth channel is something else
         return pixels, None
-    if extra == 1 and alpha is not None:  # colours multiplied by alpha
+    if extra == 1 and alpha is not None:  # premultiplied alpha
         straight = pixels.astype(np.float32) * 65535 / np.maximum(alpha, 1)[..., None]
         pixels = np.rint(straight).clip(0, 65535).astype(np.uint16)
     return pixels, alpha
@@ -288,14 +288,14 @@ def encode_tiff(planes: np.ndarray, icc_profile: bytes | None, exif: bytes | Non
     tags[259] = 8  # Deflate
     tags[262] = 1 if channels < 3 else 2  # black is zero, RGB
     tags[277], tags[278] = channels, rows
-    # Offsets count from the end of the tags: Pillow adds where that is when it writes them.
+    # Offsets are relative to the end of the tags; Pillow adds its position when it writes them.
     tags[273] = tuple(itertools.accumulate(sizes[:-1], initial=0))
     tags[279] = tuple(sizes)
-    tags[284] = 1  # samples of a pixel are together
+    tags[284] = 1  # samples of a pixel are contiguous
     tags[317] = 2  # horizontal differencing
     tags[339] = (1,) * channels  # unsigned integers
     if channels in (2, 4):
-        tags[338] = (2,)  # alpha, colours not multiplied by it
+        tags[338] = (2,)  # alpha, not premultiplied
     if icc_profile:
         tags[34675] = icc_profile
     file = io.BytesIO()
@@ -311,7 +311,7 @@ def _predict_and_deflate(strip: np.ndarray) -> bytes:
 
 
 def profile_space(icc_profile: bytes) -> bytes:
-    """What colours a profile is for, ``b"RGB "``, ``b"GRAY"`` or ``b"CMYK"``: header bytes 16 to 19 (ICC.1:2022)."""
+    """Colour space of a profile, ``b"RGB "``, ``b"GRAY"`` or ``b"CMYK"``: header bytes 16 to 19 (ICC.1:2022)."""
     return icc_profile[16:20]
 
 
@@ -319,7 +319,7 @@ def to_srgb(image: Image.Image, icc_profile: bytes | None) -> Image.Image | None
     """Convert to RGB with the sRGB profile (relative colorimetric, black point compensation).
 
     Returns:
-        An RGB image; None where there is no profile, or it is damaged or belongs to another kind of image.
+        An RGB image; None if there is no profile, or it is damaged or for another colour space.
     """
     if not icc_profile:
         return None

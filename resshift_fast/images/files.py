@@ -1,7 +1,7 @@
-"""Which files come in and which go out: finding images, naming outputs, writing atomically.
+"""Finding input images and naming outputs.
 
-Nothing here knows what is inside an image. Every error is a built-in class whose message is one line
-that names the path and what to do, so the command line can print it as it is.
+Nothing here reads the content of an image. Every error is a built-in class whose message is one line that names the
+path and says what to do, so that the command line can print it unchanged.
 """
 
 import difflib
@@ -29,7 +29,7 @@ _SUFFIX_LIST = ", ".join(FORMATS)
 
 
 def natural_key(path: str | Path) -> tuple:
-    """A sort key by which ``photo2.png`` comes before ``photo10.png``; case counts only between equals."""
+    """A sort key by which ``photo2.png`` comes before ``photo10.png``; case only breaks ties."""
     parts = re.split(r"([0-9]+)", str(path))
     return [
         (1, int(part), "") if part.isascii() and part.isdigit() else (0, 0, part.casefold()) for part in parts

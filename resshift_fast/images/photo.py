@@ -1,4 +1,4 @@
-"""Photos in and out: reading, writing, colour, alpha, metadata.
+"""Reading and writing photos with their colour profile, alpha channel and metadata.
 
 A file becomes a ``Photo`` (upright RGB pixels of 8 or 16 bits, alpha beside them, profile and EXIF as bytes) and a
 ``Photo`` becomes a file. Between them the pipeline changes only pixels and alpha.
@@ -37,7 +37,7 @@ _READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 _LONGEST_SIDE = {"JPEG": 65500, "WEBP": 16383}
 _JPEG_SEGMENT = 65533  # the most bytes that one EXIF segment holds
 
-# EXIF orientation (tag 274) -> what turns the stored rows and columns upright.
+# EXIF orientation (tag 274) to the transform that turns the stored pixels upright.
 _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -52,12 +52,12 @@ _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 @dataclass(eq=False)
 class Photo:
-    """An upright picture with what belongs to it.
+    """An upright photo with its alpha channel and metadata.
 
     Attributes:
-        pixels: uint8 or uint16 [H, W, 3], RGB in the profile's colour space (sRGB where there is none), not multiplied
-            by alpha. Three equal channels for a gray source.
-        alpha: the pixels' dtype [H, W], 0 clear to 255 or 65535 opaque; None without transparency.
+        pixels: uint8 or uint16 [H, W, 3], RGB in the profile's colour space (sRGB without one), not premultiplied by
+            alpha. Three equal channels for a gray source.
+        alpha: [H, W] in the pixels' dtype, 0 (transparent) to 255 or 65535 (opaque); None without transparency.
         gray: the source was gray; written as gray again (ITU-R BT.601 luma of the pixels).
         icc_profile: the colour profile, byte for byte.
         exif: EXIF that begins with ``Exif\\0\\0``, orientation 1, without thumbnail and pixel sizes.
@@ -101,16 +101,16 @@ class Photo:
 def read(path: str | PathLike[str]) -> Photo:
     """Read a PNG, JPEG, WebP, TIFF or BMP; the content decides, not the suffix.
 
-    Gray of 1 to 16 bits, RGB, palettes, every kind of transparency (16-bit ones too) and CMYK. CMYK is converted to
-    sRGB through its profile, else plainly; its profile is then dropped, since it says nothing about RGB. The EXIF
-    orientation is applied. Of several frames or pages the first is taken. Float, signed and 32-bit TIFFs are refused:
-    nothing says what is white in them. The limit on pixels is Pillow's (``PIL.Image.MAX_IMAGE_PIXELS``: a warning
-    above it, an error above twice that, 179 million by default).
+    Supported are gray of 1 to 16 bits, RGB, palettes, every kind of transparency (16-bit ones too) and CMYK. CMYK is
+    converted to sRGB through its profile, or by Pillow's formula without one; the profile is then dropped, since it
+    does not describe RGB. The EXIF orientation is applied. The first of several frames or pages is read. Float, signed
+    and 32-bit TIFFs are refused, because they do not define which value is white. The limit on pixels is Pillow's
+    (``PIL.Image.MAX_IMAGE_PIXELS``: a warning above it, an error above twice that, 179 million by default).
 
     Raises:
         FileNotFoundError: with the nearest name in the folder.
         IsADirectoryError, PermissionError, OSError: if the file cannot be opened or read.
-        ImageError: if it is empty, not an image, damaged, cut off, too large or of a kind that is refused.
+        ImageError: if it is empty, not an image, damaged, truncated, too large or of a kind that is refused.
     """
     path = Path(path)
     name = str(path)
@@ -158,9 +158,9 @@ def _one_line(error: Exception) -> str:
 
 
 def from_pil(image: Image.Image, *, name: str = "image") -> Photo:
-    """A ``Photo`` of a Pillow image: any mode but float; orientation, profile and EXIF as for ``read``.
+    """Convert a Pillow image of any mode but float to a ``Photo``; orientation, profile and EXIF as for ``read``.
 
-    Mode I;16 gives uint16; mode I too, where its values are within 0 to 65535. All else gives uint8.
+    Mode I;16 gives uint16, and so does mode I if its values are within 0 to 65535. All others give uint8.
 
     Args:
         image: the image; loaded if it is not yet.
@@ -184,8 +184,8 @@ def _photo(image: Image.Image, name: str, data: bytes | None = None) -> Photo:
     except Image.DecompressionBombError as error:
         raise _too_large(name) from error
     except Exception as error:  # as in read
-        raise ImageError(f"{name} is damaged or cut off ({_one_line(error)}); fetch or export it again") from error
-    # Only now: a PNG may have its EXIF behind the pixels, and Pillow turns a TIFF upright, and says so, as it loads.
+        raise ImageError(f"{name} is damaged or truncated ({_one_line(error)}); fetch or export it again") from error
+    # Not before loading: a PNG may have its EXIF after the pixels, and Pillow turns a TIFF upright while it loads.
     exif, orientation = _exif(image)
     icc_profile = image.info.get("icc_profile") or None
     pixels, alpha, gray = decode_planes(image, icc_profile, name, data)
@@ -206,14 +206,14 @@ def _exif(image: Image.Image) -> tuple[bytes | None, int]:
     try:
         exif = image.getexif()
         orientation = exif.get(0x0112, 1)
-    except Exception:  # damaged EXIF, in whatever way; the picture is worth more
+    except Exception:  # Pillow fails in many ways on damaged EXIF; the photo is read without it
         return None, 1
     return clean_exif(exif), orientation if orientation in _UPRIGHT else 1
 
 
 def _with_16_bits(photo: Photo, image: Image.Image, data: bytes) -> Photo:
     pixels, alpha = decode_16_bit(image, data, photo.name)
-    # OpenCV turns a TIFF upright, like Pillow, but not a PNG.
+    # OpenCV, like Pillow, turns a TIFF upright, but not a PNG.
     upright = _UPRIGHT[_exif(image)[1] if image.format == "PNG" else 1]
     return replace(
         photo,
@@ -226,22 +226,22 @@ def _with_16_bits(photo: Photo, image: Image.Image, data: bytes) -> Photo:
 def suffix_for(photo: Photo, wanted_suffix: str) -> str:
     """The suffix to write a photo with: the wanted one where that format can hold it, else ".png".
 
-    PNG holds everything. JPEG and BMP have no alpha, JPEG, WebP and BMP no 16 bits, and JPEG and WebP an end at 65500
-    and 16383 pixels a side. A suffix that is not written at all gives ".png" too.
+    PNG holds everything. JPEG and BMP have no alpha, JPEG, WebP and BMP no 16 bits, and JPEG and WebP hold at most
+    65500 and 16383 pixels a side. An unsupported suffix gives ".png" too.
     """
     form = FORMATS.get(wanted_suffix.lower())
     return ".png" if form is None or _obstacle(photo, form) else wanted_suffix
 
 
 def _obstacle(photo: Photo, form: str) -> str | None:
-    # An alpha that is opaque everywhere says nothing, so it stands in nobody's way.
+    # An alpha channel that is opaque everywhere carries no information and may be dropped.
     if form in ("JPEG", "BMP") and photo.alpha is not None and photo.alpha.min() < np.iinfo(photo.alpha.dtype).max:
         return f"{form} has no transparency"
     if form not in ("PNG", "TIFF") and photo.bits == 16:
         return f"{form} has no 16-bit pixels"
     longest = _LONGEST_SIDE.get(form)
     if longest and max(photo.width, photo.height) > longest:
-        return f"{form} ends at {longest} pixels a side and this is {photo.width}×{photo.height}"
+        return f"{form} holds at most {longest} pixels a side and this is {photo.width}×{photo.height}"
     return None
 
 
@@ -250,7 +250,7 @@ def write(path: str | Path, photo: Photo, quality: int = 95) -> None:
 
     PNG and TIFF are lossless, at 8 or 16 bits. JPEG is 4:4:4. WebP is lossless at quality 100. All but BMP keep the
     profile and EXIF (JPEG only up to 64 KB of EXIF); for BMP the colours are converted to sRGB. A gray photo is
-    written gray (WebP and 16-bit gray with alpha: as equal channels, without a gray profile).
+    written as gray (WebP and 16-bit gray with alpha: as three equal channels, without a gray profile).
 
     Args:
         path: ends in .png, .jpg, .jpeg, .jfif, .webp, .tif, .tiff or .bmp; its folder exists.
@@ -258,8 +258,8 @@ def write(path: str | Path, photo: Photo, quality: int = 95) -> None:
         quality: 1 to 100, for JPEG and WebP.
 
     Raises:
-        ImageError: if the format is unknown or cannot hold the photo (``suffix_for`` avoids it).
-        ValueError, TypeError: if the quality is out of range, or it is not a Photo.
+        ImageError: if the format is unknown or cannot hold the photo (``suffix_for`` avoids that).
+        ValueError, TypeError: if the quality is out of range, or ``photo`` is not a Photo.
         OSError: if it cannot be written; an existing file is then untouched.
     """
     if not isinstance(photo, Photo):
@@ -268,7 +268,7 @@ def write(path: str | Path, photo: Photo, quality: int = 95) -> None:
     form = FORMATS.get(path.suffix.lower())
     if form is None:
         raise ImageError(
-            f"{path}: {path.suffix or 'no suffix'} is no format that is written; use one of {', '.join(FORMATS)}"
+            f"{path}: {path.suffix or 'no suffix'} is not a supported format; use one of {', '.join(FORMATS)}"
         )
     if not 1 <= quality <= 100:
         raise ValueError(f"write: quality must be 1 to 100, got {quality}")
@@ -315,14 +315,14 @@ def _stored_planes(photo: Photo, form: str) -> np.ndarray:
     if not photo.gray:
         return np.ascontiguousarray(photo.pixels) if alpha is None else np.dstack([photo.pixels, alpha])
     plane = luma(photo.pixels)
-    # WebP has no gray, and what reads 16-bit colour here reads no 16-bit gray with alpha.
+    # WebP has no gray, and OpenCV, which reads 16-bit colour, reads no 16-bit gray with alpha.
     if form == "WEBP" or (alpha is not None and photo.bits == 16):
         return np.dstack([plane] * 3 if alpha is None else [plane] * 3 + [alpha])
     return plane if alpha is None else np.dstack([plane, alpha])
 
 
 def luma(pixels: np.ndarray) -> np.ndarray:
-    """ITU-R BT.601 luma [H, W] of [H, W, 3]: integers stay in their dtype, and equal channels give themselves."""
+    """ITU-R BT.601 luma [H, W] of RGB [H, W, 3], in the dtype of integer pixels; gray pixels keep their value."""
     luma: np.ndarray = pixels[..., 0] * np.float32(0.299)
     luma += pixels[..., 1] * np.float32(0.587)
     luma += pixels[..., 2] * np.float32(0.114)
@@ -330,7 +330,7 @@ def luma(pixels: np.ndarray) -> np.ndarray:
 
 
 def to_float(pixels: np.ndarray) -> np.ndarray:
-    """uint8 or uint16 of any shape to float32 in [0, 1].
+    """Convert uint8 or uint16 pixels of any shape to float32 in [0, 1].
 
     Raises:
         TypeError: if the array has another dtype.
@@ -342,9 +342,9 @@ def to_float(pixels: np.ndarray) -> np.ndarray:
 
 
 def from_float(values: np.ndarray, dtype: type | np.dtype = np.uint8, *, check: bool = True) -> np.ndarray:
-    """Floats to uint8 or uint16: clamped to [0, 1], scaled, rounded to the nearest (halves to even).
+    """Convert floats to uint8 or uint16: clamped to [0, 1], scaled, rounded to nearest (ties to even).
 
-    The inverse of ``to_float``: every integer comes back as itself.
+    The exact inverse of ``to_float`` on its results.
 
     Args:
         values: floating point, any shape, nominally in [0, 1].
@@ -365,7 +365,7 @@ def from_float(values: np.ndarray, dtype: type | np.dtype = np.uint8, *, check: 
         raise ValueError(
             f"from_float: {bad} of {np.size(values)} values are NaN or infinite; pass check=False to clamp them"
         )
-    # float16 and bfloat16 cannot hold 65535 steps.
+    # float16 and bfloat16 cannot represent 65535 steps.
     scaled = values.astype(np.float32 if values.itemsize < 8 else np.float64)
     np.nan_to_num(scaled, copy=False, nan=0.0, posinf=1.0, neginf=0.0)
     np.clip(scaled, 0, 1, out=scaled)
@@ -374,10 +374,10 @@ def from_float(values: np.ndarray, dtype: type | np.dtype = np.uint8, *, check: 
 
 
 def to_pil(photo: Photo) -> Image.Image:
-    """A Pillow image: L, LA, RGB or RGBA, and I;16 for 16-bit gray without alpha.
+    """Convert to a Pillow image: L, LA, RGB or RGBA, and I;16 for 16-bit gray without alpha.
 
-    Pillow has no other 16-bit images, so these are rounded to 8 bits. The profile and EXIF are in ``info``, whence
-    Pillow's ``save`` takes the profile by itself and EXIF with ``exif=image.info["exif"]``.
+    Pillow has no other 16-bit modes, so all others are rounded to 8 bits. The profile and EXIF are in ``info``:
+    Pillow's ``save`` writes that profile by default, and the EXIF with ``exif=image.info["exif"]``.
     """
     if photo.bits == 16 and not (photo.gray and photo.alpha is None):
         photo = _in_8_bits(photo)
@@ -394,7 +394,7 @@ def _in_8_bits(photo: Photo) -> Photo:
 
 
 def resize_alpha(alpha: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize an alpha channel bicubically (averaging over what a smaller pixel covers), clamped to its range.
+    """Resize an alpha channel bicubically (with antialiasing if it becomes smaller), clamped to its range.
 
     Args:
         alpha: uint8 or uint16 [H, W].
@@ -412,9 +412,9 @@ def resize_alpha(alpha: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def read_mask(mask: str | Path | Image.Image | Photo | np.ndarray) -> np.ndarray:
-    """A mask of what to fill in: white (at least half of full brightness) is filled in, black is kept.
+    """Read a mask: white (at least half of full brightness) is filled in, black is kept.
 
-    Halfway is far from both, so JPEG noise does no harm. A mask's own transparency is ignored.
+    With a threshold halfway, JPEG artefacts do no harm. A mask's own transparency is ignored.
 
     Args:
         mask: a path, Pillow image or Photo in any mode; or an array [H, W] or [H, W, C] (the first three channels
@@ -452,9 +452,9 @@ def read_mask(mask: str | Path | Image.Image | Photo | np.ndarray) -> np.ndarray
 
 
 def side_by_side(before: Photo, after: Photo) -> Photo:
-    """A before/after picture: ``before`` (bicubically brought to the size of ``after``), a thin white line, ``after``.
+    """A before/after picture: ``before`` (bicubically resized to the size of ``after``), a thin white line, ``after``.
 
-    Transparency is laid over white; the result has 8 bits and the profile of ``after``.
+    Transparent pixels are composited over white; the result has 8 bits and the profile of ``after``.
     """
     left = Image.fromarray(_over_white(before)).resize((after.width, after.height), Image.Resampling.BICUBIC)
     line = np.full((after.height, max(2, after.width // 128), 3), 255, np.uint8)

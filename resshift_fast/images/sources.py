@@ -1,4 +1,4 @@
-"""Every kind of input behind one face: pixels out by index, result in by bands, back in the kind it came in."""
+"""One interface to all kinds of input: read pixels by index, write the result in bands, return it in the same kind."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from resshift_fast.images import Photo
 
 
 class Source(ABC):
-    """One picture on its way through the pipeline.
+    """One image on its way through the pipeline.
 
     Attributes:
         height, width: input pixels. name: for messages.
@@ -32,22 +32,25 @@ class Source(ABC):
 
     @abstractmethod
     def begin(self, scale: int) -> None:
-        """Make room for the result, `scale` times the input's sides."""
+        """Allocate the result, whose sides are `scale` times the input's."""
 
     @abstractmethod
     def write(self, top: int, band: np.ndarray, mask: np.ndarray | None) -> None:
-        """Store result rows from `top` on, float32 [3, height, W·scale] in [−1, 1]; outside `mask` keep the input's."""
+        """Store result rows from `top` on, float32 [3, height, W·scale] in [−1, 1].
+
+        Pixels outside `mask`, bool [H, W] or None for all, keep their input values.
+        """
 
     @abstractmethod
     def result(self) -> Any:
-        """The finished picture, in the kind that came in."""
+        """The finished image, in the kind of the input."""
 
 
 class PhotoSource(Source):
-    """8- and 16-bit pictures: files, PIL images, arrays, Photos.
+    """8- and 16-bit images: files, PIL images, arrays, Photos.
 
     Args:
-        photo: the picture. back: turns the restored Photo into the caller's kind.
+        photo: the image. back: converts the restored Photo to the input's kind.
     """
 
     def __init__(self, photo: Photo, back: Callable[[Photo], Any] = lambda photo: photo):
@@ -118,7 +121,7 @@ class TensorSource(Source):
 
 
 def sources_of(image: Any) -> tuple[list[Source], Callable[[list[Any]], Any]]:
-    """The pictures in `image`, and what turns their results into the kind of `image`.
+    """The images in `image`, and a function that converts the list of their results to the kind of `image`.
 
     Args:
         image: path, PIL image, Photo, uint8/uint16 array, float tensor, or a list or tuple of these.

@@ -1,8 +1,8 @@
-"""Large images in pieces: where tiles lie, how they are padded, and how they are blended.
+"""Tiling of large images: where tiles lie, how they are padded, and how they are blended.
 
-Tiles start on the grid on which the denoiser halves its input, so that a pixel meets the same phase in every
-tiling, and the noise field is addressed by the tile's place. Overlaps are feathered with a raised cosine,
-normalized to a partition of unity. Blending keeps one row of tiles in memory, whatever the image's size.
+Tiles start at multiples of the denoiser's downsampling factor, so that a pixel has the same phase in every tiling, and
+the noise field is evaluated at the tile's position. Overlaps are feathered with a raised cosine, normalized to a
+partition of unity. Blending keeps one row of tiles in memory, whatever the image's size.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ class Axis:
         length: the image's side.
         tile: every tile's side; the part past `length` is padding.
         starts: first pixel of every tile, increasing from 0.
-        extent: the padded image's side, whatever the tiling; at least `padded`.
+        extent: side of the padded image, which does not depend on the tiling; at least `padded`.
     """
 
     length: int
@@ -36,9 +36,9 @@ class Axis:
 def plan_axis(length: int, tile: int, overlap: int, multiple: int, align: int) -> Axis:
     """Place tiles along one side.
 
-    A side that fits one tile gets one, padded to `multiple`. Otherwise it gets as few as tiles of `tile` pixels would
-    take, each as small as that number allows; they lie their side less `overlap` apart, rounded down to `align`, and
-    the last one is moved back to end at the side padded to `align`.
+    A side that fits into one tile gets one, padded to `multiple`. A longer one gets as few tiles as possible with sides
+    of at most `tile`, each as small as that count allows. Their starts are their side less `overlap` apart, rounded
+    down to `align`, and the last tile is moved back to end at the side padded to `align`.
 
     Args:
         length: the image's side, ≥ 1. tile: the largest, a multiple of `multiple`. overlap: 0 ≤ overlap < tile.
@@ -52,7 +52,7 @@ def plan_axis(length: int, tile: int, overlap: int, multiple: int, align: int) -
         raise ValueError(f"tile is {tile}, expected a multiple of {multiple} (the network's window and halvings)")
     if not 0 <= overlap < tile:
         raise ValueError(f"overlap is {overlap}, expected 0 to tile − 1 = {tile - 1}")
-    shared = _rounded_up(overlap, align)  # pixels that neighbours on the grid have in common
+    shared = _rounded_up(overlap, align)  # pixels that neighbouring tiles share
     if shared >= tile:
         raise ValueError(f"overlap is {overlap}, expected at most {tile - align} in a tile of {tile}")
     extent = _rounded_up(length, multiple)
@@ -83,7 +83,7 @@ def reflect(start: int, count: int, length: int) -> np.ndarray:
 def feather(axis: Axis, scale: int) -> np.ndarray:
     """Blending weights of every tile along an axis, float32 [tiles, tile · scale]; they sum to 1 at every pixel.
 
-    Each overlap is crossed with sin² and cos² over its whole width.
+    They cross-fade with sin² and cos² over the whole width of each overlap.
     """
     n, side = len(axis.starts), axis.tile * scale
     weights = np.ones((n, side), dtype=np.float64)
@@ -103,10 +103,10 @@ def feather(axis: Axis, scale: int) -> np.ndarray:
 
 
 class Blender:
-    """Adds up weighted tiles and hands over finished rows.
+    """Accumulates weighted tiles and emits finished rows.
 
     Args:
-        rows, columns: the plan.
+        rows, columns: the tiles along both sides, as from `plan_axis`.
         scale: output side / input side.
         emit: called with (top, band) for consecutive bands of finished output rows, band float32
             [3, height, width] cropped to the image.
