@@ -54,7 +54,7 @@ class SpaceToDepthConfig:
 
 
 class _ResnetBlock(nn.Module):
-    """GroupNorm, SiLU, convolution twice, and the sum with the block's input, which is left to whatever comes next."""
+    """GroupNorm, SiLU and convolution twice, plus the block's input; that sum may be returned as a `PendingMerge`."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -104,10 +104,10 @@ class _Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The convolution of x padded right and below only.
+        """The convolution of x padded on the right and at the bottom only.
 
-        A row and a column of zeros before the weight do the same with x padded on all sides, which a convolution does
-        by itself: x is not copied.
+        `F.conv2d` can only pad all sides. With a row of zeros above the weight and a column at its left, that gives the
+        same result, without a padded copy of x.
         """
         return F.conv2d(x, F.pad(self.conv.weight, (1, 0, 1, 0)), self.conv.bias, stride=2, padding=1)
 
@@ -132,7 +132,7 @@ class _Level(nn.Module):
 
 
 def _run(levels: Iterable[nn.Module], x: Tensor | PendingMerge) -> Tensor | PendingMerge:
-    """All levels in one loop: a level of its own would keep its input, the largest image, until its end."""
+    """Run all levels in one loop: a level's own forward would keep its input, the largest tensor, until it returns."""
     for level in levels:
         assert isinstance(level, _Level)
         for block in level.block:
@@ -224,7 +224,7 @@ class VQAutoencoder(nn.Module):
 
         Args:
             latent: any floating dtype.
-            quantize: replace every vector by its nearest codebook entry first.
+            quantize: first replace every vector by its nearest codebook entry.
         """
         if quantize:
             latent, _ = ops.vector_quantize(latent, self.quantize.embedding.weight)

@@ -1,12 +1,11 @@
 """Every model as data: sizes, schedule, conventions, weight files and licences.
 
-The only place with official names and addresses. Facts of the official models: arXiv 2403.07319 and the
-release page of github.com/zsyOAOA/ResShift.
+The official file names and addresses are only here. Sources for the official models: arXiv 2403.07319 and the release
+page of github.com/zsyOAOA/ResShift.
 """
 
 import difflib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from resshift_fast.diffusion.schedule import Schedule
 from resshift_fast.images.tiling import Axis, plan_axis
@@ -14,9 +13,6 @@ from resshift_fast.models.autoencoder import AutoencoderConfig, SpaceToDepth, Sp
 from resshift_fast.models.swin_unet import SwinUNet, SwinUNetConfig
 from resshift_fast.weights.published import OFFICIAL_LICENCE as OFFICIAL_LICENCE
 from resshift_fast.weights.published import WeightFile as WeightFile
-
-if TYPE_CHECKING:
-    pass
 
 RELEASE = "https://github.com/zsyOAOA/ResShift/releases/download/v2.0/"
 OWN_LICENCE = "CC BY-SA 4.0 (trained from free photographs, see weights/nano-x4.md)"
@@ -27,14 +23,14 @@ class ModelSpec:
     """One restoration model.
 
     Args:
-        name, summary: how it is called, and what it is for in one line.
+        name, summary: its name, and its purpose in one line.
         scale: output side / input side.
         denoiser, first_stage, schedule: sizes of the parts.
         prediction_type: what the denoiser predicts, one of `schedule.PREDICTION_TYPES`.
         clamp_x0: clamp x̂_0 to [−1, 1] at every step; for first stages whose latent is the image.
         pad_multiple: input sides are padded to a multiple of this, in input pixels.
         tile, overlap: default tile side and overlap in input pixels.
-        needs_mask: whether it fills holes and so wants a mask.
+        needs_mask: whether it is an inpainting model, which needs a mask.
         weights, autoencoder_weights: files; None where there is nothing to load or nothing is published.
     """
 
@@ -55,7 +51,7 @@ class ModelSpec:
 
     @property
     def licence(self) -> str:
-        """Terms of the denoiser's weights, or a note that none are published."""
+        """Licence of the denoiser's weights, or a note that none are published."""
         return self.weights.licence if self.weights else "no weights published"
 
     @property
@@ -70,8 +66,9 @@ class ModelSpec:
 
         Args:
             height, width: the image's sides in input pixels.
-            tile: largest side of a tile in input pixels, rounded down to `pad_multiple`; None takes the model's own.
-            overlap: input pixels that neighbours share; None takes the model's own, a quarter of a tile at most.
+            tile: largest side of a tile in input pixels, rounded down to a multiple of `pad_multiple`; None takes the
+                model's default.
+            overlap: input pixels that neighbours share; None takes the model's default, at most a quarter of a tile.
 
         Returns:
             (rows, columns).
@@ -180,16 +177,16 @@ _SPECS = (
     _realsr(
         "bicsr-x4", "×4 super-resolution of bicubically reduced images, 4 steps", FOUR_STEPS, "resshift_bicsrx4_s4.pth"
     ),
-    _inpaint("inpaint-imagenet", "fills holes in photos", "resshift_inpainting_imagenet_s4.pth", VQ_F4_WEIGHTS),
+    _inpaint("inpaint-imagenet", "inpainting of photos", "resshift_inpainting_imagenet_s4.pth", VQ_F4_WEIGHTS),
     _inpaint(
         "inpaint-face",
-        "fills holes in aligned faces",
+        "inpainting of aligned faces",
         "resshift_inpainting_face_s4.pth",
         _official("celeba256_vq_f4_dim3_face.pth"),
     ),
     ModelSpec(
         name="faceir",
-        summary="restores aligned 512×512 faces",
+        summary="restoration of aligned 512×512 faces",
         scale=1,
         denoiser=SwinUNetConfig(in_channels=8, out_channels=8, lq_size=512),
         first_stage=VQ_F8_FACE,

@@ -14,25 +14,25 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class PendingMerge:
-    """A pending sum x + other ("add") or concatenation of channels ("concat") of two images.
+    """A pending sum x + other ("add") or concatenation of channels ("concat") of two tensors [B, C, H, W].
 
-    The next `GroupNorm` merges the two in its own pass; where none follows, `merged` does. Both take the images out of
+    The next `GroupNorm` merges the two in its own pass; if none follows, `merged` does. Both take the tensors out of
     this object, so that no caller's reference keeps them in memory.
     """
 
     def __init__(self, x: Tensor, other: Tensor, mode: str):
-        self._images: list[Tensor] = [x, other]
+        self._tensors: list[Tensor] = [x, other]
         self.mode = mode
 
     def take(self) -> tuple[Tensor, Tensor]:
-        """The two images, once."""
-        x, other = self._images
-        self._images = []
+        """Return the two tensors and drop the references to them; can be called once."""
+        x, other = self._tensors
+        self._tensors = []
         return x, other
 
 
 def merged(x: Tensor | PendingMerge) -> Tensor:
-    """The image as one tensor."""
+    """Carry out a pending merge; a tensor is returned as it is."""
     if isinstance(x, Tensor):
         return x
     first, second = x.take()
@@ -63,7 +63,7 @@ class GroupNorm(nn.Module):
         shift: Tensor | None = None,
         activation: str | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The image as one tensor, and normalized."""
+        """The merged tensor, and its normalization."""
         if isinstance(x, Tensor):
             return x, self(x, scale=scale, shift=shift, activation=activation)
         return ops.add_concat_group_norm(
@@ -97,10 +97,10 @@ class Conv3x3(nn.Conv2d):
         shift: Tensor | None = None,
         residual: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | PendingMerge]:
-        """x as one tensor, and the convolution of silu(norm(x)), to which `residual` is added or will be.
+        """The merged x, and conv(silu(norm(x))) plus `residual` if that is given.
 
-        Where the convolution's kernel normalizes as it reads and adds as it writes, no other image is made. Elsewhere
-        the norm takes x apart, and the sum is left to whatever comes next.
+        If the convolution's kernel can normalize as it reads and add as it writes, there is no intermediate tensor.
+        Otherwise the norm merges x, and the sum is returned as a `PendingMerge`.
         """
         if ops.conv2d_takes_norm(self.weight.device.type):
             x = merged(x)
@@ -124,7 +124,7 @@ class Conv3x3(nn.Conv2d):
 
 
 class Conv1x1(nn.Conv2d):
-    """1×1 convolution through `ops.pointwise_conv2d`, of a normalized image and with a sum where they are given."""
+    """1×1 convolution through `ops.pointwise_conv2d`, with an optional norm of its input and an optional residual."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, 1)
@@ -136,7 +136,7 @@ class Conv1x1(nn.Conv2d):
 def pointwise(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, norm: GroupNorm | None = None, residual: Tensor | None = None
 ) -> Tensor:
-    """`ops.pointwise_conv2d` with the normalization as a layer."""
+    """`ops.pointwise_conv2d` with the normalization given as a layer."""
     if norm is None:
         return ops.pointwise_conv2d(x, weight, bias, residual=residual)
     return ops.pointwise_conv2d(
@@ -163,10 +163,10 @@ class UpsampleConv(nn.Module):
 
 
 def prepack_weights_(module: Module) -> Module:
-    """Lay out the weights of convolutions in memory as the kernels on their device read them, and return the module.
+    """Prepack the weights of convolutions in place for the kernels of their device, and return the module.
 
-    They keep their values, names and shapes; only their strides change: channels last, and those of 3×3 convolutions
-    as `ops.pack_conv2d` does where a kernel reads them so.
+    Only the strides change, not values, names or shapes: weights become channels-last, and those of 3×3 convolutions
+    are packed by `ops.pack_conv2d` if a kernel on this device reads them packed.
     """
     if not ops.conv2d_reads_packed(next((p.device.type for p in module.parameters()), "cpu")):
         return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -179,7 +179,7 @@ def prepack_weights_(module: Module) -> Module:
 
 
 def zero_(module: Module) -> Module:
-    """Set every parameter of `module` to zero and return it: a residual branch that starts as nothing."""
+    """Set every parameter of `module` to zero and return it, so that a residual branch starts as zero."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module

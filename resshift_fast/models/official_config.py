@@ -1,6 +1,6 @@
-"""Reads the YAML files of the official training code, for models that people trained with it.
+"""Reads the YAML files of the official training code, for models that were trained with it.
 
-Only sizes and conventions are taken; where the code's classes live does not matter.
+Only sizes and conventions are read; the class paths in the file are ignored.
 """
 
 from os import PathLike
@@ -19,7 +19,7 @@ PREDICTION_TYPES = {
     "residual": "residual",
 }
 
-# Settings that have one supported value, which is also what a missing entry means.
+# Settings with one supported value, which is also the default of a missing entry.
 FIXED = {
     "model.params.dims": 2,
     "model.params.use_scale_shift_norm": True,
@@ -45,7 +45,7 @@ def read(path: str | PathLike) -> ModelSpec:
 
     Raises:
         FileNotFoundError, OSError: if it cannot be read.
-        ImportError: where omegaconf is not installed.
+        ImportError: if omegaconf is not installed.
         ValueError: if it is not YAML, a needed entry is missing or of another type, or a setting is not supported.
     """
     tree = _load(Path(path))
@@ -64,7 +64,7 @@ def _load(path: Path) -> dict[str, Any]:
         from omegaconf import OmegaConf
         from yaml import YAMLError
     except ImportError as error:
-        raise ImportError(f"{path}: {error.name} is not installed, which reads YAML; pip install omegaconf") from None
+        raise ImportError(f"{path}: reading YAML needs {error.name}, not installed; pip install omegaconf") from None
     try:
         tree: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (YAMLError, UnicodeDecodeError) as error:

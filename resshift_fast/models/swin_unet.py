@@ -1,8 +1,8 @@
 """The denoiser: a U-Net whose attention layers are Swin blocks (arXiv 2403.07319, section 3.4).
 
-State-dict keys and shapes are those of the official checkpoints. What depends only on the timestep
-(`modulation`) or only on the low-quality image (`condition`) can be computed once per chain; `forward`
-does all three parts.
+State-dict keys and shapes are those of the official checkpoints. What depends only on the timestep (`modulation`) or
+only on the low-quality image (`condition`) can be computed once per chain, so that a step only needs `denoise`;
+`forward` does all three.
 """
 
 import math
@@ -48,7 +48,7 @@ class SwinUNetConfig:
         swin_embed_dim: width of a Swin layer, a multiple of `num_head_channels` and of 32.
         window_size: side of an attention window in pixels, at most the configured side.
         mlp_ratio: hidden width of the Swin feed-forward part in units of `swin_embed_dim`.
-        lq_size: side of the low-quality image for a latent of `image_size`, in pixels; a power of two times it.
+        lq_size: side in pixels of the low-quality image for a latent of `image_size`; `image_size` times a power of 2.
         cond_lq, cond_mask: whether the denoiser is given the low-quality image, and a mask with it.
     """
 
@@ -83,11 +83,11 @@ class SwinUNetConfig:
         return 2 ** (len(self.channel_mult) - 1)
 
 
-FEATURE_CHANNELS = 16  # first width of the low-quality image's feature extractor; doubles at every stage
+FEATURE_CHANNELS = 16  # width of the first stage of the low-quality image's feature extractor; each stage doubles it
 
 
 class ResBlock(nn.Module):
-    """GroupNorm, SiLU, convolution twice, conditioned by scale and shift between, with a skip connection."""
+    """GroupNorm, SiLU and convolution twice, the second norm with scale and shift, plus a skip connection."""
 
     def __init__(self, in_channels: int, out_channels: int, emb_channels: int):
         super().__init__()
@@ -129,13 +129,13 @@ class WindowAttention(nn.Module):
         self.num_heads, self.window_size, self.shift_size = num_heads, window_size, shift_size
         table = torch.empty((2 * window_size - 1) ** 2, num_heads)
         self.relative_position_bias_table = nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
-        # Kept for the checkpoints' sake; the operator derives it from the window's size.
+        # For compatibility with the checkpoints only; the operator derives it from the window's size.
         self.register_buffer("relative_position_index", relative_position_index(window_size).clone())
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, norm: GroupNorm) -> Tensor:
-        """x + attention(norm(x)), on images."""
+        """x + attention(norm(x)) of x [B, C, H, W]."""
         qkv = pointwise(x, self.qkv.weight, self.qkv.bias, norm=norm)
         out = ops.window_attention(
             qkv.permute(0, 2, 3, 1),
@@ -158,7 +158,7 @@ class Mlp(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """x + attention(norm1(x)), then x + mlp(norm2(x)), on images."""
+    """x + attention(norm1(x)), then x + mlp(norm2(x)), on [B, C, H, W]."""
 
     def __init__(self, channels: int, resolution: int, num_heads: int, window_size: int, shift_size: int, hidden: int):
         super().__init__()
@@ -166,7 +166,7 @@ class SwinBlock(nn.Module):
         self.attn = WindowAttention(channels, num_heads, window_size, shift_size)
         self.norm2 = GroupNorm(channels)
         self.mlp = Mlp(channels, hidden)
-        # Kept for the checkpoints' sake; the operator makes the mask for the true size of its input.
+        # For compatibility with the checkpoints only; the operator makes the mask for the actual size of its input.
         mask = shift_mask(resolution, resolution, window_size, shift_size, "resshift") if shift_size else None
         self.register_buffer("attn_mask", None if mask is None else mask.clone())
 
@@ -214,10 +214,10 @@ class SwinLayer(nn.Module):
 
 
 class Stage(nn.Sequential):
-    """Layers in sequence; residual blocks take the next of the modulations, the first may take a `PendingMerge`."""
+    """Layers in sequence; each residual block takes the next modulation, and the first may take a `PendingMerge`."""
 
     def forward(self, x: Tensor | PendingMerge, modulations: Iterator[Tensor]) -> Tensor:  # type: ignore[override]
-        y: Any = x  # a tensor, once the first layer has taken it apart
+        y: Any = x  # a tensor after the first layer, which merges it
         for layer in self:
             y = layer(y, next(modulations)) if isinstance(layer, ResBlock) else layer(y)
         return y
@@ -300,7 +300,7 @@ class SwinUNet(nn.Module):
             [B, lq_channels, h, w] at the latent's size, or None.
 
         Raises:
-            ValueError: if lq or mask is missing or not wanted.
+            ValueError: if lq or mask is missing, or given to a denoiser without it.
         """
         config = self.config
         if (lq is not None) != config.cond_lq:
@@ -319,7 +319,7 @@ class SwinUNet(nn.Module):
             timesteps: [N], the raw step indices.
 
         Returns:
-            One [N, 2·C] tensor (scale, then shift) a residual block, in the order in which they run.
+            One [N, 2·C] tensor (scale, then shift) per residual block, in the order in which they run.
         """
         dtype = next(self.time_embed.parameters()).dtype
         emb = self.time_embed(timestep_embedding(timesteps, self.config.model_channels).to(dtype))
