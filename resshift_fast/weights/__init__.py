@@ -1,1 +1,1 @@
-"""Files of weights: what is published, downloading, reading; and the embedded model's."""
+"""Weights files: what is published, downloading and reading, and the embedded model's file."""

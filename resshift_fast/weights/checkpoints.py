@@ -1,7 +1,7 @@
 """Read, check, load and write weights: `.pth`, `.pt` and `.ckpt` of torch.save, and `.safetensors`.
 
-A file is recognized by its first bytes and not by its name, so that an error page saved as `.pth` is called what it
-is. Nothing in a file is ever executed (`weights_only=True`), and a module is either loaded whole or left as it was.
+A file is recognized by its first bytes and not by its name, so that the message about an error page saved as `.pth`
+says so. Nothing in a file is ever executed (`weights_only=True`). A module is either loaded completely or unchanged.
 """
 
 import codecs
@@ -21,15 +21,15 @@ from torch import Tensor, nn
 
 from resshift_fast.core.files import write_atomically
 
-# Where training programs keep the weights inside a checkpoint; the first that holds tensors wins, averaged ones first.
+# Keys under which training programs store the weights in a checkpoint; the first that holds tensors is taken.
 WRAPPERS = ("params_ema", "ema", "params", "state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.")  # added by DistributedDataParallel and by torch.compile
-# Buffers that a module computes from its configuration: a file's copy is compared, never copied.
+# Buffers that a module computes from its configuration: a file's values are compared with them, never loaded.
 DERIVED = ("attn_mask", "relative_position_index")
 
 _MAX_NESTING = 8
 _HEAD_BYTES = 1024
-# What torch.save files in the format before the zip one start with, after a few bytes of the pickle protocol.
+# First bytes of files in torch.save's older format, before zip, after a few bytes of the pickle protocol.
 _LEGACY_MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 _FOREIGN = (
     (b"\x89PNG", "a PNG image"),
@@ -68,7 +68,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """
     path = Path(path)
     kind = _recognize(path)
-    # Given a path of this name, torch.load takes it for safetensors whatever is inside; given a handle it does not.
+    # Given a path with this suffix, torch.load assumes safetensors whatever the content; given a handle it does not.
     mappable = kind == "zip" and path.suffix != ".safetensors"
     tree = _read_safetensors(path) if kind == "safetensors" else _read_torch(path, mmap=mappable)
     found = _find_tensors(tree)
@@ -91,7 +91,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def strip_prefixes(key: str) -> str:
-    """Remove every leading `module.` and `_orig_mod.` from one key, in whatever order and however often they come."""
+    """Remove every leading `module.` and `_orig_mod.` from one key, in any order and number."""
     rest = key
     while rest.startswith(PREFIXES):
         rest = rest.split(".", 1)[1]
@@ -99,21 +99,21 @@ def strip_prefixes(key: str) -> str:
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str | os.PathLike[str]) -> None:
-    """Copy a state dict into a module, wholly or not at all.
+    """Copy a state dict into a module, completely or not at all.
 
-    Every weight must be there, with the module's shape and kind (floating, integer, …); dtypes may differ and values
-    are cast to the module's. The derived buffers (`attn_mask`, `relative_position_index`) stay the module's own: the
+    Every weight must be present, with the module's shape and kind (floating, integer, …); dtypes may differ, and values
+    are cast to the module's. The derived buffers (`attn_mask`, `relative_position_index`) of the module are kept: the
     file may lack them, and its masks may be those of another resolution, but values that contradict the module's are
     an error, because such weights were trained with another attention.
 
     Args:
         module: any module with its weights in memory (not on the meta device).
         state: as read_state_dict returns it.
-        source: what messages call the weights, as a rule the file's path.
+        source: name of the weights in messages, usually the file's path.
 
     Raises:
         CheckpointError: keys, shapes, kinds or derived values differ (the first three of each are named), or a weight
-            is NaN or infinite in the module's dtype. The module is untouched then.
+            is NaN or infinite in the module's dtype. The module is then unchanged.
         ValueError: the module is on the meta device.
     """
     full = module.state_dict()
@@ -144,7 +144,7 @@ def save_safetensors(
     metadata: Mapping[str, str],
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write weights as one safetensors file, so that either the old or the whole new file is there at any time.
+    """Write weights as one safetensors file, atomically: readers find either the old file or the complete new one.
 
     The derived buffers are left out: load_into does not need them.
 
@@ -152,12 +152,12 @@ def save_safetensors(
         module_or_state: a module, or keys and tensors on any device.
         path: the file to write; its folder must exist.
         metadata: strings kept in the file's header.
-        dtype: cast floating-point tensors to it (torch.float16 halves the file); None keeps each one's own.
+        dtype: cast floating-point tensors to it (torch.float16 halves the file); None keeps their dtypes.
 
     Raises:
         TypeError: metadata are not strings, or dtype is not a floating-point dtype.
         ValueError: a weight is NaN or infinite, or becomes so in dtype.
-        OSError: the file could not be written; what was there before is untouched.
+        OSError: the file could not be written; an existing file is untouched.
     """
     path = Path(path)
     if not all(isinstance(text, str) for item in metadata.items() for text in item):
@@ -208,7 +208,7 @@ def _recognize_zip(path: Path) -> str:
 
 
 def _foreign(head: bytes, path: Path) -> str:
-    """Say what a file that is no checkpoint looks like, and what to do."""
+    """Say what a file that is not a checkpoint looks like, and what to do."""
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
         return "a web page (HTML), not weights: the server answered with an error or a log-in page; download it again"
@@ -228,7 +228,7 @@ def _foreign(head: bytes, path: Path) -> str:
 
 def _is_text(head: bytes) -> bool:
     try:
-        # An incremental decoder does not mind that the cut may split the last character.
+        # An incremental decoder accepts that the last character may be incomplete.
         text = codecs.getincrementaldecoder("utf-8")().decode(head)
     except UnicodeDecodeError:
         return False
@@ -258,7 +258,7 @@ def _read_torch(path: Path, mmap: bool) -> Any:
                 f"{path} holds Python objects besides tensors ({refused[1]}), which could run code and so were not "
                 "opened; where you trust it, save its state dict alone with torch.save and pass that file"
             ) from error
-        # torch puts the reason behind a paragraph on unsafe loading, which is no advice to give.
+        # torch's message begins with advice on unsafe loading, which is left out; the reason follows it.
         inner = re.search(r"WeightsUnpickler error:\s*(\S[^\n]*)", str(error))
         if inner or isinstance(error, UnpicklingError):
             reason = inner[1] if inner else "its pickle could not be read"
@@ -313,7 +313,7 @@ def _mismatches(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[
 
 
 def _same_shape(key: str, tensor: Tensor, target: Tensor) -> bool:
-    """Equal shapes; masks [windows, tokens, tokens] may differ in the number of windows, which is the resolution."""
+    """Equal shapes; masks [windows, tokens, tokens] may differ in the number of windows, given by the resolution."""
     if key.endswith("attn_mask") and tensor.dim() == target.dim() == 3:
         return tensor.shape[1:] == target.shape[1:]
     return tensor.shape == target.shape
@@ -328,7 +328,7 @@ def _kind(tensor: Tensor) -> str:
 
 
 def _hint(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
-    """Guess from well-known keys which other file was taken; empty where nothing speaks for one."""
+    """Guess from well-known keys which wrong file was passed; empty if there is no guess."""
     found, expected = _network(state), _network(own)
     if found and expected and found != expected:
         return f"the file holds {found} where {expected} belongs, so the two may have been exchanged"
@@ -352,14 +352,14 @@ def _network(keys: Iterable[str]) -> str:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    # aminmax passes NaN on and is two orders of magnitude faster than isfinite().all() on a whole model.
+    # aminmax propagates NaN and is two orders of magnitude faster than isfinite().all() on a whole model.
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return True
     return all(bool(torch.isfinite(bound)) for bound in torch.aminmax(tensor))
 
 
 def _to_save(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A contiguous CPU copy: safetensors refuses tensors that share memory, as tied weights and views do."""
+    """A contiguous copy on the CPU: safetensors refuses tensors that share memory, such as tied weights and views."""
     target = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
     copy = tensor.detach().to("cpu", target, copy=True).contiguous()
     if not _is_finite(copy):
@@ -374,7 +374,7 @@ def _listed(items: Iterable[str]) -> str:
 
 
 def _short(key: Any) -> str:
-    """A key as it may stand in a one-line message, whatever a foreign file put into it."""
+    """A key in a form that fits a one-line message, whatever characters a file has in it."""
     text = str(key)
     text = text if text.isprintable() else repr(text)
     return text if len(text) <= 100 else f"{text[:97]}…"

@@ -1,8 +1,8 @@
-"""Weights files on this computer: embedded in the package, or downloaded once and verified ever after.
+"""Weights files on this computer: embedded in the package, or downloaded once and verified at every use.
 
-A download goes to `FILENAME.part` beside its target, is resumed where it stopped (even by a later process), and gets
-its name only when it is whole. Its SHA-256 is then kept in `FILENAME.sha256` (readable by `sha256sum -c`), so that a
-file which changes later is noticed even where its publisher gives no hash.
+A download goes to `FILENAME.part` beside its target, is resumed where it stopped (even by a later process), and is
+renamed to the target when it is complete. Its SHA-256 is stored in `FILENAME.sha256` (readable by `sha256sum -c`), so
+that a later change of the file is noticed even if its publisher gives no hash.
 """
 
 import contextlib
@@ -30,9 +30,9 @@ from resshift_fast.core.files import write_atomically
 if TYPE_CHECKING:
     from resshift_fast.weights.published import WeightFile
 
-TIMEOUT_SECONDS = 20.0  # without a byte, not for the whole file
-ATTEMPTS = 3  # in a row that bring nothing new
-RETRY_DELAY_SECONDS = 1.0  # doubled at each attempt
+TIMEOUT_SECONDS = 20.0  # without a byte received, not for the whole file
+ATTEMPTS = 3  # consecutive ones that receive nothing new
+RETRY_DELAY_SECONDS = 1.0  # doubles at each attempt
 
 _BLOCK_BYTES = 1 << 18
 _POLL_SECONDS = 0.2
@@ -44,16 +44,16 @@ class DownloadError(OSError):
 
 
 class _Failure(Exception):
-    """Trying again would not help; the message is the reason alone."""
+    """A permanent failure, not worth a retry; the message is the reason alone."""
 
 
 class _Interruption(Exception):
-    """A passing trouble of the network or the server; the message is the reason alone."""
+    """A temporary failure of the network or the server, worth a retry; the message is the reason alone."""
 
 
 @dataclass(frozen=True)
 class _Record:
-    """What is known of a file that was whole: its SHA-256, and the size and time by which a change shows."""
+    """SHA-256 of a complete file, and its size and modification time, by which a change is noticed."""
 
     size: int
     mtime_ns: int
@@ -62,7 +62,7 @@ class _Record:
 
 @dataclass(frozen=True)
 class _Partial:
-    """What an unfinished download needs in order to go on: bytes there, the server's name for this version, length."""
+    """State of an unfinished download: bytes received, the server's validator (ETag or date), total length."""
 
     received: int = 0
     validator: str | None = None
@@ -83,24 +83,24 @@ def local_path(file: "WeightFile") -> Path:
 
 
 def fetch(file: "WeightFile", progress: bool = True, *, verify: bool = False, option: str = "weights") -> Path:
-    """Return a weights file's path, downloading the file first if it is not there.
+    """Return a weights file's path, downloading the file first if it is missing.
 
     Safe to call from several threads and processes: one downloads, the others wait for it. A file that the user put
-    there by hand is taken as if downloaded.
+    there by hand is treated as if downloaded.
 
     Args:
         file: filename; url, or None for a file embedded in the package; size in bytes and sha256 where known; licence.
         progress: show a bar on stderr while downloading.
-        verify: hash the whole file even where its size and time say that it did not change.
+        verify: hash the whole file even if its size and modification time have not changed.
         option: the argument that takes a local file instead, for messages ("weights" or "autoencoder").
 
     Returns:
         The file's absolute path.
 
     Raises:
-        FileNotFoundError: an embedded file is not there.
+        FileNotFoundError: an embedded file is missing.
         DownloadError: no connection, an HTTP error, no space, an unwritable folder, or a file whose size or hash is
-            not the expected one. What was received so far is kept for the next try where it can be continued.
+            not the expected one. The bytes received so far are kept for the next try if the server can resume.
 
     Example:
         >>> fetch(catalog.get("realsr-x4-v3").weights)  # doctest: +SKIP
@@ -135,7 +135,7 @@ def fetch(file: "WeightFile", progress: bool = True, *, verify: bool = False, op
 
 
 def _announce(file: "WeightFile") -> None:
-    """State the licence before anything of the file is received."""
+    """Print the licence before the download begins."""
     if not file.licence:
         return
     if "non-commercial" in file.licence.lower():
@@ -146,7 +146,7 @@ def _announce(file: "WeightFile") -> None:
 
 
 def _check(file: "WeightFile", target: Path, verify: bool) -> None:
-    """Compare a file that is there with its known or recorded size and hash; record them at first sight."""
+    """Compare a local file with its known or recorded size and hash; record them the first time."""
     status = target.stat()
     record = _read_record(target)
     known_size = file.size if file.size is not None else (record.size if record else status.st_size)
@@ -165,11 +165,11 @@ def _check(file: "WeightFile", target: Path, verify: bool) -> None:
 
 
 def _download(file: "WeightFile", target: Path, part: Path, progress: bool) -> None:
-    """Receive the whole file, over as many connections as it takes, verify it and give it its name."""
+    """Receive the whole file, over as many connections as it takes, verify it and rename it to the target."""
     from tqdm import tqdm
 
     failures, furthest = 0, _read_partial(part, file).received
-    # The delay keeps an empty bar from being drawn before the server has answered.
+    # The delay prevents an empty bar before the server has answered.
     options = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "delay": 1e-9, "disable": not progress}
     with tqdm(desc=file.filename, **options) as bar:
         while True:
@@ -177,7 +177,7 @@ def _download(file: "WeightFile", target: Path, part: Path, progress: bool) -> N
                 _transfer(file, part, bar)
                 break
             except _Interruption as error:
-                # Counted from the furthest byte ever: starting anew and breaking at the same place is no progress.
+                # Compared with the furthest byte ever: a restart that breaks off at the same byte is no progress.
                 failures = 0 if _size(part) > furthest else failures + 1
                 furthest = max(furthest, _size(part))
                 if failures >= ATTEMPTS:
@@ -197,7 +197,7 @@ def _download(file: "WeightFile", target: Path, part: Path, progress: bool) -> N
 
 
 def _transfer(file: "WeightFile", part: Path, bar: Any) -> None:
-    """One request: go on where the part ends, or start anew where the server can't or the file has changed."""
+    """One request: resume at the end of the part, or restart if the server can't resume or the file has changed."""
     partial = _read_partial(part, file)
     if partial.received and partial.received == partial.total:
         return
@@ -226,7 +226,7 @@ def _transfer(file: "WeightFile", part: Path, bar: Any) -> None:
 
 
 def _connect(request: urllib.request.Request, part: Path) -> http.client.HTTPResponse:
-    """Open the address, telling passing troubles from lasting ones."""
+    """Open the address; temporary failures raise _Interruption, permanent ones _Failure."""
     host = request.host
     if request.type not in ("http", "https"):
         raise _Failure(f"{request.full_url} is not a web address")
@@ -236,7 +236,7 @@ def _connect(request: urllib.request.Request, part: Path) -> http.client.HTTPRes
         error.close()
         if error.code == 416 and request.has_header("Range"):
             _discard(part)
-            raise _Interruption(f"{host} has not the rest of what was begun (HTTP 416)") from error
+            raise _Interruption(f"{host} cannot resume the download (HTTP 416)") from error
         kind = _Interruption if error.code in (408, 429) or error.code >= 500 else _Failure
         raise kind(f"{host} answered HTTP {error.code} {error.reason}") from error
     except urllib.error.URLError as error:
@@ -251,26 +251,26 @@ def _connect(request: urllib.request.Request, part: Path) -> http.client.HTTPRes
 
 
 def _plan(response: http.client.HTTPResponse, partial: _Partial, part: Path) -> _Partial:
-    """What the response brings: the rest of the part, or the whole file (`received` 0)."""
+    """What the response holds: the rest of the part, or the whole file (`received` 0)."""
     headers = response.headers
     etag = headers.get("ETag", "")
-    # A weak tag names equivalent contents, not equal bytes, so nothing may be continued by it.
+    # A weak tag means equivalent content, not equal bytes, so it does not allow a download to be resumed.
     validator = etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
     if response.status != 206:
         length = headers.get("Content-Length", "")
         return _Partial(0, validator, int(length) if length.isdigit() else None)
     found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", "").strip())
     total = int(found[2]) if found and found[2] != "*" else partial.total
-    # Some servers honour Range but not If-Range, and would append another version's end.
+    # Some servers honour Range but not If-Range, and would send the end of another version.
     same = total == partial.total and (validator is None or validator == partial.validator)
     if not found or int(found[1]) != partial.received or not same:
         _discard(part)
-        raise _Interruption("the file on the server is no longer the one that was begun")
+        raise _Interruption("the file on the server has changed since the download began")
     return partial
 
 
 def _receive(response: http.client.HTTPResponse, part: Path, total: int | None, bar: Any) -> None:
-    """Append what comes to the part; however the connection ends, what came is in it."""
+    """Append to the part; everything received is written, however the connection ends."""
     with open(part, "ab") as handle:
         while block := _read(response):
             handle.write(block)
@@ -283,7 +283,7 @@ def _receive(response: http.client.HTTPResponse, part: Path, total: int | None, 
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
-    # read1 returns what has come; read would lose it if the connection broke before the block is full.
+    # read1 returns what has arrived; read would lose that if the connection broke before the block is full.
     try:
         return response.read1(_BLOCK_BYTES)
     except (OSError, http.client.HTTPException) as error:
@@ -297,7 +297,7 @@ def _require_space(folder: Path, needed: int) -> None:
 
 
 def _read_partial(part: Path, file: "WeightFile") -> _Partial:
-    """The state of an earlier try for the same address; empty where it can't be continued safely."""
+    """The state of an earlier try for the same address; empty if it can't be resumed safely."""
     try:
         state = json.loads(_state_file(part).read_text("utf-8"))
         received = part.stat().st_size
@@ -309,7 +309,7 @@ def _read_partial(part: Path, file: "WeightFile") -> _Partial:
 
 
 def _start_anew(part: Path, file: "WeightFile", partial: _Partial) -> None:
-    """Empty the part before its state names the new version, so that no crash can join two versions."""
+    """Empty the part before its state names the new version, so that a crash cannot mix two versions."""
     _discard(part)
     part.touch()
     state = {"url": file.url, "validator": partial.validator, "total": partial.total}
@@ -324,7 +324,7 @@ def _discard(part: Path) -> None:
 
 @contextlib.contextmanager
 def _only_one(target: Path) -> Iterator[Path]:
-    """Hold the target's lock and yield the part's path; the system frees the lock when a process dies."""
+    """Hold the target's lock and yield the part's path; the system releases the lock when a process dies."""
     with open(target.with_name(f".{target.name}.lock"), "a+b") as handle:
         waiting = False
         while True:
@@ -335,7 +335,7 @@ def _only_one(target: Path) -> Iterator[Path]:
                 print(f"{target.name}: waiting for another process that downloads it", file=sys.stderr)
             waiting = True
             time.sleep(_POLL_SECONDS)
-        # Without locks (some network file systems) each process needs a part of its own, which no other continues.
+        # Without locks (some network file systems) each process needs its own part, which no other resumes.
         yield _beside(target, ".part" if locked else f".{os.getpid()}-{threading.get_ident()}.part")
 
 
@@ -376,7 +376,7 @@ def _write_record(target: Path, record: _Record) -> None:
     path = _beside(target, ".sha256")
     # sha256sum skips lines that begin with a hash sign.
     text = f"# size {record.size} mtime_ns {record.mtime_ns}\n{record.sha256}  {target.name}\n"
-    with contextlib.suppress(OSError):  # a cache that can only be read is hashed at each start instead
+    with contextlib.suppress(OSError):  # in a read-only cache the file is hashed at each start instead
         write_atomically(path, text.encode())
 
 

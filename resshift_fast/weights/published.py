@@ -1,4 +1,4 @@
-"""What is known of a file of weights before it is read."""
+"""Name, address, size, hash and licence of a weights file."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,13 @@ OFFICIAL_LICENCE = "non-commercial (published by the ResShift authors under the 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A file of weights.
+    """A weights file.
 
     Args:
         filename: name in the cache folder, or in the package's `weights` folder.
-        url: where it is published; None: it is embedded in the package.
-        size: bytes, once known. sha256: hash in hexadecimal, once known.
-        licence: terms that the file comes under.
+        url: where it is published; None if it is embedded in the package.
+        size: bytes, if known. sha256: hash in hexadecimal, if known.
+        licence: its terms.
     """
 
     filename: str
