@@ -211,7 +211,7 @@ def loads(monkeypatch):
         loaded.append(name)
         return build(name, **options)
 
-    monkeypatch.setattr(pipeline, "_kept", {})
+    monkeypatch.setattr(pipeline, "_cached", {})
     monkeypatch.setattr(Pipeline, "from_pretrained", recorded)
     return loaded
 
@@ -244,7 +244,7 @@ def test_sample_keeps_one_pipeline_and_reloads_on_change(files, loads):
     run(dtype="bfloat16")
     assert len(loads) == 2
     assert (run(weights=files / "other.safetensors") != first).any()
-    assert len(loads) == 3 and len(pipeline._kept) == 1
+    assert len(loads) == 3 and len(pipeline._cached) == 1
     np.testing.assert_array_equal(run(), first)
     assert len(loads) == 4
 

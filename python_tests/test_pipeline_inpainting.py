@@ -220,7 +220,7 @@ def test_a_batch_of_tensors_takes_its_masks(stacked):
 
 
 REFUSED = {
-    "missing": (None, ValueError, "oracle-x1 fills holes and needs a mask"),
+    "missing": (None, ValueError, "oracle-x1 is an inpainting model and needs a mask"),
     "wrong size": (np.zeros((W, H), bool), ValueError, "mask is 40×90, but array is 90×40; make them the same size"),
     "too many": ([MASK, MASK], ValueError, "2 masks for 1 images; give one for each"),
     "too few": ([], ValueError, "0 masks for 1 images"),

@@ -1,6 +1,6 @@
 """Fast ResShift image restoration: `sample`, `Pipeline`, `use_backend` and the operators in `ops`.
 
-Nothing heavy is imported here; torch and the image libraries load with the first name that needs them.
+Importing the package is cheap: torch and the image libraries are imported with the first name that needs them.
 """
 
 from importlib import import_module
@@ -40,13 +40,13 @@ _HOMES = {
 }
 
 
-if not TYPE_CHECKING:  # to a type checker, a name that is not above is a mistake
+if not TYPE_CHECKING:  # a type checker would accept any name if it saw this function
 
     def __getattr__(name: str) -> Any:
         if name == "ops":
             return import_module("resshift_fast.ops")
         if name in _HOMES:
-            if name == "use_backend":  # which knows of no operator until it is told
+            if name == "use_backend":  # operators register themselves when `ops` is imported
                 import_module("resshift_fast.ops")
             return getattr(import_module(f"resshift_fast.{_HOMES[name]}"), name)
         raise AttributeError(f"module 'resshift_fast' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Image in, image out: the only place where all rooms meet."""
+"""Image in, image out: puts images, tiling, networks and weights together."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class Pipeline:
         denoiser, first_stage: its networks with their weights.
         device: where they run.
         dtype: what they run in; the chain itself is float32.
-        graphs: whether batches run through a CUDA graph from the second one of a shape on; for CUDA devices only,
-            where it saves the time that starting each kernel takes. Graphs read the networks' weights where they are:
-            values may change, but networks whose tensors were replaced need a new pipeline.
+        graphs: on CUDA, run batches through a CUDA graph from the second one of a shape on, which saves the launch
+            overhead of every kernel. A graph holds the addresses of the networks' weights: their values may change in
+            place, but replaced tensors need a new pipeline.
 
     Attributes:
         spec, denoiser, first_stage, device, dtype: as given.
@@ -69,9 +69,9 @@ class Pipeline:
         self.first_stage = _prepared(first_stage, device, dtype)
         self.restoration = Restoration(spec, self.denoiser, self.first_stage)
         precompilation.prepare_verification(device, dtype)
-        backends.verify(device, dtype)  # what is compiled or captured later only reads the verdicts
+        backends.verify(device, dtype)  # compiled and captured code can only read the verdicts
         self._compiled: Callable[..., tuple[Tensor, Tensor]] | None = None
-        self._tunes = False  # whether calls of new shapes measure their kernels
+        self._tunes = False  # whether calls with new shapes autotune their kernels
         self._graphs: compilation.RepeatedGraphs | None = None
         if graphs and device.type == "cuda":
             self._graphs = compilation.RepeatedGraphs(self.restoration)
@@ -95,7 +95,7 @@ class Pipeline:
             name: see `catalog.MODELS`.
             weights, autoencoder: files to load instead of the published ones.
             random_weights: load nothing; for tests and measurements.
-            device: None takes CUDA where it works, else the CPU.
+            device: None takes CUDA if it is available, else the CPU.
             dtype: torch.float32, bfloat16 or float16, or its name.
             graphs: as in `Pipeline`: CUDA graphs from the second batch of a shape on.
             progress: show a bar while downloading.
@@ -148,7 +148,7 @@ class Pipeline:
         graphs: bool,
         progress: bool,
     ) -> Pipeline:
-        backends.preferred()  # an unusable choice in the environment is an error now, not in the middle of a photo
+        backends.preferred()  # report a wrong RESSHIFT_FAST_BACKEND now, not in the middle of an image
         denoiser, first_stage = catalog.build_denoiser(spec), catalog.build_first_stage(spec)
         if not random_weights:
             _load(denoiser, spec, "weights", spec.weights, weights, progress)
@@ -198,8 +198,8 @@ class Pipeline:
         | `images.Photo` | `images.Photo` | full integer range | as given | CPU | [H, W, 3], alpha apart |
         | list, tuple | list, tuple | each as its kind | | | |
 
-        Sides are multiplied by the model's scale. Fourth channels (alpha) are enlarged bicubically. Profiles and EXIF
-        of files and PIL images stay in the PIL image's `info`.
+        Sides are multiplied by the model's scale. A fourth channel is alpha, which is enlarged bicubically. The colour
+        profile and EXIF data of files and PIL images are kept in the `info` of the PIL image returned.
 
         Args:
             image: see the table. Values are sRGB.
@@ -207,13 +207,13 @@ class Pipeline:
                 image, Photo or array [H, W] of the image's size, or a tensor [B, 1, H, W] or [H, W] for a tensor;
                 True, or at least half of full brightness, is to be filled in. Pixels outside it come back bit for bit.
             seed: of the noise, in [0, 2⁶³); one for all images, or a list with one for each.
-            tile: largest side that is restored in one piece, in input pixels, rounded down to what the network
-                divides into; None takes the model's own. Smaller tiles need less memory.
-            overlap: input pixels that neighbouring tiles share; None takes the model's own, a quarter of a tile at
-                most.
+            tile: largest side of a tile in input pixels, rounded down to a multiple of the model's `pad_multiple`;
+                None takes the model's default. Smaller tiles need less memory.
+            overlap: input pixels that neighbouring tiles share; None takes the model's default, at most a quarter of
+                a tile.
             batch_size: tiles that are restored at once; None takes 1 on a CPU and 4 elsewhere.
-            noise: "field", a function of seed and place, whatever the tiling; or "torch", drawn with torch's
-                generator in the official program's order.
+            noise: "field", a function of the seed and the pixel's position, so that it does not depend on the tiling;
+                or "torch", drawn with torch's generator in the official program's order.
             progress: True shows a bar on a terminal; a function is called with (done, total) denoiser evaluations.
 
         Raises:
@@ -245,18 +245,18 @@ class Pipeline:
         max_graphs: int = compilation.MAX_GRAPHS,
         **options: Any,
     ) -> Pipeline:
-        """Make later calls faster.
+        """Make later calls faster, with CUDA graphs or torch.compile.
 
-        The first call on each shape of batch measures which configurations of its kernels are the fastest, unless they
-        are known, and captures a CUDA graph; torch.compile works once, for all sizes, and needs a C++ compiler on a
-        CPU. Where it fails, calls go on uncompiled, with one warning.
+        With graphs, the first call with each batch shape autotunes its kernels, unless the autotune cache has them,
+        and captures a CUDA graph. torch.compile compiles once for all sizes, and needs a C++ compiler on a CPU; if it
+        fails, calls continue uncompiled after one warning.
 
         Args:
             how: "graphs" or "torch"; None takes CUDA graphs on a CUDA device and torch.compile elsewhere.
-            tune: whether kernels may be measured before a graph is captured. What is found is kept on disk, and may
-                change results by a rounding once; without a new measurement they are the same bit for bit.
-            max_graphs: graphs kept, one a shape of batch; each holds its intermediate results in memory.
-            options: for `torch.compile`.
+            tune: autotune kernels before a graph is captured. The choices are cached on disk. A new choice may change
+                results by rounding errors; without one, results are bitwise the same.
+            max_graphs: number of graphs kept, one per batch shape; each holds its inputs and results in memory.
+            options: keyword arguments of `torch.compile`.
 
         Returns:
             This pipeline.
@@ -273,7 +273,7 @@ class Pipeline:
     def _masks(self, mask: inputs.Masks | None, sources: list[Source]) -> list[np.ndarray | None]:
         """One bool [H, W] for each source, or None for a model without masks."""
         if self.spec.needs_mask != (mask is not None):
-            need = "fills holes and needs a mask" if self.spec.needs_mask else "takes no mask; leave it out"
+            need = "is an inpainting model and needs a mask" if self.spec.needs_mask else "takes no mask; leave it out"
             raise ValueError(f"{self.spec.name} {need}")
         if mask is None:
             return [None] * len(sources)
@@ -312,16 +312,16 @@ class Pipeline:
                     jobs[tile.image].blender.add(tile.row, tile.column, pixels)
 
     def _latent_like(self, image: Tensor) -> Tensor:
-        """A latent, unfilled, as the chain makes from `image`."""
+        """An uninitialized tensor with the shape and device of the latent of `image`."""
         spec, margin = self.spec, 2 * self.restoration.margin
         sides = [int((side - margin) * spec.latent_per_input) for side in image.shape[2:]]
         return torch.empty(image.shape[0], spec.first_stage.latent_channels, *sides, device=image.device)
 
-    @torch.inference_mode()  # spares every operator autograd's turn, which no_grad does not
+    @torch.inference_mode()  # unlike no_grad, operators then skip the dispatcher's autograd key
     def _restore(
         self, jobs: list[Job], batch: list[Tile], generator: torch.Generator | None, advance: Callable[[], None]
     ) -> np.ndarray:
-        """The chain on a batch of tiles of one shape: float32 [tiles, 3, height · scale, width · scale]."""
+        """Restore a batch of tiles of one shape: float32 [tiles, 3, height · scale, width · scale]."""
         spec, device = self.spec, self.device
         margin = self.restoration.margin
         image = torch.stack([crop(jobs[tile.image], tile, margin) for tile in batch]).to(device)
@@ -343,18 +343,18 @@ class Pipeline:
         return pixels.cpu().numpy()
 
     def _run_networks(self, arguments: tuple[Any, ...], advance: Callable[[], None]) -> tuple[Tensor, Tensor]:
-        """`restoration(*arguments)`, the fastest way there is; `advance` is called once a step."""
+        """Run `restoration(*arguments)` compiled, as a CUDA graph or eagerly, and call `advance` once per step."""
 
         def after_step(t: int, x: Tensor) -> None:
             advance()
 
         if self._compiled is not None:
-            results, told = self._compiled(*arguments), False
+            results, reported = self._compiled(*arguments), False
         elif self._graphs is not None:
-            results, told = self._graphs(*arguments, callback=after_step)
+            results, reported = self._graphs(*arguments, callback=after_step)
         else:
-            results, told = self.restoration(*arguments, after_step), True
-        for _ in range(0 if told else self.spec.schedule.num_steps):
+            results, reported = self.restoration(*arguments, after_step), True
+        for _ in range(0 if reported else self.spec.schedule.num_steps):
             advance()
         return results
 
@@ -379,9 +379,9 @@ def sample(
     autoencoder: inputs.Path | None = None,
     **options: Any,
 ) -> Any:
-    """Restore an image with a model of the catalogue; returns what it was given (see the table in `Pipeline.__call__`).
+    """Restore an image with a model of the catalogue; the result is of the input's kind, see `Pipeline.__call__`.
 
-    The last pipeline is kept, so that calls in a row load the weights once.
+    The last pipeline is cached, so that consecutive calls with the same model load its weights once.
 
     Args:
         image, mask, seed: as in `Pipeline.__call__`, which also takes `options` (tile, overlap, batch_size, noise,
@@ -389,7 +389,7 @@ def sample(
         model, device, dtype, weights, autoencoder: as in `Pipeline.from_pretrained`.
 
     Raises:
-        ValueError, TypeError, OSError: as there.
+        ValueError, TypeError, OSError: as in `Pipeline.__call__` and `Pipeline.from_pretrained`.
 
     Example:
         >>> import numpy as np
@@ -397,28 +397,28 @@ def sample(
         (64, 96, 3)
     """
     key = (model, _version(weights), _version(autoencoder), str(devices.usable_device(device)), _dtype(dtype))
-    with _kept_lock:
-        if key not in _kept:
+    with _cached_lock:
+        if key not in _cached:
             pipeline = Pipeline.from_pretrained(
                 model, weights=weights, autoencoder=autoencoder, device=device, dtype=dtype
             )
-            _kept.clear()
-            _kept[key] = pipeline
-        pipeline = _kept[key]
+            _cached.clear()
+            _cached[key] = pipeline
+        pipeline = _cached[key]
     return pipeline(image, mask, seed=seed, **options)
 
 
-_kept: dict[tuple[Any, ...], Pipeline] = {}
-_kept_lock = threading.Lock()
+_cached: dict[tuple[Any, ...], Pipeline] = {}
+_cached_lock = threading.Lock()
 
 
 def _version(path: inputs.Path | None) -> tuple[str, int] | None:
-    """Tells a file of weights from what was at the same path before."""
+    """Path and modification time, so that a weights file that was replaced is loaded again."""
     return None if path is None else (str(path), os.path.exists(path) and os.stat(path).st_mtime_ns)
 
 
 class _Progress:
-    """Context whose value is to be called once a denoiser evaluation."""
+    """Context manager around a progress bar; its value is a function to call once per denoiser evaluation."""
 
     def __init__(self, progress: inputs.Progress, total: int):
         self._report, self._total, self._done = progress, total, 0

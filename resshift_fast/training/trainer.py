@@ -116,7 +116,7 @@ class Trainer:
             denoiser = denoiser or catalog.build_denoiser(spec)
             first_stage = first_stage or self._build_first_stage(spec)
         if getattr(spec, "needs_mask", False):
-            raise ValueError(f"{config.model} fills holes; only models without a mask can be trained here")
+            raise ValueError(f"{config.model} is an inpainting model; only models without a mask can be trained here")
         if config.rollout and spec.prediction_type not in ("x0", "residual"):
             raise ValueError(
                 f"rollout needs a model that predicts x0 or the residual, not {spec.prediction_type}; set rollout to 0"
