@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resshift_fast.core.capturing import alone
+from resshift_fast.core.capturing import capture_lock
 from resshift_fast.core.stopwatch import Stopwatch
 from resshift_fast.kernels import config_cache
 from resshift_fast.kernels.launch import recording
@@ -226,7 +226,7 @@ class Space:
         timer = None if _mode.timer is None else _mode.timer(device)
         if timer is None:
             return None
-        with alone:
+        with capture_lock:
             if (device, bucket) not in self._chosen:  # otherwise another thread has measured it meanwhile
                 previous, _mode.timer = _mode.timer, None  # calls within a trial are not tuned themselves
                 try:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import torch
 
-from resshift_fast.core.capturing import alone
+from resshift_fast.core.capturing import capture_lock
 
 CAPTURED_MS = 0.4  # total time of the calls in one graph, unless that takes more than MOST_CALLS
 MOST_CALLS = 20
@@ -144,7 +144,7 @@ class _Cuda:
         torch.sum(self._memory, dim=1, out=self._sums)
 
     def capture(self, call: Call) -> Call:
-        with alone, torch.cuda.device(self.device):
+        with capture_lock, torch.cuda.device(self.device):
             graph = torch.cuda.CUDAGraph()
             torch.cuda.synchronize()
             # "global" would forbid other threads to allocate meanwhile, and `torch.cuda.graph` would empty the

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from resshift_fast.core.capturing import alone
+from resshift_fast.core.capturing import capture_lock
 
 WARMUPS = 3
 MAX_GRAPHS = 8  # each keeps its arguments and results, and all together the intermediate results of the largest
@@ -186,7 +186,7 @@ class GraphCache:
         if self._pool is None and torch.cuda.is_available():
             self._pool = torch.cuda.graph_pool_handle()
         inputs = tree_map(lambda x: None if x is None else x.clone(), arguments)
-        with alone:
+        with capture_lock:
             self._graphs[key] = (inputs, *self._capture(self._function, inputs, self._pool, self._tune))
 
 
