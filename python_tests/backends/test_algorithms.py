@@ -12,7 +12,7 @@ from slow_algorithms import fast, slow, wrong
 from resshift_fast import ops, use_backend
 from resshift_fast.backends import OPERATORS, autotune_cache, dispatch, native, verification
 from resshift_fast.measure import autotuning
-from resshift_fast.measure.autotuning import Call, Ranking, Recorder, content, rank
+from resshift_fast.measure.autotuning import Call, Recorder, Tuning, autotune, content
 from resshift_fast.ops import winograd
 from resshift_fast.ops.winograd import DIRECT, algorithm, estimated
 
@@ -53,9 +53,9 @@ def store(found: dict) -> None:
     dispatch._forget()
 
 
-def ranked() -> Ranking:
+def tuned() -> Tuning:
     arguments = tuple(map(autotuning._kept, ARGUMENTS))
-    (found,) = rank([Call("conv2d", X.dtype, arguments, exact=False, count=3)], CPU, 5)
+    (found,) = autotune([Call("conv2d", X.dtype, arguments, exact=False, count=3)], CPU, 5)
     return found
 
 
@@ -159,7 +159,7 @@ def test_every_algorithm_is_measured_on_every_shape(dtype):
         ops.upsample_conv2d(x, weight, None)
     with_norm = [call.operator for call in recorder.calls]
     assert with_norm == ["conv2d"] * 3 + ["upsample_conv2d"]
-    found = {each.operator: each for each in rank(recorder.calls, CPU, 2)}
+    found = {each.operator: each for each in autotune(recorder.calls, CPU, 2)}
     assert found["conv2d"].shapes.keys() == {SHAPE, "16x24@5x7b1"}
     assert found["upsample_conv2d"].shapes.keys() == {SHAPE}
     names = {"winograd 4", "winograd 6", "direct"} | ({"winograd 8"} if dtype == HALF else set())
@@ -175,11 +175,11 @@ def test_every_algorithm_is_measured_on_every_shape(dtype):
 
 def test_the_fastest_is_chosen_and_the_wrong_one_refused(monkeypatch):
     slow_algorithms.install(monkeypatch, slow=slow, fast=fast, wrong=wrong)
-    found = ranked()
+    found = tuned()
     (shape,) = found.shapes.values()
     assert (shape.default, shape.choice, list(shape.microseconds)) == ("slow", "fast", ["fast", "slow"])
     assert shape.gain > 2 and "output 0 has relative error" in shape.refused["wrong"]
-    assert found.microseconds["cpu"] < shape.microseconds["slow"]  # ranked as it will run
+    assert found.microseconds["cpu"] < shape.microseconds["slow"]  # timed as it will run
     of_shape = content([found], CPU, "tune it")["operators"]["conv2d"]["float32"]["algorithms"][SHAPE]
     assert of_shape["choice"] == "fast" and of_shape["microseconds"].keys() == {"fast", "slow"}
     assert of_shape["refused"] == shape.refused
@@ -187,12 +187,12 @@ def test_the_fastest_is_chosen_and_the_wrong_one_refused(monkeypatch):
 
 def test_a_backend_whose_default_is_wrong_is_refused(monkeypatch):
     slow_algorithms.install(monkeypatch, wrong=wrong, fast=fast)
-    found = ranked()
+    found = tuned()
     assert found.refused["cpu"].startswith(f"wrong for {SHAPE}: output 0 has relative error")
     assert found.order == ("reference",) and found.shapes[SHAPE].choice == "fast"
 
 
 def test_nothing_is_chosen_where_all_are_wrong(monkeypatch):
     slow_algorithms.install(monkeypatch, wrong=wrong)
-    found = ranked()
+    found = tuned()
     assert "cpu" in found.refused and found.shapes[SHAPE].microseconds == {}

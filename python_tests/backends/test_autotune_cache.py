@@ -103,7 +103,7 @@ def ran(dtype: torch.dtype = torch.float32) -> str:
 def test_a_stored_order_decides(order, expected):
     assert ran() == "cpu"
     write(measured(*order))
-    assert autotune_cache.ranked(tuple(NUMBERS), OPERATOR, CPU, torch.float32) == expected
+    assert autotune_cache.measured_order(tuple(NUMBERS), OPERATOR, CPU, torch.float32) == expected
     assert ran() == (expected or ("reference",))[0]
     assert ran(torch.bfloat16) == "cpu"  # of which nobody has measured anything
     args = (X, WEIGHT, None, 1, *NOTHING)
@@ -113,7 +113,7 @@ def test_a_stored_order_decides(order, expected):
 
 def test_a_refused_backend_is_not_used():
     write(measured("cuda", "reference", refused={"cpu": "output 0 differs"}))
-    assert autotune_cache.ranked(tuple(NUMBERS), OPERATOR, CPU, torch.float32) == ("cuda", "triton")
+    assert autotune_cache.measured_order(tuple(NUMBERS), OPERATOR, CPU, torch.float32) == ("cuda", "triton")
 
 
 def test_a_preferred_backend_stands_over_what_was_measured():

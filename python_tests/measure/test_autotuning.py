@@ -10,7 +10,7 @@ from slow_backends import LARGE, MODEL, OPERATOR, delayed, installed
 from resshift_fast import backends, ops, use_backend
 from resshift_fast.backends import OPERATORS, Kernel, autotune_cache, verification
 from resshift_fast.measure import autotuning
-from resshift_fast.measure.autotuning import Call, Drawn, Ranking, Recorder, content, rank
+from resshift_fast.measure.autotuning import Call, Drawn, Recorder, Tuning, autotune, content
 
 CPU = torch.device("cpu")
 REPEATS = 3
@@ -86,7 +86,7 @@ def test_rounding_cannot_change_a_result_of_whole_numbers(dtype):
 
 def test_the_fastest_comes_first_the_slow_one_last_and_the_wrong_one_is_refused(stand_ins):
     told = []
-    (single, half) = rank(recorded(), CPU, REPEATS, told.append)
+    (single, half) = autotune(recorded(), CPU, REPEATS, told.append)
     assert (single.operator, single.dtype, single.calls) == (OPERATOR, torch.float32, 3)
     assert single.order == ("cpu", "reference", "cuda") == tuple(single.microseconds)
     assert single.microseconds["reference"] > 3 * 2e3 and single.microseconds["cuda"] > 3 * 6e3
@@ -99,15 +99,15 @@ def test_the_fastest_comes_first_the_slow_one_last_and_the_wrong_one_is_refused(
 def test_a_stored_measurement_decides(stand_ins):
     x, weight = torch.randn(1, 4, 4, 4), torch.ones(4)
     args = (x, 2, weight, weight, 1e-5, None, None, None)
-    rankings = [Ranking(OPERATOR, x.dtype, 1, {"reference": 1.0, "cuda": 2.0}, ("reference", "cuda"), 1.0, {})]
+    tunings = [Tuning(OPERATOR, x.dtype, 1, {"reference": 1.0, "cuda": 2.0}, ("reference", "cuda"), 1.0, {})]
     for order, expected in ((("reference", "cuda", "cpu", "triton"), "reference"), (("cuda", "reference"), "cuda")):
-        rankings[0].order = order
-        autotune_cache.store(content(rankings, CPU, "tune it"), autotune_cache.user_path(MODEL))
+        tunings[0].order = order
+        autotune_cache.store(content(tunings, CPU, "tune it"), autotune_cache.user_path(MODEL))
         assert backends.chosen(OPERATOR, *args) == expected
 
 
 def test_what_is_stored_lets_a_reader_judge(stand_ins):
-    found = content(rank(recorded(), CPU, REPEATS), CPU, "tune it")
+    found = content(autotune(recorded(), CPU, REPEATS), CPU, "tune it")
     assert json.loads(json.dumps(found)) == found
     assert (found["device"], found["command"], found["torch"]) == (MODEL, "tune it", torch.__version__)
     assert found["date"].endswith("+00:00") and found["threads"] >= 1
@@ -123,7 +123,7 @@ def test_a_backend_that_fails_is_refused_with_the_reason(monkeypatch, tmp_path):
     with installed(monkeypatch, tmp_path, cpu=Kernel(fails)), use_backend("auto"):
         vector = Drawn((32,), (1,), torch.float32)
         arguments = (Drawn((1, 32, 8, 8), (2048, 64, 8, 1), torch.float32), 4, vector, vector, 1e-5, None, None, None)
-        (found,) = rank([Call(OPERATOR, torch.float32, arguments, False, 1)], CPU, REPEATS)
+        (found,) = autotune([Call(OPERATOR, torch.float32, arguments, False, 1)], CPU, REPEATS)
     assert found.refused["cpu"] == "RuntimeError: no such launch"
     assert found.order == ("reference", "cuda")
 
@@ -132,7 +132,7 @@ def test_a_backend_that_verification_turned_off_is_refused(stand_ins, monkeypatc
     calls = recorded()
     monkeypatch.setattr(verification, "passes", lambda operator, backend, *_: backend != "cpu")
     monkeypatch.setattr(verification, "verdict", lambda operator, backend, *_: "it was wrong")
-    found = rank(calls, CPU, REPEATS)[0]
+    found = autotune(calls, CPU, REPEATS)[0]
     assert found.refused["cpu"] == "it was wrong" and found.order == ("reference", "cuda")
 
 
@@ -141,7 +141,7 @@ def test_a_fast_backend_of_few_calls_comes_before_one_that_takes_all(monkeypatch
     picky = Kernel(plain, lambda x, *_: None if x.shape[2] == 4 else "not four rows")
     kernels = {"cpu": picky, "cuda": Kernel(delayed(plain, 1)), "triton": Kernel(delayed(plain, 9))}
     with installed(monkeypatch, tmp_path, **kernels), use_backend("auto"):
-        found = rank(recorded(), CPU, REPEATS)[0]
+        found = autotune(recorded(), CPU, REPEATS)[0]
     assert found.order[:2] == ("cpu", "cuda")
     assert found.microseconds["cuda"] < found.microseconds["cpu"]  # which leaves two calls of three to the reference
     assert found.total < found.microseconds["cuda"]
@@ -152,7 +152,7 @@ def test_nothing_is_measured_where_there_is_no_choice(monkeypatch):
     backends.add(backends.Operator("twice", lambda x: 2 * x, lambda *_: []))
     with use_backend("auto"):
         call = Call("twice", torch.float32, (Drawn((1, 1, 3, 3), (9, 9, 3, 1), torch.float32),), False, 1)
-        assert rank([call], CPU, REPEATS) == []
+        assert autotune([call], CPU, REPEATS) == []
 
 
 def test_a_device_without_a_name_is_refused():

@@ -107,7 +107,9 @@ def find(operator: str, device: "torch.device", dtype: "torch.dtype") -> Measure
     return _known(name).get((operator, str(dtype).removeprefix("torch.")))
 
 
-def ranked(backends: tuple[str, ...], operator: str, device: "torch.device", dtype: "torch.dtype") -> tuple[str, ...]:
+def measured_order(
+    backends: tuple[str, ...], operator: str, device: "torch.device", dtype: "torch.dtype"
+) -> tuple[str, ...]:
     """These backends in the order in which they were measured, without those that the reference beats.
 
     Those that nobody has measured come last, in the order given: they may be newer than the measurement.

@@ -108,14 +108,14 @@ def _order(name: str, device_type: str) -> tuple[str, ...]:
     return tuple(b for b in order if b in loaders and BACKENDS[b].installed())
 
 
-def _ranked(name: str, device: "torch.device", dtype: "torch.dtype") -> tuple[str, ...]:
+def _measured_order(name: str, device: "torch.device", dtype: "torch.dtype") -> tuple[str, ...]:
     """Backends to try for an operator, as measured on this model of device where "auto" is to choose."""
     order = _order(name, device.type)
     if _preferred != "auto" or not order:
         return order
     from resshift_fast.backends import autotune_cache
 
-    return autotune_cache.ranked(order, name, device, dtype)
+    return autotune_cache.measured_order(order, name, device, dtype)
 
 
 def measured_algorithms(
@@ -208,7 +208,7 @@ def _verified(name: str, device: "torch.device", dtype: "torch.dtype") -> list[s
     """Backends to try for an operator, those left out that fail their verification."""
     from resshift_fast.backends import verification
 
-    return [b for b in _ranked(name, device, dtype) if verification.passes(OPERATORS[name], b, device, dtype)]
+    return [b for b in _measured_order(name, device, dtype) if verification.passes(OPERATORS[name], b, device, dtype)]
 
 
 def chosen(name: str, *args: Any) -> str:
@@ -250,8 +250,8 @@ def order(name: str, device: "torch.device", dtype: "torch.dtype") -> tuple[str,
     from resshift_fast.backends import verification
 
     sound = ("", verification.PASSED)
-    ranked = _ranked(name, device, dtype)
-    return tuple(b for b in ranked if verification.verdict(OPERATORS[name], b, device, dtype) in sound)
+    measured = _measured_order(name, device, dtype)
+    return tuple(b for b in measured if verification.verdict(OPERATORS[name], b, device, dtype) in sound)
 
 
 _measuring = 0  # blocks that threads are in, whose calls are watched

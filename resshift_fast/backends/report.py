@@ -45,7 +45,7 @@ def status(device: "str | torch.device" = "cpu") -> list[Decision]:
 def _decided(name: str, device: "torch.device", dtype: "torch.dtype") -> tuple[str, str]:
     """(backend, reason) for an operator, device and dtype."""
     operator, off = OPERATORS[name], {}
-    tried = [b for b in dispatch._ranked(name, device, dtype) if registry.unavailable(b) is None]
+    tried = [b for b in dispatch._measured_order(name, device, dtype) if registry.unavailable(b) is None]
     for backend in tried:
         verdict = verification.verdict(operator, backend, device, dtype)
         if verdict not in ("", verification.PASSED):

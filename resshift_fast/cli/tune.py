@@ -13,7 +13,7 @@ from resshift_fast.cli.bench import DTYPES, Batch, Size
 from resshift_fast.core import devices
 
 if TYPE_CHECKING:
-    from resshift_fast.measure.autotuning import Ranking
+    from resshift_fast.measure.autotuning import Tuning
 
 
 def tune(
@@ -52,7 +52,7 @@ def tune(
     from resshift_fast import backends
     from resshift_fast.backends import autotune_cache
     from resshift_fast.core.files import make_folder
-    from resshift_fast.measure.autotuning import Recorder, content, rank
+    from resshift_fast.measure.autotuning import Recorder, autotune, content
     from resshift_fast.measure.profiling import Workload
     from resshift_fast.restoration import precompilation
 
@@ -71,8 +71,8 @@ def tune(
             restore = workload.call(pipeline)
             with recorder:
                 restore()
-    rankings = rank(recorder.calls, where, repeats, console.say)
-    if not rankings:
+    tunings = autotune(recorder.calls, where, repeats, console.say)
+    if not tunings:
         raise ValueError(
             f"nothing to choose for {model} on {where}: only plain PyTorch runs its operators there; "
             "resshift-fast doctor says why"
@@ -80,20 +80,20 @@ def tune(
     words = ["--model", model, "--size", size, "--batch", batch, "--device", where, "--repeats", repeats]
     words += [word for name in dtypes for word in ("--dtype", name)]
     command = shlex.join(["resshift-fast", "bench", "tune", *map(str, words)])
-    autotune_cache.store(content(rankings, where, command), path)
+    autotune_cache.store(content(tunings, where, command), path)
     name = autotune_cache.device_name(where)
     print(f"{model}, {size}x{size} input, batch {batch}, on {name}; us of all calls together")
-    print("\n".join([_table(rankings), *_differing(rankings)]))
+    print("\n".join([_table(tunings), *_differing(tunings)]))
     print(f"written: {path}")
 
 
-def _table(rankings: list[Ranking]) -> str:
+def _table(tunings: list[Tuning]) -> str:
     """A column for each backend, and below it what was refused."""
-    names = list(dict.fromkeys(name for found in rankings for name in (*sorted(found.microseconds), *found.refused)))
+    names = list(dict.fromkeys(name for found in tunings for name in (*sorted(found.microseconds), *found.refused)))
     columns = "{:<20} {:<9} {:>7}" + " {:>13}" * len(names) + "  {:<16} {:>8}"
     lines = [columns.format("OPERATOR", "DTYPE", "CALLS", *(f"{n.upper()} us" for n in names), "CHOSEN", "SPEED-UP")]
     refused = []
-    for found in rankings:
+    for found in tunings:
         dtype = _short(found)
         times = [f"{found.microseconds[name]:,.1f}" if name in found.microseconds else "-" for name in names]
         chosen = ", ".join(found.order[: found.order.index("reference") or 1])
@@ -104,7 +104,7 @@ def _table(rankings: list[Ranking]) -> str:
     return "\n".join(lines + refused)
 
 
-def _refused_algorithms(found: Ranking) -> list[str]:
+def _refused_algorithms(found: Tuning) -> list[str]:
     """A line for each algorithm that is wrong, with the first of its reasons."""
     reasons: dict[str, str] = {}
     for name, shape in found.shapes.items():
@@ -113,15 +113,15 @@ def _refused_algorithms(found: Ranking) -> list[str]:
     return [f"refused: {algorithm} of {found.operator} in {_short(found)}, {why}" for algorithm, why in reasons.items()]
 
 
-def _differing(rankings: list[Ranking]) -> list[str]:
+def _differing(tunings: list[Tuning]) -> list[str]:
     """A line for each shape for which another algorithm was faster than the kernel's default."""
     return [
         f"{found.operator} in {_short(found)}, {name}: {shape.choice} is {shape.gain:.2f}x as fast as {shape.default}"
-        for found in rankings
+        for found in tunings
         for name, shape in found.shapes.items()
         if shape.choice != shape.default and shape.default in shape.microseconds
     ]
 
 
-def _short(found: Ranking) -> str:
+def _short(found: Tuning) -> str:
     return str(found.dtype).removeprefix("torch.")

@@ -1,6 +1,6 @@
 """Which backend is the fastest, measured on the very calls that a model makes.
 
-`Recorder` notes every call of a registered operator, `rank` times all backends on fresh tensors of the same shapes,
+`Recorder` notes every call of a registered operator, `autotune` times all backends on fresh tensors of the same shapes,
 strides and dtypes, and `content` makes of it what `autotune_cache.store` keeps. A backend whose results are wrong is
 refused, however fast it is. The algorithms of a kernel that has several are timed and refused in the same way, for each
 shape, and the kernel is then ranked with the fastest.
@@ -106,7 +106,7 @@ def _kept(x: Any) -> Any:
 
 
 @dataclass
-class Ranking:
+class Tuning:
     """What was found for one operator and dtype.
 
     Args:
@@ -169,12 +169,12 @@ class Sample:
     microseconds: dict[str, float]
 
 
-def rank(
+def autotune(
     calls: Sequence[Call],
     device: torch.device,
     repeats: int = 20,
     progress: Callable[[str], None] = lambda _: None,
-) -> list[Ranking]:
+) -> list[Tuning]:
     """Time every backend that can run here on these calls.
 
     Each result is compared with float64 first. Then all backends take turns; the median of `repeats` counts, times
@@ -194,7 +194,7 @@ def rank(
         if backends.candidates(call.operator, device.type):
             groups.setdefault((call.operator, call.dtype), []).append(call)
     clock = timing.Clock(device)
-    rankings = []
+    tunings = []
     for number, ((name, dtype), members) in enumerate(groups.items(), start=1):
         progress(f"{number}/{len(groups)} {name} {_short(dtype)}, {len(members)} kinds of calls")
         with (
@@ -204,13 +204,13 @@ def rank(
             accuracy.full_float32(),
             backends.measuring(),
         ):
-            rankings.append(_rank(name, dtype, members, clock, repeats))
-    return rankings
+            tunings.append(_autotune(name, dtype, members, clock, repeats))
+    return tunings
 
 
-def _rank(name: str, dtype: torch.dtype, calls: list[Call], clock: timing.Clock, repeats: int) -> Ranking:
+def _autotune(name: str, dtype: torch.dtype, calls: list[Call], clock: timing.Clock, repeats: int) -> Tuning:
     operator, device = backends.OPERATORS[name], clock.device
-    found = Ranking(name, dtype, sum(call.count for call in calls))
+    found = Tuning(name, dtype, sum(call.count for call in calls))
     kernels = {}
     for backend in backends.candidates(name, device.type):
         if verification.passes(operator, backend, device, dtype):
@@ -236,7 +236,7 @@ def _rank(name: str, dtype: torch.dtype, calls: list[Call], clock: timing.Clock,
 
 
 def _right(
-    found: Ranking, backend: str, kernel: Kernel, arguments: tuple, plain: Callable[..., Any]
+    found: Tuning, backend: str, kernel: Kernel, arguments: tuple, plain: Callable[..., Any]
 ) -> dict[str, Callable[..., Any]]:
     """Functions in which a backend takes a call, by its name or those of its algorithms; wrong ones are noted.
 
@@ -269,7 +269,7 @@ def _prepared(function: Callable[..., Any], arguments: tuple) -> Callable[[], Ca
     return lambda: lambda: function(*arguments)
 
 
-def _settle(found: Ranking, backend: str, names: Iterable[str], samples: list[Sample]) -> None:
+def _settle(found: Tuning, backend: str, names: Iterable[str], samples: list[Sample]) -> None:
     """Fill in the times of these algorithms for each shape, and those of their backend with the fastest."""
     for of_shape, shape in found.shapes.items():
         members = [sample for sample in samples if sample.shape == of_shape]
@@ -307,7 +307,7 @@ def _wrong(function: Callable[..., Any], plain: Callable[..., Any], arguments: t
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def _decide(found: Ranking, names: list[str], samples: list[Sample]) -> None:
+def _decide(found: Tuning, names: list[str], samples: list[Sample]) -> None:
     """Fill in times and the best order from the times of every backend that takes a call."""
 
     def total(order: Sequence[str]) -> float:
@@ -322,11 +322,11 @@ def _decide(found: Ranking, names: list[str], samples: list[Sample]) -> None:
     found.total = total(found.order)
 
 
-def content(rankings: Sequence[Ranking], device: torch.device, command: str) -> dict[str, Any]:
+def content(tunings: Sequence[Tuning], device: torch.device, command: str) -> dict[str, Any]:
     """What `autotune_cache.store` is to keep.
 
     Args:
-        rankings: of `rank`. device: on which was measured. command: by which.
+        tunings: of `autotune`. device: on which was measured. command: by which.
 
     Raises:
         ValueError: if the device has no name by which its file could be found.
@@ -335,7 +335,7 @@ def content(rankings: Sequence[Ranking], device: torch.device, command: str) -> 
     if name is None:
         raise ValueError(f"{device} has no name, so that no preference can be stored for it")
     operators: dict[str, dict[str, Any]] = {}
-    for found in rankings:
+    for found in tunings:
         operators.setdefault(found.operator, {})[_short(found.dtype)] = {
             "order": list(found.order),
             "microseconds": _rounded(found.microseconds),
