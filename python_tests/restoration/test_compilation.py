@@ -146,7 +146,7 @@ def test_a_failing_compiler_is_one_warning_and_no_failure():
 
     function = compiled(double, torch.device("cpu"), None, tune=True, max_graphs=1, options={"backend": refuse})
     x = torch.ones(3)
-    with pytest.warns(RuntimeWarning, match="torch.compile failed, going on without: .*no compiler found"):
+    with pytest.warns(RuntimeWarning, match="torch.compile failed, running uncompiled: .*no compiler found"):
         assert torch.equal(function(x)[0], 2 * x)
     assert torch.equal(function(x)[0], 2 * x)
 
@@ -185,7 +185,7 @@ def test_a_call_waits_for_the_last_one_on_whatever_stream(recorder, monkeypatch)
         replay, results = recorder(function, arguments, pool, tune)
         return lambda: (replay(), happened.append("replay")), results
 
-    monkeypatch.setattr(compilation, "_Turns", Turns)
+    monkeypatch.setattr(compilation, "_Serializer", Turns)
     call = GraphCache(double, capture=capture)
     call(torch.ones(2))
     call(torch.ones(3))
@@ -241,7 +241,7 @@ def test_a_capture_that_fails_turns_graphs_off_with_one_warning():
     call = RepeatedGraphs(with_steps, capture=refuse)
     x = torch.ones(2)
     assert call(x)[1]
-    with pytest.warns(RuntimeWarning, match="no CUDA graphs, going on without: CUDA out of memory") as caught:
+    with pytest.warns(RuntimeWarning, match="CUDA graphs failed, running without them: CUDA out of memory") as caught:
         for _ in range(3):
             (result, _), callback_given = call(x)
             assert torch.equal(result, 2 * x) and callback_given

@@ -187,7 +187,7 @@ def test_what_goes_wrong_is_one_warning(gpu, monkeypatch):
         raise ahead.CompilationError("no space")
 
     monkeypatch.setattr(ahead, "compile_jobs", compile_jobs)
-    with pytest.warns(RuntimeWarning, match=r"could not be compiled beforehand \(no space\)") as caught:
+    with pytest.warns(RuntimeWarning, match=r"could not be compiled ahead of time \(no space\)") as caught:
         prepare((16, 16, 1))
         prepare((16, 16, 1))
     assert len(caught) == 1

@@ -1,1 +1,1 @@
-"""From pixels to pixels: the model as one module, its sampler, and how both are made fast."""
+"""From pixels to pixels: the model as one module, its sampler, CUDA graphs, and kernels compiled ahead of time."""

@@ -1,12 +1,12 @@
-"""A function of tensors made faster: by torch.compile, or by CUDA graphs captured once for each set of shapes.
+"""Faster calls of a function of tensors: torch.compile, or CUDA graphs captured once for each set of shapes.
 
-A replay starts all kernels of a restoration with a single call, where each costs some microseconds of the processor
-otherwise. What a graph reads and writes stays at fixed addresses: arguments are copied in, results copied out. Kernels
-are verified, compiled and tuned in the runs before the capture, when waiting for the device is still allowed.
+A replay launches all kernels of a restoration with one call; launched one by one, each costs some microseconds of CPU
+time. A graph reads and writes fixed addresses, so arguments are copied in and results copied out. Kernels are verified,
+compiled and autotuned in the warm-up runs before the capture, while synchronization is still allowed.
 
-The graphs of one cache share their memory, so that one replay has to end before the next begins, on whatever streams
-they are: a call waits, on its own stream, for what the last call did on its. Only one graph of a process is captured at
-a time, since a capture waits for the whole device, which another one does not survive.
+The graphs of one cache share a memory pool, so one replay has to end before the next begins, even on another stream: a
+call waits, on its own stream, for the work of the previous call. Only one graph of a process is captured at a time,
+since a capture synchronizes the whole device, which makes another capture fail.
 """
 
 import warnings
@@ -23,8 +23,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from resshift_fast.core.capturing import capture_lock
 
 WARMUPS = 3
-MAX_GRAPHS = 8  # each keeps its arguments and results, and all together the intermediate results of the largest
-MAX_REMEMBERED = 256  # sets of shapes that were met without a graph
+MAX_GRAPHS = 8  # each holds its arguments and results; together they hold the intermediate tensors of the largest
+MAX_REMEMBERED = 256  # sets of shapes that were seen once, without a graph
 
 Replay = Callable[[], Any]
 
@@ -38,7 +38,7 @@ def compiled(
     max_graphs: int,
     options: dict[str, Any],
 ) -> Callable[..., Any]:
-    """`function` made faster; see `Pipeline.compile` for the arguments and errors."""
+    """A faster `function`; see `Pipeline.compile` for the arguments and errors."""
     ways = ("graphs", "torch") if device.type == "cuda" else ("torch",)
     how = how or ways[0]
     if how not in ways:
@@ -47,7 +47,7 @@ def compiled(
 
 
 class _Compiled:
-    """torch.compile for all sizes at once; `function` itself, after one warning, where it fails."""
+    """torch.compile with dynamic shapes; if it fails, `function` itself after one warning."""
 
     def __init__(self, function: Callable[..., Any], options: dict[str, Any]):
         self._function = function
@@ -58,7 +58,7 @@ class _Compiled:
             return self._compiled(*arguments)
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = " ".join(str(error).split())[:200]
-            warnings.warn(f"torch.compile failed, going on without: {reason}", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"torch.compile failed, running uncompiled: {reason}", RuntimeWarning, stacklevel=2)
             self._compiled = self._function
             return self._function(*arguments)
 
@@ -67,13 +67,13 @@ def capture(function: Callable[..., Any], arguments: tuple, pool: Any, tune: boo
     """Capture `function(*arguments)` in a CUDA graph, on the device of the arguments.
 
     Args:
-        function: tensor operations on CUDA that wait for nothing and decide by shapes alone.
+        function: tensor operations on CUDA that never synchronize and depend on shapes, not on values.
         arguments: tensors at the addresses that every replay will read.
         pool: from `torch.cuda.graph_pool_handle`, for memory that graphs share.
-        tune: whether kernels choose their configurations by timing them first.
+        tune: whether kernels are autotuned first.
 
     Returns:
-        (what replays the graph, the results at the addresses that every replay writes).
+        (a function that replays the graph, the results at the addresses that every replay writes).
     """
     from resshift_fast.backends import measuring
     from resshift_fast.core.devices import on
@@ -87,15 +87,15 @@ def capture(function: Callable[..., Any], arguments: tuple, pool: Any, tune: boo
                 function(*arguments)
         torch.cuda.current_stream(device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # A stream of this device: torch's default one belongs to the device of the process's first capture. Other
-        # threads may allocate meanwhile, which "global" would forbid.
+        # A stream of this device: torch's default one belongs to the device of the process's first capture. The mode
+        # "global" would forbid other threads to allocate meanwhile.
         with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
             results = function(*arguments)
     return graph.replay, results
 
 
-class _Turns:
-    """Has the work of each turn wait, on the device, for that of the turn before; nothing on a CPU."""
+class _Serializer:
+    """Makes the device run the work of consecutive calls one after the other, across streams; no effect on a CPU."""
 
     def __init__(self, device: torch.device):
         self._event = None
@@ -105,26 +105,26 @@ class _Turns:
         self._device = device
 
     def begin(self) -> None:
-        """Have the current stream wait."""
+        """Make the current stream wait for the previous call."""
         if self._event is not None:
             torch.cuda.current_stream(self._device).wait_event(self._event)
 
     def end(self) -> None:
-        """What the current stream was given until now is this turn's."""
+        """Record that this call's work is queued on the current stream."""
         if self._event is not None:
             self._event.record(torch.cuda.current_stream(self._device))
 
 
 class GraphCache:
-    """Calls `function` through CUDA graphs, the last `max_graphs` of which are kept.
+    """Calls `function` through CUDA graphs and keeps the `max_graphs` that were used last.
 
-    Safe to call from many threads and on any streams: calls take turns.
+    Safe to call from many threads and on any streams: calls are serialized.
 
     Args:
         function: as in `capture`. Its arguments are tensors on one CUDA device, None, or sequences of tensors.
-        max_graphs: kept at most; the one unused for longest goes first.
+        max_graphs: the most graphs kept; the least recently used one is dropped first.
         tune: as in `capture`.
-        capture: stands in for `capture`, for tests.
+        capture: replaces `capture` in tests.
 
     Raises:
         ValueError: for max_graphs below 1.
@@ -144,19 +144,19 @@ class GraphCache:
         self._graphs: OrderedDict[tuple, tuple[tuple, Replay, Any]] = OrderedDict()
         self._met: OrderedDict[tuple, None] = OrderedDict()
         self._pool: Any = None
-        self._turns: _Turns | None = None
+        self._serializer: _Serializer | None = None
         self._lock = Lock()
 
     def __len__(self) -> int:
         return len(self._graphs)
 
     def __call__(self, *arguments: Any) -> Any:
-        """`function(*arguments)`; the results are the caller's own."""
+        """`function(*arguments)`; the results are copies that later replays do not overwrite."""
         key = _key(arguments)
         with self._lock:
-            if self._turns is None:
-                self._turns = _Turns(_device(arguments))
-            self._turns.begin()
+            if self._serializer is None:
+                self._serializer = _Serializer(_device(arguments))
+            self._serializer.begin()
             if key not in self._graphs:
                 self._add(key, arguments)
             self._graphs.move_to_end(key)
@@ -166,11 +166,11 @@ class GraphCache:
                     held.copy_(given)
             replay()
             owned = tree_map(Tensor.clone, results)
-            self._turns.end()
+            self._serializer.end()
         return owned
 
     def met(self, *arguments: Any) -> bool:
-        """Whether this was asked before for arguments of these shapes, whose graph is worth its capture by now."""
+        """Whether this was called before with arguments of these shapes, so that a graph is worth its capture."""
         key = _key(arguments)
         with self._lock:
             known = key in self._met
@@ -191,10 +191,10 @@ class GraphCache:
 
 
 class RepeatedGraphs:
-    """A function that runs through CUDA graphs from the second call of each set of shapes on.
+    """A function that runs through CUDA graphs from the second call with each set of shapes on.
 
-    The first call runs as it is, since most photos are restored once and a capture takes as long as several runs.
-    Where a capture fails, for want of memory say, calls go on without graphs after one warning.
+    The first call runs eagerly, since most photos are restored once and a capture takes as long as several runs. If a
+    capture fails, for example because memory runs out, calls continue without graphs after one warning.
 
     Args:
         function, max_graphs, capture: as in `GraphCache`.
@@ -205,11 +205,11 @@ class RepeatedGraphs:
         self._cache: GraphCache | None = GraphCache(function, max_graphs, **options)
 
     def __reduce__(self) -> tuple:
-        """A copy, in another process perhaps, captures graphs of its own."""
+        """Pickle without the graphs: a copy captures its own."""
         return RepeatedGraphs, (self._function, self._max_graphs)
 
     def __call__(self, *arguments: Any, callback: Callable[..., None] | None = None) -> tuple[Any, bool]:
-        """`function(*arguments)`, and whether `callback` was given to it, which a graph cannot call."""
+        """`function(*arguments)`, and whether it called `callback`, which a graph cannot do."""
         cache = self._cache
         if cache is not None and cache.met(*arguments):
             try:
@@ -217,12 +217,12 @@ class RepeatedGraphs:
             except (RuntimeError, torch.OutOfMemoryError) as error:
                 self._cache = None
                 reason = " ".join(str(error).split())[:200]
-                warnings.warn(f"no CUDA graphs, going on without: {reason}", RuntimeWarning, stacklevel=2)
+                warnings.warn(f"CUDA graphs failed, running without them: {reason}", RuntimeWarning, stacklevel=2)
         return self._function(*arguments, callback), True
 
 
 def _key(arguments: tuple) -> tuple:
-    """What a graph is captured for: tensors like these, and the backend that was asked for."""
+    """Key of a graph: layout, dtype and device of the arguments, and the preferred backend."""
     from resshift_fast.backends import preferred
 
     return preferred(), *(_signature(x) for x in arguments)
@@ -235,5 +235,5 @@ def _signature(x: Any) -> Any:
 
 
 def _device(arguments: tuple) -> torch.device:
-    """That of the tensors."""
+    """The device of the first tensor."""
     return next(x.device for x in tree_leaves(arguments) if isinstance(x, Tensor))

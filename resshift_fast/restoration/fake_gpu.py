@@ -1,8 +1,8 @@
 """A restoration as a GPU would run it, on fake tensors: nothing is computed, and no GPU is needed.
 
-Networks are built from fake tensors on a fake CUDA device. Within `FusedPath` an operator of this library does what
-the launchers of its kernels would do there, whose launches are recorded instead of started: counters and compilers see
-the GPU's own path.
+Networks are built from fake tensors on a fake CUDA device. Within `FusedPath` an operator of this library runs the
+launchers of its kernels, and their launches are recorded instead of executed, so that counters and compilers see the
+path that a GPU takes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,26 +26,26 @@ _aten = torch.ops.aten
 
 
 class FusedPath(TorchDispatchMode):
-    """Within its context, operators of this library go the way of their kernels; see `launched` and `dispatched`.
+    """Dispatch mode in which operators of this library run their kernels' launchers; see `launched`, `dispatched`.
 
     Args:
-        order: (operator, dtype of its first argument) to the backends that are tried in turn, plain PyTorch after all
-            of them; None leaves operators of this library as they are.
+        order: maps (operator, dtype of its first argument) to the backends that are tried in turn, before plain
+            PyTorch; with None, operators of this library run like any other.
     """
 
     def __init__(self, order: Callable[[str, torch.dtype], Sequence[str]] | None):
         super().__init__()
         self._order = order
-        self.inside: str | None = None  # the operator of this library whose launcher runs
+        self.inside: str | None = None  # the operator of this library whose launcher is running
 
     def launched(self, name: str, function: Any, args: tuple, result: Any, launches: list) -> None:
-        """Called with what an operator of this library has launched; of Triton's kernels only."""
+        """Called with the launches of an operator of this library; only those of Triton kernels are recorded."""
 
     def dispatched(self, function: Any, args: tuple, kwargs: dict, result: Any) -> None:
-        """Called with every other operator, those in launchers included."""
+        """Called with every other operator, including those that launchers call."""
 
     def plain(self, operator: str, args: tuple) -> None:
-        """Called instead of a launcher where no backend takes a call; runs it in plain PyTorch."""
+        """Called instead of a launcher if no backend takes a call; runs it in plain PyTorch."""
         backends.OPERATORS[operator].plain(*args)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -54,13 +54,13 @@ class FusedPath(TorchDispatchMode):
             return self._run(function, args)
         result = function(*args, **kwargs)
         if function is _aten.convolution.default and _is_channels_last(*args[:2]):
-            # As cuDNN returns it, and as fake tensors say in a build of torch with CUDA.
+            # The layout that cuDNN returns, and fake tensors have in a build of torch with CUDA.
             result = result.as_strided(result.shape, make_channels_last_2d_strides_for(result.shape))
         self.dispatched(function, args, kwargs, result)
         return result
 
     def _run(self, function: Any, args: tuple) -> Any:
-        """Do what the first backend's launcher would do; the results are the operator's own fake ones."""
+        """Run the launcher of the first backend that takes the call; the results are those of the operator's fake."""
         from resshift_fast.kernels.launch import record
 
         name = f"{function.namespace}::{function.overloadpacket.__name__}"
@@ -79,16 +79,16 @@ class FusedPath(TorchDispatchMode):
         for backend in self._order(operator, args[0].dtype):
             kernel = backends.kernel(operator, backend)
             if kernel.unsupported(*args) is None:
-                if backend == "triton":  # others' launches cannot be recorded
+                if backend == "triton":  # launches of other backends cannot be recorded
                     kernel.function(*args)
                 return
         self.plain(operator, args)
 
 
 class Bindings(TorchFunctionMode):
-    """`x[...]`, `x.contiguous()` and `x.copy_(y)` by the operators that they stand for, without a look at the device.
+    """`x[...]`, `x.contiguous()` and `x.copy_(y)` by calls of the ATen operators.
 
-    A build of torch without CUDA refuses them on a fake CUDA tensor.
+    The Python bindings check the device, so that a build of torch without CUDA refuses them on a fake CUDA tensor.
     """
 
     def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -127,11 +127,11 @@ def _is_channels_last(*tensors: Tensor) -> bool:
 
 @contextmanager
 def fake_gpu(arch: int | None = None) -> Iterator[None]:
-    """Tensors are fake in the block, and those on "cuda" are taken to be on a GPU of compute capability `arch`.
+    """Within the block tensors are fake, and "cuda" is a GPU of compute capability `arch`, 90 for 9.0.
 
-    Without `arch` no kernel may be launched there.
+    Without `arch` no kernel may be launched.
     """
-    fake = FakeTensorMode(allow_non_fake_inputs=True)  # the networks' tensors, until they are on the device
+    fake = FakeTensorMode(allow_non_fake_inputs=True)  # the networks' tensors are meta tensors before they are moved
     with fake, Bindings(), torch.no_grad():
         if arch is None:
             yield
@@ -144,7 +144,7 @@ def fake_gpu(arch: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def fake_restoration(spec: ModelSpec, dtype: torch.dtype, arch: int | None = None) -> Iterator[Restoration]:
-    """`fake_gpu` with a model on it, its networks in the format in which a GPU has them."""
+    """`fake_gpu` with a model whose networks are in the memory format that they have on a GPU."""
     with torch.device("meta"):
         denoiser, first_stage = catalog.build_denoiser(spec), catalog.build_first_stage(spec)
         for net in (denoiser, first_stage):
@@ -154,7 +154,7 @@ def fake_restoration(spec: ModelSpec, dtype: torch.dtype, arch: int | None = Non
 
 
 def _moved(net: Module) -> Module:
-    """`net.to_empty(device="cuda")`, which takes a second for the many parameters of a network."""
+    """Do the same as `net.to_empty(device="cuda")`, which takes a second for a network's many parameters."""
     for module in net.modules():
         places: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
         for tensors in places:

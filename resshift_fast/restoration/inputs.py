@@ -1,4 +1,4 @@
-"""What a restoration takes, for type checkers, which alone import this."""
+"""Types of the arguments of a restoration; imported by type checkers only."""
 
 import pathlib
 from collections.abc import Callable, Sequence
@@ -16,9 +16,9 @@ Path = str | PathLike[str]
 Progress = bool | Callable[[int, int], None]
 
 ImageOrPath = Image.Image | Path
-"""Gives a PIL image."""
+"""Inputs that give a PIL image."""
 Pixels = TypeVar("Pixels", np.ndarray, Tensor, Photo)
-"""Comes back in its own kind."""
+"""Inputs whose result has the same type."""
 Mask = str | pathlib.Path | Image.Image | Photo | np.ndarray | Tensor
 Masks = Mask | list[Any] | tuple[Any, ...]
 Seeds = int | Sequence[int] | np.ndarray | Tensor

@@ -1,6 +1,7 @@
 """A model from input pixels to output pixels as one module of tensor operations.
 
-It waits for nothing and decides by shapes alone, so that it can be compiled, counted, and captured in a CUDA graph.
+It never synchronizes and depends on shapes, not on values, so that it can be compiled, counted, and captured in a CUDA
+graph.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,18 +16,18 @@ from resshift_fast.models.catalog import ModelSpec
 from resshift_fast.models.swin_unet import SwinUNet
 from resshift_fast.restoration.sampler import LatentChain
 
-BICUBIC_MARGIN = 2  # input pixels beyond a tile that the bicubic kernel reaches
+BICUBIC_MARGIN = 2  # input pixels that the bicubic kernel reads beyond a tile
 
 
 class Restoration(nn.Module):
-    """Enlarge, encode, sample, decode.
+    """Bicubic upsampling, encoder, reverse chain and decoder.
 
     Args:
         spec: the model's entry in the catalogue.
-        denoiser, first_stage: its networks, on one device; each may have a dtype of its own.
+        denoiser, first_stage: its networks, on one device; their dtypes may differ.
 
     Attributes:
-        margin: input pixels that `forward` takes on every side beyond those that it restores.
+        margin: extra input pixels that `forward` needs on every side of those that it restores.
     """
 
     def __init__(self, spec: ModelSpec, denoiser: SwinUNet, first_stage: VQAutoencoder | SpaceToDepth):
@@ -56,7 +57,8 @@ class Restoration(nn.Module):
             callback: called with (t, x_{t−1}) after every step.
 
         Returns:
-            (pixels float32 [B, 3, H·scale, W·scale], not clamped; bool [], whether latents and pixels are all finite).
+            (pixels float32 [B, 3, H·scale, W·scale], nominally in [−1, 1], not clamped; bool [], whether latents and
+            pixels are all finite).
         """
         spec, margin = self.spec, self.margin
         mask_channel = None
@@ -74,6 +76,7 @@ class Restoration(nn.Module):
         x0 = self.chain(y, lq if spec.denoiser.cond_lq else None, seed, mask_channel, origin, noise, callback)
         with nvtx.stage("decode"):
             pixels = self.first_stage.decode(x0.to(dtype)).float()
-        # A sum is finite only if all its terms are. Of the latent too: quantization would turn its NaN into a colour.
+        # A sum is finite only if all its terms are. The latent is checked too: quantization turns NaN into a finite
+        # value.
         finite = torch.isfinite(x0.sum() + pixels.sum())
         return pixels, finite

@@ -1,10 +1,11 @@
-"""Triton's kernels of a restoration, compiled in parallel processes before its first call.
+"""Compiles the Triton kernels of a restoration in parallel processes before its first call.
 
-Which they are is recorded on fake tensors in a process of its own, and depends on the model, dtype, tile and batch,
-and on the architecture of the GPU, which need not be here. What is compiled lies in Triton's disk cache. Beside it, in
-`resshift_fast/`, a list of files for each such case says that nothing is left to do, or that the cache was cleared.
+Another process runs the restoration on fake tensors and records which kernels it launches. They depend on the model,
+dtype, tile and batch, and on the architecture of the GPU, which may be absent. The compiled kernels are in Triton's
+disk cache. A record of each case in its subfolder `resshift_fast/` lists the files, so that a later start sees that all
+are present or that the cache was cleared.
 
-RESSHIFT_FAST_PRECOMPILE=0 leaves every kernel to its first launch.
+With RESSHIFT_FAST_PRECOMPILE=0 every kernel is compiled at its first launch instead.
 """
 
 import hashlib
@@ -41,16 +42,16 @@ Orders = tuple[tuple[tuple[str, torch.dtype], tuple[str, ...]], ...]
 
 @dataclass(frozen=True)
 class Case:
-    """Kernels that are wanted together.
+    """A set of kernels: those of a restoration, or those of the verification.
 
     Args:
         arch: compute capability of the GPU, 90 for 9.0.
         orders: (operator, dtype of its first argument) and the backends that are tried for it in turn.
-        spec: the model that restores; None for the calls on which backends are verified.
+        spec: the model of the restoration; None for the verification.
         dtype: of its networks.
         shape: (height, width) of its tiles in input pixels and the number of tiles in a batch.
         verified: (operator, dtype) that are verified.
-        candidates: whether every configuration is wanted that tuning would time, not only the one that is used.
+        candidates: compile every configuration that autotuning would time, not only the default one.
     """
 
     arch: int
@@ -63,17 +64,21 @@ class Case:
 
     @property
     def title(self) -> str:
-        """What a reader knows it by."""
+        """A short description for users."""
         if self.spec is None:
             dtypes = ", ".join(sorted({_name(dtype) for _, dtype in self.verified}))
             return f"verification in {dtypes}"
         height, width, batch = self.shape
-        tuning = ", all candidates of tuning" if self.candidates else ""
+        tuning = ", all configurations" if self.candidates else ""
         return f"{self.spec.name} {_name(self.dtype)} {width}×{height} batch {batch}{tuning}"
 
 
 def shapes(spec: ModelSpec, height: int, width: int, tile: int | None, batch_size: int) -> list[tuple[int, int, int]]:
-    """(height, width, batch) of what a photo of these sides is restored in; see `Pipeline.__call__` for the others."""
+    """(height, width, batch) of every batch in which an image of this size is restored.
+
+    Args:
+        spec: the model. height, width: sides of the image in input pixels. tile, batch_size: as in `Pipeline.__call__`.
+    """
     rows, columns = spec.plan_tiles(height, width, tile)
     batches, rest = divmod(len(rows.starts) * len(columns.starts), batch_size)
     return [(rows.tile, columns.tile, batch) for batch in (batches and batch_size, rest) if batch]
@@ -90,7 +95,7 @@ def restoration_case(
     """The kernels of a restoration of one batch of tiles; see `Case`.
 
     Raises:
-        ValueError: for sides that are no multiples of the model's `pad_multiple`, or an empty batch.
+        ValueError: for sides that are not multiples of the model's `pad_multiple`, or an empty batch.
     """
     height, width, batch = shape
     if batch < 1 or any(side < 1 or side % spec.pad_multiple for side in (height, width)):
@@ -102,7 +107,7 @@ def restoration_case(
 
 
 def verification_case(dtype: torch.dtype, device: torch.device, arch: int) -> Case:
-    """The kernels that `backends.verify` will launch: those of operators without a verdict."""
+    """The kernels that `backends.verify` will launch: those without a stored verdict."""
     operators = backends.verified_operators(device, dtype)
     wanted = tuple(
         (operator.name, kind)
@@ -123,7 +128,7 @@ def _orders(dtype: torch.dtype, device: torch.device) -> Orders:
 
 
 def emit_jobs(emit: "Emit", cases: Sequence[Case]) -> dict[int, list]:
-    """A source for `kernels.ahead.compile_jobs`: the jobs of every case, by its index."""
+    """Emit the compile jobs of all cases, for `kernels.ahead.compile_jobs`; returns case index to its jobs."""
     from resshift_fast.kernels.ahead import job_of
 
     jobs: dict[int, list] = {}
@@ -142,19 +147,19 @@ def emit_jobs(emit: "Emit", cases: Sequence[Case]) -> dict[int, list]:
     return jobs
 
 
-def _way(case: Case, keep: Callable[[list], None]) -> Any:
-    """Mode in which operators go the case's way and their launches to `keep`."""
+def _recording(case: Case, keep: Callable[[list], None]) -> Any:
+    """Mode in which operators run the case's backends and `keep` is called with their launches."""
     from resshift_fast.restoration.fake_gpu import FusedPath
 
-    class Way(FusedPath):
+    class Recording(FusedPath):
         def launched(self, name: str, function: Any, args: tuple, result: Any, launches: list) -> None:
             keep(launches)
 
         def plain(self, operator: str, args: tuple) -> None:
-            """Plain PyTorch launches none of these kernels."""
+            """Do nothing: plain PyTorch launches none of these kernels."""
 
     orders = dict(case.orders)
-    return Way(lambda operator, dtype: orders.get((operator, dtype), ()))
+    return Recording(lambda operator, dtype: orders.get((operator, dtype), ()))
 
 
 def _launch_restoration(case: Case, keep: Callable[[list], None]) -> None:
@@ -167,12 +172,12 @@ def _launch_restoration(case: Case, keep: Callable[[list], None]) -> None:
         denoiser = restoration.chain.denoiser
         denoiser.denoise = _once(denoiser.denoise)  # type: ignore[method-assign]  # all steps launch the same kernels
         arguments = fake_call(restoration, (height, width), batch)
-        with _way(case, keep), enumerating() if case.candidates else nullcontext():
+        with _recording(case, keep), enumerating() if case.candidates else nullcontext():
             restoration(*arguments)
 
 
 def _once(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """The function, run once for arguments of the same layout."""
+    """Cache the results of `function` by the layout of its arguments."""
     from torch.utils._pytree import tree_leaves
 
     results: dict[tuple, torch.Tensor] = {}
@@ -187,7 +192,10 @@ def _once(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
 
 
 def _launch_verification(case: Case, keep: Callable[[list], None]) -> None:
-    """Tensors on the CPU stand for those on the GPU, as launchers look at their layout alone: fake ones take longer."""
+    """Record the launches of the verification on CPU tensors.
+
+    Launchers only read the layout of tensors, and fake tensors would take longer.
+    """
     from resshift_fast.kernels.launch import record
     from resshift_fast.kernels.tuning import targeting
 
@@ -202,12 +210,12 @@ def _launch_verification(case: Case, keep: Callable[[list], None]) -> None:
 
 @dataclass(frozen=True)
 class Record:
-    """What is written down of a case whose kernels were compiled.
+    """The stored record of a case whose kernels were compiled.
 
     Args:
-        title: of the case. arch: its architecture. triton: version that compiled.
-        sources: hash of the versions and sources that it holds for.
-        kernels: how many it has. files: of those that could be compiled, below Triton's cache folder.
+        title: of the case. arch: its architecture. triton: the version that compiled it.
+        sources: hash of the versions and sources that it is valid for.
+        kernels: number of its kernels. files: of those that compiled, relative to Triton's cache folder.
     """
 
     title: str
@@ -219,24 +227,24 @@ class Record:
 
     @property
     def present(self) -> int:
-        """How many of its files are still in the cache."""
+        """Number of its files that are still in the cache."""
         folder = cache_folder()
         return sum((folder / file).exists() for file in self.files)
 
     @property
     def is_current(self) -> bool:
-        """Whether it holds for what is installed now."""
+        """Whether it is valid for the installed versions and sources."""
         return self.sources == _sources()
 
 
 def records() -> list[Record]:
-    """What is written down of all cases, whatever was compiled from these sources and whatever was not."""
+    """The records of all cases, including those of other versions and sources."""
     found = [_read(path) for path in sorted(_records_folder().glob("*.json"))]
     return [record for record in found if record is not None]
 
 
 def is_compiled(case: Case) -> bool:
-    """Whether all of a case's kernels are in Triton's disk cache, as far as they can be compiled."""
+    """Whether all of a case's kernels that can be compiled are in Triton's disk cache."""
     record = _read(_records_folder() / f"{_key(case)}.json")
     return record is not None and record.present == len(record.files)
 
@@ -246,7 +254,7 @@ def _read(path: Path) -> Record | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("format") == FORMAT:
             return Record(**{**content, "files": tuple(content["files"])})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or not written by this version
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, or not of this format
         pass
     return None
 
@@ -262,7 +270,7 @@ def _write(case: Case, jobs: Sequence, outcomes: "dict[Any, Outcome]") -> None:
 
 
 def cache_folder() -> Path:
-    """Where Triton keeps what it compiles."""
+    """Triton's cache folder."""
     from resshift_fast.kernels import ahead
 
     return ahead.cache_folder()
@@ -279,7 +287,7 @@ def _key(case: Case) -> str:
 
 @cache
 def _sources() -> str:
-    """Hash of what decides which kernels there are and how they are compiled: versions and this package."""
+    """Hash of what the kernels and their compilation depend on: versions and the sources of this package."""
     import triton
 
     digest = hashlib.sha256(f"{triton.__version__} {torch.__version__} {sys.version_info}".encode())
@@ -292,18 +300,18 @@ def _sources() -> str:
 
 
 def compile_cases(cases: Sequence[Case], progress: Progress = True, workers: int | None = None) -> "list[Outcome]":
-    """Compile the kernels of these cases that Triton's disk cache lacks, and write down what it has then.
+    """Compile the kernels of these cases that are not in Triton's disk cache, and store a record of each case.
 
     Args:
         cases: what to compile for.
         progress: True shows a bar on a terminal; a function is called with (done, known) kernels.
-        workers: processes that compile; None takes one a core.
+        workers: processes that compile; None takes one per core.
 
     Returns:
-        What came of every kernel of theirs, those that were in the cache included.
+        The outcome for every kernel, including those that were in the cache.
 
     Raises:
-        kernels.ahead.CompilationError: if the processes cannot do their work.
+        kernels.ahead.CompilationError: if the compiling processes fail.
         OSError: if the cache cannot be written.
     """
     from resshift_fast.kernels.ahead import compile_jobs
@@ -317,7 +325,7 @@ def compile_cases(cases: Sequence[Case], progress: Progress = True, workers: int
 
 @contextmanager
 def _reported(progress: Progress) -> Iterator[Callable[[int, int], None] | None]:
-    """What is to be called with (done, known)."""
+    """Context manager whose value is the function to call with (done, known), or None."""
     if progress is not True:
         yield progress or None
         return
@@ -333,7 +341,7 @@ def _reported(progress: Progress) -> Iterator[Callable[[int, int], None] | None]
 
 
 def target(device: torch.device) -> tuple[torch.device, int] | None:
-    """(device, compute capability) that kernels are compiled for where a pipeline is on `device`; None for nothing."""
+    """(device with index, compute capability) to compile for; None if `device` runs no kernels of Triton on CUDA."""
     if device.type != "cuda" or not torch.cuda.is_available() or torch.version.hip:
         return None
     from resshift_fast.kernels.tuning import architecture
@@ -343,13 +351,13 @@ def target(device: torch.device) -> tuple[torch.device, int] | None:
 
 
 def check() -> None:
-    """Raise ValueError where kernels can't be compiled beforehand, with the reason."""
+    """Raise ValueError, with the reason, if kernels can't be compiled ahead of time here."""
     if find_spec("triton") is None:
         raise ValueError("kernels are compiled with Triton, which is not installed; pip install triton")
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise ValueError("kernels are interpreted, not compiled, with TRITON_INTERPRET=1; unset it")
     if not hasattr(os, "fork") or not sys.executable:
-        raise ValueError("kernels are compiled in processes that a Python on Linux can fork; here it cannot")
+        raise ValueError("kernels are compiled in forked processes, which this platform does not have; use Linux")
 
 
 def _is_on() -> bool:
@@ -367,7 +375,7 @@ _preparing = RLock()
 
 
 def prepare_verification(device: torch.device, dtype: torch.dtype, progress: Progress = False) -> None:
-    """Compile what `backends.verify(device, dtype)` will launch on a GPU; does nothing elsewhere."""
+    """Compile what `backends.verify(device, dtype)` will launch on a GPU; no effect on other devices."""
     _prepare((device, dtype, backends.preferred()), progress, lambda *on: [verification_case(dtype, *on)], device)
 
 
@@ -379,14 +387,14 @@ def prepare_restoration(
     progress: Progress = False,
     candidates: bool = False,
 ) -> None:
-    """Compile what restorations of these batches will launch on a GPU; does nothing elsewhere.
+    """Compile what restorations of these batches will launch on a GPU; no effect on other devices.
 
     Args:
-        spec, dtype: the model, and what its networks run in.
+        spec, dtype: the model, and the dtype of its networks.
         device: where they run.
         shapes: (height, width, batch) of the tiles.
         progress: as in `compile_cases`.
-        candidates: as in `Case`, for restorations that will be tuned.
+        candidates: as in `Case`, for restorations that will be autotuned.
     """
     wanted = tuple(sorted(set(shapes)))
     key = (spec, device, dtype, wanted, candidates, backends.preferred())
@@ -398,7 +406,7 @@ def prepare_restoration(
 
 
 def _prepare(key: tuple, progress: Progress, make: Callable[..., list[Case]], device: torch.device) -> None:
-    """Compile once in this process what is missing; what goes wrong is left to the first launches, with a warning."""
+    """Compile what is missing, once per process; after a failure, which is a warning, first launches compile."""
     if key in _prepared or not _is_on() or (on := target(device)) is None:
         return
     from resshift_fast.kernels.ahead import CompilationError
@@ -415,8 +423,8 @@ def _prepare(key: tuple, progress: Progress, make: Callable[..., list[Case]], de
             compile_cases(cases, progress)
         except (CompilationError, OSError) as error:
             warnings.warn(
-                f"kernels could not be compiled beforehand ({' '.join(str(error).split())[:200]}); each is compiled "
-                f"when it is first launched; {VARIABLE}=0 does not try",
+                f"kernels could not be compiled ahead of time ({' '.join(str(error).split())[:200]}); each is compiled "
+                f"at its first launch; set {VARIABLE}=0 to skip the attempt",
                 RuntimeWarning,
                 stacklevel=4,
             )

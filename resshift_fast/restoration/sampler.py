@@ -17,15 +17,16 @@ from resshift_fast.models.swin_unet import SwinUNet
 def torch_noise(y: Tensor, num_steps: int, generator: torch.Generator | None = None) -> list[Tensor]:
     """Noise from torch's generator in the official program's order.
 
-    One draw for the prior and one a step, the last of which the chain does not use.
+    There is one draw for the prior and one per step. The chain does not use the last, but the official program draws
+    it.
 
     Args:
-        y: [B, C, h, w]; the noise is like it.
+        y: [B, C, h, w]; the noise has its shape, dtype and device.
         num_steps: number of executed steps.
         generator: on y's device; None means torch's global one.
 
     Returns:
-        num_steps + 1 tensors: the prior's, then one a step.
+        num_steps + 1 tensors: the prior's, then one per step.
     """
     return [torch.randn(y.shape, dtype=y.dtype, device=y.device, generator=generator) for _ in range(num_steps + 1)]
 
@@ -33,11 +34,11 @@ def torch_noise(y: Tensor, num_steps: int, generator: torch.Generator | None = N
 class LatentChain(nn.Module):
     """All reverse steps as one module of tensor operations, which can be compiled, exported and captured in a graph.
 
-    Nothing in it waits for the device or depends on a value: seeds, steps and coefficients are tensors.
+    It never synchronizes and does not depend on values: seeds, steps and coefficients are tensors.
 
     Args:
-        denoiser: predicts from the scaled x_t; its parameters' dtype is the dtype it runs in.
-        schedule: whose kept steps are executed, last to first.
+        denoiser: predicts from the scaled x_t; it runs in the dtype of its parameters.
+        schedule: its kept steps are executed, last to first.
         prediction_type, clamp_x0: as in `ops.posterior_step`.
     """
 
@@ -117,14 +118,14 @@ def sample_latents(
     """Sample x_0 given the encoded low-quality image.
 
     Args:
-        denoiser: predicts from the scaled x_t; its parameters' dtype is the dtype it runs in.
-        schedule: whose kept steps are executed, last to first.
+        denoiser: predicts from the scaled x_t; it runs in the dtype of its parameters.
+        schedule: its kept steps are executed, last to first.
         y: float32 [B, C, h, w], the encoded, upsampled low-quality image.
         lq: [B, 3, H, W] in [−1, 1], the low-quality image itself, or None for a denoiser without it.
         seed: int64 [B], each in [0, 2⁶³).
         mask: [B, 1, H, W], 1 = unknown and −1 = known, for inpainting.
         origin: int64 [B, 2], each tile's (row, column) in the whole latent; None means (0, 0).
-        noise: num_steps + 1 tensors like y (the prior's, then one a step) instead of the noise field.
+        noise: num_steps + 1 tensors like y (the prior's, then one per step) instead of the noise field.
         prediction_type, clamp_x0: as in `ops.posterior_step`.
         callback: called with (t, x_{t−1}) after every step.
 
@@ -137,7 +138,7 @@ def sample_latents(
     draws = schedule.num_steps + 1
     if noise is not None and len(noise) != draws:
         raise ValueError(
-            f"sample_latents: noise has {len(noise)} tensors, expected {draws}: the prior's, then one a step"
+            f"sample_latents: noise has {len(noise)} tensors, expected {draws}: the prior's, then one per step"
         )
     chain = LatentChain(denoiser, schedule, prediction_type=prediction_type, clamp_x0=clamp_x0)
     return chain(y, lq, seed, mask, origin, noise, callback)
