@@ -1,9 +1,9 @@
-"""Which backend is the fastest, measured on the very calls that a model makes.
+"""Autotuning: finds the fastest backend of each operator, measured on the calls that a model makes.
 
-`Recorder` notes every call of a registered operator, `autotune` times all backends on fresh tensors of the same shapes,
-strides and dtypes, and `content` makes of it what `autotune_cache.store` keeps. A backend whose results are wrong is
-refused, however fast it is. The algorithms of a kernel that has several are timed and refused in the same way, for each
-shape, and the kernel is then ranked with the fastest.
+`Recorder` records every call of a registered operator, `autotune` times all backends on new tensors with the same
+shapes, strides and dtypes, and `content` converts the result for `autotune_cache.store`. A backend whose results are
+wrong is refused, however fast it is. If a kernel has several algorithms, each is timed and checked in the same way for
+every shape, and the fastest counts as the kernel's time.
 """
 
 import datetime
@@ -27,7 +27,7 @@ from resshift_fast.measure import timing
 
 @dataclass(frozen=True)
 class Drawn:
-    """A tensor that is drawn anew for the measurement.
+    """Layout and dtype of a tensor whose values are drawn for the measurement.
 
     Args:
         shape, stride: in elements. dtype: floating point.
@@ -38,7 +38,7 @@ class Drawn:
     dtype: torch.dtype
 
     def draw(self, generator: torch.Generator, exact: bool) -> Tensor:
-        """Normal numbers, or with `exact` small multiples of 1/4, whose products and their sums need no rounding."""
+        """Draw normal values, or with `exact` small multiples of 1/4, whose products and sums need no rounding."""
         extent = 1 + sum((side - 1) * step for side, step in zip(self.shape, self.stride, strict=True))
         options: dict[str, Any] = {"generator": generator, "device": generator.device}
         values = torch.randint(-8, 9, (extent,), **options) / 4 if exact else torch.randn(extent, **options)
@@ -47,14 +47,14 @@ class Drawn:
 
 @dataclass
 class Call:
-    """Calls of one operator that differ in nothing but values.
+    """Calls of one operator that differ only in the values of their tensors.
 
     Args:
         operator: its name.
         dtype: of its first argument, by which backends are chosen.
-        arguments: as registered; `Drawn` stands for a tensor, those that say what to do are kept.
-        exact: whether a result is of whole numbers, so that rounding could change it altogether.
-        count: how many there were.
+        arguments: as registered, with tensors replaced by `Drawn`, except those of `_kept`.
+        exact: whether an output holds integers, such as indices, which a rounding error could change completely.
+        count: number of calls.
     """
 
     operator: str
@@ -64,13 +64,13 @@ class Call:
     count: int = 0
 
     def draw(self, device: torch.device) -> tuple:
-        """Arguments, the same at every call."""
+        """The arguments, with the same values each time."""
         generator = torch.Generator(device).manual_seed(0)
         return tuple(x.draw(generator, self.exact) if isinstance(x, Drawn) else x for x in self.arguments)
 
 
 class Recorder(TorchDispatchMode):
-    """Notes in `calls` which registered operators are called in its context, and how often."""
+    """Dispatch mode that records in `calls` which registered operators are called, and how often."""
 
     def __init__(self):
         super().__init__()
@@ -78,7 +78,7 @@ class Recorder(TorchDispatchMode):
 
     @property
     def calls(self) -> list[Call]:
-        """Those noted so far."""
+        """The calls recorded so far."""
         return list(self._calls.values())
 
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -99,7 +99,7 @@ def _described(x: Any) -> Any:
 
 
 def _kept(x: Any) -> Any:
-    """Seeds, steps, places and coefficients with their values; of other tensors the description."""
+    """Keep the values of seeds, steps, origins and coefficients; describe other tensors."""
     if isinstance(x, Tensor) and (not x.is_floating_point() or x.numel() <= NUM_COEFFICIENTS):
         return x.detach().clone()
     return _described(x)
@@ -107,16 +107,16 @@ def _kept(x: Any) -> Any:
 
 @dataclass
 class Tuning:
-    """What was found for one operator and dtype.
+    """The measurements of one operator and dtype, and the order chosen.
 
     Args:
         operator, dtype: what was measured.
-        calls: how many calls of it a sample makes.
-        microseconds: backend to the time of all of them, with the reference for those that the backend does not take.
-        order: backends in the order that took the least time, the reference among them.
+        calls: number of its calls in a sample.
+        microseconds: backend to the time of all calls; the reference runs those that the backend does not take.
+        order: backends, including the reference, in the order that took the least time.
         total: that time, in microseconds.
         refused: backend to what was wrong with its results.
-        shapes: shape to what was found of the algorithms of its kernel, if that has several.
+        shapes: shape to the measurements of the kernel's algorithms, if it has several.
     """
 
     operator: str
@@ -131,11 +131,11 @@ class Tuning:
 
 @dataclass
 class Shape:
-    """What was found of the algorithms of a kernel for the calls of one shape.
+    """The measurements of a kernel's algorithms on the calls of one shape.
 
     Args:
-        default: the one that is taken where nothing was measured.
-        microseconds: algorithm to the time of all the calls, the fastest first.
+        default: the algorithm that runs without a measurement.
+        microseconds: algorithm to the time of all calls, the fastest first.
         refused: algorithm to what was wrong with its results.
     """
 
@@ -145,22 +145,22 @@ class Shape:
 
     @property
     def choice(self) -> str:
-        """The fastest."""
+        """The fastest algorithm."""
         return next(iter(self.microseconds), self.default)
 
     @property
     def gain(self) -> float:
-        """How many times faster than the default that is."""
+        """Speed-up of the fastest algorithm over the default."""
         return self.microseconds[self.default] / self.microseconds[self.choice]
 
 
 @dataclass
 class Sample:
-    """One kind of call, measured.
+    """The measurements of one `Call`.
 
     Args:
-        count: how many there were.
-        shape: by which its algorithm is chosen; None if no kernel that takes it has several.
+        count: number of such calls.
+        shape: the key by which its algorithm is chosen; None if no kernel that takes it has several.
         microseconds: backend or algorithm to the time of a call.
     """
 
@@ -177,16 +177,16 @@ def autotune(
 ) -> list[Tuning]:
     """Time every backend that can run here on these calls.
 
-    Each result is compared with float64 first. Then all backends take turns; the median of `repeats` counts, times
-    the number of calls of that kind. Kernels run in the configurations that they find fastest.
+    Each result is first compared with float64. Then the backends run in turns, and the median of `repeats` runs is
+    multiplied by the number of such calls. Kernels run in their fastest configurations.
 
     Args:
-        calls: of `Recorder`. device: on which they were made.
+        calls: from `Recorder`. device: the device on which they were made.
         repeats: timed runs of each kind of call and backend.
-        progress: told in one line what is measured next.
+        progress: called with a line about what is measured next.
 
     Returns:
-        One for each operator and dtype between whose backends there is a choice.
+        One `Tuning` for each operator and dtype that has a backend besides the reference.
     """
     device = torch.empty(0, device=device).device  # with the index that tensors on it have
     groups: dict[tuple[str, torch.dtype], list[Call]] = {}
@@ -238,9 +238,9 @@ def _autotune(name: str, dtype: torch.dtype, calls: list[Call], clock: timing.Cl
 def _right(
     found: Tuning, backend: str, kernel: Kernel, arguments: tuple, plain: Callable[..., Any]
 ) -> dict[str, Callable[..., Any]]:
-    """Functions in which a backend takes a call, by its name or those of its algorithms; wrong ones are noted.
+    """The functions with which a backend can run a call, by its name or those of its algorithms, without wrong ones.
 
-    An algorithm is refused for the shape. The default one would be taken for other shapes too, so that the backend is.
+    A wrong algorithm is refused for its shape. If it is the default, which other shapes use too, so is the backend.
     """
     if kernel.algorithms is None:
         if why := _wrong(kernel.function, plain, arguments):
@@ -259,18 +259,18 @@ def _right(
 def _medians(
     functions: dict[str, Callable[..., Any]], arguments: tuple, repeats: int, clock: timing.Clock
 ) -> dict[str, float]:
-    """Microseconds of each function; they take turns."""
+    """Median microseconds of each function; they run in turns."""
     prepared = {name: _prepared(function, arguments) for name, function in functions.items()}
     return {name: 1e3 * median(values) for name, values in timing.times(prepared, repeats, clock).items()}
 
 
 def _prepared(function: Callable[..., Any], arguments: tuple) -> Callable[[], Callable[[], Any]]:
-    """What `times` takes: nothing is to be prepared for a run."""
+    """Adapt a call to `timing.times`; there is nothing to prepare for a run."""
     return lambda: lambda: function(*arguments)
 
 
 def _settle(found: Tuning, backend: str, names: Iterable[str], samples: list[Sample]) -> None:
-    """Fill in the times of these algorithms for each shape, and those of their backend with the fastest."""
+    """Fill in the times of these algorithms for each shape, and their backend's time, that of the fastest."""
     for of_shape, shape in found.shapes.items():
         members = [sample for sample in samples if sample.shape == of_shape]
         totals = {
@@ -285,7 +285,7 @@ def _settle(found: Tuning, backend: str, names: Iterable[str], samples: list[Sam
 
 
 def _once(plain: Callable[..., Any]) -> Callable[..., Any]:
-    """An operator in plain PyTorch, computed once for each of the dtypes in which it is given the same arguments."""
+    """Cache the results of an operator in plain PyTorch by the dtypes of its arguments, whose values are the same."""
     results: dict[tuple, Any] = {}
 
     def run(*arguments: Any) -> Any:
@@ -303,12 +303,12 @@ def _wrong(function: Callable[..., Any], plain: Callable[..., Any], arguments: t
         return verification.difference(function(*arguments), plain, arguments)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # a kernel may fail in any way; the others are still measured
+    except Exception as error:  # whatever a kernel raises, the others are still measured
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _decide(found: Tuning, names: list[str], samples: list[Sample]) -> None:
-    """Fill in times and the best order from the times of every backend that takes a call."""
+    """Fill in the backends' times and the best order from the samples."""
 
     def total(order: Sequence[str]) -> float:
         """Time of all calls when each goes to the first backend of the order that takes it."""
@@ -316,24 +316,24 @@ def _decide(found: Tuning, names: list[str], samples: list[Sample]) -> None:
 
     alone = {name: total((name, REFERENCE)) for name in names}
     found.microseconds = dict(sorted(alone.items(), key=lambda item: item[1]))
-    # A backend that is fast but takes few calls belongs before one that takes them all. Of equal orders the first is
-    # taken, which goes by the time of each alone.
+    # All orders are compared, because a fast backend that takes few calls belongs before one that takes them all. Ties
+    # go to the first permutation, which is sorted by the time of each backend alone.
     found.order = min(permutations(found.microseconds), key=total)
     found.total = total(found.order)
 
 
 def content(tunings: Sequence[Tuning], device: torch.device, command: str) -> dict[str, Any]:
-    """What `autotune_cache.store` is to keep.
+    """The measurements in the form that `autotune_cache.store` takes.
 
     Args:
-        tunings: of `autotune`. device: on which was measured. command: by which.
+        tunings: from `autotune`. device: the device that was measured. command: the command that measured it.
 
     Raises:
-        ValueError: if the device has no name by which its file could be found.
+        ValueError: if the device has no name, which its file is named after.
     """
     name = autotune_cache.device_name(device)
     if name is None:
-        raise ValueError(f"{device} has no name, so that no preference can be stored for it")
+        raise ValueError(f"{device} has no device name, so the autotune cache cannot store anything for it")
     operators: dict[str, dict[str, Any]] = {}
     for found in tunings:
         operators.setdefault(found.operator, {})[_short(found.dtype)] = {

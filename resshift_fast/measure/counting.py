@@ -1,10 +1,10 @@
-"""Operators dispatched and bytes moved, counted without running anything.
+"""Counts dispatched operators and the bytes that they move, without running anything.
 
-The rule: every dispatched operator that is not a view counts one, and its bytes are those of its tensor arguments and
-results. An operator of this library counts what it really does instead: each kernel launch is one, with the bytes of
-the launch's tensors times its declared passes, and each PyTorch operator that the launcher calls counts by the
-rule; so nothing is gained by hiding work in one operator. Networks are built from fake tensors on a fake CUDA device,
-and the launchers record what they would start there: it is the GPU's own path that is counted.
+The rule: every dispatched operator that is not a view counts as one, and its bytes are those of its tensor arguments
+and results. For an operator of this library its work is counted instead, so that fusing by name only gains nothing:
+each kernel launch counts as one, with the bytes of its tensors times its declared passes, and each PyTorch operator
+that the launcher calls counts by the rule. Networks are built from fake tensors on a fake CUDA device, and launchers
+record their launches, so that the path of a GPU is counted.
 """
 
 from collections import defaultdict
@@ -31,12 +31,12 @@ _ALLOCATIONS = (_aten.empty, _aten.empty_like, _aten.empty_strided, _aten.new_em
 
 @dataclass
 class Row:
-    """What was counted for one operator.
+    """The counts of one operator.
 
     Attributes:
         count: dispatched operators or kernel launches. num_bytes: bytes that they move.
         matrix_operations: multiplications and additions of their matrix products and convolutions.
-        calls: (bytes, matrix operations) of each, from which a floor in time is projected.
+        calls: (bytes, matrix operations) of each, from which the least time is projected.
     """
 
     count: int = 0
@@ -53,11 +53,10 @@ class Row:
 
 
 class Counter(FusedPath):
-    """Counts by the rule within its context; `rows` maps an operator's name to its `Row`.
+    """Dispatch mode that counts by the module's rule; `rows` maps an operator's name to its `Row`.
 
     Args:
-        backend: whose launches stand for the operators of this library; None counts an operator of this library as
-            one like any other.
+        backend: its launches are counted for the operators of this library; with None they count like any operator.
     """
 
     def __init__(self, backend: str | None = "triton"):
@@ -75,11 +74,11 @@ class Counter(FusedPath):
             self.rows[self.inside or _name(function)].add(num_bytes, _matrix_operations(function, args, kwargs, result))
 
     def _allocates(self, function: Any) -> bool:
-        """Whether this is a launcher taking memory: what it does with it is the launch's to count."""
+        """Whether a launcher allocates here; the launch counts the bytes of that tensor."""
         return self.inside is not None and function.overloadpacket in _ALLOCATIONS
 
     def launched(self, name: str, function: Any, args: tuple, result: Any, launches: list) -> None:
-        """Count an operator's launches; the last of them has its matrix products."""
+        """Count an operator's launches; its matrix operations are attributed to the last one."""
         operations = _matrix_operations(function, args, {}, result)
         for i, launch in enumerate(launches):
             self.rows[name].add(launch.num_bytes, operations if i == len(launches) - 1 else 0)
@@ -104,7 +103,7 @@ def _bytes(x: Any) -> int:
 
 @cache
 def _register_formulas() -> None:
-    """Make this library's operators known to torch's own counter of operations."""
+    """Register this library's operators with torch's FLOP counter."""
     for name, operator in backends.OPERATORS.items():
         if operator.matrix_operations is not None:
             register_flop_formula(getattr(torch.ops.resshift_fast, name))(operator.matrix_operations)
@@ -127,7 +126,7 @@ def count_sample(
     """Count one restoration from input pixels to output pixels.
 
     Args:
-        model: a name of the catalogue, or an entry like its own.
+        model: a name of the catalogue, or a `ModelSpec`.
         path: "plain", the reference of every operator, or "fused", the Triton kernels.
         size: (height, width) of the input in pixels, multiples of the model's `pad_multiple`.
         batch: images restored at once.
@@ -139,7 +138,7 @@ def count_sample(
 
     Raises:
         ValueError: for an unknown model or path, or a size that the model does not take.
-        ImportError: for the fused path where Triton is not installed.
+        ImportError: for the fused path if Triton is not installed.
     """
     spec = model if isinstance(model, ModelSpec) else catalog.get(model)
     if path not in PATHS:

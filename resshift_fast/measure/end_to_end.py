@@ -1,7 +1,8 @@
-"""Whole restorations by several providers and dtypes, measured in turns: time, memory, agreement and speed-ups.
+"""Measures whole restorations by several providers and dtypes in turns: time, memory, accuracy and speed-ups.
 
-Every case has a process of its own, so that its memory is its own, it compiles once, and its failure loses no other.
-Only one of them works at a time, and another one begins each round: what else the machine does meets all alike.
+Every case runs in its own process, so that its memory is measured separately, it compiles once, and its failure does
+not affect the others. Only one of them works at a time, and each round begins with another, so that a changing load on
+the machine affects all alike.
 """
 
 import csv
@@ -29,18 +30,18 @@ MB = 1e6
 
 @dataclass
 class Result:
-    """What was found for a case.
+    """The measurements of a case.
 
     Args:
         case: what ran.
         first: its first restoration; None if it failed.
         psnr: in dB against the plain float32 restoration; see `Runner.pixels` for random weights.
         runs: the timed ones.
-        problem: why nothing more was measured; empty if all went well.
-        gflop: billions of operations of the plain networks by stage, and of the whole.
-        gemm: billions of operations a second of large matrix products in the case's dtype.
-        against_reference, against_compile: how many times as fast as plain float32, and as torch.compile in the same
-            dtype; None where that was not measured or one of the two is not equivalent.
+        problem: why the measurement ended early; empty if it did not.
+        gflop: GFLOP of the plain networks by stage, and of the whole.
+        gemm: GFLOP/s of large matrix products in the case's dtype.
+        against_reference, against_compile: speed-up over plain float32, and over torch.compile in the same dtype; None
+            if that was not measured or one of the two is not equivalent.
     """
 
     case: Case
@@ -55,12 +56,12 @@ class Result:
 
     @property
     def timed(self) -> bool:
-        """Whether all runs went well."""
+        """Whether all runs succeeded."""
         return bool(self.runs) and not self.problem
 
     @property
     def equivalent(self) -> bool:
-        """Whether the result is near enough to plain float32 for its speed to mean anything."""
+        """Whether the result is close enough to plain float32 for a speed-up to be reported."""
         return self.psnr >= LEAST_PSNR[self.case.dtype]
 
     @property
@@ -78,27 +79,27 @@ class Result:
         return [stage for stage in (*STAGES, WHOLE) if self.timed and stage in self.runs[0].seconds]
 
     def seconds(self, stage: str = WHOLE) -> tuple[float, float, float]:
-        """(median, least, most) of the runs."""
+        """(median, minimum, maximum) of the runs, in seconds."""
         values = [run.seconds[stage] for run in self.runs]
         return statistics.median(values), min(values), max(values)
 
     def rate(self, stage: str = WHOLE) -> float:
-        """Effective GFLOP/s: the plain networks' operations over the median seconds."""
+        """Effective GFLOP/s: the plain networks' operations divided by the median seconds."""
         return self.gflop.get(stage, math.nan) / self.seconds(stage)[0]
 
     @property
     def peak_mb(self) -> float | None:
-        """The most memory until the first restoration was done, in MB of 10⁶ bytes."""
+        """Peak memory up to the end of the first restoration, in MB of 10⁶ bytes."""
         return None if self.first is None else self.first.peak_bytes / MB
 
     @property
     def running_mb(self) -> float | None:
-        """The most memory during the timed runs, weights included, in MB; None where the system cannot tell."""
+        """Peak memory of the timed runs, weights included, in MB of 10⁶ bytes; None if that is not known."""
         peaks = [run.peak_bytes for run in self.runs if run.peak_bytes is not None]
         return max(peaks) / MB if peaks else None
 
     def cells(self) -> dict[str, Any]:
-        """The row of a CSV file; None is unknown."""
+        """The row of a CSV file; unknown values are None."""
         found: dict[str, Any] = {"provider": self.case.provider, "dtype": self.case.dtype}
         for stage in (*STAGES, WHOLE):
             known = stage in self.stages
@@ -122,13 +123,13 @@ class Result:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that was found.
+    """All measurements.
 
     Args:
         results: in the order of the cases.
-        gflop: billions of operations of the plain networks by stage, and of the whole.
-        gemm: billions of operations a second of large matrix products, by dtype.
-        device: its model. threads: torch's on the CPU.
+        gflop: GFLOP of the plain networks by stage, and of the whole.
+        gemm: GFLOP/s of large matrix products, by dtype.
+        device: its model. threads: torch's threads on the CPU.
     """
 
     results: list[Result]
@@ -157,11 +158,11 @@ def measure(
     Args:
         cases: at least one.
         runs: timed runs of each.
-        say: called with a line for every step of the work.
+        say: called with a line about every step.
         keep: called with the results so far, whenever one of them has changed.
 
     Raises:
-        ValueError: for bad arguments, or if the plain float32 restoration fails, with which all are compared.
+        ValueError: for bad arguments, or if the plain float32 restoration fails, which all are compared with.
     """
     if runs < 1:
         raise ValueError(f"runs is {runs}, expected at least 1")
@@ -185,7 +186,7 @@ def measure(
 
 @contextmanager
 def _threads(wanted: int | None) -> Iterator[int]:
-    """Context in which torch has so many threads here as in the workers; its value is their number."""
+    """Set torch's threads to those of the workers within the block; the value is their number."""
     before = torch.get_num_threads()
     torch.set_num_threads(wanted or before)
     try:
@@ -195,17 +196,17 @@ def _threads(wanted: int | None) -> Iterator[int]:
 
 
 def _exact(case: Case, say: Callable) -> tuple[np.ndarray, dict[str, float]]:
-    """(pixels, GFLOP by stage) of the plain float32 restoration, by a worker that does nothing else."""
-    say("plain float32 restoration, with which all are compared")
+    """(pixels, GFLOP by stage) of the plain float32 restoration, from a separate worker."""
+    say("plain float32 restoration, which all are compared with")
     try:
         with Worker(Runner, case) as worker:
             return worker.call("pixels"), {stage: number / 1e9 for stage, number in worker.call("operations").items()}
     except WorkerError as error:
-        raise ValueError(f"the plain float32 restoration, with which all are compared, failed: {error}") from None
+        raise ValueError(f"the plain float32 restoration, which all are compared with, failed: {error}") from None
 
 
 def _begin(result: Result, exact: np.ndarray, workers: dict[str, Worker], stack: ExitStack, say: Callable) -> None:
-    """Start a case's worker and have it restore for the first time."""
+    """Start a case's worker and run its first restoration."""
     name = result.case.name
     say(f"{name}: building and restoring for the first time")
     try:
@@ -230,7 +231,7 @@ def _take_turns(
     say: Callable,
     after_round: Callable[[], None],
 ) -> dict[str, float]:
-    """Time all cases; the GFLOP/s of matrix products, by dtype."""
+    """Time all cases in turns; returns the GFLOP/s of matrix products, by dtype."""
     gemm = {result.case.dtype: 0.0 for result in results.values()}
     order = list(results)
     for turn in range(runs):
@@ -253,7 +254,7 @@ def _take_turns(
 
 
 def _compare(results: dict[str, Result]) -> None:
-    """Set the speed-ups."""
+    """Fill in the speed-ups."""
     usable = {name: result.seconds()[0] for name, result in results.items() if result.timed and result.equivalent}
     for name, taken in usable.items():
         result = results[name]
@@ -263,7 +264,7 @@ def _compare(results: dict[str, Result]) -> None:
 
 
 def write_csv(report: Report, path: Path) -> None:
-    """A row a case; what is unknown is empty. Makes the folder.
+    """Write one row per case, with empty cells for unknown values; creates the folder.
 
     Raises:
         OSError: if it cannot be written.

@@ -1,4 +1,4 @@
-"""The most memory that this process has held: of the system's by the CPU, of torch's own on a GPU."""
+"""Peak memory of this process: resident memory on a CPU, memory allocated by torch on a GPU."""
 
 import sys
 from pathlib import Path
@@ -11,11 +11,11 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peak_bytes(device: "torch.device | None" = None) -> float:
-    """The most that was held so far, or since `reset_peak`; NaN where the system tells nothing.
+    """Peak memory in bytes so far, or since `reset_peak`; NaN if the system does not report it.
 
     Args:
-        device: a CUDA device gives what torch has allocated there; else it is the whole process's resident memory,
-            Python, torch and weights included.
+        device: for a CUDA device, the memory that torch has allocated there; otherwise the resident memory of the
+            process, including Python, torch and weights.
     """
     if getattr(device, "type", "cpu") == "cuda":
         import torch
@@ -36,7 +36,7 @@ def peak_bytes(device: "torch.device | None" = None) -> float:
 
 
 def reset_peak(device: "torch.device | None" = None) -> bool:
-    """Have the peak begin at what is held now; False where the system cannot, and the peak stays that of all time."""
+    """Reset the peak to the memory held now; False if the system cannot, so that the peak stays that of all time."""
     if getattr(device, "type", "cpu") == "cuda":
         import torch
 

@@ -1,4 +1,4 @@
-"""Pictures of measurements; matplotlib, from the extra `bench`, is imported only here."""
+"""Plots of measurements. matplotlib, from the extra `bench`, is imported only here."""
 
 import io
 from importlib.util import find_spec
@@ -13,7 +13,7 @@ COLOURS = dict(zip((*STAGES, "rest"), ("#4477aa", "#ee6677", "#228833", "#bbbbbb
 
 
 def check() -> None:
-    """See that a picture can be made, before hours of measurements.
+    """Check that a plot can be drawn, before hours of measurements.
 
     Raises:
         ValueError: if matplotlib is not installed.
@@ -23,7 +23,7 @@ def check() -> None:
 
 
 def figure(columns: int, title: str) -> tuple[Any, Any]:
-    """(figure, one axes a column) that opens no window."""
+    """(figure, axes of each column), without a window."""
     from matplotlib.figure import Figure
 
     made = Figure(figsize=(4.6 * columns, 3.8), layout="constrained")
@@ -32,7 +32,7 @@ def figure(columns: int, title: str) -> tuple[Any, Any]:
 
 
 def save(drawn: Any, path: Path) -> None:
-    """Write a figure as PNG. Makes the folder.
+    """Write a figure as PNG; creates the folder.
 
     Raises:
         OSError: if it cannot be written.
@@ -44,7 +44,7 @@ def save(drawn: Any, path: Path) -> None:
 
 
 def end_to_end(report: Report, title: str, path: Path) -> None:
-    """Seconds by stage, peak memory and effective GFLOP/s of every case that was timed, as PNG."""
+    """Plot seconds by stage, peak memory and effective GFLOP/s of every timed case, as PNG."""
     results = [result for result in report.results if result.timed]
     drawn, (seconds, memory, rate) = figure(3, title)
     names = [f"{result.case.provider}\n{result.case.dtype}" for result in results]
@@ -71,7 +71,7 @@ def end_to_end(report: Report, title: str, path: Path) -> None:
 
 
 def _stack_seconds(axes: Any, results: list[Result]) -> None:
-    """Median seconds, a part for each stage, and the spread of the whole."""
+    """Bars of the median seconds, stacked by stage, with the spread of the whole."""
     whole = [result.seconds() for result in results]
     base = [0.0] * len(results)
     for stage in (*STAGES, "rest"):
@@ -84,4 +84,4 @@ def _stack_seconds(axes: Any, results: list[Result]) -> None:
     spread = [[median - least for median, least, _ in whole], [most - median for median, _, most in whole]]
     tops = [median for median, *_ in whole]
     axes.errorbar(range(len(results)), tops, yerr=spread, fmt="none", color="black", capsize=3)
-    axes.set_ylabel(f"seconds ({WHOLE}: median, least, most)")
+    axes.set_ylabel(f"seconds ({WHOLE}: median, min, max)")

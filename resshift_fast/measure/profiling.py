@@ -1,7 +1,7 @@
 """One restoration to profile: warmed up first, then repeated while a profiler records.
 
-The commands and scripts that profile all run this, so that their numbers are of the same work. Weights are random:
-no time depends on them.
+All commands and scripts that profile run this, so that their figures are of the same work. Weights are random, since no
+time depends on them.
 """
 
 import json
@@ -34,15 +34,15 @@ CAPTURE = "resshift_fast/capture"
 
 @dataclass(frozen=True)
 class Workload:
-    """What is run.
+    """The restoration that is profiled.
 
     Args:
         model: a name of the catalogue.
-        size: side of the square input in pixels, restored in one piece and padded to what the model takes.
+        size: side of the square input in pixels, restored as one tile, padded to the model's `pad_multiple`.
         batch: images restored at once.
-        steps: denoiser evaluations; None takes the model's own.
+        steps: denoiser evaluations; None takes the model's own number.
         dtype: of the networks, one of `pipeline.DTYPES`.
-        device: None takes CUDA where it works, else the CPU.
+        device: None takes CUDA if it is available, else the CPU.
         how: "eager", "graphs" (CUDA graphs) or "torch" (torch.compile); None takes graphs on CUDA and eager elsewhere.
         warmup: restorations before those that are recorded.
         runs: restorations that are recorded.
@@ -69,16 +69,16 @@ class Workload:
             raise ValueError(f"dtype is {self.dtype!r}, expected one of {', '.join(DTYPES)}")
         if self.how not in (None, *WAYS):
             raise ValueError(f"how is {self.how!r}, expected one of {', '.join(WAYS)}")
-        self.spec  # noqa: B018  an unknown model or number of steps is said now
+        self.spec  # noqa: B018  raises now for an unknown model or number of steps
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> "Workload":
-        """The workload that `record` wrote down."""
+        """The workload that `record` has written to workload.json."""
         return cls(**{field.name: settings[field.name] for field in fields(cls) if field.name in settings})
 
     @property
     def spec(self) -> catalog.ModelSpec:
-        """The model, with the wanted number of steps."""
+        """The model, with `steps` denoiser evaluations."""
         spec = catalog.get(self.model)
         if self.steps is None:
             return spec
@@ -91,7 +91,7 @@ class Workload:
         return -(-self.size // multiple) * multiple
 
     def pipeline(self) -> Pipeline:
-        """The model on its device, with random weights; no graphs unless it is compiled."""
+        """The model on its device, with random weights and without CUDA graphs."""
         torch.manual_seed(0)
         made = Pipeline.from_pretrained(
             self.model, random_weights=True, device=self.device, dtype=self.dtype, graphs=False
@@ -101,16 +101,16 @@ class Workload:
         return Pipeline(self.spec, made.denoiser, made.first_stage, made.device, made.dtype, graphs=False)
 
     def call(self, pipeline: Pipeline) -> Callable[[], Any]:
-        """Function that restores the same images once, which are on the CPU before and after."""
+        """A function that restores the same images once, from the CPU to the CPU."""
         images = torch.rand(self.batch, 3, self.size, self.size, generator=torch.Generator().manual_seed(0))
         mask = torch.ones(self.batch, 1, self.size, self.size) if self.spec.needs_mask else None
         return lambda: pipeline(images, mask, tile=self.side, batch_size=self.batch, progress=False)
 
     def floors(self, gpu: "GPU") -> "dict[str, Floor]":
-        """The projected floor of one restoration on a GPU, by operator; see `roofline.project`.
+        """The projected least time of one restoration on a GPU, by operator; see `roofline.project`.
 
         Raises:
-            ImportError: where Triton is not installed, whose kernels are counted.
+            ImportError: if Triton, whose kernels are counted, is not installed.
         """
         from resshift_fast.measure.counting import count_sample
         from resshift_fast.measure.roofline import project
@@ -125,15 +125,15 @@ def record(workload: Workload, folder: Path, tool: str = "torch") -> dict[str, A
 
     Args:
         workload: what is run.
-        folder: where workload.json goes, which says what ran, and with tool "torch" trace.json.
-        tool: "torch" records with torch.profiler; "nsys" only says between which moments Nsight Systems is to record,
-            which has to run this process with --capture-range=cudaProfilerApi.
+        folder: for workload.json, which describes the run, and with tool "torch" trace.json.
+        tool: "torch" records with torch.profiler. "nsys" only marks the section that Nsight Systems records; it has to
+            run this process with --capture-range=cudaProfilerApi.
 
     Returns:
-        What was written into workload.json: the workload, what it ran on, and seconds.
+        The content of workload.json: the workload, what it ran on, and seconds per restoration.
 
     Raises:
-        ValueError: for a tool or way that this device does not have, and as `Pipeline.from_pretrained`.
+        ValueError: for a tool or `how` that this device does not support, and as `Pipeline.from_pretrained`.
     """
     if tool not in TOOLS:
         raise ValueError(f"tool is {tool!r}, expected one of {', '.join(TOOLS)}")
@@ -149,9 +149,9 @@ def record(workload: Workload, folder: Path, tool: str = "torch") -> dict[str, A
         with _recording(tool, device, folder / "trace.json"):
             if tool == "nsys" and how == "graphs":
                 _capture(pipeline, call)
-            call()  # the profiler's own start falls into the first one, which no report counts
+            call()  # includes the start of the profiler, so reports leave it out
             seconds = [_timed(call) for _ in range(workload.runs)]
-        alone = _timed(call)
+        unprofiled = _timed(call)
     settings = asdict(workload) | {
         "how": how,
         "device": str(device),
@@ -161,7 +161,7 @@ def record(workload: Workload, folder: Path, tool: str = "torch") -> dict[str, A
         "torch": torch.__version__,
         "backend": backends.preferred(),
         "seconds": statistics.median(seconds),
-        "seconds_without_profiler": alone,
+        "seconds_without_profiler": unprofiled,
     }
     write_atomically(folder / "workload.json", (json.dumps(settings, indent=1) + "\n").encode())
     return settings
@@ -174,9 +174,9 @@ def _title(workload: Workload, how: str) -> str:
 
 
 def _warm_up(pipeline: Pipeline, call: Callable[[], Any], how: str, times: int, late_capture: bool) -> None:
-    """Everything that happens once: verification, tuning, compilation and, unless `late_capture`, graph capture."""
+    """Do what happens once: verification, autotuning, compilation and, unless `late_capture`, graph capture."""
     with backends.measuring() if how == "graphs" else nullcontext():
-        call()  # a recorded capture has nothing left to tune
+        call()  # autotunes, so that a recorded capture does not
     if how == "torch" or (how == "graphs" and not late_capture):
         pipeline.compile(how, tune=False)
     for _ in range(times):
@@ -184,10 +184,10 @@ def _warm_up(pipeline: Pipeline, call: Callable[[], Any], how: str, times: int, 
 
 
 def _capture(pipeline: Pipeline, call: Callable[[], Any]) -> None:
-    """Capture the CUDA graph while the profiler looks on, so that it knows what every node was captured for.
+    """Capture the CUDA graph while the profiler records, so that it can name the operator of every graph node.
 
-    Outside of every restoration's range: reports leave it out. PyTorch's own operators are named only here, where
-    the time that it takes does no harm.
+    It is outside the range of any restoration, so reports leave it out. Ranges around PyTorch's own operators are
+    emitted only here, where their overhead is not measured.
     """
     pipeline.compile("graphs", tune=False)
     with nvtx.named(CAPTURE), torch.autograd.profiler.emit_nvtx():
@@ -207,7 +207,7 @@ def _recording(tool: str, device: torch.device, trace: Path) -> AbstractContextM
 
 @contextmanager
 def _cuda_range() -> Iterator[None]:
-    """What is between cudaProfilerStart and cudaProfilerStop is recorded."""
+    """Call cudaProfilerStart and cudaProfilerStop around the block, which Nsight Systems records."""
     torch.cuda.synchronize()
     torch.cuda.profiler.start()
     try:

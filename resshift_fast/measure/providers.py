@@ -1,6 +1,6 @@
-"""One restoration as several providers do it: plain PyTorch, torch.compile at its best, and this library.
+"""The same restoration by several providers: plain PyTorch, torch.compile with its fastest settings, and this library.
 
-Each is set up so that its stages can be timed by themselves; `Runner` measures one of them.
+Each is set up so that its stages can be timed separately; `Runner` measures one of them.
 """
 
 import os
@@ -29,9 +29,9 @@ from resshift_fast.pipeline import DTYPES, Pipeline
 
 PROVIDERS = {
     "reference": "plain PyTorch, eager",
-    "compile": "the same through torch.compile, as fast as it gets",
+    "compile": "plain PyTorch through torch.compile, with its fastest settings",
     "ours": "the pipeline, eager",
-    "ours-compiled": "the pipeline after Pipeline.compile(), which hides its stages: CUDA graphs on a GPU",
+    "ours-compiled": "the pipeline after Pipeline.compile(), whose stages cannot be timed: CUDA graphs on a GPU",
 }
 STAGES = ("encode", "denoise", "decode")
 WHOLE = "whole"
@@ -40,18 +40,18 @@ GEMM_SIDE = {"cpu": 2048, "cuda": 8192}
 
 @dataclass(frozen=True)
 class Case:
-    """What is restored, and how.
+    """A provider and what it restores.
 
     Args:
         provider: one of `PROVIDERS`.
         dtype: of the networks, one of `pipeline.DTYPES`.
         model: a name of the catalogue.
         size: side of the square input in pixels; tiled as the pipeline does.
-        batch: pictures.
-        batch_size: tiles restored at once; None takes the pipeline's own.
-        weights, autoencoder, random_weights, device: as in `Pipeline.from_pretrained`; random ones are the same in
-            every case and none of them is 0, so that no layer is hidden.
-        threads: torch's on the CPU; None leaves them.
+        batch: number of images.
+        batch_size: tiles restored at once; None takes the pipeline's default.
+        weights, autoencoder, random_weights, device: as in `Pipeline.from_pretrained`; random weights are the same in
+            every case, and no layer is all zeros, so that every layer affects the result.
+        threads: torch's threads on the CPU; None keeps the current number.
 
     Raises:
         ValueError: for a value that cannot be run, with the reason.
@@ -87,11 +87,11 @@ class Case:
 
 @dataclass(frozen=True)
 class First:
-    """What building a pipeline and the first restoration gave.
+    """Measurements of building a pipeline and of its first restoration.
 
     Args:
-        seconds: of both, compiling included.
-        peak_bytes: the most memory so far; see `memory.peak_bytes`.
+        seconds: of both, including compilation.
+        peak_bytes: peak memory so far; see `memory.peak_bytes`.
     """
 
     seconds: float
@@ -103,9 +103,9 @@ class Run:
     """One timed restoration.
 
     Args:
-        seconds: by stage where stages are known, and of the `WHOLE`, which also has what is around them: bicubic
-            enlargement, tiles, pixels.
-        peak_bytes: the most memory during it, weights included; None where the system cannot tell.
+        seconds: by stage if stages can be timed, and of the `WHOLE`, which also includes what is around them: bicubic
+            upsampling, tiling, pixel conversion.
+        peak_bytes: peak memory during the run, weights included; None if the system does not report it.
     """
 
     seconds: dict[str, float]
@@ -113,7 +113,7 @@ class Run:
 
 
 class Runner:
-    """One case, to be measured: `first`, then `run` as often as wanted. A process of its own makes memory honest."""
+    """Measures one case: call `first`, then `run` any number of times. Peak memory is that of the whole process."""
 
     def __init__(self, case: Case):
         if case.threads:
@@ -136,7 +136,7 @@ class Runner:
 
     @contextmanager
     def _backend(self) -> Iterator[None]:
-        """Context of all that the case does; float32 means the same to every provider."""
+        """Context in which the case runs; no provider uses TF32 in float32."""
         with full_float32(), backends.use_backend("reference") if self._plain else nullcontext():
             yield
 
@@ -145,7 +145,7 @@ class Runner:
             setattr(owner, function, self._metered(getattr(owner, function), stage))
 
     def _metered(self, function: Callable[..., Any], stage: str) -> Callable[..., Any]:
-        """`function`, which adds what `_read` gains meanwhile to the stage's total."""
+        """Wrap `function` so that the increase of `_read()` during a call is added to the stage's total."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
             read = self._read
@@ -167,7 +167,7 @@ class Runner:
             return self._pipe(self._pictures, mask, seed=0, batch_size=case.batch_size, progress=False)
 
     def _measured(self, read: Callable[[], float]) -> dict[str, float]:
-        """What `read` gains in each stage and in the whole of one restoration."""
+        """The increase of `read()` in each stage and in the whole of one restoration."""
         self._totals, self._read = {}, read
         before = read()
         try:
@@ -188,8 +188,8 @@ class Runner:
     def pixels(self) -> np.ndarray:
         """A restoration to compare with another provider's: float32 [B, 3, H, W] in [0, 1].
 
-        With random weights latents are decoded as they are. Rounded to the codebook, those halfway between two entries
-        would go either way for the least error, and a random decoder makes another picture of each entry.
+        With random weights the latent is decoded without quantization: a rounding error can change which codebook entry
+        is the nearest, and a random decoder gives very different images for different entries.
         """
         stage = self._pipe.first_stage
         if not (self._case.random_weights and isinstance(stage, VQAutoencoder)):
@@ -205,13 +205,13 @@ class Runner:
                 self._restore()
 
     def _recompile(self) -> bool:
-        """Have a pipeline that is compiled as a whole compiled anew; whether it is one."""
+        """Compile the pipeline again if it is compiled as a whole; returns whether it is."""
         if self._case.provider == "ours-compiled":
             self._pipe.compile()
         return self._case.provider == "ours-compiled"
 
     def run(self) -> Run:
-        """One timed restoration, and another one for the stages where waiting for them would cost time."""
+        """Time one restoration; on a GPU the stages are timed in a second one, since they need synchronization."""
         device = self._pipe.device
         known = memory.reset_peak(device)
         if device.type == "cpu":
@@ -229,12 +229,12 @@ class Runner:
             return self._measured(lambda: float(counter.get_total_flops()))
 
     def operator_seconds(self) -> dict[str, float]:
-        """Seconds by PyTorch operator, each without those that it calls, on the CPU or the GPU."""
+        """Seconds by PyTorch operator, excluding operators that it calls, on the CPU or the GPU."""
         from torch.profiler import ProfilerActivity, profile
 
         on_gpu = self._pipe.device.type == "cuda"
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
-        for _ in range(2):  # compiled code is compiled once more for the profiler
+        for _ in range(2):  # under the profiler, compiled code is compiled again in the first run
             with profile(activities=activities) as recorded:
                 self._restore()
         attribute = "self_device_time_total" if on_gpu else "self_cpu_time_total"
@@ -267,7 +267,7 @@ def build(case: Case) -> Pipeline:
 
 
 def places(pipe: Pipeline) -> list[tuple[nn.Module, str, str]]:
-    """(owner, function's name, stage) of every stage."""
+    """(module, method name, stage) of every stage."""
     return [
         (pipe.first_stage, "encode", "encode"),
         (pipe.restoration.chain, "forward", "denoise"),
@@ -276,13 +276,13 @@ def places(pipe: Pipeline) -> list[tuple[nn.Module, str, str]]:
 
 
 def compile_stages(pipe: Pipeline) -> None:
-    """torch.compile as fast as it gets: for one size, with frozen weights on a CPU and CUDA graphs on a GPU.
+    """Apply torch.compile with its fastest settings: one size, frozen weights on a CPU, CUDA graphs on a GPU.
 
-    Weights and pictures are channels-last in any pipeline. The denoiser is compiled once for all its steps: the chain
+    Weights and images are channels-last in every pipeline. The denoiser is compiled once for all its steps: the chain
     as one graph took three times as long to compile and was not faster.
     """
     on_gpu = pipe.device.type == "cuda"
-    # Not given as an option to torch.compile, which would ask for it too late: when tracing decides what is constant.
+    # As an option of torch.compile it would be read too late: tracing decides which tensors are constant.
     torch._inductor.config.freezing = not on_gpu
     options: dict[str, Any] = {"dynamic": False, "fullgraph": True} | ({"mode": "reduce-overhead"} if on_gpu else {})
     for owner, name in ((pipe.first_stage, "encode"), (pipe.denoiser, "denoise"), (pipe.first_stage, "decode")):
@@ -291,12 +291,12 @@ def compile_stages(pipe: Pipeline) -> None:
 
 
 def _owned(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`function`, whose result the next replay of its CUDA graph leaves alone."""
+    """Clone the result of `function`, which the next replay of its CUDA graph would overwrite."""
     return lambda *args: function(*args).clone()
 
 
 def pictures(case: Case) -> list[Tensor]:
-    """Smooth pictures with some texture, the same for every provider: float32 [3, size, size] in [0, 1]."""
+    """Smooth images with some texture, the same for every provider: float32 [3, size, size] in [0, 1]."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(case.batch, 3, case.size // 12 + 2, case.size // 12 + 2, generator=generator)
     smooth = F.interpolate(coarse, size=(case.size, case.size), mode="bicubic")
@@ -305,7 +305,13 @@ def pictures(case: Case) -> list[Tensor]:
 
 
 def gemm_rate(dtype: str, device: torch.device, side: int | None = None, repeats: int = 3) -> float:
-    """Operations a second of the fastest of some products of two square matrices."""
+    """FLOP/s of a product of two square matrices, the fastest of several runs.
+
+    Args:
+        dtype: its name. device: where it runs.
+        side: of the matrices; None takes that of `GEMM_SIDE`.
+        repeats: number of runs.
+    """
     side = side or GEMM_SIDE.get(device.type, GEMM_SIDE["cpu"])
     a, b = (torch.randn(side, side, device=device).to(DTYPES[dtype]) for _ in range(2))
     out = torch.mm(a, b)

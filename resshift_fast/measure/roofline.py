@@ -1,6 +1,6 @@
-"""The least time that counted work can take on a GPU: bytes over bandwidth or operations over matrix rate.
+"""The least time that counted work can take on a GPU: bytes over bandwidth, or operations over matrix rate.
 
-A projection, not a measurement: it knows no launch latency, no cache and no kernel that falls short of its limit.
+A projection, not a measurement: it ignores launch latency and caches, and assumes that every kernel reaches its limit.
 """
 
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ from resshift_fast.measure.counting import Row
 
 @dataclass(frozen=True)
 class GPU:
-    """Limits of a GPU by its maker's data sheet; matrix rates are dense, with float32 accumulation.
+    """Limits of a GPU from its data sheet; matrix rates are dense, with float32 accumulation.
 
     Args:
         title: its full name.
-        device: the name that its driver gives it.
+        device: its name in the driver.
         arch: compute capability, 90 for 9.0.
-        bandwidth: of its memory in bytes a second.
-        rate_16_bit, rate_32_bit: operations a second on float16 and bfloat16 (tensor cores), and on float32.
+        bandwidth: of its memory, in bytes per second.
+        rate_16_bit, rate_32_bit: FLOP/s in float16 and bfloat16 (tensor cores), and in float32.
     """
 
     title: str
@@ -29,7 +29,7 @@ class GPU:
     rate_32_bit: float
 
     def rate(self, element_size: int) -> float:
-        """Operations a second of matrix products of elements of 2 or 4 bytes."""
+        """FLOP/s of matrix products of elements of 2 or 4 bytes."""
         return self.rate_16_bit if element_size == 2 else self.rate_32_bit
 
 
@@ -46,7 +46,7 @@ def get(name: str) -> GPU:
     """The GPU called `name`.
 
     Raises:
-        ValueError: for one that is not in `GPUS`.
+        ValueError: if it is not in `GPUS`.
     """
     if name.lower() not in GPUS:
         raise ValueError(f"unknown GPU {name!r}, expected one of {', '.join(GPUS)}")
@@ -54,13 +54,13 @@ def get(name: str) -> GPU:
 
 
 def of_device(name: str) -> GPU | None:
-    """The GPU to which its driver gives this name; None for one that is not in `GPUS`."""
+    """The GPU with this name in the driver; None if it is not in `GPUS`."""
     return next((gpu for gpu in GPUS.values() if gpu.device == name), None)
 
 
 @dataclass(frozen=True)
 class Floor:
-    """Projected seconds of one operator's calls together, and how many of its calls memory limits."""
+    """Projected least seconds of all calls of an operator, its number of calls, and how many are memory-bound."""
 
     seconds: float
     memory_bound: int
@@ -68,12 +68,12 @@ class Floor:
 
 
 def project(rows: Mapping[str, Row], gpu: GPU, element_size: int = 2) -> dict[str, Floor]:
-    """The floor of every counted operator.
+    """The least time of every counted operator.
 
     Args:
         rows: from `counting.count_sample`.
-        gpu: whose limits hold.
-        element_size: bytes of the networks' dtype, 2 or 4: which matrix rate counts.
+        gpu: its limits are used.
+        element_size: bytes of the networks' dtype, 2 or 4, which selects the matrix rate.
 
     Returns:
         Operator name to `Floor`, the longest first.

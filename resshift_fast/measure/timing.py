@@ -1,4 +1,4 @@
-"""Times of calls, on the CPU and on a GPU, and of several functions that take turns."""
+"""Timing of calls, on the CPU and on a GPU, and of several functions in turns."""
 
 import time
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Timer = Callable[[], float]
 
 
 def synchronize(device: "torch.device | None") -> None:
-    """Wait for what the device was given to do."""
+    """Wait for the work queued on the device; no effect on a CPU."""
     if getattr(device, "type", "cpu") == "cuda":
         import torch
 
@@ -37,7 +37,7 @@ class Clock:
 
     Args:
         device: on which they run.
-        stopwatch: in place of the device's own.
+        stopwatch: replaces the device's own in tests.
     """
 
     def __init__(self, device: "torch.device", stopwatch: "Stopwatch | None" = None):
@@ -49,11 +49,11 @@ class Clock:
         self._stopwatch = stopwatch
 
     def timer(self, prepare: Callable[[], Function], once: bool = False) -> Timer:
-        """What measures the milliseconds of one run whenever it is called.
+        """A function that measures one run in milliseconds each time.
 
         Args:
             prepare: called before a run, or before many; returns the function that is timed.
-            once: whether that function can run but once, and not in a CUDA graph, as a backward pass.
+            once: whether that function can run only once, and not in a CUDA graph, like a backward pass.
         """
         if self._stopwatch is None:
             return lambda: 1e3 * seconds(prepare(), self.device)[0]
@@ -63,11 +63,12 @@ class Clock:
 def times(
     prepared: dict[str, Callable[[], Function]], repeats: int, clock: Clock, once: bool = False
 ) -> dict[str, list[float]]:
-    """Milliseconds of every run, by name, after some that warm up; all take turns, and another begins each round.
+    """Milliseconds of every run, by name, after a warm-up; functions run in turns, and each round starts with another.
 
     Args:
-        prepared: name to what is called before a run, and returns the function that is timed.
+        prepared: name to the function that is called before a run and returns the one that is timed.
         repeats: timed runs of each.
+        clock: measures them.
         once: as in `Clock.timer`.
     """
     names = list(prepared)

@@ -1,4 +1,4 @@
-"""An object in a fresh process: what it holds can be measured, and how it fails harms nobody else."""
+"""An object in a new process, so that its memory can be measured and its failures are isolated."""
 
 import contextlib
 import multiprocessing
@@ -8,15 +8,15 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-GRACE = 3.0  # seconds that a process has to end by itself
+GRACE = 3.0  # seconds for a process to end by itself
 
 
 class WorkerError(RuntimeError):
-    """What a call raised in the worker's process, or that the process is gone; one line."""
+    """A call failed in the worker's process, or the process has died; the message is one line."""
 
 
 class Worker:
-    """`make(*args)` in a process of its own; `call` runs its methods there. A context, which ends the process.
+    """`make(*args)` in a process of its own; `call` runs its methods there. A context manager that ends the process.
 
     Args:
         make, args: a class or function of a module, and its arguments; both are pickled, and so are results.
@@ -31,7 +31,7 @@ class Worker:
     """
 
     def __init__(self, make: Callable[..., Any], *args: Any):
-        # A forked process would hold its parent's memory, and torch's threads do not outlive a fork.
+        # A forked process would inherit its parent's memory, and torch's threads do not survive a fork.
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, make, args))
@@ -44,17 +44,17 @@ class Worker:
             raise
 
     def call(self, method: str, *args: Any) -> Any:
-        """The result of a method.
+        """Run a method in the process and return its result.
 
         Raises:
-            WorkerError: if it fails there, or the process is gone.
+            WorkerError: if it fails there, or the process has died.
         """
-        with contextlib.suppress(OSError):  # the process is gone, which the answer tells better
+        with contextlib.suppress(OSError):  # the process has died; `_answer` says so with the reason
             self._pipe.send((method, args))
         return self._answer()
 
     def close(self) -> None:
-        """End the process, in the middle of a call if need be."""
+        """End the process, even in the middle of a call."""
         self._pipe.close()
         self._process.join(GRACE)
         if self._process.is_alive():
@@ -77,7 +77,7 @@ class Worker:
         except (EOFError, OSError):
             self._process.join(GRACE)
             code = self._process.exitcode
-            why = "killed by the system, perhaps for want of memory" if code == -9 else f"exit code {code}"
+            why = "killed by the system, perhaps because memory ran out" if code == -9 else f"exit code {code}"
             raise WorkerError(f"its process has died ({why})") from None
         if not worked:
             raise WorkerError(value)
@@ -85,8 +85,8 @@ class Worker:
 
 
 def _serve(pipe: Any, make: Callable[..., Any], args: tuple) -> None:
-    """The worker's process: answer until the other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other end decides what an interruption means
+    """The worker's process: serve calls until the other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {_one_line(message)}", file=sys.stderr)
     try:
         made, answer = _attempt(make, args)
@@ -100,7 +100,7 @@ def _serve(pipe: Any, make: Callable[..., Any], args: tuple) -> None:
 
 
 def _attempt(function: Callable[..., Any], args: tuple) -> tuple[Any, str]:
-    """(result, "") or (None, what went wrong)."""
+    """(result, "") or (None, error message)."""
     try:
         return function(*args), ""
     except Exception as error:
