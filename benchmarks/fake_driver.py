@@ -52,7 +52,7 @@ class Uncompiled(triton.compiler.CompiledKernel):
     def __init__(self, source: Any, target: GPUTarget, options: dict) -> None:
         signature, constants = sorted(source.signature.items()), sorted(source.constants.items())
         attributes = sorted(source.attrs.items())
-        kept = {name: options.get(name) for name in ("num_warps", "num_stages", "maxnreg", "debug")}
+        kept = {name: options.get(name) for name in ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg", "debug")}
         self.src, self.name = source, source.fn.__name__
         self.function = repr((self.name, target.arch, signature, constants, attributes, kept))
         self.packed_metadata = options["num_warps"]

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from resshift_fast.kernels.launch import Launch, hash_callees_first
+from resshift_fast.kernels.launch import Launch, compiler_options, hash_callees_first
 
 _POINTERS = {
     torch.float32: "*fp32",
@@ -195,9 +195,9 @@ def compile_job(job: Job) -> Any:
         name: constants[name] if name in constants else _stand_in(kind, index in job.aligned)
         for index, (name, kind) in enumerate(job.signature)
     }
-    options = {"num_warps": job.num_warps, "num_stages": job.num_stages}
-    options |= {"maxnreg": job.maxnreg} if job.maxnreg else {}
-    return kernel.run(grid=(1,), warmup=True, **arguments, **options)
+    options = compiler_options(job.num_warps, job.num_stages)
+    maxnreg = {"maxnreg": job.maxnreg} if job.maxnreg else {}
+    return kernel.run(grid=(1,), warmup=True, **arguments, **options, **maxnreg)
 
 
 def cache_folder() -> Path:

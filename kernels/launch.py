@@ -19,6 +19,14 @@ from triton import JITFunction, knobs
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
 
+# a·b + c is rounded once, in every kernel, where the compiler finds it. Unasked, versions of Triton differ in that.
+FP_FUSION = True
+
+
+def compiler_options(num_warps: int, num_stages: int) -> dict[str, int | bool]:
+    """How Triton is told to compile a kernel, as keyword arguments of its start."""
+    return {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": FP_FUSION}
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -50,6 +58,11 @@ class Launch:
     def parameters(self) -> dict[str, Any]:
         """Arguments by parameter name."""
         return dict(zip(self.kernel.arg_names, self.arguments, strict=False))
+
+    @property
+    def options(self) -> dict[str, int | bool]:
+        """How Triton is told to compile it."""
+        return compiler_options(self.num_warps, self.num_stages)
 
     @property
     def num_bytes(self) -> int:
@@ -137,7 +150,7 @@ class Start:
     ) -> tuple[CompiledKernel, tuple[int, ...], tuple] | None:
         """Start the kernel by Triton's own way; returns what to start it again with, None if only that way can."""
         hash_callees_first(self.kernel)
-        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        options = compiler_options(self.num_warps, self.num_stages)
         kernel = self.kernel[self.grid](*tensors, *self.numbers, **options, **self.constants)
         if not isinstance(kernel, CompiledKernel) or driver.active.get_current_target().backend != "cuda":
             return None

@@ -121,6 +121,5 @@ if __name__ == "__main__":  # print for each launch whether the JIT finds its ke
     triton.knobs.compilation.listener = lambda cache_hit, **_: found.append(cache_hit)
     triton.runtime.driver.set_active(Driver())
     for one in imported_launches():
-        options = {"num_warps": one.num_warps, "num_stages": one.num_stages}
-        one.kernel.run(*one.arguments, grid=one.grid, warmup=True, **options, **one.constants)
+        one.kernel.run(*one.arguments, grid=one.grid, warmup=True, **one.options, **one.constants)
     print(json.dumps(found))

@@ -27,11 +27,12 @@ os.environ.pop("TRITON_INTERPRET", None)
 import triton
 from kernel_proof import coverage
 from kernel_proof.budgets import Budgets, beyond_limits, budget_file, numbers
-from kernel_proof.compilation import FP_FUSION, Compiled, compile_jobs
+from kernel_proof.compilation import Compiled, compile_jobs
 from kernel_proof.report import report, settle
 
 from resshift_fast.kernels import tuning
 from resshift_fast.kernels.ahead import Job
+from resshift_fast.kernels.launch import FP_FUSION
 
 FOLDER = Path(__file__).parent
 COMMAND = "python scripts/kernel_budgets.py --update"

@@ -4,6 +4,7 @@ A process of its own, because Triton's interpreter, where the other tests use it
 """
 
 import json
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -32,8 +33,7 @@ def told(args: tuple) -> list:
 
 
 def by_triton(gpu: FakeGpu, launch: Launch) -> list:
-    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
-    launch.kernel[launch.grid](*launch.arguments, **options, **launch.constants)
+    launch.kernel[launch.grid](*launch.arguments, **launch.options, **launch.constants)
     return told(gpu.starts[-1])
 
 
@@ -193,6 +193,14 @@ def takes_tritons_way(gpu: FakeGpu) -> dict[str, bool]:
     return found
 
 
+def without_a_default() -> str:
+    """The function of a start where Triton is not to round a·b + c once unless it is asked to."""
+    with mock.patch.dict(os.environ, TRITON_DEFAULT_FP_FUSION="0"), active(FakeGpu()) as gpu:
+        residual_shift.q_sample_kernel.device_caches.clear()
+        residual_shift.q_sample(*q_sample(height=10))
+    return gpu.starts[-1][4]
+
+
 def from_threads(gpu: FakeGpu) -> list[str]:
     """The distinct functions and grids of one call from eight threads."""
     arguments = q_sample(height=6, width=6)
@@ -227,6 +235,7 @@ def main() -> None:
         found = {name: part(gpu) for name, part in parts.items()}
     with active(FakeGpu(), compiles=True) as gpu:
         found["compiled"] = compiled(gpu)
+    found["without_a_default"] = without_a_default()
     json.dump(found, sys.stdout)
 
 

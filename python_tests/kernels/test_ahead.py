@@ -58,6 +58,14 @@ def test_the_jit_compiles_what_was_not(cache):
     assert len(outcomes) == LAUNCHES and not any(outcome.compiled for outcome in outcomes.values())
 
 
+def test_sums_of_products_are_rounded_once_whatever_triton_does_unasked(cache):
+    """Versions of Triton differ there, and an environment may ask for the contrary."""
+    unasked = {"TRITON_DEFAULT_FP_FUSION": "0"}
+    outcomes, _ = ahead.compile_jobs(compiled_kernels.emit_launches, workers=1, environment=unasked)
+    options = [json.loads((cache / outcome.file).read_text()) for outcome in outcomes.values()]
+    assert [x["enable_fp_fusion"] for x in options] == [True] * LAUNCHES
+
+
 @pytest.mark.parametrize("error", [None, AssertionError("libcuda.so cannot found!")], ids=["built", "no driver"])
 def test_launchers_are_built_where_triton_needs_them(monkeypatch, error):
     """Up to Triton 3.6 the first launch of a signature waits for the C compiler."""

@@ -61,6 +61,12 @@ def test_a_compiled_kernel_is_started_as_triton_would(starts):
     assert not through_triton and planned == by_triton
 
 
+def test_every_start_says_that_sums_of_products_are_rounded_once(starts):
+    # Also where Triton is told to do otherwise unless it is asked.
+    functions = [start[4] for _, *both in starts["every_kernel"].values() for start in both]
+    assert all("'enable_fp_fusion': True" in function for function in [starts["without_a_default"], *functions])
+
+
 def test_hooks_settings_and_other_devices_take_tritons_way(starts):
     found = starts["takes_tritons_way"]
     assert not found.pop("nothing") and not found.pop("nothing again")

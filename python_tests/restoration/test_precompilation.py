@@ -136,7 +136,7 @@ def test_a_cleared_cache_is_noticed(compiler, gpu, machine):
     assert len(compiler) == 2
 
 
-@pytest.mark.parametrize("name", ["TRITON_DEFAULT_FP_FUSION", "TRITON_PTXAS_PATH"])
+@pytest.mark.parametrize("name", ["TRITON_F32_DEFAULT", "TRITON_PTXAS_PATH"])
 def test_other_options_of_the_compiler_are_another_case(compiler, gpu, monkeypatch, name):
     prepare((16, 16, 1))
     again()

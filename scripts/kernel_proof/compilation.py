@@ -20,8 +20,6 @@ from resshift_fast.kernels.ahead import Job
 from .addresses import wrapping_addresses
 from .machine_code import MachineCode, plain_tf32_dots, unserved_dots
 
-FP_FUSION = True  # a·b + c in one rounding, where Triton may choose
-
 
 @dataclass(frozen=True)
 class Compiled:
@@ -78,5 +76,4 @@ def compile_jobs(jobs: Iterable[Job], workers: int, cache: Path | None = None) -
 def _prepare(cache: str) -> None:
     """Set up a process that compiles."""
     os.environ["TRITON_CACHE_DIR"] = cache
-    os.environ["TRITON_DEFAULT_FP_FUSION"] = str(int(FP_FUSION))
     torch.set_num_threads(1)
