@@ -244,15 +244,22 @@ DTYPES = (
 VIEW = torch.zeros(64)[1:]
 
 
+def specialized_by_triton(value, specialize_value) -> tuple[str, str | None]:
+    """Triton's type of an argument, and "D" if the compiler may assume that 16 divides it."""
+    from triton._C import libtriton
+    from triton.backends.compiler import BaseBackend
+    from triton.runtime import jit
+
+    if hasattr(libtriton, "native_specialize_impl"):
+        return libtriton.native_specialize_impl(BaseBackend, value, False, specialize_value, True)
+    implementation = jit.create_specialize_impl(BaseBackend.get_arg_specialization)  # up to version 3.5
+    return implementation(value, specialize_value=specialize_value)
+
+
 @pytest.mark.parametrize("fixed", [False, True], ids=["specialized", "do_not_specialize"])
 @pytest.mark.parametrize("value", [*VALUES, *(torch.zeros(4, dtype=dtype) for dtype in DTYPES), VIEW], ids=str)
 def test_arguments_are_specialized_as_triton_does(value, fixed):
-    native = pytest.importorskip("triton._C.libtriton")
-    from triton.backends.compiler import BaseBackend
-
-    if not hasattr(native, "native_specialize_impl"):
-        pytest.skip("this Triton specializes in Python")
-    kind, key = native.native_specialize_impl(BaseBackend, value, False, not fixed, True)
+    kind, key = specialized_by_triton(value, not fixed)
     parameter = SimpleNamespace(
         name="x", is_constexpr=False, do_not_specialize=fixed, do_not_specialize_on_alignment=False, annotation_type=""
     )
