@@ -9,6 +9,7 @@ import torch
 from golden_data import OfficialNetworks
 from hypothesis import settings
 
+from resshift_fast.backends import descriptions
 from resshift_fast.core import devices
 
 # Without a GPU Triton's interpreter runs the kernels; it is chosen when they are decorated, so before their import.
@@ -39,6 +40,11 @@ settings.load_profile("resshift_fast")
 
 def pytest_addoption(parser):
     parser.addoption("--most-cases", type=int, help="of a test with more cases than that, run as many, drawn by lot")
+
+
+def pytest_configure(config):
+    if not torch.cuda.is_available() and (fault := descriptions.interpreter_fault()):
+        raise pytest.UsageError(f"backend 'triton' {fault}")
 
 
 def pytest_collection_modifyitems(config, items):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
@@ -177,6 +178,32 @@ def test_triton_needs_its_package_and_a_gpu_or_the_interpreter(package, gpu, int
     else:
         with pytest.raises(ValueError, match=f"backend 'triton' {reason}"), use_backend("triton"):
             pytest.fail("the block must not run")
+
+
+@pytest.mark.parametrize(
+    "triton, numpy, works",
+    [("3.6.0", "2.3.5", True), ("3.6.0+git1", "2.4.0rc1", False), ("3.5.1", "3.0", False), ("3.7.0", "2.4.6", True)],
+)
+def test_an_older_interpreter_needs_an_older_numpy(triton, numpy, works, monkeypatch):
+    monkeypatch.setattr(descriptions, "has_triton", lambda: True)
+    monkeypatch.setattr(descriptions, "_has_gpu", lambda: True)
+    monkeypatch.setattr(descriptions, "version", {"triton": triton, "numpy": numpy}.get)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert check("triton") == "triton"  # on a GPU kernels are compiled
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    if works:
+        assert check("triton") == "triton"
+    else:
+        with pytest.raises(ValueError, match="backend 'triton' needs a NumPy before 2.4, .*; pip install 'numpy<2.4'$"):
+            check("triton")
+
+
+def test_the_interpreter_is_tried_where_versions_are_unknown(monkeypatch):
+    def unknown(package):
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(descriptions, "version", unknown)
+    assert descriptions.interpreter_fault() is None
 
 
 def test_the_order_of_choice_depends_on_the_device(monkeypatch):

@@ -5,6 +5,7 @@ A new one is another `add_backend` here, and a loader of that name for each oper
 
 import os
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from resshift_fast.backends import native
@@ -32,7 +33,21 @@ def _interpreted() -> bool:
 def _triton_missing() -> str | None:
     if not has_triton():
         return "needs Triton, which is not installed; pip install triton"
-    return None if _interpreted() or _has_gpu() else _NO_GPU
+    if _interpreted():
+        return interpreter_fault()
+    return None if _has_gpu() else _NO_GPU
+
+
+def interpreter_fault() -> str | None:
+    """Why Triton's interpreter can't run the kernels; None if it can, or if the versions that decide are unknown."""
+    try:
+        triton, numpy = (tuple(int(x) for x in version(p).split(".")[:2]) for p in ("triton", "numpy"))
+    except (PackageNotFoundError, ValueError):
+        return None
+    # Up to Triton 3.6 a loop's bound becomes a number in a way that NumPy took up to version 2.3.
+    if triton < (3, 7) and numpy >= (2, 4):
+        return "needs a NumPy before 2.4, as Triton before 3.7 interprets the kernels; pip install 'numpy<2.4'"
+    return None
 
 
 _NO_GPU = "needs a GPU that this build of torch can use; torch.cuda.is_available() is False"
