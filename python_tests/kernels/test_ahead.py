@@ -117,7 +117,8 @@ def test_a_script_without_a_main_guard_runs_once(cache, tmp_path):
 
 def test_an_interruption_ends_all_processes(cache, tmp_path):
     file = tmp_path / "pid"
-    script = (
+    script = (  # a shell's background jobs ignore SIGINT, and so would what these tests start
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "import compiled_kernels, sys; from resshift_fast.kernels import ahead; "
         "ahead.compile_jobs(compiled_kernels.wait, sys.argv[1], workers=2)"
     )
