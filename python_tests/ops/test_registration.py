@@ -13,7 +13,7 @@ from resshift_fast.ops.vector_quantize import reference as vector_quantize_refer
 
 CPU = torch.device("cpu")
 NAMES = sorted(OPERATORS)
-GRADIENTS = [name for name in NAMES if not name.endswith("_backward")]
+GRADIENTS = [name for name in NAMES if not name.endswith(("_backward", "_gradient"))]  # that have one
 
 
 def registered(name: str):
@@ -119,6 +119,21 @@ def test_gradients_are_the_references(name):
             if a is not None or b is not None:
                 a, b = (torch.zeros_like(y) if x is None else x for x, y in ((a, b), (b, a)))
                 assert_close(f"gradient {i}", a, b, 1e-10)
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {*GRADIENTS}))
+def test_a_gradient_of_a_gradient_is_an_error(name):
+    """And no zero: what a kernel computes is a constant to autograd."""
+    outputs = tensors(registered(name)(*leaves(examples(name, torch.float32)[0])))
+    with pytest.raises(NotImplementedError, match=f"{name} has no gradient: .* use_backend"):
+        torch.autograd.grad(sum(y.float().sum() for y in outputs), outputs[0].grad_fn.next_functions[0][0].variable)
+
+
+def test_plain_pytorch_has_second_derivatives():
+    x, weight = (torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((1, 2, 4, 4), (2, 2, 3, 3)))
+    with use_backend("reference"):
+        (dx,) = torch.autograd.grad(ops.conv2d(x, weight).square().sum(), x, create_graph=True)
+    assert all(second.any() for second in torch.autograd.grad(dx.square().sum(), (x, weight)))
 
 
 @pytest.mark.parametrize("name", GRADIENTS)

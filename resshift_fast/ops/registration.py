@@ -82,7 +82,8 @@ def register(
         examples: small arguments on which a backend is verified.
         loaders: backend to the function that loads its kernel.
         dtypes, training, public, matrix_operations: as in `backends.Operator`.
-        backward, setup_context: as in `torch.library.register_autograd`; None for an operator without gradient.
+        backward, setup_context: as in `torch.library.register_autograd`; None for an operator without gradient, through
+            which nothing can be differentiated then.
     """
     _library.define(name + torch.library.infer_schema(plain, mutates_args=()))
 
@@ -91,10 +92,22 @@ def register(
 
     _library.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
-    if backward is not None:
-        torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
+    backward = backward or _without_gradient(name)
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
     backends.add(Operator(name, plain, examples, loaders or {}, dtypes, training, matrix_operations, public))
     return _eager(name, getattr(getattr(torch.ops, NAMESPACE), name).default)
+
+
+def _without_gradient(name: str) -> Callable[..., Any]:
+    """A backward that raises an error, where PyTorch would take what a kernel computed for a constant."""
+
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise NotImplementedError(
+            f"{name} has no gradient: it is a gradient itself, and a second derivative was asked for; "
+            "plain PyTorch has one: use_backend('reference') around the call that is differentiated"
+        )
+
+    return backward
 
 
 def _eager(name: str, registered: Any) -> Callable[..., Any]:
