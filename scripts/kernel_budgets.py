@@ -3,6 +3,8 @@
     python scripts/kernel_budgets.py                 check; the exit status tells
     python scripts/kernel_budgets.py --update        accept the numbers of this version of Triton
     python scripts/kernel_budgets.py --only group_norm --arch 90
+    python scripts/kernel_budgets.py --known LOT     compile what has changed since the last --update, and of the others
+                                                     one of twenty, drawn by LOT, any text
     python scripts/kernel_budgets.py --sweep         check every window, head size and width of the operators that take
                                                      many; takes the better part of an hour
 
@@ -10,6 +12,9 @@ The kernels are compiled in the configurations that the launchers choose for eac
 Triton has a budget file of its own, with the architectures that it was asked for. Where it has none, only what holds
 on any version is checked: no spills, addresses that don't wrap, shared memory, 128-bit access, matrix instructions for
 16-bit dots. The same goes for a sweep, which has no budgets.
+
+What --update compiled is recorded beside the budget file, with a hash of the kernel's source and of all else that its
+machine code follows from.
 """
 
 import argparse
@@ -25,7 +30,7 @@ from types import ModuleType
 os.environ.pop("TRITON_INTERPRET", None)
 
 import triton
-from kernel_proof import coverage
+from kernel_proof import coverage, records
 from kernel_proof.budgets import Budgets, beyond_limits, budget_file, numbers
 from kernel_proof.compilation import Compiled, compile_jobs
 from kernel_proof.report import report, settle
@@ -49,15 +54,32 @@ def main() -> int:
         print(f"no launch case's name contains {' or '.join(options.only)}", file=sys.stderr)
         return 2
     jobs = coverage.entries(chosen, options.arch)
-    compiled = _compile(set(jobs.values()), options)
+    new = Budgets({"triton": triton.__version__, "fp_fusion": FP_FUSION})
+    file = options.budgets or budget_file(BUDGETS, triton.__version__, options.update)
+    keys = {job: records.key(job) for job in set(jobs.values())}
+    recorded = {} if options.sweep else records.load(records.file_of(file), new.compiler)
+    known = {job: recorded[key] for job, key in keys.items() if options.known and key in recorded}
+    compiled = known | _compile(_not_taken_over(keys, known, options.known), options)
     findings = beyond_limits(jobs, compiled, launch_cases.EXEMPTIONS, _is_whole(options))
+    findings += records.contradictions(jobs, compiled, known)
     if options.sweep:
         _print_maxima(compiled)
         return report(findings, len(jobs))
-    new = Budgets({"triton": triton.__version__, "fp_fusion": FP_FUSION})
     new.entries = {name: numbers(job, compiled[job]) for name, job in jobs.items() if compiled[job].code}
-    file = options.budgets or budget_file(BUDGETS, triton.__version__, options.update)
-    return settle(file, new, findings, whole=options.only == [""], update=options.update, command=COMMAND)
+    status = settle(file, new, findings, whole=options.only == [""], update=options.update, command=COMMAND)
+    if options.update and status != 2:
+        kept = records.but_of(recorded, options.arch) if options.only == [""] else recorded
+        records.save(records.file_of(file), new.compiler, kept | {key: compiled[job] for job, key in keys.items()})
+    return status
+
+
+def _not_taken_over(keys: dict[Job, str], known: dict[Job, Compiled], lot: str | None) -> set[Job]:
+    """The jobs to compile: what has no record, and some of the others."""
+    if lot is None:
+        return set(keys)
+    drawn = {job for job in known if records.is_drawn(keys[job], lot)}
+    print(f"{len(known)} of {len(keys)} kernels are as they were; {len(drawn)} of them are compiled all the same")
+    return keys.keys() - known | drawn
 
 
 def _is_whole(options: argparse.Namespace) -> bool:
@@ -72,6 +94,7 @@ def _options() -> argparse.Namespace:
     action.add_argument(
         "--sweep", action="store_true", help="compile every shape of the operators that take many; limits only"
     )
+    parser.add_argument("--known", metavar="LOT", help="take the results of kernels that are as they were")
     parser.add_argument("--arch", type=int, nargs="+", default=tuning.ARCHITECTURES, choices=tuning.ARCHITECTURES)
     parser.add_argument("--only", nargs="+", default=[""], metavar="PART", help="of the launch cases' names")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes that compile")
@@ -98,6 +121,8 @@ def _compile(jobs: set[Job], options: argparse.Namespace) -> dict[Job, Compiled]
         results[job] = compiled
         if len(results) % 50 == 0 or len(results) == len(jobs):
             print(f"{len(results)}/{len(jobs)} kernels compiled in {time.perf_counter() - start:.0f} s", flush=True)
+    if not results:
+        return results
     slowest = max(results, key=lambda job: results[job].seconds)
     print(f"slowest: {slowest.kernel} for sm_{slowest.arch} in {results[slowest].seconds:.0f} s")
     return results

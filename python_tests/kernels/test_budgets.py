@@ -6,8 +6,10 @@ Compiling happens in processes of its own, as the tests' has Triton's interprete
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +18,7 @@ import torch
 
 from resshift_fast.kernels import launch, tuning
 from resshift_fast.kernels.ahead import Job, specialize
-from scripts.kernel_proof import addresses, coverage, machine_code
+from scripts.kernel_proof import addresses, coverage, machine_code, records
 from scripts.kernel_proof.budgets import (
     Budgets,
     Exemption,
@@ -120,6 +122,60 @@ def test_on_another_triton_only_limits_hold(bad, tmp_path):
     result = budgets_command(*options, "--only", "sound", "short")
     assert "numbers are not compared" in result.stdout
     assert result.returncode == 1 and "short_address_kernel" in result.stderr and "sound_kernel" not in result.stderr
+
+
+@pytest.fixture
+def recorded(bad, tmp_path) -> Path:
+    """A budget file of the bad kernels with records beside it, both free to be changed."""
+    for file in (bad.file, records.file_of(bad.file)):
+        shutil.copy(file, tmp_path)
+    return tmp_path / bad.file.name
+
+
+def lot(file: Path, kernel: str = "") -> str:
+    """A lot by which the records with this kernel's numbers are drawn and no others."""
+    budgets = Budgets.load(file)
+    found = records.load(records.file_of(file), budgets.compiler)
+    entries = [entry for name, entry in budgets.entries.items() if name.split()[0] == kernel]
+    ours = {key for key, record in found.items() if any(asdict(record.code).items() <= x.items() for x in entries)}
+    lots = ((str(i), {key for key in found if records.is_drawn(key, str(i))}) for i in range(10**6))
+    return next(text for text, drawn in lots if drawn == ours)
+
+
+def test_what_is_as_it_was_is_not_compiled_again(bad, recorded):
+    options = ("--launch-cases", BAD_KERNELS, "--budgets", recorded, "--arch", 86)
+    result = budgets_command(*options, "--known", lot(recorded))
+    # What did not compile has no record; what was found wrong is still wrong.
+    known, compiled, *_ = result.stdout.splitlines()
+    number, of = map(int, re.fullmatch(r"(\d+) of (\d+) kernels are as they were; 0 of them .*", known).groups())
+    assert number > 5 and compiled.startswith(f"{of - number}/{of - number} kernels compiled")
+    assert result.returncode == 1 and result.stderr.splitlines() == bad.result.stderr.splitlines()
+
+
+def test_a_changed_kernel_is_compiled(recorded):
+    changed = recorded.with_name(BAD_KERNELS.name)
+    changed.write_text(BAD_KERNELS.read_text().replace("BLOCK + tl.arange", "BLOCK + 0 * n + tl.arange", 1))
+    options = ("--launch-cases", changed, "--budgets", recorded, "--arch", 86, "--only", "sound")
+    result = budgets_command(*options, "--known", lot(recorded))
+    assert re.match(r"0 of (\d+) kernels are as they were; 0 of them .*\n\1/\1 kernels compiled", result.stdout)
+
+
+def test_a_record_that_is_not_true_is_found_when_it_is_drawn(recorded):
+    file, drawn = records.file_of(recorded), lot(recorded, "sound_kernel")
+    file.write_text(re.sub(r'"registers": \d+', '"registers": 7', file.read_text()))
+    options = ("--launch-cases", BAD_KERNELS, "--budgets", recorded, "--arch", 86, "--only", "sound")
+    result = budgets_command(*options, "--known", drawn)
+    assert result.returncode == 1
+    assert "sound_kernel: compiles to something else than is recorded for the same source" in result.stderr
+
+
+def test_records_of_another_compiler_or_of_another_architecture(tmp_path):
+    file, code = tmp_path / "x.compiled", machine_code.MachineCode(40, 8, 1024, 2, 1, "none")
+    true = {"sm_90 1": Compiled(code, [("address", "line 7")]), "sm_86 1": Compiled(code)}
+    records.save(file, COMPILER, {**true, "sm_86 2": Compiled(None, [("compiler", "CompilationError")])})
+    assert records.load(file, COMPILER) == true
+    assert records.but_of(true, [86]) == {"sm_90 1": true["sm_90 1"]}
+    assert records.load(file, {**COMPILER, "triton": "3.9.1"}) == {} == records.load(tmp_path / "none", COMPILER)
 
 
 # What an entry has instead of its budget, and how that is reported.

@@ -1,0 +1,86 @@
+"""What kernels compiled to when their budgets were last accepted, so that only what has changed is compiled again.
+
+A record is found by all that its result follows from: the kernel's source with what it calls and the constants that it
+reads, the job, and the sources that judge the result. Its file says for which compiler it holds.
+"""
+
+import hashlib
+import importlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+
+from resshift_fast.kernels.ahead import Job
+from resshift_fast.kernels.launch import hash_callees_first
+
+from .compilation import Compiled
+from .machine_code import MachineCode
+
+JUDGES = ("addresses.py", "compilation.py", "ir.py", "machine_code.py")
+AGAIN = 20  # of so many records one is compiled again
+
+Records = dict[str, Compiled]
+
+
+@cache
+def _judges() -> str:
+    return hashlib.sha256(b"".join(Path(__file__).with_name(name).read_bytes() for name in JUDGES)).hexdigest()
+
+
+def key(job: Job) -> str:
+    """What a job's record is found by. A kernel that moves within its file has another one."""
+    kernel = getattr(importlib.import_module(job.module), job.kernel)
+    hash_callees_first(kernel)
+    return f"sm_{job.arch} " + hashlib.sha256(f"{_judges()} {kernel.cache_key} {job!r}".encode()).hexdigest()[:24]
+
+
+def but_of(records: Records, architectures: Iterable[int]) -> Records:
+    """Without those of some architectures."""
+    return {key: record for key, record in records.items() if int(key.split()[0][3:]) not in set(architectures)}
+
+
+def file_of(budgets: Path) -> Path:
+    """The records beside a budget file."""
+    return budgets.with_suffix(".compiled")
+
+
+def load(file: Path, compiler: Mapping[str, str | bool]) -> Records:
+    """Read records; none where there is no file, or one of another compiler."""
+    content = json.loads(file.read_text()) if file.exists() else {}
+    if content.pop("compiler", None) != dict(compiler):
+        return {}
+    return {key: _compiled(**record) for key, record in content["records"].items()}
+
+
+def _compiled(violations: Iterable[tuple[str, str]] = (), **code: int | str) -> Compiled:
+    return Compiled(MachineCode(**code), [tuple(found) for found in violations])
+
+
+def save(file: Path, compiler: Mapping[str, str | bool], records: Records) -> None:
+    """Write records, one a line; a kernel that did not compile has none."""
+    lines = []
+    for name, compiled in sorted(records.items()):
+        if compiled.code:
+            violations = {"violations": compiled.violations} if compiled.violations else {}
+            lines.append(f"  {json.dumps(name)}: {json.dumps(asdict(compiled.code) | violations)}")
+    file.write_text(f'{{\n "compiler": {json.dumps(compiler)},\n "records": {{\n' + ",\n".join(lines) + "\n }\n}\n")
+
+
+def is_drawn(key: str, lot: str) -> bool:
+    """Whether a recorded kernel is compiled again all the same: one of twenty, others with every lot."""
+    return int(hashlib.sha256(f"{lot} {key}".encode()).hexdigest(), 16) % AGAIN == 0
+
+
+def contradictions(
+    jobs: Mapping[str, Job], compiled: Mapping[Job, Compiled], known: Mapping[Job, Compiled]
+) -> list[tuple[str, str]]:
+    """(entry, what is wrong) of what compiles to something else than its record says."""
+    differ = {job for job in known if _seen(known[job]) != _seen(compiled[job])}
+    text = "compiles to something else than is recorded for the same source"
+    return [(name, text) for name, job in jobs.items() if job in differ]
+
+
+def _seen(compiled: Compiled) -> tuple[MachineCode | None, list[tuple[str, str]]]:
+    return compiled.code, compiled.violations
