@@ -240,7 +240,8 @@ class BuildNative(build_ext):
         name = ext.name.rpartition("_")[2]
         library = Path(self.get_ext_fullpath(ext.name)).resolve()
         try:
-            make(PLANS[name], Path(self.build_temp).resolve() / name, library)
+            # Not in build_temp, which an editable installation throws away: what has not changed is not compiled again.
+            make(PLANS[name], ROOT.resolve() / "build/native" / name, library)
         except (subprocess.CalledProcessError, OSError):
             if os.environ.get(f"RESSHIFT_FAST_{name.upper()}") == "1":
                 raise

@@ -3,6 +3,7 @@
     python scripts/cuda_budgets.py                 check; the exit status tells
     python scripts/cuda_budgets.py --update        accept the numbers of this version of nvcc
     python scripts/cuda_budgets.py --only group_norm --arch 90
+    python scripts/cuda_budgets.py --objects build/native/cuda    of the library that setup.py built last
 
 It needs nvcc, and the triton package for its disassembler; without nvcc it says so in one line and passes. On another
 version of nvcc than the budget file's, only what holds on any version is checked: no spills, shared memory, 128-bit
@@ -56,6 +57,9 @@ def main() -> int:
     except subprocess.CalledProcessError as error:
         print(f"{' '.join(map(str, error.cmd))}\n{error.stderr}FAILED: nvcc does not compile it", file=sys.stderr)
         return 1
+    except FileNotFoundError as error:
+        print(error, file=sys.stderr)
+        return 2
     whole = options.only == [""] and set(options.arch) == set(SHARED_LIMIT)
     broken = {name: [*limits_broken(code, arch), *_slow(name, code)] for name, (arch, code) in codes.items()}
     findings = not_exempt(broken, EXEMPTIONS, whole)
@@ -69,6 +73,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--arch", type=int, nargs="+", default=list(SHARED_LIMIT), choices=SHARED_LIMIT)
     parser.add_argument("--only", nargs="+", default=[""], metavar="PART", help="of the files' names")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="compilers at once")
+    parser.add_argument("--objects", type=Path, metavar="FOLDER", help="read these object files, and compile nothing")
     parser.add_argument("--budgets", type=Path, default=BUDGETS, metavar="FILE")
     return parser.parse_args()
 
@@ -76,7 +81,7 @@ def _options() -> argparse.Namespace:
 def _compile(files: list[Path], options: argparse.Namespace) -> dict[str, tuple[int, MachineCode]]:
     """Entry "kernel file sm_90" to its architecture and machine code."""
     start, codes = time.perf_counter(), {}
-    for file, arch, kernels in cuda.compile_all(files, options.arch, options.workers):
+    for file, arch, kernels in cuda.read_all(files, options.arch, options.workers, options.objects):
         codes |= {f"{kernel} {file.stem} sm_{arch}": (arch, code) for kernel, code in kernels.items()}
         print(f"{file.name} for sm_{arch}: {len(kernels)} kernels, {time.perf_counter() - start:.0f} s", flush=True)
     return codes

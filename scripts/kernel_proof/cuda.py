@@ -33,27 +33,41 @@ def version() -> str:
     return re.search(r"V(\d[\d.]*)", done.stdout)[1]
 
 
-def compile_all(files: list[Path], architectures: list[int], workers: int) -> Iterator[tuple[Path, int, dict]]:
+def read_all(
+    files: list[Path], architectures: list[int], workers: int, objects: Path | None = None
+) -> Iterator[tuple[Path, int, dict[str, MachineCode]]]:
     """Compile each file for each architecture; yields (file, architecture, kernel to machine code) as they come.
+
+    Args:
+        files: `.cu` files. architectures: 90 for 9.0. workers: compilers at once.
+        objects: folder with object files of setup.py, which are read instead, and nothing is compiled.
 
     Raises:
         subprocess.CalledProcessError: with nvcc's messages, if a file does not compile.
+        FileNotFoundError: if an object file is missing.
     """
     with ThreadPoolExecutor(workers) as pool:
         pairs = [(file, arch) for file in files for arch in architectures]
-        yield from pool.map(lambda pair: (*pair, kernels(*pair)), pairs)
+        yield from pool.map(lambda pair: (*pair, kernels(*pair, objects)), pairs)
 
 
-def kernels(file: Path, arch: int) -> dict[str, MachineCode]:
+def kernels(file: Path, arch: int, objects: Path | None = None) -> dict[str, MachineCode]:
     """Machine code of every kernel of a `.cu` file, by name with its template arguments."""
+    if objects is not None:
+        return parse(_listing(objects / f"{file.parent.name}_{file.name}.o", arch))
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernels.cubin")
         command = [nvcc(), *FLAGS, f"-arch=sm_{arch}", "-cubin", str(file), "-o", str(cubin)]
         subprocess.run(command, capture_output=True, text=True, check=True)
-        listing = subprocess.run(
-            [disassembler(), "-res-usage", "-sass", str(cubin)], capture_output=True, text=True, check=True
-        ).stdout
-    return parse(listing)
+        return parse(_listing(cubin, arch))
+
+
+def _listing(file: Path, arch: int) -> str:
+    """What cuobjdump prints of a cubin or an object file."""
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no {file}; was the library for CUDA built there?")
+    command = [disassembler(), f"-arch=sm_{arch}", "-res-usage", "-sass", str(file)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def parse(listing: str) -> dict[str, MachineCode]:
