@@ -44,12 +44,18 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-# The older one's interpreter needs a NumPy before 2.4.
+# KNOWN=LOT takes over what is recorded of Triton kernels that are as they were when their budgets were accepted, but for
+# one of twenty, drawn by that text; OBJECTS=build/native/cuda reads the library for CUDA that was built there.
+# CASES: of a test that has more, so many are run. The older Triton's interpreter needs a NumPy before 2.4.
+KNOWN ?=
+OBJECTS ?=
+CASES ?=
 proofs: $(INSTALLED) $(OLDER_TRITON)/installed
-	$(BIN)/python scripts/kernel_budgets.py
-	PYTHONPATH=$(OLDER_TRITON) $(BIN)/python scripts/kernel_budgets.py --arch $(ARCHITECTURES)
-	PYTHONPATH=$(OLDER_TRITON) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --most-cases 3 python_tests/kernels
-	$(BIN)/python scripts/cuda_budgets.py
+	$(BIN)/python scripts/kernel_budgets.py $(if $(KNOWN),--known $(KNOWN))
+	PYTHONPATH=$(OLDER_TRITON) $(BIN)/python scripts/kernel_budgets.py $(if $(KNOWN),--known $(KNOWN)) --arch $(ARCHITECTURES)
+	PYTHONPATH=$(OLDER_TRITON) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --most-cases=$(or $(CASES),3) \
+		python_tests/kernels
+	$(BIN)/python scripts/cuda_budgets.py $(if $(OBJECTS),--objects $(OBJECTS))
 
 $(OLDER_TRITON)/installed: | $(INSTALLED)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $(OLDER_TRITON) \
@@ -57,7 +63,7 @@ $(OLDER_TRITON)/installed: | $(INSTALLED)
 	@touch $@
 
 sanitize: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python scripts/sanitize.py -q -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/sanitize.py -q -n $(WORKERS) $(if $(CASES),--most-cases=$(CASES))
 
 # The installation is not begun where there is no GPU. ACCEPTANCE: options of scripts/gpu_acceptance.py.
 NEEDS_GPU = $(if $(filter --rehearse,$(ACCEPTANCE)),true,{ nvidia-smi -L >/dev/null 2>&1 || \

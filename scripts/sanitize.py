@@ -3,6 +3,7 @@
     python scripts/sanitize.py                                  all of them, in three runs
     python scripts/sanitize.py threads -x -k conv2d             one run, and the tests of it that are named so
     python scripts/sanitize.py emulation python_tests/csrc/test_emulation.py
+    python scripts/sanitize.py --most-cases=10                  all runs, at most so many cases of each test
 
 The runs, of which those named first are taken:
 
@@ -40,7 +41,7 @@ class Run:
         libraries: of the compiler, loaded before all others. libstdc++ comes with libasan because AddressSanitizer
             looks for the functions that throw exceptions when it starts.
         options: variables that sanitizers read. variables: those that tests read.
-        selection: what is left out unless -k says it.
+        selection: what is left out unless -k says it; of --most-cases the last one holds.
     """
 
     tests: list[str]
@@ -107,10 +108,10 @@ def execute(name: str, arguments: list[str]) -> int:
         files = " and ".join(RUNS[name].libraries)
         print(f"nothing was run: {COMPILER} with its {files} is not here; install g++ or name a compiler with CXX")
         return 2
+    if "-k" not in arguments:
+        arguments = [*RUNS[name].selection, *arguments]
     if not any(os.path.exists(argument.partition("::")[0]) for argument in arguments):
         arguments = [*(str(ROOT / path) for path in RUNS[name].tests), *arguments]
-    if "-k" not in arguments:
-        arguments = [*arguments, *RUNS[name].selection]
     # A report is not written by Python, and would be lost with what pytest keeps of a process that ends.
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--capture=sys", *arguments]
     print(f"sanitize: {name}", flush=True)
