@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PARTS = {
     "omegaconf": "official YAML files: Pipeline.from_config",
     **dict.fromkeys(("ruff", "clang-format", "mypy", "pyright"), "make lint"),
-    "twine": "checking what is uploaded",
+    **dict.fromkeys(("build", "twine"), "checking what is uploaded"),
     "matplotlib": "plots",
     "ninja": "compiling only what has changed",
     "pybind11": "tests that run CUDA kernels on the CPU",

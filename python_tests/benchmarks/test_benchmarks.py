@@ -166,7 +166,8 @@ def test_tiles_share_the_noise_field_but_not_torchs_noise(script, tiny, tmp_path
     assert all(row["noise σ"] > 2 for row in rows[2:])
     assert summary["noise difference of two tilings"] == 0
     assert all(row["tiles"] > 1 and 0 < row["RMS"] < 128 for row in rows)
-    assert Image.open(maps).size == (160, 5 * 96)
+    with Image.open(maps) as picture:
+        assert picture.size == (160, 5 * 96)
 
 
 def test_tiles_of_a_model_that_predicts_nothing_are_the_picture(script, tiny, tmp_path):

@@ -53,18 +53,18 @@ def test_ctrl_c_in_the_middle_of_a_folder(restore, weights, many, tmp_path):
     out = tmp_path / "out"
     arguments = ["restore", many, "-o", out, "--weights", weights["nano-x4"], "--device", "cpu"]
     path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
-    process = subprocess.Popen(
+    said = []
+    with subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
         stderr=subprocess.PIPE,
         encoding="utf-8",
-    )
-    said = []
-    for line in process.stderr:
-        said.append(line)
-        if line == "third\n":
-            process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130, said
+    ) as process:
+        for line in process.stderr:
+            said.append(line)
+            if line == "third\n":
+                process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130, said
     assert said[-1] == "interrupted after 2 of 6; run again with --skip-existing to go on\n"
     assert "Traceback" not in "".join(said)
     assert names(out) == ["1.png", "2.png"]
