@@ -25,6 +25,7 @@ ARCHITECTURES ?= 90
 help:
 	@echo "make demo   install into $(VENV), restore $(PHOTO) and show it beside the original"
 	@echo "make test   install into $(VENV) and run the tests on $(WORKERS) workers"
+	@echo "make quick  one case of every test of the operators and kernels, and the rule of imports, in two minutes"
 	@echo "make proofs compile every kernel for six architectures, and with Triton $(OLDER) for ARCHITECTURES=\"$(ARCHITECTURES)\","
 	@echo "            and compare with the budgets (minutes, no GPU)"
 	@echo "make sanitize  run the native kernels under sanitizers of memory, arithmetic and threads (minutes, needs g++)"
@@ -43,6 +44,12 @@ demo: $(INSTALLED)
 # One thread for each worker: more would only wait for one another.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+# What a change of an operator is most likely to break. What starts processes or traces whole networks is left to `make test`.
+QUICK := python_tests/test_house.py python_tests/backends/test_dispatch.py python_tests/diffusion python_tests/ops \
+	python_tests/kernels --ignore=python_tests/kernels/test_budgets.py --ignore=python_tests/kernels/test_ahead.py
+quick: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --most-cases=1 $(QUICK)
 
 # KNOWN=LOT takes over what is recorded of Triton kernels that are as they were when their budgets were accepted, but for
 # one of twenty, drawn by that text; OBJECTS=build/native/cuda reads the library for CUDA that was built there.
