@@ -111,7 +111,7 @@ clean:
 	find resshift_fast python_tests benchmarks scripts -name __pycache__ -prune -exec rm -rf {} +
 
 # Written last, so that a break in between is made good by running again.
-$(INSTALLED): pyproject.toml setup.py $(wildcard csrc/common/* csrc/cpu/* csrc/cuda/* csrc/bindings/*)
+$(INSTALLED): pyproject.toml setup.py $(wildcard csrc/common/* csrc/cpu/* csrc/cpu/kernels/* csrc/cuda/* csrc/bindings/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
 		{ echo "error: $(PYTHON) is missing or older than Python 3.10; name a newer one with PYTHON=/path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)

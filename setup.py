@@ -33,7 +33,7 @@ OPTIMIZED = ["-O3", "-DNDEBUG"]
 LANGUAGE = ["-std=c++17"]
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 
-# csrc/cpu is compiled for each of these, and the processor decides which is called.
+# csrc/cpu/kernels is compiled for each of these, and the processor decides which is called.
 PORTABLE: dict[str, list[str]] = {"portable": []}
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
@@ -173,9 +173,9 @@ def host_command(torch: Torch, *options: str) -> list[str]:
 
 def cpu_plan(torch: Torch) -> Plan:
     link = [compiler(), "-shared", f"-L{torch.lib}", "-ltorch_cpu"]
-    found = units("bindings/cpu_*.cpp", host_command(torch))
+    found = units("bindings/cpu_*.cpp", host_command(torch)) + units("cpu/*.cpp", host_command(torch))
     for isa, options in (INSTRUCTION_SETS if platform.machine() in ("x86_64", "AMD64") else PORTABLE).items():
-        found += units("cpu/*.cpp", host_command(torch, *CPU_KERNELS, f"-DRSF_ISA={isa}", *options), f".{isa}")
+        found += units("cpu/kernels/*.cpp", host_command(torch, *CPU_KERNELS, f"-DRSF_ISA={isa}", *options), f".{isa}")
     return Plan(found, link)
 
 

@@ -121,7 +121,7 @@ class TestPlan:
             executable(bare / tool, "echo sm_80")
         torch = build.Torch("2.13.0", ["/torch/include"], "/torch/lib", "/site", [])
         built = build.PLANNERS[name](torch).units
-        there = {*(ROOT / f"csrc/{name}").glob("*.c*"), *(ROOT / "csrc/bindings").glob(f"{name}_*.cpp")}
+        there = {*(ROOT / f"csrc/{name}").rglob("*.c*"), *(ROOT / "csrc/bindings").glob(f"{name}_*.cpp")}
         assert {unit.source for unit in built} == there and built
         assert len({unit.name for unit in built}) == len(built)
 
@@ -130,7 +130,7 @@ class TestPlan:
         monkeypatch.setattr(build.platform, "machine", lambda: machine)
         executable(bare / "g++")
         built = build.cpu_plan(build.Torch("2.13.0", ["/torch/include"], "/torch/lib", "/site", [])).units
-        kernels = [unit for unit in built if unit.source.parent.name == "cpu"]
+        kernels = [unit for unit in built if unit.source.parent.name == "kernels"]
         assert len(kernels) == sets * len({unit.source for unit in kernels})
         for unit in kernels:
             avx512 = "-mavx512f" in unit.command

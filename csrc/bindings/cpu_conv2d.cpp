@@ -1,13 +1,13 @@
 // 3×3 convolution on CPU tensors: checks, the plan of a call, and its threads.
-#include "../cpu/winograd.h"
+#include "../cpu/kernels/conv2d.h"
 
 #include <algorithm>
 #include <cstdint>
 
 #include "channels_last.h"
-#include "parallel.h"
+#include "../cpu/parallel.h"
 #include "tensors.h"
-#include "workspace.h"
+#include "../cpu/workspace.h"
 
 namespace resshift::bindings {
 namespace {

@@ -1,8 +1,8 @@
 // Group normalization, its gradient, and the merging of images in front of it on CPU tensors.
-#include "../cpu/group_norm.h"
+#include "../cpu/kernels/group_norm.h"
 
 #include "group_norm.h"
-#include "parallel.h"
+#include "../cpu/parallel.h"
 
 namespace resshift::bindings {
 namespace {

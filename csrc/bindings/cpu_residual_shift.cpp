@@ -1,7 +1,7 @@
 // The residual shift on CPU tensors.
-#include "../cpu/residual_shift.h"
+#include "../cpu/kernels/residual_shift.h"
 
-#include "parallel.h"
+#include "../cpu/parallel.h"
 #include "residual_shift.h"
 
 namespace resshift::bindings {

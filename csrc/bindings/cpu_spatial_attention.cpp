@@ -1,10 +1,10 @@
 // Attention between all pixels of images on CPU tensors.
-#include "../cpu/spatial_attention.h"
+#include "../cpu/kernels/spatial_attention.h"
 
 #include "channels_last.h"
-#include "parallel.h"
+#include "../cpu/parallel.h"
 #include "tensors.h"
-#include "workspace.h"
+#include "../cpu/workspace.h"
 
 namespace resshift::bindings {
 namespace {

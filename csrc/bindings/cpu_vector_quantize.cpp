@@ -1,8 +1,8 @@
 // Vector quantization of CPU tensors.
 #include "vector_quantize.h"
 
-#include "../cpu/vector_quantize.h"
-#include "parallel.h"
+#include "../cpu/kernels/vector_quantize.h"
+#include "../cpu/parallel.h"
 
 namespace resshift::bindings {
 namespace {

@@ -1,9 +1,9 @@
 // Window attention and its gradients on CPU tensors.
-#include "../cpu/window_attention.h"
+#include "../cpu/kernels/window_attention.h"
 
-#include "parallel.h"
+#include "../cpu/parallel.h"
 #include "window_attention.h"
-#include "workspace.h"
+#include "../cpu/workspace.h"
 
 namespace resshift::bindings {
 namespace {

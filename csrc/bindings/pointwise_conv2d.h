@@ -4,11 +4,11 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "../cpu/pointwise_conv2d.h"
+#include "../cpu/kernels/pointwise_conv2d.h"
 #include "channels_last.h"
-#include "parallel.h"
+#include "../cpu/parallel.h"
 #include "tensors.h"
-#include "workspace.h"
+#include "../cpu/workspace.h"
 
 namespace resshift::bindings {
 

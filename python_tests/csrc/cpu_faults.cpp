@@ -1,7 +1,7 @@
 // What is wrong in the ways in which kernels can be, for test_cpu_sanitizers.py.
-#include "../../csrc/bindings/parallel.h"
+#include "../../csrc/cpu/parallel.h"
 #include "../../csrc/bindings/tensors.h"
-#include "../../csrc/bindings/workspace.h"
+#include "../../csrc/cpu/workspace.h"
 
 namespace resshift::bindings {
 namespace {

@@ -2,8 +2,8 @@
 // multiplied at every point, summed over all tiles, and transformed to the nine taps at the end.
 
 #include "matrix.h"
-#include "winograd.h"
-#include "winograd_transforms.h"
+#include "conv2d.h"
+#include "conv2d_transforms.h"
 
 namespace resshift::cpu::RSF_ISA {
 namespace {

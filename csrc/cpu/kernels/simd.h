@@ -9,8 +9,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../common/scalar.h"
-#include "isa.h"
+#include "../../common/scalar.h"
+#include "../isa.h"
 
 #if !defined(RSF_ISA)
 #error "RSF_ISA must name the instruction set, as in setup.py"

@@ -3,8 +3,8 @@
 // ops/group_norm.py has the formulas.
 #pragma once
 
-#include "../common/group_norm.h"
-#include "isa.h"
+#include "../../common/group_norm.h"
+#include "../isa.h"
 
 namespace resshift::cpu {
 

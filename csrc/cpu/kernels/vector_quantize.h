@@ -1,8 +1,8 @@
 // Vector quantization on the CPU, for a part of the blocks of kPixels pixels that every image is divided into.
 #pragma once
 
-#include "../common/vector_quantize.h"
-#include "isa.h"
+#include "../../common/vector_quantize.h"
+#include "../isa.h"
 
 namespace resshift::cpu {
 

@@ -5,8 +5,8 @@
 // once; the caller brings the memory that they work in.
 #pragma once
 
-#include "../common/window_attention.h"
-#include "isa.h"
+#include "../../common/window_attention.h"
+#include "../isa.h"
 
 namespace resshift::cpu {
 

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "../common/philox.h"
+#include "../../common/philox.h"
 
 namespace resshift::cpu::RSF_ISA {
 namespace {

@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "../common/scalar.h"
-#include "isa.h"
+#include "../../common/scalar.h"
+#include "../isa.h"
 
 namespace resshift::cpu {
 

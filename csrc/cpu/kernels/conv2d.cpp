@@ -1,11 +1,11 @@
 // Winograd's convolution: transforms of tiles, and the products between them.
 
-#include "winograd.h"
+#include "conv2d.h"
 
 #include <type_traits>
 
 #include "matrix.h"
-#include "winograd_transforms.h"
+#include "conv2d_transforms.h"
 
 namespace resshift::cpu::RSF_ISA {
 namespace {
