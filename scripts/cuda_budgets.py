@@ -34,7 +34,7 @@ EXEMPTIONS = (
     Exemption("chain_step_kernel<*", "narrow", _ANY_LAYOUT),
     Exemption("q_sample_kernel *", "narrow", _ANY_LAYOUT),
     *(
-        Exemption(f"{kernel}<slabs::Word<*,1,false>> *", "narrow", _NOT_ALIGNED)
+        Exemption(f"{kernel}<partitioning::Word<*,1,false>> *", "narrow", _NOT_ALIGNED)
         for kernel in ("apply_kernel", "moments_kernel", "group_norm_kernel", "dx_kernel", "sums_kernel")
     ),
     Exemption("reduce_kernel *", "narrow", "adds up a few numbers a channel"),
