@@ -10,7 +10,7 @@ namespace resshift {
 RSF_INLINE float sigmoid(float z) {
   const float denominator = 1.0f + expf(-z);
 #if RSF_ON_GPU
-  // Within an ulp, of what is 1 at least: an exact division has a branch and a subroutine for every number.
+  // Within an ulp for a denominator of 1 or more; an exact division takes a branch and a subroutine for every value.
   float result;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(denominator));
   return result;

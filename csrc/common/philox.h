@@ -1,5 +1,5 @@
-// The noise field: standard normals as a pure function of (seed, step, channel, row, column);
-// resshift_fast/diffusion/noise.py states it.
+// The noise field: standard normals as a pure function of (seed, step, channel, row, column), as defined in
+// resshift_fast/diffusion/noise.py.
 #pragma once
 
 #include <cmath>
@@ -39,9 +39,9 @@ RSF_INLINE Words philox4x32(Words counter, std::uint64_t seed) {
 
 // Two normals √(−2 ln u) (cos 2πv, sin 2πv) of two words, where a word r stands for ((r >> 9) + 1/2) 2⁻²³.
 //
-// That number is (r >> 8 | 1) 2⁻²⁴, so the angle is reduced to ±1/8 turn exactly, in integers. On what remains,
-// polynomials give sin(π f/2) and cos(π f/2), minimax over |f| ≤ 1/2: within 5e-9 and 6e-11 before rounding. The same
-// operations on every device keep its results together, and a GPU's own cosine would need a path for huge arguments.
+// That is (r >> 8 | 1) 2⁻²⁴, so the angle is reduced to ±1/8 turn exactly, in integers. Minimax polynomials then give
+// sin(π f/2) and cos(π f/2) for |f| ≤ 1/2, within 5e-9 and 6e-11 before rounding. The same operations on every device
+// give nearly the same results, and a GPU's own cosine has a slow path for huge arguments.
 RSF_INLINE void box_muller(std::uint32_t radius_word, std::uint32_t angle_word, float& z_cos, float& z_sin) {
   const float u = static_cast<float>(radius_word >> 8 | 1u) * 5.9604644775390625e-08f;
   const float radius = sqrtf(-2.0f * logf(u));
@@ -57,7 +57,7 @@ RSF_INLINE void box_muller(std::uint32_t radius_word, std::uint32_t angle_word, 
   z_sin = radius * (quarter & 2 ? -s : s);
 }
 
-// The field at one pixel for the channels 4 · group … 4 · group + 3.
+// The field at one pixel, for channels 4 · group … 4 · group + 3.
 RSF_INLINE Normals noise(std::uint64_t seed, std::uint32_t step, std::uint32_t group, std::uint32_t row,
                          std::uint32_t column) {
   const Words words = philox4x32({column, row, group, step}, seed);

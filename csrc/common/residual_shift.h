@@ -1,4 +1,4 @@
-// The residual shift for one pixel and channel, and what its kernels are called with; ops/residual_shift.py has the
+// The arguments of posterior_step, prior_sample and q_sample, and the posterior mean; ops/residual_shift.py has the
 // formulas.
 #pragma once
 
@@ -16,7 +16,7 @@ enum Column { kEta, kOneMinusEta, kKappaSqrtEta, kMeanXt, kMeanX0, kNoiseStd, kI
 // As in schedule.PREDICTION_TYPES.
 enum class PredictionType : std::int32_t { kX0, kEpsilon, kEpsilonScaled, kResidual };
 
-// One call of posterior_step or, without a prediction, of prior_sample, where x is y.
+// posterior_step or, without a prediction, prior_sample, where x is y.
 struct ChainStep {
   View x, prediction, y, noise, lq;  // y only where x̂_0 needs it, noise only where it is given
   const float* coefficients;         // [8]
@@ -31,7 +31,7 @@ struct ChainStep {
   bool clamp_x0;
 };
 
-// One call of q_sample; the images have one dtype.
+// The images have one dtype.
 struct QSample {
   View x0, y, noise;
   const std::int64_t* t;  // [B]

@@ -1,4 +1,4 @@
-// What vector_quantize is called with; ops/vector_quantize.py has the formula.
+// The arguments of vector_quantize; ops/vector_quantize.py has the formula.
 #pragma once
 
 #include "view.h"

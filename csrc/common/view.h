@@ -1,4 +1,4 @@
-// Images whose layout and dtype are looked up as they are read and written.
+// Images whose layout and dtype are known at run time only.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace resshift {
 
-// A tensor [B, C, pixels] in any layout; strides in elements, no data where there is no tensor.
+// A tensor [B, C, pixels] in any layout, strides in elements; `data` is null where there is no tensor.
 struct View {
   const void* data = nullptr;
   Dtype dtype = Dtype::kFloat32;

@@ -1,20 +1,19 @@
-// Which instruction set the kernels of this folder are compiled for, and which of them this processor runs.
+// Which instruction set the CPU kernels run in.
 //
-// Every .cpp file here is compiled once for each instruction set, with RSF_ISA naming it, into a namespace of that
-// name; all but its types is declared through RSF_FOR_EVERY_ISA, and called through RSF_KERNEL. Inline functions that a
-// kernel shares with other files must be RSF_INLINE: a linker keeps one copy of any other, perhaps one for a newer
-// processor.
+// Every file of kernels/ is compiled once for each instruction set, with RSF_ISA naming it, into a namespace of that
+// name. Kernels are declared with RSF_FOR_EVERY_ISA and called through RSF_KERNEL. An inline function that a kernel
+// shares with other files must be RSF_INLINE: the linker keeps one copy of any other, perhaps the one that was compiled
+// for an instruction set that the processor lacks.
 #pragma once
 
 namespace resshift::cpu {
 
 enum class Isa : int { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
 
-// The best that this processor runs, or the limit that was set, if that is less.
+// The best that this processor runs, or the limit if that is lower.
 Isa isa();
 
-// Take no better one from now on, for tests; RESSHIFT_FAST_CPU_ISA=portable|avx2|avx512|avx512_bf16 does the same from
-// the beginning.
+// Set the limit, for tests. RESSHIFT_FAST_CPU_ISA=portable|avx2|avx512|avx512_bf16 sets it at the start.
 void limit_isa(Isa limit);
 
 }  // namespace resshift::cpu
@@ -33,7 +32,7 @@ void limit_isa(Isa limit);
   namespace avx512_bf16 {      \
   __VA_ARGS__                  \
   }
-// The function of that name for this processor.
+// A pointer to the kernel of that name for this processor.
 #define RSF_KERNEL(name)                          \
   (isa() == Isa::kAvx512Bf16 ? &avx512_bf16::name \
    : isa() == Isa::kAvx512   ? &avx512::name      \

@@ -14,7 +14,7 @@ namespace resshift {
 
 // D += A B for a warp: A [16, 16] and B [16, 8] of T (Half or BFloat16), D [16, 8] float32.
 //
-// Lane l = 4 g + t holds, after the PTX ISA ("mma.m16n8k16"), two numbers in each register:
+// By the PTX ISA ("mma.m16n8k16"), lane l = 4 g + t holds two elements in each register:
 //   a[0] row g, columns 2t, 2t + 1;  a[1] row g + 8;  a[2] row g, columns 2t + 8, 2t + 9;  a[3] row g + 8, the same
 //   b[0] rows 2t, 2t + 1, column g;  b[1] rows 2t + 8, 2t + 9
 //   d[0], d[1] row g, columns 2t, 2t + 1;  d[2], d[3] row g + 8
@@ -47,8 +47,8 @@ RSF_DEVICE std::uint32_t shared_address(const void* pointer) {
 }
 #endif
 
-// Load four 8 × 8 matrices of 16-bit numbers from shared memory. Lane 8 m + r gives the address of row r of matrix m,
-// 16-byte aligned; lane 4 g + t receives in registers[m] the numbers 2t, 2t + 1 of row g of matrix m.
+// Load four 8 × 8 matrices of 16-bit elements from shared memory. Lane 8 m + r gives the address of row r of matrix m,
+// 16-byte aligned; lane 4 g + t gets the elements 2t, 2t + 1 of row g of matrix m in registers[m].
 RSF_DEVICE void load_matrices(std::uint32_t (&registers)[4], const void* row) {
 #if defined(RSF_EMULATED)
   emulation::load_matrices<4, false>(registers, row);
@@ -60,7 +60,7 @@ RSF_DEVICE void load_matrices(std::uint32_t (&registers)[4], const void* row) {
 #endif
 }
 
-// The same, transposed: lane 4 g + t receives the numbers g of rows 2t, 2t + 1.
+// The same, transposed: lane 4 g + t gets the elements g of rows 2t, 2t + 1.
 RSF_DEVICE void load_matrices_transposed(std::uint32_t (&registers)[4], const void* row) {
 #if defined(RSF_EMULATED)
   emulation::load_matrices<4, true>(registers, row);
@@ -90,7 +90,7 @@ RSF_DEVICE void commit_copies() {
 #endif
 }
 
-// Wait until at most GROUPS of this thread's groups are under way; a barrier then shows them to the other threads.
+// Wait until at most GROUPS of this thread's groups are in flight; other threads see the rest after a barrier.
 template <int GROUPS>
 RSF_DEVICE void wait_copies() {
 #if defined(RSF_EMULATED)

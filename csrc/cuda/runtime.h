@@ -1,9 +1,9 @@
-// What callers without CUDA's headers need to know of its run time.
+// CUDA's run time for callers that have no headers of it.
 #pragma once
 
 namespace resshift::cuda {
 
-// What a cudaError_t means.
+// The description of a cudaError_t.
 const char* error_string(int error);
 
 }  // namespace resshift::cuda

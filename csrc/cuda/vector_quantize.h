@@ -1,4 +1,4 @@
-// Launcher of the kernels of vector_quantize; it returns the cudaError_t of the launch.
+// Launcher of vector_quantize's kernels; it returns the cudaError_t of the launch.
 #pragma once
 
 #include "../common/vector_quantize.h"

@@ -60,7 +60,7 @@ T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32) {
   const int lane = static_cast<int>(emulation::lane()), source = lane ^ lane_mask;
-  // As on a GPU, a lane that is beyond the part of the warp gives back the own value.
+  // As on a GPU, a lane whose source is in another part of the warp gets its own value.
   return emulation::shuffle("__shfl_xor_sync", mask, value, source / width > lane / width ? lane : source);
 }
 
@@ -93,7 +93,7 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
 
 template <class T>
 T atomicAdd(T* address, T value) {
-  // Threads are switched at barriers and warp operations only, so that nothing comes in between.
+  // Threads are switched at barriers and warp operations only, so that this is atomic.
   const T before = *address;
   *address = before + value;
   return before;

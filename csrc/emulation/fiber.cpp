@@ -1,8 +1,8 @@
 #include "fiber.h"
 
 #if defined(__x86_64__)
-// Save what a called function has to preserve, change stacks, and restore it from there. `swapcontext` would do the
-// same with two system calls, and a kernel's barriers and shuffles are switches by the million.
+// Push the registers that a called function has to preserve, change stacks, and pop them there. `swapcontext` would
+// take two system calls, and the barriers and shuffles of a kernel are millions of switches.
 extern "C" void emulation_switch(void** save, void* load);
 asm(R"(
 .text
@@ -71,8 +71,8 @@ void Fiber::start(void (*function)()) {
   ended_ = false;
   inner_fake_stack_ = nullptr;
 #if defined(__x86_64__)
-  // As if `begin` had been about to be returned to: six registers below its address, and the stack aligned as at a
-  // call.
+  // As if emulation_switch were about to return to `begin`: six registers below its address, and the stack aligned as
+  // at a call.
   auto* top = reinterpret_cast<void**>(stack_ + kStackBytes) - 2;
   *top = reinterpret_cast<void*>(&Fiber::begin);
   for (int i = 1; i <= 6; ++i) top[-i] = nullptr;

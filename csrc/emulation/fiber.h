@@ -1,4 +1,4 @@
-// A function with a stack of its own that can be left in its middle and entered again.
+// A function with a stack of its own that can be suspended and resumed.
 #pragma once
 
 #include <sys/mman.h>
@@ -28,17 +28,17 @@ class Fiber {
     if (stack_) munmap(stack_, kStackBytes);
   }
 
-  // Have `function` begin at the next `enter`; what an earlier one left unfinished is forgotten.
+  // Make `function` begin at the next `enter`; an earlier one that did not finish is abandoned.
   void start(void (*function)());
 
-  // Run from where the fiber was left until it leaves again or ends; called from outside.
+  // Resume until the fiber leaves again or ends; called from outside.
   void enter();
 
-  // Go back to where the fiber was entered; called from inside.
+  // Suspend and return from `enter`; called from inside.
   void leave();
 
  private:
-  // Sanitizers make frames larger; pages that are not touched cost nothing.
+  // Large enough for the frames of sanitizers; pages that are never touched cost nothing.
   static constexpr std::size_t kStackBytes = 512 * 1024;
   static constexpr std::size_t kGuardBytes = 4096;
 

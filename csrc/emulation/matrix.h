@@ -1,5 +1,5 @@
-// What one warp's matrix instructions do, after the fragment tables of the PTX ISA ("Matrix fragments for
-// mma.m16n8k16", "ldmatrix"), and asynchronous copies that arrive as late as they may.
+// A warp's matrix instructions, after the fragment tables of the PTX ISA ("Matrix fragments for mma.m16n8k16",
+// "ldmatrix").
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ namespace emulation {
 
 struct Product {
   float* d;                // accumulators, read and written
-  const std::uint32_t* a;  // 4 registers of two numbers each
+  const std::uint32_t* a;  // 4 registers of two elements each
   const std::uint32_t* b;  // 2 registers
 };
 
@@ -54,7 +54,7 @@ struct Rows {
   const void* row;
 };
 
-// Load MATRICES 8 × 8 matrices of 16-bit numbers; lane 8 m + r gives the address of row r of matrix m.
+// Load MATRICES 8 × 8 matrices of 16-bit elements; lane 8 m + r gives the address of row r of matrix m.
 template <int MATRICES, bool TRANSPOSED>
 void load_matrices(std::uint32_t* registers, const void* row) {
   Rows slot{registers, row};

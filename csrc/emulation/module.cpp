@@ -1,4 +1,4 @@
-// The Python module through which tests call the kernels on numpy arrays. It is never part of a wheel.
+// The Python module through which tests call the kernels with NumPy arrays. It is not part of a wheel.
 #include "bindings.h"
 #include "emulator.h"
 

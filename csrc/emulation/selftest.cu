@@ -1,4 +1,5 @@
-// Kernels that are wrong on purpose, so that tests can see the emulation notice, and small right ones of its parts.
+// Kernels that are wrong on purpose, to test that the emulation finds their faults, and small correct ones of its
+// parts.
 #include <pybind11/stl.h>
 
 #include <array>
@@ -12,7 +13,7 @@
 namespace resshift {
 namespace {
 
-// out[i] = in[threads − 1 − i] through shared memory; without the barrier a thread reads what may not be written yet.
+// out[i] = in[threads − 1 − i] through shared memory; without the barrier a thread may read what is not written yet.
 __global__ void reverse_kernel(const float* in, float* out, bool barrier) {
   float* tile = dynamic_shared<float>();
   tile[threadIdx.x] = in[threadIdx.x];
@@ -20,7 +21,7 @@ __global__ void reverse_kernel(const float* in, float* out, bool barrier) {
   out[threadIdx.x] = tile[blockDim.x - 1 - threadIdx.x];
 }
 
-// Writes one element past the tile, or past the output, where it is told to.
+// Writes `excess` elements past the tile, or past the output.
 __global__ void past_the_end_kernel(float* out, int count, bool in_shared, int excess) {
   float* tile = dynamic_shared<float>();
   const int i = static_cast<int>(threadIdx.x);
@@ -36,7 +37,7 @@ __global__ void static_past_the_end_kernel(float* out, int excess) {
   out[threadIdx.x] = tile[threadIdx.x];
 }
 
-// Sum over the warp, in a mask that may leave out lanes that take part, or name lanes that do not.
+// Sum over the warp, with a mask that may lack lanes that take part, or name lanes that do not.
 __global__ void masked_sum_kernel(const float* in, float* out, unsigned mask, unsigned active) {
   if (!(active >> threadIdx.x & 1)) return;
   float value = in[threadIdx.x];
@@ -44,7 +45,7 @@ __global__ void masked_sum_kernel(const float* in, float* out, unsigned mask, un
   out[threadIdx.x] = value;
 }
 
-// Half of the block leaves before the barrier, or waits at another one.
+// Half of the block exits before the barrier, or waits at another one.
 __global__ void divergent_barrier_kernel(float* out, bool other_barrier) {
   if (threadIdx.x < blockDim.x / 2) {
     if (!other_barrier) return;
@@ -55,7 +56,7 @@ __global__ void divergent_barrier_kernel(float* out, bool other_barrier) {
   out[threadIdx.x] = 1.0f;
 }
 
-// Every thread changes the one sum that is the block's, with no order among them.
+// All threads of a block update one sum, in no order.
 __global__ void racing_sum_kernel(float* out) {
   RSF_SHARED(float, total, 1);
   if (threadIdx.x == 0) *total = 0.0f;
@@ -65,7 +66,7 @@ __global__ void racing_sum_kernel(float* out) {
   if (threadIdx.x == 0) out[blockIdx.x] = *total;
 }
 
-// Reads an asynchronous copy, waiting for it or not.
+// Reads an asynchronous copy, with or without waiting for it.
 __global__ void async_copy_kernel(const float* in, float* out, bool wait) {
   RSF_SHARED(float, tile, 128);
   copy_async(tile + 4 * threadIdx.x, in + 4 * threadIdx.x);
@@ -75,7 +76,7 @@ __global__ void async_copy_kernel(const float* in, float* out, bool wait) {
   for (int i = 0; i < 4; ++i) out[4 * threadIdx.x + i] = tile[127 - 4 * threadIdx.x - i];
 }
 
-// Copies over a tile that other threads read, behind a barrier or not.
+// Copies over a tile that other threads read, after a barrier or without one.
 __global__ void overwriting_copy_kernel(const float* in, float* out, bool barrier) {
   RSF_SHARED(float, tile, 128);
   const int own = 4 * static_cast<int>(threadIdx.x), other = 124 - own;
@@ -93,7 +94,7 @@ __global__ void overwriting_copy_kernel(const float* in, float* out, bool barrie
 
 enum Divergence { kBarrierAndShuffle, kTwoMasks, kTwoOperations };
 
-// Lanes that part where a warp operation names all of them.
+// Lanes diverge before a warp operation that names all of them.
 __global__ void divergent_warp_kernel(float* out, int divergence) {
   const bool first = threadIdx.x < 16;
   if (divergence == kBarrierAndShuffle) {
@@ -108,7 +109,7 @@ __global__ void divergent_warp_kernel(float* out, int divergence) {
   }
 }
 
-// out [5, 32]: what the warp operations give for a lane's number x.
+// out [5, 32]: the results of warp operations on each lane's x.
 __global__ void warp_operations_kernel(const float* in, float* out) {
   const int lane = static_cast<int>(threadIdx.x);
   const float x = in[lane];
@@ -123,7 +124,7 @@ __global__ void warp_operations_kernel(const float* in, float* out) {
   out[128 + lane] = *sum;
 }
 
-// Reads four numbers at once from wherever they are.
+// Loads four elements at once from any offset, aligned or not.
 __global__ void vector_load_kernel(const float* in, float* out, int offset) {
   const auto four = load_vector<4>(in + offset);
   for (int i = 0; i < 4; ++i) out[i] = four[i];

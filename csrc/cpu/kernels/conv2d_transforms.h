@@ -1,10 +1,11 @@
-// The transforms of Winograd's convolution F(m, 3) (Lavin and Gray, arXiv 1509.09308), constructed by Toom and Cook's
-// scheme from the points 0, ±p_1, …, ±p_P and ∞: m = 2P outputs of n = 2P + 2 inputs.
+// The transforms of Winograd's convolution F(m, 3) (Lavin and Gray, arXiv 1509.09308), constructed by the Toom-Cook
+// algorithm from the points 0, ±p_1, …, ±p_P and ∞: m = 2P outputs of n = 2P + 2 inputs.
 //
 //   y = Aᵀ (G g ∘ Bᵀ d)
 //
-// Points of both signs share their even and their odd part, which halves the multiplications. Bᵀ is made of the
-// polynomials that vanish at all other points, G divides by their value at the point, Aᵀ holds the point's powers.
+// The two points of a pair ±p share the even and the odd part of their polynomials, which halves the multiplications.
+// Bᵀ holds the polynomials that vanish at all other points, G divides by their values at the point, Aᵀ holds its
+// powers.
 #pragma once
 
 #include "simd.h"
@@ -14,7 +15,8 @@ namespace resshift::cpu::RSF_ISA {
 template <int Pairs>
 struct Points;
 
-// Chosen for the least error among small fractions; powers of two in the denominator keep the coefficients exact.
+// Those with the least error among small fractions whose denominators are powers of two, so that most coefficients are
+// exact.
 template <>
 struct Points<2> {
   static constexpr double values[] = {0.75, 1.5};
@@ -119,7 +121,7 @@ struct Transform {
     }
   }
 
-  // The transposed ones, which gradients take the other way.
+  // The transposed transforms, for gradients.
   static RSF_INLINE void from_output(const Floats (&y)[kOutputs], Floats (&m)[kInputs]) {
     m[0] = y[0];
     m[kInputs - 1] = y[kOutputs - 1];

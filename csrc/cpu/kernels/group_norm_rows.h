@@ -1,4 +1,4 @@
-// What the kernels of group_norm share: how channels-last pixels become rows of whole vectors, and parameters.
+// What the kernels of group_norm share: channels-last pixels as rows of whole vectors, and parameters.
 #pragma once
 
 #include "group_norm.h"
@@ -6,22 +6,22 @@
 
 namespace resshift::cpu::RSF_ISA {
 
-// Numbers of a row that are worked on together: their constants and sums stay in the first-level cache.
+// Elements of a row that are computed together; their constants and sums fit the first-level cache.
 constexpr std::int64_t kColumns = 1024;
 struct alignas(kVectorBytes) Columns {
   float values[kColumns];
 };
 
-// Pixels of C channels as rows of one or several pixels each, which are whole pairs of vectors, and a part of one more.
+// Pixels as rows of one or several pixels, whole pairs of vectors long, and a last, partial row.
 struct Rows {
-  std::int64_t length, count, rest;  // numbers of a row, rows, numbers behind them
+  std::int64_t length, count, rest;  // elements of a row, rows, elements of the partial row
 
   RSF_INLINE Rows(std::int64_t pixels, std::int64_t channels) : length(channels) {
     while (length % (2 * kLanes) != 0 || length < 4 * kLanes) length *= 2;
     count = pixels * channels / length;
     rest = pixels * channels % length;
   }
-  // Columns worked on together from `start` on, and how many of them the last, partial row has.
+  // How many columns are computed together from `start` on, and how many of them the partial row has.
   RSF_INLINE std::int64_t width(std::int64_t start) const {
     return length - start < kColumns ? length - start : kColumns;
   }
@@ -31,8 +31,8 @@ struct Rows {
   }
 };
 
-// Call `visit(i, n, channel, group)` for columns i to i + n of a row, which belong to channels of one group; column 0
-// is column `start` of the row.
+// Call `visit(i, n, channel, group)` for each run of columns [i, i + n) that belong to one group; columns are counted
+// from column `start` of the row.
 template <class Visit>
 RSF_INLINE void for_groups(std::int64_t start, std::int64_t width, std::int64_t channels, std::int64_t num_groups,
                            const Visit& visit) {
@@ -56,7 +56,7 @@ RSF_INLINE void repeat(Columns& columns, const float* constants, std::int64_t st
   });
 }
 
-// `count` numbers of a parameter from `channel` on; `otherwise` where there is none.
+// Load `count` elements of a parameter from `channel` on, or `otherwise` if there is no parameter.
 RSF_INLINE void load_channels(float* out, const View& view, std::int64_t image, std::int64_t channel,
                               std::int64_t count, float otherwise) {
   if (!view.data) {
@@ -85,7 +85,7 @@ struct Parameters {
 };
 
 // Multiplier and offset of channels [first, first + count) of one image: norm(x)·w·(1+s) + b·(1+s) + h is
-// (x − mean)·multiplier + offset. What `mean` lost by rounding to float32 goes into the offset.
+// (x − mean)·multiplier + offset. The offset makes up for the rounding of `mean` to float32.
 RSF_INLINE void write_affine(const Affine& affine, std::int64_t image, std::int64_t first, std::int64_t count,
                              double mean, double rstd, float* means, float* multipliers, float* offsets) {
   const float rounded = static_cast<float>(mean);

@@ -1,5 +1,5 @@
-// posterior_step, prior_sample and q_sample in one pass over the pixels. The noise of a block of pixels is drawn
-// first, in loops that a compiler makes vectors of; drawing it is nearly all the work.
+// posterior_step, prior_sample and q_sample in one pass over the pixels. The noise of a block of pixels is drawn first,
+// in loops that compilers vectorize; drawing it is nearly all the work.
 
 #include "residual_shift.h"
 
@@ -86,7 +86,7 @@ void q_sample(const QSample& call, std::int64_t begin, std::int64_t end) {
   while (begin < end) {
     const std::int64_t image = begin / call.pixels, pixel = begin % call.pixels;
     const std::int64_t count = std::min(call.pixels - pixel, end - begin), t = call.t[image];
-    // A step outside the table gives NaN instead of reading what lies beside it.
+    // A step outside the table gives NaN instead of an access out of bounds.
     const bool in_table = t >= 0 && t < call.num_steps;
     const View table{call.table, call.table_dtype};
     const float eta = in_table ? load(table, t * kColumns + kEta) : std::numeric_limits<float>::quiet_NaN();

@@ -1,5 +1,5 @@
-// Vectors of float32 as wide as the instruction set that this file is compiled for, and the functions of numbers that
-// kernels apply to them. They are the compiler's own vectors: + − × ÷ and comparisons work on them as they are.
+// Vectors of float32 as wide as the instruction set that a file is compiled for, and elementary functions of them. They
+// are the compiler's vector types, which have operators for arithmetic and comparisons.
 #pragma once
 
 #if defined(__x86_64__)
@@ -94,7 +94,7 @@ RSF_INLINE void store(Half* address, Floats value) {
 
 RSF_INLINE std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 
-// The first `count` numbers, zeros behind them; count may be kLanes or more.
+// Load the first `count` elements, and zeros for the others; count may be kLanes or more.
 template <class T>
 RSF_INLINE Floats load(const T* address, std::int64_t count) {
   if (count >= kLanes) return load(address);
@@ -103,7 +103,7 @@ RSF_INLINE Floats load(const T* address, std::int64_t count) {
   return load(padded);
 }
 
-// Store the first `count` numbers; count may be kLanes or more.
+// Store the first `count` elements; count may be kLanes or more.
 template <class T>
 RSF_INLINE void store(T* address, Floats value, std::int64_t count) {
   if (count >= kLanes) return store(address, value);
@@ -112,7 +112,7 @@ RSF_INLINE void store(T* address, Floats value, std::int64_t count) {
   for (std::int64_t i = 0; i < count; ++i) address[i] = padded[i];
 }
 
-// Have the cache lines of a column block of numbers fetched.
+// Prefetch the cache lines of two vectors.
 template <class T>
 RSF_INLINE void prefetch(const T* address) {
   for (int byte = 0; byte < 2 * kLanes * static_cast<int>(sizeof(T)); byte += 64) {
@@ -122,7 +122,7 @@ RSF_INLINE void prefetch(const T* address) {
 
 RSF_INLINE Floats select(Ints condition, Floats yes, Floats no) { return condition ? yes : no; }
 
-// Of a number and NaN the second, whichever that is; one instruction, of which compilers make two.
+// If either is NaN, the result is b. That is one instruction, where compilers emit two.
 RSF_INLINE Floats maximum(Floats a, Floats b) {
 #if defined(__AVX512F__)
   return reinterpret_cast<Floats>(_mm512_max_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
@@ -155,11 +155,11 @@ RSF_INLINE float largest(Floats x) {
   return result;
 }
 
-// e^x within 2 ulp; 0 below −87.3, and what is above 88.3 gives e^88.3. NaN stays NaN.
+// e^x within 2 ulp; 0 below −87.3, e^88.3 above 88.3, NaN for NaN.
 RSF_INLINE Floats exp(Floats x) {
   const Floats low = broadcast(-87.3f), high = broadcast(88.3f);
   const Floats clamped = x < low ? low : x > high ? high : x;
-  // x = n ln 2 + r with |r| ≤ ln 2 / 2: adding and taking 1.5·2²³ rounds to the nearest integer.
+  // x = n ln 2 + r with |r| ≤ ln 2 / 2: adding and subtracting 1.5·2²³ rounds to the nearest integer.
   const Floats magic = broadcast(12582912.0f);
   const Floats shifted = clamped * 1.44269504f + magic;
   const Floats n = shifted - magic;
@@ -186,8 +186,8 @@ RSF_INLINE Floats reciprocal(Floats x) {
 #endif
 }
 
-// 1 / (1 + e^−z) for z of −87 at least, within 1e-6 of itself, or 4e-6 below −15. It takes fewer operations than exp,
-// which is exact to the last digits for every z.
+// 1 / (1 + e^−z) for z ≥ −87, with a relative error of 1e-6, or 4e-6 below −15. It takes fewer operations than with
+// exp, whose error is smaller.
 RSF_INLINE Floats bounded_sigmoid(Floats z) {
   const Floats magic = broadcast(12582912.0f), bounded = minimum(broadcast(87.0f), z);
   const Floats shifted = bounded * -1.44269504f + magic;
@@ -205,7 +205,7 @@ RSF_INLINE Floats bounded_sigmoid(Floats z) {
 
 RSF_INLINE Floats sigmoid(Floats z) { return bounded_sigmoid(maximum(broadcast(-87.0f), z)); }
 
-// z σ(z); arXiv 1702.03118. Next to nothing below −87, where σ(z) stays what it is there.
+// z σ(z); arXiv 1702.03118. Below −87 it is that of −87, about −1e-36.
 RSF_INLINE Floats silu(Floats z) {
   const Floats bounded = maximum(broadcast(-87.0f), z);
   return bounded * bounded_sigmoid(bounded);

@@ -1,4 +1,4 @@
-// As many vectors as they have lanes, transposed in registers.
+// Transposition of kLanes vectors in registers.
 #pragma once
 
 #include "simd.h"
@@ -11,7 +11,7 @@ namespace resshift::cpu::RSF_ISA {
 #define RSF_INTERLEAVE(a, b, ...) __builtin_shuffle(a, b, Ints{__VA_ARGS__})
 #endif
 
-// The first halves of a and b, lane by lane in turns, and the second halves.
+// The first halves of a and b interleaved lane by lane, and the second halves.
 RSF_INLINE Floats first_halves(Floats a, Floats b) {
 #if defined(__AVX512F__)
   return RSF_INTERLEAVE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
@@ -34,7 +34,7 @@ RSF_INLINE Floats second_halves(Floats a, Floats b) {
 
 #undef RSF_INTERLEAVE
 
-// Swap rows and lanes: log₂ kLanes times, the first half of the rows is interleaved with the second.
+// Transpose by interleaving the first half of the rows with the second log₂ kLanes times.
 RSF_INLINE void transpose(Floats (&rows)[kLanes]) {
 #pragma GCC unroll 4
   for (int done = 1; done < kLanes; done *= 2) {
