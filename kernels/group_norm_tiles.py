@@ -19,6 +19,7 @@ from torch import Tensor
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_GROUP_CHANNELS = 4096  # of one group: a tile holds whole groups
+# Most of the following are in csrc/cuda/group_norm_plan.h too; python_tests/csrc/test_group_norm.py holds them equal.
 MIN_ROW_BYTES = 64  # of a channels-last chunk: two sectors
 MAX_ROW_BYTES = 1024  # of a chunk of several groups: wider tiles have too few pixels
 SECTOR = 32  # bytes that a multiprocessor reads or writes in about a cycle, of one row

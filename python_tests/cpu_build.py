@@ -1,7 +1,7 @@
 """Compile the kernels for CPUs as setup.py does, but for sanitizers.
 
 scripts/sanitize.py builds the library and runs tests with it in the place of the installed one. Scratch memory is then
-exactly as large as asked for and full of NaN, and loops are shared between threads of its own (csrc/bindings). Objects
+exactly as large as asked for and full of NaN, and loops are shared between threads of its own (csrc/cpu). Objects
 are kept in build/ and made anew when their source, a header that it includes or the flags change, given ninja.
 """
 

@@ -1,30 +1,17 @@
 // The residual shift on CPU tensors.
-#include "../cpu/kernels/residual_shift.h"
+#include "../cpu/residual_shift.h"
 
-#include "../cpu/parallel.h"
+#include "cpu.h"
 #include "residual_shift.h"
 
 namespace resshift::bindings {
 namespace {
 
-using namespace resshift::cpu;
+struct Cpu : OnCpu {
+  using OnCpu::OnCpu;
 
-// Pixels that a thread takes at least: drawing their noise then outweighs handing them over.
-constexpr int64_t kGrain = 2048;
-
-struct Cpu {
-  explicit Cpu(const Tensor& x) { STD_TORCH_CHECK(x.is_cpu(), "the first argument must be on the CPU"); }
-
-  void operator()(const ChainStep& call) const {
-    const auto kernel = RSF_KERNEL(chain_step);
-    parallel_for(0, call.batch * call.height * call.width, kGrain,
-                 [&](int64_t begin, int64_t end) { kernel(call, begin, end); });
-  }
-
-  void operator()(const QSample& call) const {
-    const auto kernel = RSF_KERNEL(q_sample);
-    parallel_for(0, call.batch * call.pixels, kGrain, [&](int64_t begin, int64_t end) { kernel(call, begin, end); });
-  }
+  void run(const ChainStep& call) const { cpu::chain_step(call); }
+  void run(const QSample& call) const { cpu::q_sample(call); }
 };
 
 }  // namespace

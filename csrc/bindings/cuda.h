@@ -1,7 +1,7 @@
 // Launching on torch's current stream.
 //
-// With RSF_EMULATED the bindings take CPU tensors and call the kernels of csrc/emulation: so tests run everything that
-// lies between torch and the kernels.
+// With RSF_EMULATED the bindings take CPU tensors and call the kernels of csrc/emulation, so that tests run all code
+// between torch and the kernels.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -18,13 +18,13 @@ namespace resshift::bindings {
 #define RSF_CUDA_KEY CUDA
 #endif
 
-// Makes a tensor's device the current one for as long as it lives, and knows that device's current stream.
-class Launcher {
+// Makes a tensor's device the current one for its own lifetime, and knows that device's current stream.
+class OnCuda {
  public:
 #if defined(RSF_EMULATED)
-  explicit Launcher(const Tensor& x) { STD_TORCH_CHECK(x.is_cpu(), "the emulation takes CPU tensors"); }
+  explicit OnCuda(const Tensor& x) { STD_TORCH_CHECK(x.is_cpu(), "the emulation takes CPU tensors"); }
 #else
-  explicit Launcher(const Tensor& x) : guard_(index_of(x)) {
+  explicit OnCuda(const Tensor& x) : guard_(index_of(x)) {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream_));
   }
 #endif

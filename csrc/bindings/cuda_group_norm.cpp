@@ -7,18 +7,13 @@
 namespace resshift::bindings {
 namespace {
 
-struct Cuda {
-  using Forward = cuda::GroupNorm;
-  using Backward = cuda::GroupNormBackward;
+struct Cuda : OnCuda {
+  using OnCuda::OnCuda;
 
-  explicit Cuda(const Tensor& x) : launcher(x) {}
-
-  static int64_t scratch(const Forward& call) { return cuda::group_norm_scratch(call); }
-  static int64_t scratch(const Backward& call) { return cuda::group_norm_backward_scratch(call); }
-  void operator()(const Forward& call) const { Launcher::check(cuda::group_norm(call, launcher.stream())); }
-  void operator()(const Backward& call) const { Launcher::check(cuda::group_norm_backward(call, launcher.stream())); }
-
-  const Launcher launcher;
+  static int64_t scratch(const GroupNorm& call) { return cuda::group_norm_scratch(call); }
+  static int64_t scratch(const GroupNormBackward& call) { return cuda::group_norm_backward_scratch(call); }
+  void run(const GroupNorm& call) const { check(cuda::group_norm(call, stream())); }
+  void run(const GroupNormBackward& call) const { check(cuda::group_norm_backward(call, stream())); }
 };
 
 }  // namespace

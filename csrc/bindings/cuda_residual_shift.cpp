@@ -7,13 +7,11 @@
 namespace resshift::bindings {
 namespace {
 
-struct Cuda {
-  explicit Cuda(const Tensor& x) : launcher(x) {}
+struct Cuda : OnCuda {
+  using OnCuda::OnCuda;
 
-  void operator()(const ChainStep& call) const { Launcher::check(cuda::chain_step(call, launcher.stream())); }
-  void operator()(const QSample& call) const { Launcher::check(cuda::q_sample(call, launcher.stream())); }
-
-  Launcher launcher;
+  void run(const ChainStep& call) const { check(cuda::chain_step(call, stream())); }
+  void run(const QSample& call) const { check(cuda::q_sample(call, stream())); }
 };
 
 }  // namespace

@@ -1,20 +1,16 @@
 // Vector quantization of CUDA tensors.
-#include "vector_quantize.h"
-
 #include "../cuda/vector_quantize.h"
+
 #include "cuda.h"
+#include "vector_quantize.h"
 
 namespace resshift::bindings {
 namespace {
 
-struct Cuda {
-  using Call = VectorQuantize;
+struct Cuda : OnCuda {
+  using OnCuda::OnCuda;
 
-  explicit Cuda(const Tensor& x) : launcher(x) {}
-
-  void run(const Call& call) const { Launcher::check(cuda::vector_quantize(call, launcher.stream())); }
-
-  Launcher launcher;
+  void run(const VectorQuantize& call) const { check(cuda::vector_quantize(call, stream())); }
 };
 
 }  // namespace

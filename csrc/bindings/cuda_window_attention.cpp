@@ -1,20 +1,18 @@
 // Window attention and its gradients on CUDA tensors.
-#include "window_attention.h"
-
-#include <cstdint>
-
 #include "../cuda/window_attention.h"
+
 #include "cuda.h"
+#include "window_attention.h"
 
 namespace resshift::bindings {
 namespace {
 
-struct Cuda {
-  static constexpr int64_t kMinWindow = 4;
+struct Cuda : OnCuda {
+  using OnCuda::OnCuda;
 
-  explicit Cuda(const Tensor& x) : launcher(x) {}
+  static constexpr int64_t kMinWindow = cuda::kMinWindow;
 
-  static void check(const WindowAttention& call) {
+  static void check_call(const WindowAttention& call) {
     STD_TORCH_CHECK(call.head_dim == 16 || call.head_dim == 32 || call.head_dim == 64,
                     "heads must be 16, 32 or 64 wide, got ", call.head_dim);
     STD_TORCH_CHECK(cuda::window_attention_supported(call), "there are too many windows for one launch");
@@ -31,15 +29,11 @@ struct Cuda {
 
   static int64_t scratch(const WindowAttention& call) { return cuda::window_attention_scratch(call); }
 
-  void run(const WindowAttention& call, void* out) const {
-    Launcher::check(cuda::window_attention(call, out, launcher.stream()));
-  }
+  void run(const WindowAttention& call, void* out) const { check(cuda::window_attention(call, out, stream())); }
 
   void run(const WindowAttention& call, const WindowAttentionGradients& gradients) const {
-    Launcher::check(cuda::window_attention_backward(call, gradients, launcher.stream()));
+    check(cuda::window_attention_backward(call, gradients, stream()));
   }
-
-  Launcher launcher;
 };
 
 }  // namespace

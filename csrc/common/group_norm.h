@@ -1,4 +1,4 @@
-// What group_norm normalizes and how; ops/group_norm.py has the formulas.
+// The arguments of group_norm and its gradient; ops/group_norm.py has the formulas.
 #pragma once
 
 #include "view.h"
@@ -10,6 +10,8 @@ struct GroupedImages {
   Dtype dtype;
   bool channels_last;
   std::int64_t batch, channels, pixels, num_groups;
+
+  RSF_INLINE std::int64_t elements() const { return batch * channels * pixels; }
 };
 
 // What follows normalization: (norm · weight + bias)(1 + scale) + shift, then the activation.
@@ -17,6 +19,28 @@ struct Affine {
   View weight, bias;  // [C]
   View scale, shift;  // [B, C], or no data
   bool silu;
+};
+
+struct GroupNorm {
+  GroupedImages images;
+  const void* x;
+  Affine affine;
+  float eps;
+  void* y;
+  float* mean;     // [B, G]
+  float* rstd;     // [B, G]: 1 / deviation
+  float* scratch;  // of the size that the device's group_norm_scratch returns
+};
+
+struct GroupNormBackward {
+  GroupedImages images;
+  const void *dy, *x;
+  const float *mean, *rstd;  // of the forward pass
+  Affine affine;
+  void* dx;
+  float *dweight, *dbias;  // [C]
+  float *dscale, *dshift;  // [B, C]
+  float* scratch;          // of the size that the device's group_norm_backward_scratch returns
 };
 
 }  // namespace resshift

@@ -37,7 +37,7 @@ RSF_INLINE Words philox4x32(Words counter, std::uint64_t seed) {
   return counter;
 }
 
-// Two normals √(−2 ln u) (cos 2πv, sin 2πv) of two words, where a word r stands for ((r >> 9) + 1/2) 2⁻²³.
+// Two normals √(−2 ln u) (cos 2πv, sin 2πv) of two words, where a word r gives ((r >> 9) + 1/2) 2⁻²³.
 //
 // That is (r >> 8 | 1) 2⁻²⁴, so the angle is reduced to ±1/8 turn exactly, in integers. Minimax polynomials then give
 // sin(π f/2) and cos(π f/2) for |f| ≤ 1/2, within 5e-9 and 6e-11 before rounding. The same operations on every device

@@ -1,4 +1,4 @@
-// Number formats: float32, and float16 and bfloat16 as bits that are converted to float32 for arithmetic.
+// Element types: float32, and float16 and bfloat16 as bits that are converted to float32 for arithmetic.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +14,9 @@
 namespace resshift {
 
 enum class Dtype : std::int32_t { kFloat32, kFloat16, kBFloat16 };
+
+// Bytes of an element.
+RSF_INLINE int size_of(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
 
 struct Half {
   std::uint16_t bits;
@@ -31,12 +34,12 @@ RSF_INLINE To bit_cast(const From& value) {
   return result;
 }
 
-// Half to float32: the exponent moves from bias 15 to 127; what is subnormal is normalized by a subtraction.
+// Half to float32: the exponent's bias changes from 15 to 127, and a subtraction normalizes subnormals.
 RSF_HOST float half_bits_to_float(std::uint16_t bits) {
   std::uint32_t magnitude = (bits & 0x7fffu) << 13;
   const std::uint32_t exponent = magnitude & 0x0f800000u;
   magnitude += 112u << 23;
-  if (exponent == 0x0f800000u) magnitude += 112u << 23;  // infinite, or not a number
+  if (exponent == 0x0f800000u) magnitude += 112u << 23;  // infinity or NaN
   if (exponent == 0) magnitude = bit_cast<std::uint32_t>(bit_cast<float>(magnitude + (1u << 23)) - 6.103515625e-05f);
   return bit_cast<float>(magnitude | (bits & 0x8000u) << 16);
 }
@@ -48,8 +51,8 @@ RSF_HOST std::uint16_t float_to_half_bits(float value) {
   std::uint32_t result;
   if (magnitude >= 0x47800000u) {  // from 65536 on
     result = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
-  } else if (magnitude <
-             0x38800000u) {  // below the smallest normal half: 0.5 lines the bits up, and the sum rounds them
+  } else if (magnitude < 0x38800000u) {
+    // Below the smallest normal half: adding 0.5 aligns the bits, and the sum rounds them.
     result = bit_cast<std::uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
   } else {
     result = (magnitude - (112u << 23) + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
@@ -101,10 +104,10 @@ RSF_INLINE BFloat16 from_float<BFloat16>(float value) {
 #endif
 }
 
-// Two 16-bit numbers in one register, the first in its low half, as matrix instructions take them.
+// Two 16-bit values in one register, the first in its low half, as matrix instructions take them.
 template <class T>
 RSF_INLINE std::uint32_t pack2(float low, float high) {
-  static_assert(sizeof(T) == 2, "two 16-bit numbers make a register");
+  static_assert(sizeof(T) == 2, "two 16-bit values fill a register");
   return from_float<T>(low).bits | static_cast<std::uint32_t>(from_float<T>(high).bits) << 16;
 }
 
@@ -121,7 +124,7 @@ RSF_INLINE std::uint32_t pack2<BFloat16>(float low, float high) {
 }
 #endif
 
-// N numbers that are loaded and stored at once; 16 bytes are the widest access that there is before sm_100.
+// N elements that are loaded and stored at once; before sm_100 the widest access is 16 bytes.
 template <class T, int N>
 struct alignas(sizeof(T) * N) Vector {
   T values[N];

@@ -1,4 +1,4 @@
-// What window attention is called with; ops/window_attention.py has the formulas.
+// The arguments of window attention, and its mask; ops/window_attention.py has the formulas.
 #pragma once
 
 #include <cstdint>
@@ -8,10 +8,10 @@
 
 namespace resshift {
 
-// As in resshift_fast/ops/window_attention.py.
+// In the order of ops.window_attention.MASKS.
 enum class WindowMask : std::int32_t { kResshift, kSwin };
 
-// What forward and backward are called with. Tensors are contiguous, images 16-byte aligned.
+// Of forward and backward. Tensors are contiguous, images 16-byte aligned.
 struct WindowAttention {
   const void* qkv;           // [B, height, width, 3 · heads · head_dim], last dimension (q | k | v, head, head_dim)
   const void* table;         // [(2 · window − 1)², heads]
@@ -24,12 +24,37 @@ struct WindowAttention {
   RSF_INLINE std::int32_t span() const { return 2 * window - 1; }
 };
 
-// Gradients, and memory for what the kernels hand on to one another; the caller allocates all of it.
+// Gradients, and scratch memory between kernels; the caller allocates both.
 struct WindowAttentionGradients {
   const void* dout;  // [B, height, width, heads · head_dim], like qkv
   void* dqkv;        // like qkv
   float* dtable;     // [(2 · window − 1)², heads]
-  float* scratch;    // window_attention_scratch(call) numbers
+  float* scratch;    // of the size that the device's window_attention_scratch returns
 };
+
+// Scores carry a factor log₂ e, because 2^x is what a GPU has an instruction for and what takes fewest operations on a
+// CPU.
+constexpr float kLog2E = 1.4426950408889634f;
+constexpr float kMaskScore = -100.0f * kLog2E;  // added to the score of two tokens that do not see each other
+
+// The regions of one window: only tokens of the same region see each other. A shifted window at the bottom or right
+// edge of the image continues at the opposite edge, from row or column `edge` on.
+struct WindowRegions {
+  int edge;
+  bool rows_split, columns_split;  // whether the rows, and the columns, from `edge` on are regions of their own
+
+  RSF_INLINE bool several() const { return rows_split || columns_split; }
+
+  RSF_INLINE int of(int row, int column) const {
+    return (rows_split && row >= edge ? 2 : 0) + (columns_split && column >= edge ? 1 : 0);
+  }
+};
+
+// Of a window of `side` pixels in the image's last row or column of windows, or in neither.
+RSF_INLINE WindowRegions regions_of(const WindowAttention& call, int side, bool last_row, bool last_column) {
+  const bool bottom = call.shift > 0 && last_row, right = call.shift > 0 && last_column;
+  const bool swin = call.mask == WindowMask::kSwin;
+  return {side - call.shift, swin && bottom, swin ? right : bottom};
+}
 
 }  // namespace resshift

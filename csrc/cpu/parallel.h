@@ -1,4 +1,4 @@
-// Loops whose turns threads share.
+// Loops whose iterations threads share.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -9,15 +9,17 @@
 #include <vector>
 #endif
 
-namespace resshift::bindings {
+namespace resshift::cpu {
 
-// Call f(begin, end) for pieces that cover a range, no piece but the last smaller than the grain, and wait for them.
+using torch::stable::get_num_threads;
+
+// Call f(begin, end) for subranges that cover a range, none but the last smaller than the grain, and wait for all.
 #if !defined(RSF_SANITIZED)
 using torch::stable::parallel_for;
 #else
-// A sanitizer knows nothing of the order in which torch's threads work, and calls here are too small for several.
-// Pieces of any size, each in a thread of its own and none ordered before another, show what two of them do to one
-// address.
+// A sanitizer knows nothing of the order in which torch's threads work, and the tests' calls are too small for several.
+// Here every subrange, of any size, has a thread of its own, and none is ordered before another: two threads that use
+// one address are seen.
 template <class F>
 void parallel_for(int64_t begin, int64_t end, int64_t, const F& f) {
   const int64_t count = end - begin, pieces = std::min<int64_t>(count, 5);
@@ -29,4 +31,4 @@ void parallel_for(int64_t begin, int64_t end, int64_t, const F& f) {
 }
 #endif
 
-}  // namespace resshift::bindings
+}  // namespace resshift::cpu

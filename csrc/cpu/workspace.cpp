@@ -11,12 +11,12 @@
 #include <sys/mman.h>
 #endif
 
-namespace resshift::bindings {
+namespace resshift::cpu {
 
 #if defined(RSF_SANITIZED)
 
-// As much as was asked for, used by nobody before and nobody after, and NaN: reading past its ends or before it was
-// written shows. A lock would order the threads that take it, and hide races between them.
+// Exactly the size asked for, never reused, and full of NaN, so that reads past its end or before the first write show.
+// There is no pool: its lock would order the threads that take it and hide races between them.
 Workspace::Workspace(int64_t floats) : data_(nullptr), bytes_(static_cast<std::size_t>(floats) * sizeof(float)) {
   void* data = nullptr;
   STD_TORCH_CHECK(!posix_memalign(&data, 64, bytes_), "no memory is left for ", bytes_, " bytes of scratch");
@@ -32,8 +32,8 @@ void advise_huge_pages(void*, std::size_t) {}
 
 namespace {
 
-constexpr std::size_t kPage = std::size_t{1} << 21;  // a huge page, which the system uses where it has one to spare
-constexpr std::size_t kKept = 16;                    // buffers; more threads than that allocate anew
+constexpr std::size_t kPage = std::size_t{1} << 21;  // a huge page
+constexpr std::size_t kKept = 16;                    // buffers; further threads allocate anew
 
 struct Buffer {
   float* data;
@@ -64,7 +64,7 @@ void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] std::size_t
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(data);
   const std::uintptr_t begin = (address + kPage - 1) / kPage * kPage, end = (address + bytes) / kPage * kPage;
-  // Where the system has none, small pages do.
+  // The result is ignored: without huge pages the memory works as well.
   if (end >= begin + 4 * kPage) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
 }
@@ -80,7 +80,7 @@ Workspace::Workspace(int64_t floats) {
       const bool fits = buffers[i].bytes >= needed;
       if (fits && (best == buffers.size() || buffers[i].bytes < buffers[best].bytes)) best = i;
     }
-    // One that is too small makes room for the larger one that replaces it.
+    // Free one that is too small: the pool must not grow by every size that was ever asked for.
     if (best == buffers.size() && !buffers.empty()) {
       std::free(buffers.back().data);
       buffers.pop_back();
@@ -105,4 +105,4 @@ Workspace::~Workspace() {
 
 #endif
 
-}  // namespace resshift::bindings
+}  // namespace resshift::cpu

@@ -1,12 +1,12 @@
-// Scratch memory that is kept from call to call: fresh pages cost more than what is computed on them.
+// Scratch memory that is kept between calls: the page faults of fresh memory cost more than the work done in it.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
-namespace resshift::bindings {
+namespace resshift::cpu {
 
-// Floats that are uninitialized, aligned to pages, and given back at the end of the scope; any thread may ask for some.
+// Uninitialized floats, aligned to pages and returned to the pool at the end of the scope. Any thread may create one.
 class Workspace {
  public:
   explicit Workspace(int64_t floats);
@@ -21,8 +21,8 @@ class Workspace {
   std::size_t bytes_;
 };
 
-// Have the system back a large tensor's memory, not yet written, with huge pages: an image of 32 MiB is fresh memory
-// every time, and to be given it in pages of 4 KiB takes a third of the time of the convolution that writes it.
+// Ask the system to back a large tensor, not yet written, with huge pages: a new image of 32 MiB is fresh memory every
+// time, and with pages of 4 KiB its page faults take a third of the time of the convolution that writes it.
 void advise_huge_pages(void* data, std::size_t bytes);
 
-}  // namespace resshift::bindings
+}  // namespace resshift::cpu

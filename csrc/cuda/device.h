@@ -1,12 +1,13 @@
-// What kernels are written with: launches, shared memory, and reductions over warps.
+// What all kernels use: launches, shared memory, and reductions over warps.
 //
 // Everything that only nvcc can read (launch syntax, `extern __shared__`, PTX) is in this file and in matrix.h, so that
-// csrc/emulation can take its place.
+// csrc/emulation can replace it.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include "../common/integers.h"
 #include "../common/scalar.h"
 
 #if defined(RSF_EMULATED)
@@ -30,7 +31,7 @@ namespace resshift {
 
 constexpr int kWarpSize = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
-constexpr std::size_t kStaticSharedBytes = 48 * 1024;  // beyond it a kernel has to ask
+constexpr std::size_t kStaticSharedBytes = 48 * 1024;  // for more, a kernel's attribute has to be set
 constexpr std::size_t kMostSharedBytes = 99 * 1024;    // a block's on sm_86, 89 and 120; the others have more
 
 // Start `kernel` on a cudaStream_t; returns the cudaError_t of the launch.
@@ -43,7 +44,7 @@ int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t sha
   return 0;
 #else
   if (shared_bytes > kStaticSharedBytes) {
-    // Always the same number: the last one of all threads holds for the kernel.
+    // Always the same value: the attribute is the kernel's, and other threads set it too.
     const cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kMostSharedBytes));
     if (error != cudaSuccess) {
@@ -58,7 +59,7 @@ int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t sha
 #endif
 }
 
-// The block's shared memory whose size the launch gives, 16-byte aligned.
+// The block's shared memory of the size that the launch gave, 16-byte aligned.
 template <class T>
 RSF_DEVICE T* dynamic_shared() {
 #if defined(RSF_EMULATED)
@@ -69,7 +70,7 @@ RSF_DEVICE T* dynamic_shared() {
 #endif
 }
 
-// Store 16 aligned bytes at once; the compiler takes store_vector to pieces where it loses sight of the alignment.
+// Store 16 aligned bytes at once, also where the compiler cannot see the alignment and would split store_vector.
 RSF_DEVICE void store_words(void* address, const std::uint32_t (&words)[4]) {
 #if RSF_ON_GPU
   asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};\n" ::"l"(address), "r"(words[0]), "r"(words[1]), "r"(words[2]),
@@ -81,7 +82,7 @@ RSF_DEVICE void store_words(void* address, const std::uint32_t (&words)[4]) {
 #endif
 }
 
-// 2^x, and 0 where that is subnormal: exp2f would pay for those with three instructions more.
+// 2^x, and 0 where that is subnormal; exp2f takes three more instructions to get subnormals right.
 RSF_DEVICE float power_of_two(float x) {
 #if RSF_ON_GPU
   float y;
@@ -92,10 +93,11 @@ RSF_DEVICE float power_of_two(float x) {
 #endif
 }
 
-RSF_INLINE std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+// For access to 16 bytes at once.
+RSF_INLINE bool is_aligned(const void* address) { return reinterpret_cast<std::uintptr_t>(address) % 16 == 0; }
 
-// Reductions over the LANES neighbouring lanes of a warp that a thread is among; every lane has the result. Lanes are
-// combined in a fixed order, so that results are the same from run to run.
+// Reductions over each LANES neighbouring lanes of a warp; every lane gets the result. The order is fixed, so that
+// results are the same from run to run.
 template <int LANES = kWarpSize>
 RSF_DEVICE float warp_sum(float value) {
 #pragma unroll

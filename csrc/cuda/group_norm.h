@@ -5,35 +5,13 @@
 
 namespace resshift::cuda {
 
-struct GroupNorm {
-  GroupedImages images;
-  const void* x;
-  Affine affine;
-  float eps;
-  void* y;
-  float* mean;             // [B, G]
-  float* rstd;             // [B, G]: 1 / deviation
-  float* scratch;          // as many as group_norm_scratch says
-  std::int64_t parts = 0;  // that the pixels of an image are cut into, about; 0: as many as are fastest
-};
-
-struct GroupNormBackward {
-  GroupedImages images;
-  const void *dy, *x;
-  const float *mean, *rstd;  // of the forward pass
-  Affine affine;
-  void* dx;
-  float *dweight, *dbias;  // [C]
-  float *dscale, *dshift;  // [B, C]
-  float* scratch;          // as many as group_norm_backward_scratch says
-  std::int64_t parts = 0;
-};
+// `parts` is how many parts the pixels of an image are divided into, about; 0: as many as are fastest.
 
 // Floats of scratch memory that a call needs; all else of the call must be set.
-std::int64_t group_norm_scratch(const GroupNorm& call);
-std::int64_t group_norm_backward_scratch(const GroupNormBackward& call);
+std::int64_t group_norm_scratch(const GroupNorm& call, std::int64_t parts = 0);
+std::int64_t group_norm_backward_scratch(const GroupNormBackward& call, std::int64_t parts = 0);
 
-int group_norm(const GroupNorm& call, void* stream);
-int group_norm_backward(const GroupNormBackward& call, void* stream);
+int group_norm(const GroupNorm& call, void* stream, std::int64_t parts = 0);
+int group_norm_backward(const GroupNormBackward& call, void* stream, std::int64_t parts = 0);
 
 }  // namespace resshift::cuda

@@ -2,13 +2,13 @@
 //
 // With z = n · gain + offset of normalized n, gain = weight (1 + scale), and dz the gradient of z, which is dy or
 // dy · silu'(z), all gradients follow from two sums over the pixels of each image's channel, Σ dz and Σ dz · n. Three
-// launches: parts of those sums; the sums, what follows from them but dx, and two means of each group; and dx. n comes
+// launches: parts of those sums; the sums, all gradients but dx, and two means of each group; and dx. n is computed
 // from x again, so that nothing but x and its statistics is kept from the forward pass.
 
 #include "../common/activations.h"
 #include "device.h"
 #include "group_norm.h"
-#include "group_norm_partition.h"
+#include "group_norm_plan.h"
 
 namespace resshift::cuda {
 namespace {
@@ -37,7 +37,7 @@ struct Scratch {
   }
 };
 
-// What a thread knows of the channels of its unit: z = (x − mean) gain + offset, with 1 / deviation in the gain.
+// A thread's constants of its unit's channels: z = (x − mean) gain + offset, where the gain includes 1 / deviation.
 template <int CHANNELS>
 struct Line {
   float mean[CHANNELS], rstd[CHANNELS], gain[CHANNELS], offset[CHANNELS];
@@ -71,10 +71,10 @@ RSF_DEVICE auto load_pair(const GroupNormBackward& call, std::int64_t offset) {
   return pair;
 }
 
-// x − mean and dz of a word's numbers.
+// x − mean and dz of a word's elements.
 template <int WIDTH>
 struct Terms {
-  float centred[WIDTH], dz[WIDTH];
+  float centered[WIDTH], dz[WIDTH];
 };
 
 template <class T, int WIDTH, int CHANNELS>
@@ -82,20 +82,20 @@ RSF_DEVICE Terms<WIDTH> gradients_of_z(const Line<CHANNELS>& line, const Pair<T,
   Terms<WIDTH> terms;
 #pragma unroll
   for (int j = 0; j < WIDTH; ++j) {
-    terms.centred[j] = to_float(pair.x[j]) - line.mean[CHANNELS == 1 ? 0 : j];
+    terms.centered[j] = to_float(pair.x[j]) - line.mean[CHANNELS == 1 ? 0 : j];
     terms.dz[j] = to_float(pair.dy[j]);
   }
   if (silu) {
 #pragma unroll
     for (int j = 0; j < WIDTH; ++j) {
       const int i = CHANNELS == 1 ? 0 : j;
-      terms.dz[j] *= silu_derivative(terms.centred[j] * line.gain[i] + line.offset[i]);
+      terms.dz[j] *= silu_derivative(terms.centered[j] * line.gain[i] + line.offset[i]);
     }
   }
   return terms;
 }
 
-// By all warps: sums over the lanes of each channel of a tile, to the part's place in scratch memory.
+// Sum each channel of a tile over the lanes, to the part's place in scratch memory; called by all warps.
 template <class Word>
 RSF_DEVICE void store_sums(const Partition& partition, const Place& place, int tile, const float* memory,
                            float* parts) {
@@ -143,7 +143,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
             for (int j = 0; j < kWidth; ++j) {
               dz_sum[j] += terms.dz[j];
-              dz_n_sum[j] += terms.dz[j] * terms.centred[j];
+              dz_n_sum[j] += terms.dz[j] * terms.centered[j];
             }
           });
 #pragma unroll
@@ -162,19 +162,19 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-// One block a group, for all images: dshift and dscale, dweight and dbias, and the means that dx needs.
+// dshift, dscale, dweight, dbias and the means that dx needs; a block takes one group of all images.
 __global__ void __launch_bounds__(kReduceThreads, 1)
     reduce_kernel(const __grid_constant__ GroupNormBackward call, const __grid_constant__ Partition partition) {
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * partition.group_channels;
   const int width = partition.group_channels, warps = static_cast<int>(blockDim.x) / kWarpSize;
   const Scratch scratch(call, partition);
   const Affine& affine = call.affine;
-  // As many lanes for a row as it has parts, so that few parts leave none idle.
+  // No more lanes for a row than it has parts: the others take further rows.
   int lanes = 1;
   while (lanes < partition.parts && lanes < kWarpSize) lanes *= 2;
   const int lane = static_cast<int>(threadIdx.x) % lanes, together = kReduceThreads / lanes;
   const std::int64_t rows = call.images.batch * width;
-  for (std::int64_t from = 0; from < rows; from += together) {  // all lanes take every turn: they exchange sums
+  for (std::int64_t from = 0; from < rows; from += together) {  // every lane takes part in the shuffles
     const std::int64_t i = from + static_cast<int>(threadIdx.x) / lanes;
     const std::int64_t row = i / width * partition.channels + first + i % width;
     float dz = 0.0f, dz_n = 0.0f;
@@ -203,8 +203,8 @@ __global__ void __launch_bounds__(kReduceThreads, 1)
       mean_d += weight * scale * dz;
       mean_dn += weight * scale * dz_n;
     }
-    mean_d = warp_sum(mean_d) / partition.group_numbers;
-    mean_dn = warp_sum(mean_dn) / partition.group_numbers;
+    mean_d = warp_sum(mean_d) / partition.group_elements;
+    mean_dn = warp_sum(mean_dn) / partition.group_elements;
     if (lane_index() == 0) {
       store_vector(scratch.means + (image * partition.num_groups + blockIdx.x) * 2,
                    Vector<float, 2>{{mean_d, mean_dn}});
@@ -253,29 +253,29 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
           for (int j = 0; j < kWidth; ++j) {
             const int i = kChannels == 1 ? 0 : j;
-            dx[j] = from_float<T>(terms.dz[j] * line.gain[i] - constant[i] - terms.centred[j] * slope[i]);
+            dx[j] = from_float<T>(terms.dz[j] * line.gain[i] - constant[i] - terms.centered[j] * slope[i]);
           }
           store_vector(static_cast<T*>(call.dx) + to, dx);
         });
   }
 }
 
-Partition plan(const GroupNormBackward& call) {
+Partition plan(const GroupNormBackward& call, std::int64_t parts) {
   const bool aligned = is_aligned(call.dy) && is_aligned(call.x) && is_aligned(call.dx);
   const std::int64_t groups = row_groups(call.images, aligned, kThreads);
-  const std::int64_t parts = call.parts ? call.parts : many_parts(call.images, groups, kThreads);
+  if (!parts) parts = many_parts(call.images, groups, kThreads);
   return partition_images(call.images, groups, aligned, parts, kThreads);
 }
 
 }  // namespace
 
-std::int64_t group_norm_backward_scratch(const GroupNormBackward& call) {
-  return is_valid(call.images) ? Scratch::floats(call.images, plan(call)) : 0;
+std::int64_t group_norm_backward_scratch(const GroupNormBackward& call, std::int64_t parts) {
+  return is_valid(call.images) ? Scratch::floats(call.images, plan(call, parts)) : 0;
 }
 
-int group_norm_backward(const GroupNormBackward& call, void* stream) {
+int group_norm_backward(const GroupNormBackward& call, void* stream, std::int64_t parts) {
   if (!is_valid(call.images)) return kInvalidValue;
-  const Partition partition = plan(call);
+  const Partition partition = plan(call, parts);
   if (!is_valid(call.images, partition)) return kInvalidValue;
   const dim3 grid = grid_of(call.images, partition), block(static_cast<unsigned>(partition.threads));
   return dispatch_words(call.images, partition, [&](auto word) {

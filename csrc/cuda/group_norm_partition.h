@@ -1,10 +1,10 @@
-// What the kernels of group_norm share: how images are cut, and what a thread works on.
+// What the kernels of group_norm share: how images are divided, and what a thread works on.
 //
-// A block takes a partition: a chunk of whole groups of one image, and a part of its pixels. A thread stays with one
-// unit of the chunk and walks along the pixels, so that what depends on the channel is in its registers. A unit is one
-// channel, or in channels-last the neighbouring channels of one 16-byte word. In NCHW a chunk is one group; in
-// channels-last it is as many as make its part of a row a multiple of 16 bytes, whatever the channels of a group are.
-// Where nothing is aligned, words are single numbers.
+// A block takes a chunk of whole groups of one image, and a part of its pixels. A thread keeps to one unit of the chunk
+// and iterates over the pixels, so that what depends on the channel stays in registers. A unit is one channel, or in
+// channels-last the neighbouring channels of one 16-byte word. In NCHW a chunk is one group; in channels-last it is as
+// many as make its part of a row a multiple of 16 bytes, whatever the channels of a group are. Where nothing is
+// aligned, words are single elements.
 #pragma once
 
 #include "device.h"
@@ -12,9 +12,10 @@
 
 namespace resshift::cuda::partitioning {
 
-constexpr int kMaxThreads = 512;
+constexpr int kMaxThreads = 512, kSplitThreads = 256;  // of a block that takes whole images, and parts of them
+constexpr int kStatisticsFloats = 3;                   // of a group, in shared memory
 
-// What a thread loads and stores at once: WIDTH numbers of T, of as many channels or of as many pixels of one.
+// What a thread loads and stores at once: WIDTH elements of T, of as many channels or of as many pixels of one channel.
 template <class T, int WIDTH, bool ACROSS_CHANNELS>
 struct Word {
   using Element = T;
@@ -25,7 +26,7 @@ struct Word {
 struct Partition {
   std::int64_t channels, pixels;                              // of an image
   std::int64_t unit_stride, position_stride, channel_stride;  // in elements; a position is that of a word
-  std::int64_t positions, part_positions;                     // of an image and of a part, along the pixels
+  std::int64_t positions, part_positions;                     // of an image and of a part
   int num_groups, group_channels;
   int groups, chunks, parts;  // groups of a chunk, chunks and parts of an image
   int width, unit_channels;   // of a word; 1 and 1, WIDTH and 1, or WIDTH and WIDTH
@@ -33,11 +34,10 @@ struct Partition {
   int lanes;                  // threads of a unit
   int threads;
   bool channels_last;
-  float full_part_numbers, last_part_numbers, group_numbers;  // of a group in a part and in all
-  int cache_bytes;                                            // for all of a block's words in shared memory, or 0
+  float full_part_elements, last_part_elements, group_elements;  // of a group in a part and in all
+  int cache_bytes;                                               // for all of a block's words in shared memory, or 0
 
-  // Numbers of a group in a part.
-  RSF_INLINE float part_numbers(int part) const { return part == parts - 1 ? last_part_numbers : full_part_numbers; }
+  RSF_INLINE float part_elements(int part) const { return part == parts - 1 ? last_part_elements : full_part_elements; }
   RSF_INLINE int slots() const { return groups > 1 ? unit_channels : 1; }  // of a thread, for the moments of groups
 
   // Floats of shared memory.
@@ -45,6 +45,10 @@ struct Partition {
   RSF_INLINE int moments_floats() const { return (2 * slots() + 1) * threads; }
   RSF_INLINE int affine_floats() const { return 2 * tile_units * unit_channels; }
   RSF_INLINE int sums_floats() const { return 2 * unit_channels * threads; }
+
+  // Bytes of shared memory of the kernels that normalize: of one that reads images whole, and of one that reads parts.
+  std::size_t single_bytes() const { return apply_bytes() + sizeof(float) * (cache_floats() + moments_floats()); }
+  std::size_t apply_bytes() const { return sizeof(float) * (affine_floats() + kStatisticsFloats * groups); }
 };
 
 // What the running thread works on.
@@ -52,7 +56,7 @@ struct Place {
   std::int64_t image;
   int part, chunk;
   int unit, lane;  // unit of a tile
-  bool works;      // false for those that make the block whole warps
+  bool works;      // false for threads that only fill the last warp
 
   RSF_DEVICE explicit Place(const Partition& partition) {
     const int block = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
@@ -68,8 +72,8 @@ struct Place {
 RSF_DEVICE int warp_index() { return static_cast<int>(threadIdx.x) / kWarpSize; }
 RSF_DEVICE int lane_index() { return static_cast<int>(threadIdx.x) % kWarpSize; }
 
-// Call `body(offset, load(offset))` for each of the thread's words in the tile that begins with unit `tile`. Of each
-// BATCH words all are loaded before one is used.
+// Call `body(offset, load(offset))` for each of the thread's words in the tile that begins with unit `tile`. BATCH
+// words are loaded before the first of them is used, so that their latencies overlap.
 template <int BATCH, class Load, class Body>
 RSF_DEVICE void for_each_word(const Partition& partition, const Place& place, int tile, const Load& load,
                               const Body& body) {
@@ -95,7 +99,7 @@ RSF_DEVICE void for_each_word(const Partition& partition, const Place& place, in
   }
 }
 
-// Gain and offset of a tile's channels, norm · gain + offset, by all threads to shared memory.
+// Write gain and offset of a tile's channels, for norm · gain + offset, to shared memory; called by all threads.
 RSF_DEVICE void load_affine(const Affine& affine, const Partition& partition, const Place& place, int tile, float* gain,
                             float* offset) {
   const int left = partition.units - tile,
@@ -111,7 +115,7 @@ RSF_DEVICE void load_affine(const Affine& affine, const Partition& partition, co
   }
 }
 
-// Group of the chunk that the channels of a unit belong to, one after another; a chunk of several groups is one tile.
+// Iterates over the channels of a unit and knows the group of each; a chunk of several groups is one tile.
 struct GroupOfChannel {
   int group = 0, channel = 0, group_channels;
 
@@ -126,39 +130,5 @@ struct GroupOfChannel {
     ++group;
   }
 };
-
-// How to cut images into chunks of `groups` groups and about `parts` parts for blocks of at most `threads`.
-Partition partition_images(const GroupedImages& images, std::int64_t groups, bool aligned, std::int64_t parts,
-                           int threads);
-
-// Groups of a chunk where the order of an image's blocks is free, for blocks of `threads`.
-std::int64_t row_groups(const GroupedImages& images, bool aligned, int threads);
-
-// Parts that fill a GPU with blocks of `threads`.
-std::int64_t many_parts(const GroupedImages& images, std::int64_t groups, int threads);
-
-// Whether images and partition are within what kernels can count, and the blocks within what a grid can hold.
-bool is_valid(const GroupedImages& images);
-bool is_valid(const GroupedImages& images, const Partition& partition);
-
-inline bool is_aligned(const void* address) { return reinterpret_cast<std::uintptr_t>(address) % 16 == 0; }
-
-constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
-
-inline dim3 grid_of(const GroupedImages& images, const Partition& partition) {
-  return dim3(static_cast<unsigned>(images.batch * partition.parts * partition.chunks));
-}
-
-// Call `function` with the Word that the partition's words are.
-template <class Function>
-int dispatch_words(const GroupedImages& images, const Partition& partition, const Function& function) {
-  return dispatch(images.dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    constexpr int kWidth = 16 / sizeof(T);
-    if (partition.width == 1) return function(Word<T, 1, false>{});
-    if (partition.channels_last) return function(Word<T, kWidth, true>{});
-    return function(Word<T, kWidth, false>{});
-  });
-}
 
 }  // namespace resshift::cuda::partitioning

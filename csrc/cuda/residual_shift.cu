@@ -1,10 +1,10 @@
 // posterior_step, prior_sample and q_sample, one launch each: noise from Philox in registers, and the denoiser's next
 // input written in the same pass.
 //
-// The chain's own call has latents of three channels in NCHW, the network's prediction channels-last and everything of
-// the denoiser in one dtype. Its kernel gives every thread four pixels with all of their channels: float32 planes and
-// the next input move in 16-byte pieces, and one Philox call serves a pixel. Any other call takes one pixel a thread
-// and looks dtypes up as it goes; latents are so small that the time is the launch.
+// The sampler's calls have latents of three channels in NCHW, a channels-last prediction, and one dtype for all of the
+// denoiser's tensors. Their kernel gives every thread four pixels with all channels: float32 planes and the next input
+// are read and written by 16 bytes, and one Philox call serves a pixel. For any other call a thread takes one pixel and
+// looks dtypes up for each access; latents are so small that the launch takes most of the time.
 
 #include "residual_shift.h"
 
@@ -15,14 +15,13 @@ namespace resshift::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-// Named with the threads of a block, so that the compiler has up to 80 registers; left alone it spills for more blocks.
+// On a multiprocessor, which leaves a thread 80 registers; by itself the compiler aims for more blocks and spills.
 constexpr int kBlocks = 6;
-constexpr int kRowsBlocks = 4;  // where all of four pixels is in registers at once
-constexpr int kPixels = 4;      // of a thread in the kernel of the chain's own call
+constexpr int kRowsBlocks = 4;  // for the kernel that holds four pixels in registers
+constexpr int kPixels = 4;      // of a thread of that kernel
 
-// A thread's image and the number of its first pixel, or whatever else a block's threads share out; blocks do not
-// straddle images. An image has fewer than 2³¹ pixels, so that dividing them takes no 64-bit division, which is a
-// subroutine.
+// A thread's image, and the index of its item (a pixel, or several) in that image; a block works on one image. An image
+// has fewer than 2³¹ pixels, which saves 64-bit divisions: they are subroutines.
 struct Share {
   std::int64_t image;
   std::uint32_t index;
@@ -90,7 +89,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) chain_step_kernel(const __g
   }
 }
 
-// The widest access that an array of so many bytes allows wherever it follows others of its kind.
+// The widest access that is aligned in every array of so many bytes that follows others of its size.
 RSF_INLINE constexpr int access_bytes(int bytes) { return bytes % 16 == 0 ? 16 : bytes % 8 == 0 ? 8 : 4; }
 
 template <class T, int N>
@@ -127,8 +126,8 @@ RSF_DEVICE void noise_of_row(Normals (&z)[kPixels], const ChainStep& call, std::
   }
 }
 
-// The chain's own call: what `is_chains_own` says. All that is read is asked for before the noise is drawn, whose
-// arithmetic then hides the wait.
+// For calls that `fits_rows` accepts. All loads are issued before the noise is drawn, whose arithmetic hides their
+// latency.
 template <class T, int LQ_CHANNELS, bool PRIOR>
 __global__ void __launch_bounds__(kThreads, kRowsBlocks)
     chain_step_rows_kernel(const __grid_constant__ ChainStep call) {
@@ -181,15 +180,13 @@ __global__ void __launch_bounds__(kThreads, kRowsBlocks)
   store_row(static_cast<T*>(call.next_input) + (image * pixels + pixel) * kOut, next);
 }
 
-bool is_aligned(const void* address) { return reinterpret_cast<std::uintptr_t>(address) % 16 == 0; }
-
-// Whether a float32 tensor, if there, is contiguous NCHW.
+// Whether a tensor is missing or float32 and contiguous NCHW.
 bool is_plane(const View& view, std::int64_t channels, std::int64_t pixels) {
   return !view.data || (view.dtype == Dtype::kFloat32 && view.pixel == 1 && view.channel == pixels &&
                         view.image == channels * pixels && is_aligned(view.data));
 }
 
-bool is_chains_own(const ChainStep& call) {
+bool fits_rows(const ChainStep& call) {
   const std::int64_t pixels = call.height * call.width;
   const View& p = call.prediction;
   const bool prediction = !p.data || (p.dtype == call.next_dtype && p.channel == 1 && p.pixel == 3 &&
@@ -208,7 +205,7 @@ dim3 grid_for(std::int64_t batch, std::int64_t per_image) {
 template <bool PRIOR>
 int start(const ChainStep& call, void* stream) {
   const std::int64_t pixels = call.height * call.width;
-  if (!is_chains_own(call)) {
+  if (!fits_rows(call)) {
     return launch(chain_step_kernel<PRIOR>, grid_for(call.batch, pixels), dim3(kThreads), 0, stream, call);
   }
   return dispatch(call.next_dtype, [&](auto type) {
@@ -220,7 +217,7 @@ int start(const ChainStep& call, void* stream) {
   });
 }
 
-// A step outside the table gives NaN instead of reading what lies beside it.
+// A step outside the table gives NaN instead of an access out of bounds.
 template <int COLUMN>
 RSF_DEVICE float table_entry(const QSample& call, std::int64_t image) {
   const std::int64_t t = call.t[image];
@@ -240,7 +237,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) q_sample_kernel(const __gri
   }
 }
 
-// All images in one dense layout, whatever it is: 16 bytes at a time.
+// For images that share one dense layout, whichever it is: by 16 bytes.
 template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocks) q_sample_rows_kernel(const __grid_constant__ QSample call) {
   constexpr int kWidth = 16 / sizeof(T);

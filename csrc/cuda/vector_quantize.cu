@@ -1,14 +1,14 @@
 // vector_quantize: distance, argmin and gather in one launch; no distance matrix exists.
 //
-// Distances are sums of (z − e)² in float32 at any width: unlike |e|² − 2 z·e they don't cancel, so that near-ties come
-// out as in exact arithmetic. A thread keeps the least distance of each of its pixels and the entry it belongs to,
-// changing both only for a strictly smaller one: ties keep the lowest index, and NaN index 0.
+// Distances are sums of (z − e)² in float32 at any width: unlike |e|² − 2 z·e they do not cancel, so that near-ties are
+// decided as in exact arithmetic. For each of its pixels a thread keeps the least distance and its entry, and replaces
+// them only by a strictly smaller distance: ties keep the lowest index, and NaN index 0.
 //
-// For the widths of the published codebooks a block takes a few pixels, whose vectors every thread holds in registers,
-// and its threads share out the codebook: each entry is read once a block, in 16-byte pieces, and serves all pixels.
-// Nothing of it would be used twice in shared memory. Any other width goes through shared memory in tiles, as in a
-// matrix product: a warp has four pixels and all entries of a tile, so that both its operands serve four distances. The
-// next tile is on its way in registers while one is worked on.
+// For the widths of the published codebooks, a block takes a few pixels, whose vectors every thread holds in registers,
+// and its threads divide the codebook: a block reads each entry once, by 16 bytes, for all of its pixels, so that
+// shared memory would save nothing. Any other width goes through shared memory in tiles, as in a matrix product: a warp
+// has four pixels and all entries of a tile, and each value that it loads serves four distances. The next tile is
+// loaded into registers while one is worked on.
 
 #include "vector_quantize.h"
 
@@ -19,8 +19,8 @@ namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / kWarpSize;
 
-// A distance and an entry as one number, ordered by distance and then by entry: a float that is not negative is ordered
-// as its bits are.
+// A distance and an entry as one integer that is ordered by distance, then by entry: floats that are not negative are
+// ordered as their bits.
 RSF_DEVICE std::uint64_t key_of(float distance, std::uint32_t entry) {
   return static_cast<std::uint64_t>(bit_cast<std::uint32_t>(distance)) << 32 | entry;
 }
@@ -43,26 +43,26 @@ struct Nearest {
     }
   }
 
-  RSF_DEVICE void consider(int pixel, float candidate, std::uint32_t number) {
+  RSF_DEVICE void consider(int pixel, float candidate, std::uint32_t index) {
     if (candidate < distance[pixel]) {
       distance[pixel] = candidate;
-      entry[pixel] = number;
+      entry[pixel] = index;
     }
   }
 
-  // The least key that a lane of the warp has for pixel lane / (32 / PIXELS).
+  // The warp's least key of pixel lane / (32 / PIXELS).
   RSF_DEVICE std::uint64_t least_of_warp() const {
     std::uint64_t keys[PIXELS];
 #pragma unroll
     for (int p = 0; p < PIXELS; ++p) keys[p] = key_of(distance[p], entry[p]);
-    share_out<kWarpSize / 2>(keys);
+    exchange<kWarpSize / 2>(keys);
     return keys[0];
   }
 
  private:
-  // A lane hands half of its pixels to the lane OFFSET away, for the other half of that one's, until each has one left.
+  // Two lanes OFFSET apart exchange keys so that each is left with half of its pixels, until every lane has one.
   template <int OFFSET>
-  RSF_DEVICE static void share_out(std::uint64_t (&keys)[PIXELS]) {
+  RSF_DEVICE static void exchange(std::uint64_t (&keys)[PIXELS]) {
     constexpr int kKept = PIXELS * OFFSET / kWarpSize;
     const bool upper = threadIdx.x & OFFSET;
     if constexpr (kKept == 0) keys[0] = least(keys[0], __shfl_xor_sync(kAllLanes, keys[0], OFFSET));
@@ -71,11 +71,11 @@ struct Nearest {
       const std::uint64_t handed = upper ? keys[i] : keys[i + kKept], own = upper ? keys[i + kKept] : keys[i];
       keys[i] = least(own, __shfl_xor_sync(kAllLanes, handed, OFFSET));
     }
-    if constexpr (OFFSET > 1) share_out<OFFSET / 2>(keys);
+    if constexpr (OFFSET > 1) exchange<OFFSET / 2>(keys);
   }
 };
 
-// The image and the first pixel of a block of PIXELS; blocks do not straddle images.
+// The image and the first pixel of a block of PIXELS, all in one image.
 template <int PIXELS>
 struct Share {
   std::int64_t image, first;
@@ -86,7 +86,7 @@ struct Share {
     first = static_cast<std::int64_t>(blockIdx.x % blocks) * PIXELS;
   }
 
-  // Those past the end repeat the last one, and are not written.
+  // Pixels past the end repeat the last one; their results are not written.
   RSF_DEVICE float load_z(const VectorQuantize& call, std::int64_t channel, int pixel) const {
     const std::int64_t last = call.pixels - 1, at = first + pixel;
     return load(call.z, image, channel, at < last ? at : last);
@@ -107,27 +107,25 @@ struct Share {
   }
 };
 
-// COUNT numbers of a codebook with `size` numbers, in 16-byte pieces where it is aligned; NaN past its end, which is
-// never nearer than anything.
+// COUNT elements of a codebook of `size` elements, by 16 bytes where it is aligned. Past its end they are NaN, which is
+// never nearer than another entry.
 template <int COUNT, class E>
-RSF_DEVICE void load_entries(float (&numbers)[COUNT], const E* codebook, std::int64_t first, std::int64_t size,
+RSF_DEVICE void load_entries(float (&elements)[COUNT], const E* codebook, std::int64_t first, std::int64_t size,
                              bool aligned) {
   constexpr int kWidth = 16 / sizeof(E);
-  static_assert(COUNT % kWidth == 0, "entries are loaded in whole pieces");
+  static_assert(COUNT % kWidth == 0, "entries are loaded in pieces of 16 bytes");
   if (aligned && first + COUNT <= size) {
 #pragma unroll
     for (int i = 0; i < COUNT; i += kWidth) {
       const auto piece = load_vector<kWidth>(codebook + first + i);
 #pragma unroll
-      for (int j = 0; j < kWidth; ++j) numbers[i + j] = to_float(piece[j]);
+      for (int j = 0; j < kWidth; ++j) elements[i + j] = to_float(piece[j]);
     }
   } else {
 #pragma unroll
-    for (int i = 0; i < COUNT; ++i) numbers[i] = first + i < size ? to_float(codebook[first + i]) : nanf("");
+    for (int i = 0; i < COUNT; ++i) elements[i] = first + i < size ? to_float(codebook[first + i]) : nanf("");
   }
 }
-
-RSF_INLINE bool is_aligned(const void* address) { return reinterpret_cast<std::uintptr_t>(address) % 16 == 0; }
 
 template <int C>
 constexpr int kNarrowPixels = C == 3 ? 16 : 8;
@@ -135,7 +133,10 @@ constexpr int kNarrowPixels = C == 3 ? 16 : 8;
 template <class E, int C>
 __global__ void __launch_bounds__(kThreads) narrow_kernel(const __grid_constant__ VectorQuantize call) {
   constexpr int kPixels = kNarrowPixels<C>, kLanes = kWarpSize / kPixels, kBytes = C * sizeof(E);
-  constexpr int kEntries = kBytes % 16 == 0 ? 1 : kBytes % 8 == 0 ? 2 : kBytes % 4 == 0 ? 4 : 8;  // in whole pieces
+  constexpr int kEntries = kBytes % 16 == 0  ? 1
+                           : kBytes % 8 == 0 ? 2
+                           : kBytes % 4 == 0 ? 4
+                                             : 8;  // whole pieces of 16 bytes
   const Share<kPixels> share(call);
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarpSize, lane = thread % kWarpSize;
   RSF_SHARED(float, z_tile, C* kPixels);
@@ -184,8 +185,8 @@ __global__ void __launch_bounds__(kThreads) narrow_kernel(const __grid_constant_
 constexpr int kWidePixels = 32, kPixelsOfWarp = kWidePixels / kWarps;  // 4
 constexpr int kTile = 128, kEntriesOfLane = kTile / kWarpSize;         // 4
 constexpr int kChunk = 16;                                             // channels
-constexpr int kWideBlocks = 2;   // on a multiprocessor: with more, some architectures spill
-constexpr int kRow = kTile + 4;  // of a tile [kChunk, kTile]: fewer lanes store to one bank
+constexpr int kWideBlocks = 2;   // on a multiprocessor; for more, registers spill on some architectures
+constexpr int kRow = kTile + 4;  // of a tile [kChunk, kTile]; padded, so that fewer lanes store to one bank
 
 // What a thread loads of a tile of entries and of the block's pixels, for one chunk of channels.
 template <class E>
@@ -195,7 +196,7 @@ struct Stage {
   Vector<E, kWidth> e[kPieces];
   float z[kZ];
 
-  // Channels past the end add nothing; entries past the end are NaN, never nearer than anything.
+  // Channels past the end are 0 and add nothing; entries past the end are NaN and never the nearest.
   RSF_DEVICE void load(const VectorQuantize& call, const Share<kWidePixels>& share, std::int64_t tile,
                        std::int64_t chunk, bool aligned) {
 #pragma unroll
@@ -255,11 +256,11 @@ RSF_DEVICE void add_chunk(float (&distance)[kPixelsOfWarp][kEntriesOfLane], cons
 
 template <class E>
 __global__ void __launch_bounds__(kThreads, kWideBlocks) wide_kernel(const __grid_constant__ VectorQuantize call) {
-  constexpr int kLanes = kWarpSize / kPixelsOfWarp, kTileNumbers = kChunk * kRow, kZNumbers = kChunk * kWidePixels;
+  constexpr int kLanes = kWarpSize / kPixelsOfWarp, kTileSize = kChunk * kRow, kZSize = kChunk * kWidePixels;
   const Share<kWidePixels> share(call);
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize, lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  RSF_SHARED(float, e_tiles, 2 * kTileNumbers);
-  RSF_SHARED(float, z_tiles, 2 * kZNumbers);
+  RSF_SHARED(float, e_tiles, 2 * kTileSize);
+  RSF_SHARED(float, z_tiles, 2 * kZSize);
   RSF_SHARED(std::uint32_t, chosen, kWidePixels);
   const std::int64_t chunks = divide_up(call.channels, kChunk), tiles = divide_up(call.entries, kTile);
   const bool aligned = is_aligned(call.codebook) && call.channels % Stage<E>::kWidth == 0;
@@ -270,12 +271,13 @@ __global__ void __launch_bounds__(kThreads, kWideBlocks) wide_kernel(const __gri
   for (std::int64_t tile = 0; tile < tiles; ++tile) {
     float distance[kPixelsOfWarp][kEntriesOfLane] = {};
     for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
-      // Two buffers take turns: when one is written again, all threads have passed the barrier after its last use.
-      stage.store(e_tiles + buffer * kTileNumbers, z_tiles + buffer * kZNumbers);
+      // With two buffers one barrier is enough: when a buffer is written again, all threads have passed the barrier
+      // that follows its last use.
+      stage.store(e_tiles + buffer * kTileSize, z_tiles + buffer * kZSize);
       __syncthreads();
       const bool ends = chunk + 1 == chunks;
       if (!ends || tile + 1 < tiles) stage.load(call, share, tile + ends, ends ? 0 : chunk + 1, aligned);
-      add_chunk(distance, e_tiles + buffer * kTileNumbers, z_tiles + buffer * kZNumbers);
+      add_chunk(distance, e_tiles + buffer * kTileSize, z_tiles + buffer * kZSize);
       buffer ^= 1;
     }
     const auto first = static_cast<std::uint32_t>(tile * kTile + lane * kEntriesOfLane);

@@ -1,9 +1,9 @@
 // Attention within windows, in one pass over the channels-last image.
 //
-// A block takes one tile of queries of a window and head, walks over the tiles of keys and rescales its sums as the
-// maximum grows. An 8 × 8 window is one tile: q, k and v are loaded once, one softmax is final, and a thread's bias is
-// 18 numbers in registers. Further windows of the block find the head's bias in shared memory; kept in registers all
-// the while it would cost a block a multiprocessor.
+// A block takes one tile of queries of a window and head, iterates over the tiles of keys, and rescales its sums as the
+// maximum grows. An 8 × 8 window is one tile: q, k and v are loaded once, the first softmax is final, and a thread's
+// bias is 18 values in registers. They are loaded again for every window of the block: kept in registers between
+// windows, they would leave a multiprocessor one block less.
 
 #include "window_attention.h"
 
@@ -14,8 +14,9 @@
 namespace resshift::cuda {
 namespace {
 
-// The bias of a warp's 16 rows of an 8 × 8 window. A thread's scores are in 2 rows, of query h, and 8 rows of keys, two
-// columns of each: the bias depends on the difference of the rows alone, and 18 numbers serve 32 scores.
+// The bias of a warp's 16 rows of scores of an 8 × 8 window. A thread's scores belong to queries in 2 rows of the
+// window and one column, and to keys in 8 rows and two columns. The bias depends on the distance of the rows only, so
+// that 18 values serve 32 scores.
 struct SquareBias {
   float entries[9][2];
 
@@ -74,7 +75,7 @@ __global__ void __launch_bounds__(Tiles::kThreads, WINDOW ? 0 : kMinBlocks)
       if (tile > 0) __syncthreads();
       load_tile<Tiles>(keys, image + channels, 3 * channels, tiling, window, first_key);
       load_tile<Tiles>(values, image + 2 * channels, 3 * channels, tiling, window, first_key);
-      if (index == first && tile == 0) load_bias<T>(bias, call, share.head);  // while the copies are under way
+      if (index == first && tile == 0) load_bias<T>(bias, call, share.head);  // while the copies are in flight
       finish_tiles();
       typename Tiles::Scores scores;
       Tiles::multiply_transposed(scores, queries, keys);
@@ -102,7 +103,7 @@ template <class Tiles, int WINDOW>
 int start(const WindowAttention& call, void* out, void* stream) {
   const Tiling<WINDOW, Tiles::kTile> tiling(call.window);
   const std::int64_t windows = call.windows(), blocks = windows * call.heads * tiling.tiles();
-  // More windows a block save loads of the bias, but a GPU wants some hundred blocks first.
+  // More windows for each block save loads of the bias, once there are enough blocks to fill a GPU.
   const unsigned each = WINDOW == 0 || blocks <= 1024 ? 1 : blocks <= 4096 ? 2 : 4;
   const dim3 grid(static_cast<unsigned>(divide_up(windows, each) * call.heads * tiling.tiles()));
   const dim3 threads(Tiles::threads(tiling.tile_tokens()));
@@ -117,7 +118,7 @@ int start(const WindowAttention& call, void* out, void* stream) {
 bool window_attention_supported(const WindowAttention& call) {
   constexpr std::int64_t kMaxSide = std::int64_t{1} << 30, kMaxBlocks = (std::int64_t{1} << 31) - 1, kMaxTiles = 8;
   const bool head = call.head_dim == 16 || call.head_dim == 32 || call.head_dim == 64;
-  return call.window >= 4 && call.window <= 16 && head && call.height <= kMaxSide && call.width <= kMaxSide &&
+  return call.window >= kMinWindow && call.window <= 16 && head && call.height <= kMaxSide && call.width <= kMaxSide &&
          call.windows() <= kMaxBlocks / (kMaxTiles * call.heads);
 }
 

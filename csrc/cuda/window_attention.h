@@ -6,7 +6,9 @@
 
 namespace resshift::cuda {
 
-// Windows of 4 to 16 pixels and heads of 16, 32 or 64 numbers, fewer blocks than a grid may have.
+constexpr std::int64_t kMinWindow = 4;
+
+// Whether windows are kMinWindow to 16 pixels and heads 16, 32 or 64 channels wide, and a grid can hold the blocks.
 bool window_attention_supported(const WindowAttention& call);
 
 // out [B, height, width, heads · head_dim], like qkv

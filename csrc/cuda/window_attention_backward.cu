@@ -4,13 +4,13 @@
 //   dP = dO vᵀ,  δ = rowsum(P ∘ dP),  dS = P ∘ (dP − δ),  dq = dS k / √d,  dk = dSᵀ q / √d,  dv = Pᵀ dO
 //
 // Rows of a tile of scores are queries for dq and keys for dk and dv, so that each gradient is a sum over columns that
-// a warp holds; scores are computed once for either. An 8 × 8 window is one tile, and one kernel does all of it. Of
-// larger windows, a block of one kernel takes a tile of queries, finds each query's softmax and δ, leaves them in
-// memory, and goes over the keys again for dq; a block of a second one takes a tile of keys.
+// one warp holds; scores are computed for each of the two. An 8 × 8 window is one tile, for which one kernel does
+// everything. For larger windows, a block of a first kernel takes a tile of queries, computes each query's softmax and
+// δ, stores them, and iterates over the keys again for dq; a block of a second kernel takes a tile of keys.
 //
-// The gradient of the bias is dS summed over windows and pairs of tokens with the same offset. Each block adds up those
-// of its own windows in their order, and a last kernel adds up the blocks' sums in a fixed order: there are no atomics,
-// and results are bitwise the same from run to run.
+// The gradient of the bias is dS summed over windows and pairs of tokens with the same offset. Each block sums its own
+// windows in order, and a last kernel sums over the blocks in a fixed order: there are no atomics, and results are
+// bitwise the same from run to run.
 
 #include <algorithm>
 
@@ -20,10 +20,10 @@
 namespace resshift::cuda {
 namespace {
 
-constexpr std::int64_t kMaxBlocks = 1024;  // that go over several windows: each leaves sums of the bias gradient
+constexpr std::int64_t kMaxBlocks = 1024;  // each of which stores sums of the bias gradient over its windows
 constexpr int kSumThreads = 256, kSlices = kSumThreads / kWarpSize;
 
-// Pointers of a block into the tensors: its head's numbers of the first pixel, and what lies between pixels.
+// A block's pointers into the tensors: its head's channels of the first pixel.
 template <class T>
 struct Images {
   const T* qkv;
@@ -39,7 +39,7 @@ struct Images {
   }
 };
 
-// A block's shared memory: tiles [kTile, head_dim], dS [kTile, kTile], and what belongs to queries and to the bias.
+// A block's shared memory: tiles [kTile, head_dim], dS [kTile, kTile], and values of queries and of the bias.
 template <class Tiles>
 struct Shared {
   using T = typename Tiles::Element;
@@ -47,7 +47,7 @@ struct Shared {
   T *queries, *dout, *keys, *values;
   float *scratch, *dscores, *normalizer, *delta, *bias, *sums;
 
-  // Bytes of tiles and dS, which only at times needs memory of its own while the tiles are in use.
+  // Bytes of tiles and dS. Unless they are needed at the same time (`apart`), dS takes the tiles' place.
   RSF_INLINE static unsigned first_bytes(bool apart) {
     constexpr unsigned kTiles = 4 * Tiles::kTileElements * sizeof(T);
     constexpr unsigned kScores = Tiles::kTile * Tiles::kPitch * sizeof(float);
@@ -85,7 +85,7 @@ RSF_DEVICE void score_queries(typename Tiles::Scores& scores, typename Tiles::Sc
   Tiles::multiply_transposed(dp, shared.dout, shared.values);
 }
 
-// δ but for the division by the total: `delta[i]` += rowsum(P ∘ dP) of this thread's columns.
+// Add rowsum(P ∘ dP) of this thread's columns to `delta`, still to be divided by the total.
 template <class Tiles>
 RSF_DEVICE void add_delta(float (&delta)[Tiles::kRows], typename Tiles::Scores& p, typename Tiles::Scores& dp) {
 #pragma unroll
@@ -95,7 +95,7 @@ RSF_DEVICE void add_delta(float (&delta)[Tiles::kRows], typename Tiles::Scores& 
   }
 }
 
-// log₂ of what all e^score of a row add up to, and δ.
+// Finish each row: log₂ of its sum of e^score, and δ.
 template <class Tiles>
 RSF_DEVICE void finish_rows(const Softmax<Tiles>& softmax, float (&normalizer)[Tiles::kRows],
                             float (&delta)[Tiles::kRows]) {
@@ -107,7 +107,7 @@ RSF_DEVICE void finish_rows(const Softmax<Tiles>& softmax, float (&normalizer)[T
   }
 }
 
-// Add to dk and dv what a tile of queries gives: rows are keys, columns queries.
+// Add a tile of queries' part of dk and dv; rows are keys, columns queries.
 template <class Tiles, class TilingType>
 RSF_DEVICE void add_key_gradients(typename Tiles::Values& dk, typename Tiles::Values& dv, const Shared<Tiles>& shared,
                                   const TilingType& tiling, const Window& window, int first_query, int first_key) {
@@ -143,7 +143,8 @@ RSF_DEVICE void write_scores(float* tile, typename Tiles::Scores& scores) {
   }
 }
 
-// Sum of those dS of a tile that belong to one entry of the bias table: queries and keys that far from one another.
+// The sum of the dS of a tile that belong to one entry of the bias table, which stands for one offset between query and
+// key.
 template <class Tiles, class TilingType>
 RSF_DEVICE float bias_gradient(const float* dscores, const TilingType& tiling, int entry, int first_query,
                                int first_key) {
@@ -229,7 +230,7 @@ __global__ void __launch_bounds__(Tiles::kThreads)
   }
 }
 
-// dq, the bias gradient, and of each query the softmax and δ.
+// dq, the bias gradient, and each query's softmax and δ.
 // partial [parts, tiles, heads, entries]; queries [windows, heads, 2, tokens]
 template <class Tiles, int WINDOW>
 __global__ void __launch_bounds__(Tiles::kThreads, kMinBlocks)
@@ -256,7 +257,7 @@ __global__ void __launch_bounds__(Tiles::kThreads, kMinBlocks)
     };
     if (index > first) __syncthreads();
     load_tile<Tiles>(shared.queries, images.qkv, 3 * channels, tiling, window, first_query);
-    if (index == first) load_bias<T>(shared.bias, call, share.head);  // while the copies are under way
+    if (index == first) load_bias<T>(shared.bias, call, share.head);  // while the copies are in flight
     load_tile<Tiles>(shared.dout, images.dout, channels, tiling, window, first_query);
 
     typename Tiles::Scores p, dp;
@@ -329,7 +330,7 @@ __global__ void __launch_bounds__(Tiles::kThreads, kMinBlocks)
   queries += (static_cast<std::int64_t>(share.part) * call.heads + share.head) * 2 * tokens;
   load_tile<Tiles>(shared.keys, images.qkv + channels, 3 * channels, tiling, window, first_key);
   load_tile<Tiles>(shared.values, images.qkv + 2 * channels, 3 * channels, tiling, window, first_key);
-  load_bias<T>(shared.bias, call, share.head);  // while the copies are under way
+  load_bias<T>(shared.bias, call, share.head);  // while the copies are in flight
 
   typename Tiles::Values dk, dv;
   clear<Tiles>(dk);
@@ -385,7 +386,7 @@ struct Plan {
     return plan;
   }
 
-  std::int64_t partial_numbers(const WindowAttention& call) const { return parts * tiles * call.heads * entries; }
+  std::int64_t partial_size(const WindowAttention& call) const { return parts * tiles * call.heads * entries; }
 };
 
 template <class Tiles, int WINDOW>
@@ -402,7 +403,7 @@ int start(const WindowAttention& call, const WindowAttentionGradients& gradients
     error = launch(window_attention_backward_kernel<Tiles, WINDOW>, grid, threads, Shared<Tiles>::bytes(false, entries),
                    stream, call, gradients, partial, windows, each);
   } else {
-    float* const queries = partial + plan.partial_numbers(call);
+    float* const queries = partial + plan.partial_size(call);
     error = launch(window_attention_queries_kernel<Tiles, WINDOW>, grid, threads, Shared<Tiles>::bytes(true, entries),
                    stream, call, gradients, partial, queries, windows, each);
     const dim3 key_grid(static_cast<unsigned>(plan.windows * plan.tiles * call.heads));
@@ -426,7 +427,7 @@ std::int64_t window_attention_scratch(const WindowAttention& call) {
     const Plan plan = Plan::of<Tiles, kWindow>(call);
     const std::int64_t queries =
         kWindow * kWindow == Tiles::kTile ? 0 : plan.windows * call.heads * 2 * call.window * call.window;
-    return plan.partial_numbers(call) + queries;
+    return plan.partial_size(call) + queries;
   });
 }
 

@@ -1,9 +1,8 @@
-// Tiles of 64 tokens with products by matrix instructions, and tiles of 32 with float32 products: two classes with the
-// same members, so that each kernel of window attention is written once.
+// Tiles of 64 tokens that are multiplied by matrix instructions, and tiles of 32 that are multiplied in float32: two
+// classes with the same members, so that each kernel of window attention is written once.
 //
-// A warp (or, in float32, half of one) owns some rows of a tile of scores. Its products with another tile need no
-// barrier. Scores: at(scores, i, j) is row row(i), column column(j) of the tile; the same row is shared by kRowLanes
-// neighbouring lanes.
+// A warp (in float32, half a warp) owns some rows of a tile of scores, so that its products with another tile need no
+// barrier. at(scores, i, j) is row row(i), column column(j) of the tile; kRowLanes neighbouring lanes share a row.
 #pragma once
 
 #include <type_traits>
@@ -13,10 +12,10 @@
 
 namespace resshift::cuda {
 
-// Blocks on a multiprocessor for kernels of any window: where the compiler aims for more, it spills registers.
+// Blocks on a multiprocessor for kernels of any window; for more of them the compiler would spill registers.
 constexpr int kMinBlocks = 2;
 
-// Unsigned, for quotients without a case for negative numbers.
+// Unsigned, so that divisions need no case for negative values.
 RSF_DEVICE unsigned warp_index() { return threadIdx.x / kWarpSize; }
 RSF_DEVICE unsigned lane_index() { return threadIdx.x % kWarpSize; }
 
@@ -45,19 +44,19 @@ struct MatrixTiles {
 
   static constexpr int kHeadDim = D, kTile = 64, kThreads = 128, kRows = 2, kColumns = 16, kRowLanes = 4;
   static constexpr int kTileElements = kTile * D, kScratch = 0;
-  static constexpr int kPitch = kTile + 8;  // of a tile of float32 scores in shared memory: no more than 2 lanes a bank
-  static constexpr int kChunk = 8;          // numbers that are loaded and stored at once
+  static constexpr int kPitch = kTile + 8;  // of a tile of float32 scores in shared memory: at most 2 lanes in a bank
+  static constexpr int kChunk = 8;          // elements that are loaded and stored at once
   static constexpr float kScale = D == 16 ? 0.25f : D == 32 ? 0.17677669529663687f : 0.125f;
 
-  // Of a block: warps that would have padding rows only are left out.
+  // Of a block; warps that would only have padding rows are left out.
   static unsigned threads(int tokens) { return static_cast<unsigned>(divide_up(tokens, 16)) * kWarpSize; }
 
   RSF_DEVICE static unsigned row(int i) { return 16 * warp_index() + lane_index() / 4 + 8 * i; }
   RSF_DEVICE static unsigned column(int j) { return 8 * (j / 2) + 2 * (lane_index() % 4) + j % 2; }
   RSF_DEVICE static float& at(Scores& scores, int i, int j) { return scores[j / 2][2 * i + j % 2]; }
 
-  // Place of a chunk in a tile [64, D] in shared memory: the eight rows of a matrix that is loaded lie in different
-  // banks.
+  // Place of a chunk in a tile [64, D] in shared memory, such that the eight rows of a matrix that is loaded lie in
+  // different banks.
   RSF_DEVICE static unsigned place(unsigned row, unsigned chunk) {
     constexpr unsigned kChunks = D / kChunk;
     return row * D + (chunk ^ (row / (8 / kChunks)) % kChunks) * kChunk;
@@ -122,8 +121,8 @@ struct MatrixTiles {
     }
   }
 
-  // Store each row at the address that `address_of(row)` gives, if any. A thread has pieces of several chunks and, by
-  // exchange among four lanes, gets whole ones.
+  // Store each row at address_of(row), unless that is null. A thread has pieces of several chunks; four lanes exchange
+  // them so that each can store whole ones.
   template <class AddressOf>
   RSF_DEVICE static void store(const Values& values, const AddressOf& address_of) {
     constexpr int kChunks = D / kChunk;
@@ -143,8 +142,8 @@ struct MatrixTiles {
   }
 };
 
-// 128 threads in 8 rows of 16: a thread has 4 rows of a tile of scores [32, 32] and two of its columns, and of values
-// the same rows with D / 16 neighbouring columns.
+// 128 threads in 8 rows of 16: a thread has 4 rows and 2 columns of a tile of scores [32, 32], and the same rows and D
+// / 16 neighbouring columns of values.
 template <int D>
 struct FloatTiles {
   using Element = float;
@@ -194,7 +193,7 @@ struct FloatTiles {
     }
   }
 
-  // Only the 16 threads of a row exchange its scores, through `scratch`.
+  // The 16 threads of a row exchange its scores through `scratch`, which takes no barrier beyond the warp.
   RSF_DEVICE static void multiply(Values& values, const Scores& scores, float factor, const float* b, float* scratch) {
     __syncwarp();
 #pragma unroll
@@ -246,12 +245,12 @@ struct FloatTiles {
   }
 };
 
-// Begin to copy a head's numbers of a tile of tokens, `stride` apart from pixel to pixel; zeros for those that pad it.
+// Begin to copy a head's channels of a tile of tokens, from pixels `stride` apart; tokens that pad the tile are zero.
 template <class Tiles, class TilingType>
 RSF_DEVICE void load_tile(typename Tiles::Element* tile, const typename Tiles::Element* image, std::int64_t stride,
                           const TilingType& tiling, const Window& window, int first) {
   constexpr unsigned kChunks = Tiles::kHeadDim / Tiles::kChunk;
-  if constexpr (TilingType::kWhole) {  // every thread has as many chunks; more than two at once spill for heads of 64
+  if constexpr (TilingType::kWhole) {  // all threads have as many chunks; more than two at once spill with heads of 64
 #pragma unroll 2
     for (unsigned n = 0; n < Tiles::kTile * kChunks / Tiles::kThreads; ++n) {
       const unsigned i = n * Tiles::kThreads + threadIdx.x, row = i / kChunks, chunk = i % kChunks;
@@ -272,7 +271,7 @@ RSF_DEVICE void load_tile(typename Tiles::Element* tile, const typename Tiles::E
   }
 }
 
-// Wait for all tiles that the block's threads load.
+// Wait for all tiles that the block's threads copy.
 RSF_DEVICE void finish_tiles() {
   commit_copies();
   wait_copies<0>();
@@ -290,9 +289,9 @@ RSF_DEVICE void store_values(typename Tiles::Element* image, std::int64_t stride
 
 template <class Tiles>
 RSF_DEVICE void clear(typename Tiles::Values& values) {
-  float* numbers = &values[0][0];
+  float* elements = &values[0][0];
 #pragma unroll
-  for (unsigned i = 0; i < sizeof(values) / sizeof(float); ++i) numbers[i] = 0.0f;
+  for (unsigned i = 0; i < sizeof(values) / sizeof(float); ++i) elements[i] = 0.0f;
 }
 
 template <class TilesType, int WINDOW>

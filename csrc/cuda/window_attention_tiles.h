@@ -1,7 +1,5 @@
 // What the kernels of window attention share: where a window's tokens are in the image, and what is added to their
 // scores. Tokens are addressed in the unshifted image, so that no rolled, partitioned or masked tensor exists.
-//
-// Scores carry a factor log2 e, because the exponential that a GPU has is 2^x.
 #pragma once
 
 #include <cmath>
@@ -13,17 +11,14 @@
 
 namespace resshift::cuda {
 
-constexpr float kLog2E = 1.4426950408889634f;
-constexpr float kMaskScore = -100.0f * kLog2E;
-
-// A token's place in its window; those that only pad a tile are not inside.
+// A token's place in its window; one that only pads a tile is not inside.
 struct Token {
   int row, column;
   bool inside;
 };
 
-// How windows are divided into tiles of at most TILE tokens: whole rows, so that a tile is a rectangle. WINDOW is the
-// side of a window, 0 where it is known at run time only.
+// How windows are divided into tiles of at most TILE tokens: by whole rows, so that a tile is a rectangle. WINDOW is
+// the side of a window, or 0 where only the call knows it.
 template <int WINDOW, int TILE>
 struct Tiling {
   static constexpr bool kWhole = WINDOW * WINDOW == TILE;  // a tile is a window
@@ -33,7 +28,7 @@ struct Tiling {
 
   RSF_INLINE explicit Tiling(int window) : side(WINDOW ? WINDOW : window) {
     rows = TILE / side < side ? TILE / side : side;
-    reciprocal = 65536u / static_cast<unsigned>(side) + 1;  // exact quotients for all tokens of a tile
+    reciprocal = 65536u / static_cast<unsigned>(side) + 1;  // gives exact quotients for all tokens of a tile
   }
 
   RSF_INLINE int tiles() const { return kWhole ? 1 : (side + rows - 1) / rows; }
@@ -54,8 +49,7 @@ struct Tiling {
 struct Window {
   std::int64_t image;  // its first pixel
   int top, left, height, width;
-  int edge;                        // from this row and column on, shifted tokens may come from elsewhere
-  bool rows_split, columns_split;  // whether those rows and columns do not see the others
+  WindowRegions regions;
 
   RSF_DEVICE Window(const WindowAttention& call, int side, unsigned index) {
     height = static_cast<int>(call.height);
@@ -65,10 +59,7 @@ struct Window {
     image = static_cast<std::int64_t>(line / rows) * height * width;
     top = static_cast<int>(row) * side + call.shift;
     left = static_cast<int>(column) * side + call.shift;
-    edge = side - call.shift;
-    const bool bottom = call.shift > 0 && row == rows - 1, right = call.shift > 0 && column == columns - 1;
-    rows_split = call.mask == WindowMask::kSwin && bottom;
-    columns_split = call.mask == WindowMask::kSwin ? right : bottom;
+    regions = regions_of(call, side, row == rows - 1, column == columns - 1);
   }
 
   RSF_DEVICE std::int64_t pixel(const Token& token) const {
@@ -77,15 +68,10 @@ struct Window {
            (column < width ? column : column - width);
   }
 
-  RSF_DEVICE bool masked() const { return rows_split || columns_split; }
-
-  // Tokens of different regions do not see one another.
-  RSF_DEVICE int region(const Token& token) const {
-    return (rows_split && token.row >= edge ? 2 : 0) + (columns_split && token.column >= edge ? 1 : 0);
-  }
+  RSF_DEVICE int region(const Token& token) const { return regions.of(token.row, token.column); }
 };
 
-// What a block works on. Heads come first: neighbouring blocks share the lines of the image.
+// What a block works on. Heads vary fastest, so that neighbouring blocks share the cache lines of a pixel.
 struct Share {
   int head, tile;
   unsigned part;
@@ -98,7 +84,8 @@ struct Share {
   }
 };
 
-// A head's column of the bias table times log2 e, for the whole block. A barrier must follow.
+// Copy a head's column of the bias table, times log₂ e, to shared memory; called by the whole block. A barrier must
+// follow.
 template <class T>
 RSF_DEVICE void load_bias(float* bias, const WindowAttention& call, int head) {
   const int entries = call.span() * call.span();
@@ -110,8 +97,8 @@ RSF_DEVICE void load_bias(float* bias, const WindowAttention& call, int head) {
   }
 }
 
-// Products q · k to scores: scaled, with bias; −∞ in the columns that pad the tile. Rows are queries and columns keys,
-// or the other way round.
+// Turn products q · k into scores: scaled, with bias, and −∞ in the columns that pad the tile. Rows are queries and
+// columns keys, or with KEY_ROWS the other way round.
 template <class Tiles, bool KEY_ROWS, class TilingType>
 RSF_DEVICE void add_bias(typename Tiles::Scores& scores, const float* bias, const TilingType& tiling, int first_row,
                          int first_column) {
@@ -137,7 +124,7 @@ RSF_DEVICE void add_bias(typename Tiles::Scores& scores, const float* bias, cons
 template <class Tiles, class TilingType>
 RSF_DEVICE void add_mask(typename Tiles::Scores& scores, const Window& window, const TilingType& tiling, int first_row,
                          int first_column) {
-  if (!window.masked()) return;
+  if (!window.regions.several()) return;
   int region[Tiles::kRows];
 #pragma unroll
   for (int i = 0; i < Tiles::kRows; ++i) region[i] = window.region(tiling.token(first_row, Tiles::row(i)));
@@ -149,7 +136,7 @@ RSF_DEVICE void add_mask(typename Tiles::Scores& scores, const Window& window, c
   }
 }
 
-// What a block of queries knows of its softmax so far: for each row the maximum, and this thread's part of the sum.
+// The state of the online softmax of some queries: for each row the maximum, and this thread's part of the sum.
 template <class Tiles>
 struct Softmax {
   float maximum[Tiles::kRows], total[Tiles::kRows];
@@ -162,7 +149,8 @@ struct Softmax {
     }
   }
 
-  // Scores to probabilities, but for the division by the total; decay[i] is what older sums of row i shrink by.
+  // Turn scores into probabilities, still to be divided by the total; earlier sums of row i are to be scaled by
+  // decay[i].
   RSF_DEVICE void add(typename Tiles::Scores& scores, float (&decay)[Tiles::kRows]) {
 #pragma unroll
     for (int i = 0; i < Tiles::kRows; ++i) {

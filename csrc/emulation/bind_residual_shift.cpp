@@ -1,3 +1,4 @@
+#include "../bindings/residual_shift_call.h"
 #include "../cuda/residual_shift.h"
 #include "bindings.h"
 
@@ -10,34 +11,15 @@ void bind_residual_shift(py::module_& module) {
                               const OptionalArray& noise, const OptionalArray& lq, const Array& coefficients,
                               const OptionalArray& seed, const OptionalArray& step, const OptionalArray& origin,
                               Array& x_out, Array& next_input, int prediction_type, bool clamp_x0) {
-    const ChainStep call{view_of(x),
-                         view_of(prediction),
-                         view_of(y),
-                         view_of(noise),
-                         view_of(lq),
-                         static_cast<const float*>(coefficients.data()),
-                         integers_of(seed),
-                         integers_of(step),
-                         integers_of(origin),
-                         static_cast<float*>(x_out.mutable_data()),
-                         next_input.mutable_data(),
-                         dtype_of(next_input),
-                         x.shape(0),
-                         x.shape(1),
-                         lq ? lq->shape(1) : 0,
-                         x.shape(2),
-                         x.shape(3),
-                         static_cast<PredictionType>(prediction_type),
-                         clamp_x0};
-    check(cuda::chain_step(call, nullptr));
+    const bindings::ChainStepArguments<Array> given{x,    coefficients, prediction,      y,       noise, lq, seed,
+                                                    step, origin,       prediction_type, clamp_x0};
+    check(cuda::chain_step(bindings::chain_step_call(given, x_out, next_input), nullptr));
   });
-  module.def("q_sample",
-             [](const Array& x0, const Array& y, const Array& t, const Array& table, const Array& noise, Array& x_t) {
-               const QSample call{view_of(x0),  view_of(y),      view_of(noise),           integers_of(t),
-                                  table.data(), dtype_of(table), table.shape(0),           view_of(x_t),
-                                  x0.shape(0),  x0.shape(1),     x0.shape(2) * x0.shape(3)};
-               check(cuda::q_sample(call, nullptr));
-             });
+  module.def("q_sample", [](const Array& x0, const Array& y, const Array& t, const Array& table, const Array& noise,
+                            const Array& x_t) {
+    const bindings::QSampleArguments<Array> given{x0, y, t, table, noise};
+    check(cuda::q_sample(bindings::q_sample_call(given, x_t), nullptr));
+  });
 }
 
 }  // namespace emulation

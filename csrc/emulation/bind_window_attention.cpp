@@ -1,3 +1,4 @@
+#include "../bindings/window_attention_call.h"
 #include "../cuda/window_attention.h"
 #include "bindings.h"
 
@@ -8,11 +9,8 @@ using namespace resshift;
 namespace {
 
 WindowAttention call_of(const Array& qkv, const Array& table, int heads, int window, int shift, bool swin) {
-  if (qkv.ndim() != 4 || table.ndim() != 2) throw std::runtime_error("qkv has 4 axes, the table 2");
-  const WindowAttention call{qkv.data(),      table.data(), dtype_of(qkv),
-                             dtype_of(table), qkv.shape(0), qkv.shape(1),
-                             qkv.shape(2),    heads,        static_cast<std::int32_t>(qkv.shape(3) / 3 / heads),
-                             window,          shift,        swin ? WindowMask::kSwin : WindowMask::kResshift};
+  // Smaller windows than the kernels take are left to window_attention_supported, so that tests see it refuse them.
+  const WindowAttention call = bindings::window_attention_call(qkv, table, heads, window, shift, swin, 1);
   if (!cuda::window_attention_supported(call)) throw std::runtime_error("the kernels do not support this call");
   return call;
 }
@@ -23,14 +21,13 @@ void bind_window_attention(py::module_& module) {
   module.def("window_attention_scratch", [](const Array& qkv, const Array& table, int heads, int window) {
     return cuda::window_attention_scratch(call_of(qkv, table, heads, window, 0, false));
   });
-  module.def(
-      "window_attention_backward", [](const Array& dout, const Array& qkv, const Array& table, int heads, int window,
-                                      int shift, bool swin, Array& dqkv, Array& dtable, Array& scratch) {
-        const WindowAttentionGradients gradients{dout.data(), dqkv.mutable_data(),
-                                                 static_cast<float*>(dtable.mutable_data()),
-                                                 static_cast<float*>(scratch.mutable_data())};
-        check(cuda::window_attention_backward(call_of(qkv, table, heads, window, shift, swin), gradients, nullptr));
-      });
+  module.def("window_attention_backward",
+             [](const Array& dout, const Array& qkv, const Array& table, int heads, int window, int shift, bool swin,
+                Array& dqkv, Array& dtable, Array& scratch) {
+               const auto gradients = bindings::window_attention_gradients(dout, dqkv, dtable, scratch);
+               const WindowAttention call = call_of(qkv, table, heads, window, shift, swin);
+               check(cuda::window_attention_backward(call, gradients, nullptr));
+             });
   module.def("window_attention", [](const Array& qkv, const Array& table, int heads, int window, int shift, bool swin,
                                     Array& out) {
     check(cuda::window_attention(call_of(qkv, table, heads, window, shift, swin), out.mutable_data(), nullptr));

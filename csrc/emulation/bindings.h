@@ -1,5 +1,8 @@
-// The parts of the Python module, and numpy arrays as the kernels' arguments: float32, float16, and uint16 for the bits
-// of bfloat16.
+// The parts of the Python module, and NumPy arrays as tensors of bindings/arguments.h: float32, float16, and uint16 for
+// the bits of bfloat16.
+//
+// What the operators' tests pass is prepared as the bindings prepare tensors: arrays have the layouts that kernels
+// read, and outputs and scratch memory come from the test, which fills them with NaN.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -10,13 +13,27 @@
 #include <stdexcept>
 #include <string>
 
-#include "../common/residual_shift.h"
+#include "../bindings/arguments.h"
 
 namespace emulation {
 
 namespace py = pybind11;
-using Array = py::array;
-using OptionalArray = std::optional<py::array>;
+
+// An array by torch's names; strides are in elements.
+class Array : public py::array {
+ public:
+  using py::array::array;
+  using py::array::size;
+
+  std::int64_t dim() const { return ndim(); }
+  std::int64_t numel() const { return size(); }
+  std::int64_t size(std::int64_t axis) const { return shape(axis); }
+  std::int64_t stride(std::int64_t axis) const { return strides(axis) / itemsize(); }
+  const void* const_data_ptr() const { return data(); }
+  void* mutable_data_ptr() { return mutable_data(); }
+};
+
+using OptionalArray = std::optional<Array>;
 
 // One for each file of kernels.
 void bind_group_norm(py::module_& module);
@@ -33,24 +50,15 @@ inline resshift::Dtype dtype_of(const Array& array) {
   throw std::runtime_error("arrays are float32, float16, or uint16 with the bits of bfloat16");
 }
 
-// An array [B, C, H, W] whose rows follow one another.
-inline resshift::View view_of(const OptionalArray& array) {
-  if (!array) return {};
-  if (array->ndim() != 4) throw std::runtime_error("images are [B, C, H, W]");
-  auto stride = [&](int axis) { return array->strides(axis) / array->itemsize(); };
-  const py::ssize_t height = array->shape(2), width = array->shape(3);
-  if (height > 1 && width > 1 && stride(2) != width * stride(3))
-    throw std::runtime_error("rows do not follow one another");
-  return {array->data(), dtype_of(*array), stride(0), stride(1), width > 1 ? stride(3) : stride(2)};
-}
-
-inline const std::int64_t* integers_of(const OptionalArray& array) {
-  return array ? static_cast<const std::int64_t*>(array->data()) : nullptr;
-}
-
-// What a launcher returns is 0 here: what goes wrong is thrown.
+// A launcher returns 0 here: what goes wrong is thrown.
 inline void check(int error) {
   if (error) throw std::runtime_error("the launch failed with error " + std::to_string(error));
 }
 
 }  // namespace emulation
+
+template <>
+struct resshift::bindings::Traits<emulation::Array> {
+  static Dtype dtype_of(const emulation::Array& x, const char*) { return emulation::dtype_of(x); }
+  static bool same_device(const emulation::Array&, const emulation::Array&) { return true; }
+};

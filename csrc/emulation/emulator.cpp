@@ -58,7 +58,7 @@ thread_local Block* block = nullptr;
 thread_local Order order = Order::kAscending;
 
 Memory poisoned(std::size_t bytes) {
-  // Not rounded up: what follows the last byte is out of bounds. Bits of ones are NaN in every floating-point format.
+  // Not rounded up, so that the byte after the last one is out of bounds. All bits set is NaN in every format.
   void* memory = nullptr;
   if (posix_memalign(&memory, 128, std::max<std::size_t>(bytes, 1))) throw std::bad_alloc();
   std::memset(memory, 0xff, bytes);
@@ -93,7 +93,7 @@ void wait(State state, const std::string& place) {
   thread.fiber.leave();
 }
 
-// All threads have run as far as they can: open the barrier, or say who waits for whom.
+// All threads have run as far as they can: let them pass the barrier, or fail and say which thread waits for which.
 void open_barrier() {
   const Thread* waiting = nullptr;
   const Thread* finished = nullptr;
@@ -115,11 +115,11 @@ void open_barrier() {
 }
 
 std::vector<unsigned> sequence(unsigned count, std::mt19937& random) {
-  std::vector<unsigned> numbers(count);
-  std::iota(numbers.begin(), numbers.end(), 0u);
-  if (order == Order::kDescending) std::reverse(numbers.begin(), numbers.end());
-  if (order == Order::kShuffled) std::shuffle(numbers.begin(), numbers.end(), random);
-  return numbers;
+  std::vector<unsigned> indices(count);
+  std::iota(indices.begin(), indices.end(), 0u);
+  if (order == Order::kDescending) std::reverse(indices.begin(), indices.end());
+  if (order == Order::kShuffled) std::shuffle(indices.begin(), indices.end(), random);
+  return indices;
 }
 
 bool all_finished() {
@@ -127,7 +127,7 @@ bool all_finished() {
                      [](const Thread& thread) { return thread.state == State::kFinished; });
 }
 
-// Run each of some threads that can run, once; returns whether there was one.
+// Run each thread of a range that is ready, once; returns whether there was one.
 bool run_ready(unsigned first, unsigned count, std::mt19937& random) {
   bool ran = false;
   for (unsigned i : sequence(count, random)) {
@@ -153,7 +153,7 @@ void run_block(std::mt19937& random) {
     if (order == Order::kShuffled) {
       ran = run_ready(0, num_threads, random);
     } else {
-      // One warp as far as it comes, then the next: no barrier, nothing keeps them from one another's memory.
+      // Each warp as far as it can run before the next one: a missing barrier shows.
       for (unsigned warp : sequence((num_threads + kWarpSize - 1) / kWarpSize, random)) {
         const unsigned first = warp * kWarpSize, count = std::min(kWarpSize, num_threads - first);
         while (run_ready(first, count, random)) ran = true;
@@ -245,7 +245,8 @@ void copy_later(void* to, const void* from, std::size_t bytes) {
   if ((reinterpret_cast<std::uintptr_t>(to) | reinterpret_cast<std::uintptr_t>(from)) % bytes) {
     fail("an asynchronous copy is not aligned");
   }
-  // In one of the orders at once: what overwrites numbers that others still read shows as well as what comes too late.
+  // At once in one of the orders: so a copy that overwrites values that others still read shows, as in the other orders
+  // a copy that is read too early.
   if (order == Order::kDescending) std::memcpy(to, from, bytes);
   block->running->copies.back().push_back({to, from, bytes});
 }

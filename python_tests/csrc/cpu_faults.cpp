@@ -1,6 +1,6 @@
 // What is wrong in the ways in which kernels can be, for test_cpu_sanitizers.py.
-#include "../../csrc/cpu/parallel.h"
 #include "../../csrc/bindings/tensors.h"
+#include "../../csrc/cpu/parallel.h"
 #include "../../csrc/cpu/workspace.h"
 
 namespace resshift::bindings {

@@ -302,9 +302,20 @@ def test_nan_stays_in_its_group(emulated):
         assert torch.equal(value, expected)
 
 
-def test_groups_that_do_not_divide_the_channels_are_an_error(emulated):
-    x = image((1, 6, 3, 3, 4))
-    with pytest.raises(RuntimeError, match="the launch failed"):
-        forward(emulated, x, 4, *affine(x.shape), False)
-    with pytest.raises(RuntimeError, match="the launch failed"):
-        backward(emulated, x, x, *(torch.ones(1, 4) for _ in range(2)), 4, *affine(x.shape), False)
+@pytest.mark.parametrize(
+    "shape, message", [((1, 6, 3, 3, 4), "do not divide into 4 groups"), ((1, 8, 0, 3, 4), "the launch failed")]
+)
+def test_what_has_no_groups_is_an_error(emulated, shape, message):
+    x = image(shape)
+    with pytest.raises(RuntimeError, match=message):
+        forward(emulated, x, 4, *affine(shape), False)
+    with pytest.raises(RuntimeError, match=message):
+        backward(emulated, x, x, *(torch.ones(1, 4) for _ in range(2)), 4, *affine(shape), False)
+
+
+def test_triton_kernels_plan_with_the_same_constants(emulated):
+    pytest.importorskip("triton")
+    from resshift_fast.kernels import group_norm_tiles as tiles
+
+    constants = emulated.group_norm_plan_constants()
+    assert constants == {name: getattr(tiles, name) for name in constants}

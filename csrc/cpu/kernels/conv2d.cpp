@@ -1,26 +1,25 @@
-// Winograd's convolution: transforms of tiles, and the products between them.
+// Winograd's convolution: transforms of tiles and weights, and the products between them.
 
 #include "conv2d.h"
 
 #include <type_traits>
 
-#include "matrix.h"
 #include "conv2d_transforms.h"
+#include "matrix.h"
 
 namespace resshift::cpu::RSF_ISA {
 namespace {
 
-constexpr std::int64_t kSkew = 16;             // floats between the matrices of two points
-constexpr std::int64_t kStagedChannels = 128;  // whose pixels are laid out at once
-
-constexpr std::int64_t kAhead = 6;  // channels whose weights are fetched before they are needed
+constexpr std::int64_t kSkew = 16;             // unused floats between the matrices of two points
+constexpr std::int64_t kStagedChannels = 128;  // whose pixels are staged at once
+constexpr std::int64_t kAhead = 6;             // channels by which weights are prefetched
 
 // Where a channel's transforms begin among those of a tile.
 RSF_INLINE std::int64_t in_slices(const WinogradPlan& plan, std::int64_t channel) {
   return channel / plan.slice * plan.input_slice + channel % plan.slice;
 }
 
-// Transform n × n vectors that lie `row_stride` and `column_stride` apart, into one of each point.
+// Transform n × n vectors that lie `row_stride` and `column_stride` apart, into one vector for each point.
 template <int Pairs, class T>
 RSF_INLINE void transform_input(const T* x, std::int64_t row_stride, std::int64_t column_stride, float* v,
                                 std::int64_t point_stride) {
@@ -51,10 +50,10 @@ struct Normalization {
   }
 };
 
-// Lay out a tile's pixels of some channels as float32, [n, n, kStagedChannels]: zeros beyond the image, upsampled,
-// normalized.
+// Copy some channels of a tile's pixels as float32, [n, n, kStagedChannels]: upsampled, normalized, and zero beyond the
+// image.
 template <class T>
-void stage(const Convolution& call, std::int64_t n, const TilePlace& place, std::int64_t channel, std::int64_t count,
+void stage(const Conv2d& call, std::int64_t n, const TilePlace& place, std::int64_t channel, std::int64_t count,
            float* staged) {
   const T* x = static_cast<const T*>(call.x) + place.image * call.height * call.width * call.channels;
   const int shift = call.upsample;
@@ -84,7 +83,7 @@ void stage(const Convolution& call, std::int64_t n, const TilePlace& place, std:
 }
 
 template <int Pairs, class T>
-void input_tile(const Convolution& call, const WinogradPlan& plan, std::int64_t tile, float* v) {
+void input_tile(const Conv2d& call, const WinogradPlan& plan, std::int64_t tile, float* v) {
   constexpr std::int64_t n = Transform<Pairs>::kInputs;
   const TilePlace place = plan.place_of(tile);
   const std::int64_t row = place.row - call.padding, column = place.column - call.padding;
@@ -111,7 +110,7 @@ void input_tile(const Convolution& call, const WinogradPlan& plan, std::int64_t 
 }
 
 template <int Pairs, class W>
-void weight_block(const Convolution& call, const WinogradPlan& plan, std::int64_t block, std::int64_t begin,
+void weight_block(const Conv2d& call, const WinogradPlan& plan, std::int64_t block, std::int64_t begin,
                   std::int64_t end, float* u) {
   using Winograd = Transform<Pairs>;
   constexpr int n = Winograd::kInputs;
@@ -139,9 +138,9 @@ void weight_block(const Convolution& call, const WinogradPlan& plan, std::int64_
   }
 }
 
-// Transform one tile's products of one vector of channels back, and write those that are in the image.
+// Transform one vector of channels of a tile's products back, and write the pixels that are in the image.
 template <int Pairs, class T>
-void output_tile(const Convolution& call, const WinogradPlan& plan, const TilePlace& place, std::int64_t channel,
+void output_tile(const Conv2d& call, const WinogradPlan& plan, const TilePlace& place, std::int64_t channel,
                  const float* product) {
   using Winograd = Transform<Pairs>;
   constexpr int n = Winograd::kInputs, m = Winograd::kOutputs;
@@ -169,10 +168,10 @@ void output_tile(const Convolution& call, const WinogradPlan& plan, const TilePl
   }
 }
 
-// Whether a point's products are zero for whatever is convolved. At −1 the transform of a tile sums the differences of
-// its second and third pixel, of its fourth and fifth, and so on, which nearest upsampling makes equal: tiles of six
-// begin at an odd pixel. Three of sixteen products then need not be formed.
-RSF_INLINE bool vanishes(const Convolution& call, const WinogradPlan& plan, std::int64_t point) {
+// Whether a point's products are zero for every image, so that they need not be computed: 15 of 64 with upsampling. At
+// −1 the transform sums the differences of a tile's second and third pixel, of its fourth and fifth, and so on. Nearest
+// upsampling makes each pair equal, because tiles of six outputs begin at an odd pixel.
+RSF_INLINE bool vanishes(const Conv2d& call, const WinogradPlan& plan, std::int64_t point) {
   constexpr std::int64_t kMinusOne = 4, kSide = Transform<3>::kInputs;
   static_assert(Points<3>::values[1] == 1.0, "the second pair of points of tiles of six is ±1");
   const bool aligned = call.upsample && call.padding == 1 && plan.points == kSide * kSide;
@@ -180,28 +179,24 @@ RSF_INLINE bool vanishes(const Convolution& call, const WinogradPlan& plan, std:
 }
 
 template <bool Add>
-void multiply_chunk(const Convolution& call, const WinogradPlan& plan, std::int64_t chunk, std::int64_t block,
-                    std::int64_t begin, std::int64_t end, const float* v, const float* u, float* product) {
-  const std::int64_t tiles = smaller(plan.chunk, plan.tiles - chunk * plan.chunk);
-  const bool narrow = call.out_channels - block * plan.columns <= kLanes;
+void multiply_chunk(const Conv2d& call, const WinogradPlan& plan, const WinogradProduct& work) {
+  const std::int64_t tiles = smaller(plan.chunk, plan.tiles - work.chunk * plan.chunk);
+  const bool narrow = call.out_channels - work.block * plan.columns <= kLanes;
   for (std::int64_t point = 0; point < plan.points; ++point) {
-    const float* a = v + in_slices(plan, begin) + point * plan.input_point;
-    const float* b = u + point * plan.weight_point;
-    float* out = product + point * plan.product_point;
+    const float* a = work.v + in_slices(plan, work.begin) + point * plan.input_point;
+    const float* b = work.u + point * plan.weight_point;
+    float* out = work.product + point * plan.product_point;
     if (vanishes(call, plan, point)) {
       for (std::int64_t i = 0; i < tiles * plan.columns; i += kLanes) store(out + i, Floats{});
       continue;
     }
-    if (narrow) {
-      multiply<1, Add>(tiles, a, plan.slice, 1, b, end - begin, out, plan.columns);
-    } else {
-      multiply<kColumnVectors, Add>(tiles, a, plan.slice, 1, b, end - begin, out, plan.columns);
-    }
+    const Product product{a, plan.slice, 1, b, work.end - work.begin, out, plan.columns};
+    narrow ? multiply<1, Add>(tiles, product) : multiply<kColumnVectors, Add>(tiles, product);
   }
 }
 
 template <int Pairs, class T>
-void output_chunk(const Convolution& call, const WinogradPlan& plan, std::int64_t chunk, std::int64_t block,
+void output_chunk(const Conv2d& call, const WinogradPlan& plan, std::int64_t chunk, std::int64_t block,
                   const float* product) {
   const std::int64_t first = chunk * plan.chunk, tiles = smaller(plan.chunk, plan.tiles - first);
   const std::int64_t channel = block * plan.columns, channels = smaller(plan.columns, call.out_channels - channel);
@@ -226,26 +221,26 @@ RSF_INLINE void with_pairs(const WinogradPlan& plan, const Function& function) {
 
 }  // namespace
 
-WinogradPlan winograd_plan(const Convolution& call, int outputs, std::int64_t chunk, std::int64_t slice) {
+WinogradPlan winograd_plan(const Conv2d& call, int outputs, std::int64_t chunk, std::int64_t slice) {
   WinogradPlan plan{};
   plan.outputs = outputs;
   plan.points = (outputs + 2) * (outputs + 2);
-  plan.tile_rows = (call.out_height() + outputs - 1) / outputs;
-  plan.tile_columns = (call.out_width() + outputs - 1) / outputs;
+  plan.tile_rows = divide_up(call.out_height(), outputs);
+  plan.tile_columns = divide_up(call.out_width(), outputs);
   plan.tiles = call.batch * plan.tile_rows * plan.tile_columns;
   plan.chunk = smaller(chunk, plan.tiles);
   plan.columns = kColumns;
-  plan.column_blocks = (call.out_channels + kColumns - 1) / kColumns;
-  plan.slice = (smaller(slice, call.channels) + kLanes - 1) / kLanes * kLanes;
+  plan.column_blocks = divide_up(call.out_channels, kColumns);
+  plan.slice = round_up(smaller(slice, call.channels), kLanes);
   plan.input_point = plan.chunk * plan.slice + kSkew;
   plan.input_slice = plan.points * plan.input_point;
-  plan.slices = (call.channels + plan.slice - 1) / plan.slice;
+  plan.slices = divide_up(call.channels, plan.slice);
   plan.weight_point = plan.slice * plan.columns + kSkew;
   plan.product_point = plan.chunk * plan.columns + kSkew;
   return plan;
 }
 
-void winograd_weights(const Convolution& call, const WinogradPlan& plan, std::int64_t block, std::int64_t begin,
+void winograd_weights(const Conv2d& call, const WinogradPlan& plan, std::int64_t block, std::int64_t begin,
                       std::int64_t end, float* u) {
   with_pairs(plan, [&](auto pairs) {
     dispatch(call.weight_dtype, [&](auto type) {
@@ -254,7 +249,7 @@ void winograd_weights(const Convolution& call, const WinogradPlan& plan, std::in
   });
 }
 
-void winograd_input(const Convolution& call, const WinogradPlan& plan, std::int64_t begin, std::int64_t end, float* v) {
+void winograd_input(const Conv2d& call, const WinogradPlan& plan, std::int64_t begin, std::int64_t end, float* v) {
   with_pairs(plan, [&](auto pairs) {
     dispatch(call.dtype, [&](auto type) {
       for (std::int64_t tile = begin; tile < end; ++tile) {
@@ -265,13 +260,11 @@ void winograd_input(const Convolution& call, const WinogradPlan& plan, std::int6
   });
 }
 
-void winograd_multiply(const Convolution& call, const WinogradPlan& plan, std::int64_t chunk, std::int64_t block,
-                       std::int64_t begin, std::int64_t end, const float* v, const float* u, float* product) {
-  const auto run = begin ? multiply_chunk<true> : multiply_chunk<false>;
-  run(call, plan, chunk, block, begin, end, v, u, product);
+void winograd_multiply(const Conv2d& call, const WinogradPlan& plan, const WinogradProduct& work) {
+  work.begin ? multiply_chunk<true>(call, plan, work) : multiply_chunk<false>(call, plan, work);
 }
 
-void winograd_output(const Convolution& call, const WinogradPlan& plan, std::int64_t chunk, std::int64_t block,
+void winograd_output(const Conv2d& call, const WinogradPlan& plan, std::int64_t chunk, std::int64_t block,
                      const float* product) {
   with_pairs(plan, [&](auto pairs) {
     dispatch(call.dtype, [&](auto type) {

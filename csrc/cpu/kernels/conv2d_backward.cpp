@@ -1,9 +1,9 @@
-// The gradient of a convolution's weight by the transposed scheme: tiles of the image and of the result's gradient are
-// multiplied at every point, summed over all tiles, and transformed to the nine taps at the end.
+// The gradient of the weight by the transposed algorithm: tiles of the image and of the result's gradient are
+// multiplied at every point and summed over all tiles, and the sums are transformed to the nine taps.
 
-#include "matrix.h"
 #include "conv2d.h"
 #include "conv2d_transforms.h"
+#include "matrix.h"
 
 namespace resshift::cpu::RSF_ISA {
 namespace {
@@ -11,10 +11,9 @@ namespace {
 using Winograd = Transform<2>;
 constexpr int n = Winograd::kInputs, m = Winograd::kOutputs;
 
-// Transform one tile and vector of channels of the result's gradient; beyond the image it is zero.
+// Transform one vector of channels of a tile of the result's gradient, which is zero beyond the image.
 template <class T>
-void gradient_tile(const Convolution& call, const WinogradPlan& plan, std::int64_t tile, std::int64_t channel,
-                   float* w) {
+void gradient_tile(const Conv2d& call, const WinogradPlan& plan, std::int64_t tile, std::int64_t channel, float* w) {
   const std::int64_t height = call.out_height(), width = call.out_width(), left = call.out_channels - channel;
   const TilePlace place = plan.place_of(tile);
   Floats half[m][n];
@@ -37,7 +36,7 @@ void gradient_tile(const Convolution& call, const WinogradPlan& plan, std::int64
 
 }  // namespace
 
-void winograd_gradient_tiles(const Convolution& call, const WinogradPlan& plan, std::int64_t block, std::int64_t begin,
+void winograd_gradient_tiles(const Conv2d& call, const WinogradPlan& plan, std::int64_t block, std::int64_t begin,
                              std::int64_t end, float* w) {
   const std::int64_t channel = block * plan.columns;
   dispatch(call.dtype, [&](auto type) {
@@ -50,17 +49,17 @@ void winograd_gradient_tiles(const Convolution& call, const WinogradPlan& plan, 
   });
 }
 
-void winograd_gradient_multiply(const Convolution& call, const WinogradPlan& plan, std::int64_t chunk,
-                                std::int64_t block, const float* v, const float* w, float* u) {
+void winograd_gradient_multiply(const Conv2d& call, const WinogradPlan& plan, std::int64_t chunk, std::int64_t block,
+                                const float* v, const float* w, float* u) {
   const std::int64_t tiles = smaller(plan.chunk, plan.tiles - chunk * plan.chunk), channels = call.channels;
   const bool narrow = call.out_channels - block * plan.columns <= kLanes;
   const auto run = narrow ? (chunk ? multiply<1, true> : multiply<1, false>)
                           : (chunk ? multiply<kColumnVectors, true> : multiply<kColumnVectors, false>);
-  run(channels, v, 1, plan.slice, w, tiles, u, plan.columns);
+  run(channels, Product{v, 1, plan.slice, w, tiles, u, plan.columns});
 }
 
-void winograd_gradient_weights(const Convolution& call, const WinogradPlan& plan, std::int64_t block,
-                               std::int64_t begin, std::int64_t end, const float* u, float* gradient) {
+void winograd_gradient_weights(const Conv2d& call, const WinogradPlan& plan, std::int64_t block, std::int64_t begin,
+                               std::int64_t end, const float* u, float* gradient) {
   const std::int64_t first = block * plan.columns, left = call.out_channels - first;
   for (std::int64_t channel = begin; channel < end; ++channel) {
     for (std::int64_t c = 0; c < smaller(plan.columns, left); c += kLanes) {

@@ -1,4 +1,4 @@
-// y = f((x − mean) · multiplier + offset), the second half of group_norm.
+// y = f((x − mean) · multiplier + offset), the last stage of group_norm.
 
 #include "group_norm.h"
 #include "group_norm_rows.h"
@@ -6,9 +6,8 @@
 namespace resshift::cpu::RSF_ISA {
 namespace {
 
-// Rows, and vectors of each, that are worked on together: their chains run side by side, and memory is read in order.
-constexpr int kTile = 2;
-constexpr int kChains = 4;  // vectors of a run
+constexpr int kTile = 2;    // rows, and vectors of each, that are computed together: independent, and nearly in order
+constexpr int kChains = 4;  // vectors of a run that are computed together
 
 struct Normalize {
   Floats mean, multiplier, offset;
@@ -68,7 +67,7 @@ void apply_to_run(T* y, const T* x, std::int64_t length, const Normalize& f) {
 }
 
 template <bool kSilu, class T>
-void apply_parts(const GroupNorm& call, std::int64_t begin, std::int64_t end) {
+void apply_parts(const GroupNorm& call, const float* table, std::int64_t begin, std::int64_t end) {
   const GroupedImages& images = call.images;
   const Parts parts = pixel_parts(images, kApplied);
   const std::int64_t channels = images.channels;
@@ -79,9 +78,9 @@ void apply_parts(const GroupNorm& call, std::int64_t begin, std::int64_t end) {
     T* y = static_cast<T*>(call.y) + at;
     const T* x = static_cast<const T*>(call.x) + at;
     if (images.channels_last) {
-      apply_to_pixels<kSilu>(y, x, count, channels, call.table + plane * 3 * channels);
+      apply_to_pixels<kSilu>(y, x, count, channels, table + plane * 3 * channels);
     } else {
-      const float* constants = call.table + plane / channels * 3 * channels + plane % channels;
+      const float* constants = table + plane / channels * 3 * channels + plane % channels;
       apply_to_run<kSilu>(
           y, x, count,
           Normalize{broadcast(constants[0]), broadcast(constants[channels]), broadcast(constants[2 * channels])});
@@ -91,10 +90,10 @@ void apply_parts(const GroupNorm& call, std::int64_t begin, std::int64_t end) {
 
 }  // namespace
 
-void apply_table(const GroupNorm& call, std::int64_t begin, std::int64_t end) {
+void apply_table(const GroupNorm& call, const float* table, std::int64_t begin, std::int64_t end) {
   dispatch(call.images.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    call.affine.silu ? apply_parts<true, T>(call, begin, end) : apply_parts<false, T>(call, begin, end);
+    call.affine.silu ? apply_parts<true, T>(call, table, begin, end) : apply_parts<false, T>(call, table, begin, end);
   });
 }
 

@@ -10,25 +10,25 @@
 namespace resshift::cpu::RSF_ISA {
 namespace {
 
-constexpr int kTile = 2;    // rows, and vectors of each, that are worked on together, so that memory is read in order
-constexpr int kChains = 4;  // vectors of a run
-constexpr std::int64_t kRows = 512, kRun = 8192;                    // rows and numbers that are summed in float32
+constexpr int kTile = 2;    // rows, and vectors of each, that are computed together: independent, and nearly in order
+constexpr int kChains = 4;  // vectors of a run that are computed together
+constexpr std::int64_t kRows = 512, kRun = 8192;                    // rows and elements that are summed in float32
 enum Row { kMean, kMultiplier, kOffset, kOfDeviation, kConstant };  // of the table of gradients
 
-// One vector of the images as the table has them centred and the gradient in front of the activation.
+// x − mean of one vector, and dz.
 struct Gradient {
-  Floats centred, dz;
+  Floats centered, dz;
 
   template <bool kSilu>
   RSF_INLINE static Gradient of(Floats dy, Floats x, Floats mean, Floats multiplier, Floats offset) {
-    const Floats centred = x - mean;
-    if (!kSilu) return {centred, dy};
-    const Floats z = centred * multiplier + offset, s = sigmoid(z);
-    return {centred, dy * (s * (1.0f + z * (1.0f - s)))};
+    const Floats centered = x - mean;
+    if (!kSilu) return {centered, dy};
+    const Floats z = centered * multiplier + offset, s = sigmoid(z);
+    return {centered, dy * (s * (1.0f + z * (1.0f - s)))};
   }
 };
 
-// Add N rows of V vectors to the sums. Of a single vector columns may be missing, from `width` on.
+// Add N rows of V vectors to the sums. A single vector may extend beyond `width`; its columns from there on are zero.
 template <bool kSilu, int N, int V, class T>
 RSF_INLINE void sum_strip(const T* dy, const T* x, std::int64_t stride, std::int64_t first, std::int64_t width,
                           const Columns (&table)[3], Columns (&sums)[2]) {
@@ -46,7 +46,7 @@ RSF_INLINE void sum_strip(const T* dy, const T* x, std::int64_t stride, std::int
       const std::int64_t i = first + v * kLanes, at = row * stride + i, count = V == 1 ? width - i : kLanes;
       const auto g = Gradient::of<kSilu>(load(dy + at, count), load(x + at, count), mean[v], multiplier[v], offset[v]);
       total[v] += g.dz;
-      product[v] += g.dz * g.centred;
+      product[v] += g.dz * g.centered;
     }
   }
   for (int v = 0; v < V; ++v) {
@@ -111,13 +111,13 @@ void sum_run(double* out, const T* dy, const T* x, std::int64_t length, const fl
         const std::int64_t at = i + j * kLanes;
         const auto g = Gradient::of<kSilu>(load(dy + at), load(x + at), mean, multiplier, offset);
         totals[j] += g.dz;
-        products[j] += g.dz * g.centred;
+        products[j] += g.dz * g.centered;
       }
     }
     for (; i < last; i += kLanes) {
       const auto g = Gradient::of<kSilu>(load(dy + i, last - i), load(x + i, last - i), mean, multiplier, offset);
       totals[0] += g.dz;
-      products[0] += g.dz * g.centred;
+      products[0] += g.dz * g.centered;
     }
     out[0] += static_cast<double>(sum((totals[0] + totals[1]) + (totals[2] + totals[3])));
     out[1] += static_cast<double>(sum((products[0] + products[1]) + (products[2] + products[3])));
@@ -131,7 +131,7 @@ struct Differentiate {
   template <bool kSilu>
   RSF_INLINE Floats apply(Floats dy, Floats x) const {
     const auto g = Gradient::of<kSilu>(dy, x, mean, multiplier, offset);
-    return g.dz * multiplier - (g.centred * of_deviation + constant);
+    return g.dz * multiplier - (g.centered * of_deviation + constant);
   }
 };
 

@@ -1,9 +1,9 @@
-// Products of small matrices from registers, like those of matrix.h, for float32 and for bfloat16 where the processor
-// multiplies it: what becomes of the sums is up to the caller, who gets them in registers.
+// Products of small matrices whose sums stay in registers, like those of matrix.h, for float32 and, where the processor
+// multiplies it, bfloat16. The caller gets the sums in registers.
 //
-// Matrices consist of units of 32 bits: numbers of float32, or pairs of bfloat16 that follow one another along the
-// dimension that is summed over. So rows of A are rows of numbers as they are, and a packed column block of B, kColumns
-// units wide, has the pairs of two of its rows.
+// Matrices consist of units of 32 bits: a float32 value, or a pair of bfloat16 values that are neighbours along the
+// dimension that is summed over. So rows of A are used as they are, and a packed column block of B, kColumns units
+// wide, interleaves two rows.
 #pragma once
 
 #include <type_traits>
@@ -18,11 +18,11 @@ struct Pair {
 };
 
 template <class Unit>
-RSF_INLINE constexpr std::int64_t numbers_in() {
+RSF_INLINE constexpr std::int64_t elements_in() {
   return std::is_same_v<Unit, Pair> ? 2 : 1;
 }
 
-// The units in which images of a type are multiplied.
+// The units in which images of an element type are multiplied.
 #if defined(__AVX512BF16__)
 template <class T>
 using UnitOf = std::conditional_t<std::is_same_v<T, BFloat16>, Pair, float>;
@@ -32,8 +32,8 @@ using UnitOf = float;
 #endif
 
 template <class Unit>
-RSF_INLINE std::int64_t units(std::int64_t numbers) {
-  return (numbers + numbers_in<Unit>() - 1) / numbers_in<Unit>();
+RSF_INLINE std::int64_t units(std::int64_t elements) {
+  return divide_up(elements, elements_in<Unit>());
 }
 
 RSF_INLINE Floats multiply_add(float a, const float* b, Floats sum) { return broadcast(a) * load(b) + sum; }
@@ -53,7 +53,8 @@ struct UnitRows {
   std::int64_t stride;
 };
 
-// The sums of Rows × Vectors·kLanes numbers, given to finish(row, v, sums); finish.prepare(row) is called before.
+// Compute Rows × Vectors·kLanes sums and call finish(row, v, sums) with each vector; finish.prepare(row) is called
+// first.
 template <int Rows, int Vectors, class Unit, class Finish>
 RSF_INLINE void multiply_tile(UnitRows<Unit> a, std::int64_t first, const Unit* b, std::int64_t depth,
                               const Finish& finish) {
@@ -80,7 +81,7 @@ RSF_INLINE void multiply_tile(UnitRows<Unit> a, std::int64_t first, const Unit* 
   }
 }
 
-// A times a column block of B, of which `Vectors` vectors are wanted.
+// A times the first `Vectors` vectors of a column block of B.
 template <int Vectors, class Unit, class Finish>
 RSF_INLINE void multiply_units(std::int64_t rows, UnitRows<Unit> a, const Unit* b, std::int64_t depth,
                                const Finish& finish) {
@@ -90,10 +91,10 @@ RSF_INLINE void multiply_units(std::int64_t rows, UnitRows<Unit> a, const Unit* 
   for (; row < rows; ++row) multiply_tile<1, Vectors>(a, row, b, depth, finish);
 }
 
-// A vector of units, whose first numbers are given.
+// A vector of units from `count` elements, or as many as it holds; others are zero.
 template <class Unit, class T>
 RSF_INLINE Floats load_units(const T* address, std::int64_t count) {
-  if constexpr (numbers_in<Unit>() == 1) {
+  if constexpr (elements_in<Unit>() == 1) {
     return load(address, count);
   } else if constexpr (std::is_same_v<T, BFloat16>) {
     if (count >= 2 * kLanes) return load(reinterpret_cast<const float*>(address));
@@ -108,26 +109,26 @@ RSF_INLINE Floats load_units(const T* address, std::int64_t count) {
   }
 }
 
-// Write kLanes numbers of a row of units, from one of them on.
-RSF_INLINE void store_numbers(float* row, std::int64_t number, Floats value) { store(row + number, value); }
+// Write kLanes elements of a row of units, from element `first` on.
+RSF_INLINE void store_elements(float* row, std::int64_t first, Floats value) { store(row + first, value); }
 #if defined(__AVX512BF16__)
-RSF_INLINE void store_numbers(Pair* row, std::int64_t number, Floats value) {
-  store(reinterpret_cast<BFloat16*>(row) + number, value);
+RSF_INLINE void store_elements(Pair* row, std::int64_t first, Floats value) {
+  store(reinterpret_cast<BFloat16*>(row) + first, value);
 }
 #endif
 
-// Pack kLanes columns of B, given as rows of numbers [columns, depth] that lie `stride` apart, into one vector of the
-// units of every step; `packed` is the vector of the first step, others follow kColumns units apart. Columns from
-// `count` on are zeros.
+// Pack kLanes columns of B, given as rows [columns, depth] that lie `stride` elements apart, into one vector of units
+// for every step. `packed` is that of the first step, and the next ones follow kColumns units apart. Columns from
+// `count` on are zero.
 template <class Unit, class T>
 RSF_INLINE void pack_columns(const T* rows, std::int64_t stride, std::int64_t count, std::int64_t depth, Unit* packed) {
   const std::int64_t steps = units<Unit>(depth);
   for (std::int64_t step = 0; step < steps; step += kLanes) {
-    const std::int64_t number = step * numbers_in<Unit>(), there = steps - step < kLanes ? steps - step : kLanes;
+    const std::int64_t first = step * elements_in<Unit>(), there = steps - step < kLanes ? steps - step : kLanes;
     Floats block[kLanes];
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; ++i) {
-      block[i] = i < count ? load_units<Unit>(rows + i * stride + number, depth - number) : Floats{};
+      block[i] = i < count ? load_units<Unit>(rows + i * stride + first, depth - first) : Floats{};
     }
     transpose(block);
     float* const out = reinterpret_cast<float*>(packed + step * kColumns);

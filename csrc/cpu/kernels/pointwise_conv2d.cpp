@@ -7,7 +7,7 @@
 namespace resshift::cpu::RSF_ISA {
 namespace {
 
-// Lay out N pixels of an image as rows of units, normalized by the statistics of that image, if any.
+// Copy N pixels of an image as rows of units, normalized if there are statistics.
 template <int N, class Unit, class T>
 RSF_INLINE void pack_pixels(const T* x, const float* statistics, std::int64_t channels, Unit* rows,
                             std::int64_t stride) {
@@ -20,7 +20,7 @@ RSF_INLINE void pack_pixels(const T* x, const float* statistics, std::int64_t ch
       offset = load(statistics + 2 * channels + c, left);
     }
     for (int i = 0; i < N; ++i) {
-      store_numbers(rows + i * stride, c, (load(x + i * channels + c, left) - mean) * multiplier + offset);
+      store_elements(rows + i * stride, c, (load(x + i * channels + c, left) - mean) * multiplier + offset);
     }
   }
 }
@@ -42,11 +42,11 @@ void pack(const PointwiseConv2d& call, std::int64_t pixel, std::int64_t count, U
   }
 }
 
-// Pixels of a call as rows, in its own memory where they lie there as they are needed.
+// Pixels of a call as rows of units: x itself if it has them in that form, else a copy.
 template <class Unit, class T>
 UnitRows<Unit> rows_of(const PointwiseConv2d& call, std::int64_t pixel, std::int64_t count, Unit* scratch) {
   const std::int64_t width = units<Unit>(call.channels), stride = row_stride(width);
-  const bool same_bits = sizeof(T) * numbers_in<Unit>() == sizeof(Unit) && call.channels % numbers_in<Unit>() == 0;
+  const bool same_bits = sizeof(T) * elements_in<Unit>() == sizeof(Unit) && call.channels % elements_in<Unit>() == 0;
   if (same_bits && !call.normalization && !crowded(width)) {
     const T* x = static_cast<const T*>(call.x) + pixel * call.channels;
     return {reinterpret_cast<const Unit*>(x), width};
@@ -55,7 +55,7 @@ UnitRows<Unit> rows_of(const PointwiseConv2d& call, std::int64_t pixel, std::int
   return {scratch, stride};
 }
 
-// Columns of some pixels of y, and bytes of every row of x that are to be fetched for the next pixels meanwhile.
+// Some columns of some pixels of y, and which bytes of each row of x to prefetch meanwhile for the next pixels.
 struct Block {
   std::int64_t pixel, count, column, columns;
   const char* next_x;
@@ -63,9 +63,9 @@ struct Block {
 };
 
 template <class T>
-RSF_INLINE Floats load_either(const void* numbers, Dtype dtype, std::int64_t at, std::int64_t count) {
-  if (dtype == Dtype::kFloat32) return load(static_cast<const float*>(numbers) + at, count);
-  return load(static_cast<const T*>(numbers) + at, count);
+RSF_INLINE Floats load_either(const void* elements, Dtype dtype, std::int64_t at, std::int64_t count) {
+  if (dtype == Dtype::kFloat32) return load(static_cast<const float*>(elements) + at, count);
+  return load(static_cast<const T*>(elements) + at, count);
 }
 
 RSF_INLINE Floats load_bias(const PointwiseConv2d& call, std::int64_t column) {
@@ -75,7 +75,8 @@ RSF_INLINE Floats load_bias(const PointwiseConv2d& call, std::int64_t column) {
   });
 }
 
-// gelu within 1.3e-4, and within 4e-5 above −3.5: less than bfloat16 rounds it by. Φ is a minimax polynomial up to ±4.
+// gelu within 1.3e-4, and within 4e-5 above −3.5: less than the rounding to bfloat16. Φ is a minimax polynomial up to
+// ±4.
 RSF_INLINE Floats coarse_gelu(Floats z) {
   const Floats x = minimum(broadcast(4.0f), maximum(broadcast(-4.0f), z)), square = x * x;
   Floats p = broadcast(-4.400019647e-10f);
@@ -100,7 +101,7 @@ RSF_INLINE Then then(const PointwiseConv2d& call) {
   return call.gelu ? Then::kGelu : call.residual ? Then::kAdd : Then::kNothing;
 }
 
-// Writes sums to y, whole vectors of it.
+// Finishes sums and writes them to y, in whole vectors.
 template <class T, Then THEN>
 struct Write {
   const PointwiseConv2d& call;
@@ -111,7 +112,7 @@ struct Write {
     return (block.pixel + row) * call.out_channels + block.column;
   }
 
-  // What is written and added to is fetched while the sums are formed.
+  // Prefetch y and the residual while the sums are computed.
   RSF_INLINE void prepare(std::int64_t row) const {
     const char* const y = reinterpret_cast<const char*>(static_cast<const T*>(call.y) + place(row));
     for (int byte = 0; byte < kColumns * static_cast<int>(sizeof(T)); byte += 64) __builtin_prefetch(y + byte, 1);
@@ -132,7 +133,7 @@ struct Write {
   }
 };
 
-// Keeps sums for what is done more slowly.
+// Keeps sums for write_kept.
 struct Keep {
   float* sums;  // [kBlockPixels, kColumns]
 
@@ -152,7 +153,7 @@ void multiply_block(const Block& block, UnitRows<Unit> rows, const Unit* weight,
   }
 }
 
-// Write sums that were kept to y, which may have no whole vectors of columns.
+// Finish kept sums and write them to y, whose last vector of columns may be partial.
 template <class T>
 void write_kept(const PointwiseConv2d& call, const Block& block, const float* sums) {
   for (std::int64_t c = 0; c < block.columns; c += kLanes) {
@@ -181,7 +182,7 @@ void write_block(const PointwiseConv2d& call, const Block& block, UnitRows<Unit>
 template <class Unit, class T>
 void compute_block(const PointwiseConv2d& call, const Block& block, UnitRows<Unit> rows, const Unit* weight,
                    std::int64_t depth, float* sums) {
-  // Few images are float16: fewer kernels for them.
+  // float16 is rare, and has no kernels of its own.
   if constexpr (!std::is_same_v<T, Half>) {
     if (block.columns % kLanes == 0) {
       const auto write = then(call) == Then::kGelu  ? write_block<Unit, T, Then::kGelu>
@@ -194,7 +195,7 @@ void compute_block(const PointwiseConv2d& call, const Block& block, UnitRows<Uni
   write_kept<T>(call, block, sums);
 }
 
-// Divide among the column blocks of some pixels what they fetch of x for the next ones.
+// A block whose share of the next pixels' x is prefetched; the column blocks of these pixels divide it.
 Block block_of(const PointwiseConv2d& call, std::int64_t pixel, std::int64_t column, std::int64_t begin,
                std::int64_t end) {
   const std::int64_t count = smaller(kBlockPixels, call.pixels - pixel);

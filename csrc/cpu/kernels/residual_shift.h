@@ -1,8 +1,8 @@
-// The residual shift on the CPU, for a part of the pixels of a call: images × pixels, counted image by image.
+// The residual shift of pixels [begin, end) of a call, counted image by image.
 #pragma once
 
-#include "../../common/residual_shift.h"
 #include "../isa.h"
+#include "../residual_shift.h"
 
 namespace resshift::cpu {
 

@@ -1,35 +1,23 @@
-// Attention with one head between all pixels of channels-last images, for a part of the pixels of a call, by the online
-// softmax of FlashAttention (arXiv 2205.14135): queries meet blocks of keys one after another, and what they have
-// gathered is scaled down whenever a larger score turns up. ops/spatial_attention.py has the formula.
+// Stages of attention between all pixels, each for some pixels of a call, by the online softmax of FlashAttention
+// (arXiv 2205.14135): blocks of queries take the blocks of keys one after another, and their sums are scaled down
+// whenever a larger score appears.
 #pragma once
 
-#include <cstdint>
-
-#include "../../common/scalar.h"
+#include "../../common/integers.h"
 #include "../isa.h"
+#include "../spatial_attention.h"
 
 namespace resshift::cpu {
-
-struct SpatialAttention {
-  const void *q, *k, *v;  // [B, pixels, C]
-  void* out;              // [B, pixels, C]
-  Dtype dtype;
-  std::int64_t batch, pixels, channels;
-};
 
 constexpr std::int64_t kQueries = 96, kKeys = 256;  // of a block; their scores and probabilities stay in a core's cache
 constexpr std::int64_t kPackedPixels = 32;          // that are packed together
 
-RSF_INLINE std::int64_t round_up(std::int64_t number, std::int64_t multiple) {
-  return (number + multiple - 1) / multiple * multiple;
-}
-
-// Floats from one row to the next of queries, results, scores and probabilities. None is a multiple of 2 KiB: rows that
-// lie such distances apart share the same few lines of a cache.
+// Floats from one row to the next of queries, results, scores and probabilities. None is a multiple of 2 KiB: rows so
+// far apart would compete for the same few lines of a cache.
 RSF_INLINE std::int64_t channel_stride(const SpatialAttention& call) { return round_up(call.channels, 32) + 16; }
 constexpr std::int64_t kKeyStride = kKeys + 16;
 
-// Floats of the packed keys or values of one image, and of the memory that a thread works in.
+// Floats of the packed keys or values of one image, and of a thread's scratch memory.
 RSF_INLINE std::int64_t packed_size(const SpatialAttention& call) {
   return round_up(call.pixels, kPackedPixels) * round_up(call.channels, 32);
 }

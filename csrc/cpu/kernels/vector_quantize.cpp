@@ -1,9 +1,9 @@
 // Distance, argmin and gather; no distance matrix exists.
 //
-// Distances are sums of (z − e)² in float32: unlike |e|² − 2 z·e they don't cancel, so that near-ties come out as in
-// exact arithmetic. Lanes are pixels. Of a group of entries only the least distance is kept, and the number of the
-// group if no earlier one was as near; in the end each pixel looks for the entry in its group. Only a strictly smaller
-// distance changes anything: ties keep the lowest index, and NaN index 0.
+// Distances are sums of (z − e)² in float32: unlike |e|² − 2 z·e they do not cancel, so that near-ties are decided as
+// in exact arithmetic. Lanes are pixels. A first pass finds each pixel's least distance and the group of entries that
+// has it, which takes fewer operations than to find the entry; a second pass finds the entry in that group. Only a
+// strictly smaller distance replaces another: ties keep the lowest index, and NaN index 0.
 
 #include "vector_quantize.h"
 
@@ -20,8 +20,8 @@ constexpr int kVectors = 2;
 constexpr int kTile = 2;  // entries whose distances are computed at once
 constexpr int kGroup = 16;
 
-// least[v] = its minimum with the distances of COUNT entries to pixels v; z [C, kPixels]. CHANNELS is 0 where their
-// number is known at run time only.
+// Lower least[v] to the distances of COUNT entries from pixels v; z [C, kPixels]. CHANNELS is 0 where only the call
+// knows their number.
 template <int CHANNELS, int COUNT>
 RSF_INLINE void consider(Floats (&least)[kVectors], const float* z, const float* entry, std::int64_t channels) {
   Floats sums[COUNT][kVectors] = {};
@@ -33,10 +33,10 @@ RSF_INLINE void consider(Floats (&least)[kVectors], const float* z, const float*
     for (int v = 0; v < kVectors; ++v) values[v] = load(z + c * kPixels + v * kLanes);
 #pragma GCC unroll 4
     for (int i = 0; i < COUNT; ++i) {
-      const Floats number = broadcast(entry[i * count + c]);
+      const Floats component = broadcast(entry[i * count + c]);
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
-        const Floats difference = values[v] - number;
+        const Floats difference = values[v] - component;
         sums[i][v] = difference * difference + sums[i][v];
       }
     }
@@ -48,7 +48,7 @@ RSF_INLINE void consider(Floats (&least)[kVectors], const float* z, const float*
   }
 }
 
-// The group that the entry nearest to each of kVectors vectors of pixels is in.
+// The group of the entry nearest to each pixel, for kVectors vectors of pixels.
 template <int CHANNELS>
 void find_groups(std::int32_t* groups, const VectorQuantize& call, const float* codebook, const float* z) {
   const Floats infinity = broadcast(__builtin_inff());
@@ -74,7 +74,7 @@ void find_groups(std::int32_t* groups, const VectorQuantize& call, const float* 
   for (int v = 0; v < kVectors; ++v) std::memcpy(groups + v * kLanes, &found[v], sizeof(Ints));
 }
 
-// The nearest entry of a group to one pixel, z [C] in steps of kPixels; 0 where there is none.
+// The entry of a group that is nearest to one pixel, z [C] with stride kPixels; 0 if all distances are NaN.
 std::int64_t find_entry(std::int64_t group, const VectorQuantize& call, const float* codebook, const float* z) {
   const std::int64_t first = group * kGroup, end = first + kGroup < call.entries ? first + kGroup : call.entries;
   float least = __builtin_inff();
@@ -120,7 +120,7 @@ void vector_quantize(const VectorQuantize& call, const float* codebook, float* s
                      std::int64_t end) {
   for (std::int64_t block = begin; block < end; ++block) {
     const std::int64_t image = block / blocks_each(call), first = block % blocks_each(call) * kPixels;
-    // Those of the published codebooks, and any other.
+    // 3 and 8 are those of the published codebooks.
     if (call.channels == 3) {
       quantize_block<3>(call, codebook, scratch, image, first);
     } else if (call.channels == 8) {

@@ -1,5 +1,5 @@
-// Attention within windows: for each window and head, its queries, keys and values are copied to matrices that stay in
-// the nearest caches, and so do the scores.
+// Attention within windows. For each window and head, queries, keys and values are copied to matrices that, like the
+// scores, fit the first caches.
 
 #include "window_attention_windows.h"
 
@@ -13,24 +13,24 @@ void load_column(float* column, const WindowAttention& call, std::int64_t head) 
   for (std::int64_t i = 0; i < entries(call); ++i) column[i] = to_float(table[i * call.heads]) * kLog2E;
 }
 
-// Values as the left factor [head_dim, tokens] of the second product, as rows [units of tokens, pitch].
+// Copy values, the left factor [head_dim, tokens] of the second product, to rows [units of tokens, pitch].
 template <class T>
 RSF_INLINE void copy_values(Singles, float* values, std::int64_t pitch, const Image<const T>& image, std::int64_t count,
-                            std::int64_t numbers) {
-  copy_rows<Singles>(values, pitch, image, 0, count, numbers);
+                            std::int64_t head_dim) {
+  copy_rows<Singles>(values, pitch, image, 0, count, head_dim);
 }
 
-// Rows [keys, kQueries] to rows of units, in place; returns how many these are.
+// Turn rows [keys, kQueries] into rows of units, in place; returns how many rows these are.
 RSF_INLINE std::int64_t pack_rows(Singles, float*, std::int64_t count, std::int64_t) { return count; }
 
 #if defined(__AVX512BF16__)
 RSF_INLINE void copy_values(Pairs, float* values, std::int64_t pitch, const Image<const BFloat16>& image,
-                            std::int64_t count, std::int64_t numbers) {
+                            std::int64_t count, std::int64_t head_dim) {
   for (std::int64_t i = 0; i < count; i += 2) {
-    for (std::int64_t number = 0; number < numbers; number += kLanes) {
-      const Floats first = load(image.token(i) + number, numbers - number);
-      const Floats second = i + 1 < count ? load(image.token(i + 1) + number, numbers - number) : Floats{};
-      store(values + i / 2 * pitch + number, Pairs::pack(first, second));
+    for (std::int64_t channel = 0; channel < head_dim; channel += kLanes) {
+      const Floats first = load(image.token(i) + channel, head_dim - channel);
+      const Floats second = i + 1 < count ? load(image.token(i + 1) + channel, head_dim - channel) : Floats{};
+      store(values + i / 2 * pitch + channel, Pairs::pack(first, second));
     }
   }
 }
@@ -52,32 +52,32 @@ template <class T>
 void attend(const WindowAttention& call, const Window& window, std::int64_t head, const float* bias, T* out,
             float* scratch) {
   using Units = typename UnitsOf<T>::Type;
-  const std::int64_t count = window.count, numbers = call.head_dim, channels = call.heads * numbers;
-  const std::int64_t pitch = padded(numbers);
-  const T* const qkv = static_cast<const T*>(call.qkv) + head * numbers;
+  const std::int64_t count = window.count, head_dim = call.head_dim, channels = call.heads * head_dim;
+  const std::int64_t pitch = padded(head_dim);
+  const T* const qkv = static_cast<const T*>(call.qkv) + head * head_dim;
   const Image<const T> q{qkv, 3 * channels, window.pixels}, k{qkv + channels, 3 * channels, window.pixels};
   const Image<const T> v{qkv + 2 * channels, 3 * channels, window.pixels};
-  const Image<T> result{out + head * numbers, channels, window.pixels};
+  const Image<T> result{out + head * head_dim, channels, window.pixels};
   float* const keys = scratch;
   float* const values = keys + padded(count) * pitch;
   float* const queries = values + padded(count) * pitch;
   float* const scores = queries + kQueries * pitch;
   float total[kQueries];
-  copy_rows<Units>(keys, pitch, k, 0, count, numbers);
-  copy_values(Units{}, values, pitch, v, count, numbers);
+  copy_rows<Units>(keys, pitch, k, 0, count, head_dim);
+  copy_values(Units{}, values, pitch, v, count, head_dim);
   for (std::int64_t first = 0; first < count; first += kQueries) {
     const std::int64_t here = count - first < kQueries ? count - first : kQueries;
     const std::int64_t columns = (here + kLanes - 1) / kLanes * kLanes;
-    copy_columns<Units>(queries, q, first, here, numbers);
+    copy_columns<Units>(queries, q, first, here, head_dim);
     score<Units>(scores, keys, pitch, queries, bias, call, window, first, columns);
     softmax(scores, total, count, columns);
     const std::int64_t steps = pack_rows(Units{}, scores, count, columns);
-    // The results take the place of the queries, transposed like these.
-    multiply<Units>(Rows{values, 1, pitch}, Columns{scores, kQueries}, steps, numbers, columns,
-                    [&](std::int64_t number, std::int64_t query, Floats sum) __attribute__((always_inline)) {
-                      store(queries + number * kQueries + query, sum / load(total + query));
+    // The results take the place of the transposed queries.
+    multiply<Units>(Rows{values, 1, pitch}, Columns{scores, kQueries}, steps, head_dim, columns,
+                    [&](std::int64_t channel, std::int64_t query, Floats sum) __attribute__((always_inline)) {
+                      store(queries + channel * kQueries + query, sum / load(total + query));
                     });
-    write_columns(result, queries, first, here, numbers);
+    write_columns(result, queries, first, here, head_dim);
   }
 }
 
@@ -102,14 +102,14 @@ void expand_bias(const WindowAttention& call, float* bias, std::int64_t begin, s
 
 void window_attention(const WindowAttention& call, const float* bias, void* out, float* scratch, std::int64_t begin,
                       std::int64_t end) {
-  const std::int64_t bias_numbers_each = tokens(call) * padded(tokens(call));
+  const std::int64_t bias_size_each = tokens(call) * padded(tokens(call));
   Window window;
   for (std::int64_t i = begin; i < end; ++i) {
     const std::int64_t head = i % call.heads;
     if (i == begin || head == 0) window.find(call, i / call.heads);
     dispatch(call.dtype, [&](auto type) {
       using T = typename decltype(type)::type;
-      attend(call, window, head, bias + head * bias_numbers_each, static_cast<T*>(out), scratch);
+      attend(call, window, head, bias + head * bias_size_each, static_cast<T*>(out), scratch);
     });
   }
 }

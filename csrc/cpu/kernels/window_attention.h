@@ -1,21 +1,21 @@
-// Window attention and its gradients on the CPU, for a part of the windows and heads of a call. ops/window_attention.py
-// has the formulas.
+// Stages of window attention and its gradients, each for some windows and heads of a call.
 //
 // Kernels work on one window and head at a time, of at most 16 × 16 tokens, and on at most kQueries of its queries at
-// once; the caller brings the memory that they work in.
+// once; the caller provides the scratch memory.
 #pragma once
 
-#include "../../common/window_attention.h"
+#include "../../common/integers.h"
 #include "../isa.h"
+#include "../window_attention.h"
 
 namespace resshift::cpu {
 
 constexpr std::int64_t kMaxWindow = 16, kMaxTokens = kMaxWindow * kMaxWindow, kMaxEntries = 31 * 31;
 constexpr std::int64_t kQueries = 64;
-constexpr std::int64_t kMaxParts = 32;  // that the windows are divided into to sum up the gradient of the bias table
+constexpr std::int64_t kMaxParts = 32;  // of the windows; the bias table's gradient is summed in each
 
 // Up to the next multiple of the widest vector.
-RSF_INLINE std::int64_t padded(std::int64_t numbers) { return (numbers + 15) / 16 * 16; }
+RSF_INLINE std::int64_t padded(std::int64_t size) { return round_up(size, 16); }
 
 RSF_INLINE std::int64_t tokens(const WindowAttention& call) {
   return static_cast<std::int64_t>(call.window) * call.window;
@@ -26,11 +26,11 @@ RSF_INLINE std::int64_t entries(const WindowAttention& call) {
 }
 
 // Biases of all pairs of tokens, [heads, keys, padded queries].
-RSF_INLINE std::int64_t bias_numbers(const WindowAttention& call) {
+RSF_INLINE std::int64_t bias_size(const WindowAttention& call) {
   return call.heads * tokens(call) * padded(tokens(call));
 }
 
-// What one thread works in.
+// Floats of a thread's scratch memory.
 RSF_INLINE std::int64_t forward_scratch(const WindowAttention& call) {
   const std::int64_t head = padded(call.head_dim), count = padded(tokens(call));
   return 2 * count * head + kQueries * (head + count);
@@ -42,13 +42,9 @@ RSF_INLINE std::int64_t backward_scratch(const WindowAttention& call) {
 }
 
 // Parts of the windows, the same for any number of threads.
-RSF_INLINE std::int64_t windows_each(const WindowAttention& call) {
-  return (call.windows() + kMaxParts - 1) / kMaxParts;
-}
+RSF_INLINE std::int64_t windows_each(const WindowAttention& call) { return divide_up(call.windows(), kMaxParts); }
 
-RSF_INLINE std::int64_t parts(const WindowAttention& call) {
-  return (call.windows() + windows_each(call) - 1) / windows_each(call);
-}
+RSF_INLINE std::int64_t parts(const WindowAttention& call) { return divide_up(call.windows(), windows_each(call)); }
 
 RSF_FOR_EVERY_ISA(
     // Biases [heads, keys, padded queries] of heads [begin, end), as the kernels below take them.

@@ -2,8 +2,8 @@
 //
 //   dQ = dS K / √d,   dK = dSᵀ Q / √d,   dV = Pᵀ dO,
 //
-// and the bias table's gradient is the sum of dS over the windows and over the pairs of tokens at the same distance. It
-// is summed up in parts of the windows that do not depend on the number of threads.
+// and the bias table's gradient is the sum of dS over the windows and over the pairs of tokens with the same offset.
+// Parts of the windows are summed first, which do not depend on the number of threads.
 
 #include "window_attention_windows.h"
 
@@ -12,7 +12,7 @@ namespace {
 
 // The matrices of one window and head.
 struct Matrices {
-  std::int64_t pitch;                   // of those that have a column for each number of a head
+  std::int64_t pitch;                   // of those that have a column for each channel
   float *keys, *key_units, *values;     // [tokens, pitch]
   float *dkeys, *dvalues;               // [tokens, pitch]
   float *queries, *dout;                // [kQueries, pitch]
@@ -23,9 +23,9 @@ struct Matrices {
   Matrices(const WindowAttention& call, float* scratch) {
     const std::int64_t count = padded(tokens(call));
     pitch = padded(call.head_dim);
-    auto next = [&](std::int64_t numbers) {
+    auto next = [&](std::int64_t floats) {
       float* const found = scratch;
-      scratch += numbers;
+      scratch += floats;
       return found;
     };
     keys = next(count * pitch);
@@ -43,7 +43,7 @@ struct Matrices {
   }
 };
 
-// p to probabilities, ds, which is dP before, to dS; dS is added to dbias.
+// Turn p into probabilities and ds, which holds dP, into dS; add dS to dbias.
 void differentiate(const Matrices& m, const float* total, std::int64_t count, std::int64_t first,
                    std::int64_t columns) {
   const std::int64_t bias_pitch = padded(count);
@@ -64,14 +64,14 @@ void differentiate(const Matrices& m, const float* total, std::int64_t count, st
   }
 }
 
-// result [tokens, pitch] = scale · Σ over `here` queries of scores [tokens, kQueries] · rows [here, pitch]; added to
-// what was there, unless these are the first queries.
+// result [tokens, pitch] = scale · Σ over `here` queries of scores [tokens, kQueries] · rows [here, pitch], which is
+// added unless these are the first queries.
 RSF_INLINE void add_rows(float* result, const float* scores, const float* rows, const Matrices& m, std::int64_t count,
-                         std::int64_t here, std::int64_t numbers, float scale, bool first) {
-  const std::int64_t pitch = m.pitch, columns = (numbers + kLanes - 1) / kLanes * kLanes;
+                         std::int64_t here, std::int64_t head_dim, float scale, bool first) {
+  const std::int64_t pitch = m.pitch, columns = (head_dim + kLanes - 1) / kLanes * kLanes;
   multiply<Singles>(Rows{scores, kQueries, 1}, Columns{rows, pitch}, here, count, columns,
-                    [&](std::int64_t key, std::int64_t number, Floats sum) __attribute__((always_inline)) {
-                      float* const place = result + key * pitch + number;
+                    [&](std::int64_t key, std::int64_t channel, Floats sum) __attribute__((always_inline)) {
+                      float* const place = result + key * pitch + channel;
                       store(place, first ? sum * scale : sum * scale + load(place));
                     });
 }
@@ -80,49 +80,49 @@ template <class T>
 void differentiate_window(const WindowAttention& call, const WindowAttentionGradients& gradients, const Window& window,
                           std::int64_t head, const float* bias, const Matrices& m) {
   using Units = typename UnitsOf<T>::Type;
-  const std::int64_t count = window.count, numbers = call.head_dim, channels = call.heads * numbers, pitch = m.pitch;
-  const std::int64_t units = (numbers + Units::kNumbers - 1) / Units::kNumbers;
-  const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(numbers));
-  const T* const qkv = static_cast<const T*>(call.qkv) + head * numbers;
-  T* const dqkv = static_cast<T*>(gradients.dqkv) + head * numbers;
+  const std::int64_t count = window.count, head_dim = call.head_dim, channels = call.heads * head_dim, pitch = m.pitch;
+  const std::int64_t units = (head_dim + Units::kElements - 1) / Units::kElements;
+  const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(head_dim));
+  const T* const qkv = static_cast<const T*>(call.qkv) + head * head_dim;
+  T* const dqkv = static_cast<T*>(gradients.dqkv) + head * head_dim;
   const Image<const T> q{qkv, 3 * channels, window.pixels}, k{qkv + channels, 3 * channels, window.pixels};
   const Image<const T> v{qkv + 2 * channels, 3 * channels, window.pixels};
-  const Image<const T> dout{static_cast<const T*>(gradients.dout) + head * numbers, channels, window.pixels};
+  const Image<const T> dout{static_cast<const T*>(gradients.dout) + head * head_dim, channels, window.pixels};
   const Image<T> dq{dqkv, 3 * channels, window.pixels}, dk{dqkv + channels, 3 * channels, window.pixels};
   const Image<T> dv{dqkv + 2 * channels, 3 * channels, window.pixels};
   float total[kQueries];
-  copy_rows<Singles>(m.keys, pitch, k, 0, count, numbers);
-  copy_rows<Units>(m.values, pitch, v, 0, count, numbers);
-  if (Units::kNumbers == 2) copy_rows<Units>(m.key_units, pitch, k, 0, count, numbers);
-  const float* const key_units = Units::kNumbers == 2 ? m.key_units : m.keys;
+  copy_rows<Singles>(m.keys, pitch, k, 0, count, head_dim);
+  copy_rows<Units>(m.values, pitch, v, 0, count, head_dim);
+  if (Units::kElements == 2) copy_rows<Units>(m.key_units, pitch, k, 0, count, head_dim);
+  const float* const key_units = Units::kElements == 2 ? m.key_units : m.keys;
   for (std::int64_t first = 0; first < count; first += kQueries) {
     const std::int64_t here = count - first < kQueries ? count - first : kQueries;
     const std::int64_t columns = (here + kLanes - 1) / kLanes * kLanes;
-    copy_columns<Units>(m.query_columns, q, first, here, numbers);
-    copy_columns<Units>(m.dout_columns, dout, first, here, numbers);
-    copy_rows<Singles>(m.queries, pitch, q, first, here, numbers);
-    copy_rows<Singles>(m.dout, pitch, dout, first, here, numbers);
+    copy_columns<Units>(m.query_columns, q, first, here, head_dim);
+    copy_columns<Units>(m.dout_columns, dout, first, here, head_dim);
+    copy_rows<Singles>(m.queries, pitch, q, first, here, head_dim);
+    copy_rows<Singles>(m.dout, pitch, dout, first, here, head_dim);
     score<Units>(m.p, key_units, pitch, m.query_columns, bias, call, window, first, columns);
     softmax(m.p, total, count, columns);
     multiply<Units>(Rows{m.values, pitch, 1}, Columns{m.dout_columns, kQueries}, units, count, columns,
                     [&](std::int64_t key, std::int64_t query, Floats sum)
                         __attribute__((always_inline)) { store(m.ds + key * kQueries + query, sum); });
     differentiate(m, total, count, first, columns);
-    add_rows(m.dvalues, m.p, m.dout, m, count, here, numbers, 1.0f, first == 0);
-    add_rows(m.dkeys, m.ds, m.queries, m, count, here, numbers, scale, first == 0);
-    // dQ takes the place of the queries, transposed like these.
-    multiply<Singles>(Rows{m.keys, 1, pitch}, Columns{m.ds, kQueries}, count, numbers, columns,
-                      [&](std::int64_t number, std::int64_t query, Floats sum) __attribute__((always_inline)) {
-                        store(m.query_columns + number * kQueries + query, sum * scale);
+    add_rows(m.dvalues, m.p, m.dout, m, count, here, head_dim, 1.0f, first == 0);
+    add_rows(m.dkeys, m.ds, m.queries, m, count, here, head_dim, scale, first == 0);
+    // dQ takes the place of the transposed queries.
+    multiply<Singles>(Rows{m.keys, 1, pitch}, Columns{m.ds, kQueries}, count, head_dim, columns,
+                      [&](std::int64_t channel, std::int64_t query, Floats sum) __attribute__((always_inline)) {
+                        store(m.query_columns + channel * kQueries + query, sum * scale);
                       });
-    write_columns(dq, m.query_columns, first, here, numbers);
+    write_columns(dq, m.query_columns, first, here, head_dim);
   }
-  write_rows(dk, m.dkeys, pitch, count, numbers);
-  write_rows(dv, m.dvalues, pitch, count, numbers);
+  write_rows(dk, m.dkeys, pitch, count, head_dim);
+  write_rows(dv, m.dvalues, pitch, count, head_dim);
 }
 
-// Sums of dbias [keys, padded queries] over pairs of tokens at the same distance.
-void sum_distances(float* sums, const float* dbias, const WindowAttention& call) {
+// Sums of dbias [keys, padded queries] over pairs of tokens with the same offset.
+void sum_offsets(float* sums, const float* dbias, const WindowAttention& call) {
   const std::int64_t side = call.window, span = call.span(), count = tokens(call), pitch = padded(count);
   for (std::int64_t i = 0; i < entries(call); ++i) sums[i] = 0.0f;
   for (std::int64_t key = 0; key < count; ++key) {
@@ -144,7 +144,7 @@ void window_attention_backward(const WindowAttention& call, const WindowAttentio
   Window window;
   for (std::int64_t i = begin; i < end; ++i) {
     const std::int64_t part = i / call.heads, head = i % call.heads;
-    for (std::int64_t number = 0; number < count * pitch; ++number) matrices.dbias[number] = 0.0f;
+    for (std::int64_t entry = 0; entry < count * pitch; ++entry) matrices.dbias[entry] = 0.0f;
     for (std::int64_t index = part * each; index < (part + 1) * each && index < call.windows(); ++index) {
       window.find(call, index);
       dispatch(call.dtype, [&](auto type) {
@@ -152,7 +152,7 @@ void window_attention_backward(const WindowAttention& call, const WindowAttentio
         differentiate_window<T>(call, gradients, window, head, bias + head * count * pitch, matrices);
       });
     }
-    sum_distances(gradients.scratch + i * entries(call), matrices.dbias, call);
+    sum_offsets(gradients.scratch + i * entries(call), matrices.dbias, call);
   }
 }
 

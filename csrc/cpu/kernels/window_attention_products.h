@@ -1,11 +1,11 @@
 // Products of small matrices for window attention, and its softmax.
 //
-// Scores are kept transposed, a row for each key and a column for each query: so the softmax goes down the columns,
-// many queries in a vector, and no vector is summed up across its lanes. Matrices that are read by vectors have their
-// columns padded; those of which one number at a time is spread over a vector may lie in any order.
+// Scores are transposed, a row for each key and a column for each query, so that the softmax works on many queries in a
+// vector and never sums over lanes. Matrices that are read by vectors have padded columns; left factors, of which one
+// unit at a time is broadcast, may have any strides.
 //
-// Matrices consist of units of 32 bits: numbers of float32, or, where the processor multiplies those, pairs of bfloat16
-// that follow one another along the dimension that is summed over.
+// Matrices consist of units of 32 bits: a float32 value or, where the processor multiplies them, a pair of bfloat16
+// values that are neighbours along the dimension that is summed over.
 #pragma once
 
 #include "simd.h"
@@ -21,11 +21,11 @@ RSF_INLINE Floats broadcast_word(const float* address) {
 }
 
 struct Singles {
-  static constexpr int kNumbers = 1;
+  static constexpr int kElements = 1;
 
   template <class T>
-  static RSF_INLINE Floats load_units(const T* address, std::int64_t numbers) {
-    return load(address, numbers);
+  static RSF_INLINE Floats load_units(const T* address, std::int64_t count) {
+    return load(address, count);
   }
 
   static RSF_INLINE Floats multiply_add(Floats a, Floats b, Floats c) { return a * b + c; }
@@ -33,12 +33,12 @@ struct Singles {
 
 #if defined(__AVX512BF16__)
 struct Pairs {
-  static constexpr int kNumbers = 2;
+  static constexpr int kElements = 2;
 
-  static RSF_INLINE Floats load_units(const BFloat16* address, std::int64_t numbers) {
-    if (numbers >= 2 * kLanes) return load(reinterpret_cast<const float*>(address));
+  static RSF_INLINE Floats load_units(const BFloat16* address, std::int64_t count) {
+    if (count >= 2 * kLanes) return load(reinterpret_cast<const float*>(address));
     BFloat16 rest[2 * kLanes] = {};
-    for (std::int64_t i = 0; i < numbers; ++i) rest[i] = address[i];
+    for (std::int64_t i = 0; i < count; ++i) rest[i] = address[i];
     return load(reinterpret_cast<const float*>(rest));
   }
 
@@ -48,7 +48,7 @@ struct Pairs {
     return reinterpret_cast<Floats>(sum);
   }
 
-  // Each lane's numbers beside one another, rounded.
+  // Pairs of the two values of each lane, rounded.
   static RSF_INLINE Floats pack(Floats first, Floats second) {
     const Words low = reinterpret_cast<Words>(
         _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(first)))));
@@ -73,7 +73,7 @@ struct UnitsOf {
 };
 #endif
 
-// The left and right factors of a product: a number of `rows` is at rows[row · row_pitch + step · step_pitch].
+// The left and right factors of a product. A unit of the left one is at data[row · row_pitch + step · step_pitch].
 struct Rows {
   const float* data;
   std::int64_t row_pitch, step_pitch;
@@ -84,7 +84,7 @@ struct Columns {
   std::int64_t pitch;
 };
 
-// As many sums as registers hold, and some for the factors.
+// Sums that fit the registers beside the factors.
 #if defined(__AVX512F__)
 constexpr int kTileRows = 8, kTileVectors = 2;
 #elif defined(__AVX2__)
@@ -141,7 +141,7 @@ RSF_INLINE void multiply(Rows a, Columns b, std::int64_t steps, std::int64_t row
   for (; column < columns; column += kLanes) multiply_columns<Units, 1>(a, b, steps, rows, column, finish);
 }
 
-// 2^x within 2 ulp, for x ≤ 0; below −126 it is 2^−126, which is next to nothing. NaN stays NaN.
+// 2^x within 2 ulp, for x ≤ 0; 2^−126 below −126, NaN for NaN.
 RSF_INLINE Floats power_of_two(Floats x) {
   const Floats low = broadcast(-126.0f), magic = broadcast(12582912.0f);
   const Floats clamped = maximum(low, x);
@@ -156,7 +156,7 @@ RSF_INLINE Floats power_of_two(Floats x) {
   return reinterpret_cast<Floats>(reinterpret_cast<Words>(p) + (reinterpret_cast<Words>(shifted) << 23));
 }
 
-// Scores [keys, kQueries] to what is proportional to their probabilities; total[query] is the factor's inverse.
+// Turn scores [keys, kQueries] into probabilities that are still to be divided by total[query].
 RSF_INLINE void softmax(float* scores, float* total, std::int64_t keys, std::int64_t columns) {
   for (std::int64_t column = 0; column < columns; column += kLanes) {
     float* const first = scores + column;
