@@ -1,1 +1,1 @@
-"""Training: photos in, a checkpoint out. `data` cuts patches, `degradations` spoils them, `trainer` runs the loop."""
+"""Training from photos: `data` makes patches, `degradations` their low-quality versions, `trainer` runs the loop."""

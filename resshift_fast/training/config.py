@@ -10,7 +10,7 @@ from resshift_fast.training.degradations import Mixture
 LOSSES = ("l1", "mse", "charbonnier")
 PRECISIONS = ("float32", "bfloat16")
 
-# What may differ between a checkpoint and the run that resumes it: none of it changes what is learned.
+# Settings that may differ between a checkpoint and the run that resumes it, because they do not change the training.
 FREE_FIELDS = frozenset(
     (
         "data",
@@ -32,28 +32,32 @@ FREE_FIELDS = frozenset(
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of a training run. Raises ValueError for a value outside its range."""
+    """Settings of a training run.
+
+    Raises:
+        ValueError: for a value outside its range.
+    """
 
     data: str
     """Folder with the training photos."""
     run: str
-    """Folder for checkpoints, the log and validation pictures."""
+    """Folder for checkpoints, the log and validation sheets."""
     val: str | None = None
-    """Folder with held-out pictures; without it nothing is validated and best.safetensors is the last state."""
+    """Folder with validation photos; without it, best.safetensors holds the last averaged weights."""
     model: str = "nano-x4"
     """Catalogue name of the model to train."""
     init_from: str | None = None
     """Weights to start from instead of random ones: a safetensors file or a last.pt (its averaged weights)."""
     autoencoder: str | None = None
-    """Weights of the model's autoencoder; needed by the models that have one."""
+    """Weights of the model's autoencoder; required for models that have one."""
     steps: int = 10_000
-    """Optimizer steps of the whole run; the learning rate falls to its minimum there."""
+    """Optimizer steps of the whole run, at whose end the learning rate reaches its minimum."""
     batch_size: int = 8
-    """Patches a step."""
+    """Patches per step."""
     patch: int = 128
     """Side of a high-quality patch in pixels."""
     lr: float = 6e-4
-    """Highest learning rate."""
+    """Peak learning rate."""
     min_lr: float = 1e-6
     """Learning rate at the last step."""
     warmup: int = 100
@@ -63,21 +67,22 @@ class TrainConfig:
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay."""
     grad_clip: float = 1.0
-    """Gradients are scaled down to this norm; 0 leaves them alone."""
+    """Gradients are clipped to this norm; 0 disables clipping."""
     ema_decay: float = 0.999
-    """Decay of the averaged weights; it ramps up as (1 + n) / (10 + n)."""
+    """Decay of the exponential moving average of the weights; at step n it is at most (1 + n) / (10 + n)."""
     loss: str = "l1"
     """l1, mse or charbonnier (√(e² + 10⁻⁶)) between the prediction and its target."""
     first_step_weight: float = 0.4
-    """Probability of the chain's first step T − 1, which has to make the detail; the others share the rest."""
+    """Probability that a patch trains the chain's first step, t = T − 1, which generates most of the detail; the other
+    steps are equally likely."""
     rollout: float = 1.0
-    """Probability, a batch, that x_t is built from the network's own estimate of x_0 instead of the true one. At low
-    noise a network that only ever saw true x_t learns to copy x_0 out of it, but at inference x_t holds its own
-    estimate (exposure bias). Costs one more forward pass for such a batch."""
+    """Probability, per batch, that x_t is built from the network's own estimate of x_0 instead of the true x_0. At low
+    noise a network that is trained on true x_t only learns to copy x_0 from it, but at inference x_t contains its own
+    estimate (exposure bias). Such a batch costs one more forward pass."""
     precision: str = "float32"
     """float32, or bfloat16 by autocast."""
     channels_last: bool = True
-    """Keep activations and weights in channels-last memory order."""
+    """Keep activations and weights in channels-last memory format."""
     compile: bool = False
     """Compile the denoiser with torch.compile."""
     seed: int = 0
@@ -85,27 +90,27 @@ class TrainConfig:
     device: str = "cpu"
     """Device to train on."""
     workers: int = 1
-    """Threads that make patches ahead of time."""
+    """Threads that prepare patches."""
     max_megapixels: float = 500.0
-    """Bound on all photos together in memory; larger photos are downscaled until they fit."""
+    """Limit on all photos in memory together, in megapixels of 3 MB; the largest are downscaled until all fit."""
     max_downscale: float = 4.0
-    """Patches come from regions up to this many times larger, averaged down."""
+    """Largest factor by which a region of a photo is downscaled to a patch."""
     recolour: float = 0.3
     """Probability of permuted channels and a changed exposure."""
     log_every: int = 50
-    """Steps between lines of the log."""
+    """Steps between rows of the log."""
     val_every: int = 1000
     """Steps between validations."""
     val_limit: int = 16
-    """Held-out pictures that are used at most."""
+    """Largest number of validation photos."""
     val_batch: int = 4
-    """Pictures that are validated at once."""
+    """Photos that are validated at once."""
     save_every: int = 1000
     """Steps between checkpoints."""
     save_minutes: float = 10.0
-    """Minutes after which a checkpoint is written anyway."""
+    """Longest time between checkpoints, in minutes."""
     mixture: Mixture = field(default_factory=Mixture)
-    """How low-quality pictures are made."""
+    """How low-quality patches are made."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "patch", "log_every", "val_every", "val_limit", "val_batch", "save_every"):
@@ -123,7 +128,7 @@ class TrainConfig:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; expected one of {', '.join(allowed)}")
 
     def plan(self, scale: int) -> PatchPlan:
-        """The patches of a model that enlarges `scale` times. Raises ValueError when patch isn't a multiple of it."""
+        """The patches for a model with this scale. Raises ValueError if `patch` is not a multiple of it."""
         if self.patch % scale:
             raise ValueError(f"patch must be a multiple of the model's scale {scale}, got {self.patch}")
         return PatchPlan(
@@ -139,9 +144,9 @@ class TrainConfig:
         return asdict(self)
 
     def check_resumable(self, saved: dict) -> None:
-        """Raise ValueError, naming the field, when a checkpoint's settings would give another training than these."""
+        """Raise ValueError, naming the field, if a checkpoint's settings differ in one that changes the training."""
         own = _flat(self.to_dict())
-        # A setting that the checkpoint doesn't know had the value that is the usual one now.
+        # A checkpoint from before a setting existed was trained with its default.
         before = _flat(TrainConfig(data="", run="").to_dict()) | _flat(saved)
         for name, value in own.items():
             if name not in FREE_FIELDS and before[name] != value:
@@ -152,6 +157,6 @@ class TrainConfig:
 
 
 def _flat(settings: dict) -> dict:
-    """The mixture's settings beside the others, as mixture.NAME."""
+    """Flatten the mixture's settings to mixture.NAME."""
     mixture = {f"mixture.{name}": value for name, value in settings.get("mixture", {}).items()}
     return {name: value for name, value in settings.items() if name != "mixture"} | mixture

@@ -1,5 +1,8 @@
-"""Training patches. A patch is a pure function of (seed, step, index), so a resumed run sees exactly what an
-uninterrupted one would have seen, without a loader state to save."""
+"""Training patches.
+
+A patch is a pure function of (seed, step, index), so that a resumed run gets the same patches as an uninterrupted one
+without a saved loader state.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,11 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Image files below `folder`, sorted. Raises FileNotFoundError when there is no such folder or no image in it."""
+    """Image files in `folder` and its subfolders, sorted.
+
+    Raises:
+        FileNotFoundError: if the folder does not exist or has no images.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}; give a folder that holds photos")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
@@ -30,8 +37,15 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def read_rgb(path: Path, max_pixels: float | None = None) -> np.ndarray:
-    """Read a picture upright as uint8 [H, W, 3]; 16-bit gray is scaled, alpha is dropped. A picture of more than
-    `max_pixels` is downscaled to about that. Raises OSError for an unreadable file."""
+    """Read an image upright as uint8 RGB [H, W, 3]; 16-bit gray is scaled to 8 bits, alpha is dropped.
+
+    Args:
+        path: the file.
+        max_pixels: a larger image is downscaled to about this many pixels.
+
+    Raises:
+        OSError: for an unreadable file.
+    """
     with Image.open(path) as opened:
         image = ImageOps.exif_transpose(opened)
         if image.mode.startswith("I"):
@@ -55,11 +69,16 @@ def _pixel_limit(sizes: Sequence[int], total: float) -> float:
 
 
 def load_photos(folder: Path, *, min_side: int, max_megapixels: float = 500.0) -> list[np.ndarray]:
-    """All photos below `folder` in memory, as uint8 [H, W, 3] in the order of their paths.
+    """Load all photos of a folder and its subfolders, as uint8 [H, W, 3] in the order of their paths.
 
-    min_side: a photo with a shorter side is skipped. max_megapixels: bound on all photos together (3 MB a megapixel);
-    the largest ones are downscaled until everything fits. An unreadable or too small file is skipped with a warning.
-    Raises FileNotFoundError for a missing or empty folder, ValueError when nothing usable is left.
+    Args:
+        folder: the folder. Files that are unreadable or too small are skipped with a warning.
+        min_side: shortest side of a photo that is used, in pixels.
+        max_megapixels: limit on all photos together (3 MB per megapixel); the largest are downscaled until all fit.
+
+    Raises:
+        FileNotFoundError: for a missing or empty folder.
+        ValueError: if no usable photo is left.
     """
     readable: list[tuple[Path, int]] = []
     for path in list_images(folder):
@@ -90,25 +109,26 @@ def load_photos(folder: Path, *, min_side: int, max_megapixels: float = 500.0) -
 
 @dataclass(frozen=True)
 class PatchPlan:
-    """What a patch looks like."""
+    """How patches are made from photos."""
 
     patch: int = 256
     """Side of the high-quality patch in pixels, a multiple of scale."""
     scale: int = 4
-    """Factor between high and low quality."""
+    """Side of the high-quality patch / side of the low-quality one."""
     max_downscale: float = 4.0
-    """A patch is cut from a region up to this many times larger and area-averaged down, so that large photos give
-    dense detail and every photo is seen at many sizes."""
+    """A patch is area-averaged from a region with sides up to this many times larger, so that large photos give dense
+    detail and every photo is seen at many scales."""
     candidates: int = 2
-    """The patch with the most gradient out of this many is kept: sky teaches little."""
+    """Number of regions drawn for a patch; the one with the largest gradients is used, since smooth regions such as sky
+    contribute little to the training."""
     recolour: float = 0.3
-    """Probability of permuted channels and a changed exposure, which widens a small set of photos."""
+    """Probability of permuted channels and a changed exposure, an augmentation for small sets of photos."""
     mixture: Mixture = Mixture()  # noqa: RUF009  it is frozen
-    """How the low-quality side is made."""
+    """How the low-quality patch is made."""
 
 
 def _region(photo: np.ndarray, plan: PatchPlan, rng: np.random.Generator) -> np.ndarray:
-    """The most detailed of a few random squares of a random size, not yet resized."""
+    """The region with the largest gradients of a few random squares of one random size, not yet resized."""
     height, width = photo.shape[:2]
     largest = max(1.0, min(plan.max_downscale, min(height, width) / plan.patch))
     side = min(round(plan.patch * largest ** rng.random()), height, width)
@@ -133,8 +153,10 @@ def _recoloured(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def make_pair(
     photos: Sequence[np.ndarray], plan: PatchPlan, seed: int, step: int, index: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The training pair number `index` of batch `step`: uint8 (high [P, P, 3], low [P/scale, P/scale, 3]).
-    Equal arguments give equal arrays, whatever was asked before."""
+    """Training pair `index` of batch `step`: uint8 (high [P, P, 3], low [P/scale, P/scale, 3]).
+
+    Equal arguments give equal arrays, independent of earlier calls.
+    """
     rng = np.random.default_rng([seed, step, index])
     high = _region(photos[int(rng.integers(len(photos)))], plan, rng)
     if high.shape[0] != plan.patch:
@@ -162,7 +184,7 @@ def make_batch(
 def prefetch(
     photos: Sequence[np.ndarray], plan: PatchPlan, seed: int, size: int, steps: range, workers: int = 1
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The batches of `steps` in order, made ahead of time by `workers` threads. Closing the iterator stops them."""
+    """The batches of `steps` in order, prepared by `workers` threads. Closing the iterator stops them."""
     pool = ThreadPoolExecutor(max_workers=max(1, workers), thread_name_prefix="patches")
     pending: deque[Future] = deque()
     upcoming = iter(steps)

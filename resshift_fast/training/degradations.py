@@ -1,7 +1,8 @@
-"""Ways a photo loses detail: blur, downscaling, noise, JPEG. Every function is a pure function of its arguments and,
-where it is random, of the generator it is given, so a training run can be repeated patch by patch.
+"""Degradations of photos: blur, downscaling, noise, JPEG.
 
-Images are uint8 RGB arrays [H, W, 3]; every stage rounds to 8 bits, as cameras and web sites do between theirs.
+Every function is a pure function of its arguments, including the random generator, so that a training run can be
+repeated patch by patch. Images are uint8 RGB arrays [H, W, 3]; every stage rounds to 8 bits, as cameras and web sites
+do.
 """
 
 from __future__ import annotations
@@ -19,11 +20,16 @@ RESIZE_KINDS = (*_PIL_FILTERS, *_CV2_FILTERS)
 
 
 def resize(image: np.ndarray, height: int, width: int, kind: str = "bicubic") -> np.ndarray:
-    """Resize [H, W, 3] uint8 to [height, width, 3].
+    """Resize uint8 [H, W, 3] to [height, width, 3].
 
-    kind: "bicubic" and "lanczos" are antialiased (bicubic is MATLAB's imresize: a = −0.5, kernel widened by the scale),
-    "area" averages; "linear" and "cubic" sample without a low-pass, so they alias as many programs do.
-    Raises ValueError for another kind.
+    Args:
+        image: the image.
+        height, width: the new sides in pixels.
+        kind: "bicubic" and "lanczos" are antialiased (bicubic as MATLAB's imresize: a = −0.5, kernel widened by the
+            scale), "area" averages; "linear" and "cubic" have no low-pass filter, so they alias, as many programs do.
+
+    Raises:
+        ValueError: for another kind.
     """
     if kind in _PIL_FILTERS:
         return np.asarray(Image.fromarray(image).resize((width, height), _PIL_FILTERS[kind]))
@@ -49,10 +55,14 @@ def gaussian_blur(image: np.ndarray, sigma: float, ratio: float = 1.0, angle: fl
 def add_noise(
     image: np.ndarray, rng: np.random.Generator, sigma: float, *, gray: bool = False, signal: bool = False
 ) -> np.ndarray:
-    """Add zero-mean noise of standard deviation `sigma` (of 255).
+    """Add zero-mean normal noise of standard deviation `sigma`, in units of 1/255 of full brightness.
 
-    gray: one value for the three channels, as film grain; signal: the variance grows with brightness as photon noise
-    does, and `sigma` is reached at mid-gray.
+    Args:
+        image: uint8 [H, W, 3].
+        rng: draws the noise.
+        sigma: the standard deviation.
+        gray: the same noise for all three channels, like film grain.
+        signal: the variance is proportional to brightness, like photon noise; `sigma` is that of mid-gray.
     """
     height, width, channels = image.shape
     noise = rng.standard_normal((height, width, 1 if gray else channels), dtype=np.float32) * np.float32(sigma)
@@ -63,8 +73,14 @@ def add_noise(
 
 
 def jpeg(image: np.ndarray, quality: int, subsampling: str = "4:2:0", offset: tuple[int, int] = (0, 0)) -> np.ndarray:
-    """Encode and decode as JPEG. offset (rows, columns): where the 8×8 block grid starts, as in a picture that was
-    cropped after it had been compressed."""
+    """Encode and decode as JPEG.
+
+    Args:
+        image: uint8 [H, W, 3].
+        quality: 1 to 100.
+        subsampling: of the chroma planes, "4:2:0" or "4:4:4".
+        offset: (rows, columns) of the image in the 8×8 block grid, as for an image that was cropped after compression.
+    """
     height, width = image.shape[:2]
     top, left = offset
     if top or left:
@@ -76,24 +92,24 @@ def jpeg(image: np.ndarray, quality: int, subsampling: str = "4:2:0", offset: tu
 
 @dataclass(frozen=True)
 class Mixture:
-    """How low-quality pictures are made: a share of clean bicubic ones, the rest with each defect drawn on its own."""
+    """How low-quality patches are made: some by bicubic downscaling alone, the others by random degradations."""
 
     clean: float = 0.35
-    """Probability of an antialiased bicubic downscale and nothing else."""
+    """Probability of an antialiased bicubic downscale and no other degradation."""
     blur: float = 0.6
     """Probability of a Gaussian blur before downscaling."""
     blur_sigma: tuple[float, float] = (0.2, 2.4)
-    """Its standard deviation in high-quality pixels; drawn so that weak blurs are the most frequent."""
+    """Its standard deviation in pixels of the high-quality patch; weak blurs are the most frequent."""
     anisotropic: float = 0.3
     """Probability that a blur is narrower in one direction."""
     resize_kinds: tuple[str, ...] = RESIZE_KINDS
-    """Downscaling filters of the pictures that are not clean."""
+    """Downscaling filters of the patches that are not clean."""
     resize_weights: tuple[float, ...] = (0.3, 0.1, 0.25, 0.2, 0.15)
     """Their relative frequencies."""
     noise: float = 0.5
     """Probability of noise."""
     noise_sigma: tuple[float, float] = (1.0, 12.0)
-    """Its standard deviation, of 255."""
+    """Its standard deviation, in units of 1/255 of full brightness."""
     gray_noise: float = 0.4
     """Probability that noise is the same in the three channels."""
     signal_noise: float = 0.4
@@ -101,11 +117,11 @@ class Mixture:
     jpeg: float = 0.65
     """Probability of JPEG compression."""
     jpeg_quality: tuple[int, int] = (60, 95)
-    """Its quality."""
+    """Its quality, 1 to 100."""
     jpeg_shift: float = 0.3
-    """Probability that the 8×8 grid does not start at the picture's corner."""
+    """Probability that the 8×8 grid does not start at the patch's corner."""
     second_order: float = 0.3
-    """Probability of a first round of noise and JPEG at an intermediate size, as for a picture shared twice."""
+    """Probability of a first round of noise and JPEG at an intermediate size, as for a photo that was shared twice."""
 
     def __post_init__(self) -> None:
         shares = ("clean", "blur", "anisotropic", "noise", "gray_noise", "signal_noise", "jpeg", "jpeg_shift",
@@ -114,11 +130,14 @@ class Mixture:
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} is a probability, expected 0 to 1, got {getattr(self, name)}")
         if len(self.resize_kinds) != len(self.resize_weights) or sum(self.resize_weights) <= 0:
-            raise ValueError("resize_weights needs one non-negative number for each of resize_kinds, not all zero")
+            raise ValueError("resize_weights needs one non-negative value for each of resize_kinds, not all zero")
 
     def degrade(self, image: np.ndarray, scale: int, rng: np.random.Generator) -> np.ndarray:
-        """Low-quality version of `image` (uint8 [H, W, 3], sides divisible by `scale`): uint8 [H/scale, W/scale, 3].
-        Raises ValueError when the sides aren't divisible."""
+        """Low-quality version uint8 [H/scale, W/scale, 3] of `image`, uint8 [H, W, 3].
+
+        Raises:
+            ValueError: if the sides are not divisible by `scale`.
+        """
         height, width = image.shape[:2]
         if height % scale or width % scale:
             raise ValueError(f"sides must be divisible by {scale}, got {height}×{width}")

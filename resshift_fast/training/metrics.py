@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-# Y of ITU-R BT.601 in studio range, as MATLAB's rgb2ycbcr gives it for RGB in [0, 1] (times 255).
+# Y of ITU-R BT.601 in studio range, as in MATLAB's rgb2ycbcr, for RGB in [0, 255].
 _LUMA = np.array([65.481, 128.553, 24.966]) / 255.0
 _LUMA_OFFSET = 16.0
 
@@ -12,9 +12,14 @@ _LUMA_OFFSET = 16.0
 def luma(image: np.ndarray) -> np.ndarray:
     """Y channel of an RGB image.
 
-    image: [H, W, 3], uint8, or float in [0, 255], which is clipped and rounded first as a saved picture would be.
-    Returns float64 [H, W] in [16, 235], not rounded.
-    Raises ValueError for another shape.
+    Args:
+        image: [H, W, 3], uint8, or float in [0, 255], which is first clipped and rounded as in a saved image.
+
+    Returns:
+        float64 [H, W] in [16, 235], not rounded.
+
+    Raises:
+        ValueError: for another shape.
     """
     if image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"an RGB image has shape [H, W, 3], got {list(image.shape)}; convert it to RGB first")
@@ -38,8 +43,12 @@ def _luma_pair(image: np.ndarray, reference: np.ndarray, border: int, smallest: 
 def psnr_y(image: np.ndarray, reference: np.ndarray, border: int = 0) -> float:
     """Peak signal-to-noise ratio of the Y channel in dB, peak 255; infinite for equal images.
 
-    image, reference: RGB [H, W, 3], uint8 or float in [0, 255]; border: pixels left out on every side.
-    Raises ValueError for unequal shapes or a border that leaves nothing.
+    Args:
+        image, reference: RGB [H, W, 3], uint8 or float in [0, 255].
+        border: pixels to leave out on every side.
+
+    Raises:
+        ValueError: for unequal shapes or a border that leaves nothing.
     """
     first, second = _luma_pair(image, reference, border, 1)
     error = float(np.mean((first - second) ** 2))
@@ -58,11 +67,17 @@ def _filter_valid(image: np.ndarray, window: np.ndarray) -> np.ndarray:
 
 
 def ssim_y(image: np.ndarray, reference: np.ndarray, border: int = 0) -> float:
-    """Mean structural similarity of the Y channel (Wang et al. 2004): 11×11 Gaussian window with σ = 1.5, K = (0.01,
-    0.03), dynamic range 255, only positions where the whole window fits, as the authors' MATLAB program.
+    """Mean structural similarity of the Y channel (Wang et al. 2004).
 
-    image, reference: RGB [H, W, 3], uint8 or float in [0, 255]; border: pixels left out on every side.
-    Raises ValueError for unequal shapes or when less than 11×11 pixels remain.
+    As in the authors' MATLAB program: 11×11 Gaussian window with σ = 1.5, K = (0.01, 0.03), dynamic range 255, and only
+    positions where the whole window fits.
+
+    Args:
+        image, reference: RGB [H, W, 3], uint8 or float in [0, 255].
+        border: pixels to leave out on every side.
+
+    Raises:
+        ValueError: for unequal shapes, or if less than 11×11 pixels remain.
     """
     first, second = _luma_pair(image, reference, border, 11)
     window = _gaussian_window()

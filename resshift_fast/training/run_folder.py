@@ -1,5 +1,7 @@
-"""The files of a run: last.pt, best.safetensors, log.csv. Every file is replaced in one step, so a crash leaves either
-the old or the new one."""
+"""The files of a run: last.pt, best.safetensors, log.csv.
+
+The first two are replaced atomically, so that a crash leaves either the old or the new file.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ LOG_FIELDS = (
 
 
 class RunFolder:
-    """Paths and formats of one run's files. Raises OSError when the folder can't be made."""
+    """Paths and formats of one run's files. Raises OSError if the folder can't be created."""
 
     def __init__(self, folder: str | Path):
         self.folder = make_folder(folder)
@@ -35,28 +37,28 @@ class RunFolder:
         self.log = self.folder / "log.csv"
 
     def sheet(self, step: int) -> Path:
-        """The validation picture of a step."""
+        """Path of the validation sheet of a step."""
         return self.folder / "val" / f"{step:07d}.png"
 
     def save_last(self, state: dict) -> None:
-        """Write the resumable state; the previous one stays until the new one is complete."""
+        """Write the resumable state, replacing the previous one atomically."""
         with replacing(self.last) as file:
             torch.save({"format": FORMAT, **state}, file)
 
     def load_last(self) -> dict:
-        """Read the resumable state. Raises ValueError for a damaged or foreign file."""
+        """Read the resumable state. Raises ValueError for a damaged file or another format."""
         try:
             state = torch.load(self.last, map_location="cpu", weights_only=True)
         except Exception as error:
             raise ValueError(
-                f"{self.last} cannot be read ({type(error).__name__}); move it away to start anew"
+                f"{self.last} cannot be read ({type(error).__name__}); move it away to start a new run"
             ) from error
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             raise ValueError(f"{self.last} is not a training state of this version; start in another run folder")
         return state
 
     def start_log(self, step: int) -> None:
-        """Keep the rows up to `step` (0: none), so that a resumed run doesn't log a step twice."""
+        """Start the log with the old rows up to `step` (0: none), so that a resumed run doesn't log a step twice."""
         rows: list[dict] = []
         if step and self.log.exists():
             with open(self.log, newline="", encoding="utf-8") as file:
@@ -68,6 +70,6 @@ class RunFolder:
         write_atomically(self.log, text.getvalue().encode())
 
     def append_log(self, **values: object) -> None:
-        """Add a row; fields that are left out stay empty."""
+        """Add a row; fields that are not given are empty."""
         with open(self.log, "a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, LOG_FIELDS).writerow(values)

@@ -32,7 +32,7 @@ __all__ = ["TrainConfig", "Trainer"]
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Learning rate of optimizer step number `step` (from 0): linear warm-up, then half a cosine to min_lr."""
+    """Learning rate of optimizer step `step`, from 0: linear warm-up, then half a cosine down to min_lr."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     progress = (step - config.warmup) / max(1, config.steps - 1 - config.warmup)
@@ -40,7 +40,7 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def loss_between(prediction: Tensor, target: Tensor, kind: str) -> Tensor:
-    """Mean error of two equal shapes as a float32 scalar: "l1", "mse" or "charbonnier"."""
+    """Mean error of two tensors of one shape as a float32 scalar: "l1", "mse" or "charbonnier"."""
     error = prediction.float() - target.float()
     if kind == "l1":
         return error.abs().mean()
@@ -50,7 +50,7 @@ def loss_between(prediction: Tensor, target: Tensor, kind: str) -> Tensor:
 
 
 class Progress:
-    """A bar on a terminal, plain lines elsewhere, both on stderr."""
+    """Progress on stderr: a bar on a terminal, else plain lines."""
 
     def __init__(self, start: int, total: int):
         self._start, self._total, self._began = start, total, time.monotonic()
@@ -76,7 +76,7 @@ class Progress:
         print(line, file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
-        """Print a line of its own."""
+        """Print a separate line."""
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
         else:
@@ -90,12 +90,18 @@ class Progress:
 class Trainer:
     """Trains one model.
 
-    config: the settings. spec: what to train, an entry of the catalogue or anything with its attributes `schedule`,
-    `prediction_type`, `scale` and `clamp_x0`; None looks config.model up. denoiser, first_stage: modules to use instead
-    of newly built ones.
-
     Everything random in a step is a function of (seed, step), so that a run that was stopped and resumed gives the same
-    weights as one that was not.
+    weights as an uninterrupted one.
+
+    Args:
+        config: the settings.
+        spec: the model, an entry of the catalogue or an object with its attributes `schedule`, `prediction_type`,
+            `scale` and `clamp_x0`; None looks config.model up.
+        denoiser, first_stage: modules to use instead of new ones.
+
+    Raises:
+        ValueError: for a model or settings that cannot be trained, or weights that do not fit.
+        OSError: if a file cannot be read or the run folder cannot be created.
     """
 
     def __init__(
@@ -153,7 +159,7 @@ class Trainer:
     # ---- one step
 
     def _generator(self, step: int) -> torch.Generator:
-        # Large odd factors keep neighbouring seeds and steps apart; on the CPU so that every device draws the same.
+        # Large odd factors separate neighbouring seeds and steps. On the CPU, so that every device has the same noise.
         return torch.Generator().manual_seed((self.config.seed * 0x9E3779B1 + step * 0x85EBCA77 + 1) % (1 << 63))
 
     def _autocast(self):
@@ -177,7 +183,7 @@ class Trainer:
         return torch.where(first, torch.full_like(others, last), others)
 
     def _x_t(self, x0: Tensor, y: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        # The chain starts at y plus noise, not at q(x_T | x_0), which still holds a trace of x_0 that inference lacks.
+        # At inference the chain starts at y plus noise, not at q(x_T | x_0), which still depends on x_0.
         start = (t == self.schedule.num_steps - 1)[:, None, None, None]
         return ops.q_sample(torch.where(start, y, x0), y, t, self.table, noise)
 
@@ -210,7 +216,13 @@ class Trainer:
 
     def train_step(self, high: Tensor, lq: Tensor) -> tuple[float, float]:
         """One optimizer step; returns (loss, gradient norm before clipping).
-        Raises FloatingPointError when the loss is not finite: the weights are then still those of the step before."""
+
+        Args:
+            high, lq: as in `loss`.
+
+        Raises:
+            FloatingPointError: if the loss is not finite; the weights are then those of the previous step.
+        """
         config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, self.step)
@@ -232,7 +244,7 @@ class Trainer:
         self.ema = {name: value.detach().clone().to(self.device) for name, value in state.items()}
         own = self.denoiser.state_dict()
         moving = [name for name, value in own.items() if value.is_floating_point()]
-        # state_dict tensors share memory with the weights, so these lists stay current.
+        # Tensors of a state_dict share memory with the weights, so these lists stay valid.
         self._ema_pair = [self.ema[name] for name in moving], [own[name] for name in moving]
 
     @torch.no_grad()
@@ -244,7 +256,7 @@ class Trainer:
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """The averaged weights are in the denoiser inside the block."""
+        """Put the averaged weights into the denoiser within the block."""
         own = {name: value.detach().clone() for name, value in self.denoiser.state_dict().items()}
         self.denoiser.load_state_dict(self.ema)
         self.denoiser.eval()
@@ -256,7 +268,14 @@ class Trainer:
 
     @torch.no_grad()
     def restore(self, lq: Tensor) -> Tensor:
-        """The whole chain with the present weights and seed 0: [B, 3, h, w] in [−1, 1] to [B, 3, scale·h, scale·w]."""
+        """Run the whole chain with the current weights and seed 0.
+
+        Args:
+            lq: [B, 3, h, w] in [−1, 1].
+
+        Returns:
+            [B, 3, scale·h, scale·w], nominally in [−1, 1], not clamped.
+        """
         from resshift_fast.restoration.sampler import sample_latents
 
         lq = lq.to(self.device)
@@ -273,7 +292,7 @@ class Trainer:
         return self.first_stage.decode(x0)
 
     def validate(self, validation: Validation) -> ValidationResult:
-        """Measure the averaged weights, write the sheet, keep them as best.safetensors if they are."""
+        """Validate the averaged weights, write the sheet, and save the weights as best.safetensors if they improved."""
         with self.averaged_weights():
             result = validation.run(self.restore, self.run_folder.sheet(self.step))
         if result.gain > self.best_gain:
@@ -308,8 +327,11 @@ class Trainer:
         )
 
     def resume(self) -> bool:
-        """Continue from last.pt if there is one; whether there was. Raises ValueError when it was made with other
-        settings that matter, or is damaged."""
+        """Continue from last.pt if it exists; returns whether it does.
+
+        Raises:
+            ValueError: if it is damaged, or its settings differ in one that changes the training.
+        """
         if not self.run_folder.last.exists():
             return False
         state = self.run_folder.load_last()
@@ -335,7 +357,7 @@ class Trainer:
 
     @contextmanager
     def _catching_signals(self) -> Iterator[None]:
-        """The first SIGINT or SIGTERM ends the loop after the running step; a second SIGINT ends it at once."""
+        """The first SIGINT or SIGTERM ends the loop after the current step; a second SIGINT ends it at once."""
 
         def handler(number: int, _frame: object) -> None:
             if self._stop_signal is not None and number == signal.SIGINT:
@@ -344,7 +366,7 @@ class Trainer:
 
         try:
             previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not in the main thread, where signals can't arrive
+        except ValueError:  # not the main thread, which alone can handle signals
             yield
             return
         try:
@@ -362,12 +384,15 @@ class Trainer:
             yield to_tensor(high).to(self.device), to_tensor(low).to(self.device)
 
     def run(self, *, stop_after: int | None = None) -> bool:
-        """Train to config.steps, or until `stop_after` more steps or a signal; always leaves last.pt behind.
+        """Train to config.steps, or until `stop_after` more steps or a signal; always writes last.pt at the end.
 
-        Continues from last.pt where the run folder has one. Returns whether the run is complete.
-        Raises FileNotFoundError or ValueError for unusable photos or settings before anything is written.
+        Continues from last.pt if the run folder has one. Returns whether the run is complete.
+
+        Raises:
+            FileNotFoundError, ValueError: for unusable photos or settings, before anything is written.
+            FloatingPointError: as in `train_step`.
         """
-        # The patches' own threads are the parallelism; OpenCV's would fight the training for the cores.
+        # Patches are made in threads already; OpenCV's own would compete with the training for the cores.
         cv2.setNumThreads(1)
         resumed = self.resume()
         config = self.config

@@ -1,4 +1,4 @@
-"""Validation: the whole chain on held-out pictures with a fixed clean and a fixed degraded input each."""
+"""Validation: the whole chain on held-out photos, each with a fixed clean and a fixed degraded low-quality version."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def to_images(tensor: Tensor) -> np.ndarray:
 
 
 def upsample(lq: Tensor, scale: int) -> Tensor:
-    """The low-quality image at the result's size, by bicubic interpolation without antialiasing."""
+    """Enlarge the low-quality image `scale` times by bicubic interpolation, which needs no antialiasing."""
     return lq if scale == 1 else F.interpolate(lq, scale_factor=scale, mode="bicubic", align_corners=False)
 
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """Mean PSNR of the luma channel in dB over all pictures."""
+    """Mean PSNR-Y in dB over all photos, of restored and of bicubically enlarged ones, for both kinds of input."""
 
     clean: float
     degraded: float
@@ -52,11 +52,19 @@ class ValidationResult:
 
 
 class Validation:
-    """Held-out pictures with their low-quality versions, made once.
+    """Held-out photos with their low-quality versions, which are the same in every run.
 
-    folder: pictures; the central square of each, of at most `side` pixels, is used. Low-quality versions: an
-    antialiased bicubic one, and one from `mixture` without its clean share; the same in every run of a seed.
-    Raises FileNotFoundError for a missing or empty folder, ValueError for a picture below 64 pixels a side.
+    Args:
+        folder: the photos; the central square of each is used.
+        scale: of the model.
+        mixture: degrades one of the two low-quality versions, without its clean share; the other is bicubic.
+        limit: largest number of photos.
+        side: largest side of the squares in pixels.
+        batch: photos restored at once.
+
+    Raises:
+        FileNotFoundError: for a missing or empty folder.
+        ValueError: for a photo below 64 pixels a side.
     """
 
     def __init__(self, folder: Path, scale: int, mixture: Mixture, *, limit: int, side: int = 256, batch: int = 4):
@@ -65,28 +73,29 @@ class Validation:
         picked = np.unique(np.linspace(0, len(paths) - 1, min(limit, len(paths))).round().astype(int))
         self.high: list[np.ndarray] = []
         self.low: dict[str, list[np.ndarray]] = {"clean": [], "degraded": []}
-        spoiled = replace(mixture, clean=0.0)
+        degrading = replace(mixture, clean=0.0)
         multiple = 64
         for number, index in enumerate(picked):
             image = read_rgb(paths[index])
             size = min(side, *image.shape[:2]) // multiple * multiple
             if size == 0:
-                raise ValueError(f"{paths[index]} is below {multiple} pixels a side; use larger validation pictures")
+                raise ValueError(f"{paths[index]} is below {multiple} pixels a side; use larger validation photos")
             top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
             high = np.ascontiguousarray(image[top : top + size, left : left + size])
             self.high.append(high)
             self.low["clean"].append(resize(high, size // scale, size // scale, "bicubic"))
-            self.low["degraded"].append(spoiled.degrade(high, scale, np.random.default_rng([20240319, number])))
+            self.low["degraded"].append(degrading.degrade(high, scale, np.random.default_rng([20240319, number])))
         self.bicubic = {
             kind: [to_images(upsample(to_tensor(low[None]), scale))[0] for low in lows]
             for kind, lows in self.low.items()
         }
 
     def run(self, restore: Callable[[Tensor], Tensor], sheet: Path | None = None) -> ValidationResult:
-        """Restore everything and measure it.
+        """Restore all photos and measure the results.
 
-        restore: [B, 3, h, w] in [−1, 1] to [B, 3, scale·h, scale·w]; sheet: PNG to write, where each row is
-        low quality (bicubic) | restored | truth, clean on the left and degraded on the right.
+        Args:
+            restore: [B, 3, h, w] in [−1, 1] to [B, 3, scale·h, scale·w].
+            sheet: PNG to write, each row of which is bicubic | restored | ground truth, clean left and degraded right.
         """
         restored = {kind: self._restored(restore, lows) for kind, lows in self.low.items()}
         if sheet is not None:
@@ -115,7 +124,7 @@ class Validation:
 
     def _write_sheet(self, path: Path, restored: dict[str, list[np.ndarray]]) -> None:
         rows = []
-        # Spread over the list, since neighbours in it are often two views of one picture.
+        # Spread over the list, since neighbours in it are often two views of one scene.
         chosen = np.unique(np.linspace(0, len(self.high) - 1, min(SHEET_ROWS, len(self.high))).round().astype(int))
         width = max(high.shape[1] for high in self.high)
         for index in chosen:
