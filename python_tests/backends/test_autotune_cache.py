@@ -220,13 +220,13 @@ def test_devices_have_names(monkeypatch):
 
 
 def test_status_names_the_file_and_what_was_refused():
-    write(measured("triton", "reference", "cpu", refused={"cuda": "output 0 differs at 3 of 9 places"}))
+    write(measured("triton", "reference", "cpu", refused={"cuda": "output 0 differs at 3 of 9 elements"}))
     (found, other) = (decision for decision in backends.status() if decision.operator == OPERATOR)
     path = autotune_cache.user_path(MODEL)
     assert (found.backend, found.dtypes) == ("triton", ("float32",))
     assert found.reason == (
         f"fastest of triton, reference, cpu as measured ({path}); "
-        "cuda refused when measured: output 0 differs at 3 of 9 places"
+        "cuda refused when measured: output 0 differs at 3 of 9 elements"
     )
     assert (other.backend, other.reason) == ("cpu", "the first that runs on cpu")
     write(measured("reference", "triton", "cpu", "cuda"))

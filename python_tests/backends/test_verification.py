@@ -122,7 +122,7 @@ def test_a_wrong_backend_is_off_with_one_warning(change, message):
     backend = Backend(change)
     install(backend)
     start = r"the cpu backend of conv2d is off for torch\.float32 on cpu: "
-    with pytest.warns(RuntimeWarning, match=f"{start}{message}.*; plain PyTorch takes its place") as caught:
+    with pytest.warns(RuntimeWarning, match=f"{start}{message}.*; plain PyTorch is used instead") as caught:
         assert call().equal(EXPECTED)
         calls = backend.calls
         assert call().equal(EXPECTED)

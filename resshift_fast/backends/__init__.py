@@ -1,6 +1,6 @@
-"""Which implementation of an operator runs: what there is, what is chosen, how it is verified, and why.
+"""The choice of an operator's implementation: registry, dispatch, verification, autotune cache and report.
 
-This package knows no operator: each one adds itself when `resshift_fast.ops` is imported.
+This package imports no operator: each one registers itself when `resshift_fast.ops` is imported.
 """
 
 from resshift_fast.backends.dispatch import (

@@ -1,15 +1,15 @@
-"""Which backend was the fastest: orders that were measured, in a JSON file for each model of device.
+"""The autotune cache: the fastest order of backends for each operator and dtype, in a JSON file per device model.
 
-`resshift-fast bench tune` measures and stores them in `autotune/` of the cache folder; this package's own are in
-the folder of that name here. The user's stand over the package's, for each operator and dtype. A file is
+`resshift-fast bench tune` measures and stores them in `autotune/` of the cache folder; files that come with this
+package are in its own folder of that name. For each operator and dtype the user's file takes precedence. A file is
 
     {"format": 1, "device": "NVIDIA H100 80GB HBM3", "date": ..., "command": ..., "torch": ..., "triton": ...,
      "operators": {"group_norm": {"bfloat16": {"order": ["triton", "cuda", "reference"],
                                                "microseconds": {"triton": 512.3, ...}, "refused": {}}}}}
 
-where `order` alone and the names in `refused` decide, and the rest is for readers. What stands behind "reference" is
-not used, nor what is refused. Where a kernel can compute in several ways, what was measured for each shape of a call
-stands beside them, and `choice` decides; other shapes, and choices that the kernel does not allow, are left to it:
+where only `order` and the names in `refused` are used; the rest is for readers. Backends after "reference" are not
+used, nor those that were refused. If a kernel has several algorithms, there is an entry for each shape of a call, of
+which only `choice` is used; for other shapes, and for a choice that it does not allow, the kernel takes its default:
 
     "algorithms": {"128x128@256x256b1": {"choice": "winograd 6", "microseconds": {"winograd 6": 41250.2, ...},
                                          "refused": {}}}
@@ -43,13 +43,13 @@ REFERENCE = "reference"
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured for one operator and dtype on one model of device.
+    """The measurement of one operator and dtype on one device model.
 
     Args:
         order: backends, the fastest first.
         refused: backend to what was wrong with its results.
-        path: the file that says so.
-        algorithms: shape of a call to the fastest algorithm of the kernel that has several.
+        path: the file that it was read from.
+        algorithms: shape of a call to the kernel's fastest algorithm, if it has several.
     """
 
     order: tuple[str, ...]
@@ -59,7 +59,7 @@ class Measurement:
 
 
 def processor() -> str:
-    """The model of this machine's processor."""
+    """The model name of this machine's processor."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             key, _, value = line.partition(":")
@@ -71,7 +71,7 @@ def processor() -> str:
 
 
 def device_name(device: "torch.device") -> str | None:
-    """The model of a device; None for one that is not here, as fake tensors have, or has no name."""
+    """The model name of a device; None if it has none or is absent, as the device of fake tensors may be."""
     import torch
 
     if device.type == "cpu":
@@ -84,12 +84,12 @@ def device_name(device: "torch.device") -> str | None:
 
 
 def filename(device: str) -> str:
-    """The name of the file for a model of device."""
+    """The name of the file for a device model."""
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") + ".json"
 
 
 def user_path(device: str) -> Path:
-    """Where the user's file for a model of device is kept.
+    """The path of the user's file for a device model.
 
     Raises:
         OSError: the home folder is unknown.
@@ -98,7 +98,7 @@ def user_path(device: str) -> Path:
 
 
 def find(operator: str, device: "torch.device", dtype: "torch.dtype") -> Measurement | None:
-    """What was measured for an operator on a device and in a dtype, if anything was."""
+    """The measurement of an operator on a device and in a dtype, or None."""
     if os.environ.get(VARIABLE) == "0":
         return None
     name = device_name(device)
@@ -110,9 +110,9 @@ def find(operator: str, device: "torch.device", dtype: "torch.dtype") -> Measure
 def measured_order(
     backends: tuple[str, ...], operator: str, device: "torch.device", dtype: "torch.dtype"
 ) -> tuple[str, ...]:
-    """These backends in the order in which they were measured, without those that the reference beats.
+    """Sort backends by their measured speed, without those that are slower than the reference.
 
-    Those that nobody has measured come last, in the order given: they may be newer than the measurement.
+    Backends without a measurement come last, in the order given: they may be newer than the measurement.
     """
     found = find(operator, device, dtype)
     if found is None:
@@ -126,7 +126,7 @@ def measured_order(
 def algorithms(
     operator: str, device: "torch.device", dtype: "torch.dtype", allowed: tuple[str, ...]
 ) -> Mapping[str, str]:
-    """Shape of a call to the algorithm that was measured to be the fastest; those not `allowed` are left out."""
+    """Shape of a call to its fastest algorithm; algorithms that are not `allowed` are left out, with a warning."""
     found = find(operator, device, dtype)
     if found is None:
         return {}
@@ -141,7 +141,10 @@ def algorithms(
 
 
 def store(content: Mapping[str, Any], path: Path) -> None:
-    """Write what was measured in one step, in place of what was there; choices made from now on follow it.
+    """Replace a file atomically by new measurements, which later choices use.
+
+    Args:
+        content: from `measure.autotuning.content`. path: the file; its folder is created.
 
     Raises:
         OSError: if it cannot be written.
@@ -152,16 +155,16 @@ def store(content: Mapping[str, Any], path: Path) -> None:
 
 
 def forget() -> None:
-    """Have the files read anew."""
+    """Drop what was read, so that the files are read again."""
     _known.cache_clear()
     _warned.clear()
 
 
 @cache
 def _known(device: str) -> dict[tuple[str, str], Measurement]:
-    """(operator, dtype) to what the files for a model of device say: the package's, and over it the user's."""
+    """(operator, dtype) to its measurement, from the package's file for a device model, overridden by the user's."""
     paths = [SHIPPED / filename(device)]
-    with contextlib.suppress(OSError):  # no home, no file
+    with contextlib.suppress(OSError):  # the home folder is unknown
         paths.append(user_path(device))
     known: dict[tuple[str, str], Measurement] = {}
     for path in paths:
@@ -178,20 +181,20 @@ _warned: set[Path] = set()
 
 
 def _warn(what: str, path: Path, reason: str) -> None:
-    """Say once of a file what is wrong with it."""
+    """Warn about a file, once."""
     if path in _warned:
         return
     _warned.add(path)
     reason = " ".join(reason.split())[:200]
-    warnings.warn(f"{what}: {path}: {reason}; 'resshift-fast bench tune' makes new ones", RuntimeWarning, stacklevel=3)
+    warnings.warn(f"{what}: {path}: {reason}; run 'resshift-fast bench tune' again", RuntimeWarning, stacklevel=3)
 
 
 def _read(path: Path, device: str) -> dict[tuple[str, str], Measurement]:
-    """What one file says.
+    """Read one file: (operator, dtype) to its measurement.
 
     Raises:
         OSError: if it cannot be read.
-        ValueError: if it is no such file, with the reason.
+        ValueError: if its format or device is wrong, with the reason.
     """
     content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -213,7 +216,7 @@ def _read(path: Path, device: str) -> dict[tuple[str, str], Measurement]:
 
 
 def _choices(of_shapes: Any, where: str) -> dict[str, str]:
-    """Shape to the algorithm that was chosen; whether a kernel has it is not known here."""
+    """Shape to the chosen algorithm, whose name is checked later, against those of the kernel."""
     choices = {}
     for shape, found in _object(of_shapes, where).items():
         choice = _object(found, f"{where}, {shape}").get("choice")

@@ -1,6 +1,6 @@
-"""The backends, in the order in which "auto" tries them on a type of device that several take.
+"""The backends, in the order in which "auto" tries them on a device type.
 
-A new one is another `add_backend` here, and a loader of that name for each operator that it has a kernel for.
+A new backend needs an `add_backend` here, and a loader under its name for each operator that it has a kernel for.
 """
 
 import os
@@ -26,7 +26,7 @@ def _has_gpu() -> bool:
 
 
 def _interpreted() -> bool:
-    """Whether Triton's interpreter runs the kernels, which then take CPU tensors."""
+    """Whether Triton kernels run in its interpreter, and so take CPU tensors."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 

@@ -1,9 +1,9 @@
-"""Which implementation of an operator runs.
+"""Dispatch: chooses the implementation of an operator for each call.
 
 `reference` is the plain PyTorch path that every other backend is compared with. `auto` takes, for every operator and
 call, the first backend of `ORDER` that has a kernel for it, runs here, takes the call's arguments and has been
-verified (`verification.py`); the reference takes what is left. Where somebody has measured which is the fastest
-(`autotune_cache.py`), that order stands in place of `ORDER`, and a preferred backend in place of both.
+verified (`verification.py`); all other calls run the reference. If the autotune cache has an order for the operator
+(`autotune_cache.py`), it replaces `ORDER`; a preferred backend replaces both.
 """
 
 import os
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 VARIABLE = "RESSHIFT_FAST_BACKEND"
 
 
-# A plain global, because torch.compile guards on one; it is not checked before it is used, so that importing with a
-# bad value in the environment doesn't fail.
+# A module global, which torch.compile can guard on. It is checked at its first use, so that an import with a wrong
+# value in the environment doesn't fail.
 _preferred = os.environ.get(VARIABLE) or "auto"
 
 
 def preferred() -> str:
-    """The backend that was asked for: by `use_backend`, else by RESSHIFT_FAST_BACKEND, else "auto".
+    """The preferred backend: that of `use_backend`, else of RESSHIFT_FAST_BACKEND, else "auto".
 
     Raises:
         ValueError: if the environment variable names a backend that cannot be chosen.
@@ -44,13 +44,13 @@ def preferred() -> str:
 def use_backend(name: str) -> Iterator[None]:
     """Prefer a backend for every operator called in the block, in all threads.
 
-    An operator without a kernel of that backend runs the reference.
+    Operators without a kernel of that backend run the reference.
 
     Args:
         name: "auto", "reference", "cpu", "triton" or "cuda".
 
     Raises:
-        ValueError: as `check`.
+        ValueError: for an unknown backend, or one that cannot run here, with the reason.
 
     Example:
         >>> with use_backend("reference"):
@@ -67,17 +67,16 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def fused(name: str, device_type: str, opaque: bool = False) -> bool:
-    """Whether a public function calls its registered operator; else it runs the reference itself.
+    """Whether a public function should call its registered operator; if not, it runs the reference itself.
 
-    Eagerly that needs a backend with a kernel for the device, also where the reference was measured to be faster: that
-    depends on the dtype, and is settled when the operator runs. While torch.compile traces, the reference is traced
-    instead if there is none, unless the operator is to stay `opaque`. torch.export keeps all of them, because the
-    exported program may run where there are kernels.
+    In eager mode it should if a backend has a kernel for the device, even if the reference was measured to be faster:
+    that depends on the dtype, and is decided when the operator runs. torch.compile traces the reference if there is no
+    kernel, unless the operator has to stay `opaque`. torch.export keeps all operators, because the exported program may
+    run where there are kernels.
 
     Args:
-        name: the operator. device_type: "cuda" and so on, of its tensors.
-        opaque: whether tracing the reference is to be avoided: it decides by sizes and would be traced anew for each,
-            or is long.
+        name: the operator. device_type: that of its tensors, such as "cuda".
+        opaque: never trace the reference, because it is long, or depends on sizes and would be traced again for each.
     """
     import torch
 
@@ -87,18 +86,18 @@ def fused(name: str, device_type: str, opaque: bool = False) -> bool:
 
 
 def has_kernel(name: str, device_type: str) -> bool:
-    """Whether some backend has a kernel of an operator for a type of device: what it fuses is worth asking for."""
+    """Whether a usable backend has a kernel of the operator for a device type."""
     return (name, device_type) in _kernels_for
 
 
 def _fused_pairs() -> frozenset[tuple[str, str]]:
-    """(operator, device type) that have a kernel under the current preference."""
+    """The pairs (operator, device type) with a kernel under the current preference."""
     types = ("cpu", "cuda", "xpu")
     return frozenset((op, kind) for op in OPERATORS for kind in types if _order(op, kind))
 
 
 def _order(name: str, device_type: str) -> tuple[str, ...]:
-    """Backends to try for an operator on a type of device, unless measured otherwise, the reference left out."""
+    """Backends to try for an operator on a device type, without the reference; measurements are not considered."""
     if _preferred == "auto":
         order = registry.ORDER.get(device_type, ())
     else:
@@ -109,7 +108,7 @@ def _order(name: str, device_type: str) -> tuple[str, ...]:
 
 
 def _measured_order(name: str, device: "torch.device", dtype: "torch.dtype") -> tuple[str, ...]:
-    """Backends to try for an operator, as measured on this model of device where "auto" is to choose."""
+    """Backends to try for an operator; under "auto" in their measured order on this device model."""
     order = _order(name, device.type)
     if _preferred != "auto" or not order:
         return order
@@ -121,9 +120,9 @@ def _measured_order(name: str, device: "torch.device", dtype: "torch.dtype") -> 
 def measured_algorithms(
     name: str, device: "torch.device", dtype: "torch.dtype", allowed: tuple[str, ...]
 ) -> Mapping[str, str]:
-    """The algorithms that were measured to be the fastest in an operator's kernel: shape to name, each one `allowed`.
+    """The measured fastest algorithms of an operator's kernel: shape to name, each one `allowed`.
 
-    For a kernel, which asks at every call; files are read for the first.
+    Kernels call this at every call, so the result is cached; the first call reads the files.
     """
     key = (name, device, dtype)
     found = _algorithms.get(key)
@@ -136,7 +135,7 @@ def measured_algorithms(
 
 @dataclass(frozen=True)
 class _Choice:
-    """What may run for one operator, device and dtype: verified kernels in order, and plain PyTorch."""
+    """The implementations of one operator for a device and dtype: verified kernels in order, and plain PyTorch."""
 
     kernels: tuple[Kernel, ...]
     plain: Callable[..., Any]
@@ -150,7 +149,7 @@ _algorithms: dict[tuple[Any, ...], Mapping[str, str]] = {}
 
 
 def _forget() -> None:
-    """Have the choice made anew: the preference or the kernels have changed."""
+    """Drop the cached choices, because the preference or the kernels have changed."""
     global _kernels_for
     _choices.clear()
     _algorithms.clear()
@@ -164,7 +163,7 @@ def run(name: str, *args: Any) -> Any:
     """Run a registered operator in the first backend that takes the call: the body of every `resshift_fast::` operator.
 
     Args:
-        name: the operator. args: its arguments; the first is a tensor, whose device and dtype decide.
+        name: the operator. args: its arguments; the choice depends on the device and dtype of the first, a tensor.
     """
     import torch
 
@@ -183,7 +182,7 @@ def run(name: str, *args: Any) -> Any:
         function = verification.watched(name, function, choice.plain)
     if nvtx.on:
         function = nvtx.marked(name, function)
-    # Autocast would give other dtypes than the operator promises, in plain PyTorch and where a launcher calls it.
+    # Within plain PyTorch and launchers, autocast would change dtypes that the operator's fake promises.
     elsewhere = choice.index is not None and choice.index != torch.cuda.current_device()
     if elsewhere or torch.is_autocast_enabled(choice.device_type):
         with torch.autocast(choice.device_type, enabled=False), on(device):
@@ -192,7 +191,7 @@ def run(name: str, *args: Any) -> Any:
 
 
 def _choose(key: tuple[Any, ...]) -> _Choice:
-    """The choice for (operator, device, dtype); verifies kernels met for the first time."""
+    """Make the choice for (operator, device, dtype), verifying kernels that are used for the first time."""
     from resshift_fast.backends import verification
 
     name, device, _ = key
@@ -205,23 +204,23 @@ def _choose(key: tuple[Any, ...]) -> _Choice:
 
 
 def _verified(name: str, device: "torch.device", dtype: "torch.dtype") -> list[str]:
-    """Backends to try for an operator, those left out that fail their verification."""
+    """Backends to try for an operator, without those that fail their verification."""
     from resshift_fast.backends import verification
 
     return [b for b in _measured_order(name, device, dtype) if verification.passes(OPERATORS[name], b, device, dtype)]
 
 
 def chosen(name: str, *args: Any) -> str:
-    """The backend in which `run` runs a call, "reference" if in none: for measurements."""
+    """Name of the backend in which `run` runs a call; for measurements."""
     found = _verified(name, args[0].device, args[0].dtype)
     return next((b for b in found if kernel(name, b).unsupported(*args) is None), "reference")
 
 
 def verify(device: "torch.device", dtype: "torch.dtype") -> None:
-    """Verify every kernel that a model may call on a device, in training apart, which is slow at the first time.
+    """Verify every kernel that inference may call on a device, which is slow the first time.
 
-    Later calls only read the verdicts, also where nothing can be verified: while a CUDA graph is captured or
-    torch.compile traces. Kernels are those of the preferred backend. One that fails is left off, with a warning.
+    Later calls only read the verdicts, which is all that is possible while a CUDA graph is captured or torch.compile
+    traces. Kernels are those of the preferred backend. One that fails is disabled, with a warning.
 
     Args:
         device: of the model. dtype: of its networks; operators on latents are verified in float32.
@@ -240,13 +239,13 @@ def verify(device: "torch.device", dtype: "torch.dtype") -> None:
 
 
 def verified_operators(device: "torch.device", dtype: "torch.dtype") -> "list[tuple[Operator, torch.dtype]]":
-    """The operators that `verify` looks at, each with the dtype in which it does."""
+    """The operators that `verify` verifies, each with the dtype of its verification."""
     found = [o for o in OPERATORS.values() if (o.name, device.type) in _kernels_for and not o.training]
     return [(o, dtype if not o.dtypes or dtype in o.dtypes else o.dtypes[0]) for o in found]
 
 
 def order(name: str, device: "torch.device", dtype: "torch.dtype") -> tuple[str, ...]:
-    """Backends to try for an operator, those left out that are known to have failed; none is run for it."""
+    """Backends to try for an operator, without those with a verdict that they failed; nothing is verified."""
     from resshift_fast.backends import verification
 
     sound = ("", verification.PASSED)
@@ -254,13 +253,13 @@ def order(name: str, device: "torch.device", dtype: "torch.dtype") -> tuple[str,
     return tuple(b for b in measured if verification.verdict(OPERATORS[name], b, device, dtype) in sound)
 
 
-_measuring = 0  # blocks that threads are in, whose calls are watched
+_measuring = 0  # number of active `measuring` blocks, in all threads
 _counting = Lock()
 
 
 @contextmanager
 def measuring(timer: "tuning.Timer | None" = None) -> Iterator[None]:
-    """Have this thread's kernels choose their configurations by timing them; nothing where there is no Triton.
+    """Autotune the Triton kernels that this thread calls in the block; no effect without Triton.
 
     Args:
         timer: as in `kernels.tuning.measuring`.

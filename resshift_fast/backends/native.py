@@ -1,8 +1,8 @@
-"""The compiled libraries of csrc/: loading them, and why one is not there.
+"""The compiled libraries of csrc/: loading them, and why one is missing.
 
 `_cpu.abi3.so` in the package's folder registers `torch.ops.resshift_fast_cpu.*`, and `_cuda.abi3.so` the same for CUDA.
-Both were built against LibTorch's stable ABI and work with every torch from 2.10 on. RESSHIFT_FAST_CPU_LIBRARY and
-RESSHIFT_FAST_CUDA_LIBRARY name other files to load, such as those that are built with sanitizers for tests.
+Both are built against LibTorch's stable ABI and work with every torch from 2.10 on. RESSHIFT_FAST_CPU_LIBRARY and
+RESSHIFT_FAST_CUDA_LIBRARY name other files to load, such as builds with sanitizers for tests.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parents[1]
 
 
 def path(name: str) -> Path:
-    """Where the library "cpu" or "cuda" is, if it was built."""
+    """Path of the library "cpu" or "cuda", which exists if it was built."""
     if other := os.environ.get(f"RESSHIFT_FAST_{name.upper()}_LIBRARY"):
         return Path(other)
     return FOLDER / f"_{name}.abi3.so"
@@ -25,7 +25,7 @@ def path(name: str) -> Path:
 
 @cache
 def missing(name: str) -> str | None:
-    """Load the library "cpu" or "cuda", once; returns None, or why it is not loaded."""
+    """Load the library "cpu" or "cuda" once; returns None, or why it cannot be loaded."""
     import torch
 
     file = path(name)
@@ -35,7 +35,8 @@ def missing(name: str) -> str | None:
         return f"was not built: {_record().get(name, 'this copy was not installed with pip')}"
     try:
         if name == "cuda":
-            # The library finds torch's current stream there, and has no need of it until torch has CUDA itself.
+            # The library takes torch's current stream from libtorch_cuda, but is not linked to it: its build may have
+            # had no CUDA build of torch.
             ctypes.CDLL(str(Path(torch.__file__).parent / "lib/libtorch_cuda.so"), mode=ctypes.RTLD_GLOBAL)
         torch.ops.load_library(str(file))
     except OSError as error:
@@ -44,7 +45,7 @@ def missing(name: str) -> str | None:
 
 
 def _record() -> dict[str, str]:
-    """What the build wrote down of libraries that it left out: name to reason."""
+    """Name to reason of the libraries that the build left out, from native.json."""
     file = FOLDER / "native.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 

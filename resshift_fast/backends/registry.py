@@ -1,7 +1,7 @@
-"""What there is to choose from: backends, operators, and the kernels of the ones for the others.
+"""The registry of backends, operators and kernels.
 
 A backend is one `Backend` in `descriptions.py`; an operator is one `Operator`, added by the file that registers it.
-Nothing here decides which kernel runs; `dispatch.py` does.
+`dispatch.py` chooses between them.
 """
 
 from collections.abc import Callable
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Backend:
-    """A way to run operators that is not plain PyTorch.
+    """A way to run operators other than plain PyTorch.
 
     Args:
-        name: by which it is asked for, and by which an operator's loaders know it.
-        device_types: on whose tensors "auto" tries it.
-        takes: whether it takes the tensors of a type of device when it is asked for by name.
-        installed: whether what it needs is installed here; asked often.
+        name: its name in `use_backend`, and the key of its kernels in an operator's loaders.
+        device_types: the device types on which "auto" tries it.
+        takes: whether it takes tensors of a device type if it is preferred by name.
+        installed: whether what it needs is installed; called often, so it should cache.
         missing: why it cannot run on this machine, or None if it can.
     """
 
@@ -33,13 +33,13 @@ class Backend:
 
 @dataclass(frozen=True)
 class Algorithms:
-    """The ways in which a kernel can compute its results, between which it chooses by the shape of a call.
+    """The algorithms of a kernel that has several and chooses one by the shape of a call.
 
     Args:
-        functions: dtype of the first argument to the ways that are exact enough for it: name to the function, which
-            takes what the kernel takes.
-        shape: the operator's arguments to the name by which measurements are stored.
-        default: the same arguments to the way that is taken where nothing was measured.
+        functions: maps the dtype of the first argument to the algorithms that are accurate enough for it, by name; each
+            takes the kernel's arguments.
+        shape: maps the operator's arguments to the key under which measurements are stored.
+        default: maps the same arguments to the name of the algorithm that runs without a measurement.
     """
 
     functions: "Callable[[torch.dtype], dict[str, Callable[..., Any]]]"
@@ -53,8 +53,8 @@ class Kernel:
 
     Args:
         function: takes the registered operator's arguments and returns its outputs.
-        unsupported: takes the same arguments; returns None if `function` can take them, else why not in a few words.
-        algorithms: between which `function` chooses by measurements; None if there is nothing to choose.
+        unsupported: takes the same arguments; returns None if `function` can take them, else the reason in a few words.
+        algorithms: those between which `function` chooses; None if it has only one.
     """
 
     function: Callable[..., Any]
@@ -64,18 +64,19 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Operator:
-    """What the choice between backends needs to know of a registered operator.
+    """A registered operator, as far as dispatch and verification need it.
 
     Args:
         name: as in `torch.ops.resshift_fast`.
-        plain: the operator in plain PyTorch: the registered arguments, the registered outputs.
-        examples: (device, dtype) to small arguments on which a backend is verified against `plain`.
-        loaders: backend to the function that loads its kernel.
-        dtypes: those that it takes, the first for a model in another one; none for every floating-point dtype.
-        training: whether only training calls it.
-        public: whether `resshift_fast.ops` has it; the gradients of others are operators too.
-        matrix_operations: the operator's arguments, shapes for tensors, and `out_shape` to the multiplications and
-            additions of its matrix products, as `torch.utils.flop_counter.register_flop_formula` wants; None for none.
+        plain: the operator in plain PyTorch, with the registered arguments and outputs.
+        examples: maps (device, dtype) to small arguments on which a backend is verified against `plain`.
+        loaders: maps a backend to the function that loads its kernel.
+        dtypes: the dtypes that it takes, of which a model in any other uses the first; empty for all floating-point
+            dtypes.
+        training: whether it is only called in training.
+        public: whether `resshift_fast.ops` exports it; backward operators are not exported.
+        matrix_operations: a FLOP formula of its matrix products for `torch.utils.flop_counter.register_flop_formula`:
+            takes the operator's arguments, with shapes for tensors, and `out_shape`; None if there are none.
     """
 
     name: str
@@ -89,18 +90,18 @@ class Operator:
 
 
 BACKENDS: dict[str, Backend] = {}
-ORDER: dict[str, tuple[str, ...]] = {}  # type of device to the backends that "auto" tries, before the reference
+ORDER: dict[str, tuple[str, ...]] = {}  # device type to the backends that "auto" tries before the reference
 OPERATORS: dict[str, Operator] = {}
-on_change: list[Callable[[], None]] = []  # called when an operator was added: choices have to be made anew
+on_change: list[Callable[[], None]] = []  # called after an operator was added, to invalidate cached choices
 
 
 def names() -> tuple[str, ...]:
-    """What `use_backend` takes."""
+    """The names that `use_backend` takes."""
     return ("auto", "reference", *sorted(BACKENDS))
 
 
 def add_backend(backend: Backend) -> Backend:
-    """Make a backend known, after those that "auto" is to try before it."""
+    """Register a backend; "auto" tries backends in the order of their registration."""
     BACKENDS[backend.name] = backend
     for kind in backend.device_types:
         ORDER[kind] = (*ORDER.get(kind, ()), backend.name)
@@ -108,7 +109,7 @@ def add_backend(backend: Backend) -> Backend:
 
 
 def add(operator: Operator) -> None:
-    """Make an operator known; a second one of the same name takes the first one's place."""
+    """Register an operator; it replaces an earlier one of the same name."""
     OPERATORS[operator.name] = operator
     for changed in on_change:
         changed()
@@ -141,7 +142,7 @@ def check(backend: str) -> str:
 
 
 def kernel(name: str, backend: str) -> Kernel:
-    """One backend's kernel for an operator, unverified: for proofs and measurements.
+    """One backend's kernel for an operator, without verification; for checks and measurements.
 
     Raises:
         KeyError: if there is none.
@@ -150,6 +151,6 @@ def kernel(name: str, backend: str) -> Kernel:
 
 
 def candidates(name: str, device_type: str) -> tuple[str, ...]:
-    """Backends between which "auto" chooses for an operator on a type of device, the reference left out."""
+    """Usable backends with a kernel for an operator on a device type, in the order of "auto", without the reference."""
     loaders = OPERATORS[name].loaders
     return tuple(b for b in ORDER.get(device_type, ()) if b in loaders and unavailable(b) is None)

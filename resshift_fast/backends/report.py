@@ -1,4 +1,4 @@
-"""Which backend runs each operator here, and why, in words: what `resshift-fast doctor` prints."""
+"""The report of `resshift-fast doctor`: which backend runs each operator here, and why."""
 
 import os
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Decision:
-    """Which backend runs an operator, and why, in words.
+    """Which backend runs an operator, and why.
 
     Args:
         operator: its name. backend: the first that is tried; others may take calls that it doesn't.
-        reason: why that one, and what keeps others from running.
-        dtypes: for which dtypes of the first argument this holds; none where it does for all.
+        reason: why it is chosen, and why others cannot run.
+        dtypes: the dtypes of the first argument for which this holds; empty for all.
     """
 
     operator: str
@@ -28,7 +28,7 @@ class Decision:
 
 
 def status(device: "str | torch.device" = "cpu") -> list[Decision]:
-    """What is decided for every public operator on a device, in alphabetical order; nothing is run for it."""
+    """The decisions for all public operators on a device, in alphabetical order; no kernel is run."""
     import torch
 
     device, decisions = torch.device(device), []
@@ -69,7 +69,7 @@ def _decided(name: str, device: "torch.device", dtype: "torch.dtype") -> tuple[s
 
 
 def _reason(backend: str, operator: Operator, device_type: str) -> str:
-    """Why a backend is chosen that nobody has measured; empty if only because no other can run."""
+    """Why a backend without a measurement is chosen; empty if no other can run."""
     asked = dispatch._preferred
     if asked == backend:
         by_environment = os.environ.get(dispatch.VARIABLE) == backend

@@ -1,11 +1,11 @@
 """Verification of a backend before its first use: small calls are compared with plain PyTorch in float64.
 
-A verdict belongs to (operator, backend, dtype) and an environment: device, driver, torch, Triton, the kernels' sources
-and what was compiled of them. It is kept in `verdicts/` of the cache folder. An illegal memory access ends the process
-or poisons its CUDA context, so "running" is written first under a lock: whoever finds it unlocked knows that the
-verification never ended. The kernel may have ended its process, or somebody else, who says nothing of the kernel; so a
-mark of one ended process is tried again, and that of `ATTEMPTS` leaves the backend off until the mark is a day old.
-RESSHIFT_FAST_VERIFY=0 trusts every backend.
+A verdict is valid for (operator, backend, dtype) and an environment: device, driver, torch, Triton, and the sources and
+libraries of the kernels. It is stored in `verdicts/` of the cache folder. An illegal memory access ends the process or
+makes its CUDA context unusable, so "running" is written first, under a lock: a process that finds it without a lock
+knows that the verification did not finish. The kernel may have ended that process, or a user may have killed it, so the
+verification is tried again after one unfinished process, and after `ATTEMPTS` of them the backend is disabled until the
+mark is a day old. RESSHIFT_FAST_VERIFY=0 skips verification and uses every backend.
 """
 
 import contextlib
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 
 VARIABLE = "RESSHIFT_FAST_VERIFY"
 PASSED, RUNNING = "passed", "running"
-ATTEMPTS = 2  # processes that may end while they verify the same kernel
-RETRY_AFTER = 24 * 3600.0  # seconds until one more of them is risked
+ATTEMPTS = 2  # processes that may end during the verification of a kernel before its backend is disabled
+RETRY_AFTER = 24 * 3600.0  # seconds until the verification is tried once more
 
 _verdicts: dict[tuple[Any, ...], str] = {}
-_asking = RLock()  # so that of several threads one verifies, and warns
+_verifying = RLock()  # one thread at a time verifies, and warns
 
 
 def forbidden() -> bool:
-    """Whether nothing may be launched to verify it: a CUDA graph is captured, or a trace taken on fake tensors."""
+    """Whether kernels cannot be launched for verification: during CUDA graph capture, or tracing on fake tensors."""
     import torch
     from torch._guards import detect_fake_mode
 
@@ -50,21 +50,21 @@ def forbidden() -> bool:
 
 
 def passes(operator: "Operator", backend: str, device: "torch.device", dtype: "torch.dtype") -> bool:
-    """Whether a backend's kernel may be used; verifies it at the first question, and warns once if it fails.
+    """Whether a backend's kernel may be used; the first call verifies it, and warns once if it fails.
 
-    While a CUDA graph is captured or a trace taken, only a stored verdict counts.
+    While `forbidden`, only stored verdicts are read.
     """
     if os.environ.get(VARIABLE) == "0":
         return True
     key = (operator.name, backend, device, dtype)
     if key in _verdicts:
         return _verdicts[key] == PASSED
-    with _asking:
-        return _asked(key, operator)
+    with _verifying:
+        return _verified(key, operator)
 
 
 def verdict(operator: "Operator", backend: str, device: "torch.device", dtype: "torch.dtype") -> str:
-    """What is known of a backend's kernel, of which nothing is run: "passed", what was wrong, or "" for nothing."""
+    """The stored verdict on a backend's kernel: "passed", what was wrong, or "" if there is none. Runs nothing."""
     if os.environ.get(VARIABLE) == "0":
         return PASSED
     path = _path(operator, backend, device, dtype)
@@ -73,7 +73,7 @@ def verdict(operator: "Operator", backend: str, device: "torch.device", dtype: "
 
 
 def _attempts(stored: str) -> int:
-    """How many processes began the verification whose mark is stored; 0 for a verdict and for nothing."""
+    """How many processes began a verification that is marked as running; 0 if a verdict or nothing is stored."""
     word, _, number = stored.partition(" ")
     if word != RUNNING:
         return 0
@@ -81,9 +81,9 @@ def _attempts(stored: str) -> int:
 
 
 def _settled(stored: str, path: Path | None) -> str:
-    """The stored verdict; of a mark whose process is gone, why the backend is off, or "" where it is to be tried again.
+    """The stored verdict; for an unfinished verification why the backend is disabled, or "" if it should be retried.
 
-    Two things end a process: the kernel, and whoever kills it. The first would do it again, the second hardly ever.
+    A faulty kernel would end the next process too; it is unlikely that a user kills two during verification.
     """
     attempts = _attempts(stored)
     if attempts == 0:
@@ -91,7 +91,7 @@ def _settled(stored: str, path: Path | None) -> str:
     if path is None:
         return ""
     try:
-        old = abs(time.time() - path.stat().st_mtime) > RETRY_AFTER  # also where the clock was put back
+        old = abs(time.time() - path.stat().st_mtime) > RETRY_AFTER  # abs in case the clock was set back
     except OSError:
         return ""
     if attempts < ATTEMPTS or old:
@@ -99,8 +99,8 @@ def _settled(stored: str, path: Path | None) -> str:
     return f"its verification ended {attempts} processes; remove {path} to try again before a day has passed"
 
 
-def _asked(key: tuple[Any, ...], operator: "Operator") -> bool:
-    """Whether the verdict of (operator, backend, device, dtype), read or made now, is that the kernel may be used."""
+def _verified(key: tuple[Any, ...], operator: "Operator") -> bool:
+    """Whether the kernel of (operator, backend, device, dtype) passes, by a stored verdict or a new one."""
     _, backend, device, dtype = key
     if key not in _verdicts:
         path = _path(operator, backend, device, dtype)
@@ -111,7 +111,7 @@ def _asked(key: tuple[Any, ...], operator: "Operator") -> bool:
         if _verdicts[key] != PASSED:
             warnings.warn(
                 f"the {backend} backend of {operator.name} is off for {dtype} on {device}: {_verdicts[key]}; "
-                "plain PyTorch takes its place",
+                "plain PyTorch is used instead",
                 RuntimeWarning,
                 stacklevel=3,
             )
@@ -121,7 +121,7 @@ def _asked(key: tuple[Any, ...], operator: "Operator") -> bool:
 def _verdict(
     path: Path | None, operator: "Operator", backend: str, device: "torch.device", dtype: "torch.dtype"
 ) -> str:
-    """The stored verdict, else a new one, stored: "passed", or what was wrong."""
+    """The stored verdict, else a new one, which is stored: "passed", or what was wrong."""
     with locked(path) as file:
         stored = file.read() if file else ""
         if settled := _settled(stored, path):
@@ -129,7 +129,7 @@ def _verdict(
         _write(file, f"{RUNNING} {_attempts(stored) + 1}")
         try:
             verdict = compare(operator, backend, device, dtype)
-        except BaseException:  # neither an interruption nor full memory says anything of the kernel
+        except BaseException:  # an interrupt or a lack of memory is not the kernel's fault
             _write(file, "")
             raise
         _write(file, verdict)
@@ -137,7 +137,7 @@ def _verdict(
 
 
 def compare(operator: "Operator", backend: str, device: "torch.device", dtype: "torch.dtype") -> str:
-    """Run a backend's kernel on the operator's examples: "passed", or what was wrong."""
+    """Compare a backend's kernel with the reference on the operator's examples: "passed", or what was wrong."""
     import torch
 
     from resshift_fast.core.accuracy import full_float32
@@ -147,7 +147,7 @@ def compare(operator: "Operator", backend: str, device: "torch.device", dtype: "
         with torch.no_grad(), torch.autocast(device.type, enabled=False), on(device), full_float32():
             for args in operator.examples(device, dtype):
                 if kernel.unsupported(*args) is None:
-                    kernel.function(*args)  # a kernel is started another way when it was started before
+                    kernel.function(*args)  # the second launch of a kernel takes a faster path, which is compared
                     wrong = difference(kernel.function(*args), operator.plain, args)
                     if wrong:
                         return wrong
@@ -161,12 +161,12 @@ def compare(operator: "Operator", backend: str, device: "torch.device", dtype: "
 
 
 def watched(name: str, function: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
-    """A kernel's function, whose results are compared where it measures a configuration for a call.
+    """Wrap a kernel's function so that its results are compared whenever a call autotunes a configuration.
 
-    If they are wrong the default configuration takes its place, with a warning.
+    If they are wrong, the default configuration is used instead, with a warning.
 
     Args:
-        name: the operator. plain: it in plain PyTorch.
+        name: the operator. function: the kernel's. plain: the operator in plain PyTorch.
     """
     import torch
 
@@ -176,27 +176,27 @@ def watched(name: str, function: Callable[..., Any], plain: Callable[..., Any]) 
         with tuning.watching() as measured:
             result = function(*args)
         try:
-            # Rounding may change whole numbers altogether; for them the tuner's own comparison counts.
+            # A rounding error can change integer outputs completely; for these the tuner's own comparison has to do.
             compared = measured and all(x.is_floating_point() for x in _tensors(result))
             wrong = difference(result, plain, args) if compared else None
-        except torch.OutOfMemoryError:  # what was measured at least writes what the default does
+        except torch.OutOfMemoryError:  # the tuner has compared the results with the default's already
             return result
         if wrong is None:
             return result
         for choice in measured:
             choice.reject()
         configurations = " and ".join(map(str, measured))
-        warnings.warn(f"{name}: {configurations}: {wrong}; the default takes its place", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"{name}: {configurations}: {wrong}; the default is used instead", RuntimeWarning, stacklevel=3)
         return function(*args)
 
     return run
 
 
 def difference(ours: Any, plain: Any, args: tuple[Any, ...]) -> str | None:
-    """What is wrong with a kernel's outputs, or None; `accuracy` has the rule.
+    """What is wrong with a kernel's outputs, or None; `core.accuracy` has the limits.
 
     Args:
-        ours: the outputs. plain: the operator in plain PyTorch. args: what both were given.
+        ours: the outputs. plain: the operator in plain PyTorch. args: the arguments of both.
     """
     from resshift_fast.core.accuracy import errors, limits
 
@@ -208,9 +208,9 @@ def difference(ours: Any, plain: Any, args: tuple[Any, ...]) -> str | None:
             return f"output {i} is {_description(a)}, expected {_description(b)}"
         if not a.dtype.is_floating_point:
             if not a.equal(b):
-                return f"output {i} differs at {int((a != b).sum())} of {a.numel()} places"
+                return f"output {i} differs at {int((a != b).sum())} of {a.numel()} elements"
             continue
-        # A constant that plain PyTorch may miss by rounding too, as the bytes of a cast, is compared by its own dtype.
+        # The limit is that of the lowest precision among the output and the inputs.
         coarsest = max((x.dtype for x in (a, *_tensors(args)) if x.dtype.is_floating_point), key=_epsilon)
         if problem := errors(a, c).problem(limits(coarsest, errors(b, c))):
             return f"output {i} has {problem}"
@@ -218,7 +218,7 @@ def difference(ours: Any, plain: Any, args: tuple[Any, ...]) -> str | None:
 
 
 def _strides(x: "torch.Tensor") -> list[int]:
-    """Strides that matter: those of sides longer than 1."""
+    """The strides of dimensions longer than 1; those of others have no meaning."""
     return [stride for stride, side in zip(x.stride(), x.shape, strict=True) if side > 1]
 
 
@@ -245,7 +245,7 @@ def _description(x: "torch.Tensor") -> str:
 
 
 def _path(operator: "Operator", backend: str, device: "torch.device", dtype: "torch.dtype") -> Path | None:
-    """Where the verdict is kept; None if that is unknown."""
+    """The file of the verdict; None if the cache folder is unknown."""
     try:
         folder = cache_dir() / "verdicts" / _environment(device)
     except OSError:
@@ -254,7 +254,7 @@ def _path(operator: "Operator", backend: str, device: "torch.device", dtype: "to
 
 
 def _with_folder(path: Path | None) -> Path | None:
-    """The path, with its folder made; None where that is impossible."""
+    """Create the folder of a path and return the path; None if that is impossible."""
     try:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -265,7 +265,7 @@ def _with_folder(path: Path | None) -> Path | None:
 
 @cache
 def _environment(device: "torch.device") -> str:
-    """Hash of everything on which a verdict depends."""
+    """Hash of everything that a verdict depends on."""
     details = [autotune_cache.processor(), os.environ.get("RESSHIFT_FAST_CPU_ISA", "")] if device.type == "cpu" else []
     kernels = find_spec("resshift_fast.kernels")
     folders = [Path(folder) for folder in (kernels and kernels.submodule_search_locations) or ()]
@@ -282,7 +282,7 @@ def _stored(path: Path | None) -> str:
 
 
 def _write(file: Any, text: str) -> None:
-    """Replace the file's content and have it on disk, whatever happens next."""
+    """Replace the file's content and flush it to disk, so that it survives a crash."""
     if file is not None:
         file.seek(0)
         file.truncate()
