@@ -150,7 +150,7 @@ def by_hand(cache, site):
 def interrupt_after(count, site, cache, file=None):
     """Leave a part of `count` bytes behind, as a process does whose connection ended for good."""
     site.cut_after, site.statuses = [count], [0, 403]
-    failure(file or site.file(), "HTTP 403", "run again to go on", str(cache / f"{NAME}.part"))
+    failure(file or site.file(), "HTTP 403", "run again to continue", str(cache / f"{NAME}.part"))
     assert (cache / f"{NAME}.part").stat().st_size == count
     site.requests.clear()
 

@@ -194,7 +194,9 @@ def test_part_with_an_unusable_state_starts_anew(site, cache, state):
 
 def test_gives_up_when_nothing_new_arrives(site, cache):
     site.cut_after = [1000] + [0] * 50
-    failure(site.file(), "3 tries brought nothing new", "1000 of 300000", "run again to go on", *by_hand(cache, site))
+    failure(
+        site.file(), "3 tries brought nothing new", "1000 of 300000", "run again to continue", *by_hand(cache, site)
+    )
     assert len(site.requests) == 4
     assert not (cache / NAME).exists()
 

@@ -122,7 +122,7 @@ def fetch(file: "WeightFile", progress: bool = True, *, verify: bool = False, op
                     _download(file, target, part, progress)
         _check(file, target, verify)
     except _Failure as error:
-        kept = f"run again to go on with what is kept in {part}, or " if _read_partial(part, file).received else ""
+        kept = f"run again to continue from what is kept in {part}, or " if _read_partial(part, file).received else ""
         raise DownloadError(f"{file.filename} could not be downloaded ({error}); {kept}{by_hand}") from error
     except DownloadError:
         raise
