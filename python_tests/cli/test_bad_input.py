@@ -167,7 +167,7 @@ def test_a_file_name_for_several_photos(restore, photos, tmp_path):
 
 
 def test_a_format_that_is_not_written(restore, photos, tmp_path):
-    assert ".gif is not written" in the_error(restore(photos / "a.png", "-o", tmp_path / "out.gif"), 2)
+    assert ".gif is not supported" in the_error(restore(photos / "a.png", "-o", tmp_path / "out.gif"), 2)
 
 
 def test_a_named_file_that_cannot_hold_the_result(restore, tmp_path):
@@ -220,7 +220,7 @@ def test_no_space_left_ends_the_batch_and_keeps_what_is_written(restore, photos,
     monkeypatch.setattr(os, "fsync", full)
     outcome = restore(photos, "-o", tmp_path / "out")
     assert "no space left" in the_error(outcome, 1)
-    assert outcome.err.splitlines()[-1] == "1 restored, 1 failed, 0 skipped; stopped with 1 of 3 not begun"
+    assert outcome.err.splitlines()[-1] == "1 restored, 1 failed, 0 skipped; stopped with 1 of 3 not started"
     assert names(tmp_path / "out") == ["a.png"]
 
 

@@ -30,7 +30,7 @@ def test_tables_file_and_picture(e2e, tmp_path):
     outcome = e2e("--csv", table, "--plot", picture)
     assert outcome.code == 0, outcome.err
     lines = outcome.out.splitlines()
-    assert lines[0] == "nano-x4, 16x16 input, batch 1, random weights; medians of 1 runs in turns"
+    assert lines[0] == "nano-x4, 16x16 input, batch 1, random weights; medians of 1 runs"
     assert "GFLOP/s of large matrix products: float32 100, bfloat16 100" in lines[1]
     names = [f"{name} {dtype}" for dtype in ("float32", "bfloat16") for name in ("reference", "compile", "ours")]
     for name in names:

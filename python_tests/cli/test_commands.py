@@ -140,7 +140,7 @@ def test_doctor_says_that_the_chosen_backend_cannot_run(program, monkeypatch):
     monkeypatch.setattr(registry, "unavailable", lambda backend: "no GPU")
     outcome = program("doctor")
     assert outcome.code == 0
-    assert "RESSHIFT_FAST_BACKEND stops everything: backend 'cuda' no GPU" in outcome.out
+    assert "RESSHIFT_FAST_BACKEND is wrong, so nothing runs: backend 'cuda' no GPU" in outcome.out
 
 
 def test_doctor_goes_on_where_one_check_breaks(program, monkeypatch):

@@ -47,7 +47,7 @@ def test_a_gpu_that_is_not_here_can_be_compiled_for(program, asked, tmp_path):
 
 
 def test_doctor_says_what_is_compiled(program, asked, tmp_path):
-    assert "(compiled kernels: none beforehand;" in program("doctor").out
+    assert "(compiled kernels: none yet;" in program("doctor").out
     program("compile", "--arch", 90)
     tile = catalog.get(catalog.DEFAULT_MODEL).tile
     title = f"{catalog.DEFAULT_MODEL} float32 {tile}×{tile} batch 1"
@@ -74,7 +74,7 @@ def test_doctor_tells_other_versions_apart(program, asked, monkeypatch):
         (["--model", "nothing", "--arch", "90"], "nothing"),
         pytest.param(
             [],
-            "there is no GPU here; name the one to compile for with --arch",
+            "there is no GPU here; name the one to compile for, such as --arch 90",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
         ),
     ],

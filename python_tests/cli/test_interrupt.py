@@ -65,7 +65,7 @@ def test_ctrl_c_in_the_middle_of_a_folder(restore, weights, many, tmp_path):
             if line == "third\n":
                 process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130, said
-    assert said[-1] == "interrupted after 2 of 6; run again with --skip-existing to go on\n"
+    assert said[-1] == "interrupted after 2 of 6; run again with --skip-existing to continue\n"
     assert "Traceback" not in "".join(said)
     assert names(out) == ["1.png", "2.png"]
     for path in out.iterdir():
@@ -84,7 +84,7 @@ def test_ctrl_c_while_the_model_loads(restore, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(Pipeline, "from_pretrained", interrupt)
     outcome = restore(photos, "-o", tmp_path / "out")
     assert outcome.code == 130
-    assert outcome.err == "interrupted after 0 of 3; run again with --skip-existing to go on\n"
+    assert outcome.err == "interrupted after 0 of 3; run again with --skip-existing to continue\n"
 
 
 def test_ctrl_c_while_the_result_is_written(restore, photos, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The command line: thin commands over the package, with every error in one line."""
+"""The command line: thin commands over the package, with one-line errors."""
 
 import sys
 
@@ -9,5 +9,5 @@ def main() -> None:
         from resshift_fast.cli.app import run
 
         run()
-    except KeyboardInterrupt:  # outside the commands, which have their own say
+    except KeyboardInterrupt:  # during the imports; commands handle it themselves
         sys.exit(130)

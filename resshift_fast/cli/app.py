@@ -1,4 +1,4 @@
-"""The program `resshift-fast`: its commands, and what surrounds all of them."""
+"""The program `resshift-fast`: its commands, and the handling of streams, warnings and errors around them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from resshift_fast.cli.tune import tune
 
 
 def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, ending with 130 on Ctrl-C like other programs; typer's versions differ here."""
+    """Make a command exit with code 130 on Ctrl-C, as other programs do; typer's versions differ here."""
 
     @wraps(command)
     def run_command(*args: Any, **kwargs: Any) -> None:
@@ -37,7 +37,7 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
     return run_command
 
 
-# Help is plain text: it reads the same in every terminal, pipe and encoding.
+# Help is plain text, so that it is the same in every terminal, pipe and encoding.
 app = typer.Typer(name="resshift-fast", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 for command in (restore, models, doctor, train, profile):
     app.command()(_interruptible(command))
@@ -57,10 +57,10 @@ def _version(wanted: bool) -> None:
 def _start(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and stop.", callback=_version, is_eager=True)
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Restore photos with ResShift diffusion models: enlarge, repair faces, fill holes."""
+    """Restore photos with ResShift diffusion models: super-resolution, face restoration, inpainting."""
     if context.invoked_subcommand is None:
         print(context.get_help())
 
@@ -72,7 +72,7 @@ def run() -> None:
         warnings.showwarning = lambda message, *_, **__: console.say(f"warning: {console.one_line(message)}")
         try:
             app()
-        except Exception as error:  # a traceback says nothing to most people; RESSHIFT_FAST_DEBUG=1 shows it
+        except Exception as error:  # one line for users; RESSHIFT_FAST_DEBUG=1 adds the traceback
             console.report(error)
             sys.exit(1)
         finally:
@@ -80,7 +80,7 @@ def run() -> None:
 
 
 def _flush() -> None:
-    """Write out stdout while a reader that has gone away, as `head` does, can still be met quietly."""
+    """Flush stdout here, where a closed pipe, as after `| head`, can be ignored; at exit it would print an error."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:

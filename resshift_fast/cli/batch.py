@@ -1,4 +1,4 @@
-"""Restoring many photos in a row: one that fails is reported and left out, and what is written stays."""
+"""Restoring many photos: one that fails is reported and skipped, and results written before are kept."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
     from resshift_fast.pipeline import Pipeline
 
 
-BAR_SECONDS = 1.0  # a photo that is faster is done before a bar can be read
+BAR_SECONDS = 1.0  # no bar for a photo that takes less
 
 
 def run_jobs(pipe: Pipeline, jobs: Sequence[Job], options: dict[str, Any], tally: Tally) -> None:
-    """Restore every job's photo, say a line about each on stderr, and count them in `tally`.
+    """Restore every job's photo, print a line about each on stderr, and count them in `tally`.
 
-    A photo that cannot be read, restored or written is reported and left out. A full disk ends the batch, since every
-    further photo would be computed in vain.
+    A photo that cannot be read, restored or written is reported and skipped. A full disk ends the batch, since no
+    further result could be written.
 
     Args:
         pipe: the loaded model.
         jobs: what to do, in this order.
         options: keyword arguments of the pipeline's call.
-        tally: updated after every photo, so that it is right whenever Ctrl-C comes.
+        tally: updated after every photo, so that it is correct after Ctrl-C.
     """
     clock = _Clock([_pixels(job.source) for job in jobs])
     inputs = {job.source.resolve() for job in jobs}
@@ -49,9 +49,9 @@ def run_jobs(pipe: Pipeline, jobs: Sequence[Job], options: dict[str, Any], tally
         except Exception as error:
             console.report(error, str(job.source), options["tile"] or pipe.spec.tile)
             tally.failed += 1
-            clock.leave_out(i)
+            clock.skip(i)
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-                tally.stopped = f"stopped with {len(jobs) - i - 1} of {len(jobs)} not begun"
+                tally.stopped = f"stopped with {len(jobs) - i - 1} of {len(jobs)} not started"
                 return
             continue
         tally.restored += 1
@@ -66,7 +66,7 @@ def run_jobs(pipe: Pipeline, jobs: Sequence[Job], options: dict[str, Any], tally
 def _restore(
     pipe: Pipeline, job: Job, options: dict[str, Any], label: str, inputs: set[Path]
 ) -> tuple[Photo, Photo, Path]:
-    """Restore one photo: (before, after, where the result is)."""
+    """Restore one photo; returns (before, after, path of the result)."""
     before = images.read(job.source)
     mask = images.read_mask(job.mask) if job.mask else None
     with _bar(label) as progress:
@@ -76,7 +76,7 @@ def _restore(
         output = job.fallback
         if output.resolve() in inputs:
             raise ValueError(f"{job.output.suffix} cannot hold the result and {output} is an input; use --format png")
-    # First, so that wherever the result is, everything of this photo is there.
+    # Before the result, so that --skip-existing finds either both files or no result.
     if job.compare:
         images.write(job.compare, images.side_by_side(before, after))
     images.write(output, after)
@@ -85,7 +85,7 @@ def _restore(
 
 @contextmanager
 def _bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A function that the pipeline calls with (done, total): a bar on a terminal, for photos that take their time."""
+    """A progress bar on a terminal, for photos that take long; the value is called with (done, total)."""
     with tqdm(desc=label, unit="step", leave=False, disable=None, delay=BAR_SECONDS) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -102,8 +102,8 @@ class _Clock:
         self._pixels = pixels
         self._done_pixels, self._seconds = 0, 0.0
 
-    def leave_out(self, index: int) -> None:
-        """A photo failed: it says nothing about the others."""
+    def skip(self, index: int) -> None:
+        """Leave out a photo that failed, whose time says nothing about the others."""
         self._pixels[index] = 0
 
     def left_after(self, index: int, seconds: float) -> float | None:
@@ -116,7 +116,7 @@ class _Clock:
 
 
 def _pixels(path: Path) -> int:
-    """A photo's pixels by its header; 0 where it cannot be read, for then it fails soon."""
+    """Number of pixels by the file's header; 0 if it cannot be read, since the photo will then fail at once."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -1,4 +1,4 @@
-"""`resshift-fast bench`: what a restoration costs, counted and projected; `tune` and `e2e` have files of their own."""
+"""`resshift-fast bench`: the cost of a restoration, counted and projected; `tune` and `e2e` are in their own files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from resshift_fast.cli.options import option
 
 if TYPE_CHECKING:
     import torch
@@ -17,16 +19,16 @@ app = typer.Typer(name="bench", rich_markup_mode=None, no_args_is_help=True)
 
 DTYPES = ("bfloat16", "float16", "float32")
 
-Model = Annotated[str, typer.Option("--model", metavar="NAME", help="Model to count. Default: realsr-x4-v3.")]
-Size = Annotated[int, typer.Option(metavar="N", help="Side of the square input, in pixels. Default: 64.")]
-Batch = Annotated[int, typer.Option(metavar="N", help="Images restored at once. Default: 1.", min=1)]
-Dtype = Annotated[str, typer.Option(metavar="D", help=f"One of {', '.join(DTYPES)}. Default: bfloat16.")]
-Csv = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Also write the table there. Default: no.")]
+Model = Annotated[str, option("Model to count. Default: realsr-x4-v3.", "--model", metavar="NAME")]
+Size = Annotated[int, option("Side of the square input, in pixels. Default: 64.", metavar="N")]
+Batch = Annotated[int, option("Images restored at once. Default: 1.", metavar="N", min=1)]
+Dtype = Annotated[str, option(f"One of {', '.join(DTYPES)}. Default: bfloat16.", metavar="D")]
+Csv = Annotated[Path | None, option("Also write the table to FILE. Default: no.", "--csv", metavar="FILE")]
 
 
 @app.callback()
 def bench() -> None:
-    """Count, project or measure what a restoration costs, or measure which kernels are the fastest."""
+    """Count, project or measure the cost of a restoration, or autotune the choice of kernels."""
 
 
 def count(
@@ -36,10 +38,10 @@ def count(
     dtype: Dtype = "bfloat16",
     table: Csv = None,
 ) -> None:
-    """Count dispatched operators and bytes moved, without a GPU and without running.
+    """Count dispatched operators and bytes moved on a GPU, without a GPU and without running anything.
 
-    PLAIN is PyTorch alone, FUSED the Triton kernels. Views are not counted; an operator of this library counts its
-    kernel launches with all that they read and write.
+    PLAIN is PyTorch alone, FUSED the Triton kernels. MB are millions of bytes read and written. Views are not counted;
+    for an operator of this library its kernel launches are counted.
     """
     from resshift_fast.measure.counting import PATHS, count_sample, total
 
@@ -56,20 +58,24 @@ def count(
         print(columns.format(name or "all", *cells[0], *cells[1]))
     if table is not None:
         header = ("operator", "plain_count", "plain_bytes", "fused_count", "fused_bytes")
-        numbers = [[value for rows in (plain, fused) for value in _numbers(rows.get(name))] for name in names]
-        _write(table, header, [[name, *row] for name, row in zip(names, numbers, strict=True)])
+        counts = [[value for rows in (plain, fused) for value in _counts(rows.get(name))] for name in names]
+        _write(table, header, [[name, *row] for name, row in zip(names, counts, strict=True)])
 
 
 def roofline(
-    gpu: Annotated[str, typer.Option(metavar="NAME", help="h100, h200, a100, l40s or 4090. Default: h100.")] = "h100",
-    path: Annotated[str, typer.Option(metavar="PATH", help="plain or fused. Default: fused.")] = "fused",
+    gpu: Annotated[str, option("h100, h200, a100, l40s or 4090. Default: h100.", metavar="NAME")] = "h100",
+    path: Annotated[str, option("plain or fused. Default: fused.", metavar="PATH")] = "fused",
     model: Model = "realsr-x4-v3",
     size: Size = 64,
     batch: Batch = 1,
     dtype: Dtype = "bfloat16",
     table: Csv = None,
 ) -> None:
-    """Project the least time on a GPU: bytes over bandwidth, or operations over matrix rate. Nothing is measured."""
+    """Project the least time on a GPU from its data sheet: bytes over bandwidth, or operations over matrix rate.
+
+    Nothing is measured. MB are millions of bytes, FLOOR us is the projected least time in microseconds, and
+    MEMORY-BOUND is the number of calls that bandwidth limits.
+    """
     from resshift_fast.measure import roofline as model_of
     from resshift_fast.measure.counting import count_sample, total
 
@@ -120,7 +126,7 @@ def _cells(row: Row | None) -> tuple[str, str]:
     return ("-", "-") if row is None else (f"{row.count:,}", f"{row.num_bytes / 1e6:,.1f}")
 
 
-def _numbers(row: Row | None) -> tuple[int, int]:
+def _counts(row: Row | None) -> tuple[int, int]:
     return (0, 0) if row is None else (row.count, row.num_bytes)
 
 

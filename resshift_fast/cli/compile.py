@@ -1,4 +1,4 @@
-"""`resshift-fast compile`: compile Triton's kernels before the first picture, also for a GPU that is not here."""
+"""`resshift-fast compile`: compile the Triton kernels before the first photo, also for a GPU that is absent."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 
 from resshift_fast.cli import console
 from resshift_fast.cli.bench import DTYPES
+from resshift_fast.cli.options import option
 
 if TYPE_CHECKING:
     import torch
@@ -17,29 +18,30 @@ if TYPE_CHECKING:
 
 def compile_kernels(
     model: Annotated[
-        str | None, typer.Option("--model", metavar="NAME", help="Model that will restore. Default: nano-x4.")
+        str | None, option("Model that will restore. Default: nano-x4.", "--model", metavar="NAME")
     ] = None,
     size: Annotated[
         str | None,
-        typer.Option(metavar="N", help="Photo's sides in pixels, 512 or 640x480. Default: one tile of the model."),
+        option(
+            "Photo's width and height in pixels, such as 512 or 640x480. Default: a tile of the model.", metavar="N"
+        ),
     ] = None,
     tile: Annotated[
-        int | None, typer.Option(metavar="N", help="As for restore. Default: the model's own.", min=1)
+        int | None,
+        option("Largest tile side in input pixels. Default: the model's.", metavar="N", min=1),
     ] = None,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="As for restore. Default: 4.", min=1)] = 4,
-    dtype: Annotated[str, typer.Option(metavar="D", help=f"One of {', '.join(DTYPES)}. Default: float32.")] = "float32",
+    batch_size: Annotated[int, option("Tiles restored at once. Default: 4.", metavar="N", min=1)] = 4,
+    dtype: Annotated[str, option(f"One of {', '.join(DTYPES)}. Default: float32.", metavar="D")] = "float32",
     arch: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Compute capability: 80, 90, ... Default: that of the GPU here.", min=70),
+        option("Compute capability of the GPU, 80 for 8.0. Default: that of the GPU here.", metavar="N", min=70),
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(metavar="N", help="Processes that compile. Default: one a core.", min=1)
-    ] = None,
+    workers: Annotated[int | None, option("Processes that compile. Default: one per core.", metavar="N", min=1)] = None,
 ) -> None:
-    """Compile the Triton kernels of a restoration beforehand, in parallel; a restoration does so by itself.
+    """Compile the Triton kernels of a restoration ahead of time.
 
-    Useful where an image of a system is built: with --arch no GPU is needed. They are kept in Triton's cache folder,
-    which TRITON_CACHE_DIR moves.
+    The first restoration does so by itself; this command is for building container images. With --arch no GPU is
+    needed. Kernels are kept in Triton's cache folder, which TRITON_CACHE_DIR sets.
     """
     import torch
 
@@ -79,7 +81,7 @@ def _sides(size: str) -> tuple[int, int]:
     """(height, width)."""
     found = re.fullmatch(r"([1-9]\d*)(?:[x×]([1-9]\d*))?", size)
     if found is None:
-        raise ValueError(f"size is {size!r}, expected the sides of a photo in pixels, like 512 or 640x480")
+        raise ValueError(f"size is {size!r}, expected the sides of a photo in pixels, such as 512 or 640x480")
     width, height = int(found[1]), int(found[2] or found[1])
     return height, width
 
@@ -93,5 +95,5 @@ def _target(arch: int | None) -> tuple[torch.device, int]:
         return torch.device("cuda", 0), arch
     found = precompilation.target(torch.device("cuda"))
     if found is None:
-        raise ValueError("there is no GPU here; name the one to compile for with --arch, as --arch 90 for an H100")
+        raise ValueError("there is no GPU here; name the one to compile for, such as --arch 90 for an H100")
     return found

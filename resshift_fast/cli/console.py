@@ -1,4 +1,4 @@
-"""What the commands print, and how: text that no terminal chokes on, and errors in one line that says what to do."""
+"""Output of the commands: text that every terminal can show, and errors in one line that says what to do."""
 
 import codecs
 import os
@@ -12,7 +12,7 @@ _PLAIN = {"×": "x", "→": "->", "−": "-", "–": "-", "…": "...", "≥": "
 
 
 def prepare_streams() -> None:
-    """Make stdout and stderr write characters that their encoding lacks in a plain form instead of failing."""
+    """Make stdout and stderr replace characters that their encoding lacks by plain ones instead of failing."""
     codecs.register_error(_HANDLER, _plain)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -26,13 +26,13 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 
 
 def say(text: str) -> None:
-    """Print a line on stderr, where everything goes that is not a command's result."""
-    # Not typer.echo, which writes UTF-8 to a terminal that says it knows ASCII only.
+    """Print a line on stderr, for everything that is not a command's result."""
+    # Not typer.echo, which writes UTF-8 even to an ASCII terminal.
     print(text, file=sys.stderr, flush=True)
 
 
 def report(error: BaseException, subject: str = "", tile: int | None = None) -> None:
-    """Print an error as one line, and its traceback where RESSHIFT_FAST_DEBUG is set."""
+    """Print an error as one line, after its traceback if RESSHIFT_FAST_DEBUG is set."""
     if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
         traceback.print_exception(error)
     say(f"error: {explain(error, subject, tile)}")
@@ -43,7 +43,7 @@ def explain(error: BaseException, subject: str = "", tile: int | None = None) ->
 
     Args:
         error: what was caught.
-        subject: the file it is about; put in front where the message does not name it.
+        subject: the file it is about; put in front if the message does not name it.
         tile: the tile side in input pixels that was used, for the advice when memory runs out.
     """
     if _is_out_of_memory(error):
@@ -61,7 +61,7 @@ def explain(error: BaseException, subject: str = "", tile: int | None = None) ->
 
 
 def one_line(message: object) -> str:
-    """The text of a message without its line breaks; an exception without text gives its class."""
+    """A message without line breaks; for an exception without a message, its class."""
     text = " ".join(str(message).split())
     return text or type(message).__name__
 
@@ -69,14 +69,14 @@ def one_line(message: object) -> str:
 def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError):
         return True
-    # torch has OutOfMemoryError for accelerators only and a RuntimeError for the CPU, OpenCV a class of its own; what
-    # they share is the text, and neither is imported here only to be asked.
+    # torch raises OutOfMemoryError for accelerators only and RuntimeError for the CPU, and OpenCV has its own class.
+    # Their text is compared, so that neither has to be imported here.
     text = str(error).lower()
     return type(error).__name__ == "OutOfMemoryError" or ("memory" in text and "allocate" in text)
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it: 0.8 s, 42 s, 3 min 20 s, 2 h 5 min."""
+    """Format a time: 0.8 s, 42 s, 3 min 20 s, 2 h 5 min."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)

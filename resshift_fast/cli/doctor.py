@@ -15,10 +15,9 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from resshift_fast import __version__
 from resshift_fast.cli.console import one_line
+from resshift_fast.cli.options import option
 
 if TYPE_CHECKING:
     import torch
@@ -27,11 +26,11 @@ _LABEL = "{:<14} {}"
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead, for programs. Default: no.")] = False,
+    as_json: Annotated[bool, option("Print JSON instead, for programs. Default: no.", "--json")] = False,
 ) -> None:
-    """Say what can run here, and why not.
+    """Show what can run on this machine, and why the rest cannot.
 
-    Prints what is installed, where weights are kept, and which kernels each operator uses and why.
+    Prints what is installed, where weights are stored, and which kernels each operator uses and why.
     """
     checked = {label: _safely(check) for label, check in _checks().items()}
     if as_json:
@@ -43,7 +42,7 @@ def doctor(
 
 
 def _checks() -> dict[str, Callable[[], str]]:
-    """Label to the check that answers it."""
+    """Label of each line to the function that fills it in."""
     return {
         "resshift-fast": lambda: __version__,
         "Python": lambda: f"{platform.python_version()} on {platform.platform()}",
@@ -66,7 +65,7 @@ def _checks() -> dict[str, Callable[[], str]]:
 
 
 def _safely(check: Callable[[], str]) -> str:
-    """One broken thing must not hide the others; and it is what a doctor is called for."""
+    """Run a check; if it fails, report that and go on with the others."""
     try:
         return check()
     except Exception as error:
@@ -77,7 +76,7 @@ def _version_of(module: str, absent: str) -> str:
     try:
         return str(import_module(module).__version__)
     except ModuleNotFoundError as error:
-        # A module that is there but lacks one of its own parts is another finding.
+        # An installed module that fails to import one of its dependencies is a different error.
         if error.name == module:
             return absent
         raise
@@ -100,7 +99,7 @@ def _torch() -> str:
 
 
 def _driver() -> str:
-    """Asks the driver's own library, so that it works with a torch that has no CUDA."""
+    """Ask the driver library itself, so that this works with a torch without CUDA."""
     name = {"win32": "nvcuda.dll", "linux": "libcuda.so.1"}.get(sys.platform)
     if name is None:
         return "none exists for this system"
@@ -111,7 +110,7 @@ def _driver() -> str:
     version = ctypes.c_int()
     status = library.cuDriverGetVersion(ctypes.byref(version))
     if status:
-        return f"installed, but answers with error {status}"
+        return f"installed, but returns error {status}"
     return f"for CUDA up to {version.value // 1000}.{version.value % 1000 // 10}"
 
 
@@ -138,7 +137,7 @@ def _compiler() -> str:
 
 
 def _tool(names: list[str], absent: str) -> str:
-    """The first of these programs that is there, with its own word on its version."""
+    """Version and path of the first of these programs that is installed."""
     for name in filter(None, names):
         path = shutil.which(name)
         if path is None:
@@ -172,10 +171,10 @@ def _cache() -> str:
     from resshift_fast.core.cache import CACHE_VARIABLE, cache_dir
 
     folder = cache_dir()
-    how = f"{CACHE_VARIABLE}=FOLDER moves it"
+    how = f"set {CACHE_VARIABLE}=FOLDER to move it"
     if not folder.is_dir():
-        return f"{folder} (made with the first download; {how})"
-    # Hidden names and records of hashes are the downloader's own.
+        return f"{folder} (created at the first download; {how})"
+    # Only weights: there are also lock files and records of hashes.
     sizes = [path.stat().st_size for path in folder.iterdir() if path.suffix in (".pth", ".safetensors")]
     return f"{folder} ({len(sizes)} weights files, {sum(sizes) / 1e6:.1f} MB; {how})"
 
@@ -184,12 +183,12 @@ def _compiled() -> str:
     from resshift_fast.restoration import precompilation
 
     if find_spec("triton") is None:
-        return "none, as Triton is not installed"
+        return "none: Triton is not installed"
     records = precompilation.records()
     current = [record for record in records if record.is_current]
     found = [f"{r.title} for sm_{r.arch} {r.present} of {r.kernels}" for r in current]
     found += [f"{len(records) - len(current)} more for other versions"] if len(records) > len(current) else []
-    listed = "; ".join(found) or "none beforehand; a GPU's first picture does it, or resshift-fast compile"
+    listed = "; ".join(found) or "none yet; the first photo on a GPU compiles them, or resshift-fast compile"
     return f"{precompilation.cache_folder()} (compiled kernels: {listed})"
 
 
@@ -203,8 +202,8 @@ def _compiled_as_data() -> list[dict[str, object]]:
 
 
 def _operators() -> str:
-    """Blocks of lines, one for each device."""
-    from resshift_fast import backends, ops  # noqa: F401  operators add themselves
+    """A block of lines for each device."""
+    from resshift_fast import backends, ops  # noqa: F401  operators register themselves
 
     refused = _refusal()
     blocks = []
@@ -221,24 +220,24 @@ def _operators() -> str:
 
 
 def _as_data() -> dict[str, list[dict[str, object]]]:
-    from resshift_fast import backends, ops  # noqa: F401  operators add themselves
+    from resshift_fast import backends, ops  # noqa: F401  operators register themselves
 
     return {str(device): [asdict(decision) for decision in backends.status(device)] for device, _ in _devices()}
 
 
 def _refusal() -> list[str]:
-    """The line that says so where the environment asks for what cannot run."""
+    """A line about RESSHIFT_FAST_BACKEND if that names a backend that cannot run; else no line."""
     from resshift_fast import backends
 
     try:
         backends.preferred()
     except ValueError as error:
-        return [f"  {backends.VARIABLE} stops everything: {one_line(error)}"]
+        return [f"  {backends.VARIABLE} is wrong, so nothing runs: {one_line(error)}"]
     return []
 
 
 def _devices() -> list[tuple[torch.device, str]]:
-    """Those on which tensors can be here, one of each model, with its name."""
+    """The usable devices of this machine with their names, one of each model."""
     import torch
 
     from resshift_fast.backends.autotune_cache import device_name

@@ -1,4 +1,4 @@
-"""`resshift-fast models`: what can be chosen with --model."""
+"""`resshift-fast models`: the models that --model takes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _COLUMNS = "{:<17} {:>5} {:>5} {:>11}  {}"
 def models() -> None:
     """List the models.
 
-    Scale, steps, parameters (with the autoencoder's), weights files, licence and purpose of each.
+    Prints scale, steps, parameters (denoiser and autoencoder), weights files, licence and purpose of each.
     """
     from resshift_fast.core.cache import cache_dir
     from resshift_fast.models import catalog
@@ -23,7 +23,7 @@ def models() -> None:
     for spec in catalog.MODELS.values():
         files = [file for file in (spec.weights, spec.autoencoder_weights) if file]
         first, *others = [_state(file) for file in files] if spec.weights else ["none published"]
-        sizes = spec.denoiser, spec.first_stage  # several models share them, and building takes a moment
+        sizes = spec.denoiser, spec.first_stage  # cached, because several models share them and building takes time
         if sizes not in counts:
             counts[sizes] = _parameters(spec)
         parameters = f"{counts[sizes] / 1e6:.1f} M"
@@ -36,11 +36,11 @@ def models() -> None:
         folder = str(cache_dir())
     except OSError as error:
         folder = f"unknown: {error}"
-    print(f"\n* the default. Weights are downloaded on first use to {folder}")
+    print(f"\n* default model. Weights are downloaded on first use to {folder}")
 
 
 def _state(file: WeightFile) -> str:
-    """The file's name, and whether it is here: its size, or that it is yet to be downloaded."""
+    """The file's name, and its size if it is here."""
     from resshift_fast.weights.download import local_path
 
     try:
@@ -51,7 +51,7 @@ def _state(file: WeightFile) -> str:
 
 
 def _parameters(spec: ModelSpec) -> int:
-    """Parameters of both networks; nothing is allocated."""
+    """Number of parameters of both networks, which are built without allocating memory."""
     import torch
 
     from resshift_fast.models import catalog

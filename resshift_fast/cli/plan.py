@@ -1,4 +1,4 @@
-"""What `restore` is going to do, before it does anything: which files come in, and where each result goes."""
+"""The plan of `restore`, made before anything is written: the input files, and the output of each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from resshift_fast.images.files import FORMATS, find_images, missing_file, unique_outputs
 
-# Suffixes that name a format but none that is written; a folder called out.gif is hardly what was meant.
+# Suffixes of formats that are not written: -o out.gif is an error, not the name of a folder.
 _FOREIGN_SUFFIXES = (".avif", ".exr", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".pdf", ".ppm", ".psd", ".svg", ".tga")
 
 
@@ -21,8 +21,8 @@ class Job:
         source: the photo.
         output: where the result goes.
         compare: where the before/after picture goes, if one is wanted.
-        mask: the photo's mask, for models that fill holes.
-        exact: the output's name was given, so its format stays; else a format that can't hold a result becomes PNG.
+        mask: the photo's mask, for inpainting models.
+        exact: the output's name was given, so its format is kept; else a format that can't hold a result becomes PNG.
     """
 
     source: Path
@@ -45,11 +45,11 @@ class Job:
 
 @dataclass
 class Tally:
-    """How a batch goes, in photos.
+    """Counts of the photos of a batch.
 
     Attributes:
         total: to be restored, without those that were not found or are skipped.
-        restored, failed, skipped: so far.
+        restored, failed, skipped: counts so far.
         stopped: why the batch ended early; empty if it did not.
     """
 
@@ -64,7 +64,7 @@ class Tally:
 
 
 def find_inputs(patterns: Sequence[str]) -> tuple[list[Path], list[Exception]]:
-    """The image files that files, folders and globs stand for, each once, and an error for each that gave none."""
+    """The image files of files, folders and globs, each once, and an error for each pattern that has none."""
     found: dict[str, Path] = {}
     problems: list[Exception] = []
     for pattern in patterns:
@@ -79,20 +79,20 @@ def find_inputs(patterns: Sequence[str]) -> tuple[list[Path], list[Exception]]:
 def plan_jobs(
     inputs: Sequence[Path], out: str, *, suffix: str | None, compare: bool, mask: Path | None, one_given: bool
 ) -> list[Job]:
-    """A job for each input, with names that overwrite neither one another nor an input.
+    """A job for each input, with outputs that overwrite neither one another nor an input.
 
     Args:
         inputs: the photos.
         out: a file (for one input, with an image suffix) or a folder.
         suffix: of the outputs in a folder; None keeps each input's own.
-        compare: write before/after pictures too, as STEM_compare.png.
+        compare: also write before/after pictures, as STEM_compare.png.
         mask: a mask for all inputs, or a folder with masks of the inputs' stems, or None.
-        one_given: a single file was asked for, so that an `out` with an image suffix is a file's name.
+        one_given: a single input was given, so that `out` with an image suffix names a file.
 
     Raises:
-        ValueError: if `out` names a file and there are several inputs, has a suffix that is not written, or would
-            replace an input, or masks share a stem.
-        FileNotFoundError: if there is no such mask.
+        ValueError: if `out` names a file for several inputs, has a suffix that is not supported, or would replace an
+            input, or masks share a stem.
+        FileNotFoundError: if the mask does not exist.
     """
     exact = _is_file(out, one_given)
     path = Path(out).expanduser()
@@ -109,7 +109,7 @@ def plan_jobs(
 
 
 def _key(path: Path) -> str:
-    """What two paths share exactly where they may be one file, whether or not the file system tells case apart."""
+    """Key of a path; equal for two paths that may be the same file, also on case-insensitive file systems."""
     return os.path.realpath(path).casefold()
 
 
@@ -119,14 +119,14 @@ def _is_file(out: str, one_given: bool) -> bool:
     if path.is_dir() or out.endswith(("/", os.sep)) or suffix not in (*FORMATS, *_FOREIGN_SUFFIXES):
         return False
     if suffix not in FORMATS:
-        raise ValueError(f"-o {out}: {suffix} is not written; use one of {', '.join(FORMATS)}, or name a folder")
+        raise ValueError(f"-o {out}: {suffix} is not supported; use one of {', '.join(FORMATS)}, or name a folder")
     if not one_given:
         raise ValueError(f"-o {out} names one file, but there are several inputs; name a folder, such as {path.stem}")
     return True
 
 
 def _compare_names(outputs: Sequence[Path], originals: set[str]) -> list[Path]:
-    # A result may become PNG later, so its stem is what must stay free.
+    # A result may become PNG later, so stems are compared, not whole names.
     taken = {_key(output.with_suffix("")) for output in outputs}
     names = []
     for output in outputs:
@@ -155,5 +155,5 @@ def _masks(inputs: Sequence[Path], mask: Path | None) -> list[Path | None]:
         if path.stem in by_stem:
             raise ValueError(f"two masks are called {path.stem}: {by_stem[path.stem]} and {path}; remove one")
         by_stem[path.stem] = path
-    # One that is missing is that photo's failure: reading it says so.
+    # A missing mask is an error of that photo alone, raised when the mask is read.
     return [by_stem.get(source.stem, mask / f"{source.stem}.png") for source in inputs]

@@ -5,63 +5,57 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from resshift_fast.cli.bench import Batch, Dtype, Size
+from resshift_fast.cli.options import option
 
 
 def profile(
-    model: Annotated[
-        str, typer.Option("--model", metavar="NAME", help="Model to run. Default: realsr-x4-v3.")
-    ] = "realsr-x4-v3",
+    model: Annotated[str, option("Model to run. Default: realsr-x4-v3.", "--model", metavar="NAME")] = "realsr-x4-v3",
     size: Size = 64,
     batch: Batch = 1,
     steps: Annotated[
-        int | None, typer.Option(metavar="N", help="Denoiser evaluations. Default: the model's own number.", min=1)
+        int | None, option("Denoiser evaluations. Default: the model's number.", metavar="N", min=1)
     ] = None,
     dtype: Dtype = "bfloat16",
     device: Annotated[
-        str | None, typer.Option(metavar="D", help="cpu, cuda, cuda:1, ... Default: cuda where it works, else cpu.")
+        str | None, option("cpu, cuda, cuda:1, ... Default: cuda if available, else cpu.", metavar="D")
     ] = None,
     how: Annotated[
         str | None,
-        typer.Option(
-            metavar="WAY",
-            help="eager, graphs (CUDA graphs) or torch (torch.compile). Default: graphs on CUDA, else eager.",
+        option(
+            "eager, graphs (CUDA graphs) or torch (torch.compile). Default: graphs on CUDA, else eager.", metavar="WAY"
         ),
     ] = None,
-    warmup: Annotated[
-        int, typer.Option(metavar="N", help="Restorations before the recorded ones. Default: 2.", min=1)
-    ] = 2,
-    runs: Annotated[int, typer.Option(metavar="N", help="Restorations that are recorded. Default: 3.", min=1)] = 3,
+    warmup: Annotated[int, option("Restorations before the recorded ones. Default: 2.", metavar="N", min=1)] = 2,
+    runs: Annotated[int, option("Restorations that are recorded. Default: 3.", metavar="N", min=1)] = 3,
     tool: Annotated[
         str,
-        typer.Option(
+        option(
+            "torch records with torch.profiler; nsys only marks the section to record, for a command that runs "
+            "under Nsight Systems. Default: torch.",
             metavar="TOOL",
-            help="torch records with torch.profiler; nsys only marks what nsys, which runs this command, is to record. "
-            "Default: torch.",
         ),
     ] = "torch",
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", metavar="DIR", help="Folder for the recording. Default: out/profile."),
+        option("Folder for the recording. Default: out/profile.", "--output", "-o", metavar="DIR"),
     ] = Path("out/profile"),
 ) -> None:
-    """Run a restoration with random weights, warmed up first, while a profiler records it.
+    """Profile a restoration with random weights after a warm-up.
 
-    Writes workload.json, which says what ran, and with torch.profiler trace.json. scripts/profile_nsys.sh of the
-    repository runs this command under Nsight Systems and makes tables and a picture of what either tool recorded.
+    Writes workload.json, which describes the run, and with torch.profiler trace.json. scripts/profile_nsys.sh of the
+    repository runs this command under Nsight Systems; scripts/nsys_report.py makes tables and a plot of the recording.
     """
     from resshift_fast.measure.profiling import Workload, record
 
     found = record(Workload(model, size, batch, steps, dtype, device, how, warmup, runs), output, tool)
     print(f"{found['title']} on {found['device_name']}")
     print(
-        f"{found['seconds'] * 1e3:.1f} ms a restoration while recorded, "
-        f"{found['seconds_without_profiler'] * 1e3:.1f} ms without"
+        f"{found['seconds'] * 1e3:.1f} ms per restoration while recorded, "
+        f"{found['seconds_without_profiler'] * 1e3:.1f} ms without the profiler"
     )
     recorded = ["trace.json"] if tool == "torch" else []
     for name in (*recorded, "workload.json"):
         print(f"written: {output / name}")
     if recorded:
-        print(f"tables and a picture of it: python scripts/nsys_report.py {output / 'trace.json'}")
+        print(f"for tables and a plot: python scripts/nsys_report.py {output / 'trace.json'}")

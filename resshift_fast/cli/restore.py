@@ -1,4 +1,4 @@
-"""`resshift-fast restore`: photos in, restored photos out."""
+"""`resshift-fast restore`: restore photos from files to files."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import typer
 
 from resshift_fast.backends import names
 from resshift_fast.cli import console
+from resshift_fast.cli.options import option
 from resshift_fast.cli.plan import Job, Tally, find_inputs, plan_jobs
 
 if TYPE_CHECKING:
     from resshift_fast.models.catalog import ModelSpec
 
-OFFICIAL_SEED = 12345  # what the official program draws with by default
+OFFICIAL_SEED = 12345  # the official program's default
 
 
 class Noise(str, Enum):
@@ -40,12 +41,12 @@ class Format(str, Enum):
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asked for.
+    """The arguments of the command line.
 
     Args:
         patterns: photos, folders and globs. out: file or folder.
         model, backend: their names.
-        skip_existing: leave out what exists.
+        skip_existing: skip photos whose results exist.
         naming: suffix, compare and mask for `plan.plan_jobs`.
         loading: keyword arguments of `Pipeline.from_pretrained`.
         options: keyword arguments of a pipeline's call.
@@ -61,11 +62,6 @@ class Request:
     options: dict[str, Any]
 
 
-def _option(text: str, *names: str, **details: Any) -> Any:
-    """An option whose help says its own default, because most defaults depend on the model."""
-    return typer.Option(*names, help=text, show_default=False, **details)
-
-
 def restore(
     images: Annotated[
         list[str] | None,
@@ -73,75 +69,81 @@ def restore(
     ] = None,
     more: Annotated[
         list[str] | None,
-        _option("A photo, folder or glob like IN; may be repeated.", "-i", "--in", "--input", metavar="IN"),
+        option("A photo, folder or glob like IN; may be repeated.", "-i", "--in", "--input", metavar="IN"),
     ] = None,
     out: Annotated[
         str | None,
-        _option(
-            "Where results go: a file for one photo if it ends like an image, else a folder. Required.",
+        option(
+            "Output: a file, for one photo and with an image suffix, else a folder. Required.",
             "-o",
             "--out",
             metavar="OUT",
         ),
     ] = None,
     model: Annotated[
-        str, _option("A name that `resshift-fast models` lists. Default: nano-x4.", metavar="NAME")
+        str, option("A name that `resshift-fast models` lists. Default: nano-x4.", metavar="NAME")
     ] = "nano-x4",
     weights: Annotated[
-        Path | None, _option("File to load instead of the model's published weights.", metavar="FILE")
+        Path | None, option("Weights of the denoiser. Default: the published ones.", metavar="FILE")
     ] = None,
     autoencoder: Annotated[
-        Path | None, _option("File to load instead of the published autoencoder.", metavar="FILE")
+        Path | None, option("Weights of the autoencoder. Default: the published ones.", metavar="FILE")
     ] = None,
     mask: Annotated[
         Path | None,
-        _option(
-            "For inpainting models: the mask (white: fill in), or a folder of masks named like the photos.",
+        option(
+            "For inpainting models: an image that is white where to fill in, or a folder of such masks, named like the "
+            "photos.",
             metavar="PATH",
         ),
     ] = None,
     seed: Annotated[
-        int | None, _option(f"Seed of the noise. Default: 0, or {OFFICIAL_SEED} with --noise torch.", metavar="N")
+        int | None, option(f"Seed of the noise. Default: 0, or {OFFICIAL_SEED} with --noise torch.", metavar="N")
     ] = None,
     noise: Annotated[
         Noise,
-        _option("field: depends on seed and place alone; torch: drawn as the official program does. Default: field."),
+        option(
+            "field: a function of seed and pixel position, whatever the tiling and device; torch: drawn as in the "
+            "official program. Default: field."
+        ),
     ] = Noise.field,
     tile: Annotated[
         int | None,
-        _option(
-            "Largest side restored in one piece, in input pixels; less needs less memory. Default: the model's.",
-            metavar="N",
-        ),
+        option("Largest tile side in input pixels; smaller tiles need less memory. Default: the model's.", metavar="N"),
     ] = None,
     overlap: Annotated[
         int | None,
-        _option(
-            "Input pixels shared by neighbouring tiles. Default: the model's, a quarter of a tile at most.", metavar="N"
+        option(
+            "Input pixels shared by neighbouring tiles. Default: the model's, at most a quarter of a tile.", metavar="N"
         ),
     ] = None,
     batch_size: Annotated[
-        int | None, _option("Tiles restored at once. Default: 1 on a CPU, 4 elsewhere.", min=1, metavar="N")
+        int | None, option("Tiles restored at once. Default: 1 on a CPU, 4 elsewhere.", min=1, metavar="N")
     ] = None,
     device: Annotated[
-        str | None, _option("cpu, cuda, cuda:1, mps, ... Default: cuda where it works, else cpu.", metavar="NAME")
+        str | None, option("cpu, cuda, cuda:1, mps, ... Default: cuda if available, else cpu.", metavar="NAME")
     ] = None,
-    dtype: Annotated[Dtype, _option("Number format of the networks. Default: float32.")] = Dtype.float32,
-    backend: Annotated[str, _option(f"Kernels: {', '.join(names())}. Default: auto.", metavar="NAME")] = "auto",
+    dtype: Annotated[Dtype, option("Floating-point format of the networks. Default: float32.")] = Dtype.float32,
+    backend: Annotated[str, option(f"Kernels: {', '.join(names())}. Default: auto.", metavar="NAME")] = "auto",
     format: Annotated[
         Format,
-        _option("Of results in a folder; same: each photo's own. What a format can't hold becomes PNG. Default: png."),
+        option(
+            "File format of results in a folder; same: that of each photo. PNG is written if the format can't hold the "
+            "result. Default: png."
+        ),
     ] = Format.png,
     compare: Annotated[
-        bool, _option("Also write STEM_compare.png: bicubic enlargement left, result right.", "--compare")
+        bool,
+        option("Also write STEM_compare.png: bicubic enlargement left, result right. Default: no.", "--compare"),
     ] = False,
     skip_existing: Annotated[
-        bool, _option("Leave out photos whose results exist already, to go on after a break.", "--skip-existing")
+        bool,
+        option("Skip photos whose results exist, to continue an interrupted batch. Default: no.", "--skip-existing"),
     ] = False,
 ) -> None:
-    """Restore photos. Nothing is overwritten but earlier results, and a photo that fails does not stop the others.
+    """Restore photos. Only earlier results are overwritten, and a photo that fails does not stop the others.
 
-    Exit codes: 0 all restored, 1 some failed, 2 wrong usage, 130 stopped by Ctrl-C.
+    Exit codes: 0 all restored, 1 some failed, 2 wrong usage, 130 interrupted by Ctrl-C.
     """
     patterns = [*(images or []), *(more or [])]
     if not patterns:
@@ -173,9 +175,9 @@ def restore(
     tally = Tally()
     try:
         code = _run(request, tally)
-    except KeyboardInterrupt:  # loading torch takes seconds, so it may come before the first photo too
+    except KeyboardInterrupt:  # also before the first photo, since loading torch takes seconds
         progress = f"after {tally.restored} of {tally.total}" if tally.total else "before the first photo"
-        console.say(f"interrupted {progress}; run again with --skip-existing to go on")
+        console.say(f"interrupted {progress}; run again with --skip-existing to continue")
         code = 130
     raise typer.Exit(code)
 
@@ -186,7 +188,7 @@ def _refuse(message: str) -> NoReturn:
 
 
 def _run(request: Request, tally: Tally) -> int:
-    """Plan, load and restore; the exit code."""
+    """Plan, load and restore; returns the exit code."""
     from resshift_fast.backends import use_backend
     from resshift_fast.images.codecs import ImageError
     from resshift_fast.models import catalog
@@ -207,15 +209,15 @@ def _run(request: Request, tally: Tally) -> int:
 
 
 def _check(request: Request, spec: ModelSpec) -> None:
-    """Find out before anything is written what would fail with every photo."""
+    """Raise, before anything is written, what would fail with every photo."""
     from resshift_fast.diffusion.noise import check_seed
 
     check_seed("--seed", request.options["seed"])
     mask = request.naming["mask"]
     if spec.needs_mask and mask is None:
-        raise ValueError(f"{spec.name} fills holes and needs a mask; give --mask FILE or --mask FOLDER")
+        raise ValueError(f"{spec.name} is an inpainting model and needs a mask; give --mask FILE or --mask FOLDER")
     if mask is not None and not spec.needs_mask:
-        raise ValueError(f"{spec.name} takes no mask; leave --mask out, or use a model that fills holes")
+        raise ValueError(f"{spec.name} takes no mask; leave --mask out, or use an inpainting model")
     try:
         spec.plan_tiles(1, 1, request.options["tile"], request.options["overlap"])
     except ValueError as error:
@@ -223,7 +225,7 @@ def _check(request: Request, spec: ModelSpec) -> None:
 
 
 def _jobs_to_do(request: Request, tally: Tally) -> list[Job]:
-    """The jobs that are left; what was not found is said, and counted like what is skipped."""
+    """The jobs to run; inputs that were not found are reported and counted as failed."""
     inputs, problems = find_inputs(request.patterns)
     one_given = len(inputs) == 1 and not problems
     jobs = plan_jobs(inputs, request.out, one_given=one_given, **request.naming) if inputs else []
@@ -239,6 +241,6 @@ def _restore(jobs: list[Job], request: Request, tally: Tally) -> None:
     from resshift_fast.core.files import make_folder
     from resshift_fast.pipeline import Pipeline
 
-    # An unwritable folder should show before a download of minutes.
+    # Report an unwritable folder before a download of minutes.
     make_folder(jobs[0].output.parent)
     run_jobs(Pipeline.from_pretrained(request.model, **request.loading), jobs, request.options, tally)

@@ -1,4 +1,4 @@
-"""`resshift-fast train`: learn a model from a folder of photos."""
+"""`resshift-fast train`: train a model on a folder of photos."""
 
 from __future__ import annotations
 
@@ -16,44 +16,58 @@ def _option(text: str, *names: str) -> typer.models.OptionInfo:
 
 
 def train(
-    data: Annotated[Path, typer.Argument(help="Folder with photos to learn from (searched with its subfolders).")],
-    run: Annotated[Path, _option("Folder for checkpoints, log.csv and validation pictures.", "--run", "-o")],
-    val: Annotated[Path | None, _option("Folder with held-out pictures to validate on.")] = None,
+    data: Annotated[Path, typer.Argument(help="Folder with training photos (searched with its subfolders).")],
+    run: Annotated[Path, _option("Folder for checkpoints, log.csv and validation sheets.", "--run", "-o")],
+    val: Annotated[Path | None, _option("Folder with validation photos. Default: no validation.")] = None,
     model: Annotated[str, _option("Model to train.")] = "nano-x4",
-    init_from: Annotated[Path | None, _option("Weights to start from: safetensors or a last.pt.")] = None,
-    autoencoder: Annotated[Path | None, _option("Weights of the model's autoencoder, where it has one.")] = None,
+    init_from: Annotated[
+        Path | None, _option("Weights to start from: safetensors or a last.pt. Default: random weights.")
+    ] = None,
+    autoencoder: Annotated[
+        Path | None, _option("Weights of the model's autoencoder. Required for models that have one.")
+    ] = None,
     steps: Annotated[int, _option("Optimizer steps of the whole run.")] = 10_000,
-    batch_size: Annotated[int, _option("Patches a step.")] = 8,
+    batch_size: Annotated[int, _option("Patches per step.")] = 8,
     patch: Annotated[int, _option("Side of a high-quality patch in pixels.")] = 128,
-    lr: Annotated[float, _option("Highest learning rate.")] = 6e-4,
+    lr: Annotated[float, _option("Peak learning rate.")] = 6e-4,
     min_lr: Annotated[float, _option("Learning rate at the last step.")] = 1e-6,
     warmup: Annotated[int, _option("Steps of linear warm-up.")] = 100,
     weight_decay: Annotated[float, _option("AdamW's weight decay.")] = 0.0,
-    grad_clip: Annotated[float, _option("Largest gradient norm; 0: no limit.")] = 1.0,
-    ema_decay: Annotated[float, _option("Decay of the averaged weights.")] = 0.999,
+    grad_clip: Annotated[float, _option("Gradient norm to clip to; 0: no clipping.")] = 1.0,
+    ema_decay: Annotated[float, _option("Decay of the moving average of the weights.")] = 0.999,
     loss: Annotated[str, _option("l1, mse or charbonnier.")] = "l1",
-    first_step_weight: Annotated[float, _option("Probability of training the chain's first step.")] = 0.4,
-    rollout: Annotated[float, _option("Probability of a batch on the network's own estimates.")] = 1.0,
-    clean: Annotated[float, _option("Share of clean bicubic low-quality pictures; the rest are degraded.")] = 0.35,
-    precision: Annotated[str, _option("float32 or bfloat16.")] = "float32",
-    channels_last: Annotated[bool, _option("Channels-last memory order.")] = True,
-    compile_model: Annotated[bool, _option("Compile the denoiser with torch.compile.", "--compile")] = False,
+    first_step_weight: Annotated[
+        float, _option("Probability, 0 to 1, that a patch trains the chain's first step.")
+    ] = 0.4,
+    rollout: Annotated[
+        float, _option("Probability, 0 to 1, that a batch uses the network's own estimate of x0 for x_t.")
+    ] = 1.0,
+    clean: Annotated[
+        float, _option("Share, 0 to 1, of purely bicubic low-quality patches; the rest are degraded.")
+    ] = 0.35,
+    precision: Annotated[str, _option("float32, or bfloat16 by autocast.")] = "float32",
+    channels_last: Annotated[bool, _option("Channels-last memory format.")] = True,
+    compile_model: Annotated[
+        bool, _option("Compile the denoiser with torch.compile. Default: no.", "--compile")
+    ] = False,
     device: Annotated[str, _option("cpu, cuda, cuda:1, …")] = "cpu",
-    threads: Annotated[int | None, _option("torch's threads on the CPU; default: torch's own choice.")] = None,
-    workers: Annotated[int, _option("Threads that make patches ahead of time.")] = 1,
+    threads: Annotated[int | None, _option("torch's threads on the CPU. Default: torch's choice.")] = None,
+    workers: Annotated[int, _option("Threads that prepare patches.")] = 1,
     seed: Annotated[int, _option("Seed of weights, patches and noise.")] = 0,
-    max_megapixels: Annotated[float, _option("Bound on all photos in memory; larger ones are downscaled.")] = 500.0,
-    max_downscale: Annotated[float, _option("Largest factor by which regions are averaged down to a patch.")] = 4.0,
-    recolour: Annotated[float, _option("Probability of permuted channels and a changed exposure.")] = 0.3,
-    log_every: Annotated[int, _option("Steps between lines of the log.")] = 50,
+    max_megapixels: Annotated[
+        float, _option("Limit on all photos in memory, in megapixels of 3 MB; the largest are downscaled to fit.")
+    ] = 500.0,
+    max_downscale: Annotated[float, _option("Largest factor by which a region is downscaled to a patch.")] = 4.0,
+    recolour: Annotated[float, _option("Probability, 0 to 1, of permuted channels and a changed exposure.")] = 0.3,
+    log_every: Annotated[int, _option("Steps between rows of the log.")] = 50,
     val_every: Annotated[int, _option("Steps between validations.")] = 1000,
-    val_limit: Annotated[int, _option("Held-out pictures that are used at most.")] = 16,
+    val_limit: Annotated[int, _option("Largest number of validation photos.")] = 16,
     save_every: Annotated[int, _option("Steps between checkpoints.")] = 1000,
-    save_minutes: Annotated[float, _option("Minutes after which a checkpoint is written anyway.")] = 10.0,
+    save_minutes: Annotated[float, _option("Longest time between checkpoints, in minutes.")] = 10.0,
     resume: Annotated[bool, _option("Continue from the run folder's last.pt.")] = True,
 ) -> None:
-    """Learn a model from a folder of photos. Ctrl-C saves; the same command continues where it stopped."""
-    # Only the arguments exist here yet; those that are settings of the run carry the setting's name.
+    """Train a model on a folder of photos. Ctrl-C saves the state; the same command continues from there."""
+    # locals() has only the arguments here; those that are settings of the run have the setting's name.
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in locals().items()}
     settings["compile"] = settings.pop("compile_model")
     for name in ("clean", "threads", "resume"):
@@ -73,7 +87,7 @@ def train(
 
 
 def _run(settings: dict, clean: float, threads: int | None, resume: bool) -> bool:
-    """Train; whether the run is complete."""
+    """Train; returns whether the run is complete."""
     import torch
 
     from resshift_fast.training.config import TrainConfig

@@ -1,4 +1,4 @@
-"""`resshift-fast bench tune`: measure which backend is the fastest here, and prefer it from then on."""
+"""`resshift-fast bench tune`: find the fastest backend of each operator on this device, and cache the choice."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from resshift_fast.cli import console
 from resshift_fast.cli.bench import DTYPES, Batch, Size
+from resshift_fast.cli.options import option
 from resshift_fast.core import devices
 
 if TYPE_CHECKING:
@@ -18,36 +17,38 @@ if TYPE_CHECKING:
 
 def tune(
     model: Annotated[
-        str, typer.Option("--model", metavar="NAME", help="Model whose calls are measured. Default: realsr-x4-v3.")
+        str, option("Model whose calls are measured. Default: realsr-x4-v3.", "--model", metavar="NAME")
     ] = "realsr-x4-v3",
     size: Size = 64,
     batch: Batch = 1,
     dtype: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="D",
-            help=f"One of {', '.join(DTYPES)}; may be repeated. Default: all of them on a GPU, else float32.",
+        option(
+            f"One of {', '.join(DTYPES)}; may be repeated. Default: all of them on a GPU, else float32.", metavar="D"
         ),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(metavar="D", help="cpu, cuda, cuda:1, ... Default: cuda where it works, else cpu.")
+        str | None, option("cpu, cuda, cuda:1, ... Default: cuda if available, else cpu.", metavar="D")
     ] = None,
     repeats: Annotated[
-        int, typer.Option(metavar="N", help="Timed runs of each kind of call and backend. Default: 20.", min=1)
+        int, option("Timed runs of each kind of call and backend. Default: 20.", metavar="N", min=1)
     ] = 20,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE", help="Where to write. Default: the cache folder, whose file is obeyed."
+        option(
+            "File to write; only the default one is used later. Default: the device's file in the autotune cache.",
+            "--output",
+            "-o",
+            metavar="FILE",
         ),
     ] = None,
 ) -> None:
-    """Measure which backend is the fastest for each operator on this device, and store it.
+    """Find the fastest backend of each operator on this device, and store it in the autotune cache.
 
-    Restores once with random weights, then times every backend on all the calls that were made, and for the
-    convolutions on a CPU every algorithm on each shape. What is stored decides from then on, unless
-    RESSHIFT_FAST_BACKEND does, and replaces what was stored before; resshift-fast doctor shows it. What gives wrong
-    results is refused.
+    Restores an image with random weights, then times every backend on the calls that were made, and for convolutions on
+    a CPU every algorithm on each shape. Backends with wrong results are refused. The result replaces earlier ones and
+    is used from then on, unless RESSHIFT_FAST_BACKEND names a backend; resshift-fast doctor shows it. Times are in
+    microseconds for all calls of a restoration.
     """
     from resshift_fast import backends
     from resshift_fast.backends import autotune_cache
@@ -75,7 +76,7 @@ def tune(
     if not tunings:
         raise ValueError(
             f"nothing to choose for {model} on {where}: only plain PyTorch runs its operators there; "
-            "resshift-fast doctor says why"
+            "see resshift-fast doctor for the reason"
         )
     words = ["--model", model, "--size", size, "--batch", batch, "--device", where, "--repeats", repeats]
     words += [word for name in dtypes for word in ("--dtype", name)]
@@ -88,7 +89,7 @@ def tune(
 
 
 def _table(tunings: list[Tuning]) -> str:
-    """A column for each backend, and below it what was refused."""
+    """A table with a column for each backend, and lines about those that were refused."""
     names = list(dict.fromkeys(name for found in tunings for name in (*sorted(found.microseconds), *found.refused)))
     columns = "{:<20} {:<9} {:>7}" + " {:>13}" * len(names) + "  {:<16} {:>8}"
     lines = [columns.format("OPERATOR", "DTYPE", "CALLS", *(f"{n.upper()} us" for n in names), "CHOSEN", "SPEED-UP")]
@@ -105,7 +106,7 @@ def _table(tunings: list[Tuning]) -> str:
 
 
 def _refused_algorithms(found: Tuning) -> list[str]:
-    """A line for each algorithm that is wrong, with the first of its reasons."""
+    """A line for each wrong algorithm, with the first reason."""
     reasons: dict[str, str] = {}
     for name, shape in found.shapes.items():
         for algorithm, why in shape.refused.items():
@@ -114,7 +115,7 @@ def _refused_algorithms(found: Tuning) -> list[str]:
 
 
 def _differing(tunings: list[Tuning]) -> list[str]:
-    """A line for each shape for which another algorithm was faster than the kernel's default."""
+    """A line for each shape on which another algorithm is faster than the kernel's default."""
     return [
         f"{found.operator} in {_short(found)}, {name}: {shape.choice} is {shape.gain:.2f}x as fast as {shape.default}"
         for found in tunings
