@@ -1,10 +1,10 @@
-"""Draw the rooms of the package by what they import, and an image's way through them: docs/rooms.svg.
+"""Draw the subpackages ("rooms") by their imports, and the path of an image through them: docs/rooms.svg.
 
     python scripts/draw_rooms.py            write it
-    python scripts/draw_rooms.py --check    say whether it is up to date; the exit status tells
+    python scripts/draw_rooms.py --check    check that it is up to date; the exit status is 1 if not
 
-A room is a folder of `resshift_fast/`, the pipeline, or `kernels/`. It stands below every room that imports it. A line
-is an import; one that follows from others is left out.
+A room is a folder of `resshift_fast/`, the pipeline, or `kernels/`. It is drawn below every room that imports it. Lines
+are imports; those that others imply are left out.
 """
 
 import sys
@@ -14,7 +14,7 @@ from package_imports import PACKAGE, ROOT, room_graph
 PICTURE = ROOT / "docs/rooms.svg"
 WIDTH, BOX, ROW, TOP = 880, (112, 34), 66, 20
 
-# An image's way: the file where a stage happens, and what it is.
+# The path of an image: the file or folder of each stage, and its name.
 WAY = (
     ("images/sources.py", "kind of input"),
     ("images/photo.py", "read, colour"),
@@ -30,12 +30,12 @@ WAY = (
 
 
 def reached(edges: dict[str, set[str]], room: str) -> set[str]:
-    """All rooms below one; edges have no circle."""
+    """All rooms below one; edges have no cycle."""
     return edges[room].union(*(reached(edges, other) for other in edges[room]))
 
 
 def needed(edges: dict[str, set[str]]) -> dict[str, set[str]]:
-    """The edges that do not follow from others."""
+    """The transitive reduction of the edges."""
     return {a: {b for b in below if not any(b in reached(edges, c) for c in below)} for a, below in edges.items()}
 
 
@@ -62,10 +62,10 @@ def _box(x: float, y: float, size: tuple[int, int], lines: tuple[str, ...], colo
 
 
 def _rooms(edges: dict[str, set[str]]) -> tuple[list[str], int]:
-    """The boxes and lines of the rooms, and where they end."""
+    """The boxes and lines of the rooms, and the lower end of the drawing."""
     rows = levels(edges)
     places = {
-        # Rows are shifted by turns, so that few lines pass through a box.
+        # Rows are shifted alternately, so that few lines pass through a box.
         room: ((i + 1) * WIDTH / (len(row) + 1) + (40 if j % 2 else -40), TOP + j * ROW)
         for j, row in enumerate(rows)
         for i, room in enumerate(row)
@@ -81,10 +81,10 @@ def _rooms(edges: dict[str, set[str]]) -> tuple[list[str], int]:
 
 
 def _way(top: int) -> tuple[list[str], int]:
-    """The stages of an image's way in two rows, and where they end."""
+    """The stages of an image's path in two rows, and the lower end of the drawing."""
     if missing := [file for file, _ in WAY if not (ROOT / PACKAGE / file).is_file()]:
         raise FileNotFoundError(f"{PACKAGE}/ has no {', '.join(missing)}; where is that stage now? Change WAY")
-    lines = [f'<text x="{WIDTH / 2:g}" y="{top + 12}" font-weight="bold">The way of an image</text>']
+    lines = [f'<text x="{WIDTH / 2:g}" y="{top + 12}" font-weight="bold">The path of an image</text>']
     half, size = 5, (152, 44)
     places = [(12 + i % half * 174, top + 26 + i // half * 76) for i in range(len(WAY))]
     for i, ((x, y), (file, stage)) in enumerate(zip(places, WAY, strict=True)):
@@ -104,7 +104,7 @@ def picture() -> str:
     way, end = _way(end)
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {end}" font-family="sans-serif" font-size="12"'
-        ' text-anchor="middle">\n<title>Rooms of resshift_fast by their imports, and the way of an image</title>\n'
+        ' text-anchor="middle">\n<title>Subpackages of resshift_fast by imports, and the path of an image</title>\n'
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         '<path d="M0 0L8 4L0 8z" fill="#445"/></marker></defs>'
     )
