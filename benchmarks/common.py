@@ -1,4 +1,4 @@
-"""What all benchmarks share: options, timing, what machine it is, tables and files of numbers."""
+"""What all benchmarks share: options, timing, a description of the machine, tables, CSV and JSON files."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ MIB = 2**20
 
 @dataclass
 class Report:
-    """What a benchmark found.
+    """The result of a benchmark.
 
     Args:
         title: one line.
         columns: heading and format of each column, such as {"seconds": ".3f"}.
-        rows: values by heading; one that is missing or None is shown as a dash.
+        rows: values by heading; missing values and None are shown as a dash.
         notes: lines below the table.
         summary: the main figures by name.
-        problem: what makes the benchmark fail, if anything does.
+        problem: why the benchmark fails, if it does.
     """
 
     title: str
@@ -64,7 +64,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def option(to: argparse.ArgumentParser, *names: str, help: str, **settings: Any) -> None:
-    """Add an option whose help ends with its default, unless that says nothing."""
+    """Add an option whose help ends with its default, if that is a value."""
     default = settings.get("default")
     if default is not None and not isinstance(default, bool):
         shown = " ".join(map(str, default)) if isinstance(default, list | tuple) else default
@@ -75,15 +75,17 @@ def option(to: argparse.ArgumentParser, *names: str, help: str, **settings: Any)
 def add_model_options(to: argparse.ArgumentParser, *, several_dtypes: bool = False, model: str = "nano-x4") -> None:
     """The options that `load` takes; with `several_dtypes` --dtype gives a list."""
     option(to, "--model", default=model, help="A model of the catalogue.")
-    option(to, "--weights", type=Path, metavar="FILE", help="Weights instead of the model's published ones.")
-    option(to, "--autoencoder", type=Path, metavar="FILE", help="Autoencoder instead of the published one.")
-    option(to, "--random-weights", action="store_true", help="Load no weights: for time and memory alone.")
-    option(to, "--device", help="cpu, cuda, ...; without it cuda where it works, else cpu.")
+    option(to, "--weights", type=Path, metavar="FILE", help="Weights of the denoiser. Default: the published ones.")
+    option(
+        to, "--autoencoder", type=Path, metavar="FILE", help="Weights of the autoencoder. Default: the published ones."
+    )
+    option(to, "--random-weights", action="store_true", help="Use random weights: for time and memory only.")
+    option(to, "--device", help="cpu, cuda, ... Default: cuda if available, else cpu.")
     if several_dtypes:
         option(to, "--dtype", nargs="+", choices=DTYPES, default=["float32"], help="What the networks run in.")
     else:
         option(to, "--dtype", choices=DTYPES, default="float32", help="What the networks run in.")
-    option(to, "--threads", type=positive, help="torch's threads on the CPU; without it torch's own choice.")
+    option(to, "--threads", type=positive, help="torch's threads on the CPU. Default: torch's choice.")
     option(to, "--seed", type=int, default=0, help="Seed of the noise.")
 
 
@@ -97,7 +99,7 @@ def add_case_options(to: argparse.ArgumentParser, *, model: str, providers: Sequ
 def case(
     args: argparse.Namespace, provider: str, dtype: str, size: int, batch: int, batch_size: int | None = None
 ) -> Case:
-    """The case that the options of `add_case_options` ask for; see `providers.Case`."""
+    """The case of the options of `add_case_options`; see `providers.Case`."""
     from resshift_fast.measure.providers import Case
 
     files = {name: path and str(path) for name, path in (("weights", args.weights), ("autoencoder", args.autoencoder))}
@@ -122,7 +124,7 @@ def natural(text: str) -> int:
 
 
 def load(args: argparse.Namespace, dtype: str | None = None) -> Pipeline:
-    """The pipeline that the model options ask for; sets torch's threads.
+    """The pipeline of the model options; sets torch's threads.
 
     Args:
         args: parsed options of `add_model_options`.
@@ -148,7 +150,7 @@ def load(args: argparse.Namespace, dtype: str | None = None) -> Pipeline:
 
 
 def weights_line(args: argparse.Namespace) -> str:
-    """Which weights run, with the training step that a safetensors file says it is from."""
+    """A description of the weights, with the training step in a safetensors file's metadata."""
     if args.random_weights:
         return "random weights"
     if args.weights is None:
@@ -163,9 +165,9 @@ def weights_line(args: argparse.Namespace) -> str:
 
 
 def photo(height: int, width: int, path: Path = PHOTO) -> np.ndarray:
-    """A picture continued by its mirror images to any size, uint8 or uint16 [height, width, 3].
+    """Extend an image to any size by reflection, uint8 or uint16 [height, width, 3].
 
-    Natural detail at its own sharpness, where enlarging would blur it.
+    This keeps natural detail sharp, which enlarging would blur.
     """
     pixels = images.read(path).pixels
     rows, columns = reflect(0, height, pixels.shape[0]), reflect(0, width, pixels.shape[1])
@@ -183,16 +185,16 @@ def spread(values: Sequence[float]) -> float | None:
 
 
 def peak_mib() -> float:
-    """The most memory that this process has held so far (resident set), in MiB; NaN where the system tells nothing."""
+    """Peak resident memory of this process so far, in MiB; NaN if the system does not report it."""
     return memory.peak_bytes() / MIB
 
 
 def machine(threads: int | None = None, device: Any = None) -> dict[str, Any]:
-    """What the numbers depend on.
+    """The machine and versions that measurements depend on.
 
     Args:
-        threads: torch's threads; None asks torch, which imports it.
-        device: a torch device; a GPU is named.
+        threads: torch's threads; None takes them from torch, which imports it.
+        device: a torch device; the name of a GPU is added.
     """
     found: dict[str, Any] = {"cpu": processor(), "cores": _cores()}
     if hasattr(os, "getloadavg"):
@@ -233,7 +235,7 @@ def machine_line(found: dict[str, Any]) -> str:
 
 
 def table(columns: dict[str, str], rows: Sequence[dict[str, Any]]) -> str:
-    """Aligned text: numbers to the right, all else to the left."""
+    """A table as text: numbers aligned right, text left."""
     cells = [[_shown(row.get(name), form) for name, form in columns.items()] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     right = [bool(form) for form in columns.values()]
@@ -255,7 +257,7 @@ def _shown(value: Any, form: str) -> str:
 
 
 def run(measure: Callable[[argparse.Namespace], Report], options: argparse.ArgumentParser, argv: Any = None) -> int:
-    """Parse, measure, print and write; the exit code.
+    """Parse, measure, print and write; returns the exit code.
 
     Args:
         measure: the benchmark.
@@ -282,7 +284,7 @@ def run(measure: Callable[[argparse.Namespace], Report], options: argparse.Argum
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
-    """Every row's values of these columns; what is missing is left empty. Makes the folder."""
+    """Write these columns of every row; missing values are empty. Creates the folder."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -292,7 +294,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]
 
 
 def write(args: argparse.Namespace, name: str, report: Report, found: dict[str, Any]) -> None:
-    """Write the files that the options ask for: the rows as CSV, and as JSON with what `machine` found."""
+    """Write the files of the options: the rows as CSV, and as JSON with the result of `machine`."""
     if args.csv:
         write_csv(args.csv, list(report.columns), report.rows)
     if args.json:
@@ -309,7 +311,7 @@ def write(args: argparse.Namespace, name: str, report: Report, found: dict[str, 
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold: infinities and NaN, which it cannot, become text."""
+    """Replace infinities and NaN, which JSON does not have, by text."""
     if isinstance(value, dict):
         return {str(key): _plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

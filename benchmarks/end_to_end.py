@@ -1,4 +1,4 @@
-"""`resshift-fast bench e2e` on a GPU's providers, with its table, the machine and the settings as JSON.
+"""`resshift-fast bench e2e` with the providers for a GPU, and its table, machine and settings as JSON.
 
 python benchmarks/end_to_end.py --device cuda --dtype float32 bfloat16 --json found.json
 """
@@ -44,7 +44,7 @@ def measure(args: argparse.Namespace) -> common.Report:
     machine = common.machine(args.threads, device)
 
     def keep(results: list[Result]) -> None:
-        """Have on disk what is known, for a run that is ended before its time."""
+        """Write the results so far, for a run that may be ended early."""
         common.write(args, "end_to_end", common.Report("", {}, [result.cells() for result in results]), machine)
 
     found = measure_cases(cases, args.runs, console.say, keep)

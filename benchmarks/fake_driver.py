@@ -1,6 +1,6 @@
-"""Triton on a GPU that isn't there: kernels are specialized as for sm_90, and their starts are recorded.
+"""A fake GPU for Triton: kernels are specialized as for sm_90, and their launches are recorded.
 
-For a process without TRITON_INTERPRET. The tensors are the CPU's, which Triton takes for the GPU's.
+For a process without TRITON_INTERPRET. Tensors are on the CPU; Triton treats them as tensors on the GPU.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ CPU_INDEX = -1  # what `Tensor.get_device` gives for a CPU tensor
 
 
 class FakeGpu:
-    """A driver as `triton.runtime.driver.active`, whose launcher keeps what it is given in `starts`."""
+    """A substitute for `triton.runtime.driver.active` whose launcher records its arguments in `starts`."""
 
     def __init__(self) -> None:
         self.starts: list[tuple] = []
@@ -47,7 +47,7 @@ class FakeGpu:
 
 
 class Uncompiled(triton.compiler.CompiledKernel):
-    """A compiled kernel without its code; its function says what it would have been compiled for."""
+    """A compiled kernel without code; its function says what it would have been compiled for."""
 
     def __init__(self, source: Any, target: GPUTarget, options: dict) -> None:
         signature, constants = sorted(source.signature.items()), sorted(source.constants.items())
@@ -65,7 +65,7 @@ class Uncompiled(triton.compiler.CompiledKernel):
 
 @contextmanager
 def active(gpu: FakeGpu, compiles: bool = False) -> Iterator[FakeGpu]:
-    """Context in which Triton uses a fake GPU; without `compiles` the kernels' code is left out."""
+    """Make Triton use a fake GPU within the block; kernels are compiled only with `compiles`."""
     before = driver._active
 
     def compile(source: Any, target: GPUTarget, options: dict, **_: Any) -> Uncompiled:
@@ -81,6 +81,6 @@ def active(gpu: FakeGpu, compiles: bool = False) -> Iterator[FakeGpu]:
 
 @contextmanager
 def fake_gpu() -> Iterator[list[tuple]]:
-    """Context in which Triton uses a fake GPU without compiling anything; the list of what is started."""
+    """Make Triton use a fake GPU within the block, without compiling; the value is the list of launches."""
     with active(FakeGpu()) as gpu:
         yield gpu.starts

@@ -1,10 +1,10 @@
-"""How cost and memory grow with the picture's size and with the number of pictures, and what is not convolution.
+"""How time and memory grow with the size and the number of images, and the share of time that is not convolution.
 
     python benchmarks/growth.py --csv growth.csv --plot growth.png
     python benchmarks/growth.py --model realsr-x4-v3 --random-weights --providers reference compile ours --shares
 
-Pictures are tiled as the pipeline does by itself, so seconds should be linear in pixels, and memory flat from one tile
-on but for the pictures themselves. Every point has a process of its own. With --shares only the smallest picture runs,
+Images are tiled with the pipeline's defaults, so seconds should be linear in pixels, and memory constant from one tile
+on, apart from the images themselves. Every point runs in its own process. With --shares only the smallest image runs,
 under torch.profiler.
 """
 
@@ -28,22 +28,27 @@ CONVOLUTION = re.compile(r"convolution|resshift_fast(_cpu|_cuda)?::(upsample_|po
 
 def options() -> argparse.ArgumentParser:
     """The command line."""
-    made = common.parser("Seconds and peak memory by picture size and by number of pictures.")
+    made = common.parser("Seconds and peak memory by image size and by number of images.")
     common.add_case_options(made, model="nano-x4", providers=("reference", "ours"))
     common.option(
         made, "--sizes", type=common.positive, nargs="+", default=[64, 128, 256, 512], help="Sides in input pixels."
     )
     common.option(
-        made, "--batches", type=common.positive, nargs="+", default=[1, 4, 16], help="Pictures, of the smallest size."
+        made,
+        "--batches",
+        type=common.positive,
+        nargs="+",
+        default=[1, 4, 16],
+        help="Numbers of images of the smallest size.",
     )
     common.option(made, "--runs", type=common.positive, default=3, help="Timed runs of each point.")
-    common.option(made, "--plot", type=Path, metavar="FILE.png", help="Also draw it; needs matplotlib.")
+    common.option(made, "--plot", type=Path, metavar="FILE.png", help="Also plot it; needs matplotlib.")
     common.option(made, "--shares", action="store_true", help="Instead: the share of time that is not convolution.")
     return made
 
 
 def points(args: argparse.Namespace) -> list[tuple[int, int]]:
-    """(size, pictures): every size with the fewest pictures, and every number of pictures of the smallest size."""
+    """(size, images): every size with the fewest images, and every number of images of the smallest size."""
     sizes, batches = sorted({*args.sizes}), sorted({*args.batches})
     return [(size, batches[0]) for size in sizes] + [(sizes[0], batch) for batch in batches[1:]]
 
@@ -86,7 +91,7 @@ def grow(case: Case, runs: int) -> dict[str, Any]:
 
 
 def share(case: Case) -> dict[str, Any]:
-    """What of a restoration is not convolution, and which operators take most of that."""
+    """Share of a restoration that is not convolution, and the operators with the largest part of it."""
     from resshift_fast.measure.providers import Runner
     from resshift_fast.measure.workers import Worker
 
@@ -106,7 +111,7 @@ def share(case: Case) -> dict[str, Any]:
 
 
 def plot(rows: list[dict[str, Any]], args: argparse.Namespace, title: str) -> None:
-    """Seconds a megapixel, and memory, by megapixels: sizes with lines, numbers of pictures dashed."""
+    """Plot seconds per megapixel, and memory, by megapixels: solid lines for sizes, dashed for numbers of images."""
     from resshift_fast.measure import plots
 
     drawn, (speed, memory) = plots.figure(2, title)
@@ -122,7 +127,7 @@ def plot(rows: list[dict[str, Any]], args: argparse.Namespace, title: str) -> No
             )
             colour = made.get_color()
             memory.plot(x, [row["peak MB"] for row in line], style, color=colour)
-    for axes, label in ((speed, "seconds a megapixel of input"), (memory, "peak memory, MB")):
+    for axes, label in ((speed, "seconds per megapixel of input"), (memory, "peak memory, MB")):
         axes.set_xscale("log")
         axes.set_ylim(bottom=0)
         axes.set_xlabel("megapixels of input")

@@ -1,9 +1,9 @@
-"""Peak memory and time for large photos, each read, restored and written in a process of its own.
+"""Peak memory and time for large photos, each read, restored and written in its own process.
 
     python benchmarks/memory.py
     python benchmarks/memory.py --sizes 500x400 1500x1000 --limit-gib 4
 
-Nothing is subtracted from the peak. It fails if the peak of any size exceeds the limit.
+Nothing is subtracted from the peak. The benchmark fails if the peak of any size exceeds the limit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-# The parent stays light: a child's peak is never below its parent's at the time it was started.
+# The parent imports nothing heavy: a child's peak is at least the parent's memory when the child was started.
 import common
 
 from resshift_fast import images
@@ -47,7 +47,7 @@ def options() -> argparse.ArgumentParser:
         help="Input sizes; the photos are made from examples/nuthatch.jpg and its mirror images.",
     )
     common.option(made, "--limit-gib", type=float, default=4.0, help="Highest peak that passes, in GiB.")
-    common.option(made, "--tile", type=common.positive, help="Tile side in input pixels; without it the model's.")
+    common.option(made, "--tile", type=common.positive, help="Tile side in input pixels. Default: the model's.")
     common.option(made, "--batch-size", type=common.positive, default=1, help="Tiles restored at once.")
     common.option(made, "--suffix", choices=(".png", ".jpg", ".tif"), default=".png", help="Format of the result.")
     common.option(made, "--child", nargs=2, type=Path, help=argparse.SUPPRESS)
@@ -74,7 +74,7 @@ def child(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_child(argv: list[str], source: Path, output: Path) -> dict[str, Any]:
-    """`child` in a fresh process with the given arguments.
+    """Run `child` in a new process with the given arguments.
 
     Raises:
         OSError: if it fails; with the last line that it printed.

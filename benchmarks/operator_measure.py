@@ -1,6 +1,6 @@
-"""How one call of an operator is checked and measured: its error, its time and its memory, forward and backward.
+"""Checks and measures one call of an operator: error, time and memory, forward and backward.
 
-Everything here works on a `Provider`'s function and a dictionary of arguments, whatever the operator.
+All functions take a `Provider`'s function and a dictionary of arguments, and do not depend on the operator.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ Function = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Check:
-    """The result of an equivalence check: the tensor nearest to its limit, or furthest beyond it.
+    """The result of an equivalence check, for the tensor with the largest error relative to its limit.
 
     Args:
-        error, allowed: relative errors against float64; None where there was nothing to compare.
+        error, allowed: relative errors against float64; None if there was nothing to compare.
         problem: what is wrong, naming the tensor; empty if nothing is.
     """
 
@@ -42,7 +42,7 @@ class Check:
 
 
 def differentiable(arguments: Arguments, names: Sequence[str]) -> Arguments:
-    """The arguments, with fresh leaves that want gradients for those of `names` that are given."""
+    """The arguments, with new leaves that require gradients for those of `names` that are given."""
     fresh = {name: arguments[name].detach().requires_grad_() for name in names if arguments[name] is not None}
     return arguments | fresh
 
@@ -64,7 +64,7 @@ def tensors(outputs: Any) -> list[Tensor]:
 
 
 def output_weights(outputs: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """The gradient that arrives at every floating-point output: normal numbers that `dtype` holds."""
+    """The gradient of every floating-point output: normal values in the precision of `dtype`."""
     torch.manual_seed(1)
     return [torch.randn_like(y, dtype=torch.float32).to(dtype).to(y.dtype) for y in _floating(outputs)]
 
@@ -74,7 +74,7 @@ def _floating(outputs: Sequence[Tensor]) -> list[Tensor]:
 
 
 def gradients(outputs: Sequence[Tensor], arguments: Arguments, weights: Sequence[Tensor]) -> list[Tensor | None]:
-    """Gradients of the arguments that want one; None where no output depends on it."""
+    """Gradients of the arguments that require one; None for those that no output depends on."""
     wanted = [x for x in arguments.values() if isinstance(x, Tensor) and x.requires_grad]
     pairs = [(y, w.to(y.dtype)) for y, w in zip(_floating(outputs), weights, strict=True) if y.requires_grad]
     return list(torch.autograd.grad([y for y, _ in pairs], wanted, [w for _, w in pairs], allow_unused=True))
@@ -101,10 +101,10 @@ def _in_order(arguments: Arguments, names: Sequence[str]) -> list[str]:
 
 
 def compare(ours: dict[str, Tensor], plain: dict[str, Tensor], exact: dict[str, Tensor]) -> Check:
-    """Compare what a provider returned with the plain path's in the same dtype and with float64.
+    """Compare a provider's results with those of the plain path in the same dtype and with float64.
 
-    The rule is that of `resshift_fast.core.accuracy`: float32 tensors have a fixed limit, 16-bit ones twice the plain
-    path's error, integers must be equal. A NaN anywhere fails.
+    Limits are those of `resshift_fast.core.accuracy`: a fixed one for float32 tensors, twice the plain path's error for
+    16-bit ones; integers must be equal. Any NaN fails.
     """
     if ours.keys() != plain.keys():
         return Check(None, None, f"returned {', '.join(ours)}; expected {', '.join(plain)}")
@@ -127,10 +127,10 @@ def compare(ours: dict[str, Tensor], plain: dict[str, Tensor], exact: dict[str, 
 
 
 def ready(function: Function, arguments: Arguments, names: Sequence[str], weights: Any) -> Callable[[], Function]:
-    """What is called before each timed run, and returns the function of no arguments that is timed.
+    """A function to call before each timed run; it returns the function without arguments that is timed.
 
-    Without weights that is the forward pass, else the backward pass after an untimed forward one: a graph is used
-    once, because a compiled one may reuse its saved tensors' memory.
+    Without weights that is the forward pass, else the backward pass after an untimed forward pass. A graph is used
+    once, because a compiled one may reuse the memory of its saved tensors.
     """
     if weights is None:
         return lambda: lambda: function(**arguments)
@@ -144,9 +144,9 @@ def ready(function: Function, arguments: Arguments, names: Sequence[str], weight
 
 
 def work(call: Function) -> tuple[int, int]:
-    """Bytes that a call moves and operations of its matrix products, as `measure.counting` counts.
+    """Bytes that a call moves and operations of its matrix products, as `measure.counting` counts them.
 
-    Those of this package's operators are of the Triton kernels' launches, whatever backend runs them.
+    For this package's operators those of the Triton kernels' launches are counted, whatever backend runs them.
     """
     with Counter() as counter:
         call()
@@ -155,7 +155,7 @@ def work(call: Function) -> tuple[int, int]:
 
 
 def peak_bytes(prepare: Callable[[], Function], device: torch.device) -> int:
-    """Most memory held at once beyond the arguments' in a forward pass, or in a forward and backward pass."""
+    """Peak memory in bytes beyond the arguments', of a forward pass, or of a forward and backward pass."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -179,7 +179,7 @@ def peak_bytes(prepare: Callable[[], Function], device: torch.device) -> int:
 
 
 def microseconds(call: Function, device: torch.device) -> float:
-    """Time that the host needs for one call, which finds a GPU idle and does not wait for it."""
+    """Host time of one call on an idle GPU, without waiting for its result."""
     timing.synchronize(device)
     start = time.perf_counter()
     call()

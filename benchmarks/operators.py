@@ -3,10 +3,10 @@
     python benchmarks/operators.py --quick
     python benchmarks/operators.py --device cuda --dtype bfloat16 --op group_norm --op window_attention
 
-Providers: `reference` is the formula in plain PyTorch, `ours` the public function with the backend that it chooses by
-itself, `compile` torch.compile of the reference for this very size. A speed-up over the reference is given only to a
-provider whose outputs, and gradients where they are measured, agreed with float64 in the same process beforehand; one
-that did not agree shows its error instead, is not timed, and makes the exit status 1.
+Providers: `reference` is the formula in plain PyTorch, `ours` the public function with the backend that it chooses,
+`compile` torch.compile of the reference for this size. A speed-up over the reference is given only if a provider's
+outputs, and gradients if they are measured, have agreed with float64 in the same process. A provider that does not
+agree is not timed; its error is shown, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Benchmark:
         self.failed = 0
 
     def run(self, case: Case, dtype: torch.dtype) -> None:
-        """Measure one call in one dtype, forward and, where wanted, backward."""
+        """Measure one call in one dtype, forward and optionally backward."""
         operator = OPERATORS[case.op]
         arguments = case.arguments(self.device, dtype, self.latent, self.batch)
         row = {
@@ -110,7 +110,7 @@ class Benchmark:
     def _expected(
         self, plain: Callable[..., Any], arguments: dict[str, Any], names: tuple[str, ...], dtype: Any, backward: bool
     ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-        """Gradients that arrive at the outputs, or None; the plain path's results in `dtype` and in float64."""
+        """Gradients of the outputs, or None; the plain path's results in `dtype` and in float64."""
         weights = None
         if backward:
             with torch.no_grad():
@@ -154,7 +154,7 @@ class Benchmark:
                 rows[name]["speed-up"] = common.median(found[PLAIN]) / common.median(values)
 
     def _share(self, work: tuple[int, int], element_size: int, rows: dict[str, dict[str, Any]]) -> None:
-        """What of the GPU's bandwidth and matrix rate each provider reaches if it does no more than `work`."""
+        """Shares of the GPU's bandwidth and matrix rate that each provider reaches if it does exactly `work`."""
         num_bytes, operations = work
         for row in rows.values():
             if "median ms" in row:
@@ -169,7 +169,7 @@ class Benchmark:
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """torch.compile for the sizes at hand. Earlier ones are forgotten: after a few of them it would run eagerly."""
+    """torch.compile for static sizes. The cache is reset, since after a few sizes torch.compile would run eagerly."""
     torch.compiler.reset()
     return torch.compile(function, fullgraph=True, dynamic=False)
 
@@ -184,7 +184,7 @@ def _brief(error: BaseException) -> str:
 
 
 def write_plots(folder: Path, rows: list[dict[str, Any]], title: str) -> list[Path]:
-    """A PNG for each dtype: time and memory of every case, a bar for each provider; none without matplotlib."""
+    """Draw a PNG for each dtype, with bars of time and memory for every case and provider, if matplotlib is there."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -245,7 +245,7 @@ def operators(
         ),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ... Default: cuda where it works, else cpu.")
+        str | None, typer.Option(help="cpu, cuda, cuda:1, ... Default: cuda if available, else cpu.")
     ] = None,
     backward: Annotated[
         bool,
@@ -258,7 +258,7 @@ def operators(
         typer.Option(
             "--compile/--no-compile",
             show_default=False,
-            help="Measure torch.compile of the reference too; it takes seconds to minutes a case. Default: --compile.",
+            help="Measure torch.compile of the reference too, with seconds to minutes per case. Default: --compile.",
         ),
     ] = True,
     repeats: Annotated[
@@ -312,7 +312,7 @@ def operators(
         for number, (name, case) in enumerate(((d, c) for d in dtypes for c in cases), start=1):
             console.say(f"{number}/{total} {case.op} {case.label(latent, batch)} {name}")
             benchmark.run(case, getattr(torch, name))
-            common.write_csv(path, CSV_COLUMNS, benchmark.rows)  # after every case, so that a break loses none
+            common.write_csv(path, CSV_COLUMNS, benchmark.rows)  # after every case, so that an interruption loses none
     _report(benchmark, path)
 
 
@@ -330,7 +330,7 @@ def _report(benchmark: Benchmark, path: Path) -> None:
             "Times from replays of a CUDA graph, backward ones queued behind a spin, each call after the level-2 cache "
             "was overwritten; memory from max_memory_allocated."
         )
-        sheet = "which is not known here" if benchmark.gpu is None else f"of {benchmark.gpu.title}"
+        sheet = "not known for this GPU" if benchmark.gpu is None else f"of {benchmark.gpu.title}"
         notes.append(
             "bandwidth, matrix: of the data sheet's, for what this package's Triton kernels move and compute, whatever "
             f"the provider does; data sheet: {sheet}."

@@ -1,21 +1,20 @@
-"""How long an eager call takes until its kernel starts, and where that time goes.
+"""Host time of an eager call until its kernel is launched, and its parts.
 
     python benchmarks/overhead.py
     python benchmarks/overhead.py --device cuda --dtype bfloat16 --output out
 
-Every operator's first call of `operator_cases.py`, on images of 8×8, is made whole and cut shorter and shorter, in
-turns: through the function in `resshift_fast.ops`, through `backends.run`, straight to the launcher that it ends in,
-and the launcher's starts alone. The differences are
+The first case of every operator in `operator_cases.py`, on 8×8 images, is called at four levels, in turns: the function
+in `resshift_fast.ops`, `backends.run`, the launcher, and the kernel launches alone. The differences are
 
 - checks: of the arguments, in the public function, and whether PyTorch's dispatcher can be skipped,
 - dispatch: the choice of the backend,
 - launcher: memory for the results, and finding the plan,
 - start: from the plan to the kernel, by Triton's launcher and the CUDA driver.
 
-On a GPU the launcher is the one of the backend that the call chooses. On a CPU it is Triton's, on a GPU that isn't
-there (`fake_driver.py`): all runs but the last step, in Triton's C code and the CUDA driver. Where Triton's interpreter
-is on, starts are recorded instead. Where there is no launcher the plain PyTorch body takes its place. Autograd is left
-out, as by `Pipeline`. Times are the host's; nothing waits for a GPU within them.
+On a GPU the launcher is that of the backend which the call chooses. On a CPU it is Triton's, with a fake GPU
+(`fake_driver.py`): all steps run except Triton's C code and the CUDA driver. With Triton's interpreter, launches are
+recorded instead. Without a launcher, the plain PyTorch body is measured. Calls are without autograd, as in `Pipeline`.
+Times are host times, without synchronization.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ NO_STARTS: list[Any] = []
 
 
 def bound(function: Callable[..., Any], arguments: dict[str, Any]) -> Callable[[], Any]:
-    """The call with these arguments, given by position wherever the function takes them so."""
+    """A call with these arguments, which are passed by position if the function allows it."""
     parameters = inspect.signature(function).parameters
     by_name = {n: v for n, v in arguments.items() if parameters[n].kind is inspect.Parameter.KEYWORD_ONLY}
     by_place = [arguments[name] for name in parameters if name in arguments and name not in by_name]
@@ -70,19 +69,19 @@ def bound(function: Callable[..., Any], arguments: dict[str, Any]) -> Callable[[
 
 
 def interpreted() -> bool:
-    """Whether Triton's interpreter has taken the place of what could be started on a fake GPU."""
+    """Whether Triton's interpreter is on, so that kernels cannot be launched on a fake GPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @contextmanager
 def launching() -> Iterator[list[Any]]:
-    """Context in which CPU tensors go to Triton's launchers; the list of the starts that they make, for nobody."""
+    """Send CPU tensors to Triton's launchers within the block; the value is the list of their launches."""
     before = dict(backends.OPERATORS)
     for operator in before.values():
         launcher = operator.loaders.get("triton")
         backends.add(replace(operator, loaders={"cpu": launcher} if launcher else {}))
     try:
-        # Nothing that is not computed could pass a verification.
+        # Verification would fail, because nothing is computed.
         unverified = mock.patch.dict(os.environ, {verification.VARIABLE: "0"})
         with unverified, backends.use_backend("auto"), _starts() as starts:
             yield starts
@@ -92,7 +91,7 @@ def launching() -> Iterator[list[Any]]:
 
 
 def _starts() -> AbstractContextManager[list[Any]]:
-    """Context in which kernels are started in vain; the list of their starts."""
+    """Launch kernels without executing them within the block; the value is the list of launches."""
     from fake_driver import fake_gpu
 
     from resshift_fast.kernels.launch import record
@@ -101,7 +100,7 @@ def _starts() -> AbstractContextManager[list[Any]]:
 
 
 def ways(name: str, device: torch.device, dtype: torch.dtype) -> tuple[str, int, list[Callable[[], Any]]]:
-    """What one operator's call ends in, how many kernels that starts, and the call cut shorter and shorter."""
+    """(launcher's name, number of its launches, the call at every level) of an operator's call."""
     case = next(case for case in CASES if case.op == name)
     arguments = OPERATORS[name].make(Draw(device, dtype, batch=1), SIDE, **case.sizes)
     registered = backends.OPERATORS[name]
@@ -122,7 +121,7 @@ def ways(name: str, device: torch.device, dtype: torch.dtype) -> tuple[str, int,
 
 
 def planned_starts(call: Callable[[], Any]) -> list[tuple[Callable[..., None], tuple]]:
-    """The starts that a call of a launcher makes, and their tensors."""
+    """The launches of a launcher's call, and their tensors."""
     from resshift_fast.kernels.launch import Start, record
 
     with record() as launches:
@@ -139,9 +138,9 @@ def planned_starts(call: Callable[[], Any]) -> list[tuple[Callable[..., None], t
 def measure_ways(
     calls: Sequence[Callable[[], Any]], repeats: int, device: torch.device, starts: list[Any] = NO_STARTS
 ) -> dict[str, float]:
-    """Median and quartiles of the first call's time, and medians of what each call takes longer than the next.
+    """Median and quartiles of the first call's time, and medians of the differences between successive levels.
 
-    The calls take turns, forth and back; `starts` is emptied before each.
+    The levels run in turns, in ascending and descending order; `starts` is cleared before each call.
     """
     times: list[list[float]] = [[] for _ in calls]
     for turn in range(-WARM_UP, repeats):
@@ -173,14 +172,14 @@ def overhead(
         str, typer.Option(metavar="DTYPE", help="float32, bfloat16 or float16; latents stay float32.")
     ] = "float32",
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ... Default: cuda where it works, else cpu.")
+        str | None, typer.Option(help="cpu, cuda, cuda:1, ... Default: cuda if available, else cpu.")
     ] = None,
-    calls: Annotated[int, typer.Option(min=2, help="Timed calls of each way; they take turns.")] = 1000,
+    calls: Annotated[int, typer.Option(min=2, help="Timed calls of each level, in turns.")] = 1000,
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", file_okay=False, help="Folder for overhead.csv. Default: none.")
     ] = None,
 ) -> None:
-    """Microseconds that an eager call without gradients takes until its kernel starts, on tiny tensors."""
+    """Host time in microseconds of an eager call without gradients until its kernel is launched, on tiny tensors."""
     if dtype not in common.DTYPES:
         raise typer.BadParameter(f"{dtype!r} is not one of {', '.join(common.DTYPES)}", param_hint="--dtype")
     console.prepare_streams()
@@ -194,7 +193,7 @@ def overhead(
     print("\n".join([title, common.machine_line(common.machine(device=where)), "", common.table(SHOWN, rows)]))
     single = [row for row in rows if row["starts"] == 1]
     reached = sum(row["call µs"] <= GOAL for row in single)
-    print("\nFrom, to: quartiles of the calls. The parts are medians of differences, and need not add up.")
+    print("\nFrom, to: quartiles of the calls. The parts are medians of differences and may not add up.")
     print(f"Goal: at most {GOAL:.0f} µs for a call with one start; {reached} of {len(single)} reach it here.")
     if output is not None:
         path = output / "overhead.csv"

@@ -1,8 +1,8 @@
-"""Fidelity on pairs of pictures: PSNR and SSIM of the luma channel, and time, against bicubic enlargement.
+"""Fidelity on pairs of images: PSNR and SSIM of the luma channel, and time, against bicubic interpolation.
 
     python benchmarks/quality.py FOLDER...
 
-Every FOLDER has lq/ and gt/ with pictures of equal names; gt is the model's scale larger.
+Every FOLDER has lq/ and gt/ with images of equal names; sides in gt/ are those in lq/ times the model's scale.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 def options() -> argparse.ArgumentParser:
     """The command line."""
-    made = common.parser("PSNR-Y, SSIM-Y and seconds of a model on pairs of pictures, against bicubic enlargement.")
+    made = common.parser("PSNR-Y, SSIM-Y and seconds of a model on pairs of images, against bicubic interpolation.")
     made.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="Has lq/ and gt/ with equal names.")
     common.add_model_options(made)
-    common.option(made, "--tile", type=common.positive, help="Tile side in input pixels; without it the model's.")
-    common.option(made, "--limit", type=common.positive, help="First pictures of each folder; without it all.")
+    common.option(made, "--tile", type=common.positive, help="Tile side in input pixels. Default: the model's.")
+    common.option(made, "--limit", type=common.positive, help="Number of images of each folder. Default: all.")
     common.option(made, "--seeds", type=common.positive, default=1, help="Number of seeds, counted up from --seed.")
     common.option(made, "--border", type=common.natural, default=0, help="Pixels left out on every side of a result.")
     common.option(
@@ -38,7 +38,7 @@ def options() -> argparse.ArgumentParser:
         "--bicubic",
         choices=("torch", "pil"),
         default="torch",
-        help="Whose enlargement to compare with; torch's is what the models start from.",
+        help="The bicubic interpolation to compare with; the models start from torch's.",
     )
     return made
 
@@ -47,14 +47,14 @@ def pairs(folder: Path, limit: int | None) -> list[tuple[Path, Path]]:
     """(lq, gt) paths of equal names, in natural order.
 
     Raises:
-        FileNotFoundError, ValueError: for a folder without lq or gt, or a picture without its other.
+        FileNotFoundError, ValueError: for a folder without lq or gt, or an image without its counterpart.
     """
     low = find_images([folder / "lq"])[:limit]
     found = []
     for path in low:
         high = folder / "gt" / path.name
         if not high.is_file():
-            raise FileNotFoundError(f"{path} has no {high}; give both pictures one name")
+            raise FileNotFoundError(f"{path} has no {high}; give both images the same name")
         found.append((path, high))
     return found
 
@@ -87,13 +87,13 @@ def read_8_bit(path: Path) -> np.ndarray:
 
 
 def measure_pair(pipe: Pipeline, low: Path, high: Path, args: argparse.Namespace, warm: set) -> dict[str, Any]:
-    """One picture's row, with its figures of every seed in lists.
+    """One image's row, with its figures for every seed in lists.
 
     Args:
         pipe: the model.
         low, high: the pair.
         args: parsed options.
-        warm: shapes that have run before; a new one runs once more than it is timed.
+        warm: shapes that have run before; a new shape runs once untimed.
     """
     lq, gt = read_8_bit(low), read_8_bit(high)
     scale = pipe.spec.scale
@@ -136,14 +136,14 @@ def row(folder: Path, name: str, figures: dict[str, Any]) -> dict[str, Any]:
         "± SSIM": common.spread(figures["ssim"]),
         "bicubic PSNR-Y": bicubic,
         "bicubic SSIM-Y": figures["bicubic_ssim"],
-        # Two perfect pictures differ by nothing, where ∞ − ∞ would be undefined.
+        # Two perfect results have a gain of 0; ∞ − ∞ would be NaN.
         "gain dB": 0.0 if psnr == bicubic else psnr - bicubic,
         "seconds": common.median(figures["seconds"]),
     }
 
 
 def mean_of(figures: list[dict[str, Any]]) -> dict[str, Any]:
-    """Figures of a whole folder: for every seed the mean over the pictures; all times, for their median."""
+    """Figures of a whole folder: for every seed the mean over the images; all times, for their median."""
     return {
         "psnr": list(np.mean([one["psnr"] for one in figures], axis=0)),
         "ssim": list(np.mean([one["ssim"] for one in figures], axis=0)),
@@ -178,7 +178,7 @@ def measure(args: argparse.Namespace) -> common.Report:
         del columns["± PSNR"], columns["± SSIM"]
     notes = [f"Bicubic is {args.bicubic}'s; {args.border} border pixels left out; seconds are medians after a warm-up."]
     if args.seeds > 1:
-        notes.append(f"± is the standard deviation over {args.seeds} seeds; in a mean row, that of the mean.")
+        notes.append(f"± is the standard deviation over {args.seeds} seeds; in the row of the mean, that of the mean.")
     title = f"Quality of {args.model}, {common.weights_line(args)}, {args.dtype}, seed {args.seed}"
     return common.Report(title, columns, rows, notes, summary)
 

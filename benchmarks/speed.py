@@ -1,9 +1,9 @@
-"""Seconds for one picture, and which part of the program they go to.
+"""Seconds for one image, by part of the program.
 
     python benchmarks/speed.py
     python benchmarks/speed.py --model realsr-x4-v3 --random-weights --dtype float32 bfloat16
 
-Denoise is the U-Net alone; noise and shift are prior_sample and posterior_step; the rest is what is around the chain.
+Denoise is the U-Net; noise and shift are prior_sample and posterior_step; the rest is everything around the chain.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ PARTS = ("encode", "condition", "denoise", "noise and shift", "decode")
 
 def options() -> argparse.ArgumentParser:
     """The command line."""
-    made = common.parser("Seconds for one picture, in parts: medians of several runs after a warm-up.")
+    made = common.parser("Seconds for one image, by part: medians of several runs after a warm-up.")
     common.add_model_options(made, several_dtypes=True)
     common.option(made, "--size", type=common.positive, default=64, help="Side of the square input in pixels.")
-    common.option(made, "--tile", type=common.positive, help="Tile side in input pixels; without it the model's.")
+    common.option(made, "--tile", type=common.positive, help="Tile side in input pixels. Default: the model's.")
     common.option(made, "--runs", type=common.positive, default=7, help="Timed runs.")
     common.option(made, "--warm-up", type=common.natural, default=1, help="Runs before them.")
     return made
@@ -106,7 +106,7 @@ def measure_runs(pipe: Pipeline, args: argparse.Namespace) -> dict[str, list[flo
 
 
 def noise_seconds(pipe: Pipeline, args: argparse.Namespace) -> float:
-    """Median seconds of all draws from the noise field for one picture, without the rest of the chain."""
+    """Median seconds of all draws from the noise field for one image, without the rest of the chain."""
     import torch
 
     from resshift_fast.diffusion.noise import noise_field

@@ -1,10 +1,10 @@
-"""What tiles change: the noise, the picture inside tiles, and seams at their borders.
+"""Effects of tiling: differences of the noise, differences inside tiles, and seams at tile borders.
 
     python benchmarks/tiling.py
     python benchmarks/tiling.py PHOTO --tile 128 --overlap 16 --out maps.png
 
-One picture is restored in one piece, in feathered tiles over the noise field (two tilings), and in the way of the
-official program: every tile on its own with fresh noise from torch, overlaps averaged uniformly.
+One image is restored untiled, in feathered tiles with the noise field (two tilings), and as in the official program:
+every tile independently with new noise from torch, and overlaps averaged uniformly.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from resshift_fast.images.tiling import Axis, Blender, reflect
 from resshift_fast.models.catalog import ModelSpec
 from resshift_fast.pipeline import Pipeline
 
-# A border line is compared with the lines this many latent pixels away on both sides: far enough to be no part of the
-# seam, and at the same place of the latent's grid, whose lines differ among themselves.
+# A border line is compared with the lines this many latent pixels away on both sides: far enough to be outside the
+# seam, and at the same phase of the latent's grid, since lines of different phases differ.
 NEIGHBOURS = (1, 2)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to restore the picture.
+    """One way to restore the image.
 
     Args:
         name: for the table.
         rows, columns: its tiles.
-        uniform: average overlaps instead of feathering them, every tile being a picture of its own.
+        uniform: restore every tile as a separate image, and average overlaps instead of feathering them.
         noise: "field" or "torch".
     """
 
@@ -54,7 +54,7 @@ class Variant:
 
 def options() -> argparse.ArgumentParser:
     """The command line."""
-    made = common.parser("Differences between a picture restored in tiles and in one piece: noise, interior, seams.")
+    made = common.parser("Differences between an image restored in tiles and untiled: noise, interior, seams.")
     made.add_argument(
         "image",
         nargs="?",
@@ -83,7 +83,7 @@ def options() -> argparse.ArgumentParser:
 
 
 def variants(spec: ModelSpec, height: int, width: int, args: argparse.Namespace) -> list[Variant]:
-    """What is compared; the first is the picture in one piece."""
+    """The variants to compare; the first is untiled."""
     whole = -(-max(height, width) // spec.pad_multiple) * spec.pad_multiple
 
     def variant(name: str, tile: int, overlap: int, **settings: Any) -> Variant:
@@ -100,7 +100,7 @@ def variants(spec: ModelSpec, height: int, width: int, args: argparse.Namespace)
 
 
 def restore(pipe: Pipeline, picture: Tensor, variant: Variant, overlap: int, seed: int) -> Tensor:
-    """Restore [3, H, W] in [0, 1] in the variant's way: float32 [3, H · scale, W · scale]."""
+    """Restore [3, H, W] in [0, 1] as the variant says: float32 [3, H · scale, W · scale]."""
     if variant.uniform:
         return restore_uniform(pipe, picture, variant, seed)
     tile = max(variant.rows.tile, variant.columns.tile)
@@ -110,7 +110,7 @@ def restore(pipe: Pipeline, picture: Tensor, variant: Variant, overlap: int, see
 
 
 def restore_uniform(pipe: Pipeline, picture: Tensor, variant: Variant, seed: int) -> Tensor:
-    """Every tile as a picture of its own, overlaps averaged."""
+    """Restore every tile as a separate image, and average overlaps."""
     rows, columns, scale = variant.rows, variant.columns, pipe.spec.scale
     crops = []
     for top in rows.starts:
@@ -132,7 +132,7 @@ def restore_uniform(pipe: Pipeline, picture: Tensor, variant: Variant, seed: int
 
 
 def uniform(axis: Axis, scale: int) -> np.ndarray:
-    """Weights of plain averaging, float32 [tiles, tile · scale]: one over the number of tiles at every pixel."""
+    """Weights of uniform averaging, float32 [tiles, tile · scale]: 1 / number of tiles at every pixel."""
     side = axis.tile * scale
     count = np.zeros(axis.padded * scale, dtype=np.float32)
     for start in axis.starts:
@@ -141,7 +141,7 @@ def uniform(axis: Axis, scale: int) -> np.ndarray:
 
 
 class Listener(nn.Module):
-    """A denoiser that keeps what it is given and predicts nothing, so that what it is given is noise alone."""
+    """A denoiser that records its inputs and predicts zeros, so that its inputs consist of noise alone."""
 
     def __init__(self, denoiser: nn.Module, spec: ModelSpec):
         super().__init__()
@@ -160,7 +160,7 @@ class Listener(nn.Module):
 
 
 class Gray(nn.Module):
-    """A first stage in which every picture is 0, so that a latent depends on nothing but noise."""
+    """A first stage that encodes every image to zeros, so that a latent depends on noise alone."""
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
@@ -175,7 +175,7 @@ class Gray(nn.Module):
 
 
 def noise_of(pipe: Pipeline, picture: Tensor, variant: Variant, overlap: int, seed: int) -> list[Tensor]:
-    """The denoiser's inputs without picture and predictions: [steps, C, h, w] for every tile, row by row."""
+    """The denoiser's inputs for a zero latent and zero predictions: [steps, C, h, w] for every tile, row by row."""
     spec = pipe.spec
     listener = Listener(pipe.denoiser, spec)
     restore(Pipeline(spec, listener, Gray(spec), pipe.device, pipe.dtype), picture, variant, overlap, seed)
@@ -186,13 +186,13 @@ def noise_of(pipe: Pipeline, picture: Tensor, variant: Variant, overlap: int, se
 
 
 def noise_difference(tiles: list[Tensor], variant: Variant, whole: Tensor, latent_per_input: float) -> float:
-    """Largest difference of any tile's noise from that in one piece, in standard deviations of the step's.
+    """Largest difference of any tile's noise from that of the untiled image, in standard deviations of the step's.
 
     Args:
         tiles: from `noise_of`.
         variant: where they lie.
-        whole: [steps, C, h, w], in one piece; what tiles have beyond it is not compared.
-        latent_per_input: latent pixels for an input pixel.
+        whole: [steps, C, h, w], untiled; the padding of tiles is not compared.
+        latent_per_input: latent pixels along a side for one input pixel.
     """
     deviation = whole.flatten(1).std(dim=1).view(-1, 1, 1, 1)
     largest = 0.0
@@ -206,7 +206,7 @@ def noise_difference(tiles: list[Tensor], variant: Variant, whole: Tensor, laten
 
 
 def borders(axis: Axis) -> list[int]:
-    """Input pixels at which a tile begins or ends inside the picture."""
+    """Input pixels at which a tile begins or ends inside the image."""
     ends = {start + axis.tile for start in axis.starts[:-1]}
     return sorted(place for place in {*axis.starts[1:], *ends} if 0 < place < axis.length)
 
@@ -220,7 +220,7 @@ def interior(axis: Axis, overlap: int, scale: int) -> np.ndarray:
 
 
 def seam_energy(difference: np.ndarray, axis: Axis, direction: int, scale: int, block: int) -> tuple[list, list]:
-    """Mean squared jumps of the difference to the picture in one piece: (across tile borders, across lines nearby).
+    """Mean squared jumps of the difference to the untiled result: (across tile borders, across lines nearby).
 
     Args:
         difference: [3, H, W] in levels.
@@ -235,7 +235,7 @@ def seam_energy(difference: np.ndarray, axis: Axis, direction: int, scale: int, 
 
 
 def compare(result: Tensor, whole: Tensor, variant: Variant, overlap: int, spec: ModelSpec) -> dict[str, Any]:
-    """The picture's figures for the table; differences in levels of 255."""
+    """The variant's figures for the table; differences in units of 1/255 of full brightness."""
     difference = (result - whole).numpy().astype(np.float64) * 255
     inside = interior(variant.rows, overlap, spec.scale)[:, None] & interior(variant.columns, overlap, spec.scale)
     at_borders, nearby = [], []
@@ -261,13 +261,13 @@ def rms(difference: np.ndarray) -> float:
 
 
 def psnr(difference: np.ndarray) -> float:
-    """PSNR in dB of a difference in levels of 255, over all channels; infinite for none."""
+    """PSNR in dB of a difference in units of 1/255, over all channels; infinite for none."""
     error = rms(difference)
     return float("inf") if error == 0 else float(20 * np.log10(255 / error))
 
 
 def write_maps(path: Path, whole: Tensor, results: dict[str, Tensor], amplify: float) -> None:
-    """The picture in one piece, and below it every variant's difference to it, amplified around gray."""
+    """The untiled result, and below it every variant's difference to it, amplified around gray."""
     from PIL import Image, ImageDraw
 
     panels = {"one piece": whole}
@@ -283,11 +283,11 @@ def write_maps(path: Path, whole: Tensor, results: dict[str, Tensor], amplify: f
 
 
 def measure(args: argparse.Namespace) -> common.Report:
-    """Restore the picture in every way and compare."""
+    """Restore the image by every variant and compare."""
     pipe = common.load(args)
     spec = pipe.spec
     if spec.needs_mask:
-        raise ValueError(f"{spec.name} fills holes and needs a mask; choose a model that restores whole pictures")
+        raise ValueError(f"{spec.name} is an inpainting model and needs a mask; choose a model without one")
     width, height = args.size
     pixels = common.photo(height, width, args.image) if width and height else images.read(args.image).pixels
     picture = torch.from_numpy(images.to_float(pixels)).permute(2, 0, 1)
@@ -329,7 +329,7 @@ COLUMNS = {
 
 
 def conclude(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], list[str]]:
-    """(summary, notes) of the table's rows, of which the first is ours and the last the official way."""
+    """(summary, notes) of the table's rows; the first is this library's way, the last the official program's."""
     ours, official = rows[0], rows[-1]
     fields = [row["noise σ"] for row in rows[:2]]
     summary = {

@@ -1,10 +1,10 @@
-"""Seconds of a training step: plain PyTorch against the backends chosen here, taking turns.
+"""Seconds of a training step: plain PyTorch against the backends chosen here, in turns.
 
     python benchmarks/training.py
     python benchmarks/training.py --batch 4 --patch 64 --precision bfloat16
 
-Both train from the same weights on the same noise for a batch of random pictures. Where the losses of the first steps
-do not agree, no speed-up is shown.
+Both train from the same weights with the same noise on a batch of random images. If the losses of the first steps do
+not agree, no speed-up is shown.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def options() -> argparse.ArgumentParser:
     """The command line."""
     made = common.parser("Seconds of a training step by plain PyTorch and by the backends chosen here.")
     common.option(made, "--model", default="nano-x4", help="A model of the catalogue without an autoencoder.")
-    common.option(made, "--batch", type=common.positive, default=8, help="Patches a step.")
+    common.option(made, "--batch", type=common.positive, default=8, help="Patches per step.")
     common.option(made, "--patch", type=common.positive, default=128, help="Side of a high-quality patch in pixels.")
     common.option(made, "--precision", choices=list(MOST_APART), default="float32", help="As in training.")
     common.option(made, "--device", default="cpu", help="cpu, cuda, ...")
-    common.option(made, "--threads", type=common.positive, help="torch's threads; without it torch's own choice.")
+    common.option(made, "--threads", type=common.positive, help="torch's threads. Default: torch's choice.")
     common.option(made, "--runs", type=common.positive, default=9, help="Timed steps of each.")
     return made
 

@@ -144,7 +144,7 @@ def _no_lq(folder):
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
-    [(_no_gt, "give both pictures one name"), (_wrong_size, "48×48, expected 64×64"), (_no_lq, "lq does not exist")],
+    [(_no_gt, "give both images the same name"), (_wrong_size, "48×48, expected 64×64"), (_no_lq, "lq does not exist")],
     ids=["no-gt", "wrong-size", "no-lq"],
 )
 def test_quality_says_what_is_wrong_with_a_folder(spoil, message, script, tiny, folder, capsys):
