@@ -1,11 +1,10 @@
-"""Every operator on the networks' own sizes against float64, with each backend and dtype, in several processes.
+"""Check every operator on the networks' own sizes against float64, with each backend and dtype, in several processes.
 
     python scripts/check_operators.py --backend cuda triton --dtype bfloat16 float16 float32 --jobs 12
 
-Nothing is timed. Kernels are compiled by the processes side by side, which is most of the work at the first time. One
-line and one row of the table for each call as it goes; a process that a kernel ends or hangs up is replaced. The cases
-and the limits are those of benchmarks/operators.py. The exit status is 1 if a kernel is wrong or fails, or a backend is
-missing.
+Nothing is timed. The processes compile kernels in parallel, which is most of the work the first time. A line is printed
+and a row of the table written after each call; a process that a kernel ends or hangs is replaced. Cases and limits are
+those of benchmarks/operators.py. The exit status is 1 if a kernel is wrong or fails, or a backend is missing.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ RIGHT, WRONG, NONE = "right", "wrong", "no kernel takes it"
 
 
 class Checker:
-    """Checks single calls in a process of its own.
+    """Checks single calls, in a worker process.
 
     Args:
         device: where. names: backends. latent, batch: side of the latent in pixels, and number of images.
@@ -90,7 +89,7 @@ class Checker:
         return {"backend": name, "verdict": WRONG if check.problem else RIGHT, **figures}
 
     def _broken(self) -> bool:
-        """Whether the CUDA context is of no more use, and with it this process."""
+        """Whether the CUDA context, and so this process, has become unusable."""
         try:
             return self.device.type == "cuda" and bool(torch.zeros(1, device=self.device).item())
         except RuntimeError:
@@ -119,7 +118,7 @@ def tasks(cases: Iterable[Case], dtypes: list[str], backward: bool) -> list[Task
 
 
 def checked(todo: list[Task], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The rows of all calls, from as many processes as are wanted, in the order in which they are done."""
+    """The rows of all calls from `jobs` processes, in the order in which they finish."""
     own = threading.local()
 
     def work(task: Task) -> list[dict[str, Any]]:

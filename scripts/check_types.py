@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Check the types of the package with mypy, and those of what users write with mypy and pyright.
+"""Check the types of the package with mypy, and those of user code with mypy and pyright.
 
-Both are set up in pyproject.toml. They are shown the package as it is installed, with kernels/ inside. The Python
-examples of README.md and of each page of docs/ are checked in a row, after the pictures and tensors that they take for
-granted. No network is needed: pyright comes with its own Node.js.
+Both are configured in pyproject.toml. They see the package as it is installed, with kernels/ inside. The Python
+examples of README.md and of each page of docs/ are checked as one file each, after definitions of the images and tensors
+that they use. No network is needed: pyright comes with its own Node.js.
 
     python scripts/check_types.py
 """
@@ -54,7 +54,7 @@ def written() -> list[Path]:
 
 
 def installed() -> Path:
-    """The package as a wheel has it, made of links."""
+    """The package laid out as in a wheel, with symbolic links."""
     package = FOLDER / "resshift_fast"
     package.mkdir(parents=True, exist_ok=True)
     for link in package.iterdir():
@@ -66,7 +66,7 @@ def installed() -> Path:
 
 
 def check(*command: str) -> int:
-    """Run a checker beside the package; returns its exit code."""
+    """Run a checker in the folder of the package; returns its exit code."""
     run = subprocess.run([sys.executable, "-m", *command], cwd=FOLDER, stdout=subprocess.PIPE, text=True, check=False)
     output = run.stdout.replace("resshift_fast/kernels/", "kernels/").replace(f"{ROOT}/", "")
     print(f"{command[0]}: {output.strip()}")

@@ -1,9 +1,9 @@
-"""Check the native libraries of the installed package with the installed torch, which may be another than built them.
+"""Check the native libraries of the installed package with the installed torch, which may differ from the build's.
 
-    python scripts/check_wheel.py cpu          the CPU's library has a kernel for each of its operators, all right
-    python scripts/check_wheel.py cpu cuda     so has CUDA's; its kernels are run where there is a GPU
+    python scripts/check_wheel.py cpu          the CPU library has a correct kernel for each of its operators
+    python scripts/check_wheel.py cpu cuda     so has the CUDA library, whose kernels are run if there is a GPU
 
-Run it from elsewhere than the repository's root, so that the installed package is the one that is imported.
+Run it outside the repository's root, so that the installed package is imported.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import torch
 from resshift_fast import ops  # noqa: F401  ops registers the operators
 from resshift_fast.backends import OPERATORS, native, unavailable, verification
 
-# The stable ABI is C functions alone; these namespaces change from release to release.
+# The stable ABI consists of C functions; symbols of these namespaces change from release to release.
 UNSTABLE = ("at::", "c10::", "torch::")
 # Operators that run another one's kernel.
 SHARED = {("cpu", "upsample_conv2d"): "conv2d"}
@@ -35,7 +35,7 @@ def problems(name: str) -> list[str]:
     """What is wrong with a library, one line each."""
     if reason := native.missing(name):
         return [f"{name}: {reason}"]
-    found = [f"{name}: needs {symbol}, which is not of the stable ABI" for symbol in unstable_symbols(name)]
+    found = [f"{name}: needs {symbol}, which is not in the stable ABI" for symbol in unstable_symbols(name)]
     bound = sorted(operator.name for operator in OPERATORS.values() if name in operator.loaders)
     for operator in bound:
         qualified = f"resshift_fast_{name}::{SHARED.get((name, operator), operator)}"

@@ -1,14 +1,14 @@
-"""Compile every CUDA C++ kernel for every architecture, without a GPU, and hold the results against their budgets.
+"""Compile every CUDA C++ kernel for every architecture, without a GPU, and compare the results with their budgets.
 
-    python scripts/cuda_budgets.py                 check; the exit status tells
-    python scripts/cuda_budgets.py --update        accept the numbers of this version of nvcc
+    python scripts/cuda_budgets.py                 check; the exit status is 1 if a budget is exceeded
+    python scripts/cuda_budgets.py --update        accept the results of this version of nvcc
     python scripts/cuda_budgets.py --only group_norm --arch 90
     python scripts/cuda_budgets.py --objects build/native/cuda    of the library that setup.py built last
 
-It needs nvcc, and the triton package for its disassembler; without nvcc it says so in one line and passes. On another
-version of nvcc than the budget file's, only what holds on any version is checked: no spills, shared memory, 128-bit
-access, and that 16-bit window attention runs on matrix instructions. Shared memory is what a kernel declares; what its
-launcher adds is checked where the kernels are emulated.
+It needs nvcc, and the triton package for its disassembler; without nvcc it says so in one line and passes. With another
+version of nvcc than that of the budget file, only limits for all versions are checked: no spills, shared memory,
+128-bit access, and matrix instructions in 16-bit window attention. Shared memory is what a kernel declares; the dynamic
+part is checked by the tests of the emulated kernels.
 """
 
 import argparse
@@ -27,7 +27,7 @@ COMMAND = "python scripts/cuda_budgets.py --update"
 BUDGETS = cuda.ROOT / "python_tests/csrc/budgets.json"
 FOLDER = cuda.ROOT / "csrc/cuda"
 
-_ANY_LAYOUT = "takes images of any layout and dtype, one number at a time"
+_ANY_LAYOUT = "takes images of any layout and dtype, one element at a time"
 _NOT_ALIGNED = "takes images whose rows are not whole 16-byte words"
 
 EXEMPTIONS = (
@@ -37,8 +37,8 @@ EXEMPTIONS = (
         Exemption(f"{kernel}<partitioning::Word<*,1,false>> *", "narrow", _NOT_ALIGNED)
         for kernel in ("apply_kernel", "moments_kernel", "group_norm_kernel", "dx_kernel", "sums_kernel")
     ),
-    Exemption("reduce_kernel *", "narrow", "adds up a few numbers a channel"),
-    Exemption("bias_gradient_kernel *", "narrow", "a warp adds up 32 neighbouring numbers of each part"),
+    Exemption("reduce_kernel *", "narrow", "adds up a few values per channel"),
+    Exemption("bias_gradient_kernel *", "narrow", "a warp adds up 32 neighbouring values of each part"),
 )
 
 
@@ -46,7 +46,7 @@ def main() -> int:
     """Run the command; returns the exit status."""
     options = _options()
     if cuda.nvcc() is None:
-        print("nvcc is not installed: the CUDA C++ kernels are not compiled and nothing of them was checked")
+        print("nvcc is not installed: the CUDA C++ kernels were neither compiled nor checked")
         return 0
     files = [file for file in sorted(FOLDER.glob("*.cu")) if any(part in file.stem for part in options.only)]
     if not files:
@@ -71,9 +71,11 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--update", action="store_true", help="write the budget file and print what changes")
     parser.add_argument("--arch", type=int, nargs="+", default=list(SHARED_LIMIT), choices=SHARED_LIMIT)
-    parser.add_argument("--only", nargs="+", default=[""], metavar="PART", help="of the files' names")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="compilers at once")
-    parser.add_argument("--objects", type=Path, metavar="FOLDER", help="read these object files, and compile nothing")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], metavar="PART", help="only files with this text in their names"
+    )
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="parallel compiler processes")
+    parser.add_argument("--objects", type=Path, metavar="FOLDER", help="read these object files, compile nothing")
     parser.add_argument("--budgets", type=Path, default=BUDGETS, metavar="FILE")
     return parser.parse_args()
 
@@ -90,7 +92,7 @@ def _compile(files: list[Path], options: argparse.Namespace) -> dict[str, tuple[
 def _slow(name: str, code: MachineCode) -> list[tuple[str, str]]:
     """16-bit window attention without matrix instructions."""
     is_16_bit = "window_attention" in name and ("Half" in name or "BFloat16" in name)
-    return [("matrix", "no matrix instruction serves 16-bit products")] if is_16_bit and code.matrix == "none" else []
+    return [("matrix", "16-bit products use no matrix instruction")] if is_16_bit and code.matrix == "none" else []
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 # Sets PYTHON, unless it is set, to the first Python that has the package installed; for scripts that define `die`.
 if [[ -z ${PYTHON:-} ]]; then
     for candidate in "${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}" .venv/bin/python python python3; do
-        # -I leaves out the folder at hand, whose copy may not be installed.
+        # -I excludes the current folder, which may contain a copy that is not installed.
         if [[ -n $candidate ]] && command -v "$candidate" >/dev/null &&
             "$candidate" -I -c 'import resshift_fast' 2>/dev/null; then
             PYTHON=$candidate

@@ -1,13 +1,13 @@
-"""Everything that only a GPU can show, in one run of ten minutes at most; writes one JSON under benchmarks/results/.
+"""All checks and measurements that need a GPU, in at most ten minutes; writes one JSON under benchmarks/results/.
 
     make gpu                                   install with a network, and run it
-    make gpu-offline                           the same without one, into the Python at hand
+    make gpu-offline                           the same without a network, into the current Python
     python scripts/gpu_acceptance.py --budget 600 --output benchmarks/results
     python scripts/gpu_acceptance.py --rehearse --budget 300     every step at a tiny size on the CPU
 
 The steps, in this order: a photo with each backend, every operator against float64, whole restorations and those of
-torch.compile, times of operators, a profile, sanitizers, tests, the choice between backends. The result is written anew
-while they run, so a run that is ended keeps what it had. The exit status is 0 if no step failed, 1 if one did, 2 if
+torch.compile, times of operators, a profile, sanitizers, tests, the autotuning of backends. The result is updated while
+they run, so that a run which is ended early keeps it. The exit status is 0 if no step failed, 1 if one did, 2 if
 nothing could be run, 130 after Ctrl-C and 143 after SIGTERM.
 """
 
@@ -38,7 +38,7 @@ class Stopped(BaseException):
 
 
 def stop(number: int, frame: Any) -> None:
-    """Signal handler: end the run once, whatever comes after."""
+    """Signal handler: end the run; later signals are ignored."""
     for other in (signal.SIGINT, signal.SIGTERM):
         signal.signal(other, signal.SIG_IGN)
     raise Stopped(number)
@@ -56,11 +56,11 @@ def take_turns(
     """Run the steps one after the other.
 
     Args:
-        chosen: the steps. results: take what they find. end: of the last one, as time.monotonic() has it.
-        variables: that all of them get. shared: a folder that lives as long as the run. at: where they run.
+        chosen: the steps. results: collects their results. end: of the last step, in time.monotonic().
+        variables: environment of all steps. shared: a folder for the duration of the run. at: where they run.
 
-    Verdicts and choices of configurations are kept in a folder of each step's own, as the last step that ended by
-    itself left them: what is killed in the middle of a verification leaves marks.
+    Each step has its own cache folder, a copy of that of the last step which ended by itself: a step that is killed
+    during a verification leaves a mark in its folder.
     """
     known = None
     for number, step in enumerate(chosen):
@@ -99,7 +99,7 @@ def take_turns(
 def main(argv: list[str] | None = None) -> int:
     """Run the acceptance; returns the exit status."""
     args = options().parse_args(argv)
-    # What the last step may take to be ended is in the budget too, and so is finding out what is here.
+    # The budget includes the time to end the last step and to find out what is installed.
     end = time.monotonic() + args.budget - running.GRACE - running.LAST_SECONDS
     scale = REHEARSAL if args.rehearse else GPU
     chosen = [step for step in steps(scale) if not args.only or step.name in args.only]
@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     status, why = 0, ""
     with tempfile.TemporaryDirectory(prefix="resshift-acceptance-", ignore_cleanup_errors=True) as shared:
         try:
-            # Kernels that one step has compiled are there for the next.
+            # Later steps reuse the kernels that earlier ones have compiled.
             names = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
             caches = {name: os.environ.get(name, str(Path(shared, name.lower()))) for name in names}
             copy = Path(shared, "place")

@@ -1,11 +1,12 @@
-"""Installs the package into the Python at hand, from this checkout or a wheel, and asks no network for anything.
+"""Installs the package into the current Python, from this checkout or a wheel, without a network.
 
     python scripts/install_offline.py                  compile what can be compiled here, and install it editable
     python scripts/install_offline.py --wheel FILE     install what was compiled elsewhere
     python scripts/install_offline.py --check          only say which packages are missing
 
-Packages that everything needs have to be there; of others it says what they are needed for. A wheel with the kernels of
-one GPU, for any Python from 3.10 on: RESSHIFT_FAST_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 pip wheel . --no-deps
+Required packages have to be installed; for missing optional ones it says what they are needed for. This builds a wheel
+with the kernels of one GPU, for any Python from 3.10 on:
+RESSHIFT_FAST_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 pip wheel . --no-deps
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ except ImportError:  # Python 3.10
     from pip._vendor import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
-# What only a part of it needs, which is left out without them.
+# Optional packages, and what is left out without them.
 PARTS = {
     "omegaconf": "official YAML files: Pipeline.from_config",
     **dict.fromkeys(("ruff", "clang-format", "mypy", "pyright"), "make lint"),
-    **dict.fromkeys(("build", "twine"), "checking what is uploaded"),
+    **dict.fromkeys(("build", "twine"), "checking distributions before an upload"),
     "matplotlib": "plots",
     "ninja": "compiling only what has changed",
     "pybind11": "tests that run CUDA kernels on the CPU",
@@ -40,7 +41,7 @@ PARTS = {
 
 
 def requirements(build: bool) -> Iterator[Requirement]:
-    """Everything that pyproject.toml names: to run, to test, to draw and, if wanted, to build."""
+    """All requirements in pyproject.toml: to run, to test, to plot and optionally to build."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     extras = project["project"]["optional-dependencies"]
     lists = [project["project"]["dependencies"], extras["dev"], extras["bench"]]
@@ -52,7 +53,7 @@ def requirements(build: bool) -> Iterator[Requirement]:
 
 
 def lacking(requirement: Requirement) -> str | None:
-    """What is wrong with a required package here, in a few words, or None."""
+    """What is wrong with a required package, in a few words, or None."""
     try:
         found = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
@@ -62,7 +63,7 @@ def lacking(requirement: Requirement) -> str | None:
 
 
 def check(build: bool) -> list[str]:
-    """Print what is missing of what a part needs; returns what is missing of what everything needs."""
+    """Print which optional packages are missing; returns which required ones are."""
     wrong = []
     for requirement in requirements(build):
         problem = lacking(requirement)
@@ -74,12 +75,12 @@ def check(build: bool) -> list[str]:
 
 
 def managed() -> bool:
-    """Whether the system keeps pip from changing this Python, which an environment of one's own does not."""
+    """Whether this Python is marked as externally managed, so that pip refuses to change it outside an environment."""
     return sys.prefix == sys.base_prefix and Path(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED").exists()
 
 
 def install(wheel: Path | None) -> int:
-    """Have pip install the package; returns its exit status."""
+    """Install the package with pip; returns pip's exit status."""
     what = ["--force-reinstall", str(wheel)] if wheel else ["--editable", str(ROOT)]
     options = ["--disable-pip-version-check", "--no-index", "--no-deps", "--no-build-isolation"]
     return subprocess.run([sys.executable, "-m", "pip", "install", *options, *what]).returncode
@@ -95,7 +96,7 @@ for name in native.LIBRARIES:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit status: 1 where pip failed, 2 where something is missing before."""
+    """Run the command; returns the exit status: 1 if pip failed, 2 if something is missing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--wheel", type=Path, metavar="FILE", help="Install this instead of the checkout.")
     parser.add_argument("--check", action="store_true", help="Only say which packages are missing.")
@@ -114,9 +115,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.check:
         return 0
     if install(args.wheel):
-        print("error: pip failed; what it said is above", file=sys.stderr)
+        print("error: pip failed; see its output above", file=sys.stderr)
         return 1
-    # -I leaves out the folder at hand, in which there may be a copy that is not installed.
+    # -I excludes the current folder, which may contain a copy that is not installed.
     return int(subprocess.run([sys.executable, "-I", "-c", SHOW]).returncode != 0)
 
 

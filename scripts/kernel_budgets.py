@@ -1,20 +1,20 @@
-"""Compile every Triton kernel for every architecture, without a GPU, and hold the results against their budgets.
+"""Compile every Triton kernel for every architecture, without a GPU, and compare the results with their budgets.
 
-    python scripts/kernel_budgets.py                 check; the exit status tells
-    python scripts/kernel_budgets.py --update        accept the numbers of this version of Triton
+    python scripts/kernel_budgets.py                 check; the exit status is 1 if a budget is exceeded
+    python scripts/kernel_budgets.py --update        accept the results of this version of Triton
     python scripts/kernel_budgets.py --only group_norm --arch 90
     python scripts/kernel_budgets.py --known LOT     compile what has changed since the last --update, and of the others
                                                      one of twenty, drawn by LOT, any text
     python scripts/kernel_budgets.py --sweep         check every window, head size and width of the operators that take
                                                      many; takes the better part of an hour
 
-The kernels are compiled in the configurations that the launchers choose for each architecture. Each minor version of
-Triton has a budget file of its own, with the architectures that it was asked for. Where it has none, only what holds
-on any version is checked: no spills, addresses that don't wrap, shared memory, 128-bit access, matrix instructions for
-16-bit dots. The same goes for a sweep, which has no budgets.
+The kernels are compiled in the configurations that the launchers choose for each architecture. There is a budget file
+for each minor version of Triton, with some or all architectures. Without one, only limits for all versions are checked:
+no spills, addresses that don't overflow, shared memory, 128-bit access, matrix instructions for 16-bit dots. The same
+applies to a sweep, which has no budgets.
 
-What --update compiled is recorded beside the budget file, with a hash of the kernel's source and of all else that its
-machine code follows from.
+--update also records, beside the budget file, a hash of each kernel's source and of everything else that its machine
+code depends on. --known takes the recorded results of kernels whose hash is the same.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from types import ModuleType
 
-# Triton reads it when kernels are decorated; its interpreter compiles nothing.
+# Triton reads this variable when kernels are decorated; with the interpreter nothing would be compiled.
 os.environ.pop("TRITON_INTERPRET", None)
 
 import triton
@@ -96,9 +96,11 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--known", metavar="LOT", help="take the results of kernels that are as they were")
     parser.add_argument("--arch", type=int, nargs="+", default=tuning.ARCHITECTURES, choices=tuning.ARCHITECTURES)
-    parser.add_argument("--only", nargs="+", default=[""], metavar="PART", help="of the launch cases' names")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], metavar="PART", help="only launch cases with this text in their names"
+    )
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes that compile")
-    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep there what is compiled, for the next time")
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="folder to cache compiled kernels in")
     parser.add_argument("--budgets", type=Path, metavar="FILE", help="instead of this version's")
     parser.add_argument("--launch-cases", type=Path, metavar="FILE", help="a module with LAUNCH_CASES and EXEMPTIONS")
     return parser.parse_args()
@@ -109,7 +111,7 @@ def _load(file: Path | None) -> ModuleType:
         from kernel_proof import launch_cases
 
         return launch_cases
-    # The processes that compile have the same search path, and import the kernels of the launch_cases from it.
+    # The compiling processes have the same search path, from which they import the kernels of the launch cases.
     sys.path.insert(0, str(file.resolve().parent))
     return importlib.import_module(file.stem)
 

@@ -1,10 +1,10 @@
-"""What a profile says: time by stage, operator and kernel, gaps, and how far it is from the projected floor.
+"""Report on a profile: time by stage, operator and kernel, gaps, and the ratio to the projected least time.
 
     scripts/profile_nsys.sh                          record and report
     python scripts/nsys_report.py profile.sqlite     a SQLite export of nsys
     python scripts/nsys_report.py trace.json         a trace of torch.profiler
 
-`resshift-fast profile` leaves a workload.json beside what it records; it says what ran and with it what the floor is.
+`resshift-fast profile` writes a workload.json beside its recording, which the least time is computed from.
 Writes report.txt, report.png, stages.csv, operators.csv, kernels.csv and gaps.csv. All times are of one restoration,
 the mean over those recorded.
 """
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def read(path: Path) -> Trace:
-    """Read what a profiler recorded, whichever it was.
+    """Read a recording of either profiler.
 
     Raises:
         TraceError: for a file of another kind, or one without work in it.
@@ -74,7 +74,7 @@ def _settings(path: Path, required: bool) -> dict[str, Any]:
 def _floors(
     settings: dict[str, Any], trace: Trace, gpu: str | None
 ) -> tuple[Mapping[str, roofline.Floor] | None, str | None]:
-    """The projection for what ran, or None and a note that says why there is none; names the GPU in the settings."""
+    """The projection for the workload, or None and a note with the reason; adds the GPU's name to the settings."""
     if not settings:
         return None, "No projected floor: there is no workload.json that says what ran."
     device = settings.get("device_name") or trace.device

@@ -61,7 +61,7 @@ done
 source scripts/find_python.sh
 run=("$PYTHON" "${run[@]}" "$operator")
 
-"${run[@]}" --list >/dev/null # an unknown operator or case is said before anything else
+"${run[@]}" --list >/dev/null # reports an unknown operator or case first
 [[ -z $list ]] || exec "${run[@]}" --list
 
 command -v ncu >/dev/null ||

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Profiles a restoration with Nsight Systems and reports on it; with torch.profiler where nsys or a GPU is missing.
+# Profiles a restoration with Nsight Systems and reports on it; with torch.profiler if nsys or a GPU is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -77,7 +77,7 @@ if [[ -n $instead ]]; then
     "${profile[@]}" --tool torch
     recorded=$output/trace.json
 else
-    # Started and stopped by the program, so that warm-up is left out, and no file of samples of the CPU.
+    # The program starts and stops the recording, which excludes the warm-up; the CPU is not sampled.
     nsys profile --trace=cuda,nvtx --sample=none --cpuctxsw=none \
         --capture-range=cudaProfilerApi --capture-range-end=stop --cuda-graph-trace="$graph_trace" \
         --force-overwrite=true --output="$output/profile" "${profile[@]}" --tool nsys

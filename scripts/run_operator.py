@@ -2,8 +2,8 @@
 
     python scripts/run_operator.py group_norm --dtype bfloat16
 
-The cases are those of benchmarks/operators.py. The call is warmed up, which verifies and tunes its kernels, and checked
-against plain PyTorch, so that no profile is of a wrong kernel.
+The cases are those of benchmarks/operators.py. The call is warmed up, which verifies and autotunes its kernels, and
+compared with plain PyTorch, so that a wrong kernel is not profiled.
 """
 
 import argparse
@@ -44,21 +44,21 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def matching(operator: str, text: str, latent: int, batch: int) -> list[Case]:
-    """The cases of an operator whose description holds a text.
+    """The cases of an operator whose description contains a text.
 
     Raises:
-        ValueError: for an unknown operator, or where there is no such case.
+        ValueError: for an unknown operator, or if there is no such case.
     """
     if operator not in OPERATORS:
         raise ValueError(f"unknown operator {operator!r}, expected one of {', '.join(sorted(OPERATORS))}")
     found = [c for c in CASES if c.op == operator and text in f"{c.label(latent, batch)}: {c.where}"]
     if not found:
-        raise ValueError(f"no case of {operator} holds {text!r}; --list without --case shows them all")
+        raise ValueError(f"no case of {operator} contains {text!r}; --list without --case shows them all")
     return found
 
 
 def run(case: Case, device: torch.device, args: argparse.Namespace) -> None:
-    """Warm up, check, and run the call once more while a profiler that waits for it records.
+    """Warm up and check the call, then run it once more while the profiler records.
 
     Raises:
         ValueError: for a call whose result is wrong.
@@ -93,13 +93,13 @@ def run(case: Case, device: torch.device, args: argparse.Namespace) -> None:
 def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("operator", help="As in resshift_fast.ops.")
-    parser.add_argument("--case", default="", metavar="TEXT", help="First case whose description holds TEXT.")
+    parser.add_argument("--case", default="", metavar="TEXT", help="First case whose description contains TEXT.")
     parser.add_argument("--dtype", choices=list(DTYPES), default="bfloat16", help="Default: bfloat16.")
     parser.add_argument("--latent", type=int, default=64, metavar="N", help="Side of the latent. Default: 64.")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="Images. Default: 1.")
     parser.add_argument("--device", help="Default: cuda where it works, else cpu.")
     parser.add_argument("--backward", action="store_true", help="The backward pass instead of the forward one.")
-    parser.add_argument("--list", action="store_true", help="Print the cases and stop.")
+    parser.add_argument("--list", action="store_true", help="Print the cases and exit.")
     return parser.parse_args(argv)
 
 

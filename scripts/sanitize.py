@@ -1,19 +1,18 @@
 """Run tests of the native kernels under sanitizers.
 
     python scripts/sanitize.py                                  all of them, in three runs
-    python scripts/sanitize.py threads -x -k conv2d             one run, and the tests of it that are named so
+    python scripts/sanitize.py threads -x -k conv2d             one run, with options of pytest
     python scripts/sanitize.py emulation python_tests/csrc/test_emulation.py
     python scripts/sanitize.py --most-cases=10                  all runs, at most so many cases of each test
 
-The runs, of which those named first are taken:
+The runs, to be named first:
 
     emulation   the CUDA kernels, executed on the CPU, under AddressSanitizer and UndefinedBehaviorSanitizer
     memory      the kernels for CPUs under the same, with every instruction set that this processor has
     threads     the kernels for CPUs under ThreadSanitizer
 
-Other arguments go to pytest, and the status is that of the first run that fails. An index out of bounds, in shared
-memory too, a misaligned access, an overflow, and an address that two threads use at once and one of them writes end a
-run with a report.
+Other arguments go to pytest, and the status is that of the first run that fails. An index out of bounds, also in shared
+memory, a misaligned access, an overflow or a data race ends a run with a report.
 """
 
 import os
@@ -25,10 +24,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 COMPILER = os.environ.get("CXX", "g++")
-# Python keeps much memory until its end, and a kernel that is stopped in its middle keeps what it had.
+# No leak checks: Python frees much memory only at exit, and a kernel that is stopped midway leaks.
 ADDRESS_OPTIONS = "detect_leaks=0:allocator_may_return_null=1:strict_string_checks=1"
 UNDEFINED_OPTIONS = "print_stacktrace=1:halt_on_error=1"
-# Of torch and Python it sees only some accesses and few of the orders between them.
+# ThreadSanitizer sees only part of the accesses and of the synchronization in torch and Python.
 THREAD_OPTIONS = "ignore_noninstrumented_modules=1:halt_on_error=1:exitcode=66"
 
 
@@ -38,10 +37,10 @@ class Run:
 
     Args:
         tests: files and folders.
-        libraries: of the compiler, loaded before all others. libstdc++ comes with libasan because AddressSanitizer
-            looks for the functions that throw exceptions when it starts.
+        libraries: of the compiler, preloaded. libstdc++ is needed with libasan, because AddressSanitizer looks up the
+            functions that throw exceptions when it starts.
         options: variables that sanitizers read. variables: those that tests read.
-        selection: what is left out unless -k says it; of --most-cases the last one holds.
+        selection: options of pytest that come first, so that the caller's -k and --most-cases take precedence.
     """
 
     tests: list[str]
@@ -52,13 +51,13 @@ class Run:
 
 
 MEMORY = {"ASAN_OPTIONS": ADDRESS_OPTIONS, "UBSAN_OPTIONS": UNDEFINED_OPTIONS}
-# The operators' tests that are for these kernels: files named so, and what has the backend as a parameter.
+# The operators' tests of these kernels: files with their name, and tests with the backend as a parameter.
 CPU_TESTS = [
     *(str(path) for path in sorted((ROOT / "python_tests/ops").glob("test_*_cpu.py"))),
     *("python_tests/ops/test_residual_shift.py", "python_tests/backends/test_native.py"),
     "python_tests/csrc/test_cpu_sanitizers.py",
 ]
-# Of cases that are there by the hundred some of each kind; traces run much code and little of the kernels'.
+# A few cases of each test, and no traces, which run much other code and little of the kernels'.
 CPU_SELECTION = ["-k", "(cpu or native) and not program and not compile", "--most-cases=30"]
 RUNS = {
     "emulation": Run(["python_tests/csrc"], ["libasan.so", "libstdc++.so"], MEMORY, {"RESSHIFT_FAST_SANITIZE": "1"}),
@@ -68,14 +67,14 @@ RUNS = {
 
 
 def library(name: str) -> str | None:
-    """Path of the compiler's own library of that name, or None."""
+    """Path of the compiler's library of this name, or None."""
     found = subprocess.run([COMPILER, f"-print-file-name={name}"], capture_output=True, text=True, check=True)
     path = found.stdout.strip()
     return path if os.path.isabs(path) else None
 
 
 def environment(name: str) -> dict[str, str] | None:
-    """The environment of a run, whose library is built if it needs one; None where there is no compiler."""
+    """The environment of a run, after building its library if it needs one; None without a compiler."""
     if shutil.which(COMPILER) is None:
         return None
     run = RUNS[name]
@@ -89,20 +88,20 @@ def environment(name: str) -> dict[str, str] | None:
 
         variables["RESSHIFT_FAST_CPU_LIBRARY"] = str(cpu_build.build(name))
         variables["RESSHIFT_FAST_SANITIZED_CPU"] = name
-        # A verdict on this library would be taken for one on the installed one.
+        # A stored verdict on this library would otherwise be used for the installed one.
         variables["RESSHIFT_FAST_VERIFY"] = "0"
     return variables | {"LD_PRELOAD": " ".join(libraries)}
 
 
 def prefix() -> list[str]:
-    """What starts a process at the same addresses every time, which older versions of ThreadSanitizer need."""
+    """Command prefix that disables address randomization, which older versions of ThreadSanitizer need."""
     setarch = ["setarch", "-R"]
     allowed = shutil.which("setarch") and subprocess.run([*setarch, "true"], capture_output=True).returncode == 0
     return setarch if allowed else []
 
 
 def execute(name: str, arguments: list[str]) -> int:
-    """One run; returns pytest's exit status, or 2 where nothing was run."""
+    """Do one run; returns pytest's exit status, or 2 if nothing was run."""
     variables = environment(name)
     if variables is None:
         files = " and ".join(RUNS[name].libraries)
@@ -112,14 +111,14 @@ def execute(name: str, arguments: list[str]) -> int:
         arguments = [*RUNS[name].selection, *arguments]
     if not any(os.path.exists(argument.partition("::")[0]) for argument in arguments):
         arguments = [*(str(ROOT / path) for path in RUNS[name].tests), *arguments]
-    # A report is not written by Python, and would be lost with what pytest keeps of a process that ends.
+    # No capture: sanitizers write reports outside of Python, and captured output is lost when the process ends.
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--capture=sys", *arguments]
     print(f"sanitize: {name}", flush=True)
     return subprocess.run([*prefix(), *command], env=variables, cwd=ROOT).returncode
 
 
 def main() -> int:
-    """Run what is named; returns the first exit status that is not 0."""
+    """Do the named runs; returns the first exit status that is not 0."""
     arguments = sys.argv[1:]
     named = []
     while arguments and arguments[0] in RUNS:

@@ -35,7 +35,7 @@ FOLDERS = {
 SHORT_SIDES = (1080, 720, 480, 320, 256)
 VAL_SHORT_SIDES = (640, 360)
 CROP = 256
-# A picture that is nearly at its original size still shows its camera's interpolation and JPEG blocks.
+# A photo near its original size still shows its camera's interpolation and JPEG blocks.
 MAX_SCALE = 0.8
 
 
@@ -122,7 +122,7 @@ def _usable(image: Image.Image, short_side: int) -> bool:
 
 
 def _best_crop(image: Image.Image) -> Image.Image:
-    """The CROP × CROP window on a 32-pixel grid with the most gradient: sky tells nothing about a restoration."""
+    """The CROP × CROP window on a 32-pixel grid with the largest gradients, since smooth regions test little."""
     gray = np.asarray(image.convert("L"), dtype=np.float64)
     activity = np.abs(np.diff(gray, axis=0))[:, :-1] + np.abs(np.diff(gray, axis=1))[:-1]
     total = np.pad(activity.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
