@@ -31,7 +31,7 @@ os.environ.pop("TRITON_INTERPRET", None)
 
 import triton
 from kernel_proof import coverage, records
-from kernel_proof.budgets import Budgets, beyond_limits, budget_file, numbers
+from kernel_proof.budgets import Budgets, beyond_limits, budget_file, resources
 from kernel_proof.compilation import Compiled, compile_jobs
 from kernel_proof.report import report, settle
 
@@ -65,7 +65,7 @@ def main() -> int:
     if options.sweep:
         _print_maxima(compiled)
         return report(findings, len(jobs))
-    new.entries = {name: numbers(job, compiled[job]) for name, job in jobs.items() if compiled[job].code}
+    new.entries = {name: resources(job, compiled[job]) for name, job in jobs.items() if compiled[job].code}
     status = settle(file, new, findings, whole=options.only == [""], update=options.update, command=COMMAND)
     if options.update and status != 2:
         kept = records.but_of(recorded, options.arch) if options.only == [""] else recorded
@@ -78,7 +78,7 @@ def _not_taken_over(keys: dict[Job, str], known: dict[Job, Compiled], lot: str |
     if lot is None:
         return set(keys)
     drawn = {job for job in known if records.is_drawn(keys[job], lot)}
-    print(f"{len(known)} of {len(keys)} kernels are as they were; {len(drawn)} of them are compiled all the same")
+    print(f"{len(known)} of {len(keys)} kernels are unchanged; {len(drawn)} of them are compiled nevertheless")
     return keys.keys() - known | drawn
 
 

@@ -68,7 +68,7 @@ def bad(tmp_path_factory) -> SimpleNamespace:
 @pytest.mark.parametrize(
     ("kernel", "text"),
     [
-        ("short_address_kernel", "may wrap is part of an address: kernels/bad_kernels.py:"),
+        ("short_address_kernel", "may overflow is part of an address: kernels/bad_kernels.py:"),
         ("narrow_kernel", "no access to global memory moves 128 bits"),
         ("spilling_kernel", "spill into local memory"),
         ("tf32_kernel", "rounds its inputs to tf32"),
@@ -120,7 +120,7 @@ def test_on_another_triton_only_limits_hold(bad, tmp_path):
     Budgets({"triton": "0.0", "fp_fusion": True}).save(file)
     options = ("--launch-cases", BAD_KERNELS, "--arch", 86, "--budgets", file)
     result = budgets_command(*options, "--only", "sound", "short")
-    assert "numbers are not compared" in result.stdout
+    assert "resources are not compared" in result.stdout
     assert result.returncode == 1 and "short_address_kernel" in result.stderr and "sound_kernel" not in result.stderr
 
 

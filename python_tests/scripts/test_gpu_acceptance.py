@@ -287,7 +287,7 @@ def test_the_summary_says_each_step_and_what_was_measured(tmp_path):
     assert result.summary(table, made).splitlines() == [
         "one    passed in 3 of 10 s (1 row)",
         "two    failed in 1 of 2 s (2 failed) - why",
-        "three  had no turn",
+        "three  was not run",
         "",
         "one",
         "a      b",
@@ -396,4 +396,4 @@ def test_a_run_that_is_stopped_keeps_what_it_had(number, tmp_path):
     written = read(tmp_path)
     assert written["ended"] == f"stopped by {signal.Signals(number).name}"
     assert written["steps"]["operators"]["verdict"] == "stopped" and "tune" not in written["steps"]
-    assert "tune" in stdout and "had no turn" in stdout
+    assert "tune" in stdout and "was not run" in stdout

@@ -1,1 +1,1 @@
-"""The parts of scripts/gpu_acceptance.py: its table of steps, how one is run, where, and what is written of it."""
+"""The parts of scripts/gpu_acceptance.py: the table of steps, how and where one is run, and the result file."""

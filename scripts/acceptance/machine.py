@@ -1,4 +1,4 @@
-"""What the steps run on: the GPU, the versions, the installed package, and the folder in which its tests find it."""
+"""What the steps run on: the GPU, the versions, the installed package, and the folder that the tests run in."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-# What the steps read. The package is not among them: beside them it would be found instead of the installed one.
+# What the steps read, without the package: Python would import a copy here instead of the installed one.
 CARRIED = ("benchmarks", "examples", "python_tests", "scripts", "csrc", "Makefile", "README.md", "pyproject.toml")
 IGNORED = shutil.ignore_patterns("__pycache__", "results")
 PROBE_SECONDS = 120.0  # the first import of torch can take long
@@ -38,17 +38,17 @@ print(json.dumps(found))
 
 
 class Unusable(RuntimeError):
-    """Why nothing can be run here, in one line."""
+    """Nothing can be run here; the message is one line."""
 
 
 def probe(rehearsal: bool = False) -> dict[str, Any]:
-    """The machine, as a process of its own sees it that imports the installed package.
+    """The machine, as found by a process that imports the installed package.
 
     Raises:
-        Unusable: where something is missing that every step needs; a rehearsal needs no GPU and no CUDA library.
+        Unusable: if something is missing that every step needs; a rehearsal needs no GPU and no CUDA library.
     """
     try:
-        # -I leaves out the folder at hand, in which there may be a copy that is not installed.
+        # -I excludes the current folder, which may contain a copy that is not installed.
         done = subprocess.run(
             [sys.executable, "-I", "-c", PROBE], capture_output=True, text=True, timeout=PROBE_SECONDS
         )
@@ -67,14 +67,14 @@ def probe(rehearsal: bool = False) -> dict[str, Any]:
 
 
 def last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["it said nothing"])[-1][:300]
+    return (text.strip().splitlines() or ["no output"])[-1][:300]
 
 
 def place(package: str, folder: Path) -> Path:
-    """Where the steps run, so that `import resshift_fast` gives the installed package from there too.
+    """The folder to run the steps in, where `import resshift_fast` finds the installed package.
 
-    An editable installation is the checkout itself. Any other one would be hidden by the checkout's own folder, so
-    everything else is copied.
+    An editable installation is the checkout itself. Any other one would be shadowed by the checkout's folder, so what
+    the steps read is copied.
 
     Args:
         package: the file of the installed package.

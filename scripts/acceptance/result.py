@@ -1,4 +1,4 @@
-"""What is written of the steps while they run and afterwards: one JSON, the summary, the log and a few files."""
+"""The result of the steps, updated while they run: one JSON, the summary, the log and a few files."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ MOST_ROWS = 20  # of a table in the summary
 
 
 class Results:
-    """Collects the steps' results and has them on disk after each.
+    """Collects the steps' results and writes them to disk after each.
 
     Args:
-        folder: made if need be.
+        folder: created if needed.
         stem: name of the files without their suffix.
-        machine: what it is run on.
+        machine: what the steps run on.
         budget: seconds in all.
 
     Raises:
-        OSError: where nothing can be written.
+        OSError: if nothing can be written.
     """
 
     def __init__(self, folder: Path, stem: str, machine: dict[str, Any], budget: float):
         self.folder, self.path = folder, folder / f"{stem}.json"
         self.log = self.path.with_suffix(".log")
         self.steps: dict[str, dict[str, Any]] = {}
-        self.problem = ""  # why something is not on disk
+        self.problem = ""  # why something could not be written
         self._files = {self.path, self.log}
         started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self._head = {"machine": machine, "budget": budget, "started": started, "ended": None}
@@ -43,20 +43,20 @@ class Results:
         self._write()
 
     def put(self, name: str, result: dict[str, Any]) -> None:
-        """Take a step's result in place of its earlier one."""
+        """Replace a step's result by a newer one."""
         self.steps[name] = result
         self.save()
 
     def save(self) -> None:
-        """Write everything anew; a full disk is remembered, and ends nothing."""
+        """Write everything again; errors such as a full disk are recorded and do not end the run."""
         try:
             self._write()
         except OSError as error:
             self.problem = f"{self.path} could not be written: {error}"
 
     def finish(self, why: str = "") -> None:
-        """Say that nothing more comes: every step had its turn, or why not."""
-        self._head["ended"] = why or "every step had its turn"
+        """Mark the result as final: every step was run, or why not."""
+        self._head["ended"] = why or "every step was run"
         self.save()
 
     def _write(self) -> None:
@@ -66,7 +66,7 @@ class Results:
         beside.replace(self.path)
 
     def keep_files(self, step: Step, folder: Path) -> None:
-        """Add a step's output to the log, and its files to those beside the result, as far as there is room."""
+        """Add a step's output to the log, and copy its files beside the result, up to the size limit."""
         try:
             self._append(step.name, running.tail(folder / "output.txt", STEP_LOG_BYTES))
             for path in (path for pattern in step.files for path in sorted(folder.glob(pattern))):
@@ -86,7 +86,7 @@ class Results:
 
     @property
     def failed(self) -> list[str]:
-        """Steps that did not pass, but for those that may be cut short and those whose program is not here."""
+        """Steps that failed, except those that may be cut short and those whose program is not installed."""
         fine = (running.PASSED, running.CUT, running.ABSENT)
         return [name for name, result in self.steps.items() if result["verdict"] not in fine]
 
@@ -109,7 +109,7 @@ def summary(steps: list[Step], results: Results) -> str:
     """A table of the steps, and of what some of them measured."""
     width = max(len(step.name) for step in steps)
     found = results.steps
-    lines = [f"{s.name:<{width}}  {line(found[s.name]) if s.name in found else 'had no turn'}" for s in steps]
+    lines = [f"{s.name:<{width}}  {line(found[s.name]) if s.name in found else 'was not run'}" for s in steps]
     for step in steps:
         for name, content in found.get(step.name, {}).get("tables", {}).items():
             if step.shown and (shown := notable(running.rows(name, content))):
@@ -118,14 +118,14 @@ def summary(steps: list[Step], results: Results) -> str:
 
 
 def notable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """All rows of a short table, and of a long one those with a problem, as many as one reads."""
+    """All rows of a short table, or the first rows with a problem of a long one."""
     if len(rows) > MOST_ROWS:
         rows = [row for row in rows if row.get("problem")]
     return rows[:MOST_ROWS]
 
 
 def aligned(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
-    """Rows as text, a column under its heading."""
+    """Rows as a text table with headings."""
     cells = [list(columns), *([_short(row.get(name)) for name in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(t.ljust(w) for t, w in zip(c, widths, strict=True)).rstrip() for c in cells)

@@ -1,4 +1,4 @@
-"""How one step is run: for so long, with all the processes that it starts, and what is known of it afterwards."""
+"""Runs one step with a time limit, ends all processes that it started, and collects its result."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from acceptance.steps import Step
 
 PASSED, FAILED, ABSENT, LATE, CUT = "passed", "failed", "could not run", "no time left", "cut short"
 RUNNING = "running"
-LEAST_SECONDS = 5.0  # with less, a step is not begun
-GRACE = 5.0  # seconds that a step has to end by itself, once asked to
-LAST_SECONDS = 2.0  # that its processes have to be gone, once killed
-GLANCE = 5.0  # seconds between two looks at what a running step has written
-TAIL = 4000  # characters of a step's output that the result keeps
-# pytest -v, by itself and with workers: "file::test PASSED [ 1%]" and "[gw0] [ 1%] PASSED file::test".
+LEAST_SECONDS = 5.0  # with less, a step is not started
+GRACE = 5.0  # seconds for a step to end by itself after SIGTERM
+LAST_SECONDS = 2.0  # seconds for its processes to disappear after SIGKILL
+GLANCE = 5.0  # seconds between updates of the result of a running step
+TAIL = 4000  # characters at the end of a step's output that the result keeps
+# pytest -v, without and with workers: "file::test PASSED [ 1%]" and "[gw0] [ 1%] PASSED file::test".
 OUTCOME = re.compile(r"^(?:\S+::.* |\[gw\d+\] \[ *\d+%\] )(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
 
 Result = dict[str, Any]
 
 
 def seconds_for(step: Step, later: list[Step], left: float) -> float:
-    """What a step may take of the seconds that are left, in proportion to the shares of those that come later."""
+    """A step's part of the seconds left, in proportion to its share among those of the steps left."""
     return left * step.share / (step.share + sum(other.share for other in later))
 
 
@@ -46,11 +46,11 @@ def run(
     """Run one step, and end all of its processes.
 
     Args:
-        step: which.
+        step: the step.
         folder: for its output, output.txt, and its tables.
-        seconds: after which it is ended.
-        place: where it runs.
-        environment: beside the step's own variables.
+        seconds: its time limit.
+        place: the folder that it runs in.
+        environment: variables besides the step's own.
         keep: called every few seconds with the result so far.
 
     Returns:
@@ -77,7 +77,7 @@ def run(
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # a group of its own, which is ended as a whole
+            start_new_session=True,  # a new process group, which is ended as a whole
         )
         try:
             while process.poll() is None and (left := start + seconds - time.monotonic()) > 0:
@@ -92,12 +92,12 @@ def run(
 
 
 def judge(step: Step, code: int | None, seconds: float, counts: dict[str, int] | None) -> Result:
-    """The verdict, and what is the matter if anything is.
+    """(verdict, problem or "").
 
     Args:
-        step: which.
+        step: the step.
         code: its exit status, None if it had to be ended.
-        seconds: that it had.
+        seconds: its time limit.
         counts: pytest's outcomes.
     """
     if code is None:
@@ -118,24 +118,24 @@ def signal_name(number: int) -> str:
 
 
 def end(process: subprocess.Popen) -> None:
-    """End a process and everything of its group, at once what does not end when asked."""
+    """End a process and its group, with SIGKILL for processes that do not end after SIGTERM."""
     deadline = time.monotonic() + GRACE
     told = _tell(process, signal.SIGTERM)
     while told and time.monotonic() < deadline:
-        process.poll()  # its parent has to know of its end, or it stays in the group
+        process.poll()  # reaps the process, which otherwise stays in the group as a zombie
         if not _tell(process, 0):
             return
         time.sleep(0.05)
     _tell(process, signal.SIGKILL)
     process.wait()
-    # What is killed gives back a GPU's memory a little later. Where nobody asks for its end it stays in the group.
+    # A killed process releases GPU memory a little later. Processes that no parent reaps stay in the group.
     deadline = time.monotonic() + LAST_SECONDS
     while _tell(process, 0) and time.monotonic() < deadline:
         time.sleep(0.05)
 
 
 def _tell(process: subprocess.Popen, number: int) -> bool:
-    """Send a signal to the process's group; whether there is any of it left."""
+    """Send a signal to the process's group; returns whether any process is left."""
     try:
         os.killpg(process.pid, number)
     except (ProcessLookupError, PermissionError):
@@ -144,7 +144,7 @@ def _tell(process: subprocess.Popen, number: int) -> bool:
 
 
 def tail(path: Path, length: int = TAIL) -> str:
-    """The end of a text file, empty where there is none."""
+    """The end of a text file; empty if the file does not exist."""
     with suppress(OSError), open(path, "rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - length))
         return file.read().decode(errors="replace")
@@ -152,7 +152,7 @@ def tail(path: Path, length: int = TAIL) -> str:
 
 
 def outcomes(path: Path) -> dict[str, int]:
-    """How many tests passed, failed and so on so far, by the output of pytest -v."""
+    """Number of tests by outcome so far, from the output of pytest -v."""
     counts: dict[str, int] = {}
     with suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
@@ -163,7 +163,7 @@ def outcomes(path: Path) -> dict[str, int]:
 
 
 def tables(step: Step, folder: Path) -> dict[str, Any]:
-    """What the step has written so far, by file name; a file that is not whole yet is left out."""
+    """The step's tables so far, by file name; incomplete files are left out."""
     found = {}
     for path in (path for pattern in step.tables for path in sorted(folder.glob(pattern))):
         with suppress(OSError, ValueError, csv.Error):

@@ -1,9 +1,9 @@
-"""One photo by the embedded model with each backend: that its kernels are there and give the plain path's picture.
+"""Restore a photo by the embedded model with each backend: checks that its kernels run and match the plain path.
 
     python scripts/acceptance/smoke.py --device cuda --dtype bfloat16 --backend cuda triton --csv smoke.csv
 
-Each backend has a process of its own, so that one that breaks its CUDA context leaves the others theirs. The exit
-status is 1 if a backend is missing, was found wrong by its verification, or gives another picture than plain float32.
+Each backend runs in its own process, so that a broken CUDA context does not affect the others. The exit status is 1 if
+a backend is missing, failed its verification, or gives a different result than plain float32.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ MODEL = "nano-x4"
 
 
 class Restorer:
-    """A photo that is restored with a backend.
+    """The restoration of a photo with a backend.
 
     Args:
-        backend: which. device, dtype: as in `Pipeline.from_pretrained`. size: of the photo's middle, in pixels.
+        backend: its name. device, dtype: as in `Pipeline.from_pretrained`. size: side of the central crop in pixels.
     """
 
     def __init__(self, backend: str, device: str, dtype: str, size: int):
@@ -43,7 +43,7 @@ class Restorer:
         self.photo = np.asarray(photo.crop((left, top, left + size, top + size)))
 
     def restore(self) -> dict[str, Any]:
-        """Restore three times, the second of which may capture a CUDA graph for the third: what came of it."""
+        """Restore three times, since the second call may capture a CUDA graph for the third; returns the result."""
         if reason := unavailable(self.backend):
             raise ValueError(reason)
         with use_backend(self.backend), warnings.catch_warnings(record=True) as caught:
@@ -63,7 +63,7 @@ class Restorer:
 
 
 def row(backend: str, args: argparse.Namespace, expected: np.ndarray) -> dict[str, Any]:
-    """What a backend did, and what is the matter with it."""
+    """The row of a backend, with its problem if there is one."""
     try:
         with Worker(Restorer, backend, args.device, args.dtype, args.size) as worker:
             found = worker.call("restore")
@@ -74,7 +74,7 @@ def row(backend: str, args: argparse.Namespace, expected: np.ndarray) -> dict[st
     if not problem and backend != "reference" and not found["kernels"]:
         problem = "none of its kernels ran"
     if not problem and not agreement >= LEAST_PSNR[args.dtype]:
-        problem = f"{agreement:.1f} dB beside plain float32, expected at least {LEAST_PSNR[args.dtype]:g}"
+        problem = f"{agreement:.1f} dB against plain float32, expected at least {LEAST_PSNR[args.dtype]:g}"
     figures = {"first s": f"{found['first']:.2f}", "again s": f"{found['again']:.3f}", "psnr dB": f"{agreement:.1f}"}
     return {"backend": backend, "kernels": found["kernels"], **figures, "problem": problem}
 

@@ -1,4 +1,4 @@
-"""Takes the place of compute-sanitizer where there is no GPU: runs the program that it is given, without a look at it.
+"""Replaces compute-sanitizer on a machine without a GPU: runs the given program without checking it.
 
 python stand_in.py --tool racecheck --error-exitcode 9 python -m pytest ...
 """
@@ -8,7 +8,7 @@ import sys
 
 
 def main(arguments: list[str]) -> None:
-    """Leave out the options, each with its value, and become the program."""
+    """Skip the options, each with its value, and execute the program."""
     while arguments and arguments[0].startswith("--"):
         arguments = arguments[2:]
     os.execvp(arguments[0], arguments)

@@ -1,4 +1,4 @@
-"""What is proved and measured on a GPU, the most telling first, and the share of the time that each step may take."""
+"""The checks and measurements on a GPU, the most important first, and the share of the time for each step."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ class Step:
 
     Args:
         name: in the result.
-        share: of the whole time; those of all steps together are 1. What a step leaves is shared by the later ones.
-        command: what runs; "{folder}" stands for a folder that is read while it runs and afterwards.
+        share: of the whole time; all shares add up to 1. Time that a step does not use goes to the later ones.
+        command: what runs; "{folder}" is replaced by a folder that is read while it runs and afterwards.
         tables: CSV and JSON files in the folder that go into the result.
-        files: others in the folder that are kept beside the result.
-        shown: columns of the tables that the summary prints, of long ones the rows with a problem.
+        files: other files in the folder that are kept beside the result.
+        shown: columns of the tables that the summary prints; of long tables only rows with a problem.
         tool: program that has to be installed.
-        tests: whether it is pytest, of which at least one test has to pass.
-        may_be_cut: whether it may outrun its time, and what it has written counts; of tests none may have failed.
-        environment: variables that it gets.
+        tests: whether it runs pytest; at least one test has to pass.
+        may_be_cut: whether it may exceed its time; what it has written is used, and no test may have failed.
+        environment: additional variables.
     """
 
     name: str
@@ -37,14 +37,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of it is done: all of it on a GPU, or as little as shows that every step works.
+    """The extent of the steps: complete on a GPU, or minimal for a rehearsal.
 
     Args:
-        device, backends, model, dtype: what runs. photo: side of the photo of the first step in pixels, which restores
-            it with the backends of `restored`.
-        sizes: (side, pictures) of the whole restorations. providers, compiled: of these, and what has steps
-            of its own.
-        runs: timed ones of each.
+        device, backends, model, dtype: what runs. photo: side of the first step's photo in pixels, which is restored
+            with the backends of `restored`.
+        sizes: (side, images) of the whole restorations. providers, compiled: those of these restorations, and those
+            that have separate steps.
+        runs: timed runs of each.
         jobs: processes that check operators, and that run tests.
         checked, timed: options of scripts/check_operators.py and benchmarks/operators.py.
         profiled: options of scripts/profile_nsys.sh. tuned: those of bench tune.
@@ -93,7 +93,7 @@ GPU = Scale(
     sanitizer=("compute-sanitizer",),
     tests=("-n", "8"),
 )
-# As little as possible on a CPU: the plumbing is what is rehearsed.
+# As little as possible, on a CPU: a rehearsal tests that the steps work together.
 _ONE_OPERATOR = ("--op", "posterior_step")
 REHEARSAL = Scale(
     device="cpu",
@@ -118,9 +118,9 @@ REHEARSAL = Scale(
 
 ON_GPU = "python_tests/test_on_gpu.py"
 KERNELS = "python_tests/kernels"
-# What an allocation of torch's own cache would hide is out of bounds; a capture cannot do without that cache.
+# torch's caching allocator is off, because it would hide accesses out of bounds; captures need it.
 SANITIZED = ("-k", "float16 and not bfloat16 and not bitwise and not captured and not graph")
-# On a CPU the tests of the first are skipped, which would be a failure.
+# On a CPU the tests of the first file are skipped, which would count as a failure.
 TESTED = {
     "cuda": {
         "memcheck": (ON_GPU, f"{KERNELS}/test_residual_shift.py", f"{KERNELS}/test_window_attention.py", *SANITIZED),
@@ -152,7 +152,7 @@ def restoration(scale: Scale, name: str, share: float, size: tuple[int, int], *p
 
 
 def steps(scale: Scale = GPU) -> list[Step]:
-    """All of them, in order."""
+    """All steps, in order."""
     python, tests = sys.executable, TESTED[scale.device]
     backends = ("--backend", *scale.backends)
     whole = [f"restorations {size}x{size}, batch {batch}" for size, batch in scale.sizes]

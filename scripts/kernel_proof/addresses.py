@@ -1,11 +1,10 @@
-"""Find addresses that wrap: a walk over a kernel's Triton IR with the interval of every integer.
+"""Find address computations that may overflow, by interval analysis of a kernel's Triton IR.
 
-Program ids lie in the grid's limits, and 32-bit arguments are sizes, from 0 to 2³¹ − 1. From there every integer has
-an interval. A 32-bit product or shift whose interval leaves 32 bits may wrap, and what is computed from it may be
-wrong: if that is an offset of an address, it is reported. Products are exact in 64 bits, so the cure is to extend a
-factor first (`tl.program_id(0).to(tl.int64)`). A program id that is a remainder of something small needs none.
-A sum alone is not reported: its terms are sizes and positions that fit by themselves. Masks are not followed: they
-compare what the addresses are made of.
+Program ids are within the grid's limits, and 32-bit arguments are sizes, from 0 to 2³¹ − 1. The interval of every other
+integer follows. A 32-bit product or shift whose interval exceeds 32 bits may overflow, and is reported if it is part of
+an address. The remedy is to extend a factor to 64 bits first (`tl.program_id(0).to(tl.int64)`), unless the program id
+is a remainder of something small. A sum alone is not reported: its terms are sizes and positions that fit. Masks are
+not analysed: they compare the integers that addresses are made of.
 """
 
 import linecache
@@ -18,7 +17,7 @@ from pathlib import Path
 from .ir import Op, locations, parse
 
 _AXIS_PROGRAMS = {"x": 2**31 - 1, "y": 65_535, "z": 65_535}
-# Operators that return one of the integers they are given, or the same one in another shape or width.
+# Operators that return one of their operands, or the same integer in another shape or width.
 _SAME = {
     *("arith.extsi", "arith.trunci", "arith.index_cast", "arith.select", "tt.splat", "tt.broadcast"),
     *("tt.expand_dims", "tt.reshape", "tt.trans", "tt.split", "tt.join", "tt.cat", "tt.gather"),
@@ -29,14 +28,14 @@ _SINKS = re.compile(r"tt\.(addptr|advance|make_tensor_ptr|make_tensor_descriptor
 
 @dataclass(frozen=True)
 class Interval:
-    """Range of an integer, and the lines of the products in its past that may have wrapped."""
+    """Interval of an integer, and the lines of the products that it depends on and that may have overflowed."""
 
     low: int
     high: int
     wraps: frozenset[str] = frozenset()
 
     def join(self, other: "Interval") -> "Interval":
-        """The smallest interval with both."""
+        """The smallest interval that contains both."""
         return Interval(min(self.low, other.low), max(self.high, other.high), self.wraps | other.wraps)
 
 
@@ -48,17 +47,17 @@ def _full(width: int | None, wraps: frozenset[str] = frozenset()) -> Interval:
 
 
 def wrapping_addresses(ttir: str) -> list[str]:
-    """One line a place in a kernel's Triton IR where a 32-bit product may wrap on its way into an address."""
+    """One line for each place in a kernel's Triton IR where a 32-bit product in an address may overflow."""
     module, places = parse(ttir), locations(ttir)
     found: set[str] = set()
     for function in module:
         if function.name == "tt.func":
             _Walk(places, found).function(function)
-    return [f"a 32-bit product that may wrap is part of an address: {_source(place)}" for place in sorted(found)]
+    return [f"a 32-bit product that may overflow is part of an address: {_source(place)}" for place in sorted(found)]
 
 
 def _source(place: str) -> str:
-    """A place with its line's text, and the file's last folder in place of its path."""
+    """A place as FOLDER/FILE:LINE with the line's text."""
     file, _, line = place.rpartition(":")
     text = linecache.getline(file, int(line)).strip() if line.isdigit() else ""
     return f"{'/'.join(Path(file).parts[-2:])}:{line} `{text}`"
@@ -76,7 +75,7 @@ class _Walk:
         self.block(op.regions[0])
 
     def block(self, ops: Iterable[Op]) -> list[Interval]:
-        """Walk a region; returns what its terminator yields."""
+        """Visit a region; returns what its terminator yields."""
         for op in ops:
             if op.name in ("scf.yield", "scf.condition"):
                 return [self.value(name) for name in op.operands]
@@ -98,7 +97,7 @@ class _Walk:
         else:
             arguments = [self.value(name) for name in op.operands]
             if _SINKS.fullmatch(op.name):
-                # Of `tt.addptr` the first operand is the pointer, which is no integer.
+                # The first operand of `tt.addptr` is the pointer, which is not an integer.
                 self.found.update(*(x.wraps for x in arguments))
             chooses = op.name in _REDUCTIONS and all(inner.name in _CHOOSING for inner in op.regions[0])
             results = arguments if chooses else [self.compute(op, arguments)]
@@ -146,7 +145,7 @@ class _Walk:
         if op.name == "arith.extui":
             return arguments[0] if arguments[0].low >= 0 else _full(op.width, wraps)
         if op.name == "arith.cmpi" or op.name not in _ARITHMETIC:
-            # Masks, loaded integers and bit tricks: any value, and not wrong because an operand has wrapped before.
+            # Masks, loaded integers and bit operations: any value, and no longer affected by an operand's overflow.
             carries = op.name in _REDUCTIONS or (op.name.startswith("arith.") and op.name != "arith.cmpi")
             return _full(op.width, wraps if carries else frozenset())
         low, high = _ARITHMETIC[op.name](*arguments)
@@ -158,7 +157,7 @@ class _Walk:
 
 
 def _widened(old: Interval, new: Interval) -> Interval:
-    """`old`, and where `new` leaves it, up to the limits of a type: so loops are walked a few times at most."""
+    """Widening: bounds of `old` that `new` exceeds become the type's limits, so that loops converge quickly."""
     limits = [limit for limit in (_full(32), _full(64)) if limit.low <= new.low and new.high <= limit.high]
     low = old.low if new.low >= old.low else limits[0].low
     high = old.high if new.high <= old.high else limits[0].high
@@ -166,7 +165,7 @@ def _widened(old: Interval, new: Interval) -> Interval:
 
 
 def _clamped(x: Interval, width: int | None) -> Interval:
-    """What is left of an exact interval in a type, if sums don't wrap."""
+    """An exact interval clipped to a type, assuming that sums don't overflow."""
     limits = _full(width)
     return Interval(min(max(x.low, limits.low), limits.high), max(min(x.high, limits.high), limits.low), x.wraps)
 
@@ -180,7 +179,7 @@ def _constant(text: str) -> Interval:
 
 
 def _corners(function: Callable[[int, int], int]) -> Callable[[Interval, Interval], tuple[int, int]]:
-    """Limits of a function that is monotonous in each argument."""
+    """Interval of a function that is monotonic in each argument."""
 
     def limits(a: Interval, b: Interval) -> tuple[int, int]:
         corners = [function(x, y) for x in (a.low, a.high) for y in (b.low, b.high)]
@@ -190,7 +189,7 @@ def _corners(function: Callable[[int, int], int]) -> Callable[[Interval, Interva
 
 
 def _divided(a: Interval, b: Interval) -> tuple[int, int]:
-    """Division by a size, which is at least 1 where it is not undefined."""
+    """Division by a size, which is at least 1 if the division is defined."""
     if b.high < 1 or b.low < 0:
         bound = max(abs(a.low), abs(a.high))
         return -bound, bound
@@ -247,7 +246,7 @@ _ARITHMETIC: dict[str, Callable[[Interval, Interval], tuple[int, int]]] = {
 }
 _PRODUCTS = {"arith.muli", "arith.shli"}
 _REDUCTIONS = {"tt.reduce", "tt.scan"}
-# What a reduction may consist of whose every result is one of the integers it is given, as in a minimum and its index.
+# Operators of a reduction whose results are all among its inputs, such as a minimum and its index.
 _CHOOSING = {
     *("arith.cmpi", "arith.cmpf", "arith.select", "arith.ori", "arith.andi", "arith.minsi", "arith.maxsi"),
     *("arith.minui", "arith.maxui", "arith.maximumf", "arith.minimumf", "arith.maxnumf", "arith.minnumf"),

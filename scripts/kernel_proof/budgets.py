@@ -1,4 +1,4 @@
-"""What kernels are allowed to need: the budget file, hard limits, and how a compiled kernel is compared with them."""
+"""Resource limits of kernels: the budget file, hard limits, and the comparison of a compiled kernel with them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,10 @@ from .machine_code import SHARED_LIMIT, MachineCode
 
 @dataclass(frozen=True)
 class Exemption:
-    """A limit that some budget entries need not keep.
+    """An exemption of some budget entries from a limit.
 
     Args:
-        pattern: of the entries' names, with the wildcards of a shell.
+        pattern: of the entries' names, with shell wildcards.
         limit: "spill", "narrow" (no 128-bit access), "address", "tf32" or "matrix".
         reason: why.
         text: part of the finding's text, such as the line of source that an address comes from.
@@ -29,17 +29,17 @@ class Exemption:
     text: str = ""
 
     def covers(self, entry: str, limit: str, text: str) -> bool:
-        """Whether an entry need not keep a limit."""
+        """Whether an entry is exempt from a limit."""
         return limit == self.limit and self.text in text and fnmatchcase(entry, self.pattern)
 
 
 @dataclass
 class Budgets:
-    """A budget file: numbers that hold for one version of a compiler.
+    """A budget file: resources of kernels compiled by one version of a compiler.
 
     Args:
-        compiler: what the numbers depend on, by name: {"triton": "3.9.0", "fp_fusion": True}.
-        entries: "kernel case sm_90" to the numbers, by name.
+        compiler: what the resources depend on, by name: {"triton": "3.9.0", "fp_fusion": True}.
+        entries: "kernel case sm_90" to the resources, by name.
     """
 
     compiler: dict[str, str | bool]
@@ -47,19 +47,19 @@ class Budgets:
 
     @property
     def architectures(self) -> set[int]:
-        """Those that have entries."""
+        """The architectures that have entries."""
         return {architecture(name) for name in self.entries}
 
     @classmethod
     def load(cls, file: Path) -> "Budgets | None":
-        """Read a budget file; None where there is none."""
+        """Read a budget file; None if it does not exist."""
         if not file.exists():
             return None
         content = json.loads(file.read_text())
         return cls(entries=content.pop("entries"), compiler=content)
 
     def save(self, file: Path) -> None:
-        """Write the file, one line an entry, in an order that does not depend on the launch cases'."""
+        """Write the file, one line per entry, in an order that does not depend on that of the launch cases."""
         head = "".join(f" {json.dumps(key)}: {json.dumps(value)},\n" for key, value in self.compiler.items())
         names = sorted(self.entries, key=lambda name: (*name.split()[:2], architecture(name)))
         lines = [f"  {json.dumps(name)}: {json.dumps(self.entries[name])}" for name in names]
@@ -67,7 +67,7 @@ class Budgets:
 
 
 def architecture(entry: str) -> int:
-    """Of "kernel case sm_90" 90."""
+    """The architecture of an entry: 90 of "kernel case sm_90"."""
     return int(entry.rsplit("_", 1)[1])
 
 
@@ -88,7 +88,7 @@ def budget_file(folder: Path, triton: str, update: bool) -> Path:
     return max(folder.glob("triton-*.json"), key=lambda path: version(path.stem.removeprefix("triton-")))
 
 
-def numbers(job: Job, compiled: Compiled) -> dict[str, int | str]:
+def resources(job: Job, compiled: Compiled) -> dict[str, int | str]:
     """A compiled kernel's budget entry."""
     return {"warps": job.num_warps, "stages": job.num_stages, **asdict(compiled.code)}
 
@@ -96,13 +96,13 @@ def numbers(job: Job, compiled: Compiled) -> dict[str, int | str]:
 def beyond_limits(
     jobs: Mapping[str, Job], compiled: Mapping[Job, Compiled], exemptions: Sequence[Exemption], whole: bool
 ) -> list[tuple[str, str]]:
-    """(entry, what is wrong) of what has to hold on any version of Triton.
+    """(entry, what is wrong) for the limits of all versions of Triton.
 
     Args:
         jobs: by entry.
-        compiled: what came out of them.
+        compiled: their results.
         exemptions: from these limits.
-        whole: whether the jobs are all there are; then an exemption that none needs is wrong too.
+        whole: whether these are all jobs; an exemption that none of them needs is then reported too.
     """
     broken = {}
     for name, job in jobs.items():
@@ -114,7 +114,7 @@ def beyond_limits(
 def not_exempt(
     broken: Mapping[str, Sequence[tuple[str, str]]], exemptions: Sequence[Exemption], whole: bool
 ) -> list[tuple[str, str]]:
-    """(entry, what is wrong) without what is exempt, and, if `whole`, with the exemptions that nothing needs.
+    """(entry, what is wrong) of entries that are not exempt and, if `whole`, of exemptions that no entry needs.
 
     Args:
         broken: entry to (limit, what is wrong). exemptions, whole: as in `beyond_limits`.
@@ -143,9 +143,9 @@ def limits_broken(code: MachineCode, arch: int) -> list[tuple[str, str]]:
 
 
 def beyond_budgets(old: Budgets, new: Budgets, whole: bool) -> list[tuple[str, str]]:
-    """(entry, text) of what is worse than its budget or has none; the architectures are those that both have.
+    """(entry, text) of entries that exceed their budget or have none, for the architectures that both have.
 
-    If `new` is all that these architectures have, also of stale entries.
+    If `new` is complete for these architectures, stale entries are reported too.
     """
     common = old.architectures & new.architectures
     findings = [
@@ -161,7 +161,7 @@ def beyond_budgets(old: Budgets, new: Budgets, whole: bool) -> list[tuple[str, s
 
 
 def _over_budget(ours: Mapping[str, int | str], budget: Mapping[str, int | str] | None) -> list[str]:
-    """Where an entry's numbers are worse than its budget."""
+    """The resources in which an entry exceeds its budget, as text."""
     if budget is None:
         return ["has no entry in the budget file"]
     found = [
@@ -187,7 +187,7 @@ def _over_budget(ours: Mapping[str, int | str], budget: Mapping[str, int | str] 
 
 
 def differences(old: Mapping[str, Mapping], new: Mapping[str, Mapping]) -> list[str]:
-    """What an update changes, one line an entry."""
+    """What an update changes, one line per entry."""
     lines = []
     for name in sorted({*old, *new}):
         before, after = old.get(name), new.get(name)

@@ -1,6 +1,6 @@
-"""What the compiler made of a job, for all jobs of a list.
+"""Compiles a list of jobs and checks the compiler's output.
 
-Must be imported in a process without TRITON_INTERPRET: the interpreter takes the place of the compiler for good.
+Must be imported in a process without TRITON_INTERPRET, because kernels are decorated for the interpreter otherwise.
 """
 
 import os
@@ -23,12 +23,12 @@ from .machine_code import MachineCode, plain_tf32_dots, unserved_dots
 
 @dataclass(frozen=True)
 class Compiled:
-    """What came out of a job.
+    """The result of a job.
 
     Args:
         code: the machine code, None if there is none.
-        violations: (limit, text) of what the compiler's own output shows to be wrong.
-        seconds: of compiling.
+        violations: (limit, text) of violations that the compiler's output shows.
+        seconds: of the compilation.
     """
 
     code: MachineCode | None
@@ -37,7 +37,7 @@ class Compiled:
 
 
 def compile_job(job: Job) -> Compiled:
-    """Compile one job and look at the result."""
+    """Compile one job and check the result."""
     start = time.perf_counter()
     try:
         compiled = ahead.compile_job(job)
@@ -52,12 +52,12 @@ def compile_job(job: Job) -> Compiled:
 
 
 def compile_jobs(jobs: Iterable[Job], workers: int, cache: Path | None = None) -> Iterator[tuple[Job, Compiled]]:
-    """Compile jobs in so many processes; yields each as it is done.
+    """Compile jobs in parallel processes; yields each when it is done.
 
     Args:
         jobs: what to compile.
-        workers: number of processes; one is this process itself.
-        cache: folder in which Triton finds and keeps what it compiled; None compiles everything anew.
+        workers: number of processes; with 1, this process compiles.
+        cache: Triton's cache folder; None compiles everything again.
     """
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise RuntimeError("kernels can't be compiled in a process with TRITON_INTERPRET=1")

@@ -1,4 +1,4 @@
-"""Which kernels the launch cases start, and whether that is all of them."""
+"""Which kernels the launch cases launch, and whether that is all of them."""
 
 import ast
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ def recorded(case: "LaunchCase", arch: int) -> list[Any]:
 
 
 def entries(launch_cases: Sequence["LaunchCase"], architectures: Sequence[int]) -> dict[str, Job]:
-    """Budget entry to job: "kernel case sm_90", with #2 where a launch case starts a kernel in a second way."""
+    """Budget entry to job: "kernel case sm_90", with #2 if a launch case launches a kernel in a second way."""
     jobs: dict[str, Job] = {}
     for arch in architectures:
         for case in launch_cases:
@@ -40,7 +40,7 @@ def entries(launch_cases: Sequence["LaunchCase"], architectures: Sequence[int]) 
 
 
 def started_kernels(folder: Path) -> set[tuple[str, str]]:
-    """(file, name) of the `triton.jit` functions in a folder that launchers use: those not only called by kernels."""
+    """(file, name) of the `triton.jit` functions in a folder that launchers use, without those only kernels call."""
     functions, used = set(), set()
     for file in folder.glob("*.py"):
         for node in ast.parse(file.read_text()).body:

@@ -1,4 +1,4 @@
-"""Compile the CUDA C++ kernels for an architecture, and read what became of each."""
+"""Compile the CUDA C++ kernels for an architecture, and read the machine code of each."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from pathlib import Path
 from .machine_code import MachineCode, disassembler
 
 ROOT = Path(__file__).parents[2]
-# As setup.py compiles them.
+# The options of setup.py.
 FLAGS = ("-std=c++17", "-O3", "-DNDEBUG")
 _RESOURCES = re.compile(r"^ Function (\w+):\n(.*)$", re.MULTILINE)
 _LISTING = re.compile(r"^\s+Function : (\w+)$", re.MULTILINE)
@@ -84,7 +84,7 @@ def parse(listing: str) -> dict[str, MachineCode]:
 
 
 def readable(symbols: list[str]) -> dict[str, str]:
-    """Mangled names to the likes of "chain_step_rows_kernel<Half,3,false>"."""
+    """Mangled names to readable ones, such as "chain_step_rows_kernel<Half,3,false>"."""
     if not symbols:
         return {}
     done = subprocess.run(["c++filt", *symbols], capture_output=True, text=True, check=True)

@@ -26,7 +26,7 @@ class Op:
         name: with its dialect, "arith.muli".
         text: the line without results and location.
         results, operands: names of SSA values.
-        width: bits of the (elements of the) result, None where it is no integer.
+        width: bits of the (elements of the) result, None if it is not an integer.
         location: of the source, a key of `locations`.
     """
 
@@ -40,7 +40,7 @@ class Op:
 
 
 def parse(text: str) -> list[Op]:
-    """The operators at the top of a module, functions as a rule."""
+    """The operators at the top level of a module, usually functions."""
     top = Region()
     open_ops: list[Op] = []
     for line in map(str.strip, text.splitlines()):

@@ -1,8 +1,8 @@
-"""Calls of the launchers whose kernels are compiled: the shapes of realsr-x4-v3 on tensors without memory.
+"""Calls of the launchers whose kernels are compiled: the shapes of realsr-x4-v3 on meta tensors.
 
-Every kernel appears in float32, float16 and bfloat16. `SWEEP` is what is too much for every run: shapes whose registers
-and shared memory follow sizes that models are free to choose. Of them `LAUNCH_CASES` has those that need the most.
-`EXEMPTIONS` names what is allowed to miss a limit, and why.
+Every kernel appears in float32, float16 and bfloat16. `SWEEP` has cases that take too long for every run: sizes that
+models may choose freely and that registers and shared memory depend on. `LAUNCH_CASES` has those of them that need the
+most. `EXEMPTIONS` lists exceptions from limits, with the reasons.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from .budgets import Exemption
 FLOAT32, FLOAT16, BFLOAT16 = torch.float32, torch.float16, torch.bfloat16
 ALL = (FLOAT32, FLOAT16, BFLOAT16)
 BF16 = (BFLOAT16,)
-FEW = (FLOAT32, BFLOAT16)  # float16 compiles to the same but for the names of instructions
+FEW = (FLOAT32, BFLOAT16)  # float16 compiles to the same code except for the names of instructions
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class LaunchCase:
         return f"{self.launcher}-{self.case}-{str(self.dtype).removeprefix('torch.')}"
 
     def call(self) -> None:
-        """Call the launcher; within `launch.record()`, as it needs a GPU."""
+        """Call the launcher; within `launch.record()`, since a launch needs a GPU."""
         module, function = self.launcher.rsplit(".", 1)
         getattr(import_module(self.package + module), function)(*self.arguments(self.dtype))
 
@@ -83,7 +83,7 @@ def _group_norm_backward(*shape: int, **options):
 
 
 def _add_concat_group_norm(*shape: int, skip: int = 0):
-    """A concatenation with `skip` channels, a sum without."""
+    """A concatenation with `skip` channels, or a sum if there are none."""
     batch, channels, height, width = shape
 
     def arguments(dtype: torch.dtype) -> tuple:
@@ -111,7 +111,7 @@ def _window_backward(*shape: int, **options):
 
 
 def _windows(way: str, window: int, head_dim: int, dtypes: tuple, side: int = 4) -> tuple:
-    """A line of the table: two heads of an image of side² shifted windows, "forward" or "backward"."""
+    """A row of the table: two heads of an image of side × side shifted windows, "forward" or "backward"."""
     shape, options = (1, side * window, side * window, 2 * head_dim), {"window": window, "shift": window // 2}
     arguments = _window_attention if way == "forward" else _window_backward
     case = f"window{window}-head{head_dim}-swin" + (f"-{side}x{side}" if side > 4 else "")
@@ -199,7 +199,7 @@ def _num_coefficients() -> int:
     return NUM_COEFFICIENTS
 
 
-# Way, window, head size, dtypes, windows along a side: what comes closest to the limits with each number of tokens.
+# Direction, window, head size, dtypes, windows along a side: the most demanding case for each number of tokens.
 _WORST_WINDOWS = (
     *(("forward", window, head_dim, FEW) for window in (11, 16) for head_dim in (16, 64)),
     ("forward", 11, 32, FEW),
@@ -280,7 +280,7 @@ _WIDTHS = (16, 32, 64, 128, 160, 192, 256, 320, 512)
 _SWEEP_TABLE = (
     *(_windows("forward", *size, ALL) for size in product(_WINDOWS, _HEAD_DIMS)),
     *(_windows("backward", *size, ALL) for size in product(_WINDOWS, _HEAD_DIMS)),
-    # Of many small windows a program has several.
+    # Many small windows: a program processes several.
     *(_windows("forward", *size, ALL, side=side) for *size, side in product(_WINDOWS[:5], _HEAD_DIMS, (32, 64))),
     *(("spatial_attention.forward", f"{c}x64x64", ALL, _spatial_attention(1, c, 64, 64)) for c in _WIDTHS),
     *(("upsample_conv2d.forward", f"{c}x64x64", ALL, _upsample_conv2d(1, c, 64, 64, out=c)) for c in _WIDTHS),
@@ -295,16 +295,16 @@ def _launch_cases(table: tuple) -> tuple[LaunchCase, ...]:
 LAUNCH_CASES = _launch_cases(_TABLE)
 SWEEP = _launch_cases(_SWEEP_TABLE)
 
-_FEW_GROUPS = "few groups a program: on small images more programs are worth more than wide loads"
+_FEW_GROUPS = "few groups per program: on small images more programs matter more than wide loads"
 
 EXEMPTIONS = (
-    Exemption("group_stats_combine_kernel *", "narrow", "moves a few statistics a group"),
-    Exemption("group_norm_bwd_weight_kernel *", "narrow", "adds up one number a channel and image"),
+    Exemption("group_stats_combine_kernel *", "narrow", "moves a few statistics per group"),
+    Exemption("group_norm_bwd_weight_kernel *", "narrow", "adds up one value per channel and image"),
     Exemption("group_norm_fwd_kernel *", "narrow", _FEW_GROUPS),
     Exemption("group_stats_kernel *", "narrow", _FEW_GROUPS),
-    Exemption("bias_table_bwd_kernel *", "narrow", "rows of an odd window start at no multiple of 16 bytes"),
-    Exemption("sum_taps_kernel *", "narrow", "a warp has less than 128 bits a thread of few channels"),
-    Exemption("vector_quantize_small_kernel *", "narrow", "codes of three numbers lie 12 bytes apart, and in L2"),
+    Exemption("bias_table_bwd_kernel *", "narrow", "rows of an odd window do not start at multiples of 16 bytes"),
+    Exemption("sum_taps_kernel *", "narrow", "with few channels a thread has less than 128 bits"),
+    Exemption("vector_quantize_small_kernel *", "narrow", "codes of three values are 12 bytes apart, and in L2"),
     Exemption(
         "window_attention_bwd_*kernel *",
         "address",

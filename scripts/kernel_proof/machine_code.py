@@ -1,4 +1,4 @@
-"""What the GPU's instructions of a compiled kernel say about it: registers, memory, access widths, matrix units."""
+"""Reads the machine code of a compiled kernel: registers, memory, access widths, matrix instructions."""
 
 import re
 import subprocess
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-# Bytes of shared memory that a block can have.
+# Limit of shared memory per block, in bytes.
 SHARED_LIMIT = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
 
 _RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
@@ -24,10 +24,10 @@ class MachineCode:
     """Resources and instructions of one compiled kernel.
 
     Args:
-        registers: of a thread.
-        spill: bytes of local memory of a thread: registers that did not fit, or indexed arrays.
-        shared: bytes of shared memory of a block.
-        loads_128, stores_128: instructions that move 128 bits or more a thread between global memory and chip.
+        registers: per thread.
+        spill: bytes of local memory per thread: registers that did not fit, or indexed arrays.
+        shared: bytes of shared memory per block.
+        loads_128, stores_128: instructions that load from or store to global memory 128 bits or more per thread.
         matrix: the matrix instructions, or "none".
     """
 
@@ -75,7 +75,7 @@ def _wide(counts: Counter, ordinary: set[str], bulk: set[str]) -> int:
 
 @cache
 def disassembler() -> Path:
-    """cuobjdump as the triton package brings it."""
+    """The cuobjdump of the triton package."""
     import triton
 
     return Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -90,7 +90,7 @@ def _disassemble(cubin: bytes) -> str:
 
 
 def plain_tf32_dots(ttir: str) -> list[str]:
-    """Float32 dots whose inputs are rounded to tf32, 10 bits; they have to be ieee or tf32x3."""
+    """Float32 dots whose inputs are rounded to tf32, with 10 mantissa bits; they have to be ieee or tf32x3."""
     dots = [match[1] for match in _DOT.finditer(ttir) if match[2] == "f32"]
     return [f"a float32 dot rounds its inputs to tf32: {dot}" for dot in dots if re.search(r"= tf32\b", dot)]
 

@@ -1,4 +1,4 @@
-"""What the budget commands share: accepting new numbers, comparing with the old ones, and printing what is wrong."""
+"""What the budget commands share: updating the budgets, comparing with them, and printing the findings."""
 
 import sys
 from pathlib import Path
@@ -9,15 +9,15 @@ from .budgets import Budgets, architecture, beyond_budgets, differences
 def settle(
     file: Path, new: Budgets, findings: list[tuple[str, str]], *, whole: bool, update: bool, command: str
 ) -> int:
-    """Compare new numbers with a budget file, or write them into it; print the outcome and return the exit status.
+    """Compare new results with a budget file, or write them into it; print the outcome and return the exit status.
 
     Args:
         file: the budget file.
-        new: what was compiled now.
-        findings: (entry, text) of what broke a limit.
-        whole: whether `new` is all that its architectures have, so that other entries of theirs are stale.
-        update: whether to accept the numbers.
-        command: that would accept them.
+        new: the new results.
+        findings: (entry, text) of exceeded limits.
+        whole: whether `new` is complete for its architectures, so that their other entries are stale.
+        update: whether to accept the new results.
+        command: the command that accepts them.
     """
     old = Budgets.load(file)
     if update:
@@ -26,14 +26,14 @@ def settle(
         findings.append((str(file), f"there is no such file; {command} writes it"))
     elif old.compiler != new.compiler:
         print(
-            f"The budgets are for {_name(old)}, here is {_name(new)}: numbers are not compared, only what holds on any "
+            f"The budgets are for {_name(old)}, here is {_name(new)}: resources are not compared, only limits for any "
             "version."
         )
     else:
         worse = beyond_budgets(old, new, whole)
         findings += worse
         if worse:
-            print(f"If the numbers changed on purpose, {command} accepts them.")
+            print(f"If the resources changed on purpose, {command} accepts them.")
     return report(findings, len(new.entries))
 
 
@@ -56,7 +56,7 @@ def _accept(file: Path, old: Budgets | None, new: Budgets, findings: list[tuple[
 
 
 def report(findings: list[tuple[str, str]], count: int) -> int:
-    """Print the findings, those that a kernel has in several launch cases once; returns the exit status."""
+    """Print the findings, once if a kernel has them in several launch cases; returns the exit status."""
     if not findings:
         print(f"{count} kernels × launch cases × architectures are within their budgets")
         return 0

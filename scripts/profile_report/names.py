@@ -1,4 +1,4 @@
-"""Which operator and which stage a piece of work belongs to, from the ranges around it or else from its name."""
+"""The operator and the stage of an activity, from the ranges around its launch or else from its name."""
 
 import re
 from collections.abc import Collection, Iterable
@@ -15,10 +15,10 @@ BEFORE, DENOISE, AFTER = "encode and prepare", "denoise", "decode"
 PRIOR, POSTERIOR = f"{NAMESPACE}prior_sample", f"{NAMESPACE}posterior_step"
 
 _UNNAMED = re.compile(r"(\(anonymous namespace\)|<unnamed>)::")
-# The first argument of the library's kernels in C++ is the operator's call, and its type has the operator's name.
+# The first argument of the library's kernels in C++ is a structure whose type name contains the operator's name.
 _OWN_CUDA = re.compile(r"(?:void )?resshift::.*?_kernel(?:<.*>)?\((?:\w+::)*(\w+)")
 _OWN_TRITON = re.compile(r"(\w+)_kernel$")
-# Those of Triton whose names do not hold their operator's.
+# Triton kernels whose names do not contain their operator's.
 _OWN_STEMS = {
     "group_stats": "group_norm",
     "group_stats_combine": "group_norm",
@@ -27,7 +27,7 @@ _OWN_STEMS = {
     "sum_taps": "upsample_conv2d",
     "bias_table_bwd": "window_attention_backward",
 }
-# PyTorch's and NVIDIA's kernels by what their names hold, the telling words first.
+# PyTorch's and NVIDIA's kernels by words in their names, the most specific words first.
 _FOREIGN_KERNELS = (
     ("convolution", r"fprop|dgrad|wgrad|conv|winograd|nchwToNhwc|nhwcToNchw|cudnn"),
     ("matrix product", r"gemm|gemv|cutlass|cublas|splitK|nvjet"),
@@ -40,25 +40,25 @@ _FOREIGN_KERNELS = (
     ("reduction", r"reduce"),
     ("elementwise", r"elementwise|vectorized|unrolled|copy_kernel|FillFunctor|index"),
 )
-# What emit_nvtx writes after an operator's name.
+# What emit_nvtx appends to an operator's name.
 _DETAILS = re.compile(r", (seq|op_id|sizes|input_op_ids) = .*", re.DOTALL)
 
 
 def without_details(name: str) -> str:
-    """The name of a range alone, where PyTorch has added numbers and sizes."""
+    """The name of a range without the ids and sizes that PyTorch appends."""
     return _DETAILS.sub("", name)
 
 
 def operator_of(activity: Activity, known: Collection[str] = ()) -> str:
-    """The operator that a piece of work belongs to.
+    """The operator that an activity belongs to.
 
     Args:
-        activity: the work.
-        known: PyTorch's operators that are rather to be named than those that call them.
+        activity: the activity.
+        known: PyTorch operators that are preferred to the operators that call them.
 
     Returns:
-        "resshift_fast::X" for an operator of the library, "aten::X" for one of PyTorch, or words for what only the
-        kernel's name tells.
+        "resshift_fast::X" for an operator of the library, "aten::X" for one of PyTorch, or a description if only the
+        kernel's name is known.
     """
     for name in activity.ranges:
         if name.startswith(library.OPERATOR):
@@ -72,7 +72,7 @@ def operator_of(activity: Activity, known: Collection[str] = ()) -> str:
 
 
 def by_kernel_name(activity: Activity) -> str:
-    """The operator that a kernel's name speaks of."""
+    """The operator according to a kernel's name."""
     if activity.kind == COPY:
         return "memory copy"
     if activity.kind == GRAPH:
@@ -85,7 +85,7 @@ def by_kernel_name(activity: Activity) -> str:
 
 
 def own_operator(kernel: str) -> str | None:
-    """The library's operator that a kernel was written for, or None for a kernel of others."""
+    """The library's operator that a kernel belongs to, or None for a foreign kernel."""
     kernel = _UNNAMED.sub("", kernel)
     if found := _OWN_CUDA.match(kernel):
         if found[1] == "ChainStep":  # for both ends of a step, which the last template argument tells apart
@@ -101,13 +101,13 @@ def own_operator(kernel: str) -> str | None:
 
 
 def stages_of(activities: Iterable[Activity], operators: Iterable[str]) -> tuple[list[str], bool]:
-    """The stage of every piece of work, which come by start.
+    """The stage of every activity; activities are sorted by start.
 
-    Where a restoration has no ranges of stages, as in a graph whose capture was not recorded or in what torch.compile
-    made, the chain's own operators part it: the prior's sample, then one step after the other.
+    If a restoration has no stage ranges, as in a graph whose capture was not recorded or in compiled code, stages are
+    separated by the chain's own operators: the prior's sample, then the posterior steps.
 
     Returns:
-        (stages, whether any of them was told so).
+        (stages, whether any was found by operators instead of ranges).
     """
     activities, operators = list(activities), list(operators)
     stages = [_stage(activity.ranges) for activity in activities]
@@ -123,7 +123,7 @@ def stages_of(activities: Iterable[Activity], operators: Iterable[str]) -> tuple
 
 
 def _by_milestones(operators: list[str]) -> list[str]:
-    """The stages of a whole chain's operators; none where its milestones are not among them."""
+    """The stages of a whole chain's operators; none if the separating operators are missing."""
     following = [*operators[1:], None]
     passed = [one in (PRIOR, POSTERIOR) and other != one for one, other in zip(operators, following, strict=True)]
     if sum(passed) < 2:

@@ -1,11 +1,11 @@
 """Reader of Nsight Systems' SQLite export; the schema is in its User Guide under "SQLite Schema Reference".
 
-The way from a kernel to what the program was doing: `correlationId` leads to the call that launched it in
-CUPTI_ACTIVITY_KIND_RUNTIME (calls of the driver's API are there too), whose thread and time lie in ranges of
-NVTX_EVENTS. A node of a CUDA graph correlates with the graph's launch, when none of the ranges were open. So its
-`graphNodeId` is followed in CUDA_GRAPH_NODE_EVENTS, through the clones that instantiation made, to the node's creation
-while the graph was captured, and the ranges of that moment count. Where the creation was not recorded only the
-kernel's name is left. Tables exist only if they have rows, and columns came and went with versions.
+The ranges of a kernel are found as follows: its `correlationId` refers to the call that launched it, in
+CUPTI_ACTIVITY_KIND_RUNTIME (which has calls of the driver API too), and the call's thread and time are within ranges of
+NVTX_EVENTS. A node of a CUDA graph correlates with the graph's launch, when no range was open. So its `graphNodeId` is
+traced in CUDA_GRAPH_NODE_EVENTS, through the clones of the instantiation, back to the node's creation during capture,
+and the ranges of that moment are used. If the creation was not recorded, only the kernel's name is known. Tables exist
+only if they have rows, and columns differ between versions.
 """
 
 import sqlite3
@@ -31,7 +31,7 @@ def read(path: Path) -> Trace:
     """Read an export.
 
     Raises:
-        TraceError: where there is no work of a GPU in it, or it is no export of Nsight Systems.
+        TraceError: if it has no GPU activity, or is not an export of Nsight Systems.
     """
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
@@ -68,7 +68,7 @@ class _Export:
         return Trace("nsys", device or "", restorations, activities, self._notes)
 
     def _rows(self, table: str, *columns: str) -> Iterator[tuple[Any, ...]]:
-        """Columns of all rows; None for columns that this export lacks, and no rows where it lacks the table."""
+        """Columns of all rows; None for columns that this export lacks, and no rows if it lacks the table."""
         if table not in self._tables:
             return
         present = {row[1] for row in self._connection.execute(f"PRAGMA table_info({table})")}
@@ -92,7 +92,7 @@ class _Export:
         return found
 
     def _activities(self, ranges: dict[int, list[Range]], restorations: list[Range]) -> list[Activity]:
-        """All work by start, without what was launched outside of every restoration."""
+        """All activities by start, without those launched outside of restorations."""
         launches = {
             (thread >> 24, correlation): (thread, start)
             for thread, correlation, start in self._rows(
@@ -104,7 +104,7 @@ class _Export:
         kept, moments = [], []
         unlinked = lost = 0
         for kind, name, start, end, process, correlation, node in sorted(self._work(), key=lambda work: work[2]):
-            # A process and its threads have numbers that differ in the lowest 24 bits.
+            # The ids of a process and its threads differ in the lowest 24 bits.
             launch = launches.get(((process or 0) >> 24, correlation))
             unlinked += launch is None
             number = index_at(restorations, start if launch is None else launch[1])
@@ -127,11 +127,11 @@ class _Export:
         for values in self._rows("CUPTI_ACTIVITY_KIND_MEMSET", *shared):
             yield COPY, "memory set", *values
         for *values, graph in self._rows(GRAPHS, *shared, "graphId"):
-            if values[1] > values[0]:  # both are 0 where the times could not be recorded
+            if values[1] > values[0]:  # both are 0 if the times could not be recorded
                 yield GRAPH, f"CUDA graph {graph}", *values
 
     def _creations(self) -> Any:
-        """Function from (process, node) to the moment when the node was captured, or None."""
+        """A function from (process, node) to the time at which the node was captured, or None."""
         parents: dict[tuple[int, int], int] = {}
         moments: dict[tuple[int, int], Moment] = {}
         columns = ("start", "globalTid", "graphNodeId", "originalGraphNodeId")
@@ -143,7 +143,7 @@ class _Export:
                 parents[key] = original
 
         def creation(key: tuple[int, int]) -> Moment | None:
-            for _ in range(len(parents) + 1):  # a damaged file could lead around in a circle
+            for _ in range(len(parents) + 1):  # a damaged file could have a cycle
                 if key not in parents:
                     return moments.get(key)
                 key = (key[0], parents[key])
@@ -155,8 +155,8 @@ class _Export:
         whole = sum(activity.kind == GRAPH for activity in activities)
         if whole:
             self._notes.append(
-                f"{whole} launches of CUDA graphs were recorded as wholes, without stages, operators and kernels: "
-                "record with --cuda-graph-trace=node to see into them."
+                f"{whole} launches of CUDA graphs were recorded as a whole, without stages, operators and kernels: "
+                "record with --cuda-graph-trace=node to see their nodes."
             )
         if lost:
             self._notes.append(

@@ -1,4 +1,4 @@
-"""The report as a picture of four panels."""
+"""The report as a plot with four panels."""
 
 import io
 from pathlib import Path
@@ -85,7 +85,7 @@ def _kernels(axis: Any, report: Report) -> None:
 
 
 def _gaps(axis: Any, report: Report) -> None:
-    """Idle time by the length of its gaps: whether many short ones cost it, or few long ones."""
+    """Idle time by the length of its gaps, which shows whether many short or few long gaps cause it."""
     lengths = [max(gap.duration / US, 0.1) for gap in report.gaps]
     edges = [10 ** (e / 4) for e in range(-4, 29)]  # 0.1 µs to 10 s
     used = [e for e in edges if lengths and min(lengths) / 2 <= e <= max(lengths) * 2] or edges

@@ -1,4 +1,4 @@
-"""The report as text, as CSV files and as a picture."""
+"""The report as text, as CSV files and as a plot."""
 
 import csv
 import io
@@ -18,8 +18,8 @@ def text(report: Report, top: int) -> str:
     """All tables for a terminal.
 
     Args:
-        report: what is shown.
-        top: rows of operators, of kernels and of gaps; files have all of them.
+        report: the report.
+        top: number of rows of operators, of kernels and of gaps; files have all of them.
     """
     on_cpu, restorations = report.trace.on_cpu, f"{report.count} restoration{'s' * (report.count > 1)}"
     calls = {_calls(report): ",.1f"}
@@ -74,7 +74,7 @@ def write_csv(report: Report, folder: Path) -> list[Path]:
 
 
 def shortened(name: str, width: int = WIDTH) -> str:
-    """A kernel's name without the words that all of them share, cut where it is too long."""
+    """A kernel's name without the words that all names share, truncated if it is too long."""
     name = name.removeprefix("void ").replace("at::native::", "").replace("(anonymous namespace)::", "")
     return name if len(name) <= width else name[: width - 1] + "…"
 
@@ -162,7 +162,7 @@ def _first_operators(report: Report, top: int) -> list[dict[str, Any]]:
 
 
 def _ratio(share: Share, report: Report) -> float | None:
-    # No kernel takes less than about a microsecond, however little it has to do.
+    # No kernel takes less than about a microsecond, even if its floor is lower.
     return None if share.floor is None or share.floor < US else _mean(share.busy, report, 1) / share.floor
 
 

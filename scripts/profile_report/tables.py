@@ -1,4 +1,4 @@
-"""The report's numbers: a trace's time by stage, by operator and by kernel, its gaps, and the projected floor."""
+"""The report's tables: a trace's time by stage, by operator and by kernel, its gaps, and the projected least time."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ MS, US = 1e6, 1e3  # nanoseconds
 
 
 class Gap(NamedTuple):
-    """A stretch of a restoration in which nothing ran; `before` and `after` are what ran around it."""
+    """An interval of a restoration in which nothing ran; `before` and `after` are the activities around it."""
 
     duration: int
     stage: str
@@ -23,13 +23,13 @@ class Gap(NamedTuple):
 
 @dataclass
 class Share:
-    """What a stage, an operator or a kernel took, as sums over all restorations.
+    """The times of a stage, an operator or a kernel, as sums over all restorations.
 
     Attributes:
-        name: its own. operator: a kernel's. calls: kernels; on a CPU operators, those within others too.
-        busy: nanoseconds in which it ran; gaps: those in which nothing ran before it, for a stage.
-        longest: the longest call, or the longest gap of a stage.
-        floor: projected nanoseconds of one restoration, for an operator, where there is a projection.
+        name: its name. operator: that of a kernel. calls: number of kernels; on a CPU of operators, nested ones too.
+        busy: nanoseconds in which it ran; gaps: nanoseconds of a stage's gaps, in which nothing ran.
+        longest: the longest call, or the longest gap of a stage, in nanoseconds.
+        floor: projected least nanoseconds of one restoration, for an operator, if there is a projection.
     """
 
     name: str
@@ -43,14 +43,15 @@ class Share:
 
 @dataclass
 class Report:
-    """What a trace holds, ready to be shown; times are nanoseconds.
+    """The tables of a trace; times are in nanoseconds.
 
     Attributes:
-        trace: where it comes from. count: restorations, over which all shares are sums.
+        trace: the trace. count: number of restorations that all times are sums over.
         wall: the time of each restoration.
         stages: in the order of the chain. operators, kernels: the longest first. gaps: the longest first.
-        floor: projected time of one restoration, and unmatched, the part of it that no row holds; None without one.
-        settings: what ran, by name.
+        floor: projected least time of one restoration, and unmatched, the part of it without a row; None without a
+            projection.
+        settings: the workload, by name.
     """
 
     trace: Trace
@@ -87,9 +88,9 @@ def make(
     """The report on a trace.
 
     Args:
-        trace: what was recorded.
-        floors: from `roofline.project`, for one restoration of the same kind; None where there is none.
-        settings: what ran, by name, to be shown; see `profiling.Workload`.
+        trace: the recording.
+        floors: from `roofline.project`, for one restoration of the same workload; None without a projection.
+        settings: the workload, by name; see `profiling.Workload`.
     """
     operators = [operator_of(activity, floors or ()) for activity in trace.activities]
     stages, guessed = stages_of(trace.activities, operators)
@@ -121,9 +122,9 @@ def make(
 
 
 def _timeline(trace: Trace, stages: Sequence[str]) -> tuple[list[Share], list[Gap]]:
-    """Time of every stage and the gaps: together exactly the restorations' own.
+    """Time of every stage and the gaps, which add up to the time of the restorations.
 
-    A gap is the stage's whose work ends it; what follows the last work is outside of the stages.
+    A gap belongs to the stage of the activity that ends it; the time after the last activity is outside the stages.
     """
     shares: dict[str, Share] = {}
     gaps: list[Gap] = []

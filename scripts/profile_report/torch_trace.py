@@ -1,9 +1,8 @@
 """Reader of torch.profiler's traces (`export_chrome_trace`), of a GPU or of a CPU.
 
-On a GPU `correlation` leads from a kernel to the call that launched it, and that call's thread and time to the ranges
-and operators around it. Kernels of a CUDA graph correlate with the graph's launch, and nothing tells when they were
-captured, so that only their names are left. On a CPU the work is every operator's own time, without that of the
-operators that it calls.
+On a GPU, `correlation` refers from a kernel to the call that launched it, and that call's thread and time are within
+ranges and operators. Kernels of a CUDA graph correlate with the graph's launch, and their capture is not recorded, so
+only their names are known. On a CPU the activities are the operators' self times, without the operators that they call.
 """
 
 import gzip
@@ -27,7 +26,7 @@ def read(path: Path) -> Trace:
     """Read a trace.
 
     Raises:
-        TraceError: where it is none, or holds no work within a restoration.
+        TraceError: if it is not a trace, or has no activity within a restoration.
     """
     try:
         opened = gzip.open if path.suffix == ".gz" else open
@@ -123,7 +122,7 @@ def _host_work(
     found = []
     for thread, of_thread in operators.items():
         if restorations and not any(r.name == library.RESTORATION for r in annotations.get(thread, ())):
-            continue  # another thread's work runs beside, and would count twice
+            continue  # another thread runs in parallel, so its time would be counted twice
         launched = []
         for operator, start, end, first in _own_time(of_thread):
             number = index_at(restorations, start)
@@ -135,7 +134,7 @@ def _host_work(
 
 
 def _own_time(operators: list[Range]) -> Iterator[tuple[Range, int, int, bool]]:
-    """(operator, start, end, whether it is its first) of every stretch that no operator within takes."""
+    """(operator, start, end, whether it is the first) of every interval of an operator's self time."""
     stack: list[list] = []  # [operator, whether it had a stretch]
     now = 0
 

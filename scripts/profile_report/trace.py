@@ -1,4 +1,4 @@
-"""A recorded run in the form that the report is made from, whichever profiler recorded it. Times are nanoseconds."""
+"""A recorded run in a form that does not depend on the profiler. Times are in nanoseconds."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -8,11 +8,11 @@ KERNEL, COPY, GRAPH, CPU = "kernel", "copy", "graph", "cpu"
 
 
 class TraceError(ValueError):
-    """A file that holds nothing to report on, with the reason and what to do."""
+    """A file without anything to report on; the message says why and what to do."""
 
 
 class Range(NamedTuple):
-    """A named stretch of time on one thread of the host."""
+    """A named interval on one thread of the host."""
 
     name: str
     start: int
@@ -20,16 +20,16 @@ class Range(NamedTuple):
 
 
 class Activity(NamedTuple):
-    """One stretch of work: a kernel or copy on a GPU, or a stretch of an operator's own time on a CPU.
+    """An activity: a kernel or copy on a GPU, or an interval of an operator's self time on a CPU.
 
     Attributes:
         name: of the kernel, or of the innermost operator on a CPU.
         kind: KERNEL, COPY, GRAPH (a whole CUDA graph that was not recorded by node) or CPU.
         start, end: when it ran.
-        ranges: names of what was going on when it was launched, the outermost first: ranges of the library and
-            PyTorch's operators. For a node of a CUDA graph, when the graph was captured.
-        restoration: which one it belongs to, counted from 0.
-        calls: 1; on a CPU 0 for the later stretches of an operator that others interrupt.
+        ranges: names of the ranges of the library and PyTorch operators that were open when it was launched, the
+            outermost first. For a node of a CUDA graph, when the graph was captured.
+        restoration: index of the one that it belongs to, from 0.
+        calls: 1; on a CPU 0 for the later intervals of an operator that calls others.
     """
 
     name: str
@@ -43,14 +43,14 @@ class Activity(NamedTuple):
 
 @dataclass
 class Trace:
-    """What a profiler recorded of one or more equal restorations.
+    """The recording of one or more equal restorations.
 
     Args:
         recorder: the profiler.
-        device: name of the GPU, or "" where it is not known.
-        restorations: the host's time of each, in order.
+        device: name of the GPU, or "" if it is not known.
+        restorations: start and end of each on the host, in order.
         activities: what ran in them, by start.
-        notes: what a reader of the report has to know of how the numbers came about.
+        notes: remarks for readers of the report on how the figures were obtained.
     """
 
     recorder: str
@@ -61,14 +61,14 @@ class Trace:
 
     @property
     def on_cpu(self) -> bool:
-        """Whether the work is a CPU's."""
+        """Whether the activities are those of a CPU."""
         return any(activity.kind == CPU for activity in self.activities)
 
 
 def enclosing(ranges: Iterable[Range], times: Sequence[int]) -> list[tuple[str, ...]]:
-    """For every moment the names of the ranges of one thread that it lies in, the outermost first.
+    """The names of the ranges of one thread that contain a moment, the outermost first.
 
-    A range directly within one of the same name is the same one, told twice by two mechanisms.
+    A range directly within one of the same name is counted once: two mechanisms have recorded it.
     """
     waiting = sorted(ranges, key=lambda r: (r.start, -r.end))[::-1]
     found: list[tuple[str, ...]] = [()] * len(times)
@@ -82,5 +82,5 @@ def enclosing(ranges: Iterable[Range], times: Sequence[int]) -> list[tuple[str, 
 
 
 def index_at(ranges: Sequence[Range], time: int) -> int | None:
-    """Which of a few ranges a moment lies in."""
+    """Index of the interval that contains a moment."""
     return next((i for i, r in enumerate(ranges) if r.start <= time < r.end), None)
