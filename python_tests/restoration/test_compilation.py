@@ -251,9 +251,9 @@ def test_a_capture_that_fails_turns_graphs_off_with_one_warning():
 def test_shapes_met_once_are_not_remembered_for_ever(recorder):
     call = GraphCache(double, capture=recorder)
     for size in range(compilation.MAX_REMEMBERED + 10):
-        assert not call.met(torch.empty(size))
-    assert len(call._met) == compilation.MAX_REMEMBERED
-    assert not call.met(torch.empty(0)) and call.met(torch.empty(compilation.MAX_REMEMBERED))
+        assert not call.seen(torch.empty(size))
+    assert len(call._seen) == compilation.MAX_REMEMBERED
+    assert not call.seen(torch.empty(0)) and call.seen(torch.empty(compilation.MAX_REMEMBERED))
 
 
 def test_a_pipeline_takes_graphs_by_itself(recorder, monkeypatch):

@@ -142,7 +142,7 @@ class GraphCache:
             raise ValueError(f"max_graphs is {max_graphs}, expected at least 1")
         self._function, self._max_graphs, self._tune, self._capture = function, max_graphs, tune, capture
         self._graphs: OrderedDict[tuple, tuple[tuple, Replay, Any]] = OrderedDict()
-        self._met: OrderedDict[tuple, None] = OrderedDict()
+        self._seen: OrderedDict[tuple, None] = OrderedDict()
         self._pool: Any = None
         self._serializer: _Serializer | None = None
         self._lock = Lock()
@@ -169,15 +169,15 @@ class GraphCache:
             self._serializer.end()
         return owned
 
-    def met(self, *arguments: Any) -> bool:
+    def seen(self, *arguments: Any) -> bool:
         """Whether this was called before with arguments of these shapes, so that a graph is worth its capture."""
         key = _key(arguments)
         with self._lock:
-            known = key in self._met
-            self._met[key] = None
-            self._met.move_to_end(key)
-            while len(self._met) > MAX_REMEMBERED:
-                self._met.popitem(last=False)
+            known = key in self._seen
+            self._seen[key] = None
+            self._seen.move_to_end(key)
+            while len(self._seen) > MAX_REMEMBERED:
+                self._seen.popitem(last=False)
         return known
 
     def _add(self, key: tuple, arguments: tuple) -> None:
@@ -211,7 +211,7 @@ class RepeatedGraphs:
     def __call__(self, *arguments: Any, callback: Callable[..., None] | None = None) -> tuple[Any, bool]:
         """`function(*arguments)`, and whether it called `callback`, which a graph cannot do."""
         cache = self._cache
-        if cache is not None and cache.met(*arguments):
+        if cache is not None and cache.seen(*arguments):
             try:
                 return cache(*arguments), False
             except (RuntimeError, torch.OutOfMemoryError) as error:
