@@ -215,7 +215,7 @@ def _transfer(file: "WeightFile", part: Path, bar: Any) -> None:
             raise _Failure(f"the server offers {total} bytes, expected {file.size}")
         _require_space(part.parent, (total or 0) - partial.received)
         if not partial.received:
-            _start_anew(part, file, partial)
+            _restart(part, file, partial)
         # Only the bytes of this connection count for the rate that the bar shows.
         bar.total, bar.initial, bar.n = total, partial.received, partial.received
         bar.refresh()
@@ -308,7 +308,7 @@ def _read_partial(part: Path, file: "WeightFile") -> _Partial:
     return partial if usable and partial.total is not None and received <= partial.total else _Partial()
 
 
-def _start_anew(part: Path, file: "WeightFile", partial: _Partial) -> None:
+def _restart(part: Path, file: "WeightFile", partial: _Partial) -> None:
     """Empty the part before its state names the new version, so that a crash cannot mix two versions."""
     _discard(part)
     part.touch()
