@@ -108,7 +108,7 @@ def case(
 
 
 def positive(text: str) -> int:
-    """argparse type: a whole number of at least 1."""
+    """argparse type: an integer of at least 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is below 1")
@@ -116,7 +116,7 @@ def positive(text: str) -> int:
 
 
 def natural(text: str) -> int:
-    """argparse type: a whole number of at least 0."""
+    """argparse type: an integer of at least 0."""
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{value} is below 0")

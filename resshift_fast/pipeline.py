@@ -227,7 +227,11 @@ class Pipeline:
             raise ValueError(f"noise is {noise!r}, expected 'field' or 'torch'")
         if noise == "torch" and len(set(seeds)) > 1:
             raise ValueError("noise='torch' draws in order from one seed; give a single seed, or use noise='field'")
-        tile, overlap, batch_size = _whole("tile", tile), _whole("overlap", overlap), _whole("batch_size", batch_size)
+        tile, overlap, batch_size = (
+            _integer("tile", tile),
+            _integer("overlap", overlap),
+            _integer("batch_size", batch_size),
+        )
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected at least 1")
         batch_size = batch_size or (1 if self.device.type == "cpu" else 4)
@@ -483,11 +487,11 @@ def _seeds(seed: inputs.Seeds, count: int) -> list[int]:
     return [check_seed("seed", seed)] * count
 
 
-def _whole(name: str, value: int | None) -> int | None:
+def _integer(name: str, value: int | None) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} is {value!r}, expected a whole number or None")
+        raise TypeError(f"{name} is {value!r}, expected an integer or None")
     return value.__index__()
 
 

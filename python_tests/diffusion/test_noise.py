@@ -184,10 +184,10 @@ def test_check_seed_accepts(seed):
     [
         (-1, ValueError, r"^sample: seed is -1, expected 0 to 2\*\*63 - 1$"),
         (2**63, ValueError, "sample: seed is 9223372036854775808, expected 0 to"),
-        (True, TypeError, "sample: seed is True, expected a whole number"),
-        (1.0, TypeError, "sample: seed is 1.0, expected a whole number"),
-        ("7", TypeError, "sample: seed is '7', expected a whole number"),
-        (None, TypeError, "sample: seed is None, expected a whole number"),
+        (True, TypeError, "sample: seed is True, expected an integer"),
+        (1.0, TypeError, "sample: seed is 1.0, expected an integer"),
+        ("7", TypeError, "sample: seed is '7', expected an integer"),
+        (None, TypeError, "sample: seed is None, expected an integer"),
     ],
     ids=repr,
 )

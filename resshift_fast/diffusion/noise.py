@@ -104,7 +104,7 @@ def check_seed(where: str, seed: Any) -> int:
         value = operator.index(seed)
     except TypeError:  # also of arrays, which have __index__ whatever their dtype and shape
         shown = " ".join(repr(seed).split())
-        raise TypeError(f"{where}: seed is {shown}, expected a whole number from 0 to 2**63 - 1") from None
+        raise TypeError(f"{where}: seed is {shown}, expected an integer from 0 to 2**63 - 1") from None
     if not 0 <= value <= MAX_SEED:
         raise ValueError(f"{where}: seed is {value}, expected 0 to 2**63 - 1")
     return value
