@@ -1,7 +1,7 @@
-"""What mkdocs makes while it builds: sections of other files, the commands' help, the operators' facts, and formulas.
+"""Hooks of mkdocs: replace comments in a page by sections of other files, commands' help, or operators' pages.
 
-A page asks for them by comments: `<!-- include: README.md / Install -->` (without a section, the whole file but its
-title; with `top`, what is before the first section), `<!-- commands -->` and `<!-- operators -->`.
+The comments are `<!-- include: README.md / Install -->` (without a section, the whole file except its title; with
+`top`, the part before the first section), `<!-- commands -->` and `<!-- operators -->`. Formulas become MathML.
 """
 
 import inspect
@@ -27,7 +27,7 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Fill in what a page asks for by comments, and set its formulas."""
+    """Replace a page's comments and formulas."""
     markdown = re.sub(r"<!-- include: (\S+?)(?: / (.+?))? -->", lambda m: included(m[1], m[2]), markdown)
     if "<!-- commands -->" in markdown:
         markdown = markdown.replace("<!-- commands -->", commands())
@@ -37,7 +37,7 @@ def on_page_markdown(markdown, page, config, files):
 
 
 def included(file: str, section: str | None) -> str:
-    """A section of a file of the repository, its links fitted to the site."""
+    """A section of a file of the repository, with its links adapted to the site."""
     text = (ROOT / file).read_text(encoding="utf-8").partition("\n")[2]
     if section == "top":
         text = text.partition("\n## ")[0]
@@ -50,7 +50,7 @@ def included(file: str, section: str | None) -> str:
 
 
 def _link(found: re.Match) -> str:
-    """A link to a page of the site, or the bare text where the site has no such page."""
+    """A link to a page of the site, or the text alone if the site has no such page."""
     text, target = found.groups()
     page = PAGES.get(target) or (target.removeprefix("docs/") if target.startswith("docs/") else None)
     return f"[{text}]({page})" if page else text
@@ -67,14 +67,14 @@ def commands() -> str:
 
     from resshift_fast.cli.app import app
 
-    def walk(command, context):
+    def visit(command, context):
         yield f"## {context.command_path}\n\n```text\n{command.get_help(context)}\n```\n"
         for name, child in getattr(command, "commands", {}).items():
-            yield from walk(child, type(context)(child, parent=context, info_name=name))
+            yield from visit(child, type(context)(child, parent=context, info_name=name))
 
     command = typer.main.get_command(app)
     context = command.context_class(command, info_name="resshift-fast")
-    return "\n".join(walk(command, context))
+    return "\n".join(visit(command, context))
 
 
 def operators() -> str:
