@@ -198,7 +198,7 @@ def line(row: dict[str, Any]) -> str:
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", help="Default: cuda where it works, else cpu.")
+    parser.add_argument("--device", help="Default: cuda if available, else cpu.")
     parser.add_argument("--backend", nargs="+", choices=backends.names()[2:], default=["cuda", "triton"])
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=["bfloat16"], help="Default: bfloat16.")
     parser.add_argument("--op", nargs="+", choices=sorted(OPERATORS), metavar="NAME", help="Default: all operators.")

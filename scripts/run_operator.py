@@ -97,7 +97,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=list(DTYPES), default="bfloat16", help="Default: bfloat16.")
     parser.add_argument("--latent", type=int, default=64, metavar="N", help="Side of the latent. Default: 64.")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="Images. Default: 1.")
-    parser.add_argument("--device", help="Default: cuda where it works, else cpu.")
+    parser.add_argument("--device", help="Default: cuda if available, else cpu.")
     parser.add_argument("--backward", action="store_true", help="The backward pass instead of the forward one.")
     parser.add_argument("--list", action="store_true", help="Print the cases and exit.")
     return parser.parse_args(argv)

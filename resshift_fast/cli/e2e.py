@@ -24,7 +24,7 @@ def e2e(
     ] = None,
     random_weights: Annotated[
         bool,
-        option("Use random weights, which no time depends on. Default: no.", "--random-weights"),
+        option("Use random weights; times do not depend on them. Default: no.", "--random-weights"),
     ] = False,
     providers: Annotated[
         str,

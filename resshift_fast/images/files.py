@@ -118,17 +118,16 @@ def unique_outputs(
 ) -> list[Path]:
     """Name one output in ``folder`` for each input, so that none overwrites another or an input.
 
-    An output has its input's stem where that stem is unique. Inputs that share a stem get what tells them apart:
+    An output has its input's stem if that is unique. To inputs that share a stem, what distinguishes them is added:
     the suffix (``a_png``, ``a_jpg``), else the folder (``a_left``, ``a_right``), else both, else a number (``a``,
-    ``a-2``). Stems are compared without case and without Unicode composition, since file systems may, and stay
-    unique whatever the suffix, so a suffix may be changed later (``images.suffix_for``). The same set of inputs
-    always gets the same names, in whatever order they come.
+    ``a-2``). Stems are compared without case and Unicode composition, as some file systems do, and without suffixes,
+    so that a suffix may be changed later (``images.suffix_for``). The names do not depend on the order of the inputs.
 
     Args:
         inputs: the input files; they need not exist.
         folder: where the outputs go; not created.
-        suffix: of every output; None keeps each input's own (".png" where it has none that can be written); a
-            function gets the input's path and returns the suffix.
+        suffix: of every output; None keeps each input's own (".png" if that is not supported); a function gets the
+            input's path and returns the suffix.
 
     Returns:
         One path per input, in the order of the inputs.

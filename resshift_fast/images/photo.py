@@ -224,7 +224,7 @@ def _with_16_bits(photo: Photo, image: Image.Image, data: bytes) -> Photo:
 
 
 def suffix_for(photo: Photo, wanted_suffix: str) -> str:
-    """The suffix to write a photo with: the wanted one where that format can hold it, else ".png".
+    """The suffix to write a photo with: the wanted one if that format can hold it, else ".png".
 
     PNG holds everything. JPEG and BMP have no alpha, JPEG, WebP and BMP no 16 bits, and JPEG and WebP hold at most
     65500 and 16383 pixels a side. An unsupported suffix gives ".png" too.

@@ -31,7 +31,7 @@ class ModelSpec:
         pad_multiple: input sides are padded to a multiple of this, in input pixels.
         tile, overlap: default tile side and overlap in input pixels.
         needs_mask: whether it is an inpainting model, which needs a mask.
-        weights, autoencoder_weights: files; None where there is nothing to load or nothing is published.
+        weights, autoencoder_weights: files; None if there is nothing to load or nothing is published.
     """
 
     name: str

@@ -385,7 +385,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of an exception's message, or its class where it has none."""
+    """The first line of an exception's message, or its class if it has none."""
     text = getattr(error, "strerror", None) or str(error)
     lines = text.strip().splitlines()
     return lines[0].rstrip(".")[:200] if lines else type(error).__name__

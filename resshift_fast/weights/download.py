@@ -396,6 +396,6 @@ def _size(path: Path) -> int:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of an exception's message, or its class where it has none."""
+    """The first line of an exception's message, or its class if it has none."""
     text = (getattr(error, "strerror", None) or str(error)).strip()
     return text.splitlines()[0].rstrip(".")[:200] if text else type(error).__name__

@@ -99,7 +99,7 @@ def _finish(op: Op, end: str) -> None:
 
 
 def locations(text: str) -> dict[str, str]:
-    """Alias of a location to "file.py:12", the innermost call's; "" where there is none."""
+    """Alias of a location to "file.py:12", the innermost call's; "" if there is none."""
     definitions = dict(re.findall(r"^(#loc\w*) = loc\((.*)\)$", text, re.MULTILINE))
     known: dict[str, str] = {}
 
