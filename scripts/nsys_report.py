@@ -76,7 +76,7 @@ def _floors(
 ) -> tuple[Mapping[str, roofline.Floor] | None, str | None]:
     """The projection for the workload, or None and a note with the reason; adds the GPU's name to the settings."""
     if not settings:
-        return None, "No projected floor: there is no workload.json that says what ran."
+        return None, "No projected floor: there is no workload.json that describes the run."
     device = settings.get("device_name") or trace.device
     if gpu is None:
         if trace.on_cpu:

@@ -7,21 +7,21 @@ usage() {
     cat <<'HELP'
 usage: scripts/profile_ncu.sh OPERATOR [options]
 
-Runs one call of an operator on the networks' own sizes, warmed up and checked first, under Nsight Compute (ncu), prints
-what ncu measured of each of its kernels and writes a file for ncu-ui.
+Runs one call of an operator with a size from the networks under Nsight Compute (ncu), after a warm-up and a check of its
+result, prints the metrics of each of its kernels and writes a file for ncu-ui.
 
   OPERATOR            as in resshift_fast.ops: group_norm, window_attention, posterior_step, ...
-  --case TEXT         first case whose description holds TEXT; --list shows them. Default: the operator's first one.
+  --case TEXT         first case whose description contains TEXT; --list shows them. Default: the operator's first one.
   --dtype D           bfloat16, float16 or float32. Default: bfloat16.
   --latent N          side of the latent in pixels, a multiple of 64. Default: 64.
   --batch N           images. Default: 1.
   --backward          the backward pass instead of the forward one.
   --set NAME          sections that ncu collects: basic, detailed, full, ... Default: full.
   --output DIR        folder of OPERATOR.ncu-rep. Default: out/profile.
-  --list              print the operator's cases and stop.
-  --help              print this and stop.
-PYTHON=... chooses the Python. Default: that of the active environment, of .venv, or on PATH, the first that has this
-package installed.
+  --list              print the operator's cases and exit.
+  --help              print this and exit.
+PYTHON=... chooses the Python. Default: the first of the active environment's, that of .venv and those on PATH that has
+this package installed.
 HELP
 }
 

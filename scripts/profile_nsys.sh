@@ -8,28 +8,28 @@ usage() {
 usage: scripts/profile_nsys.sh [options]
 
 Runs a restoration with random weights, records it with Nsight Systems (nsys) after a warm-up, and writes tables and a
-picture of the time by stage, operator and kernel, the gaps, and the projected floor. Where nsys or a CUDA GPU is
-missing, torch.profiler records instead, and the report is the same.
+plot of the time by stage, operator and kernel, the gaps, and the projected least time (floor). Without nsys or a CUDA
+GPU, torch.profiler records instead, and the report has the same form.
 
-What runs:
+Workload:
   --model NAME        model of the catalogue. Default: realsr-x4-v3.
   --size N            side of the square input in pixels. Default: 64.
   --batch N           images restored at once. Default: 1.
-  --steps N           denoiser evaluations. Default: the model's own number.
+  --steps N           denoiser evaluations. Default: the model's number.
   --dtype D           bfloat16, float16 or float32. Default: bfloat16.
   --how WAY           eager, graphs (CUDA graphs) or torch (torch.compile). Default: graphs on CUDA, else eager.
-  --device D          cuda, cuda:1, cpu, ... Default: cuda where it works, else cpu.
+  --device D          cuda, cuda:1, cpu, ... Default: cuda if available, else cpu.
   --warmup N          restorations before the recorded ones. Default: 2.
   --runs N            restorations that are recorded. Default: 3.
-How it is recorded and shown:
-  --output DIR        folder of everything that is written. Default: out/profile.
-  --graph-trace HOW   node records every kernel of a CUDA graph, graph only the graph as a whole, which disturbs its
-                      time less. Default: node.
-  --gpu NAME          h100, a100, l40s or 4090, whose floor is projected. Default: the one that was recorded.
+Recording and report:
+  --output DIR        folder for all files. Default: out/profile.
+  --graph-trace HOW   node records every kernel of a CUDA graph; graph records a graph as a whole, with less overhead.
+                      Default: node.
+  --gpu NAME          GPU whose floor is projected: h100, h200, a100, l40s or 4090. Default: the one that was recorded.
   --top N             rows of operators, kernels and gaps that are shown. Default: 15.
-  --help              print this and stop.
-PYTHON=... chooses the Python. Default: that of the active environment, of .venv, or on PATH, the first that has this
-package installed.
+  --help              print this and exit.
+PYTHON=... chooses the Python. Default: the first of the active environment's, that of .venv and those on PATH that has
+this package installed.
 HELP
 }
 

@@ -330,10 +330,10 @@ def test_the_floor_is_that_of_what_ran(script, export, tmp_path, capsys, monkeyp
         (None, "No such file"),
         (b"SQLite format 3\0 and then nothing", "not a whole SQLite export of nsys"),
         (b"neither of them", "is not a trace of torch.profiler"),
-        (b'{"traceEvents": []}', "holds no work"),
+        (b'{"traceEvents": []}', "has no activity"),
         (
             b'{"traceEvents": [{"ph": "X", "cat": "user_annotation", "name": "x", "pid": 1, "tid": 1, "ts": 1}]}',
-            "no work",
+            "no activity",
         ),
     ],
     ids=["missing", "cut-off", "foreign", "empty", "only-ranges"],

@@ -50,7 +50,7 @@ class _Export:
     def trace(self) -> Trace:
         if not self._tables & {KERNELS, GRAPHS}:
             raise TraceError(
-                f"{self._path} holds no work of a GPU: it has neither {KERNELS} nor {GRAPHS}. Record with "
+                f"{self._path} has no GPU activity: it has neither {KERNELS} nor {GRAPHS}. Record with "
                 "--trace=cuda,nvtx a program that uses the GPU, within the capture range if there is one"
             )
         ranges = self._ranges()
@@ -60,7 +60,7 @@ class _Export:
         )
         activities = self._activities(ranges, restorations)
         if not activities:
-            raise TraceError(f"{self._path} holds work of a GPU, but none within its {len(restorations)} restorations")
+            raise TraceError(f"{self._path} has GPU activity, but none within its {len(restorations)} restorations")
         if not restorations:
             self._notes.append("No restoration is marked as a range: the whole recording counts as one.")
             restorations = [Range(library.RESTORATION, activities[0].start, max(a.end for a in activities))]
@@ -86,7 +86,7 @@ class _Export:
                 found[thread].append(Range(without_details(name), start, end))
         if not found:
             self._notes.append(
-                f"There are no NVTX ranges in it ({library.VARIABLE}=1 turns them on): operators and stages are told "
+                f"There are no NVTX ranges ({library.VARIABLE}=1 turns them on): operators and stages are inferred "
                 "from the kernels' names."
             )
         return found
@@ -161,11 +161,11 @@ class _Export:
         if lost:
             self._notes.append(
                 f"Of {lost} nodes of CUDA graphs the capture was not recorded (no CUDA_GRAPH_NODE_EVENTS): operators "
-                "and stages are told from the kernels' names."
+                "and stages are inferred from the kernels' names."
             )
         if unlinked:
             self._notes.append(
-                f"Of {unlinked} kernels and copies the launch was not recorded: what they belong to is told from "
+                f"Of {unlinked} kernels and copies the launch was not recorded: their operators are inferred from "
                 "their names and times."
             )
 

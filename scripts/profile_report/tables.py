@@ -96,7 +96,7 @@ def make(
     stages, guessed = stages_of(trace.activities, operators)
     notes = list(trace.notes)
     if guessed:
-        notes.append("Stages have no ranges here; prior_sample and posterior_step, which part them, tell them.")
+        notes.append("Stages have no ranges here; they are inferred from prior_sample and posterior_step.")
     by_stage, gaps = _timeline(trace, stages)
     by_operator, by_kernel = _sums(trace.activities, operators)
     report = Report(

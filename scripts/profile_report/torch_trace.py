@@ -46,7 +46,7 @@ def read(path: Path) -> Trace:
     else:
         activities = _host_work(annotations, operators, restorations)
     if not activities:
-        raise TraceError(f"{path} holds no work" + (" within its restorations" if restorations else ""))
+        raise TraceError(f"{path} has no activity" + (" within its restorations" if restorations else ""))
     activities.sort(key=lambda a: a.start)
     if not restorations:
         restorations = [Range(library.RESTORATION, activities[0].start, max(a.end for a in activities))]
@@ -99,7 +99,7 @@ def _device_work(
     if in_graphs:
         notes.append(
             f"{in_graphs} kernels and copies ran in CUDA graphs, whose capture torch.profiler does not record: "
-            "operators and stages are told from their names."
+            "operators and stages are inferred from their names."
         )
     return [activity for thread in by_thread for activity in _within(by_thread[thread], thread, annotations, operators)]
 
