@@ -147,7 +147,7 @@ def test_what_is_as_it_was_is_not_compiled_again(bad, recorded):
     result = budgets_command(*options, "--known", lot(recorded))
     # What did not compile has no record; what was found wrong is still wrong.
     known, compiled, *_ = result.stdout.splitlines()
-    number, of = map(int, re.fullmatch(r"(\d+) of (\d+) kernels are as they were; 0 of them .*", known).groups())
+    number, of = map(int, re.fullmatch(r"(\d+) of (\d+) kernels are unchanged; 0 of them .*", known).groups())
     assert number > 5 and compiled.startswith(f"{of - number}/{of - number} kernels compiled")
     assert result.returncode == 1 and result.stderr.splitlines() == bad.result.stderr.splitlines()
 
@@ -157,7 +157,7 @@ def test_a_changed_kernel_is_compiled(recorded):
     changed.write_text(BAD_KERNELS.read_text().replace("BLOCK + tl.arange", "BLOCK + 0 * n + tl.arange", 1))
     options = ("--launch-cases", changed, "--budgets", recorded, "--arch", 86, "--only", "sound")
     result = budgets_command(*options, "--known", lot(recorded))
-    assert re.match(r"0 of (\d+) kernels are as they were; 0 of them .*\n\1/\1 kernels compiled", result.stdout)
+    assert re.match(r"0 of (\d+) kernels are unchanged; 0 of them .*\n\1/\1 kernels compiled", result.stdout)
 
 
 def test_a_record_that_is_not_true_is_found_when_it_is_drawn(recorded):

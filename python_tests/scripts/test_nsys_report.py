@@ -404,7 +404,10 @@ def test_every_kernel_of_the_library_is_known_by_name(names):
         ("upsample_conv2d_kernel", "upsample_conv2d"),
         ("window_attention_bwd_kv_kernel", "window_attention_backward"),
         ("void resshift::cuda::<unnamed>::chain_step_rows_kernel<float, (int)3, (bool)1>(ChainStep)", "prior_sample"),
-        ("void resshift::cuda::(anonymous namespace)::dx_kernel<int>(GroupNormBackward, Partition)", "group_norm_backward"),
+        (
+            "void resshift::cuda::(anonymous namespace)::dx_kernel<int>(GroupNormBackward, Partition)",
+            "group_norm_backward",
+        ),
         ("void at::native::(anonymous namespace)::group_norm_kernel<float>(int)", None),
         (CONVOLUTION, None),
         ("", None),
