@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from resshift_fast import backends
+from resshift_fast.backends import Kernel
 from resshift_fast.ops import checks
 from resshift_fast.ops.group_norm import ACTIVATIONS, group_norm
 from resshift_fast.ops.group_norm import reference as group_norm_reference
-from resshift_fast.ops.registration import native, recomputed, register, triton
+from resshift_fast.ops.registration import Native, recomputed, register
 
 MODES = ("add", "concat")
 
@@ -111,12 +112,18 @@ def _numbered(
     return x, other, num_groups, weight, bias, eps, *numbers
 
 
+def _triton() -> Kernel:
+    from resshift_fast.kernels import add_concat_group_norm as kernels
+
+    return Kernel(kernels.forward, kernels.unsupported)
+
+
 _op = register(
     "add_concat_group_norm",
     _plain,
     fake=_fake,
     examples=_examples,
-    loaders={"cpu": native("cpu", "add_concat_group_norm", _numbered), "triton": triton("add_concat_group_norm")},
+    loaders={"cpu": Native(_numbered), "triton": _triton},
     **recomputed(reference),
 )
 

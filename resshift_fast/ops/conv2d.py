@@ -20,7 +20,7 @@ from resshift_fast.backends import native as libraries
 from resshift_fast.ops import checks
 from resshift_fast.ops.group_norm import ACTIVATIONS, group_norm
 from resshift_fast.ops.group_norm import reference as group_norm_reference
-from resshift_fast.ops.registration import native, recomputed, register
+from resshift_fast.ops.registration import Native, recomputed, register
 from resshift_fast.ops.winograd import DIRECT, cpu_kernel, pack_conv2d
 
 
@@ -191,7 +191,7 @@ _weight_gradient_op = register(
     _plain_weight_gradient,
     fake=_fake_weight_gradient,
     examples=_weight_gradient_examples,
-    loaders={"cpu": native("cpu", "conv2d_weight_gradient")},
+    loaders={"cpu": Native()},
     training=True,
     public=False,
     matrix_operations=lambda dy, x, *_, **__: 2 * 9 * math.prod(dy) * x[1],

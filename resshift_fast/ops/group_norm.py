@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from resshift_fast import backends
+from resshift_fast.backends import Kernel
 from resshift_fast.ops import checks
-from resshift_fast.ops.registration import native, register, triton
+from resshift_fast.ops.registration import Native, register
 
 ACTIVATIONS = (None, "silu")
 
@@ -190,15 +191,27 @@ def _numbered(*args: Any) -> tuple[Any, ...]:
     return *args[:-1], ACTIVATIONS.index(args[-1])
 
 
+def _triton() -> Kernel:
+    from resshift_fast.kernels import group_norm as kernels
+
+    return Kernel(kernels.forward, kernels.unsupported)
+
+
+def _triton_backward() -> Kernel:
+    from resshift_fast.kernels import group_norm as kernels
+
+    return Kernel(kernels.backward, kernels.unsupported_backward)
+
+
 _backward_op = register(
     "group_norm_backward",
     _plain_backward,
     fake=_fake_backward,
     examples=_backward_examples,
     loaders={
-        "cpu": native("cpu", "group_norm_backward", _numbered),
-        "cuda": native("cuda", "group_norm_backward", _numbered),
-        "triton": triton("group_norm", "backward", "unsupported_backward"),
+        "cpu": Native(_numbered),
+        "cuda": Native(_numbered),
+        "triton": _triton_backward,
     },
     training=True,
     public=False,
@@ -209,9 +222,9 @@ _op = register(
     fake=_fake,
     examples=_examples,
     loaders={
-        "cpu": native("cpu", "group_norm", _numbered),
-        "cuda": native("cuda", "group_norm", _numbered),
-        "triton": triton("group_norm"),
+        "cpu": Native(_numbered),
+        "cuda": Native(_numbered),
+        "triton": _triton,
     },
     backward=_backward,
     setup_context=_setup_context,

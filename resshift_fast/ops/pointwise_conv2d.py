@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from resshift_fast import backends
+from resshift_fast.backends import Kernel
 from resshift_fast.ops import checks
 from resshift_fast.ops.group_norm import reference as group_norm
-from resshift_fast.ops.registration import native, recomputed, register, triton
+from resshift_fast.ops.registration import Native, recomputed, register
 
 
 def reference(
@@ -110,12 +111,18 @@ def _normalized(
     return x, weight, bias, residual, norm
 
 
+def _triton() -> Kernel:
+    from resshift_fast.kernels import pointwise_conv2d as kernels
+
+    return Kernel(kernels.forward, kernels.unsupported)
+
+
 _op = register(
     "pointwise_conv2d",
     _plain,
     fake=_fake,
     examples=_examples,
-    loaders={"cpu": native("cpu", "pointwise_conv2d", _normalized), "triton": triton("pointwise_conv2d")},
+    loaders={"cpu": Native(_normalized), "triton": _triton},
     matrix_operations=_matrix_operations,
     **recomputed(reference),
 )

@@ -5,8 +5,9 @@ is settled when it runs, with the true sizes at hand. A plain eager call in infe
 which would only pass it on, in more time than many a kernel takes.
 """
 
-from collections.abc import Callable
-from importlib import import_module
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypedDict
 
 import torch
@@ -20,36 +21,23 @@ NAMESPACE = "resshift_fast"
 _library = torch.library.Library(NAMESPACE, "DEF")
 
 
-def triton(module: str, function: str = "forward", unsupported: str = "unsupported") -> Callable[[], Kernel]:
-    """Loader of a launcher in `resshift_fast.kernels.<module>`, which imports Triton only when it is called."""
-
-    def load() -> Kernel:
-        kernels = import_module(f"resshift_fast.kernels.{module}")
-        return Kernel(getattr(kernels, function), getattr(kernels, unsupported))
-
-    return load
-
-
-def native(
-    library: str,
-    operator: str,
-    adapt: Callable[..., tuple[Any, ...]] | None = None,
-    unsupported: Callable[..., str | None] = lambda *_: None,
-) -> Callable[[], Kernel]:
-    """Loader of `torch.ops.resshift_fast_<library>.<operator>`, a kernel in C++ or CUDA C++.
+@dataclass(frozen=True)
+class Native:
+    """An operator's kernel in C++ or CUDA C++: `torch.ops.resshift_fast_<library>.<the operator's name>`.
 
     Args:
-        library: "cpu" or "cuda". operator: its name.
         adapt: the registered operator's arguments to the kernel's; None where they are the same.
         unsupported: as in `Kernel`, of the registered operator's arguments; float64 is refused anyway.
     """
 
-    def load() -> Kernel:
-        kernel = libraries.operator(library, operator)
+    adapt: Callable[..., tuple[Any, ...]] | None = None
+    unsupported: Callable[..., str | None] = lambda *_: None
+
+    def load(self, library: str, operator: str) -> Kernel:
+        """The kernel, from the library "cpu" or "cuda"."""
+        kernel, adapt, unsupported = libraries.operator(library, operator), self.adapt, self.unsupported
         function = kernel if adapt is None else lambda *args: kernel(*adapt(*args))
         return Kernel(function, lambda *args: _float64(args) or unsupported(*args))
-
-    return load
 
 
 def _float64(args: tuple[Any, ...]) -> str | None:
@@ -65,7 +53,7 @@ def register(
     *,
     fake: Callable[..., Any],
     examples: Callable[[torch.device, torch.dtype], list[tuple[Any, ...]]],
-    loaders: dict[str, Callable[[], Kernel]] | None = None,
+    loaders: Mapping[str, Callable[[], Kernel] | Native] | None = None,
     dtypes: tuple[torch.dtype, ...] = (),
     training: bool = False,
     public: bool = True,
@@ -80,7 +68,8 @@ def register(
         plain: the operator in plain PyTorch. Its annotations are the schema; every output is new memory.
         fake: the same arguments to empty outputs of the right shapes, dtypes and strides.
         examples: small arguments on which a backend is verified.
-        loaders: backend to the function that loads its kernel.
+        loaders: backend to the function that imports and returns its kernel, or to the kernel's description if it is in
+            the compiled library of that name.
         dtypes, training, public, matrix_operations: as in `backends.Operator`.
         backward, setup_context: as in `torch.library.register_autograd`; None for an operator without gradient, through
             which nothing can be differentiated then.
@@ -94,7 +83,8 @@ def register(
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
     backward = backward or _without_gradient(name)
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
-    backends.add(Operator(name, plain, examples, loaders or {}, dtypes, training, matrix_operations, public))
+    functions = {b: partial(x.load, b, name) if isinstance(x, Native) else x for b, x in (loaders or {}).items()}
+    backends.add(Operator(name, plain, examples, functions, dtypes, training, matrix_operations, public))
     return _eager(name, getattr(getattr(torch.ops, NAMESPACE), name).default)
 
 

@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from resshift_fast import backends
+from resshift_fast.backends import Kernel
 from resshift_fast.diffusion import schedule as columns
 from resshift_fast.diffusion.noise import noise_field
 from resshift_fast.diffusion.schedule import NUM_COEFFICIENTS, PREDICTION_TYPES, check_prediction_type
 from resshift_fast.ops import checks
-from resshift_fast.ops.registration import native, recomputed, register, triton
+from resshift_fast.ops.registration import Native, recomputed, register
 
 LATENT_DTYPES = (torch.float32, torch.float64)
 
@@ -193,15 +194,33 @@ def _not_float32(x: Tensor, *_: Any) -> str | None:
     return None if x.dtype == torch.float32 else f"the latent is {x.dtype}"
 
 
+def _triton_posterior_step() -> Kernel:
+    from resshift_fast.kernels import residual_shift as kernels
+
+    return Kernel(kernels.posterior_step, kernels.unsupported_posterior_step)
+
+
+def _triton_prior_sample() -> Kernel:
+    from resshift_fast.kernels import residual_shift as kernels
+
+    return Kernel(kernels.prior_sample, kernels.unsupported_prior_sample)
+
+
+def _triton_q_sample() -> Kernel:
+    from resshift_fast.kernels import residual_shift as kernels
+
+    return Kernel(kernels.q_sample, kernels.unsupported_q_sample)
+
+
 _posterior_step = register(
     "posterior_step",
     posterior_step_reference,
     fake=_fake_posterior_step,
     examples=_posterior_step_examples,
     loaders={
-        "cpu": native("cpu", "posterior_step", _numbered, _not_float32),
-        "cuda": native("cuda", "posterior_step", _numbered, _not_float32),
-        "triton": triton("residual_shift", "posterior_step", "unsupported_posterior_step"),
+        "cpu": Native(_numbered, _not_float32),
+        "cuda": Native(_numbered, _not_float32),
+        "triton": _triton_posterior_step,
     },
     dtypes=LATENT_DTYPES,
     **recomputed(posterior_step_reference),
@@ -212,9 +231,9 @@ _prior_sample = register(
     fake=_fake_prior_sample,
     examples=_prior_sample_examples,
     loaders={
-        "cpu": native("cpu", "prior_sample", None, _not_float32),
-        "cuda": native("cuda", "prior_sample", None, _not_float32),
-        "triton": triton("residual_shift", "prior_sample", "unsupported_prior_sample"),
+        "cpu": Native(unsupported=_not_float32),
+        "cuda": Native(unsupported=_not_float32),
+        "triton": _triton_prior_sample,
     },
     dtypes=LATENT_DTYPES,
     **recomputed(prior_sample_reference),
@@ -225,9 +244,9 @@ _q_sample = register(
     fake=_fake_q_sample,
     examples=_q_sample_examples,
     loaders={
-        "cpu": native("cpu", "q_sample"),
-        "cuda": native("cuda", "q_sample"),
-        "triton": triton("residual_shift", "q_sample", "unsupported_q_sample"),
+        "cpu": Native(),
+        "cuda": Native(),
+        "triton": _triton_q_sample,
     },
     training=True,
     **recomputed(_plain_q_sample),

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from resshift_fast import backends
+from resshift_fast.backends import Kernel
 from resshift_fast.ops import checks
-from resshift_fast.ops.registration import native, recomputed, register, triton
+from resshift_fast.ops.registration import Native, recomputed, register
 
 SCORE_ELEMENTS = 1 << 26  # 256 MiB in float32
 
@@ -58,12 +59,18 @@ def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]
     ]
 
 
+def _triton() -> Kernel:
+    from resshift_fast.kernels import spatial_attention as kernels
+
+    return Kernel(kernels.forward, kernels.unsupported)
+
+
 _op = register(
     "spatial_attention",
     _plain,
     fake=_fake,
     examples=_examples,
-    loaders={"cpu": native("cpu", "spatial_attention"), "triton": triton("spatial_attention")},
+    loaders={"cpu": Native(), "triton": _triton},
     matrix_operations=_matrix_operations,
     **recomputed(reference),
 )

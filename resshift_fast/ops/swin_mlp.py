@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from resshift_fast import backends
+from resshift_fast.backends import Kernel
 from resshift_fast.ops import checks
 from resshift_fast.ops.group_norm import reference as group_norm
 from resshift_fast.ops.pointwise_conv2d import normalization
-from resshift_fast.ops.registration import native, recomputed, register, triton
+from resshift_fast.ops.registration import Native, recomputed, register
 
 
 def reference(
@@ -100,12 +101,18 @@ def _normalized(
     return x, normalization(x, num_groups, norm_weight, norm_bias, eps), w1, b1, w2, b2
 
 
+def _triton() -> Kernel:
+    from resshift_fast.kernels import swin_mlp as kernels
+
+    return Kernel(kernels.forward, kernels.unsupported)
+
+
 _op = register(
     "swin_mlp",
     _plain,
     fake=_fake,
     examples=_examples,
-    loaders={"cpu": native("cpu", "swin_mlp", _normalized), "triton": triton("swin_mlp")},
+    loaders={"cpu": Native(_normalized), "triton": _triton},
     matrix_operations=_matrix_operations,
     **recomputed(reference),
 )

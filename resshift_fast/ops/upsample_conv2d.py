@@ -12,7 +12,7 @@ from resshift_fast.backends import Kernel
 from resshift_fast.backends import native as libraries
 from resshift_fast.ops import checks
 from resshift_fast.ops.conv2d import checked, examples
-from resshift_fast.ops.registration import recomputed, register, triton
+from resshift_fast.ops.registration import recomputed, register
 from resshift_fast.ops.winograd import DIRECT, cpu_kernel, pack_conv2d
 
 
@@ -53,12 +53,18 @@ def _load_cpu() -> Kernel:
     return cpu_kernel(run, upsample=True)
 
 
+def _triton() -> Kernel:
+    from resshift_fast.kernels import upsample_conv2d as kernels
+
+    return Kernel(kernels.forward, kernels.unsupported)
+
+
 _op = register(
     "upsample_conv2d",
     _plain,
     fake=_fake,
     examples=examples,
-    loaders={"cpu": _load_cpu, "triton": triton("upsample_conv2d")},
+    loaders={"cpu": _load_cpu, "triton": _triton},
     matrix_operations=_matrix_operations,
     **recomputed(reference),
 )

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from resshift_fast import backends
+from resshift_fast.backends import Kernel
 from resshift_fast.ops import checks
-from resshift_fast.ops.registration import native, register, triton
+from resshift_fast.ops.registration import Native, register
 
 CHUNK_ELEMENTS = 1 << 22  # distances held at once: 16 MiB
 
@@ -92,15 +93,21 @@ def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]
     return cases
 
 
+def _triton() -> Kernel:
+    from resshift_fast.kernels import vector_quantize as kernels
+
+    return Kernel(kernels.forward, kernels.unsupported)
+
+
 _op = register(
     "vector_quantize",
     _plain,
     fake=_fake,
     examples=_examples,
     loaders={
-        "cpu": native("cpu", "vector_quantize"),
-        "cuda": native("cuda", "vector_quantize"),
-        "triton": triton("vector_quantize"),
+        "cpu": Native(),
+        "cuda": Native(),
+        "triton": _triton,
     },
     matrix_operations=_matrix_operations,
     backward=_backward,

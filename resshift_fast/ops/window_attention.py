@@ -22,8 +22,9 @@ from torch import Tensor
 from torch._guards import detect_fake_mode
 
 from resshift_fast import backends
+from resshift_fast.backends import Kernel
 from resshift_fast.ops import checks
-from resshift_fast.ops.registration import native, register, triton
+from resshift_fast.ops.registration import Native, register
 
 MASKS = ("resshift", "swin")
 MASK_VALUE = -100.0
@@ -247,6 +248,18 @@ def _too_large(qkv: Tensor, bias_table: Tensor, num_heads: int, window_size: int
     return None if window_size <= 16 else f"window {window_size} is not 16 or less"
 
 
+def _triton() -> Kernel:
+    from resshift_fast.kernels import window_attention as kernels
+
+    return Kernel(kernels.forward, kernels.unsupported)
+
+
+def _triton_backward() -> Kernel:
+    from resshift_fast.kernels import window_attention as kernels
+
+    return Kernel(kernels.backward, kernels.unsupported_backward)
+
+
 _backward_op = register(
     "window_attention_backward",
     _plain_backward,
@@ -254,9 +267,9 @@ _backward_op = register(
     examples=_backward_examples,
     matrix_operations=_matrix_operations_backward,
     loaders={
-        "cpu": native("cpu", "window_attention_backward", _numbered, lambda dout, *args: _too_large(*args)),
-        "cuda": native("cuda", "window_attention_backward", _numbered, lambda dout, *args: _not_compiled(*args)),
-        "triton": triton("window_attention", "backward", "unsupported_backward"),
+        "cpu": Native(_numbered, lambda dout, *args: _too_large(*args)),
+        "cuda": Native(_numbered, lambda dout, *args: _not_compiled(*args)),
+        "triton": _triton_backward,
     },
     training=True,
     public=False,
@@ -268,9 +281,9 @@ _op = register(
     examples=_examples,
     matrix_operations=_matrix_operations,
     loaders={
-        "cpu": native("cpu", "window_attention", _numbered, _too_large),
-        "cuda": native("cuda", "window_attention", _numbered, _not_compiled),
-        "triton": triton("window_attention"),
+        "cpu": Native(_numbered, _too_large),
+        "cuda": Native(_numbered, _not_compiled),
+        "triton": _triton,
     },
     backward=_backward,
     setup_context=_setup_context,
