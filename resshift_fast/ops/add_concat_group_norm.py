@@ -7,7 +7,7 @@ The sum ends a residual block, the concatenation of channels brings a skip conne
 is normalized, so that both results are those of the two operations apart.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,62 +17,48 @@ from resshift_fast.backends import Kernel
 from resshift_fast.ops import checks
 from resshift_fast.ops.group_norm import ACTIVATIONS, group_norm
 from resshift_fast.ops.group_norm import reference as group_norm_reference
-from resshift_fast.ops.registration import Native, recomputed, register
+from resshift_fast.ops.registration import Native, recomputed, register, takes
 
 MODES = ("add", "concat")
+
+
+class Arguments(NamedTuple):
+    """Of the registered operator, as `add_concat_group_norm` describes them."""
+
+    x: Tensor
+    other: Tensor
+    num_groups: int
+    weight: Tensor
+    bias: Tensor
+    eps: float
+    mode: str
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    activation: str | None = None
 
 
 def _merge(x: Tensor, other: Tensor, mode: str) -> Tensor:
     return x + other if mode == "add" else torch.cat([x, other], dim=1)
 
 
-def reference(
-    x: Tensor,
-    other: Tensor,
-    num_groups: int,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    mode: str,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    activation: str | None,
-) -> tuple[Tensor, Tensor]:
+@takes(Arguments)
+def reference(a: Arguments) -> tuple[Tensor, Tensor]:
     """The formula in plain PyTorch: the merged image and its normalization."""
-    merged = _merge(x, other, mode)
-    return merged, group_norm_reference(merged, num_groups, weight, bias, eps, scale, shift, activation)
+    merged = _merge(a.x, a.other, a.mode)
+    y = group_norm_reference(merged, a.num_groups, a.weight, a.bias, a.eps, a.scale, a.shift, a.activation)
+    return merged, y
 
 
-def _plain(
-    x: Tensor,
-    other: Tensor,
-    num_groups: int,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    mode: str,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    activation: str | None,
-) -> tuple[Tensor, Tensor]:
-    merged, y = reference(x, other, num_groups, weight, bias, eps, mode, scale, shift, activation)
+@takes(Arguments)
+def _plain(a: Arguments) -> tuple[Tensor, Tensor]:
+    merged, y = reference(*a)
     return merged.contiguous(memory_format=torch.channels_last), y.contiguous(memory_format=torch.channels_last)
 
 
-def _fake(
-    x: Tensor,
-    other: Tensor,
-    num_groups: int,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    mode: str,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    activation: str | None,
-) -> tuple[Tensor, Tensor]:
-    size = (x.shape[0], weight.shape[0], *x.shape[2:])
-    merged = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+@takes(Arguments)
+def _fake(a: Arguments) -> tuple[Tensor, Tensor]:
+    size = (a.x.shape[0], a.weight.shape[0], *a.x.shape[2:])
+    merged = torch.empty(size, dtype=a.x.dtype, device=a.x.device, memory_format=torch.channels_last)
     return merged, torch.empty_like(merged)
 
 
@@ -95,21 +81,11 @@ def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]
     ]
 
 
-def _numbered(
-    x: Tensor,
-    other: Tensor,
-    num_groups: int,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    mode: str,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    activation: str | None,
-) -> tuple[Any, ...]:
-    """Arguments for C++, which knows a mode and an activation by their numbers."""
-    numbers = MODES.index(mode), scale, shift, ACTIVATIONS.index(activation)
-    return x, other, num_groups, weight, bias, eps, *numbers
+@takes(Arguments)
+def _numbered(a: Arguments) -> tuple[Any, ...]:
+    """Arguments for C++, where a mode and an activation are integers."""
+    numbers = MODES.index(a.mode), a.scale, a.shift, ACTIVATIONS.index(a.activation)
+    return a.x, a.other, a.num_groups, a.weight, a.bias, a.eps, *numbers
 
 
 def _triton() -> Kernel:
@@ -129,28 +105,20 @@ _op = register(
 
 
 @checks.once
-def _check(
-    x: Tensor,
-    other: Tensor,
-    num_groups: int,
-    weight: Tensor,
-    bias: Tensor,
-    mode: str,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    activation: str | None,
-) -> None:
-    channels = _check_images(x, other, mode)
-    if num_groups < 1 or channels % num_groups:
-        raise ValueError(f"add_concat_group_norm: {channels} channels do not divide into {num_groups} groups")
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        checks.shape("add_concat_group_norm", name, tensor, (channels,), "to match the merged channels")
-    for name, condition in (("scale", scale), ("shift", shift)):
-        size = (x.shape[0], channels)
-        checks.shape("add_concat_group_norm", name, condition, size, "[B, C] to match the merged image", optional=True)
-    checks.parameters("add_concat_group_norm", x, weight=weight, bias=bias, scale=scale, shift=shift)
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"add_concat_group_norm: activation is {activation!r}, expected None or 'silu'")
+@takes(Arguments)
+def _check(a: Arguments) -> None:
+    op = "add_concat_group_norm"
+    channels = _check_images(a.x, a.other, a.mode)
+    if a.num_groups < 1 or channels % a.num_groups:
+        raise ValueError(f"{op}: {channels} channels do not divide into {a.num_groups} groups")
+    for name, tensor in (("weight", a.weight), ("bias", a.bias)):
+        checks.shape(op, name, tensor, (channels,), "to match the merged channels")
+    for name, condition in (("scale", a.scale), ("shift", a.shift)):
+        size = (a.x.shape[0], channels)
+        checks.shape(op, name, condition, size, "[B, C] to match the merged image", optional=True)
+    checks.parameters(op, a.x, weight=a.weight, bias=a.bias, scale=a.scale, shift=a.shift)
+    if a.activation not in ACTIVATIONS:
+        raise ValueError(f"{op}: activation is {a.activation!r}, expected None or 'silu'")
 
 
 def add_concat_group_norm(
@@ -193,9 +161,10 @@ def add_concat_group_norm(
         >>> merged.shape, y.shape
         (torch.Size([2, 12, 5, 7]), torch.Size([2, 12, 5, 7]))
     """
-    _check(x, other, num_groups, weight, bias, mode, scale, shift, activation)
+    arguments = (x, other, num_groups, weight, bias, eps, mode, scale, shift, activation)
+    _check(*arguments)
     if backends.fused("add_concat_group_norm", x.device.type) and not torch.is_grad_enabled():
-        both: tuple[Tensor, Tensor] = _op(x, other, num_groups, weight, bias, eps, mode, scale, shift, activation)
+        both: tuple[Tensor, Tensor] = _op(*arguments)
         return both
     # One after the other: the normalization has a kernel for its gradient, and may have one where both have none.
     merged = _merge(x, other, mode)

@@ -8,7 +8,7 @@ pixels as it reads them.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,54 +20,49 @@ from resshift_fast.backends import native as libraries
 from resshift_fast.ops import checks
 from resshift_fast.ops.group_norm import ACTIVATIONS, group_norm
 from resshift_fast.ops.group_norm import reference as group_norm_reference
-from resshift_fast.ops.registration import Native, recomputed, register
+from resshift_fast.ops.registration import Native, recomputed, register, takes
 from resshift_fast.ops.winograd import DIRECT, cpu_kernel, pack_conv2d
 
 
-def reference(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    padding: int,
-    residual: Tensor | None = None,
-    num_groups: int = 0,
-    norm_weight: Tensor | None = None,
-    norm_bias: Tensor | None = None,
-    eps: float = 1e-5,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    activation: str | None = None,
-) -> Tensor:
+class Arguments(NamedTuple):
+    """Of the registered operator, as `conv2d` describes them."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    padding: int
+    residual: Tensor | None = None
+    num_groups: int = 0
+    norm_weight: Tensor | None = None
+    norm_bias: Tensor | None = None
+    eps: float = 1e-5
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    activation: str | None = None
+
+
+@takes(Arguments)
+def reference(a: Arguments) -> Tensor:
     """The formula in plain PyTorch, in x's dtype."""
-    if num_groups:
-        assert norm_weight is not None and norm_bias is not None
-        x = group_norm_reference(x, num_groups, norm_weight, norm_bias, eps, scale, shift, activation)
-    y = F.conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=padding)
-    return y if residual is None else residual + y
+    x = a.x
+    if a.num_groups:
+        assert a.norm_weight is not None and a.norm_bias is not None
+        options = (a.eps, a.scale, a.shift, a.activation)
+        x = group_norm_reference(x, a.num_groups, a.norm_weight, a.norm_bias, *options)
+    y = F.conv2d(x, a.weight.to(x.dtype), None if a.bias is None else a.bias.to(x.dtype), padding=a.padding)
+    return y if a.residual is None else a.residual + y
 
 
-def _plain(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    padding: int,
-    residual: Tensor | None,
-    num_groups: int,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    eps: float,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    activation: str | None,
-) -> Tensor:
-    args = (residual, num_groups, norm_weight, norm_bias, eps, scale, shift, activation)
-    return reference(x, weight, bias, padding, *args).contiguous(memory_format=torch.channels_last)
+@takes(Arguments)
+def _plain(a: Arguments) -> Tensor:
+    return reference(*a).contiguous(memory_format=torch.channels_last)
 
 
-def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, *options: Any) -> Tensor:
-    batch, _, height, width = x.shape
-    size = (batch, weight.shape[0], height + 2 * padding - 2, width + 2 * padding - 2)
-    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+@takes(Arguments)
+def _fake(a: Arguments) -> Tensor:
+    batch, _, height, width = a.x.shape
+    size = (batch, a.weight.shape[0], height + 2 * a.padding - 2, width + 2 * a.padding - 2)
+    return torch.empty(size, dtype=a.x.dtype, device=a.x.device, memory_format=torch.channels_last)
 
 
 def _matrix_operations(
@@ -95,45 +90,36 @@ def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=device).to(dtype)
 
-    nothing = (None, 0, None, None, 1e-5, None, None, None)
-    cases = [(*case, 1, *nothing) for case in examples(device, dtype)]
+    cases: list[tuple[Any, ...]] = [Arguments(x, weight, bias, 1) for x, weight, bias in examples(device, dtype)]
     x = (normal(2, 64, 41, 35) - 2.3).contiguous(memory_format=torch.channels_last)
     norm = (32, normal(64), normal(64), 1e-5, normal(2, 64), normal(2, 64), "silu")
     return [*cases, (x, normal(40, 64, 3, 3) / 24, normal(40), 1, normal(2, 40, 41, 35), *norm)]
 
 
-def _load_cpu() -> Kernel:
+def _normalized(a: Arguments) -> Tensor:
+    """What the convolution reads where it does not normalize: `group_norm` of x."""
+    assert a.norm_weight is not None and a.norm_bias is not None
+    norm = (a.x, a.num_groups, a.norm_weight, a.norm_bias, a.eps)
+    return group_norm(*norm, scale=a.scale, shift=a.shift, activation=a.activation)
+
+
+def _cpu() -> Kernel:
     winograd = libraries.operator("cpu", "conv2d")
     affine = libraries.operator("cpu", "group_norm_affine")
 
-    def run(
-        tile: int,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        padding: int,
-        residual: Tensor | None,
-        num_groups: int,
-        norm_weight: Tensor | None,
-        norm_bias: Tensor | None,
-        eps: float,
-        scale: Tensor | None,
-        shift: Tensor | None,
-        activation: str | None,
-    ) -> Tensor:
+    def run(tile: int, *args: Any) -> Tensor:
+        a = Arguments(*args)
         if tile == DIRECT:
-            if num_groups:
-                assert norm_weight is not None and norm_bias is not None
-                x = group_norm(
-                    x, num_groups, norm_weight, norm_bias, eps, scale=scale, shift=shift, activation=activation
-                )
-            # PyTorch sums in another order where the weight lies otherwise; results must not depend on that.
-            weight = weight.contiguous(memory_format=torch.channels_last)
-            return _plain(x, weight, bias, padding, residual, 0, None, None, eps, None, None, None)
-        norm = affine(x, num_groups, norm_weight, norm_bias, eps, scale, shift) if num_groups else None
-        bias = None if bias is None else bias.float()
-        silu = activation == "silu"
-        y: Tensor = winograd(x, pack_conv2d(weight), bias, padding, norm, silu, residual, False, tile)
+            x = _normalized(a) if a.num_groups else a.x
+            # PyTorch sums in another order where the weight has other strides; results must not depend on that.
+            weight = a.weight.contiguous(memory_format=torch.channels_last)
+            return _plain(x, weight, a.bias, a.padding, a.residual)
+        norm = None
+        if a.num_groups:
+            norm = affine(a.x, a.num_groups, a.norm_weight, a.norm_bias, a.eps, a.scale, a.shift)
+        bias = None if a.bias is None else a.bias.float()
+        silu = a.activation == "silu"
+        y: Tensor = winograd(a.x, pack_conv2d(a.weight), bias, a.padding, norm, silu, a.residual, False, tile)
         return y
 
     return cpu_kernel(run)
@@ -144,26 +130,27 @@ _recomputed = recomputed(reference)
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     _recomputed["setup_context"](ctx, inputs, output)
-    ctx.alone = inputs[4] is None and inputs[5] == 0 and inputs[3] <= 2
+    a = Arguments(*inputs)
+    ctx.padding = a.padding
+    ctx.alone = a.residual is None and a.num_groups == 0 and a.padding <= 2
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    """Of a convolution alone: that of dy with the turned weight gives x's gradient, and is as fast."""
+    """Of a convolution alone x's gradient is a convolution too: of dy, with the weight rotated by 180°."""
     if not ctx.alone:
         gradients: tuple[Tensor | None, ...] = _recomputed["backward"](ctx, dy)
         return gradients
     x, weight, *bias = ctx.saved_tensors
-    padding = ctx.others[3][0]
     wanted = ctx.needs_input_grad
     dx = None
     if wanted[0]:
-        turned = weight.flip(2, 3).transpose(0, 1)
-        # Autocast, if it is on where the gradient is asked for, has no say in it: the operator ignores it.
-        dx = _op(dy, turned, None, 2 - padding, None, 0, None, None, 1e-5, None, None, None)
+        rotated = weight.flip(2, 3).transpose(0, 1)
+        # The operator ignores autocast, which may be on where the gradient is asked for.
+        dx = _op(*Arguments(dy, rotated, bias=None, padding=2 - ctx.padding))
         dx = checks.match_memory_format(dx, x)
-    dweight = _weight_gradient(dy, x, weight, padding) if wanted[1] else None
+    dweight = _weight_gradient(dy, x, weight, ctx.padding) if wanted[1] else None
     dbias = dy.sum((0, 2, 3), dtype=checks.accumulation_dtype(dy)).to(bias[0].dtype) if wanted[2] else None
-    return dx, dweight, dbias, *[None] * 9
+    return dx, dweight, dbias, *[None] * (len(Arguments._fields) - 3)
 
 
 def _plain_weight_gradient(dy: Tensor, x: Tensor, padding: int) -> Tensor:
@@ -199,7 +186,7 @@ _weight_gradient_op = register(
 
 
 def _weight_gradient(dy: Tensor, x: Tensor, weight: Tensor, padding: int) -> Tensor:
-    """Laid out as the weight, which an optimizer's step goes through side by side with it."""
+    """In the weight's strides, because an optimizer's step reads both together."""
     gradient = _weight_gradient_op(dy, x, padding).permute(3, 2, 0, 1)
     return torch.empty_like(weight).copy_(gradient)
 
@@ -209,7 +196,7 @@ _op = register(
     _plain,
     fake=_fake,
     examples=_examples,
-    loaders={"cpu": _load_cpu},
+    loaders={"cpu": _cpu},
     matrix_operations=_matrix_operations,
     backward=_backward,
     setup_context=_setup_context,
@@ -275,35 +262,25 @@ def conv2d(
         torch.Size([2, 6, 5, 7])
     """
     x = checked("conv2d", x, weight, bias)
-    if padding < 0:
-        raise ValueError(f"conv2d: padding is {padding}, expected 0 or more")
-    if min(x.shape[2:]) + 2 * padding < 3:
-        image = f"{x.shape[2]}×{x.shape[3]}"
-        raise ValueError(f"conv2d: image {image} with padding={padding} is smaller than the 3×3 kernel; pad it more")
-    if residual is not None:
-        size = (x.shape[0], weight.shape[0], *(side + 2 * padding - 2 for side in x.shape[2:]))
-        checks.shape("conv2d", "residual", residual, size, "to match the result")
-        checks.parameters("conv2d", x, residual=residual)
-        residual = residual.to(x.dtype)
-    norm = (num_groups, norm_weight, norm_bias, eps, scale, shift, activation)
-    _check_norm(x, *norm)
+    a = Arguments(x, weight, bias, padding, residual, num_groups, norm_weight, norm_bias, eps, scale, shift, activation)
+    _check_options(*a)
+    if residual is not None and residual.dtype != x.dtype:
+        a = a._replace(residual=residual.to(x.dtype))
     if not backends.fused("conv2d", x.device.type):
-        return reference(x, weight, bias, padding, residual, *norm)
+        return reference(*a)
     if (num_groups or residual is not None) and not conv2d_takes_norm(x.device.type):
         # One after the other: each has a gradient of its own, and would be computed again for one of all.
-        if num_groups:
-            assert norm_weight is not None and norm_bias is not None  # as `_check_norm` has seen
-            x = group_norm(x, num_groups, norm_weight, norm_bias, eps, scale=scale, shift=shift, activation=activation)
-        y: Tensor = _op(x, weight, bias, padding, None, 0, None, None, eps, None, None, None)
-        return y if residual is None else residual + y
-    y = _op(x, weight, bias, padding, residual, *norm)
+        y: Tensor = _op(*Arguments(_normalized(a) if num_groups else x, weight, bias, padding))
+        return y if a.residual is None else a.residual + y
+    y = _op(*a)
     return y
 
 
 def conv2d_takes_norm(device_type: str) -> bool:
-    """Whether `conv2d` normalizes what it reads and adds to what it writes in one pass, so that it is best asked to.
+    """Whether `conv2d` normalizes its input and adds the residual in the pass of the convolution.
 
-    It does where a backend has a kernel and no gradient is wanted.
+    It does where a backend has a kernel and no gradient is wanted. Elsewhere these are operations of their own, which
+    a caller may as well merge with others.
     """
     return conv2d_reads_packed(device_type) and not torch.is_grad_enabled()
 
@@ -314,30 +291,37 @@ def conv2d_reads_packed(device_type: str) -> bool:
 
 
 @checks.once
-def _check_norm(
-    x: Tensor,
-    num_groups: int,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    eps: float,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    activation: str | None,
-) -> None:
+@takes(Arguments)
+def _check_options(a: Arguments) -> None:
+    """All but x, weight and bias, which `checked` has seen."""
+    if a.padding < 0:
+        raise ValueError(f"conv2d: padding is {a.padding}, expected 0 or more")
+    batch, _, height, width = a.x.shape
+    if min(height, width) + 2 * a.padding < 3:
+        image = f"{height}×{width}"
+        raise ValueError(f"conv2d: image {image} with padding={a.padding} is smaller than the 3×3 kernel; pad it more")
+    if a.residual is not None:
+        size = (batch, a.weight.shape[0], height + 2 * a.padding - 2, width + 2 * a.padding - 2)
+        checks.shape("conv2d", "residual", a.residual, size, "to match the result")
+        checks.parameters("conv2d", a.x, residual=a.residual)
+    _check_norm(a)
+
+
+def _check_norm(a: Arguments) -> None:
     """num_groups divides the channels and comes with both parameters, or is 0 and comes with nothing."""
-    batch, channels = x.shape[:2]
-    tensors = {"norm_weight": norm_weight, "norm_bias": norm_bias, "scale": scale, "shift": shift}
-    if num_groups < 0 or (num_groups and channels % num_groups):
-        raise ValueError(f"conv2d: {channels} channels do not divide into {num_groups} groups")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"conv2d: activation is {activation!r}, expected None or 'silu'")
+    batch, channels = a.x.shape[:2]
+    tensors = {"norm_weight": a.norm_weight, "norm_bias": a.norm_bias, "scale": a.scale, "shift": a.shift}
+    if a.num_groups < 0 or (a.num_groups and channels % a.num_groups):
+        raise ValueError(f"conv2d: {channels} channels do not divide into {a.num_groups} groups")
+    if a.activation not in ACTIVATIONS:
+        raise ValueError(f"conv2d: activation is {a.activation!r}, expected None or 'silu'")
     for name, tensor in tensors.items():
-        if not num_groups and tensor is not None:
+        if not a.num_groups and tensor is not None:
             raise ValueError(f"conv2d: {name} is given, but num_groups is 0; pass the number of groups")
-        if num_groups:
+        if a.num_groups:
             per_image = name in ("scale", "shift")
             size = (batch, channels) if per_image else (channels,)
             checks.shape("conv2d", name, tensor, size, "to match x", optional=per_image)
-    if not num_groups and activation is not None:
+    if not a.num_groups and a.activation is not None:
         raise ValueError("conv2d: activation is given, but num_groups is 0; pass the number of groups")
-    checks.parameters("conv2d", x, **tensors)
+    checks.parameters("conv2d", a.x, **tensors)

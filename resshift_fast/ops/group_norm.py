@@ -7,7 +7,7 @@ the per-image, per-channel scale and shift of the timestep (arXiv 2105.05233, ad
 normalization) and the activation f(z) = z or z σ(z) comes last. Statistics are float32 whatever the input.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +16,40 @@ from torch import Tensor
 from resshift_fast import backends
 from resshift_fast.backends import Kernel
 from resshift_fast.ops import checks
-from resshift_fast.ops.registration import Native, register
+from resshift_fast.ops.registration import Native, register, takes
 
 ACTIVATIONS = (None, "silu")
 
 
-def _centre(x: Tensor, num_groups: int) -> Tensor:
+class Arguments(NamedTuple):
+    """Of the registered operator, as `group_norm` describes them."""
+
+    x: Tensor
+    num_groups: int
+    weight: Tensor
+    bias: Tensor
+    eps: float
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    activation: str | None = None
+
+
+class BackwardArguments(NamedTuple):
+    """Of the registered gradient: those of the operator, dy like x, and the statistics [B, G] that it returned."""
+
+    dy: Tensor
+    x: Tensor
+    mean: Tensor
+    rstd: Tensor
+    num_groups: int
+    weight: Tensor
+    bias: Tensor
+    scale: Tensor | None
+    shift: Tensor | None
+    activation: str | None
+
+
+def _sampled_means(x: Tensor, num_groups: int) -> Tensor:
     """About the mean of every group, [B, C, 1, 1], from eight rows and columns spread over the image.
 
     PyTorch's CPU kernel for channels-last takes the variance as E[x²] − E[x]², which cancels where the mean is large.
@@ -35,86 +63,52 @@ def _centre(x: Tensor, num_groups: int) -> Tensor:
     return mean.repeat_interleave(x.shape[1] // num_groups, dim=1)[:, :, None, None]
 
 
-def reference(
-    x: Tensor,
-    num_groups: int,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    activation: str | None,
-) -> Tensor:
+@takes(Arguments)
+def reference(a: Arguments) -> Tensor:
     """The formula in plain PyTorch, accumulated in float32 (float64 for float64 input)."""
-    accumulate = checks.accumulation_dtype(x)
-    values = x.to(accumulate)
+    accumulate = checks.accumulation_dtype(a.x)
+    values = a.x.to(accumulate)
     if values.device.type == "cpu" and not values.is_contiguous():
-        values = values - _centre(values, num_groups)
+        values = values - _sampled_means(values, a.num_groups)
     # torch.group_norm, because that of torch.nn.functional refuses a single value a group.
-    y = torch.group_norm(values, num_groups, weight.to(accumulate), bias.to(accumulate), eps)
-    if scale is not None:
-        y = y * (1 + scale.to(accumulate)[:, :, None, None])
-    if shift is not None:
-        y = y + shift.to(accumulate)[:, :, None, None]
-    if activation == "silu":
+    y = torch.group_norm(values, a.num_groups, a.weight.to(accumulate), a.bias.to(accumulate), a.eps)
+    if a.scale is not None:
+        y = y * (1 + a.scale.to(accumulate)[:, :, None, None])
+    if a.shift is not None:
+        y = y + a.shift.to(accumulate)[:, :, None, None]
+    if a.activation == "silu":
         y = F.silu(y)
-    return y.to(x.dtype)
+    return y.to(a.x.dtype)
 
 
-def _plain(
-    x: Tensor,
-    num_groups: int,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    activation: str | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+@takes(Arguments)
+def _plain(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """The reference, and the statistics that the backward needs: mean and 1/deviation, [B, G]."""
-    groups = x.to(checks.accumulation_dtype(x)).reshape(x.shape[0], num_groups, -1)
+    groups = a.x.to(checks.accumulation_dtype(a.x)).reshape(a.x.shape[0], a.num_groups, -1)
     variance, mean = torch.var_mean(groups, dim=2, correction=0)
-    y = reference(x, num_groups, weight, bias, eps, scale, shift, activation)
-    return checks.match_memory_format(y, x), mean, (variance + eps).rsqrt()
+    return checks.match_memory_format(reference(*a), a.x), mean, (variance + a.eps).rsqrt()
 
 
-def _fake(
-    x: Tensor,
-    num_groups: int,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    activation: str | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    statistics = x.new_empty((x.shape[0], num_groups), dtype=checks.accumulation_dtype(x))
-    return torch.empty_like(x), statistics, torch.empty_like(statistics)
+@takes(Arguments)
+def _fake(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+    statistics = a.x.new_empty((a.x.shape[0], a.num_groups), dtype=checks.accumulation_dtype(a.x))
+    return torch.empty_like(a.x), statistics, torch.empty_like(statistics)
 
 
-def _plain_backward(
-    dy: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    num_groups: int,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    activation: str | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+@takes(BackwardArguments)
+def _plain_backward(a: BackwardArguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x [B, C, H, W], of weight and bias [C], of scale and shift [B, C], the last four accumulated."""
-    batch, channels = x.shape[:2]
-    grouped = (batch, num_groups, -1)
-    accumulate = mean.dtype
-    normalized = (x.to(accumulate).reshape(grouped) - mean[..., None]) * rstd[..., None]
+    batch, channels = a.x.shape[:2]
+    grouped = (batch, a.num_groups, -1)
+    accumulate = a.mean.dtype
+    normalized = (a.x.to(accumulate).reshape(grouped) - a.mean[..., None]) * a.rstd[..., None]
     normalized = normalized.reshape(batch, channels, -1)
-    dz = dy.to(accumulate).reshape(normalized.shape)
-    gain = 1 if scale is None else 1 + scale.to(accumulate)
-    w, b = weight.to(accumulate), bias.to(accumulate)
-    if activation == "silu":
-        z = normalized * (w * gain)[..., None] + (b * gain + (0 if shift is None else shift.to(accumulate)))[..., None]
+    dz = a.dy.to(accumulate).reshape(normalized.shape)
+    gain = 1 if a.scale is None else 1 + a.scale.to(accumulate)
+    w, b = a.weight.to(accumulate), a.bias.to(accumulate)
+    if a.activation == "silu":
+        offset = b * gain + (0 if a.shift is None else a.shift.to(accumulate))
+        z = normalized * (w * gain)[..., None] + offset[..., None]
         sigmoid = z.sigmoid()
         dz = dz * sigmoid * (1 + z * (1 - sigmoid))
     dshift, dz_normalized = dz.sum(2), (dz * normalized).sum(2)  # [B, C]
@@ -123,25 +117,15 @@ def _plain_backward(
     normalized = normalized.reshape(grouped)
     mean_d = dnormalized.mean(2, keepdim=True)
     mean_dn = (dnormalized * normalized).mean(2, keepdim=True)
-    dx = ((dnormalized - mean_d - normalized * mean_dn) * rstd[..., None]).reshape(x.shape).to(x.dtype)
-    return checks.match_memory_format(dx, x), (gain * dz_normalized).sum(0), (gain * dshift).sum(0), dscale, dshift
+    dx = ((dnormalized - mean_d - normalized * mean_dn) * a.rstd[..., None]).reshape(a.x.shape).to(a.x.dtype)
+    return checks.match_memory_format(dx, a.x), (gain * dz_normalized).sum(0), (gain * dshift).sum(0), dscale, dshift
 
 
-def _fake_backward(
-    dy: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    num_groups: int,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    activation: str | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    per_channel = weight.new_empty((x.shape[1],), dtype=mean.dtype)
-    per_image = x.new_empty((x.shape[0], x.shape[1]), dtype=mean.dtype)
-    return torch.empty_like(x), per_channel, torch.empty_like(per_channel), per_image, torch.empty_like(per_image)
+@takes(BackwardArguments)
+def _fake_backward(a: BackwardArguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    per_channel = a.weight.new_empty((a.x.shape[1],), dtype=a.mean.dtype)
+    per_image = a.x.new_empty((a.x.shape[0], a.x.shape[1]), dtype=a.mean.dtype)
+    return torch.empty_like(a.x), per_channel, torch.empty_like(per_channel), per_image, torch.empty_like(per_image)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -179,10 +163,10 @@ def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]
 
 def _backward_examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
     cases = []
-    for x, groups, weight, bias, eps, scale, shift, activation in _examples(device, dtype):
-        _, mean, rstd = _plain(x, groups, weight, bias, eps, scale, shift, activation)
+    for x, groups, weight, bias, eps, *options in _examples(device, dtype):
+        _, mean, rstd = _plain(x, groups, weight, bias, eps, *options)
         dy = torch.linspace(-1, 2, x.numel(), device=device).view_as(x).to(dtype)
-        cases.append((dy, x, mean, rstd, groups, weight, bias, scale, shift, activation))
+        cases.append((dy, x, mean, rstd, groups, weight, bias, *options))
     return cases
 
 
@@ -232,26 +216,19 @@ _op = register(
 
 
 @checks.once
-def _check(
-    x: Tensor,
-    num_groups: int,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    activation: str | None,
-) -> None:
-    checks.image("group_norm", "x", x)
-    channels = x.shape[1]
-    if num_groups < 1 or channels % num_groups:
-        raise ValueError(f"group_norm: {channels} channels do not divide into {num_groups} groups")
-    for name, tensor in (("weight", weight), ("bias", bias)):
+@takes(Arguments)
+def _check(a: Arguments) -> None:
+    checks.image("group_norm", "x", a.x)
+    channels = a.x.shape[1]
+    if a.num_groups < 1 or channels % a.num_groups:
+        raise ValueError(f"group_norm: {channels} channels do not divide into {a.num_groups} groups")
+    for name, tensor in (("weight", a.weight), ("bias", a.bias)):
         checks.shape("group_norm", name, tensor, (channels,), "to match x's channels")
-    for name, condition in (("scale", scale), ("shift", shift)):
-        checks.shape("group_norm", name, condition, (x.shape[0], channels), "[B, C] to match x", optional=True)
-    checks.parameters("group_norm", x, weight=weight, bias=bias, scale=scale, shift=shift)
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"group_norm: activation is {activation!r}, expected None or 'silu'")
+    for name, condition in (("scale", a.scale), ("shift", a.shift)):
+        checks.shape("group_norm", name, condition, (a.x.shape[0], channels), "[B, C] to match x", optional=True)
+    checks.parameters("group_norm", a.x, weight=a.weight, bias=a.bias, scale=a.scale, shift=a.shift)
+    if a.activation not in ACTIVATIONS:
+        raise ValueError(f"group_norm: activation is {a.activation!r}, expected None or 'silu'")
 
 
 def group_norm(
@@ -286,8 +263,9 @@ def group_norm(
         >>> group_norm(torch.randn(2, 8, 5, 7), 4, torch.ones(8), torch.zeros(8), activation="silu").shape
         torch.Size([2, 8, 5, 7])
     """
-    _check(x, num_groups, weight, bias, scale, shift, activation)
+    arguments = (x, num_groups, weight, bias, eps, scale, shift, activation)
+    _check(*arguments)
     if backends.fused("group_norm", x.device.type):
-        y: Tensor = _op(x, num_groups, weight, bias, eps, scale, shift, activation)[0]
+        y: Tensor = _op(*arguments)[0]
         return y
-    return reference(x, num_groups, weight, bias, eps, scale, shift, activation)
+    return reference(*arguments)

@@ -7,7 +7,7 @@ may be missing.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,54 +17,42 @@ from resshift_fast import backends
 from resshift_fast.backends import Kernel
 from resshift_fast.ops import checks
 from resshift_fast.ops.group_norm import reference as group_norm
-from resshift_fast.ops.registration import Native, recomputed, register
+from resshift_fast.ops.registration import Native, recomputed, register, takes
 
 
-def reference(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    num_groups: int,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    eps: float,
-) -> Tensor:
+class Arguments(NamedTuple):
+    """Of the registered operator, as `pointwise_conv2d` describes them."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    residual: Tensor | None = None
+    num_groups: int = 0
+    norm_weight: Tensor | None = None
+    norm_bias: Tensor | None = None
+    eps: float = 1e-5
+
+
+@takes(Arguments)
+def reference(a: Arguments) -> Tensor:
     """The formula in plain PyTorch, in x's dtype."""
-    y = x
-    if num_groups:
-        assert norm_weight is not None and norm_bias is not None
-        y = group_norm(x, num_groups, norm_weight, norm_bias, eps, None, None, None)
-    y = F.conv2d(y, weight.to(x.dtype)[:, :, None, None], None if bias is None else bias.to(x.dtype))
-    return y if residual is None else (residual + y).to(x.dtype)
+    y, dtype = a.x, a.x.dtype
+    if a.num_groups:
+        assert a.norm_weight is not None and a.norm_bias is not None
+        y = group_norm(y, a.num_groups, a.norm_weight, a.norm_bias, a.eps)
+    y = F.conv2d(y, a.weight.to(dtype)[:, :, None, None], None if a.bias is None else a.bias.to(dtype))
+    return y if a.residual is None else (a.residual + y).to(dtype)
 
 
-def _plain(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    num_groups: int,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    eps: float,
-) -> Tensor:
-    y = reference(x, weight, bias, residual, num_groups, norm_weight, norm_bias, eps)
-    return y.contiguous(memory_format=torch.channels_last)
+@takes(Arguments)
+def _plain(a: Arguments) -> Tensor:
+    return reference(*a).contiguous(memory_format=torch.channels_last)
 
 
-def _fake(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    num_groups: int,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    eps: float,
-) -> Tensor:
-    size = (x.shape[0], weight.shape[0], *x.shape[2:])
-    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+@takes(Arguments)
+def _fake(a: Arguments) -> Tensor:
+    size = (a.x.shape[0], a.weight.shape[0], *a.x.shape[2:])
+    return torch.empty(size, dtype=a.x.dtype, device=a.x.device, memory_format=torch.channels_last)
 
 
 def _matrix_operations(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
@@ -84,7 +72,7 @@ def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]
     channels_last = x.contiguous(memory_format=torch.channels_last)
     return [
         (channels_last, weight, bias, residual, 32, norm_weight, norm_bias, 1e-5),
-        (x, weight, None, None, 0, None, None, 1e-5),
+        Arguments(x, weight),
     ]
 
 
@@ -94,21 +82,13 @@ def normalization(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps:
     return norm
 
 
-def _normalized(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    num_groups: int,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    eps: float,
-) -> tuple[Any, ...]:
+@takes(Arguments)
+def _normalized(a: Arguments) -> tuple[Any, ...]:
     norm = None
-    if num_groups:
-        assert norm_weight is not None and norm_bias is not None
-        norm = normalization(x, num_groups, norm_weight, norm_bias, eps)
-    return x, weight, bias, residual, norm
+    if a.num_groups:
+        assert a.norm_weight is not None and a.norm_bias is not None
+        norm = normalization(a.x, a.num_groups, a.norm_weight, a.norm_bias, a.eps)
+    return a.x, a.weight, a.bias, a.residual, norm
 
 
 def _triton() -> Kernel:
@@ -129,28 +109,22 @@ _op = register(
 
 
 @checks.once
-def _check(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    num_groups: int,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-) -> None:
-    checks.image("pointwise_conv2d", "x", x)
-    batch, channels, height, width = x.shape
-    checks.tensor("pointwise_conv2d", "weight", weight)
-    if weight.dim() != 2 or weight.shape[1] != channels or weight.shape[0] < 1:
-        shape = tuple(weight.shape)
-        raise ValueError(f"pointwise_conv2d: weight has shape {shape}, expected (O, {channels}) with O ≥ 1 to match x")
-    out_channels = weight.shape[0]
-    checks.shape("pointwise_conv2d", "bias", bias, (out_channels,), "to match weight's output channels", optional=True)
+@takes(Arguments)
+def _check(a: Arguments) -> None:
+    op = "pointwise_conv2d"
+    checks.image(op, "x", a.x)
+    batch, channels, height, width = a.x.shape
+    checks.tensor(op, "weight", a.weight)
+    if a.weight.dim() != 2 or a.weight.shape[1] != channels or a.weight.shape[0] < 1:
+        shape = tuple(a.weight.shape)
+        raise ValueError(f"{op}: weight has shape {shape}, expected (O, {channels}) with O ≥ 1 to match x")
+    out_channels = a.weight.shape[0]
+    checks.shape(op, "bias", a.bias, (out_channels,), "to match weight's output channels", optional=True)
     size = (batch, out_channels, height, width)
-    checks.shape("pointwise_conv2d", "residual", residual, size, "to match x and weight", optional=True)
-    _check_norm(channels, num_groups, norm_weight, norm_bias)
-    tensors = {"weight": weight, "bias": bias, "residual": residual, "norm_weight": norm_weight, "norm_bias": norm_bias}
-    checks.parameters("pointwise_conv2d", x, **tensors)
+    checks.shape(op, "residual", a.residual, size, "to match x and weight", optional=True)
+    norm = {"norm_weight": a.norm_weight, "norm_bias": a.norm_bias}
+    _check_norm(channels, a.num_groups, **norm)
+    checks.parameters(op, a.x, weight=a.weight, bias=a.bias, residual=a.residual, **norm)
 
 
 def pointwise_conv2d(
@@ -186,9 +160,10 @@ def pointwise_conv2d(
         >>> pointwise_conv2d(torch.randn(2, 8, 5, 7), torch.randn(6, 8), torch.zeros(6)).shape
         torch.Size([2, 6, 5, 7])
     """
-    _check(x, weight, bias, residual, num_groups, norm_weight, norm_bias)
+    arguments = (x, weight, bias, residual, num_groups, norm_weight, norm_bias, eps)
+    _check(*arguments)
     run = _op if backends.fused("pointwise_conv2d", x.device.type) else reference
-    return run(x, weight, bias, residual, num_groups, norm_weight, norm_bias, eps)
+    return run(*arguments)
 
 
 def _check_norm(channels: int, num_groups: int, norm_weight: Tensor | None, norm_bias: Tensor | None) -> None:

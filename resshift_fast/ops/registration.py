@@ -7,8 +7,9 @@ which would only pass it on, in more time than many a kernel takes.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypedDict
+from functools import partial, wraps
+from inspect import Parameter, Signature
+from typing import Any, ParamSpec, TypedDict, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
@@ -19,6 +20,44 @@ from resshift_fast.backends import native as libraries
 
 NAMESPACE = "resshift_fast"
 _library = torch.library.Library(NAMESPACE, "DEF")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def takes(arguments: Callable[P, T]) -> Callable[[Callable[[T], R]], Callable[P, R]]:
+    """Decorator that has a function of one structure called with the structure's fields, one by one.
+
+    An operator with many arguments lists them once, in a NamedTuple. Every function that takes them all takes it.
+
+    Args:
+        arguments: the NamedTuple.
+
+    Example:
+        >>> class Arguments(NamedTuple):
+        ...     x: Tensor
+        ...     eps: float = 1e-5
+        >>> @takes(Arguments)
+        ... def reference(a):
+        ...     return a.x + a.eps
+        >>> reference(torch.ones(1)).shape
+        torch.Size([1])
+    """
+    # Without the fields' defaults: PyTorch would leave out arguments that equal a default of the schema.
+    kind = Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [Parameter(name, kind, annotation=type_) for name, type_ in get_type_hints(arguments).items()]
+
+    def decorate(function: Callable[[T], R]) -> Callable[P, R]:
+        @wraps(function)
+        def unpacked(*args: P.args, **kwargs: P.kwargs) -> R:
+            return function(arguments(*args, **kwargs))
+
+        returned = get_type_hints(function).get("return")
+        vars(unpacked)["__signature__"] = Signature(parameters, return_annotation=returned)
+        return unpacked
+
+    return decorate
 
 
 @dataclass(frozen=True)

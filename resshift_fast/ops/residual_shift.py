@@ -14,7 +14,7 @@ input, x/√(κ² η + 1) followed by the low-quality image's channels. Coeffici
 `Schedule.table`, noise from the noise field unless it is given.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,9 +25,39 @@ from resshift_fast.diffusion import schedule as columns
 from resshift_fast.diffusion.noise import noise_field
 from resshift_fast.diffusion.schedule import NUM_COEFFICIENTS, PREDICTION_TYPES, check_prediction_type
 from resshift_fast.ops import checks
-from resshift_fast.ops.registration import Native, recomputed, register
+from resshift_fast.ops.registration import Native, recomputed, register, takes
 
 LATENT_DTYPES = (torch.float32, torch.float64)
+
+
+class PosteriorStepArguments(NamedTuple):
+    """Of the registered operator, as `posterior_step` describes them."""
+
+    x_t: Tensor
+    prediction: Tensor
+    y: Tensor
+    coefficients: Tensor
+    seed: Tensor
+    step: Tensor
+    origin: Tensor | None
+    prediction_type: str
+    clamp_x0: bool
+    noise: Tensor | None
+    lq: Tensor | None
+    next_dtype: torch.dtype
+    last: bool
+
+
+class PriorSampleArguments(NamedTuple):
+    """Of the registered operator, as `prior_sample` describes them."""
+
+    y: Tensor
+    coefficients: Tensor
+    seed: Tensor
+    origin: Tensor | None
+    noise: Tensor | None
+    lq: Tensor | None
+    next_dtype: torch.dtype
 
 
 def x0_from_prediction(x_t: Tensor, prediction: Tensor, y: Tensor, row: Tensor, prediction_type: str) -> Tensor:
@@ -47,50 +77,31 @@ def _next_input(x: Tensor, input_scale: Tensor, lq: Tensor | None, dtype: torch.
     return whole.contiguous(memory_format=torch.channels_last)
 
 
-def posterior_step_reference(
-    x_t: Tensor,
-    prediction: Tensor,
-    y: Tensor,
-    coefficients: Tensor,
-    seed: Tensor,
-    step: Tensor,
-    origin: Tensor | None,
-    prediction_type: str,
-    clamp_x0: bool,
-    noise: Tensor | None,
-    lq: Tensor | None,
-    next_dtype: torch.dtype,
-    last: bool,
-) -> tuple[Tensor, Tensor]:
+@takes(PosteriorStepArguments)
+def posterior_step_reference(a: PosteriorStepArguments) -> tuple[Tensor, Tensor]:
     """The formula in plain PyTorch, in x_t's dtype."""
-    row = coefficients
-    x0 = x0_from_prediction(x_t, prediction.to(x_t.dtype), y, row, prediction_type)
-    if clamp_x0:
+    x_t, row = a.x_t, a.coefficients
+    x0 = x0_from_prediction(x_t, a.prediction.to(x_t.dtype), a.y, row, a.prediction_type)
+    if a.clamp_x0:
         x0 = x0.clamp(-1, 1)
     x_prev = row[columns.MEAN_X_T] * x_t + row[columns.MEAN_X0] * x0
-    if not last:
+    if not a.last:
+        noise = a.noise
         if noise is None:
-            noise = noise_field(seed, step, *x_t.shape[1:], origin=origin).to(x_t.dtype)
+            noise = noise_field(a.seed, a.step, *x_t.shape[1:], origin=a.origin).to(x_t.dtype)
         x_prev = x_prev + row[columns.NOISE_STD] * noise
-    return x_prev.contiguous(), _next_input(x_prev, row[columns.NEXT_INPUT_SCALE], lq, next_dtype)
+    return x_prev.contiguous(), _next_input(x_prev, row[columns.NEXT_INPUT_SCALE], a.lq, a.next_dtype)
 
 
-def prior_sample_reference(
-    y: Tensor,
-    coefficients: Tensor,
-    seed: Tensor,
-    origin: Tensor | None,
-    noise: Tensor | None,
-    lq: Tensor | None,
-    next_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
+@takes(PriorSampleArguments)
+def prior_sample_reference(a: PriorSampleArguments) -> tuple[Tensor, Tensor]:
     """The formula in plain PyTorch, in y's dtype."""
-    row = coefficients
+    y, row, noise = a.y, a.coefficients, a.noise
     if noise is None:
         step = torch.zeros((), dtype=torch.int64, device=y.device)
-        noise = noise_field(seed, step, *y.shape[1:], origin=origin).to(y.dtype)
+        noise = noise_field(a.seed, step, *y.shape[1:], origin=a.origin).to(y.dtype)
     x_t = y + row[columns.KAPPA_SQRT_ETA] * noise
-    return x_t.contiguous(), _next_input(x_t, row[columns.INPUT_SCALE], lq, next_dtype)
+    return x_t.contiguous(), _next_input(x_t, row[columns.INPUT_SCALE], a.lq, a.next_dtype)
 
 
 def q_sample_reference(x0: Tensor, y: Tensor, t: Tensor, table: Tensor, noise: Tensor) -> Tensor:
@@ -110,34 +121,14 @@ def _fake_chain(x: Tensor, lq: Tensor | None, next_dtype: torch.dtype) -> tuple[
     return x.new_empty(x.shape), next_input
 
 
-def _fake_posterior_step(
-    x_t: Tensor,
-    prediction: Tensor,
-    y: Tensor,
-    coefficients: Tensor,
-    seed: Tensor,
-    step: Tensor,
-    origin: Tensor | None,
-    prediction_type: str,
-    clamp_x0: bool,
-    noise: Tensor | None,
-    lq: Tensor | None,
-    next_dtype: torch.dtype,
-    last: bool,
-) -> tuple[Tensor, Tensor]:
-    return _fake_chain(x_t, lq, next_dtype)
+@takes(PosteriorStepArguments)
+def _fake_posterior_step(a: PosteriorStepArguments) -> tuple[Tensor, Tensor]:
+    return _fake_chain(a.x_t, a.lq, a.next_dtype)
 
 
-def _fake_prior_sample(
-    y: Tensor,
-    coefficients: Tensor,
-    seed: Tensor,
-    origin: Tensor | None,
-    noise: Tensor | None,
-    lq: Tensor | None,
-    next_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    return _fake_chain(y, lq, next_dtype)
+@takes(PriorSampleArguments)
+def _fake_prior_sample(a: PriorSampleArguments) -> tuple[Tensor, Tensor]:
+    return _fake_chain(a.y, a.lq, a.next_dtype)
 
 
 def _fake_q_sample(x0: Tensor, y: Tensor, t: Tensor, table: Tensor, noise: Tensor) -> Tensor:
@@ -175,19 +166,12 @@ def _q_sample_examples(device: torch.device, dtype: torch.dtype) -> list[tuple[A
     return [(x0, y, torch.tensor([2, 0], device=device), torch.stack([row, 1 - row, row / 2]), noise)]
 
 
-def _numbered(
-    x_t: Tensor,
-    prediction: Tensor,
-    y: Tensor,
-    coefficients: Tensor,
-    seed: Tensor,
-    step: Tensor,
-    origin: Tensor | None,
-    prediction_type: str,
-    *options: Any,
-) -> tuple[Any, ...]:
-    """Arguments for C++, which knows a prediction type by its number."""
-    return x_t, prediction, y, coefficients, seed, step, origin, PREDICTION_TYPES.index(prediction_type), *options
+_TYPE = PosteriorStepArguments._fields.index("prediction_type")
+
+
+def _numbered(*args: Any) -> tuple[Any, ...]:
+    """Arguments for C++, where a prediction type is an integer."""
+    return *args[:_TYPE], PREDICTION_TYPES.index(args[_TYPE]), *args[_TYPE + 1 :]
 
 
 def _not_float32(x: Tensor, *_: Any) -> str | None:
@@ -254,27 +238,17 @@ _q_sample = register(
 
 
 @checks.once
-def _check_posterior_step(
-    x_t: Tensor,
-    prediction: Tensor,
-    y: Tensor,
-    coefficients: Tensor,
-    seed: Tensor,
-    step: Tensor,
-    origin: Tensor | None,
-    prediction_type: str,
-    noise: Tensor | None,
-    lq: Tensor | None,
-) -> None:
+@takes(PosteriorStepArguments)
+def _check_posterior_step(a: PosteriorStepArguments) -> None:
     op = "posterior_step"
-    _check_latent(op, "x_t", x_t)
-    check_prediction_type(op, prediction_type)
-    checks.floating(op, "prediction", prediction)
-    checks.shape(op, "prediction", prediction, x_t.shape, "like x_t")
-    checks.like(op, "y", y, x_t, "x_t")
-    checks.integers(op, "step", step, ())
-    checks.devices(op, x_t, prediction=prediction, step=step)
-    _check_common(op, x_t, coefficients, seed, origin, noise, lq)
+    _check_latent(op, "x_t", a.x_t)
+    check_prediction_type(op, a.prediction_type)
+    checks.floating(op, "prediction", a.prediction)
+    checks.shape(op, "prediction", a.prediction, a.x_t.shape, "like x_t")
+    checks.like(op, "y", a.y, a.x_t, "x_t")
+    checks.integers(op, "step", a.step, ())
+    checks.devices(op, a.x_t, prediction=a.prediction, step=a.step)
+    _check_common(op, a.x_t, a)
 
 
 def posterior_step(
@@ -318,20 +292,18 @@ def posterior_step(
         ValueError: for a shape, device or prediction type that does not fit.
         TypeError: for a dtype other than those named.
     """
-    _check_posterior_step(x_t, prediction, y, coefficients, seed, step, origin, prediction_type, noise, lq)
-    fused = backends.fused("posterior_step", x_t.device.type, opaque=True)
-    run = _posterior_step if fused else posterior_step_reference
     options = (origin, prediction_type, clamp_x0, noise, lq, next_dtype or x_t.dtype, last)
-    return run(x_t, prediction, y, coefficients, seed, step, *options)
+    arguments = (x_t, prediction, y, coefficients, seed, step, *options)
+    _check_posterior_step(*arguments)
+    fused = backends.fused("posterior_step", x_t.device.type, opaque=True)
+    return (_posterior_step if fused else posterior_step_reference)(*arguments)
 
 
 @checks.once
-def _check_prior_sample(
-    y: Tensor, coefficients: Tensor, seed: Tensor, origin: Tensor | None, noise: Tensor | None, lq: Tensor | None
-) -> None:
-    op = "prior_sample"
-    _check_latent(op, "y", y)
-    _check_common(op, y, coefficients, seed, origin, noise, lq)
+@takes(PriorSampleArguments)
+def _check_prior_sample(a: PriorSampleArguments) -> None:
+    _check_latent("prior_sample", "y", a.y)
+    _check_common("prior_sample", a.y, a)
 
 
 def prior_sample(
@@ -357,9 +329,10 @@ def prior_sample(
     Raises:
         ValueError, TypeError: as in `posterior_step`.
     """
-    _check_prior_sample(y, coefficients, seed, origin, noise, lq)
+    arguments = (y, coefficients, seed, origin, noise, lq, next_dtype or y.dtype)
+    _check_prior_sample(*arguments)
     run = _prior_sample if backends.fused("prior_sample", y.device.type, opaque=True) else prior_sample_reference
-    return run(y, coefficients, seed, origin, noise, lq, next_dtype or y.dtype)
+    return run(*arguments)
 
 
 @checks.once
@@ -402,26 +375,19 @@ def _check_latent(op: str, name: str, x: Tensor) -> None:
         raise TypeError(f"{op}: {name} has dtype {x.dtype}, expected torch.float32; convert it with .float()")
 
 
-def _check_common(
-    op: str,
-    x: Tensor,
-    coefficients: Tensor,
-    seed: Tensor,
-    origin: Tensor | None,
-    noise: Tensor | None,
-    lq: Tensor | None,
-) -> None:
+def _check_common(op: str, x: Tensor, a: PosteriorStepArguments | PriorSampleArguments) -> None:
+    """What both samplers of the chain take, for a latent x."""
     batch = x.shape[0]
-    checks.shape(op, "coefficients", coefficients, (NUM_COEFFICIENTS,), "one row of Schedule.table")
-    checks.integers(op, "seed", seed, (batch,))
-    if origin is not None:
-        checks.integers(op, "origin", origin, (batch, 2))
-    if noise is not None:
-        checks.like(op, "noise", noise, x, "the latent")
-    if lq is not None:
-        checks.floating(op, "lq", lq)
-    if lq is not None and (lq.dim() != 4 or lq.shape[0] != batch or lq.shape[2:] != x.shape[2:]):
+    checks.shape(op, "coefficients", a.coefficients, (NUM_COEFFICIENTS,), "one row of Schedule.table")
+    checks.integers(op, "seed", a.seed, (batch,))
+    if a.origin is not None:
+        checks.integers(op, "origin", a.origin, (batch, 2))
+    if a.noise is not None:
+        checks.like(op, "noise", a.noise, x, "the latent")
+    if a.lq is not None:
+        checks.floating(op, "lq", a.lq)
+    if a.lq is not None and (a.lq.dim() != 4 or a.lq.shape[0] != batch or a.lq.shape[2:] != x.shape[2:]):
         expected = f"({batch}, C', {x.shape[2]}, {x.shape[3]})"
-        raise ValueError(f"{op}: lq has shape {tuple(lq.shape)}, expected {expected} to match the latent")
-    checks.parameters(op, x, coefficients=coefficients)
-    checks.devices(op, x, seed=seed, origin=origin, lq=lq)
+        raise ValueError(f"{op}: lq has shape {tuple(a.lq.shape)}, expected {expected} to match the latent")
+    checks.parameters(op, x, coefficients=a.coefficients)
+    checks.devices(op, x, seed=a.seed, origin=a.origin, lq=a.lq)

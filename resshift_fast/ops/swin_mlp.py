@@ -6,7 +6,7 @@ with group normalization, 1×1 convolutions and the erf GELU (Hendrycks and Gimp
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,53 +17,41 @@ from resshift_fast.backends import Kernel
 from resshift_fast.ops import checks
 from resshift_fast.ops.group_norm import reference as group_norm
 from resshift_fast.ops.pointwise_conv2d import normalization
-from resshift_fast.ops.registration import Native, recomputed, register
+from resshift_fast.ops.registration import Native, recomputed, register, takes
 
 
-def reference(
-    x: Tensor,
-    num_groups: int,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    w1: Tensor,
-    b1: Tensor,
-    w2: Tensor,
-    b2: Tensor,
-    eps: float,
-) -> Tensor:
+class Arguments(NamedTuple):
+    """Of the registered operator, as `swin_mlp` describes them."""
+
+    x: Tensor
+    num_groups: int
+    norm_weight: Tensor
+    norm_bias: Tensor
+    w1: Tensor
+    b1: Tensor
+    w2: Tensor
+    b2: Tensor
+    eps: float
+
+
+@takes(Arguments)
+def reference(a: Arguments) -> Tensor:
     """The formula in plain PyTorch, in x's dtype."""
-    y = group_norm(x, num_groups, norm_weight, norm_bias, eps, None, None, None)
-    y = F.conv2d(y, w1.to(x.dtype)[:, :, None, None], b1.to(x.dtype))
-    y = F.conv2d(F.gelu(y), w2.to(x.dtype)[:, :, None, None], b2.to(x.dtype))
+    x, dtype = a.x, a.x.dtype
+    y = group_norm(x, a.num_groups, a.norm_weight, a.norm_bias, a.eps)
+    y = F.conv2d(y, a.w1.to(dtype)[:, :, None, None], a.b1.to(dtype))
+    y = F.conv2d(F.gelu(y), a.w2.to(dtype)[:, :, None, None], a.b2.to(dtype))
     return x + y
 
 
-def _plain(
-    x: Tensor,
-    num_groups: int,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    w1: Tensor,
-    b1: Tensor,
-    w2: Tensor,
-    b2: Tensor,
-    eps: float,
-) -> Tensor:
-    return checks.match_memory_format(reference(x, num_groups, norm_weight, norm_bias, w1, b1, w2, b2, eps), x)
+@takes(Arguments)
+def _plain(a: Arguments) -> Tensor:
+    return checks.match_memory_format(reference(*a), a.x)
 
 
-def _fake(
-    x: Tensor,
-    num_groups: int,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    w1: Tensor,
-    b1: Tensor,
-    w2: Tensor,
-    b2: Tensor,
-    eps: float,
-) -> Tensor:
-    return torch.empty_like(x)
+@takes(Arguments)
+def _fake(a: Arguments) -> Tensor:
+    return torch.empty_like(a.x)
 
 
 def _matrix_operations(
@@ -87,18 +75,9 @@ def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]
     return [(x, 32, *(parameter.to(dtype) for parameter in parameters), 1e-5)]
 
 
-def _normalized(
-    x: Tensor,
-    num_groups: int,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    w1: Tensor,
-    b1: Tensor,
-    w2: Tensor,
-    b2: Tensor,
-    eps: float,
-) -> tuple[Any, ...]:
-    return x, normalization(x, num_groups, norm_weight, norm_bias, eps), w1, b1, w2, b2
+@takes(Arguments)
+def _normalized(a: Arguments) -> tuple[Any, ...]:
+    return a.x, normalization(a.x, a.num_groups, a.norm_weight, a.norm_bias, a.eps), a.w1, a.b1, a.w2, a.b2
 
 
 def _triton() -> Kernel:
@@ -119,32 +98,24 @@ _op = register(
 
 
 @checks.once
-def _check(
-    x: Tensor,
-    num_groups: int,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    w1: Tensor,
-    b1: Tensor,
-    w2: Tensor,
-    b2: Tensor,
-) -> None:
-    checks.image("swin_mlp", "x", x)
-    channels = x.shape[1]
-    if num_groups < 1 or channels % num_groups:
-        raise ValueError(f"swin_mlp: {channels} channels do not divide into {num_groups} groups")
-    for name, tensor in (("norm_weight", norm_weight), ("norm_bias", norm_bias)):
+@takes(Arguments)
+def _check(a: Arguments) -> None:
+    checks.image("swin_mlp", "x", a.x)
+    channels = a.x.shape[1]
+    if a.num_groups < 1 or channels % a.num_groups:
+        raise ValueError(f"swin_mlp: {channels} channels do not divide into {a.num_groups} groups")
+    for name, tensor in (("norm_weight", a.norm_weight), ("norm_bias", a.norm_bias)):
         checks.shape("swin_mlp", name, tensor, (channels,), "to match x's channels")
-    checks.tensor("swin_mlp", "w1", w1)
-    if w1.dim() != 2 or w1.shape[1] != channels or w1.shape[0] < 1:
-        shape = tuple(w1.shape)
+    checks.tensor("swin_mlp", "w1", a.w1)
+    if a.w1.dim() != 2 or a.w1.shape[1] != channels or a.w1.shape[0] < 1:
+        shape = tuple(a.w1.shape)
         raise ValueError(f"swin_mlp: w1 has shape {shape}, expected (hidden, {channels}) with hidden ≥ 1 to match x")
-    hidden = w1.shape[0]
-    checks.shape("swin_mlp", "b1", b1, (hidden,), "to match w1")
-    checks.shape("swin_mlp", "w2", w2, (channels, hidden), "to match w1 transposed")
-    checks.shape("swin_mlp", "b2", b2, (channels,), "to match x's channels")
-    tensors = {"norm_weight": norm_weight, "norm_bias": norm_bias, "w1": w1, "b1": b1, "w2": w2, "b2": b2}
-    checks.parameters("swin_mlp", x, **tensors)
+    hidden = a.w1.shape[0]
+    checks.shape("swin_mlp", "b1", a.b1, (hidden,), "to match w1")
+    checks.shape("swin_mlp", "w2", a.w2, (channels, hidden), "to match w1 transposed")
+    checks.shape("swin_mlp", "b2", a.b2, (channels,), "to match x's channels")
+    tensors = {"norm_weight": a.norm_weight, "norm_bias": a.norm_bias, "w1": a.w1, "b1": a.b1, "w2": a.w2, "b2": a.b2}
+    checks.parameters("swin_mlp", a.x, **tensors)
 
 
 def swin_mlp(
@@ -175,6 +146,7 @@ def swin_mlp(
         ValueError: for a shape or device that does not fit.
         TypeError: for a dtype other than those named.
     """
-    _check(x, num_groups, norm_weight, norm_bias, w1, b1, w2, b2)
+    arguments = (x, num_groups, norm_weight, norm_bias, w1, b1, w2, b2, eps)
+    _check(*arguments)
     run = _op if backends.fused("swin_mlp", x.device.type) else reference
-    return run(x, num_groups, norm_weight, norm_bias, w1, b1, w2, b2, eps)
+    return run(*arguments)

@@ -39,7 +39,7 @@ def _matrix_operations(
     return 2 * 4 * weight[1] * math.prod(out_shape)
 
 
-def _load_cpu() -> Kernel:
+def _cpu() -> Kernel:
     winograd = libraries.operator("cpu", "conv2d")
 
     def run(tile: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -64,7 +64,7 @@ _op = register(
     _plain,
     fake=_fake,
     examples=examples,
-    loaders={"cpu": _load_cpu, "triton": _triton},
+    loaders={"cpu": _cpu, "triton": _triton},
     matrix_operations=_matrix_operations,
     **recomputed(reference),
 )
