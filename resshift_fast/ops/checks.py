@@ -10,6 +10,7 @@ from torch import Tensor
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 Check = TypeVar("Check", bound=Callable[..., None])
 REMEMBERED = 4096  # arguments of one function; a network has some dozens at each size
+OPTIONS = frozenset((int, float, bool, str, type(None), torch.dtype))  # told from tensors sooner than by isinstance
 
 # Asked once: torch.compile cannot trace the question in every version.
 AUTOCAST_DEVICES = frozenset(k for k in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(k))
@@ -29,7 +30,7 @@ def once(check: Check) -> Check:
             return
         parts: list[Any] = []
         for x in args:
-            if isinstance(x, Tensor):
+            if type(x) not in OPTIONS and isinstance(x, Tensor):
                 parts += (x.shape, x.dtype, x.device)
             else:
                 parts.append(x)
