@@ -13,8 +13,8 @@ from resshift_fast import ops, use_backend
 from resshift_fast.backends import OPERATORS, autotune_cache, dispatch, native, verification
 from resshift_fast.measure import autotuning
 from resshift_fast.measure.autotuning import Call, Recorder, Tuning, autotune, content
-from resshift_fast.ops import winograd
-from resshift_fast.ops.winograd import DIRECT, algorithm, estimated
+from resshift_fast.ops import conv2d_winograd as winograd
+from resshift_fast.ops.conv2d_winograd import DIRECT, algorithm, estimated
 
 pytestmark = pytest.mark.skipif(native.missing("cpu") is not None, reason="the CPU library is not built")
 

@@ -9,7 +9,7 @@ from golden_data import array
 
 from resshift_fast.ops import conv2d, conv2d_takes_norm
 from resshift_fast.ops.conv2d import reference
-from resshift_fast.ops.winograd import DIRECT, algorithm
+from resshift_fast.ops.conv2d_winograd import DIRECT, algorithm
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty", "backend")
 

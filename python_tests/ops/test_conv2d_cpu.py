@@ -16,7 +16,7 @@ from resshift_fast import use_backend
 from resshift_fast.backends import chosen, unavailable
 from resshift_fast.models.layers import Conv3x3, UpsampleConv, prepack_weights_
 from resshift_fast.ops import conv2d, upsample_conv2d
-from resshift_fast.ops.winograd import DIRECT, algorithm, pack_conv2d
+from resshift_fast.ops.conv2d_winograd import DIRECT, algorithm, pack_conv2d
 from resshift_fast.weights.checkpoints import save_safetensors
 
 pytestmark = [

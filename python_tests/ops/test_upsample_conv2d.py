@@ -6,8 +6,8 @@ from comparison import DTYPES, LAYOUTS, assert_close, check_operator, layouts, n
 from golden_data import array
 
 from resshift_fast.ops import upsample_conv2d
+from resshift_fast.ops.conv2d_winograd import DIRECT, algorithm
 from resshift_fast.ops.upsample_conv2d import reference
-from resshift_fast.ops.winograd import DIRECT, algorithm
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty", "backend")
 

@@ -4,6 +4,7 @@ from resshift_fast.ops.add_concat_group_norm import add_concat_group_norm
 from resshift_fast.ops.conv2d import conv2d
 from resshift_fast.ops.conv2d import conv2d_reads_packed as conv2d_reads_packed
 from resshift_fast.ops.conv2d import conv2d_takes_norm as conv2d_takes_norm
+from resshift_fast.ops.conv2d_winograd import pack_conv2d as pack_conv2d
 from resshift_fast.ops.group_norm import group_norm
 from resshift_fast.ops.pointwise_conv2d import pointwise_conv2d
 from resshift_fast.ops.residual_shift import posterior_step, prior_sample, q_sample
@@ -12,7 +13,6 @@ from resshift_fast.ops.swin_mlp import swin_mlp
 from resshift_fast.ops.upsample_conv2d import upsample_conv2d
 from resshift_fast.ops.vector_quantize import vector_quantize
 from resshift_fast.ops.window_attention import window_attention
-from resshift_fast.ops.winograd import pack_conv2d as pack_conv2d
 
 __all__ = [
     "add_concat_group_norm",

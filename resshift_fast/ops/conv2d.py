@@ -18,10 +18,10 @@ from resshift_fast import backends
 from resshift_fast.backends import Kernel
 from resshift_fast.backends import native as libraries
 from resshift_fast.ops import checks
+from resshift_fast.ops.conv2d_winograd import DIRECT, cpu_kernel, pack_conv2d
 from resshift_fast.ops.group_norm import ACTIVATIONS, group_norm
 from resshift_fast.ops.group_norm import reference as group_norm_reference
 from resshift_fast.ops.registration import Native, recomputed, register, takes
-from resshift_fast.ops.winograd import DIRECT, cpu_kernel, pack_conv2d
 
 
 class Arguments(NamedTuple):

@@ -12,8 +12,8 @@ from resshift_fast.backends import Kernel
 from resshift_fast.backends import native as libraries
 from resshift_fast.ops import checks
 from resshift_fast.ops.conv2d import checked, examples
+from resshift_fast.ops.conv2d_winograd import DIRECT, cpu_kernel, pack_conv2d
 from resshift_fast.ops.registration import recomputed, register
-from resshift_fast.ops.winograd import DIRECT, cpu_kernel, pack_conv2d
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
