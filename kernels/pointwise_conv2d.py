@@ -123,16 +123,7 @@ def pointwise_conv2d_kernel(
     tl.store(p_y + o_y, b_y.to(p_y.dtype.element_ty), mask=m_y)
 
 
-def unsupported(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    num_groups: int,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    eps: float,
-) -> str | None:
+def unsupported(x: Tensor, *_: object) -> str | None:
     """Why the kernel can't run this call, or None."""
     if x.dtype == torch.float64:
         return "x is float64"

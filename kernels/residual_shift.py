@@ -264,43 +264,23 @@ def _float64(**tensors: Tensor | None) -> str | None:
     return None
 
 
-def unsupported_posterior_step(
-    x_t: Tensor,
-    prediction: Tensor,
-    y: Tensor,
-    coefficients: Tensor,
-    seed: Tensor,
-    step: Tensor,
-    origin: Tensor | None,
-    prediction_type: str,
-    clamp_x0: bool,
-    noise: Tensor | None,
-    lq: Tensor | None,
-    next_dtype: torch.dtype,
-    last: bool,
-) -> str | None:
+def unsupported_posterior_step(x_t: Tensor, prediction: Tensor, *others: Any) -> str | None:
     """Why the kernel can't run this call, or None."""
+    lq, next_dtype, _ = others[-3:]
     if next_dtype == torch.float64:
         return "next_dtype is float64"
     return _float64(x_t=x_t, prediction=prediction, lq=lq)
 
 
-def unsupported_prior_sample(
-    y: Tensor,
-    coefficients: Tensor,
-    seed: Tensor,
-    origin: Tensor | None,
-    noise: Tensor | None,
-    lq: Tensor | None,
-    next_dtype: torch.dtype,
-) -> str | None:
+def unsupported_prior_sample(y: Tensor, *others: Any) -> str | None:
     """Why the kernel can't run this call, or None."""
+    lq, next_dtype = others[-2:]
     if next_dtype == torch.float64:
         return "next_dtype is float64"
     return _float64(y=y, lq=lq)
 
 
-def unsupported_q_sample(x0: Tensor, y: Tensor, t: Tensor, table: Tensor, noise: Tensor) -> str | None:
+def unsupported_q_sample(x0: Tensor, *_: object) -> str | None:
     """Why the kernel can't run this call, or None."""
     return _float64(x0=x0)
 

@@ -397,7 +397,7 @@ def test_says_what_it_can_not_run(change, reason):
     latent = {"x_t": X, "prediction": X, "y": X, "coefficients": row, "seed": seed, "step": STEP, "origin": None}
     rest = {"prediction_type": "x0", "clamp_x0": False, "noise": None, "lq": X, "next_dtype": torch.float32}
     arguments = {**latent, **rest, "last": False, **change}
-    assert residual_shift.unsupported_posterior_step(**arguments) == reason
+    assert residual_shift.unsupported_posterior_step(*arguments.values()) == reason
     if "prediction" not in change or reason is None:
         expected = reason and reason.replace("x_t", "y")
         prior = (arguments["x_t"], row, seed, None, None, arguments["lq"], arguments["next_dtype"])
