@@ -1,8 +1,9 @@
-"""The calls that the operator benchmark measures: those of realsr-x4-v3's denoiser and VQ autoencoder.
+"""Arguments of every operator, and the calls that the operator benchmark measures: those of realsr-x4-v3's networks.
 
 Sizes follow from the side of the latent, 64 for a photo of 64×64 restored to 256×256. Level 0 has that side, the
 U-Net's levels 1 to 3 halve it one by one, the decoder's levels −1 and −2 double it. `where` says which module makes the
-call; a test finds every one of them in the running networks.
+call; a test finds every one of them in the running networks. The launch cases of scripts/kernel_proof, whose kernels
+are compiled and not run, make their arguments here too, on the meta device.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ SPEC = catalog.get("realsr-x4-v3")
 NUM_GROUPS = 32
 UNET_EPS, DECODER_EPS = 1e-5, 1e-6
 EMBED, HIDDEN, HEADS = 192, 768, 6  # width of the Swin layers, of their feed-forward part, and heads of 32 channels
-MEAN = -2.3  # of inputs to norms, so that a variance that cancels is found out
+MEAN = -2.3  # of inputs to norms: far enough from 0 that a variance which cancels fails the check
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Makes the tensors of a call: normal numbers rounded to `dtype`, the same for every run of a case."""
+    """Makes the tensors of a call: normally distributed values in `dtype`, the same for every run of a case."""
 
     device: torch.device
     dtype: torch.dtype
@@ -56,6 +57,11 @@ class Draw:
     def norm(self, channels: int) -> tuple[Tensor, Tensor]:
         """Weight and bias of a normalization."""
         return self.normal(channels, mean=1.0, deviation=0.2), self.normal(channels, deviation=0.2)
+
+    def scale_shift(self, channels: int) -> tuple[Tensor, Tensor]:
+        """Conditioning of a normalization, [B, C] each: the two halves of one linear layer's output."""
+        scale, shift = self.normal(self.batch, 2 * channels, deviation=0.5).chunk(2, dim=1)
+        return scale, shift
 
     def seed(self) -> Tensor:
         """A seed for every image."""
@@ -135,7 +141,7 @@ def _group_norm(
     draw: Draw, side: int, channels: int, silu: bool = False, scale_shift: bool = False, eps: float = UNET_EPS
 ) -> dict[str, Any]:
     weight, bias = draw.norm(channels)
-    scale, shift = (draw.normal(draw.batch, channels, deviation=0.5) if scale_shift else None for _ in range(2))
+    scale, shift = draw.scale_shift(channels) if scale_shift else (None, None)
     return {
         "x": draw.image(channels, side, MEAN),
         "num_groups": NUM_GROUPS,
@@ -158,14 +164,16 @@ def _add_concat_group_norm(
     return images | {name: norm[name] for name in names} | {"mode": mode} | options
 
 
-def _window_attention(draw: Draw, side: int, channels: int, shift: int) -> dict[str, Any]:
+def _window_attention(
+    draw: Draw, side: int, channels: int, shift: int, heads: int = HEADS, window: int = 8, mask: str = "resshift"
+) -> dict[str, Any]:
     return {
         "qkv": draw.normal(draw.batch, side, side, 3 * channels),
-        "bias_table": draw.normal(225, HEADS),
-        "num_heads": HEADS,
-        "window_size": 8,
+        "bias_table": draw.normal((2 * window - 1) ** 2, heads),
+        "num_heads": heads,
+        "window_size": window,
         "shift_size": shift,
-        "mask": "resshift",
+        "mask": mask,
     }
 
 
@@ -235,7 +243,7 @@ def _conv2d(
     eps: float = UNET_EPS,
 ) -> dict[str, Any]:
     norm_weight, norm_bias = draw.norm(channels) if norm else (None, None)
-    scale, shift = (draw.normal(draw.batch, channels, deviation=0.5) if scale_shift else None for _ in range(2))
+    scale, shift = draw.scale_shift(channels) if scale_shift else (None, None)
     return {
         "x": draw.image(channels, side, MEAN if norm else 0.0),
         "weight": draw.kernel(out, channels),
@@ -257,7 +265,20 @@ def _latent(draw: Draw, side: int, channels: int) -> Tensor:
     return draw.normal(draw.batch, channels, side, side, dtype=torch.float32)
 
 
-def _posterior_step(draw: Draw, side: int, channels: int, last: bool = False) -> dict[str, Any]:
+def _origin(draw: Draw) -> Tensor:
+    """Every image at the latent's corner."""
+    return torch.zeros((draw.batch, 2), dtype=torch.int64, device=draw.device)
+
+
+def _posterior_step(
+    draw: Draw,
+    side: int,
+    channels: int,
+    last: bool = False,
+    lq: bool = True,
+    origin: bool = False,
+    given_noise: bool = False,
+) -> dict[str, Any]:
     t = 0 if last else 2
     return {
         "x_t": _latent(draw, side, channels),
@@ -266,23 +287,25 @@ def _posterior_step(draw: Draw, side: int, channels: int, last: bool = False) ->
         "coefficients": SPEC.schedule.table(draw.device)[t],
         "seed": draw.seed(),
         "step": torch.full((), SPEC.schedule.num_steps - t, dtype=torch.int64, device=draw.device),
-        "origin": None,
+        "origin": _origin(draw) if origin else None,
         "prediction_type": SPEC.prediction_type,
         "clamp_x0": SPEC.clamp_x0,
-        "noise": None,
-        "lq": None if last else draw.image(SPEC.denoiser.lq_channels, side),
+        "noise": _latent(draw, side, channels) if given_noise else None,
+        "lq": draw.image(SPEC.denoiser.lq_channels, side) if lq else None,
         "next_dtype": draw.dtype,
         "last": last,
     }
 
 
-def _prior_sample(draw: Draw, side: int, channels: int) -> dict[str, Any]:
+def _prior_sample(
+    draw: Draw, side: int, channels: int, origin: bool = False, given_noise: bool = False
+) -> dict[str, Any]:
     return {
         "y": _latent(draw, side, channels),
         "coefficients": SPEC.schedule.table(draw.device)[SPEC.schedule.num_steps - 1],
         "seed": draw.seed(),
-        "origin": None,
-        "noise": None,
+        "origin": _origin(draw) if origin else None,
+        "noise": _latent(draw, side, channels) if given_noise else None,
         "lq": draw.image(SPEC.denoiser.lq_channels, side),
         "next_dtype": draw.dtype,
     }
@@ -425,7 +448,7 @@ CASES: tuple[Case, ...] = (
     _convolution(0, "decoder middle and level 0, conv2 and its sum", 512, 512, **DECODER_NORM_SUM),
     _convolution(-2, "decoder level -2, conv2 and its sum", 128, 128, **DECODER_NORM_SUM),
     Case("posterior_step", 0, {"channels": 3}, "chain, every step but the last"),
-    Case("posterior_step", 0, {"channels": 3, "last": True}, "chain, last step"),
+    Case("posterior_step", 0, {"channels": 3, "last": True, "lq": False}, "chain, last step"),
     Case("prior_sample", 0, {"channels": 3}, "chain, start"),
     Case("q_sample", 0, {"channels": 3}, "training, forward process"),
 )

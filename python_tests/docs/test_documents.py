@@ -89,7 +89,7 @@ def test_operator_page_runs(tmp_path):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tmp_path, tmp_path]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert re.search(r"^10 passed", run.stdout, re.MULTILINE), run.stdout
+    assert re.search(r"^17 passed", run.stdout, re.MULTILINE), run.stdout
 
 
 def parse(words: list[str]) -> None:
