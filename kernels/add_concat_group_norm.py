@@ -1,9 +1,9 @@
 """Triton kernels for `add_concat_group_norm`: a sum or concatenation of two images, and its group normalization.
 
 Everything is channels-last. A program takes whole groups of the merged image, as in group_norm.py. Where the groups of
-an image fit into registers one launch does all. Else the first launch reads both images, writes the merged one and the
-statistics of its parts, and the apply kernel of `group_norm` is the second. Statistics are those of the rounded values.
-A chunk of groups may lie across the seam of a concatenation: either image is loaded where its channels are.
+an image fit into registers, one launch does it all. Otherwise the first launch reads both images and writes the merged
+one and the statistics of its parts, and the apply kernel of `group_norm` is the second launch. Statistics are those of
+the rounded values. A chunk of groups may have channels of both images of a concatenation: each is loaded from its own.
 """
 
 from typing import Any, NamedTuple
@@ -36,17 +36,17 @@ from resshift_fast.kernels.launch import Start
 from resshift_fast.kernels.plans import planned
 
 TILE = 4096  # elements of the first of two launches: two images and two statistics in registers
-ODD_TILE = RESIDENT_TILE // 2  # of a concatenation in chunks of odd width: each element has addresses of its own
+ODD_TILE = RESIDENT_TILE // 2  # of a concatenation in chunks of odd width, where every element needs its own address
 
 
 @triton.jit
-def load_joined(
+def load_merged(
     p_x, p_other, i_row, i_channel, m_p, C: tl.constexpr, C1: tl.constexpr, CHUNK: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """The merged tile [BLOCK_P, BLOCK_C] in x's dtype from row i_row (int64) of [B · pixels] and channel i_channel on.
 
-    C1 are the channels of x: all C of them for a sum. Rows outside m_p [BLOCK_P] are 0.
+    C1 is the number of x's channels, C for a sum. Rows outside m_p [BLOCK_P] are 0.
     """
     b_p, b_c = tl.arange(0, BLOCK_P)[:, None], tl.arange(0, BLOCK_C)[None, :]
     m_tile = m_p[:, None] & (b_c < CHUNK)
@@ -73,7 +73,7 @@ def add_concat_group_norm_kernel(
     p_bias,  # [C]
     p_scale,  # [B, C], or None
     p_shift,  # [B, C], or None
-    p_joined,  # [B, pixels, C]
+    p_merged,  # [B, pixels, C]
     p_y,  # [B, pixels, C]
     pixels,
     scale_stride,
@@ -94,12 +94,12 @@ def add_concat_group_norm_kernel(
     i_image = (tl.program_id(0) // CHUNKS).to(tl.int64)
     i_channel = tl.program_id(0) % CHUNKS * CHUNK
     m_p = tl.arange(0, BLOCK_P) < pixels
-    b_joined = load_joined(p_x, p_other, i_image * pixels, i_channel, m_p, C, C1, CHUNK, BLOCK_P, BLOCK_C)
+    b_merged = load_merged(p_x, p_other, i_image * pixels, i_channel, m_p, C, C1, CHUNK, BLOCK_P, BLOCK_C)
     m_tile = m_p[:, None] & (tl.arange(0, BLOCK_C) < CHUNK)[None, :]
     b_offsets = i_image * pixels * C + i_channel + tile_offsets(pixels, C, True, BLOCK_P, BLOCK_C)
-    tl.store(p_joined + b_offsets, b_joined, mask=m_tile)
+    tl.store(p_merged + b_offsets, b_merged, mask=m_tile)
 
-    b_x = b_joined.to(tl.float32)
+    b_x = b_merged.to(tl.float32)
     m_member = group_members(CG, K, BLOCK_C, BLOCK_K)
     total = group_size(pixels, CG)
     b_guess, b_rest, b_m2 = combine_slots(b_x, 0.0, m_p.to(tl.float32), total, m_member)
@@ -117,7 +117,7 @@ def add_concat_group_norm_kernel(
 def merge_group_stats_kernel(
     p_x,  # [B, pixels, C1]
     p_other,  # like x, or [B, pixels, C − C1]
-    p_joined,  # [B, pixels, C]
+    p_merged,  # [B, pixels, C]
     p_mean,  # [B, parts, GROUPS], float32
     p_m2,  # [B, parts, GROUPS], float32: sum of squared deviations
     pixels,
@@ -149,10 +149,10 @@ def merge_group_stats_kernel(
     for pixel in range(first, last, BLOCK_P):
         m_p = pixel + b_p < pixels
         i_pixel = i_image * pixels + pixel
-        b_joined = load_joined(p_x, p_other, i_pixel, i_chunk * CHUNK, m_p, C, C1, CHUNK, BLOCK_P, BLOCK_C)
-        tl.store(p_joined + i_pixel * C + i_chunk * CHUNK + b_offsets, b_joined, mask=m_p[:, None] & m_c)
+        b_merged = load_merged(p_x, p_other, i_pixel, i_chunk * CHUNK, m_p, C, C1, CHUNK, BLOCK_P, BLOCK_C)
+        tl.store(p_merged + i_pixel * C + i_chunk * CHUNK + b_offsets, b_merged, mask=m_p[:, None] & m_c)
         seen += 1.0
-        b_mean, b_m2 = add_pixels(b_joined.to(tl.float32), m_p, seen, b_mean, b_m2)
+        b_mean, b_m2 = add_pixels(b_merged.to(tl.float32), m_p, seen, b_mean, b_m2)
         b_count += m_p.to(tl.float32)
     m_member = group_members(CG, K, BLOCK_C, BLOCK_K)
     b_guess, b_rest, b_sum = combine_slots(b_mean, b_m2, b_count, group_size(last - first, CG), m_member)
@@ -173,7 +173,7 @@ def unsupported(x: Tensor, other: Tensor, num_groups: int, weight: Tensor, *_: o
 
 
 class Forward(NamedTuple):
-    """Plan of `forward`: the one start, or the first of two."""
+    """Plan of `forward`: the only start, or the first of two."""
 
     tiles: Plan
     resident: bool
@@ -204,8 +204,8 @@ def _forward(
     merging |= {"C1": first_channels, "BLOCK_P": plan.block_p, "num_warps": plan.num_warps}
     programs = batch * plan.parts * (num_groups // plan.groups)
     if resident:
-        numbers = (pixels, *strides, eps)
-        start = Start(add_concat_group_norm_kernel, (programs,), *numbers, SILU=constants["SILU"], **merging)
+        values = (pixels, *strides, eps)
+        start = Start(add_concat_group_norm_kernel, (programs,), *values, SILU=constants["SILU"], **merging)
     else:
         start = Start(merge_group_stats_kernel, (programs,), pixels, plan.parts, plan.part_pixels, **merging)
     return Forward(plan, resident, start)

@@ -1,8 +1,8 @@
 """Triton kernels for `group_norm`: statistics, affine, scale-shift and SiLU; `statistics` alone for other kernels.
 
-A group that one program can afford takes one launch: the program normalizes what it holds in registers, or reads it
-again. Larger ones take two: `group_stats_kernel` writes one mean and sum of squares a part of the image, and every
-program of `group_norm_apply_kernel` combines the parts of its groups in the same order before it normalizes.
+A group small enough for one program takes one launch: the program normalizes what it holds in registers, or reads x
+again. Larger groups take two: `group_stats_kernel` writes a mean and a sum of squares for each part of the image, and
+every program of `group_norm_apply_kernel` combines the parts of its groups in the same order before it normalizes.
 Tiles and statistics are in group_norm_tiles.py, the backward pass in group_norm_backward.py.
 """
 
@@ -39,7 +39,7 @@ from resshift_fast.kernels.tuning import Config, Space, bucket
 
 __all__ = ["backward", "forward", "statistics", "unsupported", "unsupported_backward"]
 
-# No sums depend on the block of the apply kernel; what others sum, and in which order, follows from shapes alone.
+# Only this kernel is tuned: its block changes no sum. The order in which the others sum follows from shapes alone.
 # Bucket: BLOCK_C, pixels of the batch.
 APPLY = Space(
     "group_norm_apply",
@@ -225,7 +225,7 @@ def group_norm_apply_kernel(
         p_part_mean, p_part_m2, i_image, i_chunk * K, parts, part_pixels, pixels, GROUPS, CG, K, BLOCK_N, BLOCK_K
     )
     b_rstd = reciprocal_deviation(b_m2, group_size(pixels, CG), eps)
-    if p_mean is not None:  # noqa: SIM102  known when it is compiled, unlike the other
+    if p_mean is not None:  # noqa: SIM102  this is known at compile time, unlike i_block
         if i_block == 0:
             b_k = tl.arange(0, BLOCK_K)
             o_groups = i_image * GROUPS + i_chunk * K + b_k
@@ -314,7 +314,7 @@ def statistics(x: Tensor, num_groups: int, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def new_parts(x: Tensor, parts: int, num_groups: int) -> tuple[Tensor, Tensor]:
-    """Memory for means and sums of squares of the parts of x's images, float32 [B, parts, G]."""
+    """Uninitialized means and sums of squares of the parts of x's images, float32 [B, parts, G]."""
     mean = x.new_empty((x.shape[0], parts, num_groups), dtype=torch.float32)
     return mean, torch.empty_like(mean)
 
@@ -366,7 +366,7 @@ def apply_parts(
 
 
 class Forward(NamedTuple):
-    """Plan of `forward`: the one start, or the first of two."""
+    """Plan of `forward`: the only start, or the first of two."""
 
     tiles: Plan
     first: Start

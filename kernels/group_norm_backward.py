@@ -1,9 +1,9 @@
 """Triton kernels for the gradient of `group_norm`.
 
 With z = n · a + o for normalized n, gain a = w(1 + s), and dz the gradient of z (dy, or dy · silu'(z)), all gradients
-follow from two sums over the pixels of each image's channel, Σdz and Σdz·n. Three launches: parts of those sums;
-dx, whose programs add up the parts of their groups' channels in order; and the sums of dweight and dbias over images.
-n is computed from x, so that nothing but x and its statistics is kept from the forward pass.
+follow from two sums over the pixels of each image's channel, Σdz and Σdz·n. There are three launches: for parts of
+these sums; for dx, whose programs add up the parts of their groups' channels in order; and for the sums of dweight and
+dbias over images. n is computed from x, so that the forward pass saves only x and its statistics.
 """
 
 import torch
@@ -28,10 +28,10 @@ from resshift_fast.kernels.group_norm_tiles import (
 from resshift_fast.kernels.launch import Start
 from resshift_fast.kernels.tuning import Config, Space, bucket
 
-TILE = 4096  # elements: a tile of x, one of dy and two of sums in registers
+TILE = 4096  # elements: registers hold a tile of x, one of dy and two of sums
 SUM_BLOCK = 32  # channels whose dweight and dbias one program adds up
 
-# Nothing is summed over the block of the dx kernel. Bucket: BLOCK_C, bytes of an element, pixels of the batch.
+# The block of the dx kernel changes no sum. Bucket: BLOCK_C, bytes of an element, pixels of the batch.
 DX = Space(
     "group_norm_dx",
     candidates=lambda key: [_dx_config(key[0], *c) for c in ((2048, 4), (4096, 4), (4096, 8), (8192, 8))],
@@ -276,7 +276,7 @@ def backward(
         num_warps=min(2 * plan.num_warps, 8),  # of the forward's: two images are held at once
     )(*inputs, parts)
 
-    # For 16-bit NCHW the assembler, left to itself, spills a few registers to fit one more program on a multiprocessor.
+    # Without a limit the assembler spills a few registers for 16-bit NCHW to fit one more program on a multiprocessor.
     limit = {} if channels_last or x.element_size() == 4 else {"maxnreg": 80}
 
     def start(config: Config) -> tuple[Tensor, ...]:

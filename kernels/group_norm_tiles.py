@@ -1,13 +1,13 @@
-"""What the kernels of `group_norm` share: tiles of an image, statistics of their groups, and how images are cut.
+"""What the kernels of `group_norm` share: tiles of an image, statistics of their groups, and the partition of images.
 
-One tile serves both memory formats: [BLOCK_P pixels, BLOCK_C channels] of a chunk of whole groups. In NCHW a chunk is
-one group. In channels-last, where images are split over programs, it holds as many groups as make its part of a row
-at least 64 bytes and a multiple of 16, so that loads are 128-bit whatever C/G; a program that takes all pixels of its
-groups may take fewer groups, so that more programs share the work.
+Tiles of both memory formats are [BLOCK_P pixels, BLOCK_C channels] of a chunk of whole groups. In NCHW a chunk is one
+group. In channels-last, where images are split over programs, it has enough groups for its part of a row to be at least
+64 bytes and a multiple of 16, so that loads are 128-bit whatever C/G; a program that takes all pixels of its groups may
+take fewer groups, so that more programs share the work.
 
-Every slot of the tile keeps the mean and the sum of squared deviations of the pixels it has seen (Welford); slots and
-channels are combined once, at the end, about a guess of the mean that is then corrected, so that neither a mean far
-above the deviation nor a constant image cancels.
+Every slot of the tile accumulates the mean and the sum of squared deviations of its pixels (Welford). Slots and
+channels are combined once, at the end, about an estimate of the mean that is then corrected, so that nothing cancels
+where the mean is far above the deviation or the image is constant.
 """
 
 from typing import NamedTuple
@@ -22,13 +22,13 @@ MAX_GROUP_CHANNELS = 4096  # of one group: a tile holds whole groups
 # Most of the following are in csrc/cuda/group_norm_plan.h too; python_tests/csrc/test_group_norm.py holds them equal.
 MIN_ROW_BYTES = 64  # of a channels-last chunk: two sectors
 MAX_ROW_BYTES = 1024  # of a chunk of several groups: wider tiles have too few pixels
-SECTOR = 32  # bytes that a multiprocessor reads or writes in about a cycle, of one row
+SECTOR = 32  # bytes of one row that a multiprocessor reads or writes in about a cycle
 TILE = 8192  # elements of a tile that is one of many
 RESIDENT_TILE = 16384  # elements that 16 warps hold in registers without spills
-SINGLE_ELEMENTS = 81920  # of one program's groups: its second reading finds no more in the L2 cache
-# From shapes alone, so that the order of summation is the same on every GPU: these are an H100's.
+SINGLE_ELEMENTS = 81920  # of one program's groups: if there are more, the second reading misses the L2 cache
+# An H100's, on every GPU: plans follow from shapes alone, so that the order of summation is always the same.
 PROCESSORS = 132
-LAUNCH_CYCLES = 5000  # of a second launch: its start, its first loads and the first one's end
+LAUNCH_CYCLES = 5000  # of a second launch: its start, its first loads, and the end of the first launch
 SPLIT_PROGRAMS = 512  # about four a multiprocessor
 MAX_PARTS = 128  # of an image: each program of the second pass reads all of them
 
@@ -54,14 +54,14 @@ def tile_offsets(pixels, C: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_P: 
 
 @triton.jit
 def group_members(CG: tl.constexpr, K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr):
-    """[BLOCK_C, BLOCK_K]: whether a channel of the chunk belongs to a group of it."""
+    """[BLOCK_C, BLOCK_K]: whether a channel of the chunk belongs to a group of the chunk."""
     b_c = tl.arange(0, BLOCK_C)[:, None]
     return (b_c // CG == tl.arange(0, BLOCK_K)[None, :]) & (b_c < K * CG)
 
 
 @triton.jit
 def group_size(pixels, CG: tl.constexpr):
-    """Elements of a group in float32; pixels may be a constant, which Triton makes of an argument that is 1."""
+    """Elements of a group in float32; pixels may be a constant: Triton makes one of an argument that is 1."""
     return pixels * 1.0 * CG
 
 
@@ -73,13 +73,13 @@ def sum_groups(b_channel, m_member):
 
 @triton.jit
 def to_channels(b_group, m_member):
-    """Each channel's group's value: [BLOCK_K] to [BLOCK_C]."""
+    """The values of the channels' groups: [BLOCK_K] to [BLOCK_C]."""
     return tl.sum(tl.where(m_member, b_group[None, :], 0.0), axis=1)
 
 
 @triton.jit
 def add_pixels(b_x, m_p, seen, b_mean, b_m2):
-    """Mean and sum of squared deviations [BLOCK_P, BLOCK_C] with one more pixel where m_p, the number `seen`."""
+    """Update means and sums of squared deviations [BLOCK_P, BLOCK_C] by the `seen`-th pixel of each slot, where m_p."""
     b_delta = tl.where(m_p[:, None], b_x - b_mean, 0.0)
     b_mean += b_delta * (1.0 / seen)
     b_m2 += b_delta * (b_x - b_mean)
@@ -116,8 +116,8 @@ def slot_statistics(
 def combine_slots(b_mean, b_m2, b_count, total, m_member):
     """Statistics of groups of `total` elements from those of slots [S, BLOCK_C] that saw b_count [S] pixels.
 
-    Returns a guess of the mean, what it lacks, and the sum of squared deviations, [BLOCK_K]. The guess is off by a
-    rounding of the sum, which for a constant image of large values is far more than its deviation.
+    Returns an estimate of the mean, its correction, and the sum of squared deviations, [BLOCK_K]. The estimate has the
+    rounding error of a sum, which for a constant image of large values is far more than the deviation.
     """
     b_count = b_count[:, None]
     b_guess = sum_groups(tl.sum(b_mean * b_count, axis=0), m_member) / total
@@ -144,7 +144,7 @@ def combine_parts(p_mean, p_m2, i_image, i_group, parts, part_pixels, pixels, GR
 
 @triton.jit
 def reciprocal_deviation(b_m2, total, eps):
-    """1 / √(variance + eps); a sum of squares below 0 by rounding counts as 0, NaN stays."""
+    """1 / √(variance + eps); a sum of squares that rounding made negative counts as 0, NaN stays NaN."""
     b_variance = tl.where(b_m2 < 0.0, 0.0, b_m2) / total
     return 1.0 / tl.sqrt(b_variance + eps)
 
@@ -176,13 +176,13 @@ def normalize(b_x, b_guess, b_rest, b_gain, b_offset, SILU: tl.constexpr):
 
 
 class Plan(NamedTuple):
-    """How an image is cut.
+    """Partition of an image.
 
     Args:
         groups: of one program's chunk of channels.
         block_p, block_c, num_warps: of its tile.
         part_pixels: of one program, a multiple of block_p unless the image is one part.
-        parts: of an image; 1 is the path of one launch.
+        parts: of an image; 1 means a single launch.
     """
 
     groups: int
@@ -194,7 +194,7 @@ class Plan(NamedTuple):
 
 
 def row_groups(channels: int, num_groups: int, element_size: int, channels_last: bool) -> int:
-    """Groups of a chunk: the fewest that make 128-bit words of a part of a row of a fit length."""
+    """Groups of a chunk: the fewest whose part of a row is long enough and a multiple of 128 bits."""
     if not channels_last:
         return 1
     width = channels // num_groups * element_size
@@ -210,7 +210,7 @@ def _row_cycles(channels: int, element_size: int, channels_last: bool) -> float:
 
 
 def split_plan(shape: tuple[int, ...], element_size: int, num_groups: int, channels_last: bool, tile: int) -> Plan:
-    """Parts enough to fill the GPU, in tiles of `tile` elements."""
+    """As many parts as fill the GPU, in tiles of `tile` elements."""
     batch, channels, pixels = shape[0], shape[1], shape[2] * shape[3]
     groups = row_groups(channels, num_groups, element_size, channels_last)
     block_c = triton.next_power_of_2(groups * channels // num_groups)
@@ -224,12 +224,12 @@ def split_plan(shape: tuple[int, ...], element_size: int, num_groups: int, chann
 def forward_plan(
     shape: tuple[int, ...], element_size: int, num_groups: int, channels_last: bool, writes: bool = True
 ) -> Plan:
-    """One part an image where that is faster by a count of sectors, else `split_plan`.
+    """One part an image where a count of sectors says that it is faster, else `split_plan`.
 
     Args:
         shape, element_size: of x [B, C, H, W].
         channels_last: its format, else contiguous.
-        writes: whether x is normalized too, not only read for its statistics.
+        writes: whether x is also normalized, not only read for its statistics.
     """
     batch, channels, pixels, size = shape[0], shape[1], shape[2] * shape[3], element_size
     per_group = channels // num_groups
@@ -265,9 +265,9 @@ def dense(x: Tensor) -> tuple[Tensor, bool]:
 def affine_rows(
     weight: Tensor, bias: Tensor, scale: Tensor | None, shift: Tensor | None
 ) -> tuple[tuple[Tensor | None, ...], tuple[int, int]]:
-    """The four with adjacent channels, and how far apart the rows of scale and shift are.
+    """The four with contiguous channels, and the row strides of scale and shift.
 
-    Both are halves of a linear layer's output as a rule, whose rows need no copy to be read.
+    These two are usually halves of a linear layer's output, which need no copy.
     """
     scale, scale_stride = _row_stride(scale)
     shift, shift_stride = _row_stride(shift)

@@ -61,7 +61,7 @@ def test_what_is_wrong_is_said_every_time(check):
 
 
 def test_only_so_many_are_remembered(check, monkeypatch):
-    monkeypatch.setattr(checks, "REMEMBERED", 2)
+    monkeypatch.setattr(checks, "CACHE_SIZE", 2)
     for columns in (1, 2, 3, 1):
         check(torch.empty(2, columns), columns, None)
     assert len(check.runs) == 4

@@ -2,9 +2,9 @@ r"""Two images merged into one, and its group normalization with conditioning an
 
 .. math:: j = x + o \;\text{ or }\; j = \mathrm{cat}(x, o), \quad y = f\big((\mathrm{norm}(j)\,w + b)(1 + s) + h\big)
 
-The sum ends a residual block, the concatenation of channels brings a skip connection into a U-Net's decoder (arXiv
-1505.04597), and a normalization comes next as a rule; it is that of `group_norm`. j is rounded to x's dtype before it
-is normalized, so that both results are those of the two operations apart.
+The sum ends a residual block; the concatenation of channels brings a skip connection into a U-Net's decoder (arXiv
+1505.04597). A normalization usually follows, here that of `group_norm`. j is rounded to x's dtype before it is
+normalized, so that both results equal those of two separate operations.
 """
 
 from typing import Any, NamedTuple
@@ -63,7 +63,7 @@ def _fake(a: Arguments) -> tuple[Tensor, Tensor]:
 
 
 def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
-    """Both merges, groups across the seam; in one launch and, the last, in two; conditioned by halves of one tensor."""
+    """Both modes; groups with channels of both images; one launch and, in the last, two; scale and shift as views."""
     generator = torch.Generator(device).manual_seed(0)
 
     def image(channels: int, height: int, width: int) -> Tensor:
@@ -82,10 +82,10 @@ def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]
 
 
 @takes(Arguments)
-def _numbered(a: Arguments) -> tuple[Any, ...]:
-    """Arguments for C++, where a mode and an activation are integers."""
-    numbers = MODES.index(a.mode), a.scale, a.shift, ACTIVATIONS.index(a.activation)
-    return a.x, a.other, a.num_groups, a.weight, a.bias, a.eps, *numbers
+def _indexed(a: Arguments) -> tuple[Any, ...]:
+    """Arguments for C++, where a mode and an activation are indices."""
+    options = MODES.index(a.mode), a.scale, a.shift, ACTIVATIONS.index(a.activation)
+    return a.x, a.other, a.num_groups, a.weight, a.bias, a.eps, *options
 
 
 def _triton() -> Kernel:
@@ -99,7 +99,7 @@ _op = register(
     _plain,
     fake=_fake,
     examples=_examples,
-    loaders={"cpu": Native(_numbered), "triton": _triton},
+    loaders={"cpu": Native(_indexed), "triton": _triton},
     **recomputed(reference),
 )
 
@@ -147,7 +147,7 @@ def add_concat_group_norm(
         activation: None or "silu".
 
     Returns:
-        The merged image and its normalization, [B, C, H, W] in x's dtype, channels-last where a backend fuses them.
+        The merged image and its normalization, [B, C, H, W] in x's dtype, channels-last where one kernel makes both.
         Differentiable in every tensor.
 
     Raises:
@@ -166,13 +166,13 @@ def add_concat_group_norm(
     if backends.fused("add_concat_group_norm", x.device.type) and not torch.is_grad_enabled():
         both: tuple[Tensor, Tensor] = _op(*arguments)
         return both
-    # One after the other: the normalization has a kernel for its gradient, and may have one where both have none.
+    # Separately: the normalization has a kernel for its gradient, and may have a backend that the two together lack.
     merged = _merge(x, other, mode)
     return merged, group_norm(merged, num_groups, weight, bias, eps, scale=scale, shift=shift, activation=activation)
 
 
 def _check_images(x: Tensor, other: Tensor, mode: str) -> int:
-    """Both are images that can be merged; returns the merged channels."""
+    """Check that both are images that can be merged; return the number of merged channels."""
     checks.image("add_concat_group_norm", "x", x)
     checks.image("add_concat_group_norm", "other", other)
     if mode not in MODES:

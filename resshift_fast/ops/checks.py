@@ -9,23 +9,23 @@ from torch import Tensor
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 Check = TypeVar("Check", bound=Callable[..., None])
-REMEMBERED = 4096  # arguments of one function; a network has some dozens at each size
-OPTIONS = frozenset((int, float, bool, str, type(None), torch.dtype))  # told from tensors sooner than by isinstance
+CACHE_SIZE = 4096  # sets of arguments of one function; a network has some dozens at each size
+OPTIONS = frozenset((int, float, bool, str, type(None), torch.dtype))  # no tensors; faster to see than by isinstance
 
-# Asked once: torch.compile cannot trace the question in every version.
+# Determined once, because torch.compile cannot trace is_autocast_available in every version.
 AUTOCAST_DEVICES = frozenset(k for k in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(k))
 
 
 def once(check: Check) -> Check:
-    """Decorator of a function that raises for wrong arguments: it need not run again for such as have passed.
+    """Decorator of a function that raises for wrong arguments: it runs only for arguments that have not passed before.
 
-    Tensors are alike in shape, dtype and device, which is all that checks look at; other arguments are equal.
+    Checks see no more of a tensor than its shape, dtype and device, which therefore stand for it here.
     """
     passed: set[tuple[Any, ...]] = set()
 
     @wraps(check)
     def checked(*args: Any) -> None:
-        if torch.compiler.is_compiling():  # what is kept by sizes would be traced anew for each
+        if torch.compiler.is_compiling():  # a lookup by sizes would be traced anew for each size
             check(*args)
             return
         parts: list[Any] = []
@@ -34,7 +34,7 @@ def once(check: Check) -> Check:
                 parts += (x.shape, x.dtype, x.device)
             else:
                 parts.append(x)
-        key = tuple(parts)  # flat: a tuple for each tensor would be hashed on its own, which takes longer
+        key = tuple(parts)  # flat, because hashing a tuple for each tensor takes longer
         try:
             if key in passed:
                 return
@@ -42,15 +42,15 @@ def once(check: Check) -> Check:
             check(*args)
             return
         check(*args)
-        if len(passed) >= REMEMBERED:
+        if len(passed) >= CACHE_SIZE:
             passed.clear()
         passed.add(key)
 
-    return cast("Check", checked)  # which takes no keywords, unlike what it stands for
+    return cast("Check", checked)  # but without keyword arguments
 
 
 def image(op: str, name: str, x: Tensor) -> None:
-    """x is a floating-point [B, C, H, W] tensor with at least one element."""
+    """Check that x is a floating-point [B, C, H, W] tensor with at least one element."""
     floating(op, name, x)
     if x.dim() != 4:
         raise ValueError(f"{op}: {name} must be [B, C, H, W], got shape {tuple(x.shape)}; add or merge dimensions")
@@ -59,14 +59,14 @@ def image(op: str, name: str, x: Tensor) -> None:
 
 
 def tensor(op: str, name: str, x: Tensor | None) -> Tensor:
-    """x is a tensor; it is returned."""
+    """Check that x is a tensor, and return it."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(x).__name__}")
     return x
 
 
 def floating(op: str, name: str, x: Tensor) -> None:
-    """x is a floating-point tensor."""
+    """Check that x is a floating-point tensor."""
     tensor(op, name, x)
     if x.dtype not in FLOATING:
         raise TypeError(f"{op}: {name} has dtype {x.dtype}, expected a floating-point dtype; convert it with .float()")
@@ -75,7 +75,7 @@ def floating(op: str, name: str, x: Tensor) -> None:
 def shape(
     op: str, name: str, x: Tensor | None, expected: tuple[int, ...], why: str = "", *, optional: bool = False
 ) -> None:
-    """x is a tensor of exactly the expected shape, or missing where it is `optional`."""
+    """Check that x is a tensor of the expected shape; None passes if `optional`."""
     if optional and x is None:
         return
     x = tensor(op, name, x)
@@ -84,7 +84,7 @@ def shape(
 
 
 def like(op: str, name: str, x: Tensor, other: Tensor, other_name: str) -> None:
-    """x has the shape, dtype and device of `other`."""
+    """Check that x has the shape, dtype and device of `other`."""
     floating(op, name, x)
     shape(op, name, x, other.shape, f"like {other_name}")
     if x.dtype != other.dtype:
@@ -93,7 +93,7 @@ def like(op: str, name: str, x: Tensor, other: Tensor, other_name: str) -> None:
 
 
 def devices(op: str, x: Tensor, **tensors: Tensor | None) -> None:
-    """Every given tensor is on x's device."""
+    """Check that every given tensor is on x's device."""
     device = x.device
     for name, other in tensors.items():
         if other is not None and other.device != device:
@@ -101,7 +101,7 @@ def devices(op: str, x: Tensor, **tensors: Tensor | None) -> None:
 
 
 def parameters(op: str, x: Tensor, **tensors: Tensor | None) -> None:
-    """Every given tensor is on x's device and of x's dtype or float32."""
+    """Check that every given tensor is on x's device, in x's dtype or float32."""
     devices(op, x, **tensors)
     dtype = x.dtype
     for name, other in tensors.items():
@@ -110,7 +110,7 @@ def parameters(op: str, x: Tensor, **tensors: Tensor | None) -> None:
 
 
 def integers(op: str, name: str, x: Tensor, expected: tuple[int, ...]) -> None:
-    """x is an int64 tensor of the expected shape."""
+    """Check that x is an int64 tensor of the expected shape."""
     if not isinstance(x, Tensor) or x.dtype != torch.int64:
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"{op}: {name} must be an int64 tensor, got {got}")
@@ -123,7 +123,7 @@ def accumulation_dtype(x: Tensor) -> torch.dtype:
 
 
 def autocast(x: Tensor) -> Tensor:
-    """x in the dtype in which autocast has PyTorch convolve, where it is on."""
+    """x in the dtype in which PyTorch convolves under autocast; x itself where autocast is off."""
     kind = x.device.type
     if x.dtype is torch.float64 or kind not in AUTOCAST_DEVICES or not torch.is_autocast_enabled(kind):
         return x
@@ -137,7 +137,7 @@ def match_memory_format(x: Tensor, other: Tensor) -> Tensor:
 
 
 def image_format(x: Tensor) -> torch.memory_format:
-    """The memory format in which an operator whose result has other sizes than x returns it."""
+    """The memory format of a result that is an image of another size than x."""
     return torch.contiguous_format if x.is_contiguous() else torch.channels_last
 
 

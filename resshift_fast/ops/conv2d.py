@@ -4,7 +4,7 @@ r"""3×3 convolution with stride 1, with the group normalization before it and t
 
 where norm, s, h and the activation f are those of `group_norm` or, with `num_groups` 0, nothing; the bias b and the
 residual r may be missing. On CPUs it is Winograd's convolution (Lavin and Gray, arXiv 1509.09308), which normalizes
-pixels as it reads them.
+pixels as it reads them; conv2d_winograd.py chooses its tiles.
 """
 
 import math
@@ -84,7 +84,7 @@ def examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
 
 
 def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
-    """Those, with the smaller tiles and the larger ones, and a normalization about a mean far from zero."""
+    """Those of `examples`, for small tiles, and one for large tiles with a normalization about a mean far from zero."""
     generator = torch.Generator(device).manual_seed(1)
 
     def normal(*shape: int) -> Tensor:
@@ -136,7 +136,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    """Of a convolution alone x's gradient is a convolution too: of dy, with the weight rotated by 180°."""
+    """For a convolution alone x's gradient is itself a convolution: of dy, with the weight rotated by 180°."""
     if not ctx.alone:
         gradients: tuple[Tensor | None, ...] = _recomputed["backward"](ctx, dy)
         return gradients
@@ -154,7 +154,7 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _plain_weight_gradient(dy: Tensor, x: Tensor, padding: int) -> Tensor:
-    """Of the convolution alone, [3, 3, C, O] in the dtype in which sums are formed."""
+    """Gradient of the weight of a convolution alone, [3, 3, C, O] in the dtype of accumulation."""
     weight = dy.new_zeros(()).expand(dy.shape[1], x.shape[1], 3, 3)
     mask = [False, True, False]
     _, gradient, _ = torch.ops.aten.convolution_backward(
@@ -204,7 +204,7 @@ _op = register(
 
 
 def checked(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x as autocast wants it; weight is [O, C, 3, 3] for its C and O ≥ 1, bias [O] or None, on its device."""
+    """Check x, weight [O, C, 3, 3] with O ≥ 1 and bias [O] or None; return x in autocast's dtype."""
     checks.floating(op, "x", x)
     x = checks.autocast(x)
     _check(op, x, weight, bias)
@@ -242,7 +242,7 @@ def conv2d(
 
     Args:
         x: [B, C, H, W], floating point, contiguous or channels-last.
-        weight: [O, C, 3, 3], x's dtype or float32; `pack_conv2d` lays it out in memory as the CPU kernel reads it.
+        weight: [O, C, 3, 3], x's dtype or float32; `pack_conv2d` gives it the strides that the CPU kernel reads.
         bias: [O], x's dtype or float32, or None.
         padding: zeros added on every side, after the normalization, ≥ 0; with 0 the image must be at least 3×3.
         residual: like the result, added to it, or None.
@@ -251,7 +251,7 @@ def conv2d(
 
     Returns:
         [B, O, H + 2·padding − 2, W + 2·padding − 2] in x's dtype, channels-last where a backend has a kernel.
-        Differentiable in every tensor. Under autocast all is done in autocast's dtype, as by PyTorch's convolution.
+        Differentiable in every tensor. Under autocast x is cast to autocast's dtype, as by PyTorch's convolution.
 
     Raises:
         ValueError: for a shape, device, padding or number of groups that does not fit, or an unknown activation.
@@ -269,7 +269,7 @@ def conv2d(
     if not backends.fused("conv2d", x.device.type):
         return reference(*a)
     if (num_groups or residual is not None) and not conv2d_takes_norm(x.device.type):
-        # One after the other: each has a gradient of its own, and would be computed again for one of all.
+        # Separately: each has a gradient of its own, while the gradient of all in one would compute them again.
         y: Tensor = _op(*Arguments(_normalized(a) if num_groups else x, weight, bias, padding))
         return y if a.residual is None else a.residual + y
     y = _op(*a)
@@ -279,21 +279,21 @@ def conv2d(
 def conv2d_takes_norm(device_type: str) -> bool:
     """Whether `conv2d` normalizes its input and adds the residual in the pass of the convolution.
 
-    It does where a backend has a kernel and no gradient is wanted. Elsewhere these are operations of their own, which
-    a caller may as well merge with others.
+    That needs a backend with a kernel, and that no gradient is wanted. Elsewhere these are separate operations, which a
+    caller may fuse with others instead.
     """
     return conv2d_reads_packed(device_type) and not torch.is_grad_enabled()
 
 
 def conv2d_reads_packed(device_type: str) -> bool:
-    """Whether a backend has a kernel for a type of device, which reads weights as `pack_conv2d` lays them out."""
+    """Whether a backend has a kernel for a type of device; it reads weights with the strides of `pack_conv2d`."""
     return backends.has_kernel("conv2d", device_type)
 
 
 @checks.once
 @takes(Arguments)
 def _check_options(a: Arguments) -> None:
-    """All but x, weight and bias, which `checked` has seen."""
+    """Check all arguments but x, weight and bias, which `checked` takes."""
     if a.padding < 0:
         raise ValueError(f"conv2d: padding is {a.padding}, expected 0 or more")
     batch, _, height, width = a.x.shape
@@ -308,7 +308,7 @@ def _check_options(a: Arguments) -> None:
 
 
 def _check_norm(a: Arguments) -> None:
-    """num_groups divides the channels and comes with both parameters, or is 0 and comes with nothing."""
+    """Check that num_groups divides the channels and has both parameters, or is 0 and nothing else is given."""
     batch, channels = a.x.shape[:2]
     tensors = {"norm_weight": a.norm_weight, "norm_bias": a.norm_bias, "scale": a.scale, "shift": a.shift}
     if a.num_groups < 0 or (a.num_groups and channels % a.num_groups):

@@ -1,8 +1,8 @@
-"""How the CPU kernel of the 3×3 convolutions takes a call: where its weight lies in memory, and which tiles it uses.
+"""Algorithms of the CPU kernel behind `conv2d` and `upsample_conv2d`, and the strides of the weight that it reads.
 
-`resshift-fast bench tune` measures the algorithms on a model's shapes; for others a model of their work decides.
-PyTorch's own Winograd convolution, `torch._nnpack_spatial_convolution`, is not among them: with torch 2.13 the same
-call fails in one process and succeeds in another.
+`resshift-fast bench tune` measures the algorithms on a model's shapes; for other shapes an estimate of their work
+decides. PyTorch's own Winograd convolution, `torch._nnpack_spatial_convolution`, is not among them: with torch 2.13 the
+same call fails in one process and succeeds in another.
 """
 
 from collections.abc import Callable
@@ -19,11 +19,11 @@ DIRECT = 0  # PyTorch's own convolution instead of tiles
 _NAMES = {4: "winograd 4", 6: "winograd 6", 8: "winograd 8", DIRECT: "direct"}  # in files of measurements
 _BY_NAME = {name: algorithm for algorithm, name in _NAMES.items()}
 
-# Work for one pair of an input and an output channel, in units of one multiplication and addition of a vector: for
-# each tile, and once a call for the transform of the weight. Measured with AVX-512 on planes from 8² to 256².
+# Work for one pair of an input and an output channel, in fused multiply-adds of a vector: for each tile, and once a
+# call for the transform of the weight. Measured with AVX-512 on images from 8² to 256² pixels.
 _WORK = {4: (2.25, 8.0), 6: (4.0, 18.0), 8: (6.25, 36.0)}
-_VANISHING = {6: 49 / 64}  # of the work for tiles is left where pixels are doubled
-# Tiles of 8 err by 1e-5 where those of 6 err by 2e-6: nothing beside the rounding to 16 bits, but much in float32.
+_UPSAMPLED = {6: 49 / 64}  # share of a tile's products where pixels are doubled; the others vanish
+# Tiles of 8 have an error of 1e-5, those of 6 of 2e-6: negligible against rounding to 16 bits, but not in float32.
 _EXACT_ENOUGH = {torch.float32: (4, 6)}
 _DIRECT_WORK = 9 / 16  # for each pixel of the result
 
@@ -38,16 +38,16 @@ def _allowed(dtype: torch.dtype) -> tuple[str, ...]:
 
 
 def pack_conv2d(weight: Tensor) -> Tensor:
-    """The same weight, laid out in memory as the CPU kernel reads it: rows, columns, input, output channels.
+    """The same weight with the strides that the CPU kernel reads: rows, columns, input channels, output channels.
 
-    It is the weight itself in another order of its dimensions, so that it can take the place of a module's parameter:
-    whatever changes that, an optimizer or a moving average, changes what the kernel reads.
+    Shape and values are unchanged, so that it can replace a module's parameter: what changes that parameter, such as an
+    optimizer or a moving average, changes what the kernel reads.
 
     Args:
         weight: [O, C, 3, 3], any dtype and device.
 
     Returns:
-        [O, C, 3, 3] with the same values; `weight` itself if it lies like that already.
+        [O, C, 3, 3] with the same values; `weight` itself if it has these strides already.
 
     Raises:
         ValueError: for another shape.
@@ -66,7 +66,7 @@ def pack_conv2d(weight: Tensor) -> Tensor:
 
 
 def shape(x: Tensor, weight: Tensor) -> str:
-    """What tells calls apart whose algorithms are measured: "64x128@32x48b2" has 64 input and 128 output channels."""
+    """The name by which measurements are stored: "64x128@32x48b2" has 64 input and 128 output channels."""
     batch, channels, height, width = x.shape
     return f"{channels}x{weight.shape[0]}@{height}x{width}b{batch}"
 
@@ -86,12 +86,12 @@ def estimated(x: Tensor, weight: Tensor, padding: int, upsample: bool = False) -
         height, width = 2 * height, 2 * width
     height, width = height + 2 * padding - 2, width + 2 * padding - 2
     if weight.shape[1] < 8 and x.dtype != torch.float32 and not upsample:
-        return DIRECT  # with so few channels the result's transform is all the work, and the memory's width no limit
+        return DIRECT  # with so few channels the result's transform is most of the work
     work = {DIRECT: _DIRECT_WORK * batch * height * width}
     for tile in _tiles(x.dtype):
         of_tile, of_weight = _WORK[tile]
         if upsample:
-            of_tile *= _VANISHING.get(tile, 1.0)
+            of_tile *= _UPSAMPLED.get(tile, 1.0)
         work[tile] = of_tile * batch * -(-height // tile) * -(-width // tile) + of_weight
     return min(work, key=work.__getitem__)
 

@@ -50,11 +50,11 @@ class BackwardArguments(NamedTuple):
 
 
 def _sampled_means(x: Tensor, num_groups: int) -> Tensor:
-    """About the mean of every group, [B, C, 1, 1], from eight rows and columns spread over the image.
+    """Roughly the mean of every group, [B, C, 1, 1], from eight rows and columns spread over the image.
 
-    PyTorch's CPU kernel for channels-last takes the variance as E[x²] − E[x]², which cancels where the mean is large.
-    Any shift near the mean cures that, and normalization undoes it exactly. The number of samples is fixed, because a
-    size that depends on the image's would be 1 for small ones, for which torch.compile traces anew.
+    PyTorch's CPU kernel for channels-last computes the variance as E[x²] − E[x]², which cancels where the mean is
+    large. Subtracting a value near the mean avoids that and does not change the result. The number of samples is fixed:
+    one that depends on the image's size would be 1 for small images, for which torch.compile traces anew.
     """
     eighths = torch.arange(8, device=x.device)
     rows, columns = eighths * x.shape[2] // 8, eighths * x.shape[3] // 8
@@ -70,7 +70,7 @@ def reference(a: Arguments) -> Tensor:
     values = a.x.to(accumulate)
     if values.device.type == "cpu" and not values.is_contiguous():
         values = values - _sampled_means(values, a.num_groups)
-    # torch.group_norm, because that of torch.nn.functional refuses a single value a group.
+    # torch.group_norm, because torch.nn.functional.group_norm refuses groups of a single element.
     y = torch.group_norm(values, a.num_groups, a.weight.to(accumulate), a.bias.to(accumulate), a.eps)
     if a.scale is not None:
         y = y * (1 + a.scale.to(accumulate)[:, :, None, None])
@@ -97,7 +97,7 @@ def _fake(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
 
 @takes(BackwardArguments)
 def _plain_backward(a: BackwardArguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x [B, C, H, W], of weight and bias [C], of scale and shift [B, C], the last four accumulated."""
+    """Gradients of x, of weight and bias [C], of scale and shift [B, C]; the last four in the dtype of accumulation."""
     batch, channels = a.x.shape[:2]
     grouped = (batch, a.num_groups, -1)
     accumulate = a.mean.dtype
@@ -170,8 +170,8 @@ def _backward_examples(device: torch.device, dtype: torch.dtype) -> list[tuple[A
     return cases
 
 
-def _numbered(*args: Any) -> tuple[Any, ...]:
-    """Arguments for C++, which knows an activation, the last of them, by its number."""
+def _indexed(*args: Any) -> tuple[Any, ...]:
+    """Arguments for C++, where the activation, which is the last, is an index."""
     return *args[:-1], ACTIVATIONS.index(args[-1])
 
 
@@ -193,8 +193,8 @@ _backward_op = register(
     fake=_fake_backward,
     examples=_backward_examples,
     loaders={
-        "cpu": Native(_numbered),
-        "cuda": Native(_numbered),
+        "cpu": Native(_indexed),
+        "cuda": Native(_indexed),
         "triton": _triton_backward,
     },
     training=True,
@@ -206,8 +206,8 @@ _op = register(
     fake=_fake,
     examples=_examples,
     loaders={
-        "cpu": Native(_numbered),
-        "cuda": Native(_numbered),
+        "cpu": Native(_indexed),
+        "cuda": Native(_indexed),
         "triton": _triton,
     },
     backward=_backward,
@@ -245,7 +245,7 @@ def group_norm(
     """Group normalization, then norm · (1 + scale) + shift, then the activation.
 
     Args:
-        x: [B, C, H, W], floating point, contiguous or channels-last; the result keeps the format.
+        x: [B, C, H, W], floating point, contiguous or channels-last; the result has the same format.
         num_groups: a divisor of C.
         weight, bias: [C], x's dtype or float32.
         eps: added to the variance.

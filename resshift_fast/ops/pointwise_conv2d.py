@@ -61,7 +61,7 @@ def _matrix_operations(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) ->
 
 
 def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
-    """Normalized and with a residual, and neither; both memory formats; sizes that fill no block."""
+    """With normalization and residual, and without; both memory formats; sizes that are no multiple of a block."""
     generator = torch.Generator(device).manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -77,7 +77,7 @@ def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]
 
 
 def normalization(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """(mean, multiplier, offset) by which kernels for CPUs normalize x as they read it, float32 [B, 3, C]."""
+    """(mean, multiplier, offset) with which CPU kernels normalize x as they read it, float32 [B, 3, C]."""
     norm: Tensor = torch.ops.resshift_fast_cpu.group_norm_affine(x, num_groups, weight, bias, eps, None, None)
     return norm
 
@@ -150,7 +150,7 @@ def pointwise_conv2d(
         Every tensor is in x's dtype or float32.
 
     Returns:
-        [B, O, H, W] in x's dtype, channels-last where a backend fuses it. Differentiable in every tensor.
+        [B, O, H, W] in x's dtype, channels-last where a backend has a kernel. Differentiable in every tensor.
 
     Raises:
         ValueError: for a shape, device or number of groups that does not fit.
@@ -167,7 +167,7 @@ def pointwise_conv2d(
 
 
 def _check_norm(channels: int, num_groups: int, norm_weight: Tensor | None, norm_bias: Tensor | None) -> None:
-    """num_groups divides the channels and comes with both parameters, or is 0 and comes with neither."""
+    """Check that num_groups divides the channels and both parameters are given, or that it is 0 and neither is."""
     if num_groups < 0 or (num_groups and channels % num_groups):
         raise ValueError(f"pointwise_conv2d: {channels} channels do not divide into {num_groups} groups")
     for name, tensor in (("norm_weight", norm_weight), ("norm_bias", norm_bias)):

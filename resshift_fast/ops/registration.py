@@ -1,7 +1,7 @@
 """How an operator becomes `torch.ops.resshift_fast.X`: schema, fake, gradient and the choice between backends.
 
-The registered operator is opaque: to autograd, torch.compile and torch.export it is one node, and which kernel runs
-is settled when it runs, with the true sizes at hand. A plain eager call in inference mode skips PyTorch's dispatcher,
+The registered operator is opaque: to autograd, torch.compile and torch.export it is one node, and its kernel is chosen
+when it runs, when all sizes are known. A plain eager call in inference mode skips PyTorch's dispatcher,
 which would only pass it on, in more time than many a kernel takes.
 """
 
@@ -29,7 +29,7 @@ R = TypeVar("R")
 def takes(arguments: Callable[P, T]) -> Callable[[Callable[[T], R]], Callable[P, R]]:
     """Decorator that has a function of one structure called with the structure's fields, one by one.
 
-    An operator with many arguments lists them once, in a NamedTuple. Every function that takes them all takes it.
+    An operator with many arguments lists them once, in a NamedTuple; functions that need them all take that.
 
     Args:
         arguments: the NamedTuple.

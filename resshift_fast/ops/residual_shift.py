@@ -136,7 +136,7 @@ def _fake_q_sample(x0: Tensor, y: Tensor, t: Tensor, table: Tensor, noise: Tenso
 
 
 def _latents(device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], Tensor, Tensor, Tensor, Tensor]:
-    """Four latents of five channels and two images, a coefficient row, seeds beyond 32 bits, a step and origins."""
+    """Four latents [2, 5, 9, 7], a row of coefficients, seeds beyond 32 bits, a step and origins."""
     generator = torch.Generator(device).manual_seed(0)
     latents = [torch.randn((2, 5, 9, 7), generator=generator, device=device).to(dtype) for _ in range(4)]
     row = torch.tensor([0.4, 0.6, 1.26, 0.5, 0.5, 0.7, 0.62, 0.83], dtype=torch.float32, device=device)
@@ -169,8 +169,8 @@ def _q_sample_examples(device: torch.device, dtype: torch.dtype) -> list[tuple[A
 _TYPE = PosteriorStepArguments._fields.index("prediction_type")
 
 
-def _numbered(*args: Any) -> tuple[Any, ...]:
-    """Arguments for C++, where a prediction type is an integer."""
+def _indexed(*args: Any) -> tuple[Any, ...]:
+    """Arguments for C++, where the prediction type is an index."""
     return *args[:_TYPE], PREDICTION_TYPES.index(args[_TYPE]), *args[_TYPE + 1 :]
 
 
@@ -202,8 +202,8 @@ _posterior_step = register(
     fake=_fake_posterior_step,
     examples=_posterior_step_examples,
     loaders={
-        "cpu": Native(_numbered, _not_float32),
-        "cuda": Native(_numbered, _not_float32),
+        "cpu": Native(_indexed, _not_float32),
+        "cuda": Native(_indexed, _not_float32),
         "triton": _triton_posterior_step,
     },
     dtypes=LATENT_DTYPES,
@@ -282,7 +282,7 @@ def posterior_step(
         noise: [B, C, H, W] like x_t, used instead of the noise field.
         lq: [B, C', H, W], appended to the next input, or None.
         next_dtype: dtype of the next input; None means x_t's.
-        last: the step with zero noise: none is drawn.
+        last: whether it is the last step, which adds no noise.
 
     Returns:
         (x_{t−1} like x_t and contiguous, next input [B, C + C', H, W] in next_dtype and channels-last). Differentiable
@@ -376,7 +376,7 @@ def _check_latent(op: str, name: str, x: Tensor) -> None:
 
 
 def _check_common(op: str, x: Tensor, a: PosteriorStepArguments | PriorSampleArguments) -> None:
-    """What both samplers of the chain take, for a latent x."""
+    """Check the arguments that both samplers of the chain take, for a latent x."""
     batch = x.shape[0]
     checks.shape(op, "coefficients", a.coefficients, (NUM_COEFFICIENTS,), "one row of Schedule.table")
     checks.integers(op, "seed", a.seed, (batch,))

@@ -2,8 +2,8 @@ r"""Single-head attention over all pixels of an image, as in the middle of the V
 
 .. math:: \mathrm{softmax}\big(q k^\top / \sqrt{C}\big)\,v
 
-The score matrix has (HW)² entries, 256 GiB in float32 for a 512² latent, so queries are taken in blocks:
-whichever kernel `scaled_dot_product_attention` picks, no more than SCORE_ELEMENTS scores exist at once.
+The score matrix has (HW)² entries, 256 GiB in float32 for a 512² latent. The reference takes queries in blocks, so that
+at most SCORE_ELEMENTS scores exist at once, whichever kernel `scaled_dot_product_attention` picks.
 """
 
 import math
@@ -45,7 +45,7 @@ def _matrix_operations(q: torch.Size, k: torch.Size, v: torch.Size, **_: Any) ->
 
 
 def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
-    """The widest and a narrow head, a number of pixels that fills no block."""
+    """The widest and a narrow head, numbers of pixels that are no multiple of a block."""
     generator = torch.Generator(device).manual_seed(0)
     cases = [(2, 512, 5, 7), (1, 64, 9, 8)]
     return [

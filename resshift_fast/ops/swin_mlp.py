@@ -62,7 +62,7 @@ def _matrix_operations(
 
 
 def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
-    """A width that is no power of two, pixels that fill no block."""
+    """A width that is no power of two, a number of pixels that is no multiple of a block."""
     generator = torch.Generator(device).manual_seed(0)
 
     def normal(*shape: int) -> Tensor:

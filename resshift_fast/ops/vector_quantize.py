@@ -24,7 +24,7 @@ def nearest(rows: Tensor, codebook: Tensor) -> Tensor:
     """Index of the nearest entry for rows [M, C] in codebook [N, C], int64 [M], in bounded memory."""
     norms = codebook.square().sum(1)
     chunk = max(1, CHUNK_ELEMENTS // codebook.shape[0])
-    # argmin takes a NaN for the smallest value, so a row that holds one gives index 0.
+    # argmin treats NaN as the smallest value; a row with NaN has only NaN distances and gives index 0.
     indices = [torch.addmm(norms, part, codebook.T, alpha=-2).argmin(1) for part in rows.split(chunk)]
     return torch.cat(indices)
 
@@ -76,13 +76,13 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def reference(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    """The formula in plain PyTorch, in chunks of tokens: the full distance matrix never exists."""
+    """The formula in plain PyTorch, in chunks of pixels, so that the full distance matrix never exists."""
     output: tuple[Tensor, Tensor] = _StraightThrough.apply(z, codebook)  # type: ignore[no-untyped-call]
     return output
 
 
 def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
-    """Few channels and many; entries far enough from one another that rounding decides nothing; repeated entries."""
+    """Few channels and many; entries too far apart for rounding to matter; repeated entries, which tie."""
     cases = []
     for channels, entries in ((3, 1000), (64, 50)):
         index = torch.arange(entries * channels, device=device).view(entries, channels)

@@ -4,11 +4,10 @@ For every w × w window of the image, cyclically shifted by s pixels up and left
 
 .. math:: \mathrm{softmax}\big(q k^\top / \sqrt{d} + B + M\big)\,v
 
-B holds one learned number for every relative position (Swin, section 3.2). M is −100 between tokens that
-must not see one another after the shift. Two masks exist: "swin" is the standard one, which
-separates regions that are not neighbours in the image; "resshift" is the one that the ResShift weights were
-trained with, where only the windows of the bottom row are masked, between their left and right halves.
-The softmax is float32.
+B has one learned value for every relative position (Swin, section 3.2). M is −100 between tokens
+that must not attend to one another after the shift. There are two masks: "swin" is the standard one, which separates
+regions that are not neighbours in the image; "resshift" is the one that the ResShift weights were trained with, where
+only the windows of the bottom row are masked, between their left and right halves. The softmax is float32.
 """
 
 import math
@@ -34,25 +33,25 @@ Make = TypeVar("Make", bound=Callable[..., Tensor])
 
 
 def _cached(make: Make) -> Make:
-    """Keep the last tensors that `make` returned, one for each set of arguments.
+    """Decorator that caches the last tensors that `make` returned, one for each set of arguments.
 
-    A traced tensor belongs to its trace and is made anew; one of a fake mode is kept for that mode. Tensors are made
-    outside inference mode, because autograd refuses those made within.
+    A tensor made while torch.compile traces belongs to that trace and is not cached; one made in a fake mode is cached
+    for that mode. Tensors are made outside inference mode, because autograd refuses inference tensors.
     """
-    kept: dict[tuple[Any, ...], Tensor] = {}
+    cache: dict[tuple[Any, ...], Tensor] = {}
 
     @wraps(make)
     def cached(*args: Any) -> Tensor:
         if torch.compiler.is_compiling():
             return make(*args)
         key = (*args, detect_fake_mode())
-        if key not in kept:
+        if key not in cache:
             with torch.inference_mode(False):
                 tensor = make(*args)
-            if len(kept) >= CACHE_SIZE:
-                kept.pop(next(iter(kept)))
-            kept[key] = tensor
-        return kept[key]
+            if len(cache) >= CACHE_SIZE:
+                cache.pop(next(iter(cache)))
+            cache[key] = tensor
+        return cache[key]
 
     return cast("Make", cached)
 
@@ -82,7 +81,7 @@ def shift_mask(
     row = torch.arange(height, device=device)
     column = torch.arange(width, device=device)
     if kind == "swin":
-        # A shifted axis holds three regions: untouched windows, and the two parts that meet in the last one.
+        # A shifted axis has three regions: all windows but the last, and the two parts of the last one.
         row_region = (row >= height - window_size).int() + (row >= height - shift_size).int()
         column_region = (column >= width - window_size).int() + (column >= width - shift_size).int()
         region = row_region[:, None] * 3 + column_region[None, :]
@@ -232,8 +231,8 @@ def _backward_examples(device: torch.device, dtype: torch.dtype) -> list[tuple[A
     return [(_plain(*args).flip(1), *args) for args in _examples(device, dtype)]
 
 
-def _numbered(*args: Any) -> tuple[Any, ...]:
-    """Arguments for C++, which knows a mask, the last of them, by its number."""
+def _indexed(*args: Any) -> tuple[Any, ...]:
+    """Arguments for C++, where the mask, which is the last, is an index."""
     return *args[:-1], MASKS.index(args[-1])
 
 
@@ -267,8 +266,8 @@ _backward_op = register(
     examples=_backward_examples,
     matrix_operations=_matrix_operations_backward,
     loaders={
-        "cpu": Native(_numbered, lambda dout, *args: _too_large(*args)),
-        "cuda": Native(_numbered, lambda dout, *args: _not_compiled(*args)),
+        "cpu": Native(_indexed, lambda dout, *args: _too_large(*args)),
+        "cuda": Native(_indexed, lambda dout, *args: _not_compiled(*args)),
         "triton": _triton_backward,
     },
     training=True,
@@ -281,8 +280,8 @@ _op = register(
     examples=_examples,
     matrix_operations=_matrix_operations,
     loaders={
-        "cpu": Native(_numbered, _too_large),
-        "cuda": Native(_numbered, _not_compiled),
+        "cpu": Native(_indexed, _too_large),
+        "cuda": Native(_indexed, _not_compiled),
         "triton": _triton,
     },
     backward=_backward,
