@@ -1,10 +1,10 @@
 """Triton kernel for `pointwise_conv2d`: one matrix product on the rows of the channels-last image.
 
-A program takes BLOCK_M pixels of one image and BLOCK_N output channels, and walks over the input channels. Group
-normalization is applied to each tile of x on its way into the product, from statistics that a launch before has made,
-so that no normalized image exists; bias and residual are added before the one store. Pixels of one image have one mean
-a channel: a tile needs a row of means instead of a mean an element. The programs of the same pixels are neighbours in
-the grid: all but the first find x in the L2 cache, where the weight stays anyway.
+A program takes BLOCK_M pixels of one image and BLOCK_N output channels, and iterates over the input channels. Each tile
+of x is normalized before the product, with statistics from an earlier launch, so that no normalized image exists; bias
+and residual are added before the only store. Since a program's pixels are all of one image, a tile needs one mean a
+channel. The programs of the same pixels are adjacent in the grid: all but the first find x in the L2 cache, where the
+weight stays anyway.
 """
 
 import torch
@@ -17,8 +17,8 @@ from resshift_fast.kernels.launch import Start
 from resshift_fast.kernels.plans import contiguous, planned
 from resshift_fast.kernels.tuning import Config, Space, bucket
 
-# Tiles (BLOCK_M, BLOCK_N, num_warps) from the one that reads least to the one that makes most programs. Warps are
-# as many as leave every thread 128 bits of a 16-bit tile to store; float32 takes at least 4, for their registers.
+# Tiles (BLOCK_M, BLOCK_N, num_warps), from the one that reads least to the one with the most programs. With these warps
+# every thread has 128 bits of a 16-bit tile to store; float32 takes at least 4, for their registers.
 TILES = ((128, 128, 8), (128, 64, 4), (64, 64, 4), (32, 64, 4), (32, 32, 4), (16, 32, 2))
 PROGRAMS = 192  # three for every two multiprocessors of a large GPU
 
@@ -34,7 +34,7 @@ def _config(tile: tuple[int, int, int], key: tuple) -> Config:
 
 
 def _tiles(key: tuple) -> list[tuple[int, int, int]]:
-    """Tiles that are not mostly padding; the larger ones need more registers in float32 than there are."""
+    """Tiles that are not mostly padding; in float32 the larger ones do not fit the registers."""
     _, pixels, out_channels, _, itemsize = key
     largest = 2048 if itemsize == 4 else 16384
     fits = [t for t in TILES if t[0] * t[1] <= largest and t[0] <= pixels and t[1] <= bucket(out_channels)]
@@ -163,7 +163,7 @@ def forward(
     size = (batch, out_channels, height, width)
     y = torch.empty(size, dtype=dtype, device=device, memory_format=torch.channels_last)
     mean, rstd = statistics(x, num_groups, eps) if num_groups else (None, None)
-    # A float32 weight would take twice the shared memory and be rounded by every program.
+    # A float32 weight would take twice the shared memory, and every program would round it.
     weight = contiguous(weight if weight.dtype is dtype else weight.to(dtype))
     bias, norm_weight, norm_bias = contiguous(bias), contiguous(norm_weight), contiguous(norm_bias)
 
@@ -171,7 +171,7 @@ def forward(
         start(x, weight, bias, residual, mean, rstd, norm_weight, norm_bias, y)
         return (y,)
 
-    # Without statistics, nothing tells one image's pixels from another's.
+    # Without statistics the pixels of all images can be treated as those of one.
     images, pixels = (batch, height * width) if num_groups else (1, batch * height * width)
     run(_forward(device, images, pixels, channels, out_channels, x.element_size(), num_groups, trial=run))
     return y

@@ -1,9 +1,9 @@
 """Triton kernels for `posterior_step`, `prior_sample` and `q_sample`, one launch each.
 
-A program takes BLOCK_P consecutive pixels of one image and walks over their channels in tiles of 4·BLOCK_G, so that
-one Philox call serves four channels. What it reads may lie in any layout whose rows follow one another (NCHW,
-channels-last, expanded), as a pixel's address is then a multiple of its number in the image; Triton chooses per
-tensor which threads read what, and moves the tile between layouts on chip. The samplers of the chain write x float32
+A program takes BLOCK_P consecutive pixels of one image and iterates over their channels in tiles of 4·BLOCK_G, so that
+one Philox call makes the noise of four channels. Inputs may have any layout whose rows follow one another (NCHW,
+channels-last, expanded), because a pixel's offset is then a multiple of its index in the image; Triton chooses for each
+tensor which thread reads what, and converts the tile between layouts on chip. The samplers of the chain write x float32
 NCHW and, in the same pass, the denoiser's next input channels-last: x scaled, then the low-quality image.
 """
 
@@ -36,11 +36,11 @@ MAX_LQ_BLOCK = 32
 
 
 def _configs(elements: tuple[int, ...], channels: int) -> list[Config]:
-    """Blocks of so many elements in tiles of so many channels, 8 elements a thread."""
+    """Blocks of so many elements in tiles of so many channels, with 8 elements a thread."""
     return [Config({"BLOCK_P": max(n // channels, 16)}, num_warps=max(1, n // 256)) for n in elements]
 
 
-# Small latents need many small programs, large ones enough bytes in flight.
+# Small latents need many small programs, large ones enough loads in flight.
 # Bucket: (pixels of the batch, channels of a tile, kernel).
 SPACE = Space(
     "residual_shift",
@@ -79,7 +79,7 @@ def _copy_lq(
     C_LQ: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
-    """Write the low-quality image behind the next input's first C channels."""
+    """Write the low-quality image to the next input, after its first C channels."""
     if p_lq is not None:
         for i_channel in range(0, C_LQ, BLOCK_L):
             b_channel = i_channel + tl.arange(0, BLOCK_L)
@@ -241,7 +241,7 @@ def q_sample_kernel(
     i_image = (tl.program_id(0) // num_blocks).to(tl.int64)
     b_pixel = (tl.program_id(0) % num_blocks).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     t = tl.load(p_t + i_image)
-    # A step outside the table gives NaN instead of reading what lies beside it.
+    # A step outside the table gives NaN instead of a read out of bounds.
     in_table = (t >= 0) & (t < num_steps)
     p_row = p_table + t * NUM_COEFFICIENTS
     eta = tl.load(p_row + ETA, mask=in_table, other=float("nan")).to(tl.float32)
@@ -286,7 +286,7 @@ def unsupported_q_sample(x0: Tensor, *_: object) -> str | None:
 
 
 def _by_pixel(x: MaybeTensor) -> tuple[MaybeTensor, tuple[int, int, int]]:
-    """x with rows that follow one another, copied only if they do not, and its image, channel and pixel strides."""
+    """x, copied unless its rows follow one another, and its image, channel and pixel strides."""
     if x is None:
         return None, (0, 0, 0)
     _, _, height, width = x.shape
@@ -309,7 +309,7 @@ def _groups(channels: int) -> int:
 
 
 def _bucket_of(kernel: Any) -> Callable[..., tuple]:
-    """The bucket of calls of one of the kernels that share the space."""
+    """The bucket function of one of the kernels that share the space."""
 
     def of(shape: tuple[int, ...], *_: object) -> tuple[int, int, str]:
         batch, channels, height, width = shape
@@ -318,11 +318,11 @@ def _bucket_of(kernel: Any) -> Callable[..., tuple]:
     return of
 
 
-def _start(kernel: Any, config: Config, shape: tuple[int, ...], *numbers: int, **constants: Any) -> Start:
-    """A start over blocks of the pixels of latents of this shape."""
+def _start(kernel: Any, config: Config, shape: tuple[int, ...], *values: int, **constants: Any) -> Start:
+    """A start whose programs take blocks of the pixels of latents of this shape."""
     batch, channels, height, width = shape
     grid = (batch * triton.cdiv(height * width, config.blocks["BLOCK_P"]),)
-    return Start(kernel, grid, height * width, *numbers, C=channels, **constants, **config.options)
+    return Start(kernel, grid, height * width, *values, C=channels, **constants, **config.options)
 
 
 def _sampler(

@@ -1,8 +1,8 @@
 """The noise field in Triton, for the kernels of residual_shift.py.
 
-It follows `resshift_fast.diffusion.noise`, word for word. A uniform number's 24 bits (2k + 1)·2⁻²⁴ also reduce its
-angle exactly: the nearest quarter turn comes off in integers, and polynomials on the remaining ±1/8 turn take the place
-of `tl.cos`, whose path for huge arguments needs local memory.
+It makes the words of `resshift_fast.diffusion.noise`. A uniform value (2k + 1)·2⁻²⁴ has 24 bits, so that its angle can
+be reduced exactly: the nearest quarter turn is subtracted in integers, and polynomials of the remaining ±1/8 turn
+replace `tl.cos`, whose path for huge arguments needs local memory.
 """
 
 import triton
@@ -26,7 +26,7 @@ def noise_words(
     BLOCK_G: tl.constexpr,
 ):
     """The four Philox words of BLOCK_P pixels × BLOCK_G groups of channels, uint32."""
-    # One 64-bit division a program; within the block, columns count on from the first pixel's.
+    # One 64-bit division a program: within the block, columns are counted from the first pixel's.
     row = i_first_pixel // width
     b_column = (i_first_pixel - row * width).to(tl.int32) + tl.arange(0, BLOCK_P)
     b_row_in_block = b_column // width
@@ -77,5 +77,5 @@ def noise_tile(
     )
     b_z0, b_z1 = box_muller(b_r0, b_r1)
     b_z2, b_z3 = box_muller(b_r2, b_r3)
-    # The last two axes count 2k + l for z_{2k+l}: flattened, the channels are in order.
+    # Element (k, l) of the last two axes is z_{2k+l}: flattened, the channels are in order.
     return tl.reshape(tl.join(tl.join(b_z0, b_z2), tl.join(b_z1, b_z3)), (BLOCK_P, 4 * BLOCK_G))

@@ -1,4 +1,4 @@
-r"""Triton kernels for `spatial_attention`, which walk over the keys and never hold the score matrix.
+r"""Triton kernels for `spatial_attention`, which iterate over the keys; the score matrix never exists.
 
 A program holds a block of queries of one image, reads keys and values block by block, and keeps the running maximum m,
 the running sum l of exponentials and the unnormalized output, all float32: a block's scores s change them to
@@ -7,25 +7,25 @@ the running sum l of exponentials and the unnormalized output, all float32: a bl
           o' = o\,e^{m - m'} + e^{s - m'} v
 
 With 512 channels the output of 64 queries alone takes half of an SM's registers (128 of a thread's 255 in 8 warps).
-Other divisions were weighed against that. 128 queries would need all registers. Splitting the channels of v over
-programs computes every score twice, 1.5 times the operations. Reading q and k in chunks of channels with 64 keys a
-block spills, because all of a block's values then pass through registers. What fits: q whole in shared memory, and
-blocks of few keys with all their channels, so that both products are single `tl.dot`s and the next keys and values
-arrive while one block is computed. Registers and shared memory decide how many keys: 32 on sm_100 (193 KB), 16
-elsewhere, in three stages on sm_80 and 90 (130 and 160 KB), in two where a program has 99 KB (sm_86, 89, 120). Nothing
-spills: 230 to 255 registers in 16 bit. On sm_90 that takes a loop that computes its addresses anew, because prepared
-ones don't fit beside the output (`HOIST`). float32 has no ieee matrix instruction; 32 queries and 16 keys in one stage
-take 175 to 214.
+Other partitions were considered. 128 queries would need all registers. Splitting the channels of v over programs
+computes every score twice, 1.5 times the operations. Reading q and k in chunks of channels with 64 keys a block spills,
+because all of a block's values then pass through registers. What fits: q whole in shared memory, and blocks of few keys
+with all their channels, so that both products are single `tl.dot`s and the next keys and values are loaded while one
+block is computed. Registers and shared memory decide how many keys: 32 on sm_100 (193 KB), 16 elsewhere, in three
+stages on sm_80 and 90 (130 and 160 KB), in two where a program has 99 KB (sm_86, 89, 120). Nothing spills: 230 to 255
+registers in 16 bit. On sm_90 the loop has to compute its addresses each time (`HOIST`), because precomputed ones don't
+fit into registers with the output. float32 has no ieee matrix instruction; 32 queries and 16 keys in one stage take 175
+to 214 registers.
 
-Where the blocks of queries are too few for the GPU (a 64² latent makes 64), the keys too are divided over programs.
-Each part is normalized and stored in float32 with its log-sum-exp, and a second kernel weighs the parts in their
-order. That writes and reads 4·C bytes a query and part, 34 MB in all for 64² pixels in two parts: 10 µs of an H100's
-memory, so that 128 instead of 64 of its 132 SMs share 34 GFLOP, which 64 can't do in less than 70 µs.
+Where there are too few blocks of queries for the GPU (64 for a 64² latent), the keys too are divided over programs.
+Each part is normalized and stored in float32 with its log-sum-exp, and a second kernel combines the parts in order.
+That writes and reads 4·C bytes a query and part, 34 MB in all for 64² pixels in two parts. It costs 10 µs of an H100's
+memory bandwidth, and makes 128 instead of 64 of its 132 SMs share 34 GFLOP, which 64 can't do in less than 70 µs.
 
-Traffic: every block of queries reads all keys and values, but while these fit into two thirds of L2 they come from
-memory once (8 MB for 64² pixels in 16 bit). Beyond, programs that run at the same time walk over the keys in about the
-same order at the same speed and share what they read, so that keys and values come from memory once for each wave of
-programs: `passes` counts the waves, one program an SM.
+Traffic: every block of queries reads all keys and values, but while these fit into two thirds of L2 they are read from
+memory once (8 MB for 64² pixels in 16 bit). Otherwise programs that run at the same time iterate over the keys in about
+the same order at the same speed and share what they read, so that keys and values are read from memory once for each
+wave of programs: `passes` counts the waves, with one program an SM.
 """
 
 from typing import NamedTuple
@@ -41,11 +41,11 @@ from resshift_fast.kernels.tuning import Config, Space, architecture, bucket
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_CHANNELS = 512
-MIN_KEYS = 256  # of a part: below, combining the parts costs more than it saves
+MIN_KEYS = 256  # of a part, at least: with fewer, combining the parts costs more than it saves
 GPUS = {80: (108, 40), 86: (84, 6), 89: (128, 72), 90: (132, 50), 100: (148, 126), 120: (170, 96)}  # SMs, MB of L2
 COMBINE_ELEMENTS = 2048  # of a program of the combining kernel
 
-LOG2_E = tl.constexpr(1.4426950408889634)  # the exponential is 2^(x log2 e), the instruction that there is
+LOG2_E = tl.constexpr(1.4426950408889634)  # e^x is computed as 2^(x log2 e), because the hardware has exp2
 
 
 def _config(b_m: int, b_n: int, num_warps: int, num_stages: int, hoist: bool = True) -> Config:
@@ -80,7 +80,7 @@ def _default(arch: int, key: tuple) -> Config:
     if channels == 512:
         return _config(64, 32, 8, 2) if arch == 100 else _config(64, 16, 8, 2 if small else 3, arch != 90)
     if channels == 256:
-        return _config(64, 32, 4 if arch in (90, 100) else 8, 2)  # with mma.sync 4 warps have too few registers
+        return _config(64, 32, 4 if arch in (90, 100) else 8, 2)  # with mma.sync, 4 warps have too few registers
     return _config(64, 64, 4, 2 if channels == 128 else 3)
 
 
@@ -103,11 +103,11 @@ def spatial_attention_kernel(
     B_M: tl.constexpr,
     B_N: tl.constexpr,
     B_C: tl.constexpr,
-    HOIST: tl.constexpr,  # whether addresses may be prepared before the loop and stay in registers
+    HOIST: tl.constexpr,  # whether addresses may be computed before the loop and stay in registers
 ):
     SCALE: tl.constexpr = CHANNELS**-0.5
     n_blocks = tl.cdiv(n_tokens, B_M)
-    i_block = tl.program_id(0) % n_blocks  # neighbouring programs share keys and values
+    i_block = tl.program_id(0) % n_blocks  # adjacent programs share keys and values
     i_part = tl.program_id(0) // n_blocks % n_parts
     i_image = (tl.program_id(0) // n_blocks // n_parts).to(tl.int64)
     i_first = i_part * tokens_each
@@ -189,14 +189,14 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor) -> str | None:
 
 
 def _parts(n_programs: int, n_tokens: int, b_n: int, arch: int) -> tuple[int, int]:
-    """In how many parts the keys are divided, and the keys of each: whole blocks, and no part without keys."""
+    """The number of parts of the keys, and the keys of a part: whole blocks, and no part without keys."""
     n_parts = max(1, min(GPUS[arch][0] // n_programs, n_tokens // MIN_KEYS))
     tokens_each = triton.cdiv(triton.cdiv(n_tokens, n_parts), b_n) * b_n
     return triton.cdiv(n_tokens, tokens_each), tokens_each
 
 
 def _passes(image_bytes: int, n_blocks: int, arch: int) -> int:
-    """How often keys and values come from memory, each of so many bytes an image."""
+    """How often keys and values are read from memory, each of so many bytes an image."""
     n_sms, l2_megabytes = GPUS[arch]
     resident = 2 * image_bytes <= l2_megabytes * 2**20 * 2 // 3
     return 1 if resident else triton.cdiv(n_blocks, n_sms)
@@ -208,7 +208,7 @@ def _architecture(device: torch.device) -> int:
 
 
 class Forward(NamedTuple):
-    """Plan of `forward`: the first start, and where the keys are divided the second one."""
+    """Plan of `forward`: the first start, and the second one where the keys are divided."""
 
     n_parts: int
     attention: Start

@@ -1,10 +1,10 @@
 """Triton kernel for `swin_mlp`: normalization, both products, GELU and residual in one launch after the statistics.
 
-A program takes BLOCK_M pixels of one image and loads them once: as the residual they start the sum of the second
-product, and normalized they are the operand of the first. It then walks over the hidden width in steps of BLOCK_H:
-BLOCK_H columns of the hidden activation are made, rounded to x's dtype and used up in registers, so that the hidden
-activation, four times as wide as x, never reaches memory. The widths that occur (96, 160, 192) are no powers of two;
-channels are therefore held in chunks of BLOCK_C, one accumulator each, and nothing is computed on padding.
+A program takes BLOCK_M pixels of one image and loads them once: as the residual they initialize the sum of the second
+product, and normalized they are the operand of the first. It then iterates over the hidden width in steps of BLOCK_H:
+BLOCK_H columns of the hidden activation are computed, rounded to x's dtype and consumed in registers, so that the
+hidden activation, four times as wide as x, is never written to memory. The usual widths (96, 160, 192) are no powers of
+two; channels are therefore divided into chunks of BLOCK_C, one accumulator each, and nothing is computed on padding.
 """
 
 import torch
@@ -19,9 +19,9 @@ from resshift_fast.kernels.pointwise_conv2d import normalized
 from resshift_fast.kernels.tuning import Config, Space, bucket
 
 BLOCKS_M = {2: (16, 32, 64), 4: (16, 32)}  # by bytes of an element
-# Values of y that a block accumulates: with as many of x beside them they fill the registers, float32 sooner.
+# Values of y that a block accumulates: together with as many of x they fill the registers, in float32 sooner.
 ACCUMULATED = {2: 64 * 192, 4: 32 * 192}
-MAX_CHANNELS = 512  # of the smallest block
+MAX_CHANNELS = 512  # with which the smallest block fits
 
 SQRT_HALF = tl.constexpr(0.7071067811865476)
 
@@ -38,7 +38,7 @@ def _blocks_m(key: tuple) -> list[int]:
 
 
 def _block_h(block_m: int, channels: int, itemsize: int) -> int:
-    """The most of the hidden width whose weights fit 99 KB of shared memory, twice for the pipeline."""
+    """The largest step whose weights fit 99 KB of shared memory, twice for the pipeline."""
     if itemsize == 4:
         return 16
     return 64 if block_m < 64 and channels <= 192 else 32
@@ -47,7 +47,7 @@ def _block_h(block_m: int, channels: int, itemsize: int) -> int:
 def _config(block_m: int, key: tuple, num_stages: int = 2) -> Config:
     *_, channels, itemsize = key
     blocks = {"BLOCK_M": block_m, "BLOCK_H": _block_h(block_m, channels, itemsize)}
-    # In float32 more threads share the accumulators and the operands of their products.
+    # In float32 the accumulators and operands of the products need the registers of more threads.
     num_warps = 8 if itemsize == 4 and channels > (192 if block_m == 16 else 128) else 4
     return Config(blocks, num_warps=num_warps, num_stages=num_stages)
 
@@ -177,7 +177,7 @@ def forward(
     y = torch.empty_like(x)
     y_rows = y if y.is_contiguous(memory_format=torch.channels_last) else torch.empty_like(rows)
     mean, rstd = statistics(rows, num_groups, eps)
-    # Float32 matrices would take twice the shared memory and be rounded by every program.
+    # Float32 matrices would take twice the shared memory, and every program would round them.
     w1, w2 = (w if w.dtype is dtype else w.to(dtype) for w in (w1, w2))
     norm_weight, norm_bias, w1, b1, w2, b2 = (p.contiguous() for p in (norm_weight, norm_bias, w1, b1, w2, b2))
 

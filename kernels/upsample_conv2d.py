@@ -6,10 +6,10 @@ i + p − 1 and i + p. The three rows of the weight therefore collapse into two,
 .. math:: p = 0:\; (w_0,\; w_1 + w_2), \qquad p = 1:\; (w_0 + w_1,\; w_2)
 
 and the columns likewise. Each of the four phases (p, r) is a 2×2 convolution of x: 4/9 of the operations, and the
-upsampled image never exists. Zero padding needs no care: a tap outside the upsampled image is one outside x.
+upsampled image never exists. Zero padding works as it is: a tap outside the upsampled image is one outside x.
 
-One kernel does it as an implicit matrix product: rows are pixels of x, the inner dimension is tap × channel, and the
-rows of a phase are stored where they belong among the output's, which is channels-last. The alternative, cuDNN on
+One kernel computes it as an implicit matrix product: rows are pixels of x, the inner dimension is tap × channel, and
+the rows of a phase are stored at their pixels of the channels-last output. The alternative, cuDNN on
 weights [4·O, C, 2, 2], writes (H + 1)(W + 1) pixels of 4·O channels that a further pass must read, shift and
 interleave. In 16 bit, at batch 1, in 10⁹ operations and 10⁶ bytes (x, weights and scratch, results, all passes):
 
@@ -40,10 +40,10 @@ from resshift_fast.kernels.plans import contiguous, planned
 from resshift_fast.kernels.tuning import Config, Space, bucket
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-SUMMED_PIXELS = {2: 512, 4: 128}  # by itemsize: from so many pixels on, the taps are summed first
+SUMMED_PIXELS = {2: 512, 4: 128}  # by bytes of an element: from so many pixels on, the taps are summed first
 
 SUM_BLOCK = 1024  # input channels of a program of the summing kernel, at most
-GROUP_M = tl.constexpr(8)  # blocks of pixels that share the blocks of weights while those are in L2
+GROUP_M = tl.constexpr(8)  # blocks of pixels that use the same blocks of weights while these are in L2
 
 
 def _config(channels: int, b_m: int, b_n: int, b_k: int, num_warps: int, num_stages: int) -> Config:
@@ -85,7 +85,7 @@ SPACE = Space("upsample_conv2d_kernel", _candidates, _default)
 
 @triton.jit
 def collapse(b_0, b_1, b_2):
-    """Three taps along one axis as the two of parity 0, then the two of parity 1."""
+    """Three taps along one axis to the two of parity 0 and the two of parity 1."""
     return b_0, b_1 + b_2, b_0 + b_1, b_2
 
 
@@ -154,7 +154,7 @@ def upsample_conv2d_kernel(
     i_phase = i_column % 4
     i_phase_y, i_phase_x = i_phase // 2, i_phase % 2
 
-    # One 64-bit division a program; within the block, columns count on from the first pixel's.
+    # One 64-bit division a program: within the block, columns are counted from the first pixel's.
     i_row = i_first // width
     o_m = tl.arange(0, B_M)
     b_column = (i_first - i_row * width).to(tl.int32) + o_m
@@ -180,7 +180,7 @@ def upsample_conv2d_kernel(
         if TAPS == 2:
             i_y += i_phase_y - 1
             i_x += i_phase_x - 1
-        else:  # −1, 0, 0 or 0, 0, 1: the row of x that was repeated to row 2i + phase + tap − 1
+        else:  # −1, 0, 0 or 0, 0, 1: the row of x that row 2i + phase + tap − 1 of the upsampled image repeats
             i_y = (i_y + i_phase_y + 1) // 2 - 1
             i_x = (i_x + i_phase_x + 1) // 2 - 1
         b_in_y = b_row + i_y
@@ -208,14 +208,14 @@ def unsupported(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     """Why these kernels can't run a call; None if they can."""
     if x.dtype not in DTYPES:
         return f"{x.dtype} is not float32, float16 or bfloat16"
-    if x.shape[1] % 8:  # pixels would not be aligned to loads of 128 bits
+    if x.shape[1] % 8:  # pixels would not be aligned for loads of 128 bits
         return f"{x.shape[1]} channels are not a multiple of 8"
     return None
 
 
 @planned()
 def _sum_taps(shape: tuple[int, ...], strides: tuple[int, ...]) -> Start:
-    """Plan of the summing kernel for a weight of this shape: [4, O, 4, C] is written."""
+    """Plan of the summing kernel for a weight of this shape; it writes [4, O, 4, C]."""
     out_channels, channels = shape[:2]
     b_c = min(triton.next_power_of_2(channels), SUM_BLOCK)
     return Start(

@@ -1,13 +1,13 @@
 """Triton kernels for `vector_quantize`: distance, argmin and gather in one launch; no distance matrix exists.
 
 A program takes BLOCK_M pixels of one image and streams the codebook past them in tiles of BLOCK_N entries. Every
-slot [pixel, entry of the tile] keeps its own least distance and the tile that it came from, so that a tile costs
+slot [pixel, entry of the tile] holds its own least distance and the tile where it occurred, so that a tile costs
 comparisons but no reduction over threads; one reduction at the end takes the least distance and, among equals, the
-lowest index. A slot changes only for a strictly smaller distance: ties keep the lowest index, and NaN index 0.
+lowest index. A slot changes only for a strictly smaller distance: ties give the lowest index, and NaN gives index 0.
 
-Up to MAX_UNROLLED channels, distances are sums of (z − e)² on the ordinary cores: no cancellation, so that near-ties
-come out as in exact arithmetic. Wider codebooks use |e|² − 2 z·e with float32 products. Small pixel blocks fill the
-GPU at a latent of 64², so that the codebook needs no split over programs and no second pass.
+Up to MAX_UNROLLED channels, distances are sums of (z − e)² without matrix instructions. These do not cancel, so that
+near-ties are decided as in exact arithmetic. Wider codebooks use |e|² − 2 z·e with float32 products. Pixel blocks are
+small enough to fill the GPU at a latent of 64², so that the codebook need not be split over programs.
 """
 
 from typing import Any
@@ -30,8 +30,8 @@ def _config(block_m: int, block_n: int, num_warps: int) -> Config:
     return Config({"BLOCK_M": block_m, "BLOCK_N": block_n}, num_warps=num_warps)
 
 
-# With as many entries a tile as threads, a thread holds one entry against all pixels of the block: each load of the
-# codebook serves BLOCK_M distances, and registers bound BLOCK_M. 16 pixels a program fill 132 multiprocessors at 64².
+# With as many entries a tile as threads, a thread compares one entry with all pixels of the block: each load of the
+# codebook is used for BLOCK_M distances, and registers limit BLOCK_M. At 64² pixels, 16 a program fill 132 SMs.
 SMALL = Space(
     "vector_quantize_small",
     candidates=lambda bucket: [_config(*c) for c in ((8, 256, 4), (16, 128, 4), (16, 256, 4), (16, 256, 8))],
@@ -85,7 +85,7 @@ def vector_quantize_small_kernel(
         p_entry = p_codebook + b_entry.to(tl.int64) * C
         b_distance = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for c in tl.static_range(C):
-            # Entries past the end are infinitely far, never nearer than what a slot holds.
+            # Entries past the end are infinitely far, so that no slot takes them.
             b_e = tl.load(p_entry + c, mask=m_entry, other=float("inf")).to(tl.float32)
             b_difference = b_z[c][:, None] - b_e[None, :]
             b_distance += b_difference * b_difference
@@ -170,8 +170,8 @@ def _plan(
 ) -> Start:
     batch, channels, height, width = shape
     grid = (batch * triton.cdiv(height * width, config.blocks["BLOCK_M"]),)
-    numbers = (height * width, num_entries, *strides)
-    return Start(kernel, grid, *numbers, C=channels, **constants, **config.options)
+    values = (height * width, num_entries, *strides)
+    return Start(kernel, grid, *values, C=channels, **constants, **config.options)
 
 
 @planned(SMALL, _bucket)
@@ -191,7 +191,7 @@ def forward(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     """Launch the kernel; returns (quantized [B, C, H, W] contiguous in z's dtype, indices int64 [B, H, W])."""
     shape = batch, channels, height, width = z.shape
     if height > 1 and width > 1 and z.stride(2) != width * z.stride(3):
-        z = z.contiguous()  # the kernels take a pixel's address as a multiple of its number in the image
+        z = z.contiguous()  # the kernels compute a pixel's offset as a multiple of its index in the image
     image, channel, row, column = z.stride()
     strides = (image, channel, column if width > 1 else row)
     quantized = torch.empty_like(z, memory_format=torch.contiguous_format)

@@ -1,10 +1,10 @@
 """Triton kernel for `window_attention`.
 
-A program holds one head of one window at a time: its tokens are read from and written to the channels-last image at
-their shifted addresses, so that no rolled, partitioned, masked or transposed tensor exists. A whole window is handled
-on chip up to 8 × 8, in float32 up to 5 × 5; larger windows are divided into blocks of queries, each of which walks
-over blocks of keys and rescales its sums as the maximum grows. The bias is addressed in its small table, and where one
-block holds the window it stays in registers while the program walks over several windows.
+A program takes one head of one window at a time: its tokens are read from and written to the channels-last image at
+their shifted addresses, so that no rolled, partitioned, masked or transposed tensor exists. Windows of up to 8 × 8, in
+float32 of up to 5 × 5, are one block; larger ones are divided into blocks of queries, each of which iterates over
+blocks of keys and rescales its sums as the maximum grows. The bias is read from its small table; where the window is
+one block it stays in registers while the program iterates over several windows.
 """
 
 import torch
@@ -40,7 +40,7 @@ def _candidates(key: tuple) -> list[Config]:
         return [
             Config({"B_Q": b_q, "B_K": b_k, "WINDOWS": 1} | ALL_REGISTERS, w, num_stages=1) for b_q, b_k, w in blocks
         ]
-    # A program's later windows find the bias in registers, but a GPU wants some hundred programs first.
+    # All but the first window of a program find the bias in registers, but a GPU needs some hundred programs.
     first = 1 if num_programs <= 1024 else 2 if num_programs <= 4096 else 4
     windows = sorted({1, first, 2 * first if first > 1 else 1}, key=lambda n: n != first)
     return [Config({"B_Q": b_t, "B_K": b_t, "WINDOWS": n}, small_warps(b_t, head_dim, itemsize)) for n in windows]
@@ -72,7 +72,7 @@ def window_attention_fwd_kernel(
     Q_BLOCKS: tl.constexpr = (TOKENS + B_Q - 1) // B_Q
     K_BLOCKS: tl.constexpr = (TOKENS + B_K - 1) // B_K
     SCALE: tl.constexpr = HEAD_DIM**-0.5
-    i_head = tl.program_id(0) % HEADS  # neighbouring programs share the lines of the image
+    i_head = tl.program_id(0) % HEADS  # adjacent programs share the cache lines of the image
     i_q = tl.program_id(0) // HEADS % Q_BLOCKS
     i_first = tl.program_id(0) // (HEADS * Q_BLOCKS) * WINDOWS
     o_q = i_q * B_Q + tl.arange(0, B_Q)
@@ -105,7 +105,7 @@ def window_attention_fwd_kernel(
             b_before = b_max
             b_max = tl.maximum(b_before, tl.max(b_s, axis=1))
             b_p = tl.exp2(b_s - b_max[:, None])
-            if K_BLOCKS > 1:  # what was added up so far moves to the new maximum
+            if K_BLOCKS > 1:  # rescale the sums so far to the new maximum
                 b_decay = tl.exp2(b_before - b_max)
                 b_sum = b_sum * b_decay
                 b_out = b_out * b_decay[:, None]

@@ -5,13 +5,14 @@ The probabilities are computed again from q and k. With P the probabilities, and
 .. math:: dP = dO\,v^\top, \quad \delta = \mathrm{rowsum}(P \circ dP), \quad dS = P \circ (dP - \delta), \quad
           dq = dS\,k/\sqrt{d}, \quad dk = dS^\top q/\sqrt{d}, \quad dv = P^\top dO
 
-A small window's whole backward pass is done by one kernel. Of larger windows a program holds a block of queries and
-walks over blocks of keys twice: first for each query's maximum, sum and δ, rescaled as the maximum grows, then for dS
-and dq; a second kernel reads those three numbers, holds a block of keys and adds up dk and dv over blocks of queries.
+One kernel does the whole backward pass of a small window. For larger windows a program takes a block of queries and
+iterates over blocks of keys twice: first for each query's maximum, sum and δ, rescaled as the maximum grows, then for
+dS and dq. A second kernel reads these three values, takes a block of keys and accumulates dk and dv over blocks of
+queries.
 
 The gradient of the bias is the sum of dS over windows, then over the pairs of tokens with the same offset. Each program
-adds up the dS of its own windows in their order; a last kernel adds up the programs' sums in a fixed order. There are
-no atomics, and the results are bitwise the same from run to run.
+adds up the dS of its own windows in order; a last kernel adds up the programs' sums in a fixed order. There are no
+atomics, so that the results are bitwise the same from run to run.
 """
 
 from typing import Any
@@ -34,9 +35,9 @@ from resshift_fast.kernels.window_attention_tiles import (
     window_scores,
 )
 
-# Programs: enough to fill a GPU, few enough for the sums of dS that each of them stores.
+# Programs by tokens: enough to fill a GPU, but few, as each stores a sum of dS.
 PROGRAMS = {16: 1024, 32: 768, 64: 384, 128: 192, 256: 132}
-SUM_ELEMENTS = 8192  # of the tile in which the programs' sums are added up: 32 a thread
+SUM_ELEMENTS = 8192  # of the tile in which the programs' sums are added up, 32 a thread
 
 
 def _in_one_kernel(b_t: int, head_dim: int) -> bool:
@@ -105,7 +106,7 @@ def window_attention_bwd_kernel(
     b_bias = relative_position_bias(p_table, o_t, o_t, i_head, HEADS, WINDOW)
     b_dbias = tl.zeros([B_T, B_T], tl.float32)
 
-    # Addresses prepared before the loop would take the registers that its products need.
+    # Addresses computed before the loop would take the registers that its products need.
     for i_window in tl.range(i_first, tl.minimum(i_first + windows_each, n_windows), disable_licm=True):
         b_pixel = window_pixels(i_window, o_t, height, width, shift, WINDOW)
         b_region = window_regions(i_window, o_t, height, width, shift, WINDOW, MASK)
@@ -156,7 +157,7 @@ def softmax_rows(
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr,
     B_Q: tl.constexpr, B_K: tl.constexpr,
 ):  # fmt: skip
-    """Of each query the maximum score, the sum of exponentials and δ, [B_Q] each, in one walk over the keys."""
+    """Of each query the maximum score, the sum of exponentials and δ, [B_Q] each, in one pass over the keys."""
     b_max = tl.full([B_Q], float("-inf"), tl.float32)
     b_sum = tl.zeros([B_Q], tl.float32)
     b_delta = tl.zeros([B_Q], tl.float32)
@@ -211,7 +212,7 @@ def window_attention_bwd_q_kernel(
     m_q = o_q < TOKENS
     b_dbias = tl.zeros([B_Q, B_T // B_K, B_K], tl.float32)
 
-    # Addresses prepared before the loop would take the registers that its products need.
+    # Addresses computed before the loop would take the registers that its products need.
     for i_window in tl.range(i_first, tl.minimum(i_first + windows_each, n_windows), disable_licm=True):
         b_pixel_q = window_pixels(i_window, o_q, height, width, shift, WINDOW)
         b_region_q = window_regions(i_window, o_q, height, width, shift, WINDOW, MASK)
@@ -232,7 +233,7 @@ def window_attention_bwd_q_kernel(
             )  # fmt: skip
             b_p = tl.exp2(b_s - b_max[:, None]) / b_sum[:, None]
             b_ds = b_p * (b_dp - b_delta[:, None])
-            # Registers can't be indexed: every block of sums gets an addition, all but one of them of zeros.
+            # Registers can't be indexed: every block of sums is added to, all but one of them zeros.
             b_dbias += tl.where((o_block == i_k)[None, :, None], b_ds[:, None, :], 0.0)
             b_dq += tl.dot((b_ds * SCALE).to(b_k.dtype), b_k, input_precision="ieee")
 
@@ -362,7 +363,7 @@ def backward(
     x, dout, bias_table = qkv.contiguous(), dout.contiguous(), bias_table.contiguous()
     constants = constants_of(qkv.shape, num_heads, window_size, shift_size, mask)
     n_windows = batch * (height // window_size) * (width // window_size)
-    # From the shape alone: another number of parts is another order of summation.
+    # From the shape alone, because the number of parts decides the order of summation.
     windows_each = triton.cdiv(n_windows, max(PROGRAMS[constants["B_T"]] // num_heads, 1))
     n_parts = triton.cdiv(n_windows, windows_each)
     dqkv = torch.empty_like(x)

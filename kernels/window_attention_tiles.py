@@ -1,7 +1,7 @@
 """What the kernels of `window_attention` share: the tokens of a shifted window, their bias and their scores.
 
-Tokens are addressed where they are in the unshifted image, so that no rolled, partitioned, masked or transposed tensor
-exists. The bias is addressed in its small table.
+Tokens are addressed in the unshifted image, so that no rolled, partitioned, masked or transposed tensor exists. The
+bias is read from its small table.
 """
 
 import torch
@@ -13,18 +13,18 @@ WINDOW_SIZES = range(4, 17)
 HEAD_DIMS = (16, 32, 64)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-# Options of `Start` for up to 8 warps. Left to itself, the assembler spills a few of a thread's registers where that
-# makes room for one more program on a multiprocessor; it does not where it is given a limit.
+# Options of `Start` for up to 8 warps. Without a limit the assembler spills a few of a thread's registers where that
+# makes room for one more program on a multiprocessor.
 ALL_REGISTERS = {"maxnreg": 255}
 
-LOG2_E = tl.constexpr(1.4426950408889634)  # the exponential is 2^(x log2 e), the instruction that there is
+LOG2_E = tl.constexpr(1.4426950408889634)  # e^x is computed as 2^(x log2 e), because the hardware has exp2
 MASK_VALUE = tl.constexpr(-100.0 * 1.4426950408889634)
 
 
 @triton.jit
 def window_pixels(i_window, o_t, height, width, shift, WINDOW: tl.constexpr):
-    """Pixels of the unshifted images that tokens `o_t` of a window are, int64; padding tokens are not on any."""
-    # Windows are fewer than 2³¹, the grid's limit, and 32-bit division is much the cheaper.
+    """Indices in the unshifted images of the pixels of tokens `o_t`, int64; those of padding tokens are invalid."""
+    # Windows are fewer than 2³¹, the grid's limit, and 32-bit division is much cheaper than 64-bit.
     n_columns = width // WINDOW
     i_row_of_windows = i_window // n_columns
     n_rows = height // WINDOW
@@ -38,7 +38,7 @@ def window_pixels(i_window, o_t, height, width, shift, WINDOW: tl.constexpr):
 
 @triton.jit
 def window_regions(i_window, o_t, height, width, shift, WINDOW: tl.constexpr, MASK: tl.constexpr):
-    """Region of each token: those of other regions are masked."""
+    """Region of each token; tokens of different regions are masked from one another."""
     n_columns = width // WINDOW
     n_rows = height // WINDOW
     is_bottom = (i_window // n_columns) % n_rows == n_rows - 1
@@ -52,10 +52,10 @@ def window_regions(i_window, o_t, height, width, shift, WINDOW: tl.constexpr, MA
 
 @triton.jit
 def relative_position_bias(p_table, o_q, o_k, i_head, HEADS: tl.constexpr, WINDOW: tl.constexpr):
-    """Bias of queries `o_q` and keys `o_k` times log2 e, float32; −inf for the keys that only pad the block."""
+    """Bias of queries `o_q` and keys `o_k` times log2 e, float32; −inf for padding keys."""
     SPAN: tl.constexpr = 2 * WINDOW - 1
     TOKENS: tl.constexpr = WINDOW * WINDOW
-    # Row (r_q − r_k + w − 1)(2w − 1) + c_q − c_k + w − 1 of the table is a difference of terms of one token each.
+    # Row (r_q − r_k + w − 1)(2w − 1) + c_q − c_k + w − 1 of the table is a term of the query minus one of the key.
     b_q = o_q // WINDOW * SPAN + o_q % WINDOW + (WINDOW - 1) * (SPAN + 1)
     b_k = o_k // WINDOW * SPAN + o_k % WINDOW
     m_bias = (o_q < TOKENS)[:, None] & (o_k < TOKENS)[None, :]
@@ -74,7 +74,7 @@ def window_scores(b_q, b_k, b_bias, b_region_q, b_region_k, MASK: tl.constexpr, 
 
 
 def small_warps(b_t: int, head_dim: int, itemsize: int) -> int:
-    """Warps that hold a small window; float32, without matrix instructions, needs more registers."""
+    """Warps for a small window; float32, which has no matrix instruction, needs more registers."""
     return {16: 1, 32: 2, 64: 4}[b_t] * (2 if head_dim == 64 and itemsize == 4 else 1)
 
 
@@ -93,7 +93,7 @@ def unsupported(
 
 
 def constants_of(shape: tuple[int, ...], num_heads: int, window_size: int, shift_size: int, mask: str) -> dict:
-    """What the kernels are compiled for, qkv being of this shape."""
+    """Constants of the kernels for qkv of this shape."""
     return {
         "HEADS": num_heads,
         "HEAD_DIM": shape[3] // (3 * num_heads),
