@@ -23,7 +23,7 @@ MODES = ("add", "concat")
 
 
 class Arguments(NamedTuple):
-    """Of the registered operator, as `add_concat_group_norm` describes them."""
+    """Arguments of the registered operator; `add_concat_group_norm` describes them."""
 
     x: Tensor
     other: Tensor

@@ -25,7 +25,7 @@ from resshift_fast.ops.registration import Native, recomputed, register, takes
 
 
 class Arguments(NamedTuple):
-    """Of the registered operator, as `conv2d` describes them."""
+    """Arguments of the registered operator; `conv2d` describes them."""
 
     x: Tensor
     weight: Tensor

@@ -22,7 +22,7 @@ ACTIVATIONS = (None, "silu")
 
 
 class Arguments(NamedTuple):
-    """Of the registered operator, as `group_norm` describes them."""
+    """Arguments of the registered operator; `group_norm` describes them."""
 
     x: Tensor
     num_groups: int
@@ -35,7 +35,7 @@ class Arguments(NamedTuple):
 
 
 class BackwardArguments(NamedTuple):
-    """Of the registered gradient: those of the operator, dy like x, and the statistics [B, G] that it returned."""
+    """Arguments of the registered gradient: dy like x, the statistics [B, G], and the operator's own."""
 
     dy: Tensor
     x: Tensor

@@ -21,7 +21,7 @@ from resshift_fast.ops.registration import Native, recomputed, register, takes
 
 
 class Arguments(NamedTuple):
-    """Of the registered operator, as `pointwise_conv2d` describes them."""
+    """Arguments of the registered operator; `pointwise_conv2d` describes them."""
 
     x: Tensor
     weight: Tensor

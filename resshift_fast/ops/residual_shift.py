@@ -31,7 +31,7 @@ LATENT_DTYPES = (torch.float32, torch.float64)
 
 
 class PosteriorStepArguments(NamedTuple):
-    """Of the registered operator, as `posterior_step` describes them."""
+    """Arguments of the registered operator; `posterior_step` describes them."""
 
     x_t: Tensor
     prediction: Tensor
@@ -49,7 +49,7 @@ class PosteriorStepArguments(NamedTuple):
 
 
 class PriorSampleArguments(NamedTuple):
-    """Of the registered operator, as `prior_sample` describes them."""
+    """Arguments of the registered operator; `prior_sample` describes them."""
 
     y: Tensor
     coefficients: Tensor

@@ -21,7 +21,7 @@ from resshift_fast.ops.registration import Native, recomputed, register, takes
 
 
 class Arguments(NamedTuple):
-    """Of the registered operator, as `swin_mlp` describes them."""
+    """Arguments of the registered operator; `swin_mlp` describes them."""
 
     x: Tensor
     num_groups: int
