@@ -2,8 +2,8 @@
 """Check the types of the package with mypy, and those of user code with mypy and pyright.
 
 Both are configured in pyproject.toml. They see the package as it is installed, with kernels/ inside. The Python
-examples of README.md and of each page of docs/ are checked as one file each, after definitions of the images and tensors
-that they use. No network is needed: pyright comes with its own Node.js.
+examples of README.md and of each page of docs/ are checked as one file each, after definitions of the images and
+tensors that they use. No network is needed: pyright comes with its own Node.js.
 
     python scripts/check_types.py
 """
