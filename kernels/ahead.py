@@ -1,11 +1,11 @@
-"""Kernels compiled before their first launch, in parallel processes, exactly as Triton's JIT would compile them.
+"""Ahead-of-time compilation in parallel processes, with the same result as Triton's JIT.
 
-A recorded launch becomes a `Job`: all that its compilation depends on. `compile_job` hands Triton's own JIT stand-ins
-of the arguments and a driver that only knows the architecture, so that types, attributes, options and the key of the
-disk cache are its own; the launch later finds its kernel there. It never looks for a GPU.
+A recorded launch becomes a `Job` with everything its compilation depends on. `compile_job` calls Triton's JIT with
+placeholder arguments and a driver that only reports an architecture. Types, attributes, options and the key in the disk
+cache are therefore the JIT's own, and the later launch finds its kernel there. No GPU is used.
 
-`compile_jobs` does so in processes that are forked from a fresh one, which alone imports torch and Triton. That one is
-not made by `multiprocessing`, which would run a script without a main guard a second time.
+`compile_jobs` compiles in processes forked from a fresh one, so that torch and Triton are imported once. That process
+is not created by `multiprocessing`, which would run a script without a main guard a second time.
 """
 
 import importlib
@@ -42,14 +42,14 @@ _DTYPES = {kind: dtype for dtype, kind in _POINTERS.items()}
 
 @dataclass(frozen=True)
 class Job:
-    """Everything a compiled kernel depends on; equal jobs are compiled once.
+    """Everything that a compiled kernel depends on; equal jobs are compiled once.
 
     Args:
-        module, kernel: where the kernel is found.
+        module, kernel: names of the kernel's module and function.
         signature: (parameter, Triton type) of every parameter, "constexpr" for a constant.
         constants: (parameter, value) of the constants.
         aligned: indices of the parameters that are divisible by 16.
-        num_warps, num_stages, maxnreg: how Triton compiles it.
+        num_warps, num_stages, maxnreg: compiler options.
         arch: compute capability, 90 for 9.0.
     """
 
@@ -65,14 +65,14 @@ class Job:
 
 
 def job_of(launch: Launch, arch: int) -> Job:
-    """The job of a recorded launch, in a process without Triton's interpreter.
+    """The job for a recorded launch; not in a process with Triton's interpreter.
 
     Raises:
-        TypeError: for an argument that no parameter takes, or that is neither tensor, number nor None.
+        TypeError: for an argument without a parameter, or that is neither a tensor, a scalar nor None.
     """
     kernel = launch.kernel
     given = dict(zip(kernel.arg_names, launch.arguments, strict=False)) | dict(launch.constants)
-    maxnreg = given.pop("maxnreg", None)  # an option that Triton takes beside the parameters
+    maxnreg = given.pop("maxnreg", None)  # a compiler option that is passed like a parameter
     signature, constants, aligned = [], [], []
     for index, parameter in enumerate(kernel.params):
         name = parameter.name
@@ -99,15 +99,15 @@ def job_of(launch: Launch, arch: int) -> Job:
 
 
 def specialize(parameter: Any, value: Any) -> tuple[str, bool]:
-    """Triton's type of an argument, and whether the compiler may assume that 16 divides it (or its address).
+    """Triton's type of an argument, and whether the compiler may assume that it (or its address) is divisible by 16.
 
-    These are the JIT's rules: None and the integer 1 become constants, integers are 32-bit if they fit.
+    The rules are the JIT's: None and the integer 1 become constants, and integers are 32-bit if they fit.
     """
     if parameter.is_constexpr or value is None:
         return "constexpr", False
     specializes, aligns = not parameter.do_not_specialize, not parameter.do_not_specialize_on_alignment
     if isinstance(value, torch.Tensor):
-        # Allocations start at multiples of 256 bytes; what is left is the offset of a view.
+        # Allocations are aligned to 256 bytes, so that only the offset of a view matters.
         offset = value.storage_offset() * value.element_size()
         return _POINTERS[value.dtype], specializes and aligns and offset % 16 == 0
     if isinstance(value, bool):
@@ -119,11 +119,11 @@ def specialize(parameter: Any, value: Any) -> tuple[str, bool]:
             return "constexpr", False
         kind = "i32" if -(2**31) <= value < 2**31 else "i64" if value < 2**63 else "u64"
         return parameter.annotation_type or kind, specializes and aligns and value % 16 == 0
-    raise TypeError(f"parameter {parameter.name} got a {type(value).__name__}; tensors, numbers and None can be passed")
+    raise TypeError(f"parameter {parameter.name} got a {type(value).__name__}; expected a tensor, a scalar or None")
 
 
 class _Pointer:
-    """What Triton asks of a tensor."""
+    """Placeholder for a tensor, with what Triton asks of one."""
 
     def __init__(self, dtype: torch.dtype, aligned: bool):
         self.dtype, self._address = dtype, 0 if aligned else 8
@@ -133,11 +133,11 @@ class _Pointer:
 
     @staticmethod
     def ptr_range() -> int:
-        return 0  # asked for on other vendors' GPUs only
+        return 0  # only asked for on GPUs of other vendors
 
 
 def _stand_in(kind: str, aligned: bool) -> Any:
-    """A value that Triton specializes to this type."""
+    """A placeholder that Triton specializes to this type."""
     if kind in _DTYPES:
         return _Pointer(_DTYPES[kind], aligned)
     if kind.startswith("fp") or kind == "bf16":
@@ -149,7 +149,7 @@ def _stand_in(kind: str, aligned: bool) -> Any:
 
 
 class _Driver:
-    """Stands in Triton's driver's place where a GPU of this architecture is only to be compiled for."""
+    """Replaces Triton's driver to compile for an architecture without a GPU."""
 
     def __init__(self, arch: int):
         from triton.backends.compiler import GPUTarget
@@ -160,7 +160,7 @@ class _Driver:
         return self._target
 
     def get_current_device(self) -> int:
-        return self._arch  # the JIT keeps a target for each device
+        return self._arch  # the JIT caches a target for each device
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -172,18 +172,18 @@ def _driver(arch: int) -> _Driver:
 
 
 def target(arch: int) -> None:
-    """Have this process compile for `arch`; it can launch no kernel from then on."""
+    """Make this process compile for `arch`. It cannot launch kernels afterwards."""
     from triton.runtime.driver import driver
 
     driver.set_active(_driver(arch))
 
 
 def compile_job(job: Job) -> Any:
-    """The compiled kernel of a job, from Triton's disk cache or anew; the process can launch no kernel from then on.
+    """Compile a job, or load it from Triton's disk cache. The process cannot launch kernels afterwards.
 
     Raises:
         RuntimeError: in a process with Triton's interpreter.
-        Exception: whatever Triton's compiler raises.
+        Exception: errors of Triton's compiler.
     """
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise RuntimeError("kernels can't be compiled in a process with TRITON_INTERPRET=1")
@@ -201,27 +201,27 @@ def compile_job(job: Job) -> Any:
 
 
 def cache_folder() -> Path:
-    """Where Triton keeps what it compiles."""
+    """The folder of Triton's disk cache."""
     from triton import knobs
 
     return Path(knobs.cache.dir)
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a job.
+    """Result of a job.
 
     Args:
         kernel: its name.
-        file: of the compiled kernel, below `cache_folder()`; "" if there is none.
-        compiled: whether it was compiled now, not found.
-        seconds: wall time. cpu_seconds: of the processor, assembler included.
-        error: why there is none.
+        file: path of the compiled kernel in `cache_folder()`; "" after an error.
+        compiled: whether it was compiled now; False if it was in the cache.
+        seconds: wall time. cpu_seconds: CPU time, including the assembler's.
+        error: why the compilation failed; "" if it did not.
     """
 
     kernel: str
@@ -233,14 +233,14 @@ class Outcome:
 
 
 class CompilationError(RuntimeError):
-    """The processes that compile could not do their work; one line."""
+    """The compiling processes failed; one line."""
 
 
 Emit = Callable[[Job], None]
 
 
 def emit_all(emit: Emit, jobs: Iterable[Job]) -> None:
-    """A source of jobs for `compile_jobs`: those that are given."""
+    """A source for `compile_jobs` that emits the given jobs."""
     for job in jobs:
         emit(job)
 
@@ -252,23 +252,21 @@ def compile_jobs(
     advance: Callable[[int, int], None] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> tuple[dict[Job, Outcome], Any]:
-    """Compile in parallel processes into Triton's disk cache.
-
-    They end with this call, however it ends. A job whose compilation fails only fails its own outcome.
+    """Compile into Triton's disk cache in parallel processes, which end when this call returns or raises.
 
     Args:
-        source: a function of a module, called as `source(emit, *arguments)` in a fresh process, which hands every
-            job to `emit` as soon as it is known; equal jobs count once.
-        arguments: are pickled.
-        workers: processes that compile; None takes one a core.
-        advance: is called with (done, jobs known so far) after each.
-        environment: variables in which the processes differ from this one.
+        source: a function of a module, called as `source(emit, *arguments)` in a fresh process. It passes each job to
+            `emit` as soon as it is known; equal jobs count once.
+        arguments: picklable arguments of the source.
+        workers: number of compiling processes; None for one per core.
+        advance: called with (number of jobs done, number of jobs known) after each job.
+        environment: variables to set in the processes.
 
     Returns:
-        (what came of every job, what the source returned).
+        (outcome of every job, return value of the source). If a job's compilation fails, its outcome says why.
 
     Raises:
-        CompilationError: if a process dies, or the source fails.
+        CompilationError: if a process dies or the source fails.
         ValueError: for fewer workers than 1.
     """
     workers = available_cores() if workers is None else workers
@@ -276,7 +274,7 @@ def compile_jobs(
         raise ValueError(f"workers is {workers}, expected at least 1")
     request = pickle.dumps((source, arguments, workers))
     outcomes: dict[Job, Outcome] = {}
-    with TemporaryDirectory(prefix="resshift_fast_") as scratch:  # also takes what an assembler that is killed leaves
+    with TemporaryDirectory(prefix="resshift_fast_") as scratch:  # also removes the files of a killed assembler
         log = Path(scratch) / "log"
         with open(log, "wb") as errors:
             process = _start(errors, {**os.environ, **(environment or {}), "TMPDIR": scratch})
@@ -300,8 +298,8 @@ def compile_jobs(
 
 
 def _start(errors: Any, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """The process that serves `compile_jobs`, in a session of its own: Ctrl-C is answered on this side alone."""
-    # The CUDA driver is out of its reach, as forked processes could not use it; nor do they interpret kernels.
+    """Start the process that serves `compile_jobs`, in its own session, so that Ctrl-C reaches only this process."""
+    # Hide the GPUs, since forked processes cannot use an initialized CUDA driver; and do not interpret kernels.
     environment = {**environment, "CUDA_VISIBLE_DEVICES": ""}
     environment.pop("TRITON_INTERPRET", None)
     path = [os.path.abspath(folder) for folder in sys.path]
@@ -317,7 +315,7 @@ def _start(errors: Any, environment: dict[str, str]) -> subprocess.Popen[bytes]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and those that it started, which may be left where it is gone."""
+    """Kill a process and its children, which may outlive it."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -328,7 +326,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 @dataclass(frozen=True)
 class _Done:
-    """A job is compiled, of those that are known so far."""
+    """A job is done; `known` is the number of jobs known so far."""
 
     job: Job
     outcome: Outcome
@@ -341,9 +339,9 @@ class _Failed:
 
 
 def serve() -> None:
-    """Answer one request of `compile_jobs` on this process's stdin: `_Done` for each job, then the source's result."""
+    """Answer the request of `compile_jobs` on stdin: `_Done` for each job, then the source's return value."""
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever else is printed
+    os.dup2(2, 1)  # other output goes to stderr
     source, arguments, workers = pickle.load(sys.stdin.buffer)
 
     def answer(message: Any) -> None:
@@ -353,7 +351,7 @@ def serve() -> None:
     try:
         answer(_compile_all(source, arguments, workers, answer, answers.fileno()))
     except BrokenPipeError:
-        pass  # nobody waits for it any more
+        pass  # the parent has gone
     except Exception as error:
         answer(_Failed(_one_line(error)))
 
@@ -361,17 +359,17 @@ def serve() -> None:
 def _compile_all(
     source: Callable[..., Any], arguments: tuple, workers: int, answer: Callable[[Any], None], pipe: int
 ) -> Any:
-    """Compile all jobs of a source, answering for each; returns what the source did. `pipe` is that of the answers."""
+    """Compile and answer all jobs of a source; returns the source's value. `pipe`: descriptor of the answers."""
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from multiprocessing import get_context
 
     from triton.runtime.cache import triton_key
 
-    triton_key()  # reads all of Triton, once for all processes
+    triton_key()  # hashes all of Triton, once for all processes
     torch.set_num_threads(1)
-    # Answers end when this process does, so no other one may hold their pipe open.
+    # No other process may hold the pipe open: its end tells the parent that this process has ended.
     with ProcessPoolExecutor(workers, get_context("fork"), initializer=os.close, initargs=(pipe,)) as pool:
-        pool.submit(os.getpid).result()  # forks while no thread runs here and no mode is on
+        pool.submit(os.getpid).result()  # forks before any thread or mode is started here
         pool.submit(_build_utilities)
         futures: dict[Job, Any] = {}
 
@@ -391,7 +389,7 @@ def _compile_all(
 
 
 def _outcome(job: Job) -> Outcome:
-    """Compile a job, and what its launch needs beside."""
+    """Compile a job and the launcher that Triton needs for it."""
     from triton import knobs
 
     hits = []
@@ -400,7 +398,7 @@ def _outcome(job: Job) -> Outcome:
     try:
         compiled = compile_job(job)
         _build_launcher(compiled)
-    except Exception as error:  # the launch itself will say so where it belongs
+    except Exception as error:  # the launch will raise it again
         return Outcome(job.kernel, error=_one_line(error))
     file = next(path for name, path in compiled.metadata_group.items() if name.endswith(".json"))
     return Outcome(
@@ -413,19 +411,19 @@ def _outcome(job: Job) -> Outcome:
 
 
 def _build_utilities() -> None:
-    """Build the C functions with which Triton loads kernels, where there is a driver library and a C compiler."""
+    """Build Triton's C functions that load kernels, if there is a driver library and a C compiler."""
     from triton.backends.nvidia import driver
 
-    with suppress(Exception):  # else left to the first launch
+    with suppress(Exception):  # otherwise the first launch builds them
         driver.CudaUtils()
 
 
 def _build_launcher(compiled: Any) -> None:
-    """Build the C function that starts a kernel where Triton needs one for each signature, as up to version 3.6."""
+    """Build the C launcher of a kernel's signature, which Triton needs up to version 3.6."""
     from triton.backends.nvidia import driver
 
     if hasattr(driver, "make_launcher"):
-        with suppress(Exception):  # without a driver library or a C compiler: left to the first launch
+        with suppress(Exception):  # no driver library or C compiler: the first launch builds it
             driver.CudaLauncher(compiled.src, compiled.metadata)
 
 

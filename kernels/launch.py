@@ -1,11 +1,11 @@
-"""How every kernel of this package is started, and how a start is recorded instead.
+"""Launches every kernel of this package, or records the launch instead.
 
-`Start` is the only way in. Within `record()` it collects what would run, so that proofs and counters see the very
-kernels, grids, arguments and constants that the launchers choose, on tensors that need no memory (meta or fake).
+All launches go through `Start`. Within `record()` they are collected and not run, so that budget checks and counters
+see exactly the kernels, grids, arguments and constants that the launchers choose, on meta or fake tensors.
 
-Triton finds the compiled kernel anew at every start, from all arguments, which takes longer than many kernels run. A
-`Start` knows all but the tensors: what it started once it starts again without that search, where the tensors are such
-that Triton would find the same kernel.
+Triton looks the compiled kernel up at every launch, from all arguments, which takes longer than many kernels run. A
+`Start` has everything but the tensors. After its first launch it skips the lookup for tensors for which Triton would
+find the same kernel.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,26 +19,26 @@ from triton import JITFunction, knobs
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
 
-# a·b + c is rounded once, in every kernel, where the compiler finds it. Unasked, versions of Triton differ in that.
+# Fuse a·b + c into one rounded operation, in every kernel. The default depends on the version of Triton.
 FP_FUSION = True
 
 
 def compiler_options(num_warps: int, num_stages: int) -> dict[str, int | bool]:
-    """How Triton is told to compile a kernel, as keyword arguments of its start."""
+    """Triton's compiler options, as keyword arguments of a launch."""
     return {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": FP_FUSION}
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One start of a kernel.
+    """One launch of a kernel.
 
     Args:
         kernel: the function decorated with `triton.jit`.
-        grid: number of programs along each axis, 1 to 3 of them.
-        arguments: values of the kernel's first parameters, in order: tensors, numbers or None.
+        grid: number of programs along each of 1 to 3 axes.
+        arguments: values of the kernel's first parameters, in order: tensors, scalars or None.
         constants: its `tl.constexpr` parameters by name.
-        num_warps, num_stages: how Triton compiles it.
-        passes: how often a tensor is moved between memory and chip, by parameter name, where it is not once.
+        num_warps, num_stages: compiler options.
+        passes: by parameter name, how often a tensor is moved between memory and chip; 1 if not listed.
     """
 
     kernel: Any
@@ -61,12 +61,12 @@ class Launch:
 
     @property
     def options(self) -> dict[str, int | bool]:
-        """How Triton is told to compile it."""
+        """Triton's compiler options."""
         return compiler_options(self.num_warps, self.num_stages)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes moved: every tensor once for each of its passes."""
+        """Bytes moved between memory and chip: the size of every tensor times its passes."""
         tensors = {name: x for name, x in self.parameters.items() if isinstance(x, Tensor)}
         return int(sum(x.numel() * x.element_size() * self.passes.get(name, 1) for name, x in tensors.items()))
 
@@ -79,11 +79,11 @@ _recorder = _Recorder()
 
 
 class Start:
-    """A start of a kernel that is planned but for its tensors; `start(*tensors)` makes it, again and again.
+    """A launch that is prepared except for its tensors; `start(*tensors)` launches the kernel.
 
     Args:
         kernel, grid: as in `Launch`.
-        numbers: values of the parameters that follow the tensors.
+        scalars: values of the parameters after the tensors.
         num_warps, num_stages, passes, constants: as in `Launch`.
     """
 
@@ -91,27 +91,27 @@ class Start:
         self,
         kernel: Any,
         grid: tuple[int, ...],
-        *numbers: float,
+        *scalars: float,
         num_warps: int = 4,
         num_stages: int = 2,
         passes: Mapping[str, float] | None = None,
         **constants: Any,
     ) -> None:
-        self.kernel, self.grid, self.numbers = kernel, grid, numbers
+        self.kernel, self.grid, self.scalars = kernel, grid, scalars
         self.num_warps, self.num_stages, self.passes, self.constants = num_warps, num_stages, passes or {}, constants
-        # (device, dtypes) to the compiled kernel for tensors whose addresses are multiples of 16, its grid, and all its
-        # other arguments. These are the same in every start, so nothing else of what Triton compiles for can differ.
+        # (device, dtypes) to the compiled kernel for tensors whose addresses are multiples of 16, its grid, and all
+        # other arguments. Those are the same in every launch, so Triton has nothing else to specialize on.
         self._compiled: dict[tuple, tuple[CompiledKernel, tuple[int, ...], tuple]] = {}
 
     def __call__(self, *tensors: Tensor | None) -> None:
-        """Start the kernel on tensors for its first parameters, or record the start within `record()`."""
+        """Launch the kernel on tensors, its first parameters; within `record()`, record the launch instead."""
         if _recorder.launches is not None:
-            arguments = (*tensors, *self.numbers)
+            arguments = (*tensors, *self.scalars)
             _recorder.launches.append(
                 Launch(self.kernel, self.grid, arguments, self.constants, self.num_warps, self.num_stages, self.passes)
             )
             return
-        if not isinstance(self.kernel, JITFunction) or _watched(self.kernel):  # also the interpreter
+        if not isinstance(self.kernel, JITFunction) or _watched(self.kernel):  # not a JITFunction: interpreted
             self._through_triton(tensors)
             return
         device = driver.active.get_current_device()
@@ -123,7 +123,7 @@ class Start:
                 place.append(None)
                 addresses.append(None)
                 continue
-            if x.get_device() != device:  # Triton knows whether the GPU can read it, and says so if not
+            if x.get_device() != device:  # Triton checks whether the GPU can read it
                 self._through_triton(tensors)
                 return
             address = x.data_ptr()
@@ -142,31 +142,31 @@ class Start:
             return
         kernel, grid, rest = compiled
         stream = driver.active.get_current_stream(device)
-        # As JITFunction.run does it, where no hook wants to know.
+        # The end of JITFunction.run, without hooks.
         kernel.run(*grid, stream, kernel.function, kernel.packed_metadata, None, None, None, *addresses, *rest)
 
     def _through_triton(
         self, tensors: tuple[Tensor | None, ...]
     ) -> tuple[CompiledKernel, tuple[int, ...], tuple] | None:
-        """Start the kernel by Triton's own way; returns what to start it again with, None if only that way can."""
+        """Launch the kernel through Triton; returns what a direct launch needs, or None where that is not possible."""
         hash_callees_first(self.kernel)
         options = compiler_options(self.num_warps, self.num_stages)
-        kernel = self.kernel[self.grid](*tensors, *self.numbers, **options, **self.constants)
+        kernel = self.kernel[self.grid](*tensors, *self.scalars, **options, **self.constants)
         if not isinstance(kernel, CompiledKernel) or driver.active.get_current_target().backend != "cuda":
             return None
-        others = self.kernel.params[len(tensors) + len(self.numbers) :]
+        others = self.kernel.params[len(tensors) + len(self.scalars) :]
         constants = [self.constants.get(p.name, p.default) for p in others]
-        return kernel, (*self.grid, 1, 1)[:3], (*self.numbers, *constants)
+        return kernel, (*self.grid, 1, 1)[:3], (*self.scalars, *constants)
 
 
-_hashed: set[int] = set()  # ids of kernels, which live as long as their modules
+_hashed: set[int] = set()  # ids of kernels, which are never deleted
 
 
 def hash_callees_first(kernel: Any) -> None:
-    """Have Triton hash what a kernel calls before the kernel itself; does nothing for an interpreted one.
+    """Make Triton hash the functions that a kernel calls before the kernel itself; does nothing if it is interpreted.
 
-    Some versions (3.5, 3.6) leave constants of a function out of its caller's hash unless the function was hashed
-    before. The name of a compiled kernel on disk would depend on what the process had compiled until then.
+    Triton 3.5 and 3.6 leave the constants of a callee out of the caller's hash unless the callee was hashed before. A
+    kernel's name in the disk cache would then depend on what the process had compiled earlier.
     """
     if id(kernel) in _hashed or not isinstance(kernel, JITFunction):
         return
@@ -177,10 +177,10 @@ def hash_callees_first(kernel: Any) -> None:
 
 
 def _watched(kernel: Any) -> bool:
-    """Whether somebody wants to see each start of a kernel, or has changed Triton's settings in this process."""
+    """Whether launch hooks are set, or Triton's settings were changed in this process."""
     runtime = knobs.runtime
     return bool(
-        vars(runtime)  # what was set, also another hook in place of the chains of hooks below
+        vars(runtime)  # settings, including a hook set in place of the chains below
         or vars(knobs.compilation)
         or runtime.launch_enter_hook.calls
         or runtime.launch_exit_hook.calls
@@ -190,13 +190,13 @@ def _watched(kernel: Any) -> bool:
 
 
 def recording() -> bool:
-    """Whether this thread's launches are recorded instead of run."""
+    """Whether this thread's launches are recorded and not run."""
     return _recorder.launches is not None
 
 
 @contextmanager
 def record() -> Iterator[list[Launch]]:
-    """Collect this thread's launches in the block instead of running them; what they would write stays unwritten.
+    """Collect this thread's launches in the block and run none of them; their outputs stay uninitialized.
 
     Example:
         >>> with record() as launches:

@@ -108,7 +108,7 @@ def every_kernel(gpu: FakeGpu) -> dict[str, list]:
         first, _ = start_of(launch)
         for name, variant in variants(launch).items():
             start, tensors = start_of(variant)
-            start = first if start.numbers == first.numbers else start
+            start = first if start.scalars == first.scalars else start
             found[f"{kernel}: {name}"] = [*reversed(planned(gpu, start, tensors)), by_triton(gpu, variant)]
     return found
 
