@@ -15,7 +15,7 @@ constexpr int kProcessors = 132;             // PROCESSORS: an H100's
 constexpr int kLaunchCycles = 5000;          // LAUNCH_CYCLES of a second launch: its start and its first loads
 constexpr std::int64_t kSplitBlocks = 512;   // SPLIT_PROGRAMS: about four a multiprocessor
 constexpr std::int64_t kMaxParts = 128;      // MAX_PARTS of an image: each block of the second launch reads them all
-constexpr int kSingleElements = 81920;       // SINGLE_ELEMENTS: of more, the L2 cache has none left to read again
+constexpr int kSingleElements = 81920;       // SINGLE_ELEMENTS: more do not stay in the L2 cache to be read again
 
 // Divide images into chunks of `groups` groups and about `parts` parts, for blocks of at most `threads`.
 Partition partition_images(const GroupedImages& images, std::int64_t groups, bool aligned, std::int64_t parts,

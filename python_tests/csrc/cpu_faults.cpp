@@ -3,8 +3,12 @@
 #include "../../csrc/cpu/parallel.h"
 #include "../../csrc/cpu/workspace.h"
 
-namespace resshift::bindings {
+namespace resshift::faults {
 namespace {
+
+using bindings::Tensor;
+using cpu::parallel_for;
+using cpu::Workspace;
 
 double read(Tensor x, int64_t index) { return static_cast<const float*>(x.const_data_ptr())[index]; }
 
@@ -59,4 +63,4 @@ STABLE_TORCH_LIBRARY_IMPL(resshift_fast_faults, CompositeExplicitAutograd, libra
   library.impl("read_beyond", TORCH_BOX(&read_beyond));
 }
 
-}  // namespace resshift::bindings
+}  // namespace resshift::faults
