@@ -53,7 +53,8 @@ quick: $(INSTALLED)
 
 # KNOWN=LOT takes over what is recorded of Triton kernels that are as they were when their budgets were accepted, but for
 # one of twenty, drawn by that text; OBJECTS=build/native/cuda reads the library for CUDA that was built there.
-# CASES: of a test that has more, so many are run. The older Triton's interpreter needs a NumPy before 2.4.
+# CASES: of a test that has more, so many are run, here and of the emulated kernels in `make sanitize`.
+# The older Triton's interpreter needs a NumPy before 2.4.
 KNOWN ?=
 OBJECTS ?=
 CASES ?=
@@ -70,7 +71,8 @@ $(OLDER_TRITON)/installed: | $(INSTALLED)
 	@touch $@
 
 sanitize: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python scripts/sanitize.py -q -n $(WORKERS) $(if $(CASES),--most-cases=$(CASES))
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/sanitize.py emulation -q -n $(WORKERS) $(if $(CASES),--most-cases=$(CASES))
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/sanitize.py memory threads -q -n $(WORKERS)
 
 # The installation is not begun where there is no GPU. ACCEPTANCE: options of scripts/gpu_acceptance.py.
 NEEDS_GPU = $(if $(filter --rehearse,$(ACCEPTANCE)),true,{ nvidia-smi -L >/dev/null 2>&1 || \
