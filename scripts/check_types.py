@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "out" / "types"
 EXAMPLES = FOLDER / "examples"
 API = ROOT / "python_tests" / "typing" / "public_api.py"
-FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)  # a block of code: its language, and itself
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)  # a code block: (language, code)
 GIVEN = """\
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ def programs() -> dict[str, str]:
 
 
 def written() -> list[Path]:
-    """The files of the programs, and none of pages that are gone."""
+    """Write the programs to files, after deleting old ones."""
     EXAMPLES.mkdir(parents=True, exist_ok=True)
     for path in EXAMPLES.glob("*.py"):
         path.unlink()

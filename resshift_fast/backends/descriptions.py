@@ -39,14 +39,14 @@ def _triton_missing() -> str | None:
 
 
 def interpreter_fault() -> str | None:
-    """Why Triton's interpreter can't run the kernels; None if it can, or if the versions that decide are unknown."""
+    """Why Triton's interpreter can't run the kernels here; None if it can, or if the versions are unknown."""
     try:
         triton, numpy = (tuple(int(x) for x in version(p).split(".")[:2]) for p in ("triton", "numpy"))
     except (PackageNotFoundError, ValueError):
         return None
-    # Up to Triton 3.6 a loop's bound becomes a number in a way that NumPy took up to version 2.3.
+    # Up to Triton 3.6 the interpreter converts loop bounds to int in a way that NumPy supported up to version 2.3.
     if triton < (3, 7) and numpy >= (2, 4):
-        return "needs a NumPy before 2.4, as Triton before 3.7 interprets the kernels; pip install 'numpy<2.4'"
+        return "needs a NumPy before 2.4, for the interpreter of Triton before 3.7; pip install 'numpy<2.4'"
     return None
 
 

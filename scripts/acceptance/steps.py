@@ -71,7 +71,7 @@ class Scale:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-# A warning that nobody has seen before, as GPUs were not there, is shown and no failure.
+# Warnings are shown but do not fail a test: some may appear only on a GPU.
 PYTEST = (sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-W", "default")
 MODEL = "realsr-x4-v3"
 GPU = Scale(

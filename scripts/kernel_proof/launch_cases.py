@@ -104,7 +104,7 @@ def _attention_backward(side: int, **sizes):
 
 
 def _windows(way: str, window: int, head_dim: int, dtypes: tuple, side: int = 4) -> tuple:
-    """A line of the table: two heads of an image of side² shifted windows, "forward" or "backward"."""
+    """A row of the table: two heads of an image of side × side shifted windows, "forward" or "backward"."""
     make = _attention if way == "forward" else _attention_backward
     sizes = {"channels": 2 * head_dim, "heads": 2, "window": window, "shift": window // 2, "mask": "swin"}
     case = f"window{window}-head{head_dim}-swin" + (f"-{side}x{side}" if side > 4 else "")
