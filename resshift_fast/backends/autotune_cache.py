@@ -98,7 +98,11 @@ def user_path(device: str) -> Path:
 
 
 def find(operator: str, device: "torch.device", dtype: "torch.dtype") -> Measurement | None:
-    """The measurement of an operator on a device and in a dtype, or None."""
+    """The measurement of an operator on a device and in a dtype, or None.
+
+    Args:
+        operator: its name. device: its model is looked up. dtype: of the operator's first argument.
+    """
     if os.environ.get(VARIABLE) == "0":
         return None
     name = device_name(device)
@@ -113,6 +117,9 @@ def measured_order(
     """Sort backends by their measured speed, without those that are slower than the reference.
 
     Backends without a measurement come last, in the order given: they may be newer than the measurement.
+
+    Args:
+        backends: their names. operator, device, dtype: as in `find`.
     """
     found = find(operator, device, dtype)
     if found is None:
@@ -126,7 +133,11 @@ def measured_order(
 def algorithms(
     operator: str, device: "torch.device", dtype: "torch.dtype", allowed: tuple[str, ...]
 ) -> Mapping[str, str]:
-    """Shape of a call to its fastest algorithm; algorithms that are not `allowed` are left out, with a warning."""
+    """Shape of a call to its fastest algorithm; algorithms that are not `allowed` are left out, with a warning.
+
+    Args:
+        operator, device, dtype: as in `find`. allowed: names of the kernel's algorithms for this dtype.
+    """
     found = find(operator, device, dtype)
     if found is None:
         return {}

@@ -123,6 +123,9 @@ def measured_algorithms(
     """The measured fastest algorithms of an operator's kernel: shape to name, each one `allowed`.
 
     Kernels call this at every call, so the result is cached; the first call reads the files.
+
+    Args:
+        name: the operator. device, dtype: of its first argument. allowed: the kernel's algorithms for this dtype.
     """
     key = (name, device, dtype)
     found = _algorithms.get(key)
@@ -245,7 +248,11 @@ def verified_operators(device: "torch.device", dtype: "torch.dtype") -> "list[tu
 
 
 def order(name: str, device: "torch.device", dtype: "torch.dtype") -> tuple[str, ...]:
-    """Backends to try for an operator, without those with a verdict that they failed; nothing is verified."""
+    """Backends to try for an operator, without those with a verdict that they failed; nothing is verified.
+
+    Args:
+        name: the operator. device, dtype: of its first argument.
+    """
     from resshift_fast.backends import verification
 
     sound = ("", verification.PASSED)

@@ -53,6 +53,9 @@ def passes(operator: "Operator", backend: str, device: "torch.device", dtype: "t
     """Whether a backend's kernel may be used; the first call verifies it, and warns once if it fails.
 
     While `forbidden`, only stored verdicts are read.
+
+    Args:
+        operator, backend: which kernel. device, dtype: of the operator's first argument.
     """
     if os.environ.get(VARIABLE) == "0":
         return True
@@ -64,7 +67,11 @@ def passes(operator: "Operator", backend: str, device: "torch.device", dtype: "t
 
 
 def verdict(operator: "Operator", backend: str, device: "torch.device", dtype: "torch.dtype") -> str:
-    """The stored verdict on a backend's kernel: "passed", what was wrong, or "" if there is none. Runs nothing."""
+    """The stored verdict on a backend's kernel: "passed", what was wrong, or "" if there is none. Runs nothing.
+
+    Args:
+        operator, backend, device, dtype: as in `passes`.
+    """
     if os.environ.get(VARIABLE) == "0":
         return PASSED
     path = _path(operator, backend, device, dtype)
@@ -137,7 +144,17 @@ def _verdict(
 
 
 def compare(operator: "Operator", backend: str, device: "torch.device", dtype: "torch.dtype") -> str:
-    """Compare a backend's kernel with the reference on the operator's examples: "passed", or what was wrong."""
+    """Compare a backend's kernel with the reference on the operator's examples.
+
+    Args:
+        operator, backend, device, dtype: as in `passes`.
+
+    Returns:
+        "passed", or what was wrong.
+
+    Raises:
+        torch.OutOfMemoryError: which says nothing about the kernel.
+    """
     import torch
 
     from resshift_fast.core.accuracy import full_float32

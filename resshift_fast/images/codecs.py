@@ -240,7 +240,12 @@ def decode_16_bit(image: Image.Image, data: bytes, name: str) -> tuple[np.ndarra
 
 
 def encode_png_16(planes: np.ndarray, icc_profile: bytes | None, exif: bytes | None) -> bytes:
-    """A 16-bit PNG of uint16 [H, W], [H, W, 3] RGB or [H, W, 4] RGBA, with its profile and EXIF."""
+    """A 16-bit PNG with its profile and EXIF.
+
+    Args:
+        planes: uint16; [H, W] gray, [H, W, 3] RGB or [H, W, 4] RGBA.
+        icc_profile, exif: as in `encode_tiff`.
+    """
     if planes.ndim == 3:
         planes = cv2.cvtColor(planes, cv2.COLOR_RGB2BGR if planes.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
     data = cv2.imencode(".png", planes, [cv2.IMWRITE_PNG_COMPRESSION, 6])[1].tobytes()

@@ -86,15 +86,17 @@ class Photo:
 
     @property
     def height(self) -> int:
+        """In pixels."""
         return int(self.pixels.shape[0])
 
     @property
     def width(self) -> int:
+        """In pixels."""
         return int(self.pixels.shape[1])
 
     @property
     def bits(self) -> int:
-        """8 or 16."""
+        """Bits per channel, 8 or 16."""
         return self.pixels.itemsize * 8
 
 

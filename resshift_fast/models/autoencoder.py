@@ -165,6 +165,7 @@ class Encoder(nn.Module):
         self.conv_out = Conv3x3(channels, config.latent_channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, 3, H, W] in [−1, 1] to [B, latent_channels, H/factor, W/factor]."""
         x = self.mid(_run(self.down, self.conv_in(x)))
         return merged(self.conv_out.after(self.norm_out, x)[1])
 
@@ -188,6 +189,7 @@ class Decoder(nn.Module):
         self.conv_out = Conv3x3(channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, latent_channels, h, w] to [B, 3, h·factor, w·factor], not clamped."""
         y = _run(reversed(self.up), self.mid(self.conv_in(x)))
         return merged(self.conv_out.after(self.norm_out, y)[1])
 

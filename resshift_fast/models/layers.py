@@ -51,6 +51,7 @@ class GroupNorm(nn.Module):
     def forward(
         self, x: Tensor, *, scale: Tensor | None = None, shift: Tensor | None = None, activation: str | None = None
     ) -> Tensor:
+        """Normalize x [B, C, H, W]; `scale`, `shift` [B, C] and `activation` as in `ops.group_norm`."""
         return ops.group_norm(
             x, NUM_GROUPS, self.weight, self.bias, self.eps, scale=scale, shift=shift, activation=activation
         )
@@ -63,7 +64,7 @@ class GroupNorm(nn.Module):
         shift: Tensor | None = None,
         activation: str | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The merged tensor, and its normalization."""
+        """(the merged x [B, C, H, W], its normalization); arguments as in `forward`."""
         if isinstance(x, Tensor):
             return x, self(x, scale=scale, shift=shift, activation=activation)
         return ops.add_concat_group_norm(
@@ -86,6 +87,7 @@ class Conv3x3(nn.Conv2d):
         super().__init__(in_channels, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, in_channels, H, W] to [B, out_channels, H, W]."""
         return ops.conv2d(x, self.weight, self.bias)
 
     def after(
@@ -101,6 +103,12 @@ class Conv3x3(nn.Conv2d):
 
         If the convolution's kernel can normalize as it reads and add as it writes, there is no intermediate tensor.
         Otherwise the norm merges x, and the sum is returned as a `PendingMerge`.
+
+        Args:
+            norm: of x.
+            x: [B, in_channels, H, W], or a pending merge with that result.
+            scale, shift: [B, in_channels], as in `ops.group_norm`.
+            residual: [B, out_channels, H, W].
         """
         if ops.conv2d_takes_norm(self.weight.device.type):
             x = merged(x)
@@ -130,13 +138,18 @@ class Conv1x1(nn.Conv2d):
         super().__init__(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, *, norm: GroupNorm | None = None, residual: Tensor | None = None) -> Tensor:
+        """[B, in_channels, H, W] to [B, out_channels, H, W]; `residual` has the result's shape."""
         return pointwise(x, self.weight.flatten(1), self.bias, norm=norm, residual=residual)
 
 
 def pointwise(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, norm: GroupNorm | None = None, residual: Tensor | None = None
 ) -> Tensor:
-    """`ops.pointwise_conv2d` with the normalization given as a layer."""
+    """`ops.pointwise_conv2d` with the normalization given as a layer.
+
+    Args:
+        x: [B, C, H, W]. weight, bias: [O, C] and [O]. norm: of x. residual: [B, O, H, W], added to the result.
+    """
     if norm is None:
         return ops.pointwise_conv2d(x, weight, bias, residual=residual)
     return ops.pointwise_conv2d(
@@ -159,6 +172,7 @@ class UpsampleConv(nn.Module):
         self.conv = Conv3x3(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C, 2H, 2W]."""
         return ops.upsample_conv2d(x, self.conv.weight, self.conv.bias)
 
 

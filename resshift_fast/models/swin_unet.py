@@ -100,6 +100,7 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if same else Conv1x1(in_channels, out_channels)
 
     def forward(self, x: Tensor | PendingMerge, modulation: Tensor) -> Tensor:
+        """[B, in_channels, h, w] to [B, out_channels, h, w]; modulation: [B, 2·out_channels], scale then shift."""
         scale, shift = modulation.chunk(2, dim=1)
         x, h = self.in_layers[2].after(self.in_layers[0], x)  # type: ignore[operator]
         norm, conv = self.out_layers[0], self.out_layers[3]
@@ -118,6 +119,7 @@ class Downsample(nn.Module):
         self.op = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, in_channels, h, w] to [B, out_channels, ⌈h/2⌉, ⌈w/2⌉]."""
         return self.op(x)
 
 
@@ -207,6 +209,7 @@ class SwinLayer(nn.Module):
         self.patch_unembed = _PointwiseProjection(width, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] to the same shape; h and w are multiples of the window's side."""
         x = self.patch_embed(x)
         for block in self.blocks:
             x = block(x)

@@ -92,7 +92,11 @@ def restoration_case(
     arch: int,
     candidates: bool = False,
 ) -> Case:
-    """The kernels of a restoration of one batch of tiles; see `Case`.
+    """The kernels of a restoration of one batch of tiles.
+
+    Args:
+        spec, dtype, shape, arch, candidates: as in `Case`.
+        device: a CUDA device, with the index that tensors on it have; it may be absent.
 
     Raises:
         ValueError: for sides that are not multiples of the model's `pad_multiple`, or an empty batch.

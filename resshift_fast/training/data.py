@@ -153,9 +153,15 @@ def _recoloured(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def make_pair(
     photos: Sequence[np.ndarray], plan: PatchPlan, seed: int, step: int, index: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Training pair `index` of batch `step`: uint8 (high [P, P, 3], low [P/scale, P/scale, 3]).
+    """Make one training pair; equal arguments give equal arrays, independent of earlier calls.
 
-    Equal arguments give equal arrays, independent of earlier calls.
+    Args:
+        photos: uint8 [H, W, 3], with sides of at least `plan.patch`.
+        plan: how patches are made.
+        seed, step, index: of the run, the batch and the pair in the batch.
+
+    Returns:
+        uint8 (high [P, P, 3], low [P/scale, P/scale, 3]).
     """
     rng = np.random.default_rng([seed, step, index])
     high = _region(photos[int(rng.integers(len(photos)))], plan, rng)
@@ -176,7 +182,11 @@ def make_pair(
 def make_batch(
     photos: Sequence[np.ndarray], plan: PatchPlan, seed: int, step: int, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Batch `step`: uint8 (high [B, P, P, 3], low [B, P/scale, P/scale, 3])."""
+    """Make a batch of `size` pairs; arguments as in `make_pair`.
+
+    Returns:
+        uint8 (high [B, P, P, 3], low [B, P/scale, P/scale, 3]).
+    """
     pairs = [make_pair(photos, plan, seed, step, index) for index in range(size)]
     return np.stack([high for high, _ in pairs]), np.stack([low for _, low in pairs])
 
@@ -184,7 +194,14 @@ def make_batch(
 def prefetch(
     photos: Sequence[np.ndarray], plan: PatchPlan, seed: int, size: int, steps: range, workers: int = 1
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The batches of `steps` in order, prepared by `workers` threads. Closing the iterator stops them."""
+    """The batches of `steps` in order, prepared by `workers` threads. Closing the iterator stops them.
+
+    Args:
+        photos, plan, seed: as in `make_pair`.
+        size: pairs per batch.
+        steps: batches to make.
+        workers: threads; at most `workers` + 1 batches are in memory.
+    """
     pool = ThreadPoolExecutor(max_workers=max(1, workers), thread_name_prefix="patches")
     pending: deque[Future] = deque()
     upcoming = iter(steps)

@@ -39,7 +39,14 @@ def resize(image: np.ndarray, height: int, width: int, kind: str = "bicubic") ->
 
 
 def gaussian_blur(image: np.ndarray, sigma: float, ratio: float = 1.0, angle: float = 0.0) -> np.ndarray:
-    """Blur with a Gaussian of standard deviation `sigma` pixels along `angle` (radians) and `ratio`·sigma across it."""
+    """Blur with a Gaussian, which may be anisotropic.
+
+    Args:
+        image: uint8 [H, W, 3].
+        sigma: standard deviation in pixels along `angle`; 0 returns the image.
+        ratio: standard deviation across `angle` / sigma.
+        angle: in radians, counted from the horizontal axis.
+    """
     if sigma <= 0.0:
         return image
     if ratio == 1.0:
@@ -133,7 +140,15 @@ class Mixture:
             raise ValueError("resize_weights needs one non-negative value for each of resize_kinds, not all zero")
 
     def degrade(self, image: np.ndarray, scale: int, rng: np.random.Generator) -> np.ndarray:
-        """Low-quality version uint8 [H/scale, W/scale, 3] of `image`, uint8 [H, W, 3].
+        """Make the low-quality version of an image.
+
+        Args:
+            image: uint8 [H, W, 3].
+            scale: factor by which the sides become smaller.
+            rng: draws the degradations.
+
+        Returns:
+            uint8 [H/scale, W/scale, 3].
 
         Raises:
             ValueError: if the sides are not divisible by `scale`.

@@ -40,7 +40,12 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def loss_between(prediction: Tensor, target: Tensor, kind: str) -> Tensor:
-    """Mean error of two tensors of one shape as a float32 scalar: "l1", "mse" or "charbonnier"."""
+    """Mean error of two tensors of one shape, as a float32 scalar.
+
+    Args:
+        prediction, target: of any floating-point dtype.
+        kind: "l1", "mse" or "charbonnier" (√(e² + 10⁻⁶)).
+    """
     error = prediction.float() - target.float()
     if kind == "l1":
         return error.abs().mean()
@@ -195,7 +200,13 @@ class Trainer:
         return x0.clamp(-1, 1) if self.spec.clamp_x0 else x0
 
     def loss(self, high: Tensor, lq: Tensor, step: int) -> Tensor:
-        """Loss of one batch: high float32 [B, 3, P, P], lq [B, 3, P/scale, P/scale], both in [−1, 1] on the device."""
+        """Loss of one batch, a float32 scalar.
+
+        Args:
+            high: float32 [B, 3, P, P] in [−1, 1], on the device.
+            lq: float32 [B, 3, P/scale, P/scale] in [−1, 1], on the device.
+            step: on which the noise and the timesteps depend.
+        """
         generator = self._generator(step)
         with torch.no_grad():
             x0 = self.first_stage.encode(high)
