@@ -156,7 +156,7 @@ def test_nothing_is_measured_where_there_is_no_choice(monkeypatch):
 
 
 def test_a_device_without_a_name_is_refused():
-    with pytest.raises(ValueError, match="meta has no name"):
+    with pytest.raises(ValueError, match="meta has no device name"):
         content([], torch.device("meta"), "tune it")
 
 
