@@ -3,18 +3,18 @@
     python scripts/kernel_budgets.py                 check; the exit status is 1 if a budget is exceeded
     python scripts/kernel_budgets.py --update        accept the results of this version of Triton
     python scripts/kernel_budgets.py --only group_norm --arch 90
-    python scripts/kernel_budgets.py --known LOT     compile what has changed since the last --update, and of the others
-                                                     one of twenty, drawn by LOT, any text
-    python scripts/kernel_budgets.py --sweep         check every window, head size and width of the operators that take
-                                                     many; takes the better part of an hour
+    python scripts/kernel_budgets.py --known LOT     compile kernels that have changed since the last --update, and one
+                                                     of twenty of the others, selected by LOT, any text
+    python scripts/kernel_budgets.py --sweep         check every window, head size and width of the operators that
+                                                     support many; takes almost an hour
 
 The kernels are compiled in the configurations that the launchers choose for each architecture. There is a budget file
 for each minor version of Triton, with some or all architectures. Without one, only limits for all versions are checked:
 no spills, addresses that don't overflow, shared memory, 128-bit access, matrix instructions for 16-bit dots. The same
 applies to a sweep, which has no budgets.
 
---update also records, beside the budget file, a hash of each kernel's source and of everything else that its machine
-code depends on. --known takes the recorded results of kernels whose hash is the same.
+--update also writes a record of each kernel beside the budget file, with a hash of its source and of everything else
+that its machine code depends on. --known uses the records of kernels with the same hash instead of compiling them.
 """
 
 import argparse
@@ -74,11 +74,11 @@ def main() -> int:
 
 
 def _not_taken_over(keys: dict[Job, str], known: dict[Job, Compiled], lot: str | None) -> set[Job]:
-    """The jobs to compile: what has no record, and some of the others."""
+    """The jobs to compile: those without a record, and some of the others."""
     if lot is None:
         return set(keys)
     drawn = {job for job in known if records.is_drawn(keys[job], lot)}
-    print(f"{len(known)} of {len(keys)} kernels are unchanged; {len(drawn)} of them are compiled nevertheless")
+    print(f"{len(known)} of {len(keys)} kernels are unchanged; {len(drawn)} of them are compiled anyway")
     return keys.keys() - known | drawn
 
 
@@ -94,14 +94,14 @@ def _options() -> argparse.Namespace:
     action.add_argument(
         "--sweep", action="store_true", help="compile every shape of the operators that take many; limits only"
     )
-    parser.add_argument("--known", metavar="LOT", help="take the results of kernels that are as they were")
+    parser.add_argument("--known", metavar="LOT", help="use the records of unchanged kernels")
     parser.add_argument("--arch", type=int, nargs="+", default=tuning.ARCHITECTURES, choices=tuning.ARCHITECTURES)
     parser.add_argument(
         "--only", nargs="+", default=[""], metavar="PART", help="only launch cases with this text in their names"
     )
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes that compile")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="folder to cache compiled kernels in")
-    parser.add_argument("--budgets", type=Path, metavar="FILE", help="instead of this version's")
+    parser.add_argument("--budgets", type=Path, metavar="FILE", help="budget file to use instead of this version's")
     parser.add_argument("--launch-cases", type=Path, metavar="FILE", help="a module with LAUNCH_CASES and EXEMPTIONS")
     return parser.parse_args()
 

@@ -225,7 +225,7 @@ def test_a_case_runs(run_operator, capsys, direction):
     "arguments, said",
     [
         (("softmax",), "unknown operator 'softmax', expected one of add_concat_group_norm, conv2d"),
-        (("group_norm", "--case", "level 9"), "no case of group_norm holds 'level 9'"),
+        (("group_norm", "--case", "level 9"), "no case of group_norm contains 'level 9'"),
     ],
 )
 def test_what_cannot_run(run_operator, capsys, arguments, said):

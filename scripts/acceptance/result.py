@@ -11,7 +11,7 @@ from typing import Any
 from acceptance import running
 from acceptance.steps import Step
 
-MOST_FILES, MOST_BYTES = 8, 16 * 2**20  # that a machine which is lent for minutes gives back
+MOST_FILES, MOST_BYTES = 8, 16 * 2**20  # limits for files that are copied back from the machine
 LOG_BYTES = 8 * 2**20
 STEP_LOG_BYTES = 2**19
 MOST_ROWS = 20  # of a table in the summary

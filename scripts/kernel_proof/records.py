@@ -1,7 +1,7 @@
-"""What kernels compiled to when their budgets were last accepted, so that only what has changed is compiled again.
+"""Records of compiled kernels, written when their budgets are accepted, so that only changed kernels are compiled.
 
-A record is found by all that its result follows from: the kernel's source with what it calls and the constants that it
-reads, the job, and the sources that judge the result. Its file says for which compiler it holds.
+The key of a record is a hash of everything that its result depends on: the sources of the kernel and of what it calls,
+the constants that it reads, the job, and the sources that analyse the result. A file is valid for one compiler.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from .compilation import Compiled
 from .machine_code import MachineCode
 
 JUDGES = ("addresses.py", "compilation.py", "ir.py", "machine_code.py")
-AGAIN = 20  # of so many records one is compiled again
+AGAIN = 20  # one of this many records is compiled again
 
 Records = dict[str, Compiled]
 
@@ -30,14 +30,14 @@ def _judges() -> str:
 
 
 def key(job: Job) -> str:
-    """What a job's record is found by. A kernel that moves within its file has another one."""
+    """The key of a job's record. It changes when a kernel moves within its file."""
     kernel = getattr(importlib.import_module(job.module), job.kernel)
     hash_callees_first(kernel)
     return f"sm_{job.arch} " + hashlib.sha256(f"{_judges()} {kernel.cache_key} {job!r}".encode()).hexdigest()[:24]
 
 
 def but_of(records: Records, architectures: Iterable[int]) -> Records:
-    """Without those of some architectures."""
+    """The records without those of some architectures."""
     return {key: record for key, record in records.items() if int(key.split()[0][3:]) not in set(architectures)}
 
 
@@ -47,7 +47,7 @@ def file_of(budgets: Path) -> Path:
 
 
 def load(file: Path, compiler: Mapping[str, str | bool]) -> Records:
-    """Read records; none where there is no file, or one of another compiler."""
+    """Read records; none if the file does not exist or is for another compiler."""
     content = json.loads(file.read_text()) if file.exists() else {}
     if content.pop("compiler", None) != dict(compiler):
         return {}
@@ -59,7 +59,7 @@ def _compiled(violations: Iterable[tuple[str, str]] = (), **code: int | str) -> 
 
 
 def save(file: Path, compiler: Mapping[str, str | bool], records: Records) -> None:
-    """Write records, one a line; a kernel that did not compile has none."""
+    """Write records, one per line; a kernel that did not compile has none."""
     lines = []
     for name, compiled in sorted(records.items()):
         if compiled.code:
@@ -69,16 +69,16 @@ def save(file: Path, compiler: Mapping[str, str | bool], records: Records) -> No
 
 
 def is_drawn(key: str, lot: str) -> bool:
-    """Whether a recorded kernel is compiled again all the same: one of twenty, others with every lot."""
+    """Whether a recorded kernel is compiled again anyway: one of `AGAIN`, selected by `lot`."""
     return int(hashlib.sha256(f"{lot} {key}".encode()).hexdigest(), 16) % AGAIN == 0
 
 
 def contradictions(
     jobs: Mapping[str, Job], compiled: Mapping[Job, Compiled], known: Mapping[Job, Compiled]
 ) -> list[tuple[str, str]]:
-    """(entry, what is wrong) of what compiles to something else than its record says."""
+    """(entry, what is wrong) of kernels whose compiled code differs from their record."""
     differ = {job for job in known if _seen(known[job]) != _seen(compiled[job])}
-    text = "compiles to something else than is recorded for the same source"
+    text = "compiled code differs from the record for the same source"
     return [(name, text) for name, job in jobs.items() if job in differ]
 
 
