@@ -14,7 +14,7 @@ from torch import Tensor
 
 from resshift_fast import backends
 from resshift_fast.backends import Kernel
-from resshift_fast.ops import checks
+from resshift_fast.ops import checks, drawing
 from resshift_fast.ops.group_norm import ACTIVATIONS, group_norm
 from resshift_fast.ops.group_norm import reference as group_norm_reference
 from resshift_fast.ops.registration import Native, recomputed, register, takes
@@ -64,14 +64,10 @@ def _fake(a: Arguments) -> tuple[Tensor, Tensor]:
 
 def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
     """Both modes; groups with channels of both images; one launch and, in the last, two; scale and shift as views."""
-    generator = torch.Generator(device).manual_seed(0)
+    normal = drawing.normal(device, dtype)
 
     def image(channels: int, height: int, width: int) -> Tensor:
-        x = torch.randn((2, channels, height, width), generator=generator, device=device) - 2.3
-        return x.to(dtype).contiguous(memory_format=torch.channels_last)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device).to(dtype)
+        return drawing.channels_last(normal(2, channels, height, width) - 2.3)
 
     scale, shift = normal(2, 2 * 64).chunk(2, dim=1)
     return [

@@ -17,7 +17,7 @@ from torch import Tensor
 from resshift_fast import backends
 from resshift_fast.backends import Kernel
 from resshift_fast.backends import native as libraries
-from resshift_fast.ops import checks
+from resshift_fast.ops import checks, drawing
 from resshift_fast.ops.conv2d_winograd import DIRECT, cpu_kernel, pack_conv2d
 from resshift_fast.ops.group_norm import ACTIVATIONS, group_norm
 from resshift_fast.ops.group_norm import reference as group_norm_reference
@@ -74,24 +74,16 @@ def _matrix_operations(
 
 def examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
     """(x, weight, bias) in both memory formats, with and without bias."""
-    generator = torch.Generator(device).manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device).to(dtype)
-
+    normal = drawing.normal(device, dtype)
     x, weight, bias = normal(2, 32, 9, 7), normal(48, 32, 3, 3) / 16, normal(48)
-    return [(x.contiguous(memory_format=torch.channels_last), weight, bias), (x, weight, None)]
+    return [(drawing.channels_last(x), weight, bias), (x, weight, None)]
 
 
 def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
     """Those of `examples`, for small tiles, and one for large tiles with a normalization about a mean far from zero."""
-    generator = torch.Generator(device).manual_seed(1)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device).to(dtype)
-
+    normal = drawing.normal(device, dtype, seed=1)
     cases: list[tuple[Any, ...]] = [Arguments(x, weight, bias, 1) for x, weight, bias in examples(device, dtype)]
-    x = (normal(2, 64, 41, 35) - 2.3).contiguous(memory_format=torch.channels_last)
+    x = drawing.channels_last(normal(2, 64, 41, 35) - 2.3)
     norm = (32, normal(64), normal(64), 1e-5, normal(2, 64), normal(2, 64), "silu")
     return [*cases, (x, normal(40, 64, 3, 3) / 24, normal(40), 1, normal(2, 40, 41, 35), *norm)]
 

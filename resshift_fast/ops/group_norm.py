@@ -15,7 +15,7 @@ from torch import Tensor
 
 from resshift_fast import backends
 from resshift_fast.backends import Kernel
-from resshift_fast.ops import checks
+from resshift_fast.ops import checks, drawing
 from resshift_fast.ops.registration import Native, register, takes
 
 ACTIVATIONS = (None, "silu")
@@ -146,11 +146,7 @@ def _backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
 
 def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
     """Both memory formats, with and without conditioning, a mean far from zero, groups of 1 to 10 channels."""
-    generator = torch.Generator(device).manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device).to(dtype)
-
+    normal = drawing.normal(device, dtype)
     cases = []
     for channels, groups, conditioned in ((320, 32, True), (32, 32, False), (80, 16, True)):
         for memory_format in (torch.contiguous_format, torch.channels_last):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from resshift_fast import backends
 from resshift_fast.backends import Kernel
-from resshift_fast.ops import checks
+from resshift_fast.ops import checks, drawing
 from resshift_fast.ops.group_norm import reference as group_norm
 from resshift_fast.ops.registration import Native, recomputed, register, takes
 
@@ -62,16 +62,11 @@ def _matrix_operations(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) ->
 
 def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
     """With normalization and residual, and without; both memory formats; sizes that are no multiple of a block."""
-    generator = torch.Generator(device).manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device).to(dtype)
-
+    normal = drawing.normal(device, dtype)
     x, residual = normal(2, 96, 9, 7) - 2.3, normal(2, 40, 9, 7)
     weight, bias, norm_weight, norm_bias = normal(40, 96) / 10, normal(40), normal(96), normal(96)
-    channels_last = x.contiguous(memory_format=torch.channels_last)
     return [
-        (channels_last, weight, bias, residual, 32, norm_weight, norm_bias, 1e-5),
+        (drawing.channels_last(x), weight, bias, residual, 32, norm_weight, norm_bias, 1e-5),
         Arguments(x, weight),
     ]
 

@@ -24,7 +24,7 @@ from resshift_fast.backends import Kernel
 from resshift_fast.diffusion import schedule as columns
 from resshift_fast.diffusion.noise import noise_field
 from resshift_fast.diffusion.schedule import NUM_COEFFICIENTS, PREDICTION_TYPES, check_prediction_type
-from resshift_fast.ops import checks
+from resshift_fast.ops import checks, drawing
 from resshift_fast.ops.registration import Native, recomputed, register, takes
 
 LATENT_DTYPES = (torch.float32, torch.float64)
@@ -137,8 +137,8 @@ def _fake_q_sample(x0: Tensor, y: Tensor, t: Tensor, table: Tensor, noise: Tenso
 
 def _latents(device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], Tensor, Tensor, Tensor, Tensor]:
     """Four latents [2, 5, 9, 7], a row of coefficients, seeds beyond 32 bits, a step and origins."""
-    generator = torch.Generator(device).manual_seed(0)
-    latents = [torch.randn((2, 5, 9, 7), generator=generator, device=device).to(dtype) for _ in range(4)]
+    normal = drawing.normal(device, dtype)
+    latents = [normal(2, 5, 9, 7) for _ in range(4)]
     row = torch.tensor([0.4, 0.6, 1.26, 0.5, 0.5, 0.7, 0.62, 0.83], dtype=torch.float32, device=device)
     seed = torch.tensor([12345, 2**40 + 7], device=device)
     origin = torch.tensor([[0, 64], [3, 2**20]], device=device)
@@ -147,7 +147,7 @@ def _latents(device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], Te
 
 def _posterior_step_examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
     (x_t, prediction, y, lq), row, seed, step, origin = _latents(device, dtype)
-    half = prediction.bfloat16().contiguous(memory_format=torch.channels_last)
+    half = drawing.channels_last(prediction.bfloat16())
     return [
         (x_t, half, y, row, seed, step, origin, "x0", True, None, lq[:, :3], torch.bfloat16, False),
         (x_t, prediction, y, row, seed, step, None, "residual", False, y, None, torch.float32, False),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from resshift_fast import backends
 from resshift_fast.backends import Kernel
-from resshift_fast.ops import checks
+from resshift_fast.ops import checks, drawing
 from resshift_fast.ops.registration import Native, recomputed, register
 
 SCORE_ELEMENTS = 1 << 26  # 256 MiB in float32
@@ -46,17 +46,9 @@ def _matrix_operations(q: torch.Size, k: torch.Size, v: torch.Size, **_: Any) ->
 
 def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
     """The widest and a narrow head, numbers of pixels that are no multiple of a block."""
-    generator = torch.Generator(device).manual_seed(0)
-    cases = [(2, 512, 5, 7), (1, 64, 9, 8)]
-    return [
-        tuple(
-            torch.randn(shape, generator=generator, device=device)
-            .to(dtype)
-            .contiguous(memory_format=torch.channels_last)
-            for _ in range(3)
-        )
-        for shape in cases
-    ]
+    normal = drawing.normal(device, dtype)
+    shapes = ((2, 512, 5, 7), (1, 64, 9, 8))
+    return [tuple(drawing.channels_last(normal(*shape)) for _ in range(3)) for shape in shapes]
 
 
 def _triton() -> Kernel:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from resshift_fast import backends
 from resshift_fast.backends import Kernel
-from resshift_fast.ops import checks
+from resshift_fast.ops import checks, drawing
 from resshift_fast.ops.group_norm import reference as group_norm
 from resshift_fast.ops.pointwise_conv2d import normalization
 from resshift_fast.ops.registration import Native, recomputed, register, takes
@@ -63,16 +63,13 @@ def _matrix_operations(
 
 def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
     """A width that is no power of two, a number of pixels that is no multiple of a block."""
-    generator = torch.Generator(device).manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device)
-
+    normal = drawing.normal(device, dtype)
     channels, hidden = 96, 384
-    x = (normal(2, channels, 9, 7) - 2.3).to(dtype).contiguous(memory_format=torch.channels_last)
-    parameters = [normal(channels), normal(channels), normal(hidden, channels) / 10, normal(hidden)]
-    parameters += [normal(channels, hidden) / 20, normal(channels)]
-    return [(x, 32, *(parameter.to(dtype) for parameter in parameters), 1e-5)]
+    x = drawing.channels_last(normal(2, channels, 9, 7) - 2.3)
+    norm = (normal(channels), normal(channels))
+    fc1 = (normal(hidden, channels) / 10, normal(hidden))
+    fc2 = (normal(channels, hidden) / 20, normal(channels))
+    return [(x, 32, *norm, *fc1, *fc2, 1e-5)]
 
 
 @takes(Arguments)

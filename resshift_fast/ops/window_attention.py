@@ -13,7 +13,7 @@ only the windows of the bottom row are masked, between their left and right halv
 import math
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,14 +22,37 @@ from torch._guards import detect_fake_mode
 
 from resshift_fast import backends
 from resshift_fast.backends import Kernel
-from resshift_fast.ops import checks
-from resshift_fast.ops.registration import Native, register
+from resshift_fast.ops import checks, drawing
+from resshift_fast.ops.registration import Native, register, takes
 
 MASKS = ("resshift", "swin")
 MASK_VALUE = -100.0
 CACHE_SIZE = 64
 
 Make = TypeVar("Make", bound=Callable[..., Tensor])
+
+
+class Arguments(NamedTuple):
+    """Arguments of the registered operator; `window_attention` describes them."""
+
+    qkv: Tensor
+    bias_table: Tensor
+    num_heads: int
+    window_size: int
+    shift_size: int
+    mask: str
+
+
+class BackwardArguments(NamedTuple):
+    """Arguments of the registered gradient: dout like the operator's result, and the operator's own."""
+
+    dout: Tensor
+    qkv: Tensor
+    bias_table: Tensor
+    num_heads: int
+    window_size: int
+    shift_size: int
+    mask: str
 
 
 def _cached(make: Make) -> Make:
@@ -107,99 +130,89 @@ def _reverse(windows: Tensor, window_size: int, batch: int, height: int, width: 
     return x.reshape(batch, height, width, -1)
 
 
-def _heads(x: Tensor, parts: int, num_heads: int, window_size: int, shift_size: int) -> Tensor:
+def _heads(x: Tensor, parts: int, a: Arguments) -> Tensor:
     """[B, H, W, parts · C] to the windows' heads, [parts, B · windows, heads, w², head_dim]."""
-    if shift_size:
-        x = torch.roll(x, (-shift_size, -shift_size), dims=(1, 2))
-    windows = _partition(x, window_size)
-    heads: Tensor = windows.unflatten(2, (parts, num_heads, -1))
+    if a.shift_size:
+        x = torch.roll(x, (-a.shift_size, -a.shift_size), dims=(1, 2))
+    windows = _partition(x, a.window_size)
+    heads: Tensor = windows.unflatten(2, (parts, a.num_heads, -1))
     return heads.permute(2, 0, 3, 1, 4)
 
 
-def _image(heads: Tensor, shape: torch.Size, window_size: int, shift_size: int) -> Tensor:
+def _image(heads: Tensor, a: Arguments) -> Tensor:
     """Inverse of `_heads`: [parts, B · windows, heads, w², head_dim] to an image [B, H, W, parts · C]."""
     windows = heads.permute(1, 3, 0, 2, 4).flatten(2)
-    x = _reverse(windows, window_size, *shape[:3])
-    return torch.roll(x, (shift_size, shift_size), dims=(1, 2)) if shift_size else x
+    x = _reverse(windows, a.window_size, *a.qkv.shape[:3])
+    return torch.roll(x, (a.shift_size, a.shift_size), dims=(1, 2)) if a.shift_size else x
 
 
-def _probabilities(
-    q: Tensor, k: Tensor, bias_table: Tensor, shape: torch.Size, window_size: int, shift_size: int, mask: str
-) -> Tensor:
+def _probabilities(q: Tensor, k: Tensor, a: Arguments) -> Tensor:
     """softmax(q kᵀ / √d + B + M), [B · windows, heads, w², w²], accumulated in float32 (float64 for float64 input)."""
-    batch, height, width = shape[:3]
+    batch, height, width = a.qkv.shape[:3]
     num_heads, tokens, head_dim = q.shape[1:]
     accumulate = checks.accumulation_dtype(q)
-    index = relative_position_index(window_size, q.device)
-    bias = bias_table.to(accumulate)[index].permute(2, 0, 1)  # [heads, w², w²]
+    index = relative_position_index(a.window_size, q.device)
+    bias = a.bias_table.to(accumulate)[index].permute(2, 0, 1)  # [heads, w², w²]
     scores = (q * head_dim**-0.5 @ k.transpose(-2, -1)).to(accumulate) + bias
-    if shift_size:
-        m = shift_mask(height, width, window_size, shift_size, mask, q.device).to(accumulate)
+    if a.shift_size:
+        m = shift_mask(height, width, a.window_size, a.shift_size, a.mask, q.device).to(accumulate)
         scores = (scores.view(batch, -1, num_heads, tokens, tokens) + m[:, None]).view(-1, num_heads, tokens, tokens)
     return F.softmax(scores, dim=-1)
 
 
-def reference(qkv: Tensor, bias_table: Tensor, num_heads: int, window_size: int, shift_size: int, mask: str) -> Tensor:
+@takes(Arguments)
+def reference(a: Arguments) -> Tensor:
     """The formula in plain PyTorch; scores and softmax in float32 (float64 for float64 input)."""
-    q, k, v = _heads(qkv, 3, num_heads, window_size, shift_size)
-    p = _probabilities(q, k, bias_table, qkv.shape, window_size, shift_size, mask)
-    return _image((p.to(v.dtype) @ v)[None], qkv.shape, window_size, shift_size)
+    q, k, v = _heads(a.qkv, 3, a)
+    p = _probabilities(q, k, a)
+    return _image((p.to(v.dtype) @ v)[None], a)
 
 
-def _plain(qkv: Tensor, bias_table: Tensor, num_heads: int, window_size: int, shift_size: int, mask: str) -> Tensor:
-    return reference(qkv, bias_table, num_heads, window_size, shift_size, mask).contiguous()
+@takes(Arguments)
+def _plain(a: Arguments) -> Tensor:
+    return reference(*a).contiguous()
 
 
-def _fake(qkv: Tensor, bias_table: Tensor, num_heads: int, window_size: int, shift_size: int, mask: str) -> Tensor:
-    return qkv.new_empty((*qkv.shape[:3], qkv.shape[3] // 3))
+@takes(Arguments)
+def _fake(a: Arguments) -> Tensor:
+    return a.qkv.new_empty((*a.qkv.shape[:3], a.qkv.shape[3] // 3))
 
 
-def _plain_backward(
-    dout: Tensor, qkv: Tensor, bias_table: Tensor, num_heads: int, window_size: int, shift_size: int, mask: str
-) -> tuple[Tensor, Tensor]:
+@takes(BackwardArguments)
+def _plain_backward(b: BackwardArguments) -> tuple[Tensor, Tensor]:
     """Gradients of qkv and, in float32 (float64 for float64 input), of the bias table; the softmax is recomputed."""
-    accumulate = checks.accumulation_dtype(qkv)
-    q, k, v = _heads(qkv, 3, num_heads, window_size, shift_size).to(accumulate)
-    (do,) = _heads(dout, 1, num_heads, window_size, shift_size).to(accumulate)
-    p = _probabilities(q, k, bias_table, qkv.shape, window_size, shift_size, mask)
+    a = Arguments(*b[1:])
+    accumulate = checks.accumulation_dtype(a.qkv)
+    q, k, v = _heads(a.qkv, 3, a).to(accumulate)
+    (do,) = _heads(b.dout, 1, a).to(accumulate)
+    p = _probabilities(q, k, a)
     dp = do @ v.transpose(-2, -1)
     ds = p * (dp - (dp * p).sum(-1, keepdim=True))
     scale = q.shape[-1] ** -0.5
     parts = torch.stack([ds @ k * scale, ds.transpose(-2, -1) @ q * scale, p.transpose(-2, -1) @ do])
-    dqkv = _image(parts.to(qkv.dtype), qkv.shape, window_size, shift_size)
-    index = relative_position_index(window_size, qkv.device).flatten()
-    dtable = torch.zeros(bias_table.shape, dtype=accumulate, device=qkv.device)
+    dqkv = _image(parts.to(a.qkv.dtype), a)
+    index = relative_position_index(a.window_size, a.qkv.device).flatten()
+    dtable = torch.zeros(a.bias_table.shape, dtype=accumulate, device=a.qkv.device)
     # Sorted and summed in order, unlike index_add_, whose sums on a GPU differ from run to run.
     dtable.index_put_((index,), ds.sum(0).flatten(1).T, accumulate=True)
     return dqkv.contiguous(), dtable
 
 
-def _fake_backward(
-    dout: Tensor, qkv: Tensor, bias_table: Tensor, num_heads: int, window_size: int, shift_size: int, mask: str
-) -> tuple[Tensor, Tensor]:
-    return qkv.new_empty(qkv.shape), bias_table.new_empty(bias_table.shape, dtype=checks.accumulation_dtype(qkv))
+@takes(BackwardArguments)
+def _fake_backward(b: BackwardArguments) -> tuple[Tensor, Tensor]:
+    dtable = b.bias_table.new_empty(b.bias_table.shape, dtype=checks.accumulation_dtype(b.qkv))
+    return b.qkv.new_empty(b.qkv.shape), dtable
 
 
-def _matrix_operations(
-    qkv: torch.Size,
-    bias_table: torch.Size,
-    num_heads: int,
-    window_size: int,
-    shift_size: int,
-    mask: str,
-    *,
-    out_shape: torch.Size,
-    **_: Any,
-) -> int:
+def _matrix_operations(*args: Any, out_shape: torch.Size, **_: Any) -> int:
     """q kᵀ and P v: 2 · 2 · w² operations for every value of the result."""
-    return 4 * window_size**2 * math.prod(out_shape)
+    return 4 * Arguments(*args).window_size ** 2 * math.prod(out_shape)
 
 
-def _matrix_operations_backward(
-    dout: torch.Size, qkv: torch.Size, bias_table: torch.Size, num_heads: int, window_size: int, *_: Any, **__: Any
-) -> int:
+def _matrix_operations_backward(*args: Any, **_: Any) -> int:
     """q kᵀ again, and the four products of the gradients."""
-    return 10 * window_size**2 * math.prod(dout)
+    b = BackwardArguments(*args)
+    return 10 * b.window_size**2 * math.prod(b.dout)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -210,16 +223,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
     qkv, bias_table = ctx.saved_tensors
     dqkv, dtable = _backward_op(dout, qkv, bias_table, *ctx.options)
-    return dqkv, dtable.to(bias_table.dtype), None, None, None, None
+    return dqkv, dtable.to(bias_table.dtype), *[None] * len(ctx.options)
 
 
 def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
     """Both masks, shifted and not, non-square images of several windows."""
-    generator = torch.Generator(device).manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device).to(dtype)
-
+    normal = drawing.normal(device, dtype)
     cases = [(2, 16, 24, 8, 32, 4, "resshift"), (1, 8, 8, 4, 32, 0, "resshift"), (1, 16, 8, 8, 32, 4, "swin")]
     return [
         (normal(batch, height, width, 3 * 2 * head), normal((2 * window - 1) ** 2, 2), 2, window, shift, mask)
@@ -290,23 +299,23 @@ _op = register(
 
 
 @checks.once
-def _check(qkv: Tensor, bias_table: Tensor, num_heads: int, window_size: int, shift_size: int, mask: str) -> None:
-    op = "window_attention"
+@takes(Arguments)
+def _check(a: Arguments) -> None:
+    op, qkv, window = "window_attention", a.qkv, a.window_size
     checks.floating(op, "qkv", qkv)
-    if qkv.dim() != 4 or qkv.numel() == 0 or num_heads < 1 or qkv.shape[3] % (3 * num_heads):
+    if qkv.dim() != 4 or qkv.numel() == 0 or a.num_heads < 1 or qkv.shape[3] % (3 * a.num_heads):
         raise ValueError(
-            f"{op}: qkv must be [B, H, W, 3C] with C a multiple of num_heads={num_heads}, got {tuple(qkv.shape)}"
+            f"{op}: qkv must be [B, H, W, 3C] with C a multiple of num_heads={a.num_heads}, got {tuple(qkv.shape)}"
         )
-    if window_size < 1 or qkv.shape[1] % window_size or qkv.shape[2] % window_size:
-        raise ValueError(
-            f"{op}: image {qkv.shape[1]}×{qkv.shape[2]} is not a multiple of window_size={window_size}; pad it first"
-        )
-    if not 0 <= shift_size < window_size:
-        raise ValueError(f"{op}: shift_size is {shift_size}, expected 0 to window_size − 1 = {window_size - 1}")
-    checks.shape(op, "bias_table", bias_table, ((2 * window_size - 1) ** 2, num_heads), "[(2w − 1)², heads]")
-    checks.parameters(op, qkv, bias_table=bias_table)
-    if mask not in MASKS:
-        raise ValueError(f"{op}: mask is {mask!r}, expected 'resshift' or 'swin'")
+    if window < 1 or qkv.shape[1] % window or qkv.shape[2] % window:
+        image = f"{qkv.shape[1]}×{qkv.shape[2]}"
+        raise ValueError(f"{op}: image {image} is not a multiple of window_size={window}; pad it first")
+    if not 0 <= a.shift_size < window:
+        raise ValueError(f"{op}: shift_size is {a.shift_size}, expected 0 to window_size − 1 = {window - 1}")
+    checks.shape(op, "bias_table", a.bias_table, ((2 * window - 1) ** 2, a.num_heads), "[(2w − 1)², heads]")
+    checks.parameters(op, qkv, bias_table=a.bias_table)
+    if a.mask not in MASKS:
+        raise ValueError(f"{op}: mask is {a.mask!r}, expected 'resshift' or 'swin'")
 
 
 def window_attention(
@@ -340,6 +349,7 @@ def window_attention(
         >>> window_attention(torch.randn(1, 16, 24, 3 * 64), torch.zeros(225, 2), num_heads=2, window_size=8).shape
         torch.Size([1, 16, 24, 64])
     """
-    _check(qkv, bias_table, num_heads, window_size, shift_size, mask)
+    arguments = (qkv, bias_table, num_heads, window_size, shift_size, mask)
+    _check(*arguments)
     run = _op if backends.fused("window_attention", qkv.device.type, opaque=True) else reference
-    return run(qkv, bias_table, num_heads, window_size, shift_size, mask)
+    return run(*arguments)
