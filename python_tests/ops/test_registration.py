@@ -1,5 +1,7 @@
 """What holds for every registered operator: opcheck, fakes, gradients, repeatability, and errors on every backend."""
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from comparison import LAYOUTS, assert_close, layouts, name_of
@@ -9,6 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from resshift_fast import backends, ops, use_backend
 from resshift_fast.backends import OPERATORS
+from resshift_fast.ops.registration import takes
 from resshift_fast.ops.vector_quantize import reference as vector_quantize_reference
 
 CPU = torch.device("cpu")
@@ -62,6 +65,23 @@ def test_every_public_operator_is_registered():
     for name in OPERATORS:
         assert registered(name)._schema.name == f"resshift_fast::{name}"
         assert not registered(name)._schema.is_mutable
+
+
+def test_the_schema_has_the_fields_of_a_structure_without_their_defaults():
+    class Arguments(NamedTuple):
+        x: Tensor
+        factor: int = 2
+        offset: Tensor | None = None
+
+    @takes(Arguments)
+    def plain(a: Arguments) -> Tensor:
+        return a.factor * a.x if a.offset is None else a.factor * a.x + a.offset
+
+    assert torch.library.infer_schema(plain, mutates_args=()) == "(Tensor x, SymInt factor, Tensor? offset) -> Tensor"
+    x = torch.ones(3)
+    assert plain(x).equal(2 * x) and plain(x, 3, offset=x).equal(4 * x)
+    with pytest.raises(TypeError, match="positional arguments"):
+        plain(x, 1, None, x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name_of)
