@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pairwise import ISAS
 
 from resshift_fast import use_backend
 from resshift_fast.backends import unavailable
@@ -16,7 +17,7 @@ def backend(request):
         yield request.param
 
 
-@pytest.fixture(params=range(4), ids=["portable", "avx2", "avx512", "avx512_bf16"])
+@pytest.fixture(params=ISAS.values(), ids=ISAS)
 def isa(request):
     """Each instruction set that this processor has."""
     operators = torch.ops.resshift_fast_cpu

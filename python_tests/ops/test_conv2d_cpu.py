@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from comparison import assert_close, layouts, name_of, relative_error
 from golden_data import array
+from pairwise import ISAS, pairwise
 from safetensors.torch import load_file
 from torch import nn
 
@@ -30,14 +31,18 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LIMITS = {4: 1e-5, 6: 1e-5, 8: 1e-4}
 SIZES = [(1, 1), (1, 40), (9, 7), (33, 17), (64, 64)]
 CHANNELS = [(1, 1), (3, 130), (17, 64), (64, 3), (130, 17)]
-# Every size and every pair of channels with every padding that fits.
-CASES = [
-    (channels, out_channels, height, width, padding)
-    for i, (height, width) in enumerate(SIZES)
-    for j, (channels, out_channels) in enumerate(CHANNELS)
-    for padding in ({(i + j) % 3, (i + 2 * j + 1) % 3} if min(height, width) > 2 else {1, 2})
-]
-IDS = [f"C{c}-O{o}-H{h}-W{w}-padding{p}" for c, o, h, w, p in CASES]
+AXES = {  # of which any three meet in all combinations of their values
+    "channels": {f"C{c}-O{o}": (c, o) for c, o in CHANNELS},
+    "size": {f"H{height}-W{width}": (height, width) for height, width in SIZES},
+    "padding": {f"padding{p}": p for p in range(3)},
+    "dtype": DTYPES,
+    "isa": ISAS,
+}
+
+
+def fits(case):
+    """Whether the kernel fits into the padded image."""
+    return min(case["size"]) + 2 * case["padding"] > 2
 
 
 @pytest.fixture(scope="module")
@@ -78,23 +83,23 @@ def close(y, expected, tile):
     assert_close("output", y, expected, max(LIMITS[tile], rounding))
 
 
-@pytest.mark.parametrize("tile", TILES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("channels, out_channels, height, width, padding", CASES, ids=IDS)
-def test_every_instruction_set_and_tile_matches_float64(
-    channels, out_channels, height, width, padding, dtype, tile, isa
-):
-    x, weight, bias = inputs(channels, out_channels, height, width, dtype)
+@pairwise(strength=3, allowed=fits, **AXES, tile={f"tile{n}": n for n in TILES})
+def test_every_instruction_set_and_tile_matches_float64(channels, size, padding, dtype, tile, isa):
+    x, weight, bias = inputs(*channels, *size, dtype)
     y = kernel(x, weight, bias, padding, tile=tile)
     assert y.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last)
     close(y, exact(x, weight, bias, padding), tile)
 
 
-@pytest.mark.parametrize("tile", TILES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("residual", [False, True], ids=["alone", "sum"])
-@pytest.mark.parametrize("norm", ["plain", "norm", "silu"])
-@pytest.mark.parametrize("upsample", [False, True], ids=["same", "upsample"])
+@pairwise(
+    strength=3,
+    upsample={"same": False, "upsample": True},
+    norm=["plain", "norm", "silu"],
+    residual={"alone": False, "sum": True},
+    dtype=DTYPES,
+    tile={f"tile{n}": n for n in TILES},
+    isa=ISAS,
+)
 def test_everything_at_once_matches_float64(upsample, norm, residual, dtype, tile, isa):
     x, weight, bias = inputs(70, 33, 13, 21, dtype)
     options = {"upsample": upsample, "silu": norm == "silu"}
@@ -176,11 +181,10 @@ def test_many_threads_call_at_once(two_threads):
             assert all(a.equal(b) for a, b in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("tile", TILES)
-@pytest.mark.parametrize("channels, out_channels, height, width", BIG, ids=str)
-def test_nothing_is_left_of_an_earlier_call(channels, out_channels, height, width, tile, isa):
+@pairwise(size=BIG, tile={f"tile{n}": n for n in TILES}, isa=ISAS)
+def test_nothing_is_left_of_an_earlier_call(size, tile, isa):
     """Memory between the transforms is used again, where NaN of one call must not reach the next."""
-    x, weight, bias = inputs(channels, out_channels, height, width)
+    x, weight, bias = inputs(*size)
     expected = kernel(x, weight, bias, tile=tile)
     poison = [torch.full_like(tensor, torch.nan) for tensor in inputs(130, 260, 45, 33)]
     for each in TILES:
@@ -232,11 +236,10 @@ def of_result(x, out_channels, padding):
     return dy.contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("channels, out_channels, height, width, padding", CASES, ids=IDS)
-def test_gradients_of_the_weight_match_float64(channels, out_channels, height, width, padding, dtype, isa):
-    x, _, _ = inputs(channels, out_channels, height, width, dtype)
-    dy = of_result(x, out_channels, padding)
+@pairwise(strength=3, allowed=fits, **AXES)
+def test_gradients_of_the_weight_match_float64(channels, size, padding, dtype, isa):
+    x, _, _ = inputs(*channels, *size, dtype)
+    dy = of_result(x, channels[1], padding)
     found = gradient(x, dy, padding)
     assert found.dtype == torch.float32
     assert_close("gradient", found, exact_gradient(x, dy, padding), 1e-5)

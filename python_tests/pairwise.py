@@ -1,0 +1,66 @@
+"""Cases of a test in which all values of any two axes meet: far fewer than all combinations, and nearly as telling."""
+
+import random
+from collections.abc import Callable, Iterable, Mapping
+from itertools import combinations, product
+from math import comb
+from typing import Any
+
+import pytest
+import torch
+from comparison import name_of
+
+ISAS = {"portable": 0, "avx2": 1, "avx512": 2, "avx512_bf16": 3}  # instruction sets, as the fixture `isa` takes them
+
+Axis = Mapping[str, Any] | Iterable[Any]
+
+
+def pairwise(
+    *, strength: int = 2, allowed: Callable[[dict[str, Any]], bool] | None = None, **axes: Axis
+) -> pytest.MarkDecorator:
+    """Parametrize a test with few cases, the same ones every time.
+
+    Args:
+        strength: of how many axes every combination of values comes in some case: 2 for pairs.
+        allowed: whether a case, {axis: value}, can be; None where all can.
+        axes: the values of each argument, as a mapping from what ids call them or as they are. The fixtures `isa` and
+            `backend` are given their value.
+    """
+    named = [list(_named(axis)) for axis in axes.values()]
+    cases = [
+        case
+        for case in product(*map(range, map(len, named)))
+        if allowed is None or allowed({name: axis[i][1] for name, axis, i in zip(axes, named, case, strict=True)})
+    ]
+    parameters = []
+    for case in _covering(cases, min(strength, len(axes))):
+        ids, values = zip(*(axis[i] for axis, i in zip(named, case, strict=True)), strict=True)
+        parameters.append(pytest.param(*values, id="-".join(ids)))
+    return pytest.mark.parametrize(
+        ", ".join(axes), parameters, indirect=[name for name in axes if name in ("isa", "backend")]
+    )
+
+
+def _covering(cases: list[tuple[int, ...]], strength: int) -> list[tuple[int, ...]]:
+    """Some of the cases that hold whatever combinations of values all of them hold; those with most new ones first."""
+    shuffled = random.Random(0).sample(cases, len(cases))
+    held = [set(combinations(enumerate(case), strength)) for case in shuffled]
+    missing = set().union(*held)
+    chosen = []
+    for least in range(comb(len(cases[0]), strength), 0, -1):
+        for case, combined in zip(shuffled, held, strict=True):
+            if len(combined & missing) >= least:
+                chosen.append(case)
+                missing -= combined
+    return sorted(chosen)
+
+
+def _named(axis: Axis) -> Iterable[tuple[str, Any]]:
+    """(what ids call it, value) of every value of an axis."""
+    return axis.items() if isinstance(axis, Mapping) else ((_name(value), value) for value in axis)
+
+
+def _name(value: Any) -> str:
+    if isinstance(value, torch.dtype):
+        return name_of(value)
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
