@@ -10,7 +10,11 @@ import pytest
 import torch
 from comparison import name_of
 
+BACKENDS = ("reference", "cpu")  # that all tests in ops/ are for
 ISAS = {"portable": 0, "avx2": 1, "avx512": 2, "avx512_bf16": 3}  # instruction sets, as the fixture `isa` takes them
+
+# For tests of what comes before a backend is chosen.
+once = pytest.mark.parametrize("backend", BACKENDS[:1], indirect=True)
 
 Axis = Mapping[str, Any] | Iterable[Any]
 

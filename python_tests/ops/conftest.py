@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from pairwise import ISAS
+from pairwise import BACKENDS, ISAS
 
 from resshift_fast import use_backend
 from resshift_fast.backends import unavailable
 
 
-@pytest.fixture(params=["reference", "cpu"], scope="module")
+@pytest.fixture(params=BACKENDS, scope="module")
 def backend(request):
     """Everything holds for plain PyTorch and for C++."""
     if reason := unavailable(request.param):

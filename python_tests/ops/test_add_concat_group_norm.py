@@ -6,6 +6,7 @@ import pytest
 import torch
 from comparison import DTYPES, LAYOUTS, check_operator, layouts, name_of
 from golden_data import array
+from pairwise import BACKENDS, once, pairwise
 
 from resshift_fast.ops import add_concat_group_norm, group_norm
 from resshift_fast.ops.add_concat_group_norm import reference
@@ -61,16 +62,14 @@ def functions(second, **options):
     return (partial(f, mode=mode, **options) for f in (add_concat_group_norm, plain, exact))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("batch, first, second, groups, height, width, conditioned, activation", CASES, ids=IDS)
-def test_matches_float64(batch, first, second, groups, height, width, conditioned, activation, dtype):
+@pairwise(case=dict(zip(IDS, CASES, strict=True)), dtype=DTYPES, backend=BACKENDS)
+def test_matches_float64(case, dtype):
+    batch, first, second, groups, height, width, conditioned, activation = case
     tensors = inputs(batch, first, second, height, width, conditioned)
     check_operator(*functions(second, num_groups=groups, activation=activation), tensors, dtype)
 
 
-@pytest.mark.parametrize("name", ["x", "other"])
-@pytest.mark.parametrize("second", [None, 8], ids=["add", "concat"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pairwise(strength=3, layout=LAYOUTS, second={"add": None, "concat": 8}, name=["x", "other"], backend=BACKENDS)
 def test_any_memory_layout(layout, second, name):
     tensors = inputs(2, 16, second, 6, 5)
     tensors[name] = layouts(tensors[name])[layout]
@@ -95,6 +94,7 @@ X, OTHER, C, C2 = torch.ones(2, 6, 3, 3), torch.ones(2, 4, 3, 3), torch.ones(6),
 CONCAT = {"mode": "concat"}
 
 
+@once
 @pytest.mark.parametrize(
     "args, options, error, message",
     [

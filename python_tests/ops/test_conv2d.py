@@ -6,6 +6,7 @@ import pytest
 import torch
 from comparison import DTYPES, LAYOUTS, LIMITS, assert_close, check_operator, layouts, name_of, relative_error
 from golden_data import array
+from pairwise import BACKENDS, once, pairwise
 
 from resshift_fast.ops import conv2d, conv2d_takes_norm
 from resshift_fast.ops.conv2d import reference
@@ -54,9 +55,9 @@ def inputs(batch, channels, out_channels, height, width, bias=True):
     return tensors | ({"bias": array("conv2d.bias", out_channels)} if bias else {})
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("batch, channels, out_channels, height, width, padding, bias", CASES, ids=IDS)
-def test_matches_float64(batch, channels, out_channels, height, width, padding, bias, dtype):
+@pairwise(case=dict(zip(IDS, CASES, strict=True)), dtype=DTYPES, backend=BACKENDS)
+def test_matches_float64(case, dtype):
+    batch, channels, out_channels, height, width, padding, bias = case
     tensors = inputs(batch, channels, out_channels, height, width, bias)
     functions = (partial(f, padding=padding) for f in (conv2d, plain, exact))
     check_operator(*functions, tensors, dtype)
@@ -144,9 +145,10 @@ def by_place(function):
     return call
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("sizes", FUSED, ids=FUSED_IDS)
-@pytest.mark.parametrize("way", ["public", "registered"])
+FUSED_AXES = {"sizes": dict(zip(FUSED_IDS, FUSED, strict=True)), "dtype": DTYPES, "backend": BACKENDS}
+
+
+@pairwise(strength=3, way=["public", "registered"], **FUSED_AXES)
 def test_norm_and_sum_match_float64(way, sizes, dtype):
     """With gradients: the public function's own steps, and the registered operator's by computing it again."""
     tensors, options = fused_inputs(*sizes)
@@ -154,9 +156,11 @@ def test_norm_and_sum_match_float64(way, sizes, dtype):
     check_operator(*(partial(f, **options) for f in (ours, by_place(reference), exact_fused)), tensors, dtype)
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels_last"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("sizes", FUSED, ids=FUSED_IDS)
+@pairwise(
+    strength=3,
+    **FUSED_AXES,
+    memory_format={"nchw": torch.contiguous_format, "channels_last": torch.channels_last},
+)
 def test_norm_and_sum_in_one_pass_match_float64(sizes, dtype, memory_format, backend):
     """Without gradients, where a kernel does all of it."""
     tensors, options = fused_inputs(*sizes)
@@ -246,6 +250,7 @@ W, X, C = torch.ones(4, 6, 3, 3), torch.ones(2, 6, 5, 5), torch.ones(6)
 NORM = {"num_groups": 3, "norm_weight": C, "norm_bias": C}
 
 
+@once
 @pytest.mark.parametrize(
     "args, options, error, message",
     [

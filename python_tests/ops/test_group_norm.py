@@ -6,6 +6,7 @@ import pytest
 import torch
 from comparison import DTYPES, LAYOUTS, assert_close, check_operator, layouts, name_of
 from golden_data import array
+from pairwise import BACKENDS, once, pairwise
 
 from resshift_fast.ops import group_norm
 from resshift_fast.ops.group_norm import reference
@@ -56,10 +57,15 @@ def inputs(batch, channels, height, width, conditioning="", offset=-2.3):
     return tensors
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels_last"])
-@pytest.mark.parametrize("batch, channels, groups, height, width, conditioning, activation", CASES, ids=IDS)
-def test_matches_float64(batch, channels, groups, height, width, conditioning, activation, memory_format, dtype):
+@pairwise(
+    strength=3,
+    case=dict(zip(IDS, CASES, strict=True)),
+    memory_format={"nchw": torch.contiguous_format, "channels_last": torch.channels_last},
+    dtype=DTYPES,
+    backend=BACKENDS,
+)
+def test_matches_float64(case, memory_format, dtype):
+    batch, channels, groups, height, width, conditioning, activation = case
     tensors = inputs(batch, channels, height, width, conditioning)
     tensors["x"] = tensors["x"].contiguous(memory_format=memory_format)
     functions = (partial(f, num_groups=groups, activation=activation) for f in (group_norm, plain, exact))
@@ -129,6 +135,7 @@ def test_float32_parameters_with_16_bit_images(dtype):
 W, X = torch.ones(6), torch.ones(2, 6, 3, 3)
 
 
+@once
 @pytest.mark.parametrize(
     "args, options, error, message",
     [

@@ -7,6 +7,7 @@ import pytest
 import torch
 from comparison import DTYPES, assert_close, check_operator, name_of
 from golden_data import array
+from pairwise import ISAS, pairwise
 
 from resshift_fast import use_backend
 from resshift_fast.backends import unavailable
@@ -64,10 +65,9 @@ SHAPES = [  # batch, channels, groups, height, width: rows of one pixel and of s
 ]
 
 
-@pytest.mark.parametrize("dtype", DTYPES[1:], ids=name_of)
-@pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS)
-@pytest.mark.parametrize("batch, channels, groups, height, width", SHAPES, ids=str)
-def test_every_instruction_set_matches_float64(batch, channels, groups, height, width, memory_format, dtype, isa):
+@pairwise(strength=3, shape=SHAPES, memory_format=FORMATS, dtype=DTYPES[1:], isa=ISAS)
+def test_every_instruction_set_matches_float64(shape, memory_format, dtype, isa):
+    batch, channels, groups, height, width = shape
     tensors = inputs(batch, channels, height, width, memory_format)
     ours = partial(group_norm, num_groups=groups, activation="silu")
     # Of two values per group little is left of the gradient, which is a difference of what is nearly the same.
@@ -76,8 +76,7 @@ def test_every_instruction_set_matches_float64(batch, channels, groups, height, 
     check_operator(*functions, tensors, dtype, limit)
 
 
-@pytest.mark.parametrize("dtype", DTYPES[1:], ids=name_of)
-@pytest.mark.parametrize("mode", ["add", "concat"])
+@pairwise(mode=["add", "concat"], dtype=DTYPES[1:], isa=ISAS)
 def test_every_instruction_set_merges(mode, dtype, isa):
     x = array("merge.x", 2, 20, 40, 41) - 2.3
     other = array("merge.other", 2, 20 if mode == "add" else 11, 40, 41) - 2.3
@@ -89,8 +88,7 @@ def test_every_instruction_set_merges(mode, dtype, isa):
     assert_close("normalization", y, expected, 1e-6 if dtype == torch.float32 else torch.finfo(dtype).eps / 3)
 
 
-@pytest.mark.parametrize("offset", [-2.3, 1000])
-@pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS)
+@pairwise(memory_format=FORMATS, offset=[-2.3, 1000], isa=ISAS)
 def test_the_table_normalizes_exactly(memory_format, offset, isa):
     tensors = inputs(2, 96, 37, 41, memory_format, offset)
     x, weight, bias, scale, shift = tensors.values()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from comparison import DTYPES, LAYOUTS, assert_close, check_operator, layouts, name_of
 from golden_data import array
+from pairwise import BACKENDS, once, pairwise
 
 from resshift_fast.ops.pointwise_conv2d import pointwise_conv2d, reference
 
@@ -58,9 +59,9 @@ def inputs(batch, channels, out_channels, height, width, *, norm=True, bias=True
     return tensors
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("batch, channels, groups, out_channels, height, width, bias, residual", CASES, ids=IDS)
-def test_matches_float64(batch, channels, groups, out_channels, height, width, bias, residual, dtype):
+@pairwise(case=dict(zip(IDS, CASES, strict=True)), dtype=DTYPES, backend=BACKENDS)
+def test_matches_float64(case, dtype):
+    batch, channels, groups, out_channels, height, width, bias, residual = case
     tensors = inputs(batch, channels, out_channels, height, width, norm=groups > 0, bias=bias, residual=residual)
     functions = (partial(f, num_groups=groups) for f in (pointwise_conv2d, plain, exact))
     check_operator(*functions, tensors, dtype)
@@ -93,6 +94,7 @@ def test_float32_tensors_with_16_bit_images(dtype):
     assert_close("output", y, expected, 2 * torch.finfo(dtype).eps)
 
 
+@once
 @pytest.mark.parametrize(
     "change, error, message",
     [

@@ -7,6 +7,7 @@ from importlib import import_module
 import pytest
 import torch
 from comparison import LargestTensor, assert_close, check_operator, name_of
+from pairwise import ISAS, pairwise
 
 from python_tests.ops import test_pointwise_conv2d as pointwise
 from python_tests.ops import test_spatial_attention as spatial
@@ -76,17 +77,15 @@ LARGE = [
 LARGE_IDS = [f"{operator}-{'x'.join(str(int(n)) for n in size)}" for operator, size in LARGE]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=name_of)
-@pytest.mark.parametrize("operator, size", CASES, ids=IDS)
-def test_every_instruction_set_matches_float64(operator, size, dtype, isa):
-    *functions, tensors = case_of(operator, size)
+@pairwise(case=dict(zip(IDS, CASES, strict=True)), dtype=[torch.float32, torch.bfloat16, torch.float16], isa=ISAS)
+def test_every_instruction_set_matches_float64(case, dtype, isa):
+    *functions, tensors = case_of(*case)
     check_operator(*functions, channels_last(tensors), dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=name_of)
-@pytest.mark.parametrize("operator, size", LARGE[:4], ids=LARGE_IDS[:4])
-def test_float32_parameters_with_16_bit_images(operator, size, dtype, isa):
-    ours, _plain, exact, tensors = case_of(operator, size)
+@pairwise(case=dict(zip(LARGE_IDS[:4], LARGE, strict=False)), dtype=[torch.float16, torch.bfloat16], isa=ISAS)
+def test_float32_parameters_with_16_bit_images(case, dtype, isa):
+    ours, _plain, exact, tensors = case_of(*case)
     tensors = channels_last(tensors)
     tensors["x"] = tensors["x"].to(dtype)
     expected = exact(**{name: x.double() for name, x in tensors.items()})

@@ -8,6 +8,7 @@ from comparison import DTYPES, LAYOUTS, assert_close, check_operator, layouts, n
 from golden_data import array
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairwise import BACKENDS, once, pairwise
 
 from resshift_fast.diffusion.noise import noise_field
 from resshift_fast.diffusion.schedule import PREDICTION_TYPES, Schedule
@@ -75,10 +76,14 @@ def inputs(*names):
     return {n: array(f"shift.{n}", *shapes.get(n, SHAPE)) + offsets.get(n, -2.3) for n in names}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name_of)
-@pytest.mark.parametrize("clamp_x0", [False, True], ids=["free", "clamped"])
-@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-@pytest.mark.parametrize("t", range(SCHEDULE.num_steps))
+@pairwise(
+    strength=3,
+    t=range(SCHEDULE.num_steps),
+    prediction_type=PREDICTION_TYPES,
+    clamp_x0={"free": False, "clamped": True},
+    dtype=[torch.float32, torch.float64],
+    backend=BACKENDS,
+)
 def test_posterior_step_matches_float64(t, prediction_type, clamp_x0, dtype):
     tensors = inputs("x_t", "prediction", "y", "noise", "lq") if t else inputs("x_t", "prediction", "y")
     options = {"t": t, "prediction_type": prediction_type, "clamp_x0": clamp_x0}
@@ -224,6 +229,7 @@ def message_only(value):
     return value if isinstance(value, str) else ""
 
 
+@once
 @pytest.mark.parametrize("change, error, message", POSTERIOR + COMMON, ids=message_only)
 def test_posterior_step_refuses(change, error, message):
     with pytest.raises(error, match=message):
@@ -236,12 +242,14 @@ PRIOR = [
 ]
 
 
+@once
 @pytest.mark.parametrize("change, error, message", PRIOR + COMMON, ids=message_only)
 def test_prior_sample_refuses(change, error, message):
     with pytest.raises(error, match=message):
         prior_sample(**({"y": X, "coefficients": ROW, "seed": SEED} | change))
 
 
+@once
 @pytest.mark.parametrize(
     "change, error, message",
     [

@@ -4,8 +4,9 @@ from importlib import import_module
 
 import pytest
 import torch
-from comparison import DTYPES, LAYOUTS, LargestTensor, assert_close, check_operator, layouts, name_of
+from comparison import DTYPES, LAYOUTS, LargestTensor, assert_close, check_operator, layouts
 from golden_data import array
+from pairwise import BACKENDS, once, pairwise
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from resshift_fast import use_backend
@@ -36,9 +37,9 @@ def inputs(batch, channels, height, width):
     return {"q": array("spatial.q", *shape), "k": array("spatial.k", *shape), "v": array("spatial.v", *shape) - 2.3}
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("batch, channels, height, width", CASES, ids=IDS)
-def test_matches_float64(batch, channels, height, width, dtype):
+@pairwise(case=dict(zip(IDS, CASES, strict=True)), dtype=DTYPES, backend=BACKENDS)
+def test_matches_float64(case, dtype):
+    batch, channels, height, width = case
     check_operator(spatial_attention, reference, exact, inputs(batch, channels, height, width), dtype)
 
 
@@ -83,6 +84,7 @@ def test_large_scores_do_not_overflow():
 X = torch.ones(2, 4, 3, 3)
 
 
+@once
 @pytest.mark.parametrize(
     "args, error, message",
     [

@@ -7,6 +7,7 @@ import pytest
 import torch
 from comparison import DTYPES, LAYOUTS, assert_close, check_operator, layouts, name_of
 from golden_data import array
+from pairwise import BACKENDS, once, pairwise
 
 from resshift_fast.ops import swin_mlp
 from resshift_fast.ops.swin_mlp import reference
@@ -47,9 +48,9 @@ def inputs(batch, channels, hidden, height, width):
     }
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("batch, channels, groups, hidden, height, width", CASES, ids=IDS)
-def test_matches_float64(batch, channels, groups, hidden, height, width, dtype):
+@pairwise(case=dict(zip(IDS, CASES, strict=True)), dtype=DTYPES, backend=BACKENDS)
+def test_matches_float64(case, dtype):
+    batch, channels, groups, hidden, height, width = case
     functions = (partial(f, num_groups=groups) for f in (swin_mlp, plain, exact))
     check_operator(*functions, inputs(batch, channels, hidden, height, width), dtype)
 
@@ -80,6 +81,7 @@ def test_float32_parameters_with_16_bit_images(dtype):
     assert_close("output", y, expected, 2 * torch.finfo(dtype).eps)
 
 
+@once
 @pytest.mark.parametrize(
     "change, error, message",
     [

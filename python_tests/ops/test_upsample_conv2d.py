@@ -4,6 +4,7 @@ import pytest
 import torch
 from comparison import DTYPES, LAYOUTS, assert_close, check_operator, layouts, name_of
 from golden_data import array
+from pairwise import BACKENDS, once, pairwise
 
 from resshift_fast.ops import upsample_conv2d
 from resshift_fast.ops.conv2d_winograd import DIRECT, algorithm
@@ -57,9 +58,9 @@ def inputs(batch, channels, out_channels, height, width, bias=True):
     return tensors | ({"bias": array("upsample.bias", out_channels)} if bias else {})
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("batch, channels, out_channels, height, width, bias", CASES, ids=IDS)
-def test_matches_float64(batch, channels, out_channels, height, width, bias, dtype):
+@pairwise(case=dict(zip(IDS, CASES, strict=True)), dtype=DTYPES, backend=BACKENDS)
+def test_matches_float64(case, dtype):
+    batch, channels, out_channels, height, width, bias = case
     check_operator(upsample_conv2d, plain, exact, inputs(batch, channels, out_channels, height, width, bias), dtype)
 
 
@@ -104,6 +105,7 @@ def test_float32_parameters_with_16_bit_images(dtype):
 W, X = torch.ones(4, 6, 3, 3), torch.ones(2, 6, 5, 5)
 
 
+@once
 @pytest.mark.parametrize(
     "args, error, message",
     [

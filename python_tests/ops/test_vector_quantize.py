@@ -8,6 +8,7 @@ from comparison import DTYPES, LAYOUTS, LargestTensor, assert_close, layouts, na
 from golden_data import array
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairwise import BACKENDS, once, pairwise
 
 from resshift_fast.ops import vector_quantize
 
@@ -38,9 +39,9 @@ def assert_nearest(z, codebook, quantized, indices, slack=1e-5):
     assert torch.equal(quantized, codebook.to(z.dtype)[indices].permute(0, 3, 1, 2))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("batch, channels, entries, height, width", CASES, ids=IDS)
-def test_matches_brute_force(batch, channels, entries, height, width, dtype):
+@pairwise(case=dict(zip(IDS, CASES, strict=True)), dtype=DTYPES, backend=BACKENDS)
+def test_matches_brute_force(case, dtype):
+    batch, channels, entries, height, width = case
     z, codebook = inputs(batch, channels, entries, height, width, dtype)
     quantized, indices = vector_quantize(z, codebook)
     assert (quantized.dtype, quantized.shape) == (z.dtype, z.shape)
@@ -143,6 +144,7 @@ def test_no_gradient_for_a_frozen_codebook():
 Z, E = torch.ones(1, 3, 2, 2), torch.ones(5, 3)
 
 
+@once
 @pytest.mark.parametrize(
     "z, codebook, error, message",
     [

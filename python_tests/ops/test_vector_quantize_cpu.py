@@ -4,8 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from comparison import name_of
 from golden_data import array
+from pairwise import ISAS, pairwise
 
 from resshift_fast import use_backend
 from resshift_fast.backends import chosen, unavailable
@@ -45,10 +45,9 @@ def distances(z, codebook):
     return (z.double().permute(0, 2, 3, 1)[..., None, :] - codebook.double()).square().sum(-1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=name_of)
-@pytest.mark.parametrize("batch, channels, entries, height, width", CASES, ids=IDS)
-def test_every_instruction_set_finds_the_nearest(isa, batch, channels, entries, height, width, dtype):
-    z, codebook = inputs(batch, channels, entries, height, width, dtype)
+@pairwise(case=dict(zip(IDS, CASES, strict=True)), dtype=[torch.float32, torch.float16, torch.bfloat16], isa=ISAS)
+def test_every_instruction_set_finds_the_nearest(case, dtype, isa):
+    z, codebook = inputs(*case, dtype)
     assert chosen("vector_quantize", z, codebook) == "cpu"
     quantized, indices = vector_quantize(z, codebook)
     exact = distances(z, codebook)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from comparison import DTYPES, assert_close, check_operator, name_of
 from golden_data import array
+from pairwise import BACKENDS, once, pairwise
 
 from resshift_fast.ops import window_attention
 from resshift_fast.ops.window_attention import MASKS, reference, relative_position_index, shift_mask
@@ -95,9 +96,9 @@ def inputs(batch, height, width, heads, head_dim, window):
     return {"qkv": qkv, "bias_table": array("window.bias", (2 * window - 1) ** 2, heads)}
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("batch, height, width, heads, head_dim, window, shift, mask", CASES, ids=IDS)
-def test_matches_float64(batch, height, width, heads, head_dim, window, shift, mask, dtype):
+@pairwise(case=dict(zip(IDS, CASES, strict=True)), dtype=DTYPES, backend=BACKENDS)
+def test_matches_float64(case, dtype):
+    batch, height, width, heads, head_dim, window, shift, mask = case
     options = {"num_heads": heads, "window_size": window, "shift_size": shift, "mask": mask}
     functions = (partial(f, **options) for f in (window_attention, plain, exact))
     check_operator(*functions, inputs(batch, height, width, heads, head_dim, window), dtype)
@@ -185,6 +186,7 @@ def test_a_window_sees_only_itself():
 QKV, TABLE = torch.ones(1, 8, 12, 24), torch.ones(49, 2)
 
 
+@once
 @pytest.mark.parametrize(
     "change, error, message",
     [

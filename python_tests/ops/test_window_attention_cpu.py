@@ -7,6 +7,7 @@ import pytest
 import torch
 from comparison import check_operator, name_of
 from golden_data import array
+from pairwise import ISAS, pairwise
 
 from resshift_fast import use_backend
 from resshift_fast.backends import chosen, unavailable
@@ -57,12 +58,12 @@ def gradients(tensors, **options):
     return y.detach(), leaves["qkv"].grad, leaves["bias_table"].grad
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=name_of)
-@pytest.mark.parametrize("batch, height, width, heads, head_dim, window, shift, mask", CASES, ids=IDS)
-def test_every_instruction_set_matches_float64(isa, batch, height, width, heads, head_dim, window, shift, mask, dtype):
-    options = {"num_heads": heads, "window_size": window, "shift_size": shift, "mask": mask}
+@pairwise(case=dict(zip(IDS, CASES, strict=True)), dtype=[torch.float32, torch.float16, torch.bfloat16], isa=ISAS)
+def test_every_instruction_set_matches_float64(case, dtype, isa):
+    *sizes, shift, mask = case
+    options = {"num_heads": sizes[3], "window_size": sizes[5], "shift_size": shift, "mask": mask}
     functions = (partial(f, **options) for f in (window_attention, plain, plain))
-    check_operator(*functions, inputs(batch, height, width, heads, head_dim, window), dtype)
+    check_operator(*functions, inputs(*sizes), dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=name_of)
