@@ -4,6 +4,7 @@ import pytest
 import torch
 from comparison import LIMITS, assert_close, name_of, relative_error
 from emulation import array, filled
+from pairwise import pairwise
 
 from resshift_fast.ops.group_norm import _plain, _plain_backward
 
@@ -124,9 +125,7 @@ def chosen(shape, layout, dtype=torch.float32):
     return [weight, bias, scale if scaled else None, shift if shifted else None], silu
 
 
-@pytest.mark.parametrize("parts", [1, 3])
-@pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("shape", SHAPES, ids=shape_id)
+@pairwise(shape={shape_id(shape): shape for shape in SHAPES}, layout=FORMATS.keys(), parts=[1, 3])
 def test_forward_matches_float64(shape, layout, parts, emulated):
     parameters, silu = chosen(shape, layout)
     check_forward(emulated, image(shape, layout), shape[4], parameters, silu, parts)
@@ -191,10 +190,7 @@ def test_a_constant_image_becomes_the_bias(value, parts, emulated):
     assert_close("rstd", rstd, torch.full_like(rstd, EPS**-0.5), 1e-6)
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-@pytest.mark.parametrize("parameter_dtype", ["float32", "like x"])
-@pytest.mark.parametrize("dtype", DTYPES[1:], ids=name_of)
-@pytest.mark.parametrize("layout", FORMATS)
+@pairwise(strength=3, layout=FORMATS.keys(), dtype=DTYPES[1:], parameter_dtype=["float32", "like x"], parts=[1, 2])
 def test_16_bit_is_as_exact_as_plain_pytorch(layout, dtype, parameter_dtype, parts, emulated):
     shape = (2, 40, 6, 8, 8)
     x = image(shape, layout, dtype)

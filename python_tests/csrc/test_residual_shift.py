@@ -12,6 +12,7 @@ from comparison import assert_close, layouts, name_of
 from emulation import array, filled
 from golden_data import array as random
 from golden_data import document
+from pairwise import pairwise
 
 from resshift_fast.diffusion import schedule
 from resshift_fast.diffusion.noise import MAX_SEED, noise_words
@@ -32,6 +33,9 @@ SHAPES = OWN + GENERAL
 
 def shape_id(shape):
     return "B{}-C{}-H{}-W{}".format(*shape)
+
+
+BY_ID = {shape_id(shape): shape for shape in SHAPES}
 
 
 def latents(shape, *names):
@@ -170,9 +174,7 @@ def test_the_field_of_every_image_and_pixel(shape, emulated):
 # Steps of the chain
 
 
-@pytest.mark.parametrize("given", [False, True], ids=["drawn", "given"])
-@pytest.mark.parametrize("kind", PREDICTION_TYPES)
-@pytest.mark.parametrize("shape", SHAPES, ids=shape_id)
+@pairwise(shape=BY_ID, kind=PREDICTION_TYPES, given={"drawn": False, "given": True})
 def test_posterior_step_matches_float64(shape, kind, given, emulated):
     x_t, prediction, y, noise = latents(shape, "x_t", "prediction", "y", "noise")
     prediction = prediction.contiguous(memory_format=torch.channels_last)
@@ -188,10 +190,13 @@ def test_posterior_step_matches_float64(shape, kind, given, emulated):
     assert_chain_step(ours, expected, ROW[schedule.NEXT_INPUT_SCALE], lq)
 
 
-@pytest.mark.parametrize("lq_layout", ["nchw", "nhwc"])
-@pytest.mark.parametrize("lq_channels", [0, 1, 3, 4, 5])
-@pytest.mark.parametrize("next_dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("shape", [(2, 3, 6, 10), (2, 4, 3, 5)], ids=["own", "general"])
+@pairwise(
+    strength=3,
+    shape={"own": (2, 3, 6, 10), "general": (2, 4, 3, 5)},
+    next_dtype=DTYPES,
+    lq_channels=[0, 1, 3, 4, 5],
+    lq_layout=["nchw", "nhwc"],
+)
 def test_next_inputs(shape, next_dtype, lq_channels, lq_layout, emulated):
     x_t, prediction, y = latents(shape, "x_t", "prediction", "y")
     prediction = prediction.to(next_dtype).contiguous(memory_format=torch.channels_last)
@@ -323,9 +328,11 @@ def test_the_order_of_threads_changes_nothing(shape, in_all_orders, emulated):
 # The forward process
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("shape", [*GENERAL, (3, 4, 6, 10), (1, 3, 64, 32)], ids=shape_id)
+@pairwise(
+    shape={shape_id(shape): shape for shape in [*GENERAL, (3, 4, 6, 10), (1, 3, 64, 32)]},
+    dtype=DTYPES,
+    memory_format={"nchw": torch.contiguous_format, "nhwc": torch.channels_last},
+)
 def test_q_sample_matches_float64(shape, dtype, memory_format, emulated):
     x0, y, noise = (x.to(dtype).contiguous(memory_format=memory_format) for x in latents(shape, "x0", "y", "noise"))
     tables = Schedule(steps=5)

@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+from pairwise import pairwise
 from PIL import ExifTags, Image
 from sample_photos import camera_exif
 
@@ -83,9 +84,7 @@ def stored_for(orientation, upright):
     return image if back is None else image.transpose(Image.Transpose(back))
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("channels", [1, 3, 4], ids=["gray", "rgb", "rgba"])
-@pytest.mark.parametrize("kind", ["png", "tiff"])
+@pairwise(kind=["png", "tiff"], channels={"gray": 1, "rgb": 3, "rgba": 4}, orientation=range(1, 9))
 def test_orientation_is_applied_to_16_bits(tmp_path, orientation, channels, kind):
     upright = noise(5, 7, channels, bits=16)
     planes = [np.asarray(stored_for(orientation, plane.astype(np.int32))) for plane in np.moveaxis(upright, 2, 0)]

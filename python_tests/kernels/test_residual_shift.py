@@ -7,9 +7,10 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from comparison import LAYOUTS, assert_close, layouts, name_of
+from comparison import LAYOUTS, assert_close, layouts
 from golden_data import array, document
 from interpreter import truncates
+from pairwise import pairwise
 
 from resshift_fast.diffusion.noise import MAX_SEED, noise_words
 from resshift_fast.diffusion.schedule import KAPPA_SQRT_ETA, PREDICTION_TYPES, Schedule
@@ -180,9 +181,7 @@ def test_posterior_step_matches_float64(shape, prediction_type, device):
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-@pytest.mark.parametrize("lq_channels", [0, 3, 65])
-@pytest.mark.parametrize("next_dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pairwise(dtype=DTYPES, next_dtype=DTYPES, lq_channels=[0, 3, 65])
 def test_dtypes_and_given_noise(dtype, next_dtype, lq_channels, device):
     shape = (2, 3, 4, 7)
     x_t, prediction, y, noise = latents(shape, device, "x_t", "prediction", "y", "noise")
@@ -279,9 +278,11 @@ def test_repeats_bitwise(device):
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("shape", SHAPES, ids=shape_id)
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pairwise(
+    shape={shape_id(shape): shape for shape in SHAPES},
+    dtype=DTYPES,
+    memory_format={"nchw": torch.contiguous_format, "nhwc": torch.channels_last},
+)
 def test_q_sample_matches_float64(shape, dtype, memory_format, device):
     tensors = latents(shape, device, "x0", "y", "noise")
     x0, y, noise = (x.to(dtype).contiguous(memory_format=memory_format) for x in tensors)
