@@ -1,56 +1,39 @@
 """The mark of a verification that is not over: it outlives its process, and then decides who tries again."""
 
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import time
+from multiprocessing.process import BaseProcess
 
 import pytest
+from verified_process import call_conv2d
 
 from resshift_fast.backends import verification
 from resshift_fast.backends.verification import ATTEMPTS, PASSED, RETRY_AFTER, RUNNING
 
-PROGRAM = textwrap.dedent("""
-    import os, sys, time, warnings
-    from dataclasses import replace
-    from pathlib import Path
-    import torch
-    from resshift_fast import backends, ops
-    from resshift_fast.backends import native
-    from resshift_fast.backends import OPERATORS, Kernel
-
-    native.missing = lambda name: None  # the kernel here is a stand-in
-    operator = OPERATORS["conv2d"]
-    runs = Path(sys.argv[2])
-
-    def kernel(*args):
-        with runs.open("a") as file:
-            file.write("x")
-        if sys.argv[1] == "dies":
-            os._exit(3)
-        time.sleep({"slow": 0.3, "hangs": 60}.get(sys.argv[1], 0))
-        return operator.plain(*args)
-
-    backends.add(replace(operator, loaders={"cpu": lambda: Kernel(kernel)}))
-    warnings.simplefilter("error")
-    ops.conv2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 3, 3))
-""")
+# Processes fork from one that has imported everything, which takes seconds, and run nothing before.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["resshift_fast.ops"])
 
 
-def start(how: str, tmp_path) -> subprocess.Popen:
+@pytest.fixture(autouse=True)
+def no_choice_of_a_backend(monkeypatch):
+    """In the environment, from which the first process takes it when it imports the package."""
+    monkeypatch.delenv("RESSHIFT_FAST_BACKEND", raising=False)
+
+
+def start(how: str, tmp_path) -> BaseProcess:
     """A process that calls conv2d with a backend that writes one letter a run into a file."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RESSHIFT_FAST_CACHE": str(tmp_path)}
-    for name in ("RESSHIFT_FAST_VERIFY", "RESSHIFT_FAST_BACKEND"):
-        environment.pop(name, None)
-    command = [sys.executable, "-c", PROGRAM, how, str(tmp_path / "runs")]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    process = FORKS.Process(target=call_conv2d, args=(how, tmp_path))
+    process.start()
+    return process
 
 
-def end(process: subprocess.Popen) -> tuple[int, str]:
-    stderr = process.communicate(timeout=120)[1]
-    return process.returncode, stderr
+def end(process: BaseProcess, tmp_path) -> tuple[int | None, str]:
+    """Its exit code and what it wrote to stderr."""
+    process.join(120)
+    return process.exitcode, (tmp_path / f"stderr-{process.pid}").read_text()
 
 
 def mark(tmp_path):
@@ -69,18 +52,18 @@ def make_old(file) -> None:
 
 def test_a_kernel_that_ends_every_process_is_off_after_some_and_tried_again_a_day_later(tmp_path):
     for attempt in range(1, ATTEMPTS + 1):
-        assert end(start("dies", tmp_path))[0] == 3
+        assert end(start("dies", tmp_path), tmp_path)[0] == 3
         assert mark(tmp_path).read_text() == f"{RUNNING} {attempt}"
-    code, stderr = end(start("right", tmp_path))
+    code, stderr = end(start("right", tmp_path), tmp_path)
     assert code == 1 and runs(tmp_path) == ATTEMPTS
     assert f"ended {ATTEMPTS} processes; remove {mark(tmp_path)} to try again before a day has passed" in stderr
     make_old(mark(tmp_path))
-    assert end(start("dies", tmp_path))[0] == 3
+    assert end(start("dies", tmp_path), tmp_path)[0] == 3
     assert mark(tmp_path).read_text() == f"{RUNNING} {ATTEMPTS + 1}"
-    assert end(start("right", tmp_path))[0] == 1
+    assert end(start("right", tmp_path), tmp_path)[0] == 1
     assert runs(tmp_path) == ATTEMPTS + 1
     mark(tmp_path).unlink()
-    assert end(start("right", tmp_path)) == (0, "")
+    assert end(start("right", tmp_path), tmp_path) == (0, "")
 
 
 def test_a_process_that_was_killed_leaves_a_mark_that_heals(tmp_path):
@@ -88,19 +71,19 @@ def test_a_process_that_was_killed_leaves_a_mark_that_heals(tmp_path):
     deadline = time.monotonic() + 60
     while not runs(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    assert end(process)[0] == -signal.SIGKILL
+    process.kill()
+    assert end(process, tmp_path)[0] == -signal.SIGKILL
     assert mark(tmp_path).read_text() == f"{RUNNING} 1"
-    assert end(start("right", tmp_path)) == (0, "")
+    assert end(start("right", tmp_path), tmp_path) == (0, "")
     assert mark(tmp_path).read_text() == PASSED
 
 
 def test_of_two_processes_one_waits_for_the_others_verdict(tmp_path):
     both = [start("slow", tmp_path) for _ in range(2)]
-    assert [end(process) for process in both] == [(0, "")] * 2
+    assert [end(process, tmp_path) for process in both] == [(0, "")] * 2
     examples = runs(tmp_path) - 2  # each process also makes its own call
     assert mark(tmp_path).read_text() == PASSED
-    assert end(start("right", tmp_path)) == (0, "")
+    assert end(start("right", tmp_path), tmp_path) == (0, "")
     assert runs(tmp_path) == examples + 3
 
 
