@@ -62,9 +62,13 @@ SPECS = {
 }
 
 
-def fresh(name: str, dtype: torch.dtype = torch.float32) -> Pipeline:
-    """A pipeline over `SPECS[name]` with real networks and fixed weights, for a test that changes it."""
-    spec = SPECS[name]
+def fresh(name: str, dtype: torch.dtype = torch.float32, steps: int | None = None) -> Pipeline:
+    """A pipeline over `SPECS[name]` with real networks and fixed weights, for a test that changes it.
+
+    Args:
+        steps: how many the chain executes; None for all of the model's.
+    """
+    spec = replace(SPECS[name], schedule=replace(SPECS[name].schedule, respacing=steps))
     denoiser, first_stage = fill_(catalog.build_denoiser(spec)), fill_(catalog.build_first_stage(spec))
     with torch.no_grad():
         # Full-size predictions would leave nothing of the picture to see errors in.

@@ -7,7 +7,7 @@ import emulation
 import pytest
 import torch
 from comparison import assert_close, name_of
-from pipelines import photo, tiny
+from pipelines import fresh, photo
 
 from resshift_fast import backends, use_backend
 from resshift_fast.backends import OPERATORS, native, registry, verification
@@ -55,7 +55,7 @@ class Recorded:
 @pytest.mark.parametrize("model", ["x4", "x4-vq"])
 def test_whole_restorations_run_on_them(emulated_library, model, monkeypatch):
     image = torch.from_numpy(photo(24, 17)).permute(2, 0, 1)[None] / 255  # values that are not rounded in the end
-    pipe = tiny(model)
+    pipe = fresh(model, steps=2)
     with use_backend("reference"):
         expected = pipe(image, seed=3)
     monkeypatch.setattr(native, "missing", lambda name: None)

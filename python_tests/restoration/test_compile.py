@@ -7,7 +7,7 @@ import pytest
 import torch
 from comparison import relative_error
 from golden_data import fill_
-from pipelines import tiny
+from pipelines import fresh
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -137,7 +137,7 @@ def test_the_reference_compiles_without_a_break():
 @pytest.mark.skipif(bool(unavailable("cpu")), reason=f"the cpu backend {unavailable('cpu')}")
 def test_a_pipeline_on_the_kernels_for_cpus_is_one_graph():
     """With norms inside the convolutions and weights in the order in which the kernels read them."""
-    restoration = tiny("x4-vq").restoration
+    restoration = fresh("x4-vq", steps=2).restoration  # tracing takes as long for every further step
     counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(restoration, fullgraph=True, dynamic=True, backend=counter)
     for batch, height, width in SIZES[:3]:

@@ -102,6 +102,7 @@ class Pointwise(nn.Module):
 
 
 def test_official_chain(official):
+    """Up to the last latent; test_pipeline.py goes on to the image."""
     expected = arrays("sample_realsr_seed12345.npz")
     spec = get("realsr-x4-v3")
     first_stage, denoiser = official.first_stage(spec.name), official.denoiser(spec.name)
@@ -124,9 +125,6 @@ def test_official_chain(official):
     assert tied.sum() == 2
     ours, theirs = (ops.vector_quantize(latent, codebook)[1] for latent in (x0, final))
     assert torch.equal(ours[~tied], theirs[~tied])
-    with torch.no_grad():
-        image = first_stage.decode(torch.where(tied[:, None], final, x0))
-    assert_close("image", image, expected["image"], 1e-4)
 
 
 def test_torch_noise_is_one_draw_for_the_prior_and_one_a_step():
