@@ -90,9 +90,11 @@ def test_opcheck(name, dtype):
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     for i, args in enumerate(examples(name, dtype)):
         args = leaves(args) if name in GRADIENTS else args
-        # Tracing takes a hundred times as long as the rest, and sees the same code for each example.
+        # Tracing takes a hundred times as long as the rest, and sees the same code for each example and dtype; with 16
+        # bits, what an operator keeps in float32 differs from what it is given.
+        traced = i == 0 and dtype == torch.bfloat16
         torch.library.opcheck(
-            registered(name), args, test_utils=checks if i else (*checks, "test_aot_dispatch_dynamic")
+            registered(name), args, test_utils=(*checks, "test_aot_dispatch_dynamic") if traced else checks
         )
 
 
