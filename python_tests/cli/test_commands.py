@@ -158,6 +158,7 @@ def test_train_is_wired_in_and_its_errors_are_one_line(program, tmp_path):
     assert len(outcome.err.splitlines()) == 1 and outcome.err.startswith("error: ")
 
 
+@pytest.mark.filterwarnings("default")
 def test_warnings_are_one_line(program, monkeypatch):
     import warnings
 
