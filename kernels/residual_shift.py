@@ -257,9 +257,9 @@ def q_sample_kernel(
         tl.store(p_x_t + offsets, b_x_t.to(p_x_t.dtype.element_ty), mask=m_x)
 
 
-def _float64(**tensors: Tensor | None) -> str | None:
-    for name, x in tensors.items():
-        if x is not None and x.dtype == torch.float64:
+def _float64(names: tuple[str, ...], *tensors: Tensor | None) -> str | None:
+    for name, x in zip(names, tensors, strict=True):
+        if x is not None and x.dtype is torch.float64:
             return f"{name} is float64"
     return None
 
@@ -269,7 +269,7 @@ def unsupported_posterior_step(x_t: Tensor, prediction: Tensor, *others: Any) ->
     lq, next_dtype, _ = others[-3:]
     if next_dtype == torch.float64:
         return "next_dtype is float64"
-    return _float64(x_t=x_t, prediction=prediction, lq=lq)
+    return _float64(("x_t", "prediction", "lq"), x_t, prediction, lq)
 
 
 def unsupported_prior_sample(y: Tensor, *others: Any) -> str | None:
@@ -277,24 +277,30 @@ def unsupported_prior_sample(y: Tensor, *others: Any) -> str | None:
     lq, next_dtype = others[-2:]
     if next_dtype == torch.float64:
         return "next_dtype is float64"
-    return _float64(y=y, lq=lq)
+    return _float64(("y", "lq"), y, lq)
 
 
 def unsupported_q_sample(x0: Tensor, *_: object) -> str | None:
     """Why the kernel can't run this call, or None."""
-    return _float64(x0=x0)
+    return _float64(("x0",), x0)
 
 
-def _by_pixel(x: MaybeTensor) -> tuple[MaybeTensor, tuple[int, int, int]]:
+def _by_pixel(x: MaybeTensor, height: int, width: int) -> tuple[MaybeTensor, tuple[int, int, int]]:
     """x, copied unless its rows follow one another, and its image, channel and pixel strides."""
     if x is None:
         return None, (0, 0, 0)
-    _, _, height, width = x.shape
     image, channel, row, column = x.stride()
     if height > 1 and width > 1 and row != width * column:
         x = x.contiguous()
         image, channel, row, column = x.stride()
     return x, (image, channel, column if width > 1 else row)
+
+
+def _new_latent(x: Tensor) -> Tensor:
+    """A new contiguous float32 tensor like x."""
+    if x.dtype is torch.float32 and x.is_contiguous():
+        return torch.empty_like(x)  # options would take longer to parse
+    return torch.empty_like(x, dtype=torch.float32, memory_format=torch.contiguous_format)
 
 
 def _next_input(x: Tensor, lq_channels: int, dtype: torch.dtype) -> Tensor:
@@ -373,13 +379,14 @@ def posterior_step(
 ) -> tuple[Tensor, Tensor]:
     """Launch one reverse step; returns (x_prev float32 [B, C, H, W] contiguous, next_input channels-last)."""
     draws = noise is None and not last
-    x_t, x_strides = _by_pixel(x_t)
-    prediction, prediction_strides = _by_pixel(prediction)
-    used_y, y_strides = _by_pixel(None if prediction_type == "x0" else y)
-    noise, noise_strides = _by_pixel(None if last else noise)
-    lq, lq_strides = _by_pixel(lq)
+    _, _, height, width = shape = x_t.shape
+    x_t, x_strides = _by_pixel(x_t, height, width)
+    prediction, prediction_strides = _by_pixel(prediction, height, width)
+    used_y, y_strides = _by_pixel(None if prediction_type == "x0" else y, height, width)
+    noise, noise_strides = _by_pixel(None if last else noise, height, width)
+    lq, lq_strides = _by_pixel(lq, height, width)
     lq_channels = 0 if lq is None else lq.shape[1]
-    x_prev = torch.empty_like(x_t, dtype=torch.float32, memory_format=torch.contiguous_format)
+    x_prev = _new_latent(x_t)
     next_input = _next_input(x_t, lq_channels, next_dtype)
     coefficients = coefficients.contiguous()
     field = (seed.contiguous(), step, contiguous(origin)) if draws else (None, None, None)
@@ -389,7 +396,7 @@ def posterior_step(
         return x_prev, next_input
 
     strides = (*x_strides, *prediction_strides, *y_strides, *noise_strides, *lq_strides)
-    run(_posterior_step(x_t.device, x_t.shape, lq_channels, strides, prediction_type, clamp_x0, trial=run))
+    run(_posterior_step(x_t.device, shape, lq_channels, strides, prediction_type, clamp_x0, trial=run))
     return x_prev, next_input
 
 
@@ -404,11 +411,12 @@ def prior_sample(
 ) -> tuple[Tensor, Tensor]:
     """Launch the chain's start; returns (x_T float32 [B, C, H, W] contiguous, next_input channels-last)."""
     field = (seed.contiguous(), contiguous(origin)) if noise is None else (None, None)
-    y, y_strides = _by_pixel(y)
-    noise, noise_strides = _by_pixel(noise)
-    lq, lq_strides = _by_pixel(lq)
+    _, _, height, width = shape = y.shape
+    y, y_strides = _by_pixel(y, height, width)
+    noise, noise_strides = _by_pixel(noise, height, width)
+    lq, lq_strides = _by_pixel(lq, height, width)
     lq_channels = 0 if lq is None else lq.shape[1]
-    x = torch.empty_like(y, dtype=torch.float32, memory_format=torch.contiguous_format)
+    x = _new_latent(y)
     next_input = _next_input(y, lq_channels, next_dtype)
     coefficients = coefficients.contiguous()
 
@@ -417,17 +425,18 @@ def prior_sample(
         return x, next_input
 
     strides = (*y_strides, *noise_strides, *lq_strides)
-    run(_prior_sample(y.device, y.shape, lq_channels, strides, trial=run))
+    run(_prior_sample(y.device, shape, lq_channels, strides, trial=run))
     return x, next_input
 
 
 def q_sample(x0: Tensor, y: Tensor, t: Tensor, table: Tensor, noise: Tensor) -> Tensor:
     """Launch the forward process; returns x_t like x0."""
     x_t = torch.empty_like(x0)
-    out, out_strides = _by_pixel(x_t)
-    x0, x_strides = _by_pixel(x0)
-    y, y_strides = _by_pixel(y)
-    noise, noise_strides = _by_pixel(noise)
+    _, _, height, width = x0.shape
+    out, out_strides = _by_pixel(x_t, height, width)
+    x0, x_strides = _by_pixel(x0, height, width)
+    y, y_strides = _by_pixel(y, height, width)
+    noise, noise_strides = _by_pixel(noise, height, width)
     t, table = t.contiguous(), table.contiguous()
 
     def run(start: Start) -> tuple[Tensor]:

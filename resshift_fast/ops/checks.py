@@ -30,7 +30,8 @@ def once(check: Check) -> Check:
             return
         parts: list[Any] = []
         for x in args:
-            if type(x) not in OPTIONS and isinstance(x, Tensor):
+            kind = type(x)
+            if kind is Tensor or (kind not in OPTIONS and isinstance(x, Tensor)):
                 parts += (x.shape, x.dtype, x.device)
             else:
                 parts.append(x)
