@@ -178,6 +178,7 @@ def wheel(tmp_path_factory):
     return build
 
 
+@pytest.mark.slow
 def test_a_wheel_without_a_compiler_is_pure_and_says_why(wheel, tmp_path):
     file, printed = wheel(PATH=str(tmp_path))
     assert file.name.endswith("-py3-none-any.whl")
@@ -187,6 +188,7 @@ def test_a_wheel_without_a_compiler_is_pure_and_says_why(wheel, tmp_path):
         assert "no C++ compiler" in json.loads(archive.read("resshift_fast/native.json"))["cpu"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="there is no C++ compiler")
 def test_a_compiler_that_fails_leaves_a_working_wheel(wheel, tmp_path):
     broken = executable(tmp_path / "broken", "exit 1")

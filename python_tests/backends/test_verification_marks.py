@@ -50,6 +50,7 @@ def make_old(file) -> None:
     os.utime(file, (time.time() - RETRY_AFTER - 60,) * 2)
 
 
+@pytest.mark.slow
 def test_a_kernel_that_ends_every_process_is_off_after_some_and_tried_again_a_day_later(tmp_path):
     for attempt in range(1, ATTEMPTS + 1):
         assert end(start("dies", tmp_path), tmp_path)[0] == 3

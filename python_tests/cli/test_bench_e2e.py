@@ -93,6 +93,7 @@ def test_help_names_units_and_defaults(program):
         assert said in text
 
 
+@pytest.mark.slow
 def test_in_processes_of_their_own():
     cases = [providers.Case("ours", name, "nano-x4", 16, random_weights=True) for name in ("float32", "bfloat16")]
     report = end_to_end.measure(cases, 1)

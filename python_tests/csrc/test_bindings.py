@@ -52,6 +52,7 @@ class Recorded:
         return self.kernel.function(*args)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["x4", "x4-vq"])
 def test_whole_restorations_run_on_them(emulated_library, model, monkeypatch):
     image = torch.from_numpy(photo(24, 17)).permute(2, 0, 1)[None] / 255  # values that are not rounded in the end

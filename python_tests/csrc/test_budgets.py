@@ -12,7 +12,10 @@ import pytest
 from scripts.kernel_proof import cuda
 from scripts.kernel_proof.budgets import Budgets
 
-pytestmark = pytest.mark.skipif(emulation.SANITIZED, reason="compilers are not what the sanitizers are for")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(emulation.SANITIZED, reason="compilers are not what the sanitizers are for"),
+]
 
 ROOT = Path(__file__).parents[2]
 BUDGETS = Budgets.load(Path(__file__).with_name("budgets.json"))

@@ -66,6 +66,7 @@ def weak_symbols(path) -> list[str]:
     return [name for name in found if not re.search(r"\b(avx2|avx512|avx512_bf16)::", name)]
 
 
+@pytest.mark.slow
 def test_no_file_of_kernels_shares_a_function_with_others(compiler, binutils, tmp_path):
     """A linker keeps one copy of a weak function, perhaps the one for AVX-512, and every processor runs it."""
     setup = cpu_build.setup_module()

@@ -136,6 +136,7 @@ def test_float32_table(emulated, case):
     check_gradients(emulated, case, torch.float16, torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [4, 8])
 def test_many_windows_in_a_block(emulated, window):
     """With so many heads and windows a block goes on to a second window, but the last one ends."""

@@ -14,6 +14,8 @@ import pytest
 
 from resshift_fast.kernels import ahead
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[1]
 LAUNCHES = len(compiled_kernels.launches())
 

@@ -31,6 +31,8 @@ from scripts.kernel_proof.compilation import Compiled
 from scripts.kernel_proof.launch_cases import ALL, LAUNCH_CASES
 from scripts.kernel_proof.report import settle
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 BAD_KERNELS = Path(__file__).with_name("bad_kernels.py")
 BUDGETS = Path(__file__).with_name("budgets")

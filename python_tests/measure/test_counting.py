@@ -74,6 +74,7 @@ def test_a_sample_stays_within_the_bound():
     assert total(rows).num_bytes <= 5e9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["nano-x4", "inpaint-imagenet", "realsr-x2"])
 def test_fused_needs_less_than_plain(model):
     side = catalog.get(model).pad_multiple

@@ -38,6 +38,7 @@ def both(function):
             return expected, function()
 
 
+@pytest.mark.slow
 def test_a_denoiser(run_by):
     denoiser = fill_(catalog.build_denoiser(SPECS["x4-vq"])).to(DEVICE)
     config = denoiser.config
@@ -50,6 +51,7 @@ def test_a_denoiser(run_by):
     assert all(run_by.values())
 
 
+@pytest.mark.slow
 def test_a_first_stage(run_by):
     stage = fill_(catalog.build_first_stage(SPECS["x4-vq"])).to(DEVICE)
     latent = array("latent", 1, stage.latent_channels, 4, 6).to(DEVICE)

@@ -102,6 +102,7 @@ def nothing_compiled_before():
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_one_graph_serves_every_size(name):
     function, arguments = program(name)
@@ -134,6 +135,7 @@ def test_the_reference_compiles_without_a_break():
         assert relative_error(compiled(*args), function(*args)) <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(unavailable("cpu")), reason=f"the cpu backend {unavailable('cpu')}")
 def test_a_pipeline_on_the_kernels_for_cpus_is_one_graph():
     """With norms inside the convolutions and weights in the order in which the kernels read them."""

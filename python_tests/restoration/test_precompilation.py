@@ -105,6 +105,7 @@ def test_a_pipeline_that_tunes_compiles_all_candidates(compiler, gpu, monkeypatc
     assert wants() == [True]
 
 
+@pytest.mark.slow
 def test_candidates_are_the_kernels_and_more(machine):
     used, timed, both = _in_a_compiling_process(
         """
@@ -214,6 +215,7 @@ def test_shapes_of_a_photo_are_those_of_its_batches(tiles, shapes):
     assert precompilation.shapes(SPEC, height, width, 16, 4) == [(side, side, batch) for batch in shapes]
 
 
+@pytest.mark.slow
 def test_kernels_of_a_restoration_are_compiled_and_found_again(machine):
     case = limited(precompilation.restoration_case(SPEC, torch.float32, (16, 16, 1), GPU, 90), *SAMPLING)
     outcomes = precompilation.compile_cases([case], progress=False, workers=2)
@@ -227,6 +229,7 @@ def test_kernels_of_a_restoration_are_compiled_and_found_again(machine):
     assert not any(outcome.compiled for outcome in precompilation.compile_cases([case], progress=False, workers=1))
 
 
+@pytest.mark.slow
 def test_kernels_of_verification_are_those_that_it_launches(machine):
     """On a fake GPU, which takes longer, it launches the same."""
     whole = precompilation.verification_case(torch.float32, GPU, 90)
@@ -262,6 +265,7 @@ print(json.dumps([len(ours), len(theirs), ours == theirs]))
     assert found[0] == found[1] > 10 and found[2]
 
 
+@pytest.mark.slow
 def test_one_step_stands_for_all(machine):
     found = _in_a_compiling_process(
         """

@@ -101,6 +101,7 @@ class Pointwise(nn.Module):
         return torch.tanh(self.weight * latent + gain[:, :, None, None] * lq)
 
 
+@pytest.mark.slow
 def test_official_chain(official):
     """Up to the last latent; test_pipeline.py goes on to the image."""
     expected = arrays("sample_realsr_seed12345.npz")

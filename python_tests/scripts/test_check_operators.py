@@ -36,6 +36,7 @@ class Faulty:
         return [{"backend": "cpu", "verdict": RIGHT}]
 
 
+@pytest.mark.slow
 def test_a_kernel_that_hangs_or_ends_its_process_harms_no_other(monkeypatch):
     monkeypatch.setattr(check_operators, "Checker", Faulty)
     args = Namespace(device="cpu", backend=["cpu"], latent=64, batch=1, jobs=1, limit=2.0)

@@ -78,6 +78,7 @@ def test_the_order_is_by_what_it_tells():
     assert all(one.may_be_cut for one in steps() if "torch.compile" in one.name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["memory errors", "races"])
 def test_sanitizers_run_tests_that_exist_and_can_pass(name):
     (one,) = (one for one in steps() if one.name == name)
@@ -132,6 +133,7 @@ while sys.argv[2] == "hangs" or len(open(sys.argv[1]).read().split()) < 3:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks Linux which processes run")
 @pytest.mark.parametrize("how", ["hangs", "ends"])
 def test_nothing_that_a_step_started_outlives_it(how, tmp_path, monkeypatch):
@@ -365,6 +367,7 @@ def read(folder):
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_a_short_rehearsal(tmp_path):
     process = start("--rehearse", "--only", "operators", "races", "--budget", "240", "--output", tmp_path)
     stdout, stderr = process.communicate()

@@ -77,6 +77,7 @@ def test_bad_options(script, arguments, said, tools):
     assert err.startswith("error: ") and said in err and err.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_torch_records_and_the_report_is_the_same(tools, tmp_path):
     folder = tmp_path / "profile"
