@@ -26,8 +26,7 @@ def pushed(monkeypatch):
 @pytest.fixture
 def plain_operator(monkeypatch):
     """An operator without kernels."""
-    monkeypatch.setattr(backends, "OPERATORS", dict(backends.OPERATORS))
-    backends.add(backends.Operator("twice", lambda x: 2 * x, lambda *_: []))
+    monkeypatch.setitem(backends.OPERATORS, "twice", backends.Operator("twice", lambda x: 2 * x, lambda *_: []))
     return "twice"
 
 
