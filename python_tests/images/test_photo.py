@@ -301,6 +301,26 @@ def test_to_pil_and_back(bits, gray, alpha):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_resize_alpha_rounds_to_nearest(dtype):
+    """Against Keys' cubic convolution with a = −1/2, whose weights are normalized where they leave the image."""
+    alpha = np.tile(np.array([10, 11, 13, 20], dtype), (4, 1))
+    larger = images.resize_alpha(alpha, (4, 12))
+    assert larger.dtype == dtype
+    columns = (np.arange(12) + 0.5) / 3 - 0.5
+    weights = np.array([[_cubic(x - j) for j in range(4)] for x in columns])
+    expected = (weights @ alpha[0]) / weights.sum(1)
+    assert any(value % 1 > 0.5 for value in expected)
+    np.testing.assert_array_equal(larger, np.tile(np.rint(expected), (4, 1)))
+
+
+def _cubic(x, a=-0.5):
+    x = abs(x)
+    if x < 1:
+        return (a + 2) * x**3 - (a + 3) * x**2 + 1
+    return a * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_resize_alpha_clamps_and_keeps_flat_areas(dtype):
     top = np.iinfo(dtype).max
     alpha = np.zeros((6, 8), dtype)
