@@ -9,7 +9,7 @@ import torch
 from golden_data import OfficialNetworks
 from hypothesis import settings
 
-from resshift_fast.backends import descriptions
+from resshift_fast.backends import descriptions, dispatch, registry
 from resshift_fast.core import devices
 
 # Without a GPU Triton's interpreter runs the kernels; it is chosen when they are decorated, so before their import.
@@ -56,6 +56,22 @@ def pytest_collection_modifyitems(config, items):
     kept = {case.nodeid for cases in drawn for case in cases}
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in kept])
     items[:] = [item for item in items if item.nodeid in kept]
+
+
+@pytest.fixture(autouse=True)
+def choices_of_backends():
+    """After each test, operators and backends must be as before; choices made with a test's stand-ins are dropped.
+
+    It is requested first, so it ends after `monkeypatch` has put everything back.
+    """
+
+    def registered():
+        return dict(registry.OPERATORS), dict(registry.BACKENDS), dict(registry.ORDER), dispatch._preferred
+
+    before = registered()
+    yield
+    assert registered() == before, "the test left operators, backends or a preference behind"
+    dispatch._forget()
 
 
 @pytest.fixture
