@@ -257,32 +257,30 @@ def q_sample_kernel(
         tl.store(p_x_t + offsets, b_x_t.to(p_x_t.dtype.element_ty), mask=m_x)
 
 
-def _float64(names: tuple[str, ...], *tensors: Tensor | None) -> str | None:
-    for name, x in zip(names, tensors, strict=True):
-        if x is not None and x.dtype is torch.float64:
-            return f"{name} is float64"
-    return None
-
-
 def unsupported_posterior_step(x_t: Tensor, prediction: Tensor, *others: Any) -> str | None:
     """Why the kernel can't run this call, or None."""
-    lq, next_dtype, _ = others[-3:]
-    if next_dtype == torch.float64:
-        return "next_dtype is float64"
-    return _float64(("x_t", "prediction", "lq"), x_t, prediction, lq)
+    if x_t.dtype is torch.float64:
+        return "x_t is float64"
+    if prediction.dtype is torch.float64:
+        return "prediction is float64"
+    return _unsupported_input(*others[-3:-1])
 
 
 def unsupported_prior_sample(y: Tensor, *others: Any) -> str | None:
     """Why the kernel can't run this call, or None."""
-    lq, next_dtype = others[-2:]
-    if next_dtype == torch.float64:
-        return "next_dtype is float64"
-    return _float64(("y", "lq"), y, lq)
+    return "y is float64" if y.dtype is torch.float64 else _unsupported_input(*others[-2:])
 
 
 def unsupported_q_sample(x0: Tensor, *_: object) -> str | None:
     """Why the kernel can't run this call, or None."""
-    return _float64(("x0",), x0)
+    return "x0 is float64" if x0.dtype is torch.float64 else None
+
+
+def _unsupported_input(lq: Tensor | None, next_dtype: torch.dtype) -> str | None:
+    """Why the kernels can't write a next input of lq in this dtype, or None."""
+    if next_dtype is torch.float64:
+        return "next_dtype is float64"
+    return "lq is float64" if lq is not None and lq.dtype is torch.float64 else None
 
 
 def _by_pixel(x: MaybeTensor, height: int, width: int) -> tuple[MaybeTensor, tuple[int, int, int]]:
@@ -304,9 +302,11 @@ def _new_latent(x: Tensor) -> Tensor:
 
 
 def _next_input(x: Tensor, lq_channels: int, dtype: torch.dtype) -> Tensor:
+    """A new tensor for the denoiser's next input, channels-last."""
     batch, channels, height, width = x.shape
-    shape = (batch, channels + lq_channels, height, width)
-    return torch.empty(shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)
+    channels += lq_channels
+    strides = (height * width * channels, 1, width * channels, channels)  # a memory format would take longer to parse
+    return torch.empty_strided((batch, channels, height, width), strides, dtype=dtype, device=x.device)
 
 
 def _groups(channels: int) -> int:

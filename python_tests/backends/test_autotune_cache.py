@@ -108,7 +108,7 @@ def test_a_stored_order_decides(order, expected):
     assert ran(torch.bfloat16) == "cpu"  # of which nobody has measured anything
     args = (X, WEIGHT, None, 1, *NOTHING)
     assert backends.chosen(OPERATOR, *args) == ran()
-    assert backends.fused(OPERATOR, "cpu")
+    assert backends.fused(OPERATOR, CPU)
 
 
 def test_a_refused_backend_is_not_used():

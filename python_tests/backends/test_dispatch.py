@@ -28,6 +28,7 @@ from resshift_fast.backends import (
     verification,
 )
 
+CPU = torch.device("cpu")
 OPERATOR = "conv2d"
 X, WEIGHT = torch.randn(2, 3, 5, 7), torch.randn(4, 3, 3, 3)
 ARGS = (X, WEIGHT, None, 1, None, 0, None, None, 1e-5, None, None, None)  # of the registered operator
@@ -324,12 +325,12 @@ def test_traced_code_calls_the_operator_where_a_kernel_is_or_it_stays_opaque(ker
     kernels(cpu=1)
     for name in ("group_norm", "window_attention"):
         keep_kernels(name)
-    assert fused(OPERATOR, "cpu") and not fused(OPERATOR, "cuda") and not fused("group_norm", "cpu")
-    assert not fused("window_attention", "cpu", opaque=True)  # eagerly the reference decides by sizes as it likes
+    assert fused(OPERATOR, CPU) and not fused(OPERATOR, torch.device("cuda")) and not fused("group_norm", CPU)
+    assert not fused("window_attention", CPU, opaque=True)  # eagerly the reference decides by sizes as it likes
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert fused("window_attention", "cpu", opaque=True) and not fused("group_norm", "cpu")
+    assert fused("window_attention", CPU, opaque=True) and not fused("group_norm", CPU)
     with use_backend("reference"):
-        assert not fused("window_attention", "cpu", opaque=True) and not fused(OPERATOR, "cpu")
+        assert not fused("window_attention", CPU, opaque=True) and not fused(OPERATOR, CPU)
 
 
 @pytest.mark.parametrize("cpu", [{}, {"cpu": "takes nothing"}, {"cpu": 1}], ids=["no-kernel", "unsupported", "kernel"])

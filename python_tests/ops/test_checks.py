@@ -14,7 +14,7 @@ def check():
     runs = []
 
     @checks.once
-    def checked(x, columns, name):
+    def checked(x: torch.Tensor, columns: int, name: str | None):
         runs.append((x, columns, name))
         checks.shape("op", "x", x, (2, columns))
         if name == "wrong":
@@ -45,6 +45,18 @@ def test_another_call_is_checked(check, other):
     check(torch.empty(2, 3), 3, None)
     check(*other)
     assert len(check.runs) == 2
+
+
+def test_an_optional_tensor_counts_like_the_others():
+    runs = []
+
+    @checks.once
+    def checked(x: torch.Tensor | None):
+        runs.append(x)
+
+    for x in (None, None, torch.zeros(3), torch.ones(3), torch.ones(4), torch.ones(4).half(), None):
+        checked(x)
+    assert len(runs) == 4
 
 
 def test_what_is_wrong_is_said_every_time(check):

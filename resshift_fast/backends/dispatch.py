@@ -66,7 +66,7 @@ def use_backend(name: str) -> Iterator[None]:
         _forget()
 
 
-def fused(name: str, device_type: str, opaque: bool = False) -> bool:
+def fused(name: str, device: "torch.device", opaque: bool = False) -> bool:
     """Whether a public function should call its registered operator; if not, it runs the reference itself.
 
     In eager mode it should if a backend has a kernel for the device, even if the reference was measured to be faster:
@@ -75,14 +75,19 @@ def fused(name: str, device_type: str, opaque: bool = False) -> bool:
     run where there are kernels.
 
     Args:
-        name: the operator. device_type: that of its tensors, such as "cuda".
+        name: the operator. device: that of its tensors.
         opaque: never trace the reference, because it is long, or depends on sizes and would be traced again for each.
     """
     import torch
 
-    if torch.compiler.is_compiling() and (opaque or torch.compiler.is_exporting()):
-        return _preferred != "reference"
-    return has_kernel(name, device_type)
+    if torch.compiler.is_compiling():
+        if opaque or torch.compiler.is_exporting():
+            return _preferred != "reference"
+        return has_kernel(name, device.type)
+    known = _fused.get((name, device))  # because the type of a device is a new string every time
+    if known is None:
+        known = _fused[name, device] = has_kernel(name, device.type)
+    return known
 
 
 def has_kernel(name: str, device_type: str) -> bool:
@@ -147,6 +152,7 @@ class _Choice:
 
 
 _kernels_for: frozenset[tuple[str, str]] = frozenset()
+_fused: dict[tuple[str, "torch.device"], bool] = {}
 _choices: dict[tuple[Any, ...], _Choice] = {}
 _algorithms: dict[tuple[Any, ...], Mapping[str, str]] = {}
 
@@ -155,6 +161,7 @@ def _forget() -> None:
     """Drop the cached choices, because the preference or the kernels have changed."""
     global _kernels_for
     _choices.clear()
+    _fused.clear()
     _algorithms.clear()
     _kernels_for = _fused_pairs()
 

@@ -159,7 +159,7 @@ def add_concat_group_norm(
     """
     arguments = (x, other, num_groups, weight, bias, eps, mode, scale, shift, activation)
     _check(*arguments)
-    if backends.fused("add_concat_group_norm", x.device.type) and not torch.is_grad_enabled():
+    if backends.fused("add_concat_group_norm", x.device) and not torch.is_grad_enabled():
         both: tuple[Tensor, Tensor] = _op(*arguments)
         return both
     # Separately: the normalization has a kernel for its gradient, and may have a backend that the two together lack.

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeVar, cast
+from inspect import signature
+from typing import Any, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
@@ -10,7 +11,6 @@ from torch import Tensor
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 Check = TypeVar("Check", bound=Callable[..., None])
 CACHE_SIZE = 4096  # sets of arguments of one function; a network has some dozens at each size
-OPTIONS = frozenset((int, float, bool, str, type(None), torch.dtype))  # no tensors; faster to see than by isinstance
 
 # Determined once, because torch.compile cannot trace is_autocast_available in every version.
 AUTOCAST_DEVICES = frozenset(k for k in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(k))
@@ -19,8 +19,10 @@ AUTOCAST_DEVICES = frozenset(k for k in ("cpu", "cuda", "xpu", "mps") if torch.a
 def once(check: Check) -> Check:
     """Decorator of a function that raises for wrong arguments: it runs only for arguments that have not passed before.
 
-    Checks see no more of a tensor than its shape, dtype and device, which therefore stand for it here.
+    Checks see no more of a tensor than its shape, dtype and device, which therefore stand for it here. Arguments are
+    passed by position.
     """
+    key_of = _key(check)
     passed: set[tuple[Any, ...]] = set()
 
     @wraps(check)
@@ -28,18 +30,11 @@ def once(check: Check) -> Check:
         if torch.compiler.is_compiling():  # a lookup by sizes would be traced anew for each size
             check(*args)
             return
-        parts: list[Any] = []
-        for x in args:
-            kind = type(x)
-            if kind is Tensor or (kind not in OPTIONS and isinstance(x, Tensor)):
-                parts += (x.shape, x.dtype, x.device)
-            else:
-                parts.append(x)
-        key = tuple(parts)  # flat, because hashing a tuple for each tensor takes longer
         try:
+            key = key_of(*args)
             if key in passed:
                 return
-        except TypeError:  # something that cannot be hashed, such as a symbolic size
+        except (AttributeError, TypeError):  # no tensor, or something that cannot be hashed, such as a symbolic size
             check(*args)
             return
         check(*args)
@@ -48,6 +43,25 @@ def once(check: Check) -> Check:
         passed.add(key)
 
     return cast("Check", checked)  # but without keyword arguments
+
+
+def _key(check: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
+    """A function of the same arguments that returns what stands for them.
+
+    It is written out argument by argument, because a loop that asks for the type of each takes twice as long.
+    """
+    parameters = signature(check).parameters
+    parts = []
+    for name, parameter in parameters.items():
+        tensor = f"{name}.shape, {name}.dtype, {name}.device"
+        if parameter.annotation is Tensor:
+            parts.append(tensor)  # flat, because hashing a tuple for each tensor takes longer
+        elif Tensor in get_args(parameter.annotation):
+            parts.append(f"None if {name} is None else ({tensor})")
+        else:
+            parts.append(name)
+    key_of: Callable[..., tuple[Any, ...]] = eval(f"lambda {', '.join(parameters)}: ({', '.join(parts)},)", {})
+    return key_of
 
 
 def image(op: str, name: str, x: Tensor) -> None:

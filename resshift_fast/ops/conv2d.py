@@ -258,7 +258,7 @@ def conv2d(
     _check_options(*a)
     if residual is not None and residual.dtype != x.dtype:
         a = a._replace(residual=residual.to(x.dtype))
-    if not backends.fused("conv2d", x.device.type):
+    if not backends.fused("conv2d", x.device):
         return reference(*a)
     if (num_groups or residual is not None) and not conv2d_takes_norm(x.device.type):
         # Separately: each has a gradient of its own, while the gradient of all in one would compute them again.

@@ -261,7 +261,7 @@ def group_norm(
     """
     arguments = (x, num_groups, weight, bias, eps, scale, shift, activation)
     _check(*arguments)
-    if backends.fused("group_norm", x.device.type):
+    if backends.fused("group_norm", x.device):
         y: Tensor = _op(*arguments)[0]
         return y
     return reference(*arguments)

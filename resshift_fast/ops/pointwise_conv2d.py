@@ -157,7 +157,7 @@ def pointwise_conv2d(
     """
     arguments = (x, weight, bias, residual, num_groups, norm_weight, norm_bias, eps)
     _check(*arguments)
-    run = _op if backends.fused("pointwise_conv2d", x.device.type) else reference
+    run = _op if backends.fused("pointwise_conv2d", x.device) else reference
     return run(*arguments)
 
 

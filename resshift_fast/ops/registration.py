@@ -13,6 +13,13 @@ from typing import Any, ParamSpec, TypedDict, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
+from torch._C import (
+    _are_functorch_transforms_active,
+    _get_tracing_state,
+    _len_torch_dispatch_stack,
+    _len_torch_function_stack,
+)
+from torch._C._autograd import _profiler_enabled
 
 from resshift_fast import backends
 from resshift_fast.backends import Kernel, Operator
@@ -178,11 +185,11 @@ TYPES: dict[str, tuple[type, ...]] = {
 def _is_watched() -> bool:
     """Whether a mode, a transform, a trace or a profiler is to see this thread's calls of operators."""
     return bool(
-        torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._get_tracing_state() is not None
-        or torch.autograd._profiler_enabled()
+        _len_torch_dispatch_stack()
+        or _len_torch_function_stack()
+        or _are_functorch_transforms_active()
+        or _get_tracing_state() is not None
+        or _profiler_enabled()
     )
 
 

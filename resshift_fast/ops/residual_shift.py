@@ -295,7 +295,7 @@ def posterior_step(
     options = (origin, prediction_type, clamp_x0, noise, lq, next_dtype or x_t.dtype, last)
     arguments = (x_t, prediction, y, coefficients, seed, step, *options)
     _check_posterior_step(*arguments)
-    fused = backends.fused("posterior_step", x_t.device.type, opaque=True)
+    fused = backends.fused("posterior_step", x_t.device, opaque=True)
     return (_posterior_step if fused else posterior_step_reference)(*arguments)
 
 
@@ -331,7 +331,7 @@ def prior_sample(
     """
     arguments = (y, coefficients, seed, origin, noise, lq, next_dtype or y.dtype)
     _check_prior_sample(*arguments)
-    run = _prior_sample if backends.fused("prior_sample", y.device.type, opaque=True) else prior_sample_reference
+    run = _prior_sample if backends.fused("prior_sample", y.device, opaque=True) else prior_sample_reference
     return run(*arguments)
 
 
@@ -365,7 +365,7 @@ def q_sample(x0: Tensor, y: Tensor, t: Tensor, table: Tensor, noise: Tensor) -> 
         TypeError: for a dtype other than those named.
     """
     _check_q_sample(x0, y, t, table, noise)
-    run = _q_sample if backends.fused("q_sample", x0.device.type) else q_sample_reference
+    run = _q_sample if backends.fused("q_sample", x0.device) else q_sample_reference
     return run(x0, y, t, table, noise)
 
 

@@ -93,5 +93,5 @@ def spatial_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         TypeError: for a dtype that is not floating point, or differs.
     """
     _check(q, k, v)
-    run = _op if backends.fused("spatial_attention", q.device.type, opaque=True) else reference
+    run = _op if backends.fused("spatial_attention", q.device, opaque=True) else reference
     return run(q, k, v)

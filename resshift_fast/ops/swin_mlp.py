@@ -145,5 +145,5 @@ def swin_mlp(
     """
     arguments = (x, num_groups, norm_weight, norm_bias, w1, b1, w2, b2, eps)
     _check(*arguments)
-    run = _op if backends.fused("swin_mlp", x.device.type) else reference
+    run = _op if backends.fused("swin_mlp", x.device) else reference
     return run(*arguments)

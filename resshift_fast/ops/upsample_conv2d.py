@@ -87,5 +87,5 @@ def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
         TypeError: for a dtype other than those named.
     """
     x = checked("upsample_conv2d", x, weight, bias)
-    run = _op if backends.fused("upsample_conv2d", x.device.type) else reference
+    run = _op if backends.fused("upsample_conv2d", x.device) else reference
     return run(x, weight, bias)

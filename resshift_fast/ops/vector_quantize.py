@@ -145,5 +145,5 @@ def vector_quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
         tensor([[[1]]])
     """
     _check(z, codebook)
-    run = _op if backends.fused("vector_quantize", z.device.type, opaque=True) else reference
+    run = _op if backends.fused("vector_quantize", z.device, opaque=True) else reference
     return run(z, codebook)

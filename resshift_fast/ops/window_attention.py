@@ -351,5 +351,5 @@ def window_attention(
     """
     arguments = (qkv, bias_table, num_heads, window_size, shift_size, mask)
     _check(*arguments)
-    run = _op if backends.fused("window_attention", qkv.device.type, opaque=True) else reference
+    run = _op if backends.fused("window_attention", qkv.device, opaque=True) else reference
     return run(*arguments)
