@@ -23,6 +23,7 @@ from resshift_fast.models.catalog import ModelSpec
 from resshift_fast.models.layers import Module, prepack_weights_
 from resshift_fast.restoration import compilation, precompilation
 from resshift_fast.restoration.model import Restoration
+from resshift_fast.restoration.progress import Progress
 from resshift_fast.restoration.sampler import torch_noise
 from resshift_fast.weights import checkpoints, download
 
@@ -309,7 +310,7 @@ class Pipeline:
         shapes = {shape_of(jobs, batch) for batch, run in zip(batches, needed, strict=True) if run}
         tuned = self._tunes or backends.is_measuring()
         precompilation.prepare_restoration(self.spec, self.device, self.dtype, shapes, progress is True, tuned)
-        with _Progress(progress, sum(needed) * steps) as advance:
+        with Progress(progress, sum(needed) * steps) as advance:
             for batch, run in zip(batches, needed, strict=True):
                 restored = self._restore(jobs, batch, generator, advance) if run else [None] * len(batch)
                 for tile, pixels in zip(batch, restored, strict=True):
@@ -419,32 +420,6 @@ _cached_lock = threading.Lock()
 def _version(path: inputs.Path | None) -> tuple[str, int] | None:
     """Path and modification time, so that a weights file that was replaced is loaded again."""
     return None if path is None else (str(path), os.path.exists(path) and os.stat(path).st_mtime_ns)
-
-
-class _Progress:
-    """Context manager around a progress bar; its value is a function to call once per denoiser evaluation."""
-
-    def __init__(self, progress: inputs.Progress, total: int):
-        self._report, self._total, self._done = progress, total, 0
-        self._bar: Any = None
-
-    def __enter__(self) -> Callable[[], None]:
-        if self._report is True and self._total > self._done:
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=self._total, desc="restoring", unit="step", leave=False, disable=None)
-            advance: Callable[[], None] = self._bar.update
-            return advance
-        return self._advance
-
-    def _advance(self) -> None:
-        self._done += 1
-        if callable(self._report):
-            self._report(self._done, self._total)
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
 
 def _prepared(module: Module, device: torch.device, dtype: torch.dtype) -> Module:
