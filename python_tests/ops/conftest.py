@@ -1,4 +1,4 @@
-"""Fixtures for the kernels in C++: the backend, the instruction set they run in, and the number of threads."""
+"""Fixtures: the backend, the instruction set of the CPU kernels, and the number of threads."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from resshift_fast.backends import unavailable
 
 @pytest.fixture(params=BACKENDS, scope="module")
 def backend(request):
-    """Everything holds for plain PyTorch and for C++."""
+    """Run the test with plain PyTorch and with the C++ kernels."""
     if reason := unavailable(request.param):
         pytest.skip(f"the {request.param} backend {reason}")
     with use_backend(request.param):
@@ -19,7 +19,7 @@ def backend(request):
 
 @pytest.fixture(params=ISAS.values(), ids=ISAS)
 def isa(request):
-    """Each instruction set that this processor has."""
+    """Limit the CPU kernels to each instruction set; skip those that this processor lacks."""
     operators = torch.ops.resshift_fast_cpu
     before = operators.isa()
     taken = operators.limit_isa(request.param)
@@ -32,7 +32,7 @@ def isa(request):
 
 @pytest.fixture
 def two_threads():
-    """Two threads for one call, where tests else have one."""
+    """Run the test with two threads; all others run with one."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield

@@ -1,4 +1,4 @@
-"""add_concat_group_norm against its formula in float64, outputs and gradients; layouts and arguments it refuses."""
+"""add_concat_group_norm against its formula in float64: outputs, gradients, memory layouts; invalid arguments."""
 
 from functools import partial
 
@@ -13,7 +13,7 @@ from resshift_fast.ops.add_concat_group_norm import reference
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty", "backend")
 
-CASES = [  # batch, channels of x and of other (None for a sum), groups, height, width, conditioned, activation
+CASES = [  # batch, channels of x and of other (None for mode add), groups, height, width, conditioned, activation
     (2, 32, None, 32, 5, 7, False, "silu"),
     (3, 30, None, 5, 3, 1, True, None),
     (2, 20, 12, 8, 5, 7, False, "silu"),
@@ -27,7 +27,7 @@ IDS = [
 
 
 def exact(x, other, weight, bias, scale=None, shift=None, *, num_groups, mode="add", eps=1e-5, activation=None):
-    """The formula by sums over each group."""
+    """The formula, with explicit sums over each group."""
     merged = x + other if mode == "add" else torch.stack([*x.unbind(1), *other.unbind(1)], dim=1)
     groups = merged.reshape(x.shape[0], num_groups, -1)
     centred = groups - groups.sum(2, keepdim=True) / groups.shape[2]
@@ -39,7 +39,7 @@ def exact(x, other, weight, bias, scale=None, shift=None, *, num_groups, mode="a
 
 
 def plain(x, other, weight, bias, scale=None, shift=None, *, num_groups, mode="add", eps=1e-5, activation=None):
-    """The plain PyTorch path by keyword."""
+    """The plain PyTorch path, with keyword arguments."""
     return reference(x, other, num_groups, weight, bias, eps, mode, scale, shift, activation)
 
 
@@ -81,7 +81,7 @@ def test_any_memory_layout(layout, second, name):
 def test_equals_the_two_operations(second, dtype):
     tensors = {name: x.to(dtype) for name, x in inputs(2, 16, second, 6, 5, conditioned=True).items()}
     x, other, weight, bias = (tensors.pop(name) for name in ("x", "other", "weight", "bias"))
-    # In the layout of the mode, so that sums are taken in its order.
+    # Channels-last like the merged image, so that both paths sum in the same order.
     x, other = (image.contiguous(memory_format=torch.channels_last) for image in (x, other))
     mode = "concat" if second else "add"
     merged, y = add_concat_group_norm(x, other, 4, weight, bias, 0.3, mode=mode, **tensors, activation="silu")

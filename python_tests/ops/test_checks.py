@@ -1,4 +1,4 @@
-"""Arguments that have passed their checks once: what counts as the same, and that nothing wrong passes for it."""
+"""The cache of checked arguments: which calls share an entry, and that no invalid call does."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from resshift_fast.ops import checks
 
 @pytest.fixture
 def check():
-    """A check that counts its runs, of a tensor with as many columns as said and of a name."""
+    """A cached check of a tensor's columns and of a name; `runs` lists the arguments of each execution."""
     runs = []
 
     @checks.once
@@ -24,10 +24,10 @@ def check():
     return checked
 
 
-def test_what_has_passed_is_not_checked_again(check):
+def test_equal_arguments_are_not_checked_again(check):
     for _ in range(3):
         check(torch.empty(2, 3), 3, None)
-    check(torch.empty(3, 2).t(), 3, None)  # strides are not looked at
+    check(torch.empty(3, 2).t(), 3, None)  # strides are not compared
     assert len(check.runs) == 1
 
 
@@ -41,13 +41,13 @@ def test_what_has_passed_is_not_checked_again(check):
     ],
     ids=["dtype", "device", "shape", "name"],
 )
-def test_another_call_is_checked(check, other):
+def test_other_arguments_are_checked(check, other):
     check(torch.empty(2, 3), 3, None)
     check(*other)
     assert len(check.runs) == 2
 
 
-def test_an_optional_tensor_counts_like_the_others():
+def test_an_optional_tensor_is_part_of_the_key():
     runs = []
 
     @checks.once
@@ -59,7 +59,7 @@ def test_an_optional_tensor_counts_like_the_others():
     assert len(runs) == 4
 
 
-def test_what_is_wrong_is_said_every_time(check):
+def test_invalid_arguments_raise_every_time(check):
     check(torch.empty(2, 3), 3, None)
     for _ in range(2):
         with pytest.raises(ValueError, match=r"x has shape \(2, 4\), expected \(2, 3\)"):
@@ -72,7 +72,7 @@ def test_what_is_wrong_is_said_every_time(check):
             check([2, 3], 3, None)
 
 
-def test_only_so_many_are_remembered(check, monkeypatch):
+def test_the_cache_is_bounded(check, monkeypatch):
     monkeypatch.setattr(checks, "CACHE_SIZE", 2)
     for columns in (1, 2, 3, 1):
         check(torch.empty(2, columns), columns, None)
@@ -108,7 +108,7 @@ def test_one_graph_serves_every_size():
     assert len(graphs) == 1
 
 
-def test_a_call_like_one_before_but_wrong_is_refused():
+def test_an_invalid_call_after_a_similar_valid_one_is_refused():
     x, weight = torch.randn(2, 8, 5, 5), torch.randn(8)
     ops.group_norm(x, 4, weight, weight)
     with pytest.raises(ValueError, match="8 channels do not divide into 3 groups"):

@@ -1,4 +1,4 @@
-"""conv2d against a sum over the nine taps in float64, alone, after a norm and with a sum; arguments it refuses."""
+"""conv2d against a sum over the nine taps in float64, also with a fused norm and residual; invalid arguments."""
 
 from functools import partial
 
@@ -29,7 +29,7 @@ IDS = [f"B{b}-C{c}-O{o}-H{h}-W{w}-padding{p}-{'bias' if bias else 'plain'}" for 
 
 
 def exact(x, weight, bias=None, *, padding=1):
-    """The formula as nine shifted products."""
+    """The formula as a sum of nine shifted products."""
     batch, channels, height, width = x.shape
     padded = x.new_zeros(batch, channels, height + 2 * padding, width + 2 * padding)
     padded[:, :, padding : padding + height, padding : padding + width] = x
@@ -42,7 +42,7 @@ def exact(x, weight, bias=None, *, padding=1):
 
 
 def plain(x, weight, bias=None, *, padding=1):
-    """The plain PyTorch path by keyword."""
+    """The plain PyTorch path, with keyword arguments."""
     return reference(x, weight, bias, padding)
 
 
@@ -81,7 +81,7 @@ def test_any_memory_layout(layout, size):
         check_operator(conv2d, plain, exact, changed, torch.float32)
 
 
-# the normalization before it and the sum after it
+# fused normalization and residual
 
 FUSED = [  # batch, channels, groups, out channels, height, width, padding, scale and shift, SiLU, residual
     (2, 64, 32, 40, 41, 35, 1, True, True, True),
@@ -97,7 +97,7 @@ FUSED_IDS = [
 
 
 def fused_inputs(batch, channels, groups, out_channels, height, width, padding, conditioned, silu, added):
-    """(tensors, other arguments) of such a call."""
+    """(tensors, other arguments) of a call with a fused norm."""
     tensors = inputs(batch, channels, out_channels, height, width)
     tensors |= {f"norm_{name}": array(f"conv2d.norm_{name}", channels) for name in ("weight", "bias")}
     if conditioned:
@@ -111,7 +111,7 @@ def fused_inputs(batch, channels, groups, out_channels, height, width, padding, 
 def exact_fused(
     x, weight, bias, norm_weight, norm_bias, residual=0.0, scale=None, shift=None, *, num_groups, padding, activation
 ):
-    """The formula by sums over each group."""
+    """The formula, with explicit sums over each group."""
     groups = x.reshape(x.shape[0], num_groups, -1)
     centred = groups - groups.mean(2, keepdim=True)
     h = (centred / (centred.square().mean(2, keepdim=True) + 1e-5).sqrt()).reshape(x.shape)
@@ -122,8 +122,8 @@ def exact_fused(
     return residual + exact(h, weight, bias, padding=padding)
 
 
-def by_place(function):
-    """The function with all arguments of the registered operator in their order."""
+def with_keywords(function):
+    """`function`, which takes the registered operator's positional arguments, called with keyword arguments."""
 
     def call(
         x,
@@ -150,10 +150,10 @@ FUSED_AXES = {"sizes": dict(zip(FUSED_IDS, FUSED, strict=True)), "dtype": DTYPES
 
 @pairwise(strength=3, way=["public", "registered"], **FUSED_AXES)
 def test_norm_and_sum_match_float64(way, sizes, dtype):
-    """With gradients: the public function's own steps, and the registered operator's by computing it again."""
+    """With gradients: the public function runs separate operators, the registered one recomputes its formula."""
     tensors, options = fused_inputs(*sizes)
-    ours = conv2d if way == "public" else by_place(torch.ops.resshift_fast.conv2d)
-    check_operator(*(partial(f, **options) for f in (ours, by_place(reference), exact_fused)), tensors, dtype)
+    ours = conv2d if way == "public" else with_keywords(torch.ops.resshift_fast.conv2d)
+    check_operator(*(partial(f, **options) for f in (ours, with_keywords(reference), exact_fused)), tensors, dtype)
 
 
 @pairwise(
@@ -162,13 +162,13 @@ def test_norm_and_sum_match_float64(way, sizes, dtype):
     memory_format={"nchw": torch.contiguous_format, "channels_last": torch.channels_last},
 )
 def test_norm_and_sum_in_one_pass_match_float64(sizes, dtype, memory_format, backend):
-    """Without gradients, where a kernel does all of it."""
+    """Without gradients, where a single kernel computes everything."""
     tensors, options = fused_inputs(*sizes)
     tensors = {name: t.to(dtype) for name, t in tensors.items()}
     tensors["x"] = tensors["x"].contiguous(memory_format=memory_format)
     with torch.no_grad():
         assert conv2d_takes_norm("cpu") == (backend == "cpu")
-        ours, plain = conv2d(**tensors, **options), by_place(reference)(**tensors, **options)
+        ours, plain = conv2d(**tensors, **options), with_keywords(reference)(**tensors, **options)
     expected = exact_fused(**{name: t.double() for name, t in tensors.items()}, **options)
     allowed = LIMITS[dtype]
     if dtype in (torch.float16, torch.bfloat16):
@@ -187,10 +187,10 @@ def test_float32_parameters_of_the_norm_with_16_bit_images():
     assert_close("output", y, expected, 2 * torch.finfo(y.dtype).eps)
 
 
-@pytest.mark.parametrize("enabled", [True, False], ids=["autocast", "as-it-comes"])
+@pytest.mark.parametrize("enabled", [True, False], ids=["autocast", "no-autocast"])
 @pytest.mark.parametrize("gradients", [True, False], ids=["gradients", "no-gradients"])
 def test_autocast_is_the_same_in_every_backend(enabled, gradients):
-    """PyTorch convolves in autocast's dtype; what modulates the norm then comes in it too."""
+    """PyTorch convolves in autocast's dtype; scale and shift then have that dtype too."""
     tensors, options = fused_inputs(*FUSED[0])
     with torch.autocast("cpu", torch.bfloat16, enabled=enabled), torch.set_grad_enabled(gradients):
         if enabled:
@@ -229,7 +229,7 @@ def test_one_program_serves_every_size_and_autocast():
         for sizes in ((2, 64, 32, 40, 41, 35), (3, 64, 32, 40, 9, 17), (1, 64, 32, 40, 64, 64)):
             tensors, options = fused_inputs(*sizes, 1, True, True, True)
             torch.testing.assert_close(compiled(**tensors, **options), conv2d(**tensors, **options))
-        assert len(graphs) <= 2  # the last has a batch of one
+        assert len(graphs) <= 2  # torch.compile specializes a batch of one
         with torch.autocast("cpu", torch.bfloat16):
             tensors |= {name: tensors[name].bfloat16() for name in ("scale", "shift")}
             assert compiled(**tensors, **options).dtype == torch.bfloat16

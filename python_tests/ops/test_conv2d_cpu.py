@@ -1,4 +1,4 @@
-"""The C++ kernel of the 3×3 convolutions alone: tiles, instruction sets, threads, packed weights, and bad arguments."""
+"""The C++ kernel of the 3×3 convolutions: tiles, instruction sets, threads, packed weights; invalid arguments."""
 
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -27,7 +27,7 @@ pytestmark = [
 
 TILES = (4, 6, 8)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# Of a call in float32; to 16 bits the result is rounded, by a third of eps or less in the mean.
+# Relative error in float32 for each tile; rounding to 16 bits adds at most a third of eps on average.
 LIMITS = {4: 1e-5, 6: 1e-5, 8: 1e-4}
 SIZES = [(1, 1), (1, 40), (9, 7), (33, 17), (64, 64)]
 CHANNELS = [(1, 1), (3, 130), (17, 64), (64, 3), (130, 17)]
@@ -52,7 +52,7 @@ def native():
 
 
 def kernel(x, weight, bias=None, padding=1, norm=None, silu=False, residual=None, upsample=False, *, tile):
-    """The operator with a weight that lies as it wants it."""
+    """The operator, with the weight packed as it requires."""
     operator = torch.ops.resshift_fast_cpu.conv2d
     return operator(x, pack_conv2d(weight), bias, padding, norm, silu, residual, upsample, tile)
 
@@ -71,20 +71,20 @@ def exact(x, weight, bias=None, padding=1, norm=None, silu=False, residual=None,
 
 @lru_cache(maxsize=8)
 def inputs(channels, out_channels, height, width, dtype=torch.float32, batch=3):
-    """(x, weight, bias) with a mean far from 0, as the kernel takes them."""
+    """(x, weight, bias) in the kernel's memory layout; x has a mean far from 0."""
     x = (array("conv2d.x", batch, channels, height, width) - 2.3).to(dtype)
     weight = array("conv2d.weight", out_channels, channels, 3, 3).to(dtype)
     return x.contiguous(memory_format=torch.channels_last), weight, array("conv2d.bias", out_channels)
 
 
 def close(y, expected, tile):
-    """Fail unless y is as near to its float64 value as tiles of that size allow."""
+    """Fail if the error of y exceeds the limit of that tile size."""
     rounding = 0 if y.dtype == torch.float32 else torch.finfo(y.dtype).eps / 3
     assert_close("output", y, expected, max(LIMITS[tile], rounding))
 
 
-# Where a tile meets the image's edge follows from the size, the padding and the tile, and how it is read there from the
-# channels: all four in every combination.
+# Size, padding and tile decide where a tile crosses the image's edge, and the channels how it is read there: every
+# combination of the four is tested.
 @pairwise(strength=4, allowed=fits, **AXES, tile={f"tile{n}": n for n in TILES})
 def test_every_instruction_set_and_tile_matches_float64(channels, size, padding, dtype, tile, isa):
     x, weight, bias = inputs(*channels, *size, dtype)
@@ -102,7 +102,7 @@ def test_every_instruction_set_and_tile_matches_float64(channels, size, padding,
     tile={f"tile{n}": n for n in TILES},
     isa=ISAS,
 )
-def test_everything_at_once_matches_float64(upsample, norm, residual, dtype, tile, isa):
+def test_fused_operations_match_float64(upsample, norm, residual, dtype, tile, isa):
     x, weight, bias = inputs(70, 33, 13, 21, dtype)
     options = {"upsample": upsample, "silu": norm == "silu"}
     if norm != "plain":
@@ -147,8 +147,8 @@ def test_any_memory_layout(name):
 
 
 @pytest.mark.parametrize("upsample", [False, True], ids=["same", "upsample"])
-def test_a_part_of_a_packed_weight_is_a_weight(upsample):
-    """A slice of packed channels lies as the kernel wants it, with other distances."""
+def test_a_slice_of_a_packed_weight_is_accepted(upsample):
+    """It has the order of elements that the kernel requires, with larger strides."""
     x, weight, bias = inputs(20, 24, 9, 7)
     packed = pack_conv2d(weight)
     for rows, columns in ((slice(3, 19), slice(0, 20)), (slice(0, 24), slice(5, 12)), (slice(23, 24), slice(19, 20))):
@@ -157,8 +157,8 @@ def test_a_part_of_a_packed_weight_is_a_weight(upsample):
         close(y, exact(image, part, bias[rows], upsample=upsample), 6)
 
 
-# Many tiles and few channels share weights between threads; few tiles and many channels share tiles, in several chunks
-# and slices of channels.
+# With many tiles and few channels, threads share the weights; with few tiles and many channels, they share the tiles,
+# in several chunks and slices of channels.
 BIG = [(17, 40, 64, 64), (130, 260, 9, 7), (70, 260, 45, 33), (5, 3, 1, 40)]
 
 
@@ -185,7 +185,7 @@ def test_many_threads_call_at_once(two_threads):
 
 @pairwise(size=BIG, tile={f"tile{n}": n for n in TILES}, isa=ISAS)
 def test_nothing_is_left_of_an_earlier_call(size, tile, isa):
-    """Memory between the transforms is used again, where NaN of one call must not reach the next."""
+    """The workspace is reused, so NaN of one call must not reach the next."""
     x, weight, bias = inputs(*size)
     expected = kernel(x, weight, bias, tile=tile)
     poison = [torch.full_like(tensor, torch.nan) for tensor in inputs(130, 260, 45, 33)]
@@ -194,7 +194,7 @@ def test_nothing_is_left_of_an_earlier_call(size, tile, isa):
         assert kernel(x, weight, bias, tile=tile).equal(expected)
 
 
-def test_the_place_in_memory_changes_nothing():
+def test_alignment_changes_nothing():
     x, weight, bias = inputs(19, 21, 11, 13)
     for tile in TILES:
         expected = kernel(x, weight, bias, tile=tile)
@@ -206,7 +206,7 @@ def test_the_place_in_memory_changes_nothing():
             assert kernel(*moved, tile=tile).equal(expected)
 
 
-def test_images_of_a_batch_do_not_meet():
+def test_images_of_a_batch_are_independent():
     x, weight, bias = inputs(17, 20, 9, 7)
     for tile in TILES:
         whole = kernel(x, weight, bias, tile=tile)
@@ -231,8 +231,8 @@ def exact_gradient(x, dy, padding=1):
 
 
 @lru_cache(maxsize=8)
-def of_result(x, out_channels, padding):
-    """A gradient of the result for an image, with a mean far from 0."""
+def output_gradient(x, out_channels, padding):
+    """A gradient with respect to the output for x, with a mean far from 0."""
     size = (x.shape[0], out_channels, *(side + 2 * padding - 2 for side in x.shape[2:]))
     dy = (array("conv2d.dy", *size) + 1.1).to(x.dtype)
     return dy.contiguous(memory_format=torch.channels_last)
@@ -241,7 +241,7 @@ def of_result(x, out_channels, padding):
 @pairwise(strength=3, allowed=fits, **AXES)
 def test_gradients_of_the_weight_match_float64(channels, size, padding, dtype, isa):
     x, _, _ = inputs(*channels, *size, dtype)
-    dy = of_result(x, channels[1], padding)
+    dy = output_gradient(x, channels[1], padding)
     found = gradient(x, dy, padding)
     assert found.dtype == torch.float32
     assert_close("gradient", found, exact_gradient(x, dy, padding), 1e-5)
@@ -250,7 +250,7 @@ def test_gradients_of_the_weight_match_float64(channels, size, padding, dtype, i
 @pytest.mark.parametrize("name", ["channels_last", "strided", "offset", "transposed", "expanded"])
 def test_gradients_in_any_memory_layout(name):
     x, _, _ = inputs(17, 20, 9, 7)
-    dy = layouts(of_result(x, 20, 1))[name]
+    dy = layouts(output_gradient(x, 20, 1))[name]
     x = layouts(x)[name]
     assert_close("gradient", gradient(x, dy), exact_gradient(x, dy), 1e-5)
 
@@ -258,7 +258,7 @@ def test_gradients_in_any_memory_layout(name):
 @pytest.mark.parametrize("channels, out_channels, height, width", [*BIG, (9, 7, 130, 131)], ids=str)
 def test_neither_threads_nor_earlier_calls_change_gradients(channels, out_channels, height, width, two_threads):
     x, _, _ = inputs(channels, out_channels, height, width)
-    dy = of_result(x, out_channels, 1)
+    dy = output_gradient(x, out_channels, 1)
     with_two = gradient(x, dy)
     torch.set_num_threads(1)
     assert with_two.equal(gradient(x, dy))
@@ -281,7 +281,7 @@ def test_neither_threads_nor_earlier_calls_change_gradients(channels, out_channe
     ],
     ids=str,
 )
-def test_gradients_refuse_what_would_leave_the_memory(index, bad):
+def test_gradients_refuse_invalid_arguments(index, bad):
     operator = torch.ops.resshift_fast_cpu.conv2d_weight_gradient
     args = [torch.ones(2, 4, 5, 5), torch.ones(2, 6, 5, 5), 1]
     operator(*args)
@@ -317,13 +317,13 @@ def test_gradients_refuse_other_dtypes():
     ],
     ids=str,
 )
-def test_the_algorithm_is_the_one_of_least_work(shape, out_channels, dtype, upsample, expected):
+def test_the_algorithm_with_least_work_is_chosen(shape, out_channels, dtype, upsample, expected):
     x, weight = torch.empty(shape, dtype=dtype), torch.empty(out_channels, shape[1], 3, 3, dtype=dtype)
     assert algorithm(x, weight, 1, upsample) == expected
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 5, 8, 13, 40, 100])
-def test_float32_takes_no_tile_that_costs_digits(side):
+def test_float32_takes_no_tile_that_loses_accuracy(side):
     x, weight = torch.empty(1, 16, side, side), torch.empty(16, 16, 3, 3)
     for padding in (1, 2):
         assert algorithm(x, weight, padding) in (DIRECT, 4, 6)
@@ -346,7 +346,7 @@ def test_the_public_function_runs_the_kernel_of_that_algorithm(padding, dtype):
         assert up and upsample_conv2d(x, weight, bias).equal(kernel(x, weight, bias, upsample=True, tile=up))
 
 
-# the weight's place in memory
+# packed weights
 
 
 def test_packing_keeps_values_and_changes_strides():
@@ -392,7 +392,7 @@ def is_packed(module):
 IMAGE = array("conv2d.x", 2, 8, 30, 29)
 
 
-def test_an_update_of_the_weight_is_seen():
+def test_updates_of_a_packed_weight_take_effect():
     module = network()
     module(IMAGE)
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
@@ -427,7 +427,7 @@ def test_copies_and_files_of_packed_weights(tmp_path):
     assert all(loaded[name].equal(tensor) for name, tensor in state.items())
 
 
-@pytest.mark.filterwarnings("ignore:No complete tensor found")  # torch wonders at a stride of 1 in the first dimension
+@pytest.mark.filterwarnings("ignore:No complete tensor found")  # torch warns of a stride of 1 in the first dimension
 def test_an_exported_program_runs_on_packed_weights(tmp_path):
     module = network().requires_grad_(False)
     sizes = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
@@ -438,7 +438,7 @@ def test_an_exported_program_runs_on_packed_weights(tmp_path):
             assert each.module()(image).equal(module(image))
 
 
-# what it refuses
+# invalid arguments
 
 W, X = torch.ones(3, 3, 6, 4).permute(3, 2, 0, 1), torch.ones(2, 6, 5, 5)
 GOOD = [X, W, torch.ones(4), 1, torch.ones(2, 3, 6), True, torch.ones(2, 4, 5, 5), False, 4]
@@ -473,7 +473,7 @@ GOOD = [X, W, torch.ones(4), 1, torch.ones(2, 3, 6), True, torch.ones(2, 4, 5, 5
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_refuses_what_would_leave_the_memory(index, bad, message):
+def test_refuses_invalid_arguments(index, bad, message):
     operator = torch.ops.resshift_fast_cpu.conv2d
     operator(*GOOD)
     args = list(GOOD)

@@ -1,4 +1,4 @@
-"""Eager calls that skip PyTorch's dispatcher, and that whoever hooks into the dispatcher sees all others."""
+"""Eager calls that skip PyTorch's dispatcher; modes, profilers and tracers that hook into it see the operator."""
 
 import contextlib
 
@@ -22,7 +22,7 @@ def call(x=X, weight=ONES, bias=ZEROS, eps=1e-5):
 
 @pytest.fixture
 def skipped(monkeypatch):
-    """Arguments of the calls that skip the dispatcher: the registered operator calls `run` by another reference."""
+    """Records the arguments of calls that reach `backends.run` without the dispatcher."""
     calls = []
     run = backends.run
     inside = []
@@ -62,7 +62,7 @@ def test_a_plain_call_in_inference_mode_skips_the_dispatcher(skipped):
 
 
 @pytest.mark.parametrize("context", [contextlib.nullcontext, torch.no_grad], ids=["grad", "no_grad"])
-def test_elsewhere_the_dispatcher_is_called(skipped, context):
+def test_outside_inference_mode_the_dispatcher_is_called(skipped, context):
     with context():
         call()
     assert not skipped
@@ -102,7 +102,7 @@ def test_the_profiler_sees_the_operator(skipped):
 
 
 class Tagged(torch.Tensor):
-    """A subclass whose operators are its own business."""
+    """A tensor subclass with its own dispatch."""
 
     seen: list = []  # noqa: RUF012
 
@@ -113,14 +113,14 @@ class Tagged(torch.Tensor):
             return function(*args, **(kwargs or {}))
 
 
-def test_a_subclass_dispatches_by_itself(skipped):
+def test_a_subclass_uses_its_own_dispatch(skipped):
     Tagged.seen.clear()
     with torch.inference_mode():
         call(X.clone().as_subclass(Tagged))
     assert OVERLOAD in Tagged.seen
 
 
-def test_fakes_stay_fake_without_their_mode(skipped):
+def test_fake_tensors_stay_fake_outside_their_mode(skipped):
     with torch.inference_mode():
         mode = FakeTensorMode()
         y = call(*(mode.from_tensor(x) for x in (X, ONES, ZEROS)))
@@ -134,7 +134,7 @@ def test_make_fx_records_the_operator(skipped, pre_dispatch):
     assert OVERLOAD in {node.target for node in graph.graph.nodes} and not skipped
 
 
-# PyTorch advises against traces; the checks of arguments read sizes, which a trace keeps as constants.
+# torch.jit.trace is deprecated, and warns that argument checks turn sizes into constants.
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*deprecated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_a_trace_records_the_operator(skipped):
@@ -150,7 +150,7 @@ def test_transforms_go_through_the_dispatcher(skipped):
     assert not skipped
 
 
-def test_what_the_dispatcher_would_convert_goes_through_it(skipped):
+def test_arguments_that_need_conversion_go_through_the_dispatcher(skipped):
     with torch.inference_mode():
         y = call(eps=1)
         exact = call(eps=1.0)
@@ -177,6 +177,6 @@ def test_autocast_changes_nothing(skipped):
 
 @pytest.mark.parametrize("name", sorted(backends.OPERATORS))
 def test_every_operators_arguments_have_known_types(name):
-    """Else its calls would always take the slower way."""
+    """A call with an argument of an unknown type always goes through the dispatcher, which is slower."""
     overload = getattr(torch.ops.resshift_fast, name).default
     assert {str(a.real_type) for a in overload._schema.arguments} <= registration.TYPES.keys()

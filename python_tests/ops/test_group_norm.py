@@ -1,4 +1,4 @@
-"""group_norm against its formula in float64, outputs and gradients; layouts, extremes and arguments it refuses."""
+"""group_norm against its formula in float64: outputs, gradients, memory layouts, extreme inputs; invalid arguments."""
 
 from functools import partial
 
@@ -26,7 +26,7 @@ IDS = [f"B{b}-C{c}-G{g}-H{h}-W{w}-{cond or 'plain'}-{act or 'linear'}" for b, c,
 
 
 def exact(x, weight, bias, scale=None, shift=None, *, num_groups, eps=1e-5, activation=None):
-    """The formula by sums over each group."""
+    """The formula, with explicit sums over each group."""
     batch, channels = x.shape[:2]
     values = x.reshape(batch, num_groups, -1)
     centred = values - (values.sum(2) / values.shape[2])[..., None]
@@ -41,12 +41,12 @@ def exact(x, weight, bias, scale=None, shift=None, *, num_groups, eps=1e-5, acti
 
 
 def plain(x, weight, bias, scale=None, shift=None, *, num_groups, eps=1e-5, activation=None):
-    """The plain PyTorch path by keyword."""
+    """The plain PyTorch path, with keyword arguments."""
     return reference(x, num_groups, weight, bias, eps, scale, shift, activation)
 
 
 def inputs(batch, channels, height, width, conditioning="", offset=-2.3):
-    """Random tensors; the image has a mean far from 0, so that a cancelling variance shows."""
+    """Random tensors; the image has a mean far from 0, so that cancellation in the variance shows."""
     tensors = {
         "x": array("group_norm.x", batch, channels, height, width) + offset,
         "weight": array("group_norm.weight", channels),
@@ -89,7 +89,7 @@ def test_keeps_the_memory_format(memory_format):
 
 @pytest.mark.parametrize("offset, limit", [(-50, 1e-4), (1000, 1e-3)])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels_last"])
-def test_a_large_offset_does_not_cancel(memory_format, offset, limit):
+def test_a_large_offset_causes_no_cancellation(memory_format, offset, limit):
     tensors = inputs(2, 64, 33, 31, offset=offset)
     tensors["x"] = tensors["x"].contiguous(memory_format=memory_format)
     functions = (partial(f, num_groups=32) for f in (group_norm, plain, exact))

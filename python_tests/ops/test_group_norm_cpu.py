@@ -1,4 +1,4 @@
-"""The C++ kernels of group_norm and add_concat_group_norm alone: instruction sets, threads, table and bad arguments."""
+"""The C++ kernels of group_norm and add_concat_group_norm: instruction sets, threads, table; invalid arguments."""
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,7 +15,7 @@ from resshift_fast.ops import add_concat_group_norm, group_norm
 from resshift_fast.ops.group_norm import reference
 
 pytestmark = [
-    pytest.mark.skipif(unavailable("cpu") is not None, reason="the library for CPUs is not here"),
+    pytest.mark.skipif(unavailable("cpu") is not None, reason="the CPU library is not available"),
     pytest.mark.usefixtures("poisoned_empty", "cpu_backend"),
 ]
 FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -40,7 +40,7 @@ def inputs(batch, channels, height, width, memory_format=torch.channels_last, of
 
 
 def exact(x, weight, bias, scale, shift, *, num_groups):
-    """The formula by sums over each group, with SiLU."""
+    """The formula, with explicit sums over each group and SiLU."""
     groups = x.reshape(x.shape[0], num_groups, -1)
     centred = groups - groups.mean(2, keepdim=True)
     normalized = centred / (centred.square().mean(2, keepdim=True) + 1e-5).sqrt()
@@ -70,7 +70,7 @@ def test_every_instruction_set_matches_float64(shape, memory_format, dtype, isa)
     batch, channels, groups, height, width = shape
     tensors = inputs(batch, channels, height, width, memory_format)
     ours = partial(group_norm, num_groups=groups, activation="silu")
-    # Of two values per group little is left of the gradient, which is a difference of what is nearly the same.
+    # With two values per group, the gradient is a difference of nearly equal terms.
     limit = 1e-3 if channels == 1 and dtype == torch.float32 else None
     functions = ours, partial(plain, num_groups=groups), partial(exact, num_groups=groups)
     check_operator(*functions, tensors, dtype, limit)
@@ -109,8 +109,8 @@ def test_the_table_of_any_layout_and_without_conditioning():
     assert_close("normalization", z, torch.group_norm(x.double(), 3, weight.double(), bias.double()), 1e-6)
 
 
-def test_outliers_where_samples_lie_do_not_cancel():
-    """A pivot far from the mean costs digits in proportion to how few values are far from it."""
+def test_a_pivot_from_outliers_causes_no_cancellation():
+    """The variance is summed around a pivot, a mean of samples; if those are outliers, it is far from most values."""
     x = array("group_norm.x", 1, 4, 64, 64).contiguous(memory_format=torch.channels_last)
     x[:, :, ::8] += 1e4
     y = group_norm(x, 2, torch.ones(4), torch.zeros(4))
@@ -118,7 +118,7 @@ def test_outliers_where_samples_lie_do_not_cancel():
 
 
 def everything(tensors):
-    """All that the kernels compute of some tensors."""
+    """The outputs of all kernels for some tensors."""
     x, weight, bias, scale, shift = tensors.values()
     y, mean, rstd = kernels().group_norm(x, 32, weight, bias, 1e-5, scale, shift, 1)
     gradients = kernels().group_norm_backward(y, x, mean, rstd, 32, weight, bias, scale, shift, 1)
@@ -190,7 +190,7 @@ GOOD = {
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_refuses_what_would_leave_the_memory(name, index, bad, message):
+def test_refuses_invalid_arguments(name, index, bad, message):
     args = list(GOOD[name])
     getattr(kernels(), name)(*args)
     args[index] = bad

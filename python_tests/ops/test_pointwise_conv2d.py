@@ -1,4 +1,4 @@
-"""pointwise_conv2d against its formula in float64, outputs and gradients; arguments it refuses."""
+"""pointwise_conv2d against its formula in float64: outputs, gradients, memory layouts; invalid arguments."""
 
 from functools import partial
 
@@ -26,7 +26,7 @@ IDS = [
 
 
 def exact(x, weight, bias=None, *, residual=None, num_groups=0, norm_weight=None, norm_bias=None, eps=1e-5):
-    """The formula on rows of channels."""
+    """The formula as a matrix product over channels."""
     rows = x
     if num_groups:
         groups = x.reshape(x.shape[0], num_groups, -1)
@@ -39,7 +39,7 @@ def exact(x, weight, bias=None, *, residual=None, num_groups=0, norm_weight=None
 
 
 def plain(x, weight, bias=None, *, residual=None, num_groups=0, norm_weight=None, norm_bias=None, eps=1e-5):
-    """The plain PyTorch path by keyword."""
+    """The plain PyTorch path, with keyword arguments."""
     return reference(x, weight, bias, residual, num_groups, norm_weight, norm_bias, eps)
 
 

@@ -1,4 +1,4 @@
-"""pointwise_conv2d, swin_mlp and spatial_attention in C++: each instruction set, threads, and arguments it refuses."""
+"""The C++ kernels of pointwise_conv2d, swin_mlp and spatial_attention: instruction sets, threads, invalid arguments."""
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -43,7 +43,7 @@ def native():
 
 
 def case_of(operator: str, size: tuple):
-    """(operator, plain PyTorch, formula, tensors) for a size as in the tables above."""
+    """(operator, plain PyTorch path, formula, tensors) for a row of the tables above."""
     if operator == "pointwise_conv2d":
         batch, channels, groups, out, height, width, bias, residual = size
         sides = batch, channels, out, height, width
@@ -58,7 +58,7 @@ def case_of(operator: str, size: tuple):
 
 
 def channels_last(tensors: dict, dtype: torch.dtype = torch.float32) -> dict:
-    """The tensors in a dtype, images with their channels last."""
+    """The tensors in a dtype, images channels-last."""
     tensors = {name: x.to(dtype) for name, x in tensors.items()}
     images = {n: x.contiguous(memory_format=torch.channels_last) for n, x in tensors.items() if x.dim() == 4}
     return tensors | images
@@ -95,7 +95,7 @@ def test_float32_parameters_with_16_bit_images(case, dtype, isa):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name_of)
 @pytest.mark.parametrize("operator, size", LARGE, ids=LARGE_IDS)
-def test_neither_threads_nor_runs_change_a_bit(operator, size, dtype):
+def test_results_are_bitwise_equal_with_any_number_of_threads(operator, size, dtype):
     ours, _, _, tensors = case_of(operator, size)
     tensors = channels_last(tensors, dtype)
     before = torch.get_num_threads()
@@ -123,7 +123,7 @@ def test_several_threads_may_call_at_once(operator, size):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name_of)
 def test_gelu_far_from_zero(dtype, isa):
-    """One hidden channel at a time: gelu is 0 far below, and its argument far above."""
+    """One hidden channel at a time: gelu(z) is 0 for very negative z, and z for large z."""
     z = torch.tensor([-1e4, -50, -9, -4.5, -3.9, -1, -1e-3, 0, 1e-3, 1, 3.9, 4.5, 9, 50, 1e4]).to(dtype)
     x = torch.zeros(1, len(z), 1, 2, dtype=dtype)
     zeros, ones = torch.zeros_like(z), torch.ones(len(z), 1, dtype=dtype)
@@ -153,7 +153,7 @@ def test_nan_stays_at_its_pixel(dtype, isa):
     assert broken.sum() == 8
 
 
-def test_no_score_matrix_is_held():
+def test_no_score_matrix_is_allocated():
     tensors = spatial.inputs(1, 4, 64, 64)
     spatial_attention(**tensors)
     with LargestTensor() as largest:
@@ -162,7 +162,7 @@ def test_no_score_matrix_is_held():
 
 
 @pytest.mark.parametrize("operator, size", LARGE, ids=LARGE_IDS)
-def test_it_is_what_is_chosen(operator, size):
+def test_the_cpu_kernels_are_chosen(operator, size):
     module = import_module(f"resshift_fast.ops.{operator}")
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for args in module._examples(torch.device("cpu"), dtype):
@@ -208,7 +208,7 @@ ATTENTION = {"q": X, "k": X, "v": X}
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_refuses_by_itself(operator, changes, message):
+def test_refuses_invalid_arguments(operator, changes, message):
     good = {"pointwise_conv2d": CONVOLUTION, "swin_mlp": LAYER, "spatial_attention": ATTENTION}[operator]
     run = getattr(torch.ops.resshift_fast_cpu, operator)
     assert run(**good).isfinite().all()

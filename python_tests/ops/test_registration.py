@@ -1,4 +1,4 @@
-"""What holds for every registered operator: opcheck, fakes, gradients, repeatability, and errors on every backend."""
+"""Every registered operator: opcheck, fake tensors, gradients, reproducibility, and equal errors on every backend."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from resshift_fast.ops.vector_quantize import reference as vector_quantize_refer
 
 CPU = torch.device("cpu")
 NAMES = sorted(OPERATORS)
-GRADIENTS = [name for name in NAMES if not name.endswith(("_backward", "_gradient"))]  # that have one
+GRADIENTS = [name for name in NAMES if not name.endswith(("_backward", "_gradient"))]  # operators with a gradient
 
 
 def registered(name: str):
@@ -28,7 +28,7 @@ def examples(name: str, dtype: torch.dtype) -> list[tuple]:
 
 
 def leaves(args: tuple, dtype: torch.dtype | None = None) -> tuple:
-    """The arguments with gradients wanted for every floating-point tensor, in another dtype if one is given."""
+    """The arguments; floating-point tensors require gradients and are cast to `dtype` if it is given."""
 
     def leaf(x: Tensor) -> Tensor:
         return x.detach().to(dtype or x.dtype).requires_grad_() if x.dtype.is_floating_point else x
@@ -41,7 +41,7 @@ def tensors(outputs) -> list[Tensor]:
 
 
 def description(x: Tensor) -> tuple:
-    """What a fake promises; like PyTorch, no stride where there is one element."""
+    """Metadata that a fake tensor must predict; as in PyTorch, strides of dimensions of size 1 do not count."""
     strides = [stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1]
     return x.shape, x.dtype, strides, x.device
 
@@ -51,7 +51,7 @@ def like_on_cuda(x: Tensor) -> Tensor:
 
 
 def in_layout(args: tuple, layout: str) -> tuple:
-    """The arguments, images of a batch in another memory layout."""
+    """The arguments, with images in another memory layout, batch or size."""
     if layout == "batch-1":
         return tree_map_only(Tensor, lambda x: x[:1] if x.dim() and x.shape[0] == len(args[0]) else x, args)
     if layout == "one-pixel":
@@ -90,8 +90,8 @@ def test_opcheck(name, dtype):
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     for i, args in enumerate(examples(name, dtype)):
         args = leaves(args) if name in GRADIENTS else args
-        # Tracing takes a hundred times as long as the rest, and sees the same code for each example and dtype; with 16
-        # bits, what an operator keeps in float32 differs from what it is given.
+        # Tracing takes a hundred times as long as the other checks and sees the same code for each example and dtype.
+        # So one is traced, with 16 bits, where float32 intermediates differ in dtype from the inputs.
         traced = i == 0 and dtype == torch.bfloat16
         torch.library.opcheck(
             registered(name), args, test_utils=(*checks, "test_aot_dispatch_dynamic") if traced else checks
@@ -116,7 +116,7 @@ def test_the_fake_agrees_with_the_operator(name, layout):
 
 
 def gradients(function, args: tuple) -> list[Tensor | None]:
-    """Of the floating-point arguments, for the outputs weighted by fixed numbers; None where nothing depends."""
+    """Gradients of a weighted sum of the outputs; None for an argument that no output depends on."""
     inputs = [x for x in args if isinstance(x, Tensor) and x.requires_grad]
     outputs = [y for y in tensors(function(*args)) if y.requires_grad]
     weights = [torch.linspace(-1, 2, y.numel(), dtype=torch.float64).view(y.shape).to(y.dtype) for y in outputs]
@@ -124,7 +124,7 @@ def gradients(function, args: tuple) -> list[Tensor | None]:
 
 
 @pytest.mark.parametrize("name", GRADIENTS)
-def test_gradients_are_the_references(name):
+def test_gradients_match_the_reference(name):
     def first(*args):
         return tensors(registered(name)(*args))[0]
 
@@ -145,7 +145,7 @@ def test_gradients_are_the_references(name):
 
 @pytest.mark.parametrize("name", sorted({*NAMES} - {*GRADIENTS}))
 def test_a_gradient_of_a_gradient_is_an_error(name):
-    """And no zero: what a kernel computes is a constant to autograd."""
+    """Without the error it would be zero: to autograd, the result of a kernel is a constant."""
     outputs = tensors(registered(name)(*leaves(examples(name, torch.float32)[0])))
     with pytest.raises(NotImplementedError, match=f"{name} has no gradient: .* use_backend"):
         torch.autograd.grad(sum(y.float().sum() for y in outputs), outputs[0].grad_fn.next_functions[0][0].variable)
@@ -159,7 +159,7 @@ def test_plain_pytorch_has_second_derivatives():
 
 
 @pytest.mark.parametrize("name", GRADIENTS)
-def test_both_outputs_of_the_samplers_pass_gradients_on(name):
+def test_gradients_flow_through_both_outputs_of_the_samplers(name):
     for args in examples(name, torch.float32):
         args = leaves(args)
         outputs = [y for y in tensors(registered(name)(*args)) if y.requires_grad]
@@ -171,7 +171,7 @@ def test_both_outputs_of_the_samplers_pass_gradients_on(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_bitwise_the_same_from_run_to_run(name):
+def test_results_are_bitwise_reproducible(name):
     for args in examples(name, torch.float32):
         first, second = (tensors(registered(name)(*args)) for _ in range(2))
         assert all(a.equal(b) for a, b in zip(first, second, strict=True))
@@ -181,7 +181,7 @@ def test_bitwise_the_same_from_run_to_run(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_outputs_are_new_memory(name):
+def test_outputs_are_newly_allocated(name):
     for args in examples(name, torch.float32):
         given = {x.untyped_storage().data_ptr() for x in tree_leaves(args) if isinstance(x, Tensor)}
         outputs = [x.untyped_storage().data_ptr() for x in tensors(registered(name)(*args))]
@@ -300,9 +300,9 @@ REFUSED = [  # operator, arguments, options, message
 @pytest.mark.parametrize(
     "name, args, options, message", REFUSED, ids=[f"{name}-{message[:24]}" for name, _, _, message in REFUSED]
 )
-def test_bad_input_is_refused_in_the_same_words_by_every_backend(name, args, options, message, monkeypatch):
+def test_every_backend_refuses_bad_input_with_the_same_message(name, args, options, message, monkeypatch):
     def launched(*_):
-        pytest.fail("a kernel was asked for")
+        pytest.fail("the operator ran with bad input")
 
     monkeypatch.setattr(backends, "run", launched)
     texts = set()

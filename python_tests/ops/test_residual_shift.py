@@ -1,4 +1,4 @@
-"""posterior_step, prior_sample and q_sample against the schedule's formulas in float64; noise, inputs, arguments."""
+"""posterior_step, prior_sample and q_sample against the schedule's formulas in float64; noise; invalid arguments."""
 
 from functools import partial
 
@@ -28,7 +28,7 @@ def eta(t: int) -> float:
 
 
 def row_of(t: int, dtype: torch.dtype) -> torch.Tensor:
-    """A step's coefficients: float32 as the schedule hands them out, float64 for float64 latents."""
+    """A step's coefficients: float32 as in the schedule's table, float64 for float64 latents."""
     return torch.from_numpy(SCHEDULE.coefficients[t]).to(dtype)
 
 
@@ -39,7 +39,7 @@ def next_input(x, step_eta, lq):
 
 
 def exact_posterior(x_t, prediction, y, noise=None, lq=None, *, t, prediction_type="x0", clamp_x0=False):
-    """One reverse step from η alone."""
+    """One reverse step, computed from η only."""
     now, before, kappa = eta(t), eta(t - 1), SCHEDULE.kappa
     if prediction_type == "x0":
         x0 = prediction
@@ -116,7 +116,7 @@ def test_q_sample_matches_float64(steps, dtype):
         etas = torch.tensor([eta(t) for t in steps], dtype=torch.float64).view(-1, 1, 1, 1)
         return (1 - etas) * x0 + etas * y + SCHEDULE.kappa * etas.sqrt() * noise
 
-    # A 16-bit latent still takes its coefficients in float32.
+    # Coefficients of 16-bit latents are float32.
     table = torch.from_numpy(SCHEDULE.coefficients).to(torch.float64 if dtype == torch.float64 else torch.float32)
     ours = partial(q_sample, t=torch.tensor(steps), table=table)
     plain = partial(q_sample_reference, t=torch.tensor(steps), table=table)
@@ -170,7 +170,7 @@ def test_noise_comes_from_the_field(seeds, step, places):
     assert_close("x_T", ours[0], prior_sample(y, row, seed, noise=noise)[0], 1e-6)
 
 
-def test_the_last_step_takes_no_noise():
+def test_the_last_step_adds_no_noise():
     tensors = inputs("x_t", "prediction", "y")
     row = row_of(0, torch.float32)
     ours = [

@@ -1,4 +1,4 @@
-"""spatial_attention against its formula pixel by pixel in float64; its memory bound; arguments it refuses."""
+"""spatial_attention against its formula in float64, pixel by pixel; bounded memory; invalid arguments."""
 
 from importlib import import_module
 
@@ -58,17 +58,17 @@ def test_blocks_of_queries_change_nothing(elements, monkeypatch):
     check_operator(spatial_attention, reference, exact, tensors, torch.float32)
 
 
-def test_scores_held_at_once_are_bounded(monkeypatch):
+def test_the_memory_of_scores_is_bounded(monkeypatch):
     tensors = inputs(2, 4, 32, 32)  # 2 · 1024² scores
     monkeypatch.setattr(module, "SCORE_ELEMENTS", 2 * 1024 * 16)
-    # The plain kernel shows its scores as tensors; the fused ones keep fewer.
+    # PyTorch's unfused kernel allocates scores as tensors, which can be measured; fused ones allocate fewer.
     with sdpa_kernel(SDPBackend.MATH), LargestTensor() as largest:
         out = spatial_attention(**tensors)
     assert largest.bytes <= 4 * 2 * 1024 * 16
     monkeypatch.undo()
     with use_backend("reference"), sdpa_kernel(SDPBackend.MATH), LargestTensor() as largest:
         assert_close("output", out, spatial_attention(**tensors), 1e-5)
-    assert largest.bytes >= 4 * 2 * 1024 * 1024  # or the measurement above means nothing
+    assert largest.bytes >= 4 * 2 * 1024 * 1024  # shows that the measurement sees scores
 
 
 def test_large_scores_do_not_overflow():

@@ -1,4 +1,4 @@
-"""swin_mlp against its formula in float64, outputs and gradients; arguments it refuses."""
+"""swin_mlp against its formula in float64: outputs, gradients, memory layouts; invalid arguments."""
 
 import math
 from functools import partial
@@ -19,7 +19,7 @@ IDS = [f"B{b}-C{c}-G{g}-hidden{n}-H{h}-W{w}" for b, c, g, n, h, w in CASES]
 
 
 def exact(x, norm_weight, norm_bias, w1, b1, w2, b2, *, num_groups, eps=1e-5):
-    """The formula on rows of channels, with the error function written out."""
+    """The formula as matrix products over channels, with gelu by the error function."""
     batch, _channels, _height, _width = x.shape
     groups = x.reshape(batch, num_groups, -1)
     centred = groups - groups.mean(2, keepdim=True)
@@ -31,7 +31,7 @@ def exact(x, norm_weight, norm_bias, w1, b1, w2, b2, *, num_groups, eps=1e-5):
 
 
 def plain(x, norm_weight, norm_bias, w1, b1, w2, b2, *, num_groups, eps=1e-5):
-    """The plain PyTorch path by keyword."""
+    """The plain PyTorch path, with keyword arguments."""
     return reference(x, num_groups, norm_weight, norm_bias, w1, b1, w2, b2, eps)
 
 

@@ -1,4 +1,4 @@
-"""upsample_conv2d against explicit source indices in float64, outputs and gradients; arguments it refuses."""
+"""upsample_conv2d against explicit source indices in float64: outputs, gradients, layouts; invalid arguments."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def source(size: int, tap: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def exact(x, weight, bias=None):
-    """The formula by gathering: the upsampled image never exists."""
+    """The formula by gathering source pixels, without an upsampled image."""
     y = 0.0
     for i in range(3):
         rows, row_inside = source(x.shape[2], i)
@@ -45,7 +45,7 @@ def exact(x, weight, bias=None):
 
 
 def plain(x, weight, bias=None):
-    """The plain PyTorch path by keyword."""
+    """The plain PyTorch path, with keyword arguments."""
     return reference(x, weight, bias)
 
 
@@ -82,7 +82,7 @@ def test_any_memory_layout(layout, size):
         check_operator(upsample_conv2d, plain, exact, changed, torch.float32)
 
 
-@pytest.mark.parametrize("enabled", [True, False], ids=["autocast", "as-it-comes"])
+@pytest.mark.parametrize("enabled", [True, False], ids=["autocast", "no-autocast"])
 def test_autocast_is_the_same_in_every_backend(enabled):
     tensors = inputs(2, 24, 20, 13, 12)
     with torch.autocast("cpu", torch.bfloat16, enabled=enabled):

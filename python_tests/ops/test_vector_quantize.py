@@ -30,12 +30,12 @@ def squared_distances(z, codebook):
     return (z.double().permute(0, 2, 3, 1)[..., None, :] - codebook.double()).square().sum(-1)
 
 
-def assert_nearest(z, codebook, quantized, indices, slack=1e-5):
-    """The entries chosen are as near as any, but for float32 rounding; the vectors returned are those entries."""
+def assert_nearest(z, codebook, quantized, indices, tolerance=1e-5):
+    """Fail unless the chosen entries are the nearest, up to rounding, and the returned vectors are those entries."""
     distances = squared_distances(z, codebook)
     chosen = distances.gather(3, indices[..., None])[..., 0]
     scale = z.double().square().sum(1) + codebook.double().square().sum(1).max()
-    assert ((chosen - distances.amin(3)) <= slack * scale).all()
+    assert ((chosen - distances.amin(3)) <= tolerance * scale).all()
     assert torch.equal(quantized, codebook.to(z.dtype)[indices].permute(0, 3, 1, 2))
 
 
@@ -46,7 +46,7 @@ def test_matches_brute_force(case, dtype):
     quantized, indices = vector_quantize(z, codebook)
     assert (quantized.dtype, quantized.shape) == (z.dtype, z.shape)
     assert (indices.dtype, indices.shape) == (torch.int64, (batch, height, width))
-    # Distances are float32 whatever the input, so that 16-bit inputs are held to the same slack.
+    # Distances of 16-bit inputs are float32 too, so that they have the same tolerance.
     assert_nearest(z, codebook, quantized, indices, 1e-12 if dtype == torch.float64 else 1e-6)
     if dtype == torch.float64:
         assert torch.equal(indices, squared_distances(z, codebook).argmin(3))
@@ -99,7 +99,7 @@ def test_chunks_change_nothing(entries, height, width, elements):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "CHUNK_ELEMENTS", elements)
         chunked = vector_quantize(z, codebook)
-    # The product's rounding may depend on how many rows it has, so that near-ties could fall either way.
+    # A matrix product's rounding may depend on its number of rows, which can decide near-ties either way.
     assert_nearest(z, codebook, *chunked, 1e-6)
     assert (chunked[1] == expected[1]).double().mean() >= 0.9
 

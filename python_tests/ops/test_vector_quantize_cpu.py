@@ -1,4 +1,4 @@
-"""vector_quantize's kernels for CPUs: each instruction set, threads, and arguments that C++ refuses."""
+"""The C++ kernel of vector_quantize: instruction sets, ties, NaN, threads; invalid arguments."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -52,7 +52,7 @@ def test_every_instruction_set_finds_the_nearest(case, dtype, isa):
     quantized, indices = vector_quantize(z, codebook)
     exact = distances(z, codebook)
     found = exact.gather(3, indices[..., None])[..., 0]
-    # Distances are sums of squares, which nothing cancels: the one found is the least up to their own rounding.
+    # Distances are sums of squares, without cancellation: the one found is the smallest up to rounding.
     assert (found <= exact.amin(3) * (1 + 1e-6)).all()
     assert torch.equal(quantized, codebook[indices].permute(0, 3, 1, 2))
 
@@ -71,7 +71,7 @@ def test_the_last_entry_can_be_the_nearest(isa):
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 3e38], ids=str)
-def test_a_vector_without_distances_gives_index_0(isa, value):
+def test_a_vector_without_a_finite_distance_gives_index_0(isa, value):
     z, codebook = inputs(1, 3, 300, 8, 9)
     clean = vector_quantize(z, codebook)[1].clone()
     z[0, 1, 2, 3] = value
@@ -89,7 +89,7 @@ def test_an_entry_with_nan_is_never_chosen(isa):
     assert torch.equal(indices, distances(z, codebook).nan_to_num(torch.inf).argmin(3))
 
 
-def test_the_number_of_threads_changes_no_bit():
+def test_results_are_bitwise_equal_with_any_number_of_threads():
     z, codebook = inputs(2, 3, 1024, 33, 31)
     before = torch.get_num_threads()
     results = []
@@ -129,6 +129,6 @@ Z, E = torch.rand(1, 3, 2, 2), torch.rand(5, 3)
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_would_leave_memory_is_refused(z, codebook, message):
+def test_refuses_invalid_arguments(z, codebook, message):
     with pytest.raises(RuntimeError, match=message):
         torch.ops.resshift_fast_cpu.vector_quantize(z, codebook)

@@ -1,4 +1,4 @@
-"""window_attention against loops over windows and heads in float64; both shift masks; arguments it refuses."""
+"""window_attention against loops over windows and heads in float64; both shift masks; invalid arguments."""
 
 from functools import cache, partial
 
@@ -28,12 +28,12 @@ IDS = [f"B{b}-H{h}-W{w}-{n}x{d}-window{s}-shift{r}-{mask}" for b, h, w, n, d, s,
 
 
 def blocked(kind, window, shift, height, width, top, left, i, j):
-    """Whether tokens i and j of the shifted window whose corner is (top, left) are hidden from one another."""
+    """Whether the mask separates tokens i and j of the shifted window whose corner is (top, left)."""
     (row_i, column_i), (row_j, column_j) = divmod(i, window), divmod(j, window)
     if kind == "resshift":
         # Only windows of the bottom row, and there only tokens in different halves of the columns.
         return top + window == height and (column_i < window - shift) != (column_j < window - shift)
-    # Rolling carried some pixels past the border: those and the others are no neighbours in the image.
+    # Rolling moved some pixels across the border: they are not neighbours of the others in the image.
     rows_apart = (top + row_i + shift >= height) != (top + row_j + shift >= height)
     return rows_apart or (left + column_i + shift >= width) != (left + column_j + shift >= width)
 
@@ -58,7 +58,7 @@ def expected_index(window):
 
 
 def exact(qkv, bias_table, *, num_heads, window_size, shift_size=0, mask="resshift"):
-    """The formula: for each window, its pixels by their coordinates in the unshifted image."""
+    """The formula, window by window, reading pixels at their coordinates in the unshifted image."""
     batch, height, width, channels3 = qkv.shape
     head_dim = channels3 // 3 // num_heads
     parts = qkv.reshape(batch, height, width, 3, num_heads, head_dim)
@@ -85,7 +85,7 @@ def exact(qkv, bias_table, *, num_heads, window_size, shift_size=0, mask="resshi
 
 
 def plain(qkv, bias_table, *, num_heads, window_size, shift_size=0, mask="resshift"):
-    """The plain PyTorch path by keyword."""
+    """The plain PyTorch path, with keyword arguments."""
     return reference(qkv, bias_table, num_heads, window_size, shift_size, mask)
 
 
@@ -158,12 +158,12 @@ def test_relative_position_index(window):
     assert index.dtype == torch.int64 and torch.equal(index, expected_index(window))
 
 
-def test_masks_and_indices_are_made_once_per_size():
+def test_masks_and_indices_are_cached_per_size():
     assert shift_mask(24, 16, 8, 4, "swin") is shift_mask(24, 16, 8, 4, "swin")
     assert relative_position_index(5) is relative_position_index(5)
 
 
-def test_masks_made_in_inference_mode_serve_training():
+def test_masks_made_in_inference_mode_can_be_used_in_training():
     options = {"num_heads": 1, "window_size": 3, "shift_size": 1}
     tensors = inputs(1, 27, 3, 1, 2, 3)  # a size that no other test uses
     with torch.inference_mode():
@@ -173,7 +173,7 @@ def test_masks_made_in_inference_mode_serve_training():
     assert tensors["qkv"].grad.isfinite().all()
 
 
-def test_a_window_sees_only_itself():
+def test_attention_stays_within_a_window():
     tensors = inputs(1, 8, 8, 1, 4, 4)
     options = {"num_heads": 1, "window_size": 4}
     before = window_attention(**tensors, **options)

@@ -1,4 +1,4 @@
-"""window_attention's kernels for CPUs: each instruction set, threads, and arguments that C++ refuses."""
+"""The C++ kernels of window_attention: instruction sets, extreme scores, NaN, threads; invalid arguments."""
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -67,7 +67,7 @@ def test_every_instruction_set_matches_float64(case, dtype, isa):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=name_of)
-def test_the_kernels_are_what_runs(dtype):
+def test_the_cpu_kernels_are_chosen(dtype):
     for *sizes, shift, mask in CASES:
         qkv, bias_table = (x.to(dtype) for x in inputs(*sizes).values())
         args = qkv, bias_table, sizes[3], sizes[5], shift, mask
@@ -79,12 +79,12 @@ def test_the_kernels_are_what_runs(dtype):
 
 
 def test_scores_far_apart(isa):
-    """Probabilities of 0 and 1, and none of e^(score − maximum) overflows."""
+    """Probabilities are 0 or 1, and no e^(score − maximum) overflows."""
     tensors = inputs(1, 8, 8, 1, 32, 8)
     tensors["qkv"][..., :64] *= 10
     options = {"num_heads": 1, "window_size": 8, "shift_size": 0, "mask": "swin"}
     functions = (partial(f, **options) for f in (window_attention, plain, plain))
-    check_operator(*functions, tensors, torch.float32, 1e-3)  # scores of many hundreds, rounded
+    check_operator(*functions, tensors, torch.float32, 1e-3)  # rounding of scores of several hundred
 
 
 def test_nan_stays_within_its_window_and_head(isa):
@@ -100,7 +100,7 @@ def test_nan_stays_within_its_window_and_head(isa):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name_of)
 @pytest.mark.parametrize("batch, side, window", [(2, 48, 8), (1, 64, 16), (1, 8, 8)], ids=str)
-def test_the_number_of_threads_changes_no_bit(batch, side, window, dtype):
+def test_results_are_bitwise_equal_with_any_number_of_threads(batch, side, window, dtype):
     tensors = {name: x.to(dtype) for name, x in inputs(batch, side, side, 3, 16, window).items()}
     options = {"num_heads": 3, "window_size": window, "shift_size": window // 2, "mask": "resshift"}
     before = torch.get_num_threads()
@@ -153,7 +153,7 @@ GOOD = {"qkv": QKV, "bias_table": TABLE, "num_heads": 2, "window_size": 4, "shif
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_would_leave_memory_is_refused(changes, message):
+def test_refuses_invalid_arguments(changes, message):
     operators = torch.ops.resshift_fast_cpu
     args = GOOD | changes
     for call in (
@@ -174,7 +174,7 @@ def test_a_wrong_gradient_is_refused(dout):
         torch.ops.resshift_fast_cpu.window_attention_backward(dout, *GOOD.values())
 
 
-def test_masks_have_the_numbers_of_the_kernels():
+def test_mask_indices_match_the_kernels():
     for number, mask in enumerate(MASKS):
         options = {"num_heads": 2, "window_size": 4, "shift_size": 2}
         expected = plain(QKV, TABLE, mask=mask, **options)
