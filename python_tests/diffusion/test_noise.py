@@ -22,7 +22,7 @@ def to_int(word) -> int:
 
 
 def philox_in_integers(counter, key):
-    """Philox4x32-10 in unbounded integers, as the paper writes it."""
+    """Philox4x32-10 in Python's unbounded integers, as in the paper."""
     (r0, r1, r2, r3), (k0, k1) = counter, key
     for _ in range(10):
         high0, low0 = divmod(0xD2511F53 * r0, 2**32)
@@ -83,7 +83,7 @@ def test_normals_are_within_4e_6_of_float64():
 
 
 def test_normals_of_extreme_words_are_within_4e_6_of_float64(monkeypatch):
-    # The smallest uniform number gives the largest radius, 5.77, which magnifies the angle's rounding most.
+    # The smallest uniform value gives the largest radius, 5.77, which magnifies the angle's rounding most.
     generator = torch.Generator().manual_seed(0)
     angle = torch.randint(0, 2**32, (40_000,), generator=generator)
     angle[:8] = torch.tensor([0, 2**32 - 1, 2**31, 2**30, 3 * 2**30, 2**31 - 1, 2**30 - 1, 512])
@@ -168,7 +168,7 @@ NEIGHBOURS = {
 @pytest.mark.parametrize("neighbours", NEIGHBOURS)
 def test_neighbours_are_independent(million, neighbours):
     a, b = NEIGHBOURS[neighbours](million)
-    for power in (1, 2):  # squares would show a radius that two values share
+    for power in (1, 2):  # squares correlate if two values share a radius
         correlation = np.corrcoef(a.pow(power).flatten(), b.pow(power).flatten())[0, 1]
         assert abs(correlation) < 4.5 / a.numel() ** 0.5
 

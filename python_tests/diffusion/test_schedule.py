@@ -1,4 +1,4 @@
-"""The schedule against the official arrays, Bayes' rule and its own definition; values it refuses."""
+"""The schedule against the official arrays, Bayes' rule and its own definition; invalid values."""
 
 import dataclasses
 import math
@@ -87,7 +87,7 @@ def test_loss_weights_match_the_official_array(case):
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-def test_loss_weights_carry_a_prediction_error_to_x0(prediction_type):
+def test_loss_weights_convert_a_prediction_error_to_x0(prediction_type):
     schedule = Schedule(steps=6, kappa=1.7)
     rows = torch.from_numpy(schedule.coefficients)
     x_t, prediction, y = (array(f"schedule.{name}", 1, 2, 3, 5).double() for name in ("x_t", "prediction", "y"))
@@ -111,7 +111,7 @@ def test_etas_rise_between_their_ends(schedule):
 
 @given(schedules, st.integers(1, 59), st.floats(-3, 3), st.floats(-3, 3), st.floats(-3, 3))
 def test_posterior_follows_from_bayes_rule(schedule, t, x_t, x0, y):
-    # x_{t−1} ~ N(x0 + η_{t−1}(y − x0), κ²η_{t−1}) is seen through x_t = x_{t−1} + α_t(y − x0) + κ√α_t ε.
+    # x_{t−1} ~ N(x0 + η_{t−1}(y − x0), κ²η_{t−1}) is observed through x_t = x_{t−1} + α_t(y − x0) + κ√α_t ε.
     t = 1 + t % (schedule.steps - 1)
     previous, alpha, kappa = schedule.etas[t - 1], schedule.alphas[t], schedule.kappa
     if alpha < 1e-12:  # a large exponent makes neighbouring steps equal in float64
@@ -185,7 +185,7 @@ def test_coefficient_rows():
     assert schedule.table("meta").device.type == "meta"
 
 
-def test_schedules_are_values():
+def test_schedules_are_immutable_and_hashable():
     assert Schedule() == Schedule(steps=4, kappa=2.0) and hash(Schedule()) == hash(Schedule())
     with pytest.raises(dataclasses.FrozenInstanceError):
         Schedule().steps = 5
