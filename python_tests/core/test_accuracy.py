@@ -1,4 +1,4 @@
-"""The rule by which results are compared: errors of the whole and of one element, and what they may be."""
+"""How results are compared: the relative error of a tensor, the largest error of an element, and their limits."""
 
 import math
 
@@ -19,7 +19,7 @@ def test_errors_are_relative():
 
 
 @pytest.mark.parametrize("shape", [(0,), (3, 0)])
-def test_nothing_has_no_error(shape):
+def test_an_empty_tensor_has_no_error(shape):
     assert errors(torch.empty(shape), torch.empty(shape)) == (0.0, 0.0)
 
 
@@ -30,8 +30,8 @@ def test_errors_against_zeros_are_absolute():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("place", [0, 12345, -1])
-def test_one_wrong_element_of_a_million_is_seen(dtype, place):
-    """Its neighbour stands in its place, as after a wrong index."""
+def test_one_wrong_element_of_a_million_is_found(dtype, place):
+    """It has its neighbour's value, as after a wrong index."""
     right = EXACT.to(dtype)
     plain, wrong = errors(right, EXACT), right.clone()
     allowed = limits(dtype, plain)
@@ -44,7 +44,7 @@ def test_one_wrong_element_of_a_million_is_seen(dtype, place):
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_what_is_not_finite_is_wrong(value):
+def test_a_value_that_is_not_finite_is_an_error(value):
     wrong = EXACT.clone()
     wrong[7] = value
     found = errors(wrong, EXACT)
@@ -60,7 +60,7 @@ def test_float32_has_a_fixed_limit_and_16_bit_twice_the_plain_error():
 
 
 def test_random_rounding_is_within_the_limit_of_an_element():
-    """Errors of a million elements as large as the whole may have are no wrong element."""
+    """Random errors of a million elements, just within the limit of the tensor, keep each element within its own."""
     noise = torch.randn(EXACT.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     assert errors(EXACT + 0.999e-5 * noise * EXACT.norm() / noise.norm(), EXACT).within(limits(torch.float32))
 
@@ -71,14 +71,14 @@ def settings():
 
 
 @pytest.fixture
-def tf32_as_it_was():
+def restored_tf32():
     before = torch.backends.cudnn.allow_tf32
     yield
     torch.backends.cudnn.allow_tf32 = before
 
 
 @pytest.mark.parametrize("allowed", [True, False])
-def test_full_float32_leaves_things_as_they_were(allowed, tf32_as_it_was):
+def test_full_float32_restores_the_settings(allowed, restored_tf32):
     torch.backends.cudnn.allow_tf32 = allowed
     before = settings()
     with pytest.raises(KeyError), full_float32():
@@ -88,9 +88,9 @@ def test_full_float32_leaves_things_as_they_were(allowed, tf32_as_it_was):
     assert settings() == before and torch.backends.cudnn.allow_tf32 is allowed
 
 
-def test_full_float32_where_the_newer_setting_alone_was_used(tf32_as_it_was):
+def test_full_float32_where_only_the_newer_setting_was_used(restored_tf32):
     torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.conv.fp32_precision = "tf32"  # from now on the older setting cannot be read
+    torch.backends.cudnn.conv.fp32_precision = "tf32"  # after this the older setting cannot be read
     before = settings()
     with full_float32():
         assert "tf32" not in settings()

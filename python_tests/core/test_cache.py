@@ -21,7 +21,7 @@ from resshift_fast.core.cache import cache_dir
         ("win32", {"LOCALAPPDATA": "/local"}, "/local/resshift_fast"),
         ("win32", {}, "/home/me/AppData/Local/resshift_fast"),
     ],
-    ids=["moved", "moved-below-home", "xdg", "xdg-relative", "linux", "macos", "windows", "windows-without-variable"],
+    ids=["variable", "variable-home", "xdg", "xdg-relative", "linux", "macos", "windows", "windows-without-variable"],
 )
 @pytest.mark.skipif(os.name == "nt", reason="POSIX paths")
 def test_cache_dir(monkeypatch, platform, environment, expected):

@@ -1,4 +1,4 @@
-"""What core may import."""
+"""`core` imports nothing else of the package."""
 
 import ast
 from pathlib import Path
@@ -11,7 +11,7 @@ FILES = sorted(Path(resshift_fast.core.__file__).parent.glob("*.py"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_core_needs_nothing_else_of_this_package(path):
+def test_core_imports_nothing_else_of_the_package(path):
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):

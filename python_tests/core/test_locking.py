@@ -1,4 +1,4 @@
-"""A file that several processes and threads write is theirs in turn."""
+"""Locked files: processes and threads use a file one at a time."""
 
 import sys
 from threading import Thread
@@ -9,7 +9,7 @@ import pytest
 from resshift_fast.core.locking import locked
 
 
-def test_the_file_is_made_and_open_at_its_start(tmp_path):
+def test_the_file_is_created_and_opened_at_its_start(tmp_path):
     path = tmp_path / "a"
     for expected in ("", "x", "xx"):
         with locked(path) as file:
@@ -37,20 +37,20 @@ def test_threads_wait_for_one_another(tmp_path):
 
 
 @pytest.mark.parametrize("path", [None, "no such folder/file"])
-def test_none_where_there_is_no_file(path, tmp_path):
+def test_none_where_the_file_cannot_be_created(path, tmp_path):
     with locked(path and tmp_path / path) as file:
         assert file is None
 
 
-def test_none_on_a_drive_without_locks(tmp_path, monkeypatch):
+def test_none_on_a_file_system_without_locks(tmp_path, monkeypatch):
     def flock(*_):
         raise OSError("no locks available")
 
     monkeypatch.setitem(sys.modules, "fcntl", SimpleNamespace(flock=flock, LOCK_EX=2))
-    with locked(tmp_path / "verdict") as file:
+    with locked(tmp_path / "a") as file:
         assert file is None
 
 
-def test_an_error_in_the_block_is_the_callers(tmp_path):
-    with pytest.raises(OSError, match="theirs"), locked(tmp_path / "a"):
-        raise OSError("theirs")
+def test_an_error_in_the_block_reaches_the_caller(tmp_path):
+    with pytest.raises(OSError, match="in the block"), locked(tmp_path / "a"):
+        raise OSError("in the block")

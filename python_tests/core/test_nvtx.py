@@ -1,4 +1,4 @@
-"""Ranges for profilers: nothing while off, nested as a restoration is while on, and never seen by torch.compile."""
+"""NVTX ranges: none while off, nested by stage and operator while on, and no effect on torch.compile."""
 
 import subprocess
 import sys
@@ -15,12 +15,12 @@ CHAIN = ["prepare", "denoise 1", "denoise 2", "denoise 3", "denoise 4"]
 
 @pytest.fixture
 def pushed(monkeypatch):
-    """What NVTX is told, as "name" and "pop", where there is no NVTX."""
-    told = []
+    """Record calls of NVTX as "name" and "pop", also on machines without it."""
+    calls = []
     monkeypatch.setattr(nvtx, "_has_nvtx", lambda: True)
-    monkeypatch.setattr(torch.cuda.nvtx, "range_push", told.append)
-    monkeypatch.setattr(torch.cuda.nvtx, "range_pop", lambda: told.append("pop"))
-    return told
+    monkeypatch.setattr(torch.cuda.nvtx, "range_push", calls.append)
+    monkeypatch.setattr(torch.cuda.nvtx, "range_pop", lambda: calls.append("pop"))
+    return calls
 
 
 @pytest.fixture
@@ -34,9 +34,9 @@ def restore(pipeline):
     return pipeline(torch.rand(1, 3, 16, 16), progress=False)
 
 
-def test_off_nothing_is_made(monkeypatch, plain_operator):
+def test_no_range_is_created_while_off(monkeypatch, plain_operator):
     def refuse(*_):
-        raise AssertionError("a range was made")
+        raise AssertionError("a range was created")
 
     monkeypatch.setattr(nvtx, "_Range", refuse)
     monkeypatch.setattr(nvtx, "marked", refuse)
@@ -69,7 +69,7 @@ def test_a_range_ends_with_an_exception(pushed):
     assert pushed == [nvtx.STAGE + "encode", "pop"] and not nvtx.on
 
 
-def test_torch_profiler_records_them(plain_operator):
+def test_torch_profiler_records_ranges(plain_operator):
     activities = [torch.profiler.ProfilerActivity.CPU]
     with nvtx.marking(), torch.profiler.profile(activities=activities) as profile, nvtx.stage("denoise", 2):
         backends.run(plain_operator, torch.ones(2))
@@ -85,7 +85,7 @@ def test_torch_compile_traces_once_whether_on_or_off(pushed):
         graphs.append(graph)
         return graph.forward
 
-    pipeline = fresh("x4", steps=2)  # tracing takes as long for every further step, and longer for symbolic sizes
+    pipeline = fresh("x4", steps=2)  # each further step is traced too; symbolic sizes take longer
     chain = torch.compile(pipeline.restoration, fullgraph=True, dynamic=False, backend=backend)
     image = torch.rand(2, 3, 20, 36)
     seed = torch.zeros(2, dtype=torch.int64)
@@ -102,7 +102,7 @@ def test_torch_compile_traces_once_whether_on_or_off(pushed):
 
 
 @pytest.mark.parametrize("value, on", [("1", "True"), ("0", "False"), ("", "False")])
-def test_the_environment_turns_them_on(value, on):
+def test_the_environment_variable_turns_ranges_on(value, on):
     program = "from resshift_fast.core import nvtx; import sys; print(nvtx.on, 'torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], env={nvtx.VARIABLE: value, "PATH": ""}, capture_output=True, text=True

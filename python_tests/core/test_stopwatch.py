@@ -1,4 +1,4 @@
-"""The time of work on a GPU: the arithmetic on a device that is simulated, the rest on a real one."""
+"""The stopwatch for GPU work: its arithmetic on a simulated device, its accuracy on a real one."""
 
 import pytest
 import torch
@@ -6,19 +6,19 @@ import torch
 from resshift_fast.core.stopwatch import MOST_CALLS, SPINS_MS, Stopwatch
 
 FLUSH_MS = 0.04
-GRAPH_MS = 0.01  # of any graph, however little is in it
+GRAPH_MS = 0.01  # added to every graph
 
 
 class Simulated:
-    """A device whose work has known durations, given by a host that takes `host` ms for a call outside a graph."""
+    """A device whose work has known durations; the host takes `host` ms for a call outside a graph."""
 
     def __init__(self, host=0.08, capturable=True):
         self.host, self.capturable = host, capturable
         self.queue, self.flushed, self.cold = None, 0, True
-        self.captures = []  # works in each
+        self.captures = []  # pieces of work in each
 
     def work(self, ms):
-        """A call: so much work, which finds the cache cold if a flush came last."""
+        """A call that takes `ms` after a flush, with a cold cache, and half as long with a warm one."""
 
         def call():
             self.add(ms if self.cold else ms / 2)
@@ -77,7 +77,7 @@ def test_graphs_of_flushes_are_captured_once():
     assert sorted(device.captures) == [1] + 3 * [2] + [MOST_CALLS] + 3 * [2 * MOST_CALLS]
 
 
-def test_what_cannot_be_captured_is_queued_behind_a_spin_that_is_long_enough():
+def test_a_call_that_cannot_be_captured_is_queued_behind_a_spin_that_is_long_enough():
     device = Simulated(host=2.0, capturable=False)
     spins, elapsed = [], device.elapsed
     device.elapsed = lambda call, spin: spins.append(spin) or elapsed(call, spin)
@@ -98,7 +98,7 @@ def test_every_run_behind_a_spin_is_prepared():
     assert len(prepared) == 3 == device.flushed
 
 
-def test_full_memory_is_passed_on():
+def test_out_of_memory_errors_are_passed_on():
     device = Simulated()
 
     def full(call):
@@ -124,14 +124,14 @@ def middle(timer, runs=9):
 @needs_gpu
 @pytest.mark.parametrize("way", ["graph", "spin"])
 @pytest.mark.parametrize("cycles", [40_000, 2_000_000])
-def test_a_spin_of_known_length_is_timed_right(cycles, way, cuda):
+def test_a_spin_of_known_length_is_timed_accurately(cycles, way, cuda):
     def call():
         torch.cuda._sleep(cycles)
 
     watch = Stopwatch(cuda)
     found = middle(watch.replays(call) if way == "graph" else watch.behind_spin(lambda: call))
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(2_000_000)  # the host is ahead
+    torch.cuda._sleep(2_000_000)  # lets the host run ahead of the device
     start.record()
     for _ in range(50):
         call()
@@ -141,7 +141,7 @@ def test_a_spin_of_known_length_is_timed_right(cycles, way, cuda):
 
 
 @needs_gpu
-def test_hardly_any_work_takes_hardly_any_time(cuda):
+def test_empty_and_tiny_calls_take_less_than_5_microseconds(cuda):
     x = torch.zeros(1, device=cuda)
     watch = Stopwatch(cuda)
     assert middle(watch.replays(lambda: None)) < 0.005
@@ -157,14 +157,14 @@ def test_a_stopwatch_made_in_inference_mode_works_outside(cuda):
 
 
 @needs_gpu
-def test_the_host_does_not_count(cuda):
+def test_time_of_the_host_is_not_counted(cuda):
     x = torch.zeros(1, device=cuda)
     assert middle(Stopwatch(cuda).behind_spin(lambda: lambda: [x.add_(1) for _ in range(20)])) < 0.1
 
 
 @needs_gpu
-def test_tensors_come_from_memory_not_from_the_cache(cuda):
-    x = torch.zeros(1 << 21, device=cuda)  # 8 MiB, which fit the level-2 cache of any GPU that runs the kernels
+def test_tensors_are_read_from_memory_not_from_the_cache(cuda):
+    x = torch.zeros(1 << 21, device=cuda)  # 8 MiB, which fit into the level-2 cache of any supported GPU
     y = torch.empty_like(x)
     watch = Stopwatch(cuda)
     cold = middle(watch.replays(lambda: torch.neg(x, out=y)))
@@ -173,7 +173,7 @@ def test_tensors_come_from_memory_not_from_the_cache(cuda):
 
 
 @needs_gpu
-def test_a_call_that_waits_is_timed_all_the_same(cuda):
+def test_a_call_that_synchronizes_is_timed(cuda):
     x = torch.ones(1 << 20, device=cuda)
     watch = Stopwatch(cuda)
     assert 0 < middle(watch.replays(lambda: x.sum().item())) < 5
@@ -181,7 +181,7 @@ def test_a_call_that_waits_is_timed_all_the_same(cuda):
 
 
 @needs_gpu
-def test_graphs_are_captured_although_another_thread_allocates(cuda):
+def test_graphs_are_captured_while_another_thread_allocates(cuda):
     from threading import Event, Thread
 
     done = Event()
@@ -190,7 +190,7 @@ def test_graphs_are_captured_although_another_thread_allocates(cuda):
         size = 1 << 22
         while not done.is_set():
             torch.empty(size, device=cuda)
-            size = size + (1 << 21) if size < 1 << 28 else 1 << 22  # more than what was freed: from the driver
+            size = size + (1 << 21) if size < 1 << 28 else 1 << 22  # larger than freed blocks: the driver allocates
 
     thread = Thread(target=allocate)
     thread.start()
