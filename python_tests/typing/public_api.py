@@ -1,6 +1,6 @@
 """The public API as a user's type checker sees it: mypy and pyright read this file, nothing runs it.
 
-A `type: ignore` is a mistake that has to be found: where it is not, the checkers call the comment unnecessary.
+`type: ignore` marks a deliberate error: a checker that does not find it reports the comment as unnecessary.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What type checkers are shown: the names of the package, and the examples of README and the pages."""
+"""What type checkers see: the package's public names, and the examples of README and docs."""
 
 import ast
 from pathlib import Path
@@ -22,7 +22,7 @@ def test_type_checkers_see_every_public_name():
     assert typed_names() == set(resshift_fast.__all__) - {"__version__"}
 
 
-def test_the_package_says_that_it_has_types():
+def test_the_package_has_a_py_typed_marker():
     assert (FACE.parent / "py.typed").is_file()
 
 
