@@ -1,4 +1,4 @@
-"""README and the pages: their Python runs, their commands exist, their links lead somewhere, the picture is current."""
+"""README and docs: their Python runs, their commands parse, their links point to files, the diagram is current."""
 
 import os
 import re
@@ -57,8 +57,8 @@ COMMANDS = [(page, words) for page in PAGES for words in commands(page)]
 
 
 @pytest.fixture
-def names(tmp_path, monkeypatch):
-    """What examples speak of without making it, and a folder with the photo that they read."""
+def namespace(tmp_path, monkeypatch):
+    """The variables that examples use without defining them, and a working directory with the photo that they read."""
     monkeypatch.chdir(tmp_path)
     photo = Image.open(make_photo(tmp_path / "photo.jpg", (24, 20)))
     channels = {name: torch.zeros(1, 64) for name in ("scale", "shift")}
@@ -68,12 +68,12 @@ def names(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("example", [pytest.param(x, id=x.title) for x in PYTHON if not x.skipped])
-def test_python_examples_run(example, names):
-    exec(compile(example.code, str(example.page), "exec"), names)
+def test_python_examples_run(example, namespace):
+    exec(compile(example.code, str(example.page), "exec"), namespace)
 
 
 def test_examples_that_are_not_run():
-    """Only these; whoever marks another one names it here."""
+    """The complete list: a mark on another example needs a line here."""
     assert [(x.page.name, x.skipped) for x in PYTHON if x.skipped] == [
         ("README.md", "needs a GPU, and downloads weights"),
         ("README.md", "torch.compile takes minutes"),
@@ -82,9 +82,9 @@ def test_examples_that_are_not_run():
 
 
 def test_operator_page_runs(tmp_path):
-    """The page's pieces are one file of tests. In a process of its own, as it registers an operator."""
-    pieces = [x.code for x in examples(OPERATOR_PAGE) if x.language == "python" and not x.skipped]
-    (tmp_path / "test_gated_add.py").write_text("\n\n".join(pieces), encoding="utf-8")
+    """The page's code blocks form one test file, which runs in its own process because it registers an operator."""
+    blocks = [x.code for x in examples(OPERATOR_PAGE) if x.language == "python" and not x.skipped]
+    (tmp_path / "test_gated_add.py").write_text("\n\n".join(blocks), encoding="utf-8")
     environment = {**os.environ, "RESSHIFT_FAST_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tmp_path, tmp_path]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -125,7 +125,7 @@ def test_links_lead_to_files(page):
     assert not [link for link in links if not (page.parent / link).exists()]
 
 
-def test_picture_of_rooms_is_current():
+def test_diagram_of_rooms_is_current():
     script = ROOT / "scripts/draw_rooms.py"
     run = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
