@@ -1,4 +1,4 @@
-"""The emulation that executes the CUDA kernels on the CPU."""
+"""Fixtures for the emulation, which executes the CUDA kernels on the CPU."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from resshift_fast.backends import native
 
-REQUIRED = "RESSHIFT_FAST_REQUIRE_COMPILER"  # "1" where a compiler must be there, as in CI
+REQUIRED = "RESSHIFT_FAST_REQUIRE_COMPILER"  # "1" where a missing compiler is a failure, as in CI
 
 
 @pytest.fixture(scope="session")
@@ -24,9 +24,9 @@ def built():
 
 @pytest.fixture(scope="session")
 def emulated_library(built):
-    """Have `torch.ops.resshift_fast_cuda` run emulated on CPU tensors; skips where the true library is loaded."""
+    """Register `torch.ops.resshift_fast_cuda` with emulated kernels; skips where the real library is loaded."""
     if native.missing("cuda") is None:
-        pytest.skip("torch.ops.resshift_fast_cuda is the true library's here")
+        pytest.skip("torch.ops.resshift_fast_cuda is the real library")
     emulation.load_library()
 
 

@@ -1,4 +1,4 @@
-// What is wrong in the ways in which kernels can be, for test_cpu_sanitizers.py.
+// Deliberate faults of the kinds that kernels can have, for test_cpu_sanitizers.py.
 #include "../../csrc/bindings/tensors.h"
 #include "../../csrc/cpu/parallel.h"
 #include "../../csrc/cpu/workspace.h"
@@ -27,7 +27,7 @@ double read_variable(int64_t index) {
 
 int64_t add(int64_t a, int64_t b) { return a + b; }
 
-// Pieces that write `beyond` elements of the next one.
+// Every subrange writes `beyond` elements of the next one.
 void write(Tensor x, int64_t beyond) {
   auto* data = static_cast<float*>(x.mutable_data_ptr());
   parallel_for(0, x.numel() - beyond, 1, [&](int64_t begin, int64_t end) {
@@ -35,7 +35,7 @@ void write(Tensor x, int64_t beyond) {
   });
 }
 
-// Pieces that write their own elements and read `beyond` of the next one.
+// Every subrange writes its own elements and reads `beyond` elements of the next one.
 void read_beyond(Tensor x, int64_t beyond) {
   auto* data = static_cast<float*>(x.mutable_data_ptr());
   parallel_for(0, x.numel() - beyond, 1, [&](int64_t begin, int64_t end) {

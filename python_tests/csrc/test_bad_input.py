@@ -1,6 +1,6 @@
-"""What Python would have refused is refused by the CUDA library's own checks, before a kernel could leave its tensors.
+"""The CUDA library's own checks refuse bad arguments before a kernel can read or write out of bounds.
 
-Window attention's are beside its kernels.
+Those of window attention are in test_window_attention.py.
 """
 
 import emulation
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 pytestmark = [
-    pytest.mark.skipif(emulation.SANITIZED, reason="torch itself is not what the sanitizers are for"),
+    pytest.mark.skipif(emulation.SANITIZED, reason="the sanitizers check the kernels, not torch"),
     pytest.mark.usefixtures("emulated_library"),
 ]
 
@@ -76,7 +76,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_good_arguments_are_taken(name):
+def test_good_arguments_are_accepted(name):
     getattr(torch.ops.resshift_fast_cuda, name)(**GOOD[name])
 
 
@@ -87,8 +87,8 @@ def test_bad_arguments_are_refused_with_the_reason(name, changes, message):
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_layouts_that_kernels_do_not_take_are_copied(name):
-    """Images that are expanded, transposed or every second pixel of others give what their copies give."""
+def test_unsupported_layouts_are_copied(name):
+    """Expanded, transposed and strided images give the results of their contiguous copies."""
     images = (X[:, :1].expand(-1, 8, -1, -1), torch.randn(2, 8, 3, 5).mT, torch.randn(2, 8, 10, 6)[..., ::2, ::2])
     first = next(iter(GOOD[name]))
     for image in images:

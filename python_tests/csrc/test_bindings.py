@@ -1,4 +1,4 @@
-"""From torch's dispatcher down to the CUDA kernels: the bindings of csrc/bindings, with the kernels emulated."""
+"""The bindings of csrc/bindings, from torch's dispatcher to emulated CUDA kernels."""
 
 import re
 from dataclasses import replace
@@ -12,7 +12,7 @@ from pipelines import fresh, photo
 from resshift_fast import backends, use_backend
 from resshift_fast.backends import OPERATORS, native, registry, verification
 
-pytestmark = pytest.mark.skipif(emulation.SANITIZED, reason="torch itself is not what the sanitizers are for")
+pytestmark = pytest.mark.skipif(emulation.SANITIZED, reason="the sanitizers check the kernels, not torch")
 
 CPU = torch.device("cpu")
 BOUND = sorted(name for name, operator in OPERATORS.items() if "cuda" in operator.loaders)
@@ -27,7 +27,7 @@ def test_every_operator_of_the_extension_is_bound():
 
 
 @pytest.mark.parametrize("name", BOUND)
-def test_schemas_are_the_operators_own_with_numbers_for_names(emulated_library, name):
+def test_schemas_equal_the_operators_with_int_for_str(emulated_library, name):
     ours, theirs = (
         str(getattr(getattr(torch.ops, space), name).default._schema).partition("::")[2]
         for space in ("resshift_fast_cuda", "resshift_fast")
@@ -37,12 +37,12 @@ def test_schemas_are_the_operators_own_with_numbers_for_names(emulated_library, 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize("name", BOUND)
-def test_each_passes_the_verification_that_precedes_its_use(emulated_library, name, dtype):
+def test_every_operator_passes_verification(emulated_library, name, dtype):
     assert verification.compare(OPERATORS[name], "cuda", CPU, dtype) == verification.PASSED
 
 
 class Recorded:
-    """Stand-in for a kernel that counts the calls it passes on."""
+    """Wraps a kernel and counts its calls."""
 
     def __init__(self, kernel: backends.Kernel):
         self.kernel, self.calls = kernel, 0
@@ -54,8 +54,8 @@ class Recorded:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["x4", "x4-vq"])
-def test_whole_restorations_run_on_them(emulated_library, model, monkeypatch):
-    image = torch.from_numpy(photo(24, 17)).permute(2, 0, 1)[None] / 255  # values that are not rounded in the end
+def test_whole_restorations_run_on_the_bindings(emulated_library, model, monkeypatch):
+    image = torch.from_numpy(photo(24, 17)).permute(2, 0, 1)[None] / 255  # float, so that results are not rounded
     pipe = fresh(model, steps=2)
     with use_backend("reference"):
         expected = pipe(image, seed=3)

@@ -1,4 +1,4 @@
-"""CUDA C++ kernels compile within their budgets, and their machine code is read right."""
+"""CUDA C++ kernels compile within their budgets, and listings of their machine code are parsed correctly."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from scripts.kernel_proof.budgets import Budgets
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(emulation.SANITIZED, reason="compilers are not what the sanitizers are for"),
+    pytest.mark.skipif(emulation.SANITIZED, reason="the sanitizers check the kernels, not compilers"),
 ]
 
 ROOT = Path(__file__).parents[2]
@@ -47,8 +47,8 @@ Resource usage:
 """
 
 
-@pytest.mark.skipif(shutil.which("c++filt") is None, reason="there is no c++filt to read names with")
-def test_each_kernels_numbers_are_its_own():
+@pytest.mark.skipif(shutil.which("c++filt") is None, reason="needs c++filt to demangle names")
+def test_a_listing_is_parsed_for_each_kernel():
     found = cuda.parse(LISTING)
     assert set(found) == {"copy<Half,3>", "product"}
     copy, product = found["copy<Half,3>"], found["product"]
@@ -57,7 +57,7 @@ def test_each_kernels_numbers_are_its_own():
 
 
 def test_every_kernel_has_a_budget_for_every_architecture():
-    """A kernel is a `__global__` function; its template arguments may be many."""
+    """A kernel is a `__global__` function, with any number of template arguments."""
     kernels = {}
     for file in (ROOT / "csrc/cuda").glob("*.cu"):
         words = file.read_text().replace("(", " ").split()
@@ -84,13 +84,13 @@ needs_nvcc = pytest.mark.skipif(cuda.nvcc() is None, reason="there is no nvcc")
 
 
 @needs_nvcc
-def test_the_quickest_file_is_within_its_budgets():
+def test_the_fastest_file_to_compile_is_within_its_budgets():
     result = command("--only", "vector_quantize", "--arch", 90)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
 @needs_nvcc
-def test_more_registers_than_agreed_are_a_finding(tmp_path):
+def test_more_registers_than_the_budget_are_an_error(tmp_path):
     name = next(name for name in BUDGETS.entries if name.endswith(" vector_quantize sm_90"))
     entry = BUDGETS.entries[name]
     strict = {name: {**entry, "registers": entry["registers"] - 1}}
@@ -101,21 +101,21 @@ def test_more_registers_than_agreed_are_a_finding(tmp_path):
     assert f"{entry['registers']} registers where the budget is {entry['registers'] - 1}" in result.stderr
 
 
-def test_without_nvcc_one_line_says_so(monkeypatch, tmp_path):
+def test_a_missing_nvcc_is_reported_in_one_line(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CUDA_HOME", raising=False)
     result = command()
     assert result.returncode == 0 and len(result.stdout.splitlines()) == 1 and "nvcc is not installed" in result.stdout
 
 
-def test_an_unknown_file_is_named():
+def test_an_unknown_file_is_an_error():
     if cuda.nvcc() is None:
         pytest.skip("there is no nvcc")
     result = command("--only", "no_such_file")
     assert result.returncode == 2 and "no_such_file" in result.stderr
 
 
-def test_the_budget_file_is_json_with_a_line_an_entry():
+def test_the_budget_file_is_json_with_one_line_per_entry():
     text = Path(__file__).with_name("budgets.json").read_text()
     assert json.loads(text)["entries"] == BUDGETS.entries
     assert len(text.splitlines()) == len(BUDGETS.entries) + 5

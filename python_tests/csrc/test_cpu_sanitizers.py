@@ -1,4 +1,4 @@
-"""The kernels for CPUs under scripts/sanitize.py, and that what is wrong on purpose is reported there."""
+"""The CPU kernels under scripts/sanitize.py, which has to report deliberate faults."""
 
 import re
 import subprocess
@@ -26,7 +26,7 @@ def test_the_library_is_the_sanitized_one():
 
 @pytest.fixture(params=range(4), ids=ISAS)
 def isa(request):
-    """Each instruction set that this processor has."""
+    """Limit the CPU kernels to each instruction set; skip those that this processor lacks."""
     operators = torch.ops.resshift_fast_cpu
     taken = operators.limit_isa(request.param)
     if taken == request.param:
@@ -43,7 +43,7 @@ def test_every_operator_on_its_examples(name, dtype, isa):
     assert verification.compare(OPERATORS[name], "cpu", torch.device("cpu"), dtype) == verification.PASSED
 
 
-# The run, a call that is right, the same call that is wrong, and the report.
+# The sanitizer's run, a correct call, the same call with a fault, and the expected report.
 FAULTS = {
     "tensor": ("memory", "read(torch.ones(7), 6)", "read(torch.ones(7), 7)", OVERFLOW),
     "before-tensor": ("memory", "read(torch.ones(7), 0)", "read(torch.ones(7), -1)", OVERFLOW),
@@ -75,7 +75,7 @@ def test_a_fault_is_reported(name):
     assert re.search(report, wrong.stderr), wrong.stderr
 
 
-def test_what_was_not_written_is_no_likely_number():
+def test_uninitialized_memory_does_not_hold_a_likely_value():
     assert unavailable("cpu") is None
     faults = torch.ops.resshift_fast_faults
     assert torch.tensor(faults.read_scratch(100, 50)).isnan()

@@ -1,4 +1,4 @@
-"""The emulation: it finds what is wrong in kernels that are wrong on purpose, and its parts compute what a GPU does."""
+"""The emulation finds the faults of deliberately faulty kernels, and its operations compute what a GPU computes."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from emulation import array, filled
 ALL_LANES = 0xFFFFFFFF
 MAX_SHARED_BYTES = 99 * 1024
 HALVES = (torch.float16, torch.bfloat16)
-# Which of a mistake's messages it is depends on who comes first.
+# Which of a fault's messages appears depends on the order of the threads.
 LEAVES_ITSELF_OUT = "with a lane mask that leaves itself out"
 READS_OUTSIDE = "reads from a lane outside of its mask"
 DO_NOT_COME = "for lanes of its mask that do not come"
@@ -21,7 +21,7 @@ def normal(*shape, seed=0):
 
 
 def in_every_order(emulated, run):
-    """What `run` returns with the threads in each order."""
+    """The results of `run` with the threads in each order."""
     results = {}
     for name, order in emulated.Order.__members__.items():
         emulated.set_order(order)
@@ -33,7 +33,7 @@ def in_every_order(emulated, run):
 
 
 @pytest.mark.parametrize("threads", [33, 64, 1024])
-def test_a_barrier_shows_what_other_threads_wrote(threads, emulated, in_all_orders):
+def test_writes_are_visible_to_other_threads_after_a_barrier(threads, emulated, in_all_orders):
     x = normal(threads)
 
     def run():
@@ -132,7 +132,7 @@ def test_a_wrong_lane_mask(mask, active, message, order, emulated):
     ids=["barrier-and-shuffle", "two-masks", "two-operations"],
 )
 @pytest.mark.parametrize("order", ["ascending", "descending", "shuffled"])
-def test_lanes_that_part(divergence, message, order, emulated):
+def test_divergent_lanes(divergence, message, order, emulated):
     emulated.set_order(getattr(emulated.Order, order))
     with pytest.raises(RuntimeError, match=message):
         emulated.selftest.divergent_warp(array(filled(32, dtype=torch.float32)), divergence)
@@ -143,7 +143,7 @@ def test_warp_operations(emulated):
     emulated.selftest.warp_operations(array(x), array(y))
     lane = torch.arange(32)
     assert torch.equal(y[0], x[lane // 8 * 8 + lane * 3 % 8])
-    # A lane of another part of the warp can be read if its part comes before, after the CUDA C++ Programming Guide.
+    # By the CUDA C++ Programming Guide, a lane of another part of the warp can be read if that part comes before.
     assert torch.equal(y[1], x[torch.where((lane ^ 12) // 8 <= lane // 8, lane ^ 12, lane)])
     assert torch.equal(y[2], x[torch.where(lane % 16 + 3 < 16, lane + 3, lane)])
     assert (y[3] == 0b1111111111100000).all()
@@ -153,7 +153,7 @@ def test_warp_operations(emulated):
 # Asynchronous copies
 
 
-def test_an_asynchronous_copy_arrives_when_it_is_waited_for(emulated, in_all_orders):
+def test_an_asynchronous_copy_is_complete_after_a_wait(emulated, in_all_orders):
     x = normal(128)
 
     def run(wait=True):
@@ -165,7 +165,7 @@ def test_an_asynchronous_copy_arrives_when_it_is_waited_for(emulated, in_all_ord
     assert run(wait=False).isnan().all()
 
 
-def test_a_copy_over_what_is_still_read(emulated, in_all_orders):
+def test_a_copy_over_memory_that_is_still_read(emulated, in_all_orders):
     x = normal(256)
 
     def run(barrier=True):
@@ -192,7 +192,7 @@ def as_array(x, dtype):
 
 @pytest.mark.parametrize("dtype", HALVES, ids=name_of)
 def test_small_integers_are_multiplied_exactly(dtype, emulated):
-    # Every product of two numbers differs from its neighbours', so that no element can stand in for another.
+    # Neighbouring elements and their products differ, so that an exchange of elements shows.
     a = torch.arange(256.0).view(16, 16) % 61 - 30
     b = (torch.arange(128.0).view(16, 8) * 7) % 53 - 26
     d = torch.arange(128.0).view(16, 8) * 1000
@@ -220,11 +220,11 @@ def test_random_matrices(dtype, emulated):
     assert_close("product", ours, d.double() + a.double() @ b.double(), 1e-6)
 
 
-# Number formats
+# Floating-point formats
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=name_of)
-def test_every_16_bit_number_becomes_float32(dtype, emulated):
+def test_every_16_bit_value_is_converted_to_float32(dtype, emulated):
     wide = filled(1 << 16, dtype=torch.float32)
     emulated.selftest.widen(array(BITS.view(dtype)), array(wide))
     if dtype == torch.float16:
@@ -232,8 +232,8 @@ def test_every_16_bit_number_becomes_float32(dtype, emulated):
     else:
         expected = torch.from_numpy((BITS.numpy().astype(np.uint32) << 16).view(np.float32))
     assert torch.equal(wide.isnan(), expected.isnan())
-    number = ~expected.isnan()
-    assert torch.equal(wide[number].view(torch.int32), expected[number].view(torch.int32))
+    valid = ~expected.isnan()
+    assert torch.equal(wide[valid].view(torch.int32), expected[valid].view(torch.int32))
 
 
 def rounded(emulated, x, dtype):
@@ -243,22 +243,22 @@ def rounded(emulated, x, dtype):
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=name_of)
-def test_every_16_bit_number_survives_float32(dtype, emulated):
-    numbers = BITS.view(dtype)
-    back = rounded(emulated, numbers.float(), dtype)
-    assert torch.equal(back.isnan(), numbers.isnan())
-    number = ~numbers.isnan()
-    assert torch.equal(back[number].view(torch.int16), numbers[number].view(torch.int16))
+def test_every_16_bit_value_survives_float32(dtype, emulated):
+    values = BITS.view(dtype)
+    back = rounded(emulated, values.float(), dtype)
+    assert torch.equal(back.isnan(), values.isnan())
+    valid = ~values.isnan()
+    assert torch.equal(back[valid].view(torch.int16), values[valid].view(torch.int16))
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=name_of)
 def test_float32_rounds_to_nearest_even(dtype, emulated):
-    # All ties between neighbours, subnormal ones too, the last before infinity, and the numbers on both sides of them.
+    # All ties between neighbours, also subnormal ones and the last before infinity, and the values on both sides.
     last = int(torch.tensor(torch.inf, dtype=dtype).view(torch.int16))
-    numbers = torch.arange(last, dtype=torch.int32).to(torch.int16).view(dtype).double()
-    step = numbers[1:] - numbers[:-1]
-    ties = torch.cat([numbers[:-1] + step / 2, numbers[-1:] + step[-1:] / 2]).float()
-    assert torch.equal(ties.double()[:-1], numbers[:-1] + step / 2), "a tie needs more digits than float32 has"
+    values = torch.arange(last, dtype=torch.int32).to(torch.int16).view(dtype).double()
+    step = values[1:] - values[:-1]
+    ties = torch.cat([values[:-1] + step / 2, values[-1:] + step[-1:] / 2]).float()
+    assert torch.equal(ties.double()[:-1], values[:-1] + step / 2), "float32 cannot represent a tie"
     below, above = (torch.nextafter(ties, torch.tensor(x)) for x in (-torch.inf, torch.inf))
     even = torch.arange(last) % 2 == 0
     index = torch.arange(last, dtype=torch.int16)
@@ -276,8 +276,8 @@ def test_any_float32_rounds_as_in_torch(dtype, emulated):
     x = torch.cat([bits.to(torch.int32).view(torch.float32), normal(1 << 16) * 10, normal(1 << 15) * 1e-6])
     ours, expected = rounded(emulated, x, dtype), x.to(dtype)
     assert torch.equal(ours.isnan(), x.isnan()) and ours.isnan().sum() > 4
-    number = ~x.isnan()
-    assert torch.equal(ours[number].view(torch.int16), expected[number].view(torch.int16))
+    valid = ~x.isnan()
+    assert torch.equal(ours[valid].view(torch.int16), expected[valid].view(torch.int16))
 
 
 # Launches

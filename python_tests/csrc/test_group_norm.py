@@ -61,7 +61,7 @@ def double(arguments):
 
 
 def forward(emulated, x, groups, weight, bias, scale, shift, silu, parts=0):
-    """y, mean and rstd of the kernels, whose memory was NaN before."""
+    """y, mean and rstd of the kernels, in memory filled with NaN before."""
     y = torch.full_like(x, torch.nan)
     mean, rstd = (filled(x.shape[0], groups, dtype=torch.float32) for _ in range(2))
     parameters = [array(tensor) for tensor in (weight, bias)], [array(tensor) for tensor in (scale, shift)]
@@ -103,7 +103,7 @@ def check_backward(emulated, x, groups, parameters, silu, parts=0, limit=1e-5):
     ours = backward(emulated, dy, x, mean.float(), rstd.float(), groups, *parameters, silu, parts)
     exact = _plain_backward(*double((dy, x, mean, rstd)), groups, *double(parameters), "silu" if silu else None)
     for name, value, expected in zip(GRADIENTS, ours, exact, strict=True):
-        if expected.norm() < 1e-9 * exact[4].norm():  # one value a group: what remains of terms as large as rstd · dy
+        if expected.norm() < 1e-9 * exact[4].norm():  # one value per group: terms as large as rstd · dy cancel
             assert value.norm() <= limit * rstd.max() * exact[4].norm()
         else:
             assert_close(name, value, expected, limit)
@@ -114,7 +114,7 @@ def layout_of(x):
 
 
 def options(index):
-    """Whether scale, shift and SiLU are there: each combination in turn."""
+    """Whether scale, shift and SiLU are used: each combination in turn."""
     return index % 2 == 0, index // 2 % 2 == 0, index // 4 % 2 == 0
 
 
@@ -138,7 +138,7 @@ def test_backward_matches_float64(shape, layout, parts, emulated):
     check_backward(emulated, image(shape, layout), shape[4], parameters, silu, parts)
 
 
-WIDE = [(1, 2080, 1, 3, 1), (1, 601, 2, 2, 1)]  # more units than a block has threads, words and single numbers
+WIDE = [(1, 2080, 1, 3, 1), (1, 601, 2, 2, 1)]  # more units than a block has threads: words and single elements
 
 
 @pytest.mark.parametrize("layout", FORMATS)
@@ -223,7 +223,7 @@ def misaligned(x):
     return moved.copy_(x)
 
 
-# The last: eight groups of an odd number of channels, together more channels than a block has threads.
+# The last shape has eight groups of an odd number of channels, and more channels than a block has threads.
 @pytest.mark.parametrize("shape, groups", [((1, 32, 4, 4, 4), 4), ((1, 296, 8, 4, 4), 8)], ids=["C32-G4", "C296-G8"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize("layout", FORMATS)
@@ -247,7 +247,7 @@ def test_scale_and_shift_of_any_strides(emulated):
     assert all(torch.equal(*pair) for pair in zip(ours, expected, strict=True))
 
 
-# A block may keep 24,576 float32 numbers less what else is in its shared memory.
+# A block can keep 24,576 float32 elements in shared memory, less what else it stores there.
 PATHS = {
     "one launch, kept": ((1, 4, 40, 40, 2), 0, 1),
     "two launches": ((1, 4, 208, 200, 2), 0, 2),
@@ -301,7 +301,7 @@ def test_nan_stays_in_its_group(emulated):
 @pytest.mark.parametrize(
     "shape, message", [((1, 6, 3, 3, 4), "do not divide into 4 groups"), ((1, 8, 0, 3, 4), "the launch failed")]
 )
-def test_what_has_no_groups_is_an_error(emulated, shape, message):
+def test_a_shape_without_groups_is_an_error(emulated, shape, message):
     x = image(shape)
     with pytest.raises(RuntimeError, match=message):
         forward(emulated, x, 4, *affine(shape), False)

@@ -1,4 +1,4 @@
-"""A processor runs no instruction that it lacks, whichever files the kernels for CPUs are linked from."""
+"""The CPU library never executes an instruction that the processor lacks, whatever the linker keeps."""
 
 import os
 import platform
@@ -20,20 +20,20 @@ REQUIRED = os.environ.get("RESSHIFT_FAST_REQUIRE_COMPILER") == "1"
 ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
 
 pytestmark = [
-    pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="other processors have one set"),
-    pytest.mark.skipif(emulation.SANITIZED or cpu_build.KIND is not None, reason="of the library as it is installed"),
+    pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="only x86 has several instruction sets"),
+    pytest.mark.skipif(emulation.SANITIZED or cpu_build.KIND is not None, reason="checks the installed library"),
 ]
 
 
-def lacks(reason: str) -> None:
-    """Skip, unless it must be there."""
+def skip_or_fail(reason: str) -> None:
+    """Skip the test, or fail where tools are required."""
     (pytest.fail if REQUIRED else pytest.skip)(reason)
 
 
 @pytest.fixture(scope="module")
 def binutils():
     if not (shutil.which("objdump") and shutil.which("nm")):
-        lacks("objdump and nm are not on PATH; install binutils")
+        skip_or_fail("objdump and nm are not on PATH; install binutils")
 
 
 @pytest.fixture(scope="module")
@@ -41,26 +41,26 @@ def compiler():
     try:
         return cpu_build.setup_module().compiler()
     except cpu_build.setup_module().Missing as missing:
-        lacks(str(missing))
+        skip_or_fail(str(missing))
 
 
 @pytest.fixture(scope="module")
 def library():
     """Path of the installed library."""
     if reason := unavailable("cpu"):
-        lacks(f"the library for CPUs {reason}")
+        skip_or_fail(f"the library for CPUs {reason}")
     return native.path("cpu")
 
 
 @pytest.fixture
 def unlimited(library):
-    """The library's operators; a limit that a test sets is lifted."""
+    """The library's operators; afterwards the limit of the instruction set is lifted."""
     yield torch.ops.resshift_fast_cpu
     torch.ops.resshift_fast_cpu.limit_isa(3)
 
 
 def weak_symbols(path) -> list[str]:
-    """Names of which a linker keeps one of several, but for those in a namespace of an instruction set."""
+    """Symbols of which a linker keeps one copy, except those in a namespace of an instruction set."""
     listed = subprocess.run(["nm", "-C", "--defined-only", path], capture_output=True, text=True, check=True).stdout
     found = re.findall(r"^[0-9a-f]* [WwVvu] (.+)$", listed, re.MULTILINE)
     return [name for name in found if not re.search(r"\b(avx2|avx512|avx512_bf16)::", name)]
@@ -68,12 +68,12 @@ def weak_symbols(path) -> list[str]:
 
 @pytest.mark.slow
 def test_no_file_of_kernels_shares_a_function_with_others(compiler, binutils, tmp_path):
-    """A linker keeps one copy of a weak function, perhaps the one for AVX-512, and every processor runs it."""
+    """If the linker keeps the AVX-512 copy of a weak function, every processor executes it."""
     setup = cpu_build.setup_module()
     units = [unit for unit in cpu_build.plan().units if unit.name.endswith(".avx512_bf16.o")]
 
     def compiled(unit):
-        # With less optimization fewer functions disappear into others, and it takes half the time.
+        # With -O1 fewer functions are inlined, and compilation takes half the time.
         done = subprocess.run(
             [*setup.compile_command(unit, tmp_path / unit.name), "-O1"], capture_output=True, text=True
         )
@@ -97,7 +97,7 @@ def test_a_shared_function_is_found(compiler, binutils, tmp_path):
     assert weak_symbols(tmp_path / "shared.o") == ["float shared::twice<float>(float)"]
 
 
-# Instructions that each set adds to those before it. Those of AVX and later begin with v, as do the old verr and verw.
+# Instructions newer than each set. Those of AVX and later begin with v, as do the old verr and verw.
 NEWER = {
     "portable": r"\tv(?!err\b|erw\b)",
     "avx2": r"%(zmm|[xy]mm(1[6-9]|2\d|3[01])\b|k[0-7]\b)",
@@ -112,7 +112,7 @@ def set_of(function: str) -> str:
 
 
 def functions(assembly: str):
-    """(name, instructions) of every function that objdump wrote."""
+    """(name, instructions) of every function in objdump's output."""
     pieces = re.split(r"^[0-9a-f]{8,} <(.+)>:$", assembly, flags=re.MULTILINE)
     return zip(pieces[1::2], pieces[2::2], strict=True)
 
@@ -123,7 +123,7 @@ def disassembled(library) -> str:
 
 
 def test_every_function_keeps_to_its_instruction_set(binutils, library):
-    """Bindings, what comes of the standard library, and the portable kernels run everywhere."""
+    """Bindings, code of the standard library and portable kernels must run on every processor."""
     counts = dict.fromkeys(ISAS, 0)
     wrong = []
     for name, instructions in functions(disassembled(library)):
@@ -156,7 +156,7 @@ def test_a_newer_instruction_is_found(compiler, binutils, isa, flags, expected, 
     assert expected in re.search(NEWER[isa] + ".*", instructions)[0]
 
 
-def test_a_limit_is_kept_and_none_is_passed(unlimited):
+def test_a_limit_is_applied_and_an_unknown_one_refused(unlimited):
     best = unlimited.limit_isa(3)
     assert best == unlimited.isa()
     for limit in range(4):
@@ -171,7 +171,7 @@ def child(script: str, **variables: str):
     """Run Python code with the installed library loaded as `cpu`, in a process of its own."""
     start = "import torch\nfrom resshift_fast.backends import native\nassert native.missing('cpu') is None\n"
     start += "cpu = torch.ops.resshift_fast_cpu\n"
-    # A package that is not installed is found as it is here.
+    # The path of this process, so that an uninstalled checkout is found too.
     environment = {**os.environ, **variables, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     environment = {name: value for name, value in environment.items() if value}
     return subprocess.run([sys.executable, "-c", start + script], env=environment, capture_output=True, text=True)
@@ -180,11 +180,11 @@ def child(script: str, **variables: str):
 @pytest.mark.parametrize("name", ["portable", "avx2", "avx1024"])
 def test_the_environment_sets_a_limit(unlimited, name):
     done = child("print(cpu.isa())", RESSHIFT_FAST_CPU_ISA=name)
-    limit = ISAS.index(name) if name in ISAS else 3  # a name that is none limits nothing
+    limit = ISAS.index(name) if name in ISAS else 3  # an unknown name sets no limit
     assert done.stdout == f"{min(limit, unlimited.limit_isa(3))}\n", done.stderr
 
 
-# Every function of a newer instruction set is overwritten with traps, and every operator runs on its examples.
+# Overwrites every function of a newer instruction set with traps, then runs every operator on its examples.
 TRAPPED = """
 import ctypes, re, subprocess
 from resshift_fast.backends import verification
@@ -215,10 +215,10 @@ print("ran")
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="finds the library in memory as Linux shows it")
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the library by /proc/self/maps")
 @pytest.mark.parametrize("limit, name", list(enumerate(ISAS[:3])), ids=ISAS[:3])
 def test_nothing_newer_than_the_limit_is_reached(binutils, unlimited, limit, name):
-    """As on a processor that stops at what it does not know."""
+    """Simulates a processor that traps at an unknown instruction."""
     if limit > unlimited.limit_isa(3):
         pytest.skip("this processor does not have it")
     script = f"NEWER = {ISAS[limit + 1 :]}\n{TRAPPED}"

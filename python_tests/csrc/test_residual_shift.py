@@ -1,7 +1,7 @@
 """The residual shift's CUDA kernels, executed on the CPU, against float64: noise, formulas, dtypes, layouts, orders.
 
-A call with three channels, a multiple of four pixels and everything aligned takes the kernel of the chain's own call;
-any other the general one.
+A call with three channels, a multiple of four pixels and aligned tensors, as the sampler makes it, takes the kernel
+with four pixels per thread ("rows"); any other call takes the general one.
 """
 
 import math
@@ -25,10 +25,10 @@ ORIGINS = torch.tensor([[0, 2**20 + 3], [7, 0], [2**31 - 2, 2**31 - 5]])
 STEP = torch.tensor(2)
 VECTORS = document("noise_vectors.json")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# The widths of the chain's own calls are no multiples of four: four neighbouring pixels lie in two to four rows.
-OWN = [(2, 3, 6, 10), (3, 3, 4, 1), (1, 3, 34, 18)]
+# Widths that are no multiples of four: the four pixels of a thread lie in two to four rows.
+ROWS = [(2, 3, 6, 10), (3, 3, 4, 1), (1, 3, 34, 18)]
 GENERAL = [(1, 1, 1, 1), (2, 3, 11, 13), (3, 4, 1, 70), (1, 5, 33, 2), (1, 64, 5, 7)]
-SHAPES = OWN + GENERAL
+SHAPES = ROWS + GENERAL
 
 
 def shape_id(shape):
@@ -94,7 +94,7 @@ def double(arguments):
 
 
 def assert_chain_step(ours, expected, scale, lq):
-    """x near float64; the next input is x, scaled and rounded once, and then lq."""
+    """Fail unless x is close to float64 and the next input is x, scaled and rounded once, followed by lq."""
     (x, following), (exact_x, exact_following) = ours, expected
     channels, dtype = x.shape[1], following.dtype
     assert_close("x", x, exact_x, 1e-6)
@@ -132,8 +132,8 @@ def test_words_equal_the_reference(emulated):
 
 
 def test_normals_are_within_1e_6_of_float64(emulated):
-    # The smallest uniform number gives the largest radius, 5.77, which magnifies the angle's error most. Every 63rd
-    # angle and the ends of every eighth of a turn, against extreme and random radii.
+    # The smallest uniform value gives the largest radius, 5.77, which magnifies the angle's error most. Every 63rd
+    # angle and both ends of every eighth of a turn, with extreme and random radii.
     angle = torch.cat([torch.arange(0, 2**32, 512 * 63), torch.arange(0, 2**32 + 1, 2**29).repeat(3)])
     angle[-9:] -= 1
     angle[-18:-9] -= 513
@@ -160,7 +160,7 @@ def test_field_known_answers(case, emulated):
     assert (noise[0].double() - torch.tensor(case["normals"], dtype=torch.float64)).abs().max() <= 4e-6
 
 
-@pytest.mark.parametrize("shape", [(3, 3, 6, 10), (3, 5, 6, 10)], ids=["own", "general"])
+@pytest.mark.parametrize("shape", [(3, 3, 6, 10), (3, 5, 6, 10)], ids=["rows", "general"])
 def test_the_field_of_every_image_and_pixel(shape, emulated):
     zeros, row, (seed, step, origin) = torch.zeros(shape), torch.ones(8), field(3)
     for place in (origin, None):
@@ -192,7 +192,7 @@ def test_posterior_step_matches_float64(shape, kind, given, emulated):
 
 @pairwise(
     strength=3,
-    shape={"own": (2, 3, 6, 10), "general": (2, 4, 3, 5)},
+    shape={"rows": (2, 3, 6, 10), "general": (2, 4, 3, 5)},
     next_dtype=DTYPES,
     lq_channels=[0, 1, 3, 4, 5],
     lq_layout=["nchw", "nhwc"],
@@ -237,7 +237,7 @@ def test_prior_sample_matches_float64(shape, given, emulated):
     assert_chain_step(ours, expected, ROW[schedule.INPUT_SCALE], lq)
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 6, 10), (2, 5, 6, 7)], ids=["own", "general"])
+@pytest.mark.parametrize("shape", [(2, 3, 6, 10), (2, 5, 6, 7)], ids=["rows", "general"])
 def test_the_last_step_is_the_prediction(shape, emulated):
     x_t, prediction, y = latents(shape, "x_t", "prediction", "y")
     row = Schedule().table()[0]
@@ -247,7 +247,7 @@ def test_the_last_step_is_the_prediction(shape, emulated):
         assert torch.equal(ours[0], prediction) and torch.equal(ours[1], prediction)
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 2, 2), (1, 3, 3, 3)], ids=["own", "general"])
+@pytest.mark.parametrize("shape", [(1, 3, 2, 2), (1, 3, 3, 3)], ids=["rows", "general"])
 def test_nan_passes_the_clamp(shape, emulated):
     x_t, prediction, y = latents(shape, "x_t", "prediction", "y")
     prediction[0, 1, 0, 1] = torch.nan
@@ -258,7 +258,7 @@ def test_nan_passes_the_clamp(shape, emulated):
 
 
 def misaligned(x):
-    """A copy of x, in its layout, one element away from where memory begins."""
+    """A copy of x with its strides, not 16-byte aligned."""
     memory = x.new_full((x.numel() + 1,), torch.nan)
     return memory[1:].as_strided(x.shape, x.stride(), 1).copy_(x)
 
@@ -350,7 +350,7 @@ def test_q_sample_of_any_layout(dtype, layout, emulated):
     x0, y, noise = (x.to(dtype) for x in latents((2, 4, 6, 10), "x0", "y", "noise"))
     table, t = Schedule(steps=5).table(), torch.tensor([1, 4])
     expected = q_sample(emulated, x0, y, t, table, noise)
-    for i in range(3):  # one of them, and the result where it is x0
+    for i in range(3):  # one tensor at a time, and the result with x0, whose layout it takes
         tensors = [x0, y, noise]
         tensors[i] = misaligned(tensors[i]) if layout == "misaligned" else layouts(tensors[i])[layout]
         if layout == "expanded":

@@ -1,4 +1,4 @@
-"""Under scripts/sanitize.py, what is out of bounds or misaligned ends the process with a report."""
+"""Under scripts/sanitize.py, an out-of-bounds or misaligned access ends the process with a report."""
 
 import re
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 pytestmark = pytest.mark.skipif(not emulation.SANITIZED, reason="runs under scripts/sanitize.py")
 
 OVERFLOW = "AddressSanitizer: heap-buffer-overflow"
-# Arrays are large enough that numpy does not keep their memory for later ones.
+# Arrays are large enough that numpy does not cache their memory for later ones.
 CALLS = {
     "dynamic-shared": ("past_the_end(nan(33), True, {})", 1, rf"{OVERFLOW}(.|\n)*WRITE of size 4(.|\n)*past_the_end"),
     "static-shared": ("static_past_the_end(nan(32), {})", 1, rf"{OVERFLOW}(.|\n)*WRITE of size 4(.|\n)*past_the_end"),
@@ -23,7 +23,7 @@ CALLS = {
 
 
 def run(call):
-    """Call one of the emulation's kernels that are wrong on purpose, in a process of its own."""
+    """Call one of the emulation's deliberately faulty kernels in a process of its own."""
     script = (
         "import emulation, numpy as np\n"
         "nan = lambda n: np.full(n, np.nan, np.float32)\n"
@@ -35,7 +35,7 @@ def run(call):
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_it_is_reported(name, built):
+def test_a_fault_is_reported(name, built):
     call, excess, report = CALLS[name]
     right, wrong = run(call.format(0)), run(call.format(excess))
     assert right.returncode == 0 and right.stdout == "returned\n", right.stderr

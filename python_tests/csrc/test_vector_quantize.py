@@ -36,7 +36,7 @@ def inputs(batch, channels, entries, height, width, dtype=torch.float32):
 
 
 def quantize(emulated, z, codebook):
-    """(quantized, indices) of the kernel; what it does not write stays NaN or −1."""
+    """(quantized, indices) of the kernel; elements that it does not write stay NaN or −1."""
     batch, _, height, width = z.shape
     quantized, indices = filled(*z.shape, dtype=z.dtype), torch.full((batch, height, width), -1)
     emulated.vector_quantize(*(array(x) for x in (z, codebook, quantized, indices)))
@@ -49,7 +49,7 @@ def squared_distances(z, codebook):
 
 
 def assert_nearest(z, codebook, quantized, indices):
-    """The nearest entries, but for distances that float32 can't tell apart; the vectors returned are those entries."""
+    """Fail unless the entries are the nearest, up to rounding, and the returned vectors are those entries."""
     distances = squared_distances(z, codebook)
     nearest = distances.amin(3)
     assert (distances.gather(3, indices[..., None])[..., 0] - nearest <= 1e-6 * nearest).all()
@@ -97,7 +97,7 @@ def test_misaligned_memory_gives_the_same(channels, dtype, emulated):
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize("channels", WIDTHS)
 def test_ties_go_to_the_lowest_index(channels, dtype, in_all_orders, emulated):
-    codebook = random("vq.ties", 16, channels).to(dtype).repeat(140, 1)  # in every thread, step and tile
+    codebook = random("vq.ties", 16, channels).to(dtype).repeat(140, 1)  # ties within every thread, step and tile
     order = torch.arange(99, -1, -1)
     z = codebook[order].T.reshape(1, channels, 20, 5).contiguous()
     _, indices = in_all_orders(lambda: quantize(emulated, z, codebook))
@@ -106,7 +106,7 @@ def test_ties_go_to_the_lowest_index(channels, dtype, in_all_orders, emulated):
 
 @pytest.mark.parametrize("channels", WIDTHS)
 def test_near_ties_are_decided_as_in_exact_arithmetic(channels, emulated):
-    # Far from 0, |e|² − 2 z·e in float32 could not tell these entries apart.
+    # Far from 0, |e|² − 2 z·e in float32 could not distinguish these entries.
     near = torch.tensor([[0.0, 0, 0.5], [0.25, 0, 0], [0, 0.125, 0], [0.125, 0, 0.125]])
     codebook = torch.nn.functional.pad(near, (0, channels - 3)) + 1000
     z = 1000 + random("vq.near", 1, channels, 9, 5) / 8

@@ -11,7 +11,7 @@ formula = importlib.import_module("resshift_fast.ops.window_attention")
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # batch, rows and columns of windows, window, shift, mask, heads, head size. An 8 × 8 window is one tile of the matrix
-# instructions; larger ones are several, of which 9, 11 and 13 fill the last one partly.
+# instructions; larger ones take several; 9, 11 and 13 fill the last one partly.
 CASES = [
     (2, 1, 3, 8, 4, "resshift", 2, 32),
     (1, 3, 1, 8, 1, "swin", 1, 32),
@@ -28,7 +28,7 @@ CASES = [
     (1, 1, 1, 13, 1, "swin", 1, 16),
     (1, 1, 1, 16, 8, "swin", 1, 32),
 ]
-# Every case in float32 and in one dtype of 16 bits, which share a kernel.
+# Every case in float32 and in one 16-bit dtype; both 16-bit dtypes share a kernel.
 TYPED = [(case, dtype) for i, case in enumerate(CASES) for dtype in (torch.float32, DTYPES[1 + i % 2])]
 ORDER_CASES = [CASES[0], CASES[5], CASES[9]]
 
@@ -65,9 +65,9 @@ def forward(emulated, case, qkv, table):
 
 def backward(emulated, case, dout, qkv, table):
     window, shift, mask, heads = *case[3:6], case[6]
-    numbers = emulated.window_attention_scratch(array(qkv), array(table), heads, window)
+    elements = emulated.window_attention_scratch(array(qkv), array(table), heads, window)
     dqkv = filled(*qkv.shape, dtype=qkv.dtype)
-    dtable, scratch = filled(*table.shape, dtype=torch.float32), filled(numbers, dtype=torch.float32)
+    dtable, scratch = filled(*table.shape, dtype=torch.float32), filled(elements, dtype=torch.float32)
     results = (array(dqkv), array(dtable), array(scratch))
     emulated.window_attention_backward(
         array(dout), array(qkv), array(table), heads, window, shift, mask == "swin", *results
@@ -139,7 +139,7 @@ def test_float32_table(emulated, case):
 @pytest.mark.slow
 @pytest.mark.parametrize("window", [4, 8])
 def test_many_windows_in_a_block(emulated, window):
-    """With so many heads and windows a block goes on to a second window, but the last one ends."""
+    """So many heads and windows that a block processes a second window, except the last block."""
     case = (1, 1, 33, window, window // 2, "resshift", 32, 16)
     qkv, table, _ = tensors_of(case, torch.float16)
     exact = plain(case, qkv.double(), table.double())
@@ -149,7 +149,7 @@ def test_many_windows_in_a_block(emulated, window):
 
 
 def test_large_scores_stay_finite(emulated):
-    """The maximum of each row is subtracted, also where it grows from tile to tile."""
+    """The maximum of each row is subtracted, also if a later tile has a larger one."""
     case = (1, 1, 1, 16, 0, "swin", 1, 32)
     qkv, table, _ = tensors_of(case, torch.float32)
     qkv[..., :64] *= 12
@@ -170,7 +170,7 @@ def test_unsupported_calls_are_refused(emulated, window, head_dim, message):
 @pytest.fixture
 def bound(emulated_library):
     if SANITIZED:
-        pytest.skip("torch itself is not what the sanitizers are for")
+        pytest.skip("the sanitizers check the kernels, not torch")
     return torch.ops.resshift_fast_cuda
 
 
@@ -178,7 +178,7 @@ BOUND_CASE = (2, 1, 2, 8, 4, "swin", 2, 32)
 
 
 def test_tensors_in_other_layouts(bound):
-    """Strided and misaligned tensors are copied: kernels read 16 bytes at a time."""
+    """Strided and misaligned tensors are copied, because kernels read 16 bytes at a time."""
     qkv, table, dout = tensors_of(BOUND_CASE, torch.float16)
     options = (2, 8, 4, 1)
     expected = (
@@ -216,7 +216,7 @@ def test_tensors_in_other_layouts(bound):
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
-def test_calls_that_would_leave_a_tensor_are_refused(bound, changes, message):
+def test_calls_that_would_access_memory_out_of_bounds_are_refused(bound, changes, message):
     qkv, table, dout = tensors_of(BOUND_CASE, torch.float32)
     arguments = {"dout": dout, "qkv": qkv, "bias_table": table}
     arguments |= {"num_heads": 2, "window_size": 8, "shift_size": 4, "mask": 0} | changes
