@@ -1,4 +1,4 @@
-"""What is not an image, or not a whole one, is refused in one line that names the file and what to do."""
+"""Files that are no image, truncated or damaged raise a one-line error that names the file and what to do."""
 
 import io
 import os
@@ -41,7 +41,7 @@ KINDS = ["8.png", "16.png", "8.jpg", "progressive.jpg", "8.webp", "8.tif", "16.t
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_half_a_file(tmp_path, whole_files, kind):
+def test_a_truncated_file_is_refused(tmp_path, whole_files, kind):
     data = whole_files[kind]
     (tmp_path / kind).write_bytes(data[: len(data) // 2])
     with pytest.raises(ImageError) as error:
@@ -51,25 +51,25 @@ def test_half_a_file(tmp_path, whole_files, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.filterwarnings("ignore")  # Pillow's, about what it finds in the damage
+@pytest.mark.filterwarnings("ignore")  # Pillow warns about damaged data
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_a_cut_file_is_refused_or_lost_nothing(tmp_path, whole_files, kind, data):
+def test_a_shortened_file_is_refused_or_complete(tmp_path, whole_files, kind, data):
     whole = whole_files[kind]
     (tmp_path / f"whole{kind}").write_bytes(whole)
     (tmp_path / kind).write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
     try:
-        cut = read(tmp_path / kind)
+        shortened = read(tmp_path / kind)
     except ImageError:
         return
-    np.testing.assert_array_equal(cut.pixels, read(tmp_path / f"whole{kind}").pixels)
+    np.testing.assert_array_equal(shortened.pixels, read(tmp_path / f"whole{kind}").pixels)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.filterwarnings("ignore")  # Pillow's, about what it finds in the damage
+@pytest.mark.filterwarnings("ignore")  # Pillow warns about damaged data
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_damage_never_gives_another_error(tmp_path, whole_files, kind, data):
+def test_damage_raises_no_other_error(tmp_path, whole_files, kind, data):
     damaged = bytearray(whole_files[kind])
     for _ in range(3):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
@@ -95,7 +95,7 @@ def test_damage_never_gives_another_error(tmp_path, whole_files, kind, data):
     ],
     ids=["empty", "text", "html", "gif", "heic", "pdf", "noise", "png-signature", "jpeg-signature"],
 )
-def test_what_is_no_image(tmp_path, content, message):
+def test_a_file_that_is_no_image(tmp_path, content, message):
     (tmp_path / "photo.png").write_bytes(content)
     with pytest.raises(ImageError, match=message) as error:
         read(tmp_path / "photo.png")
@@ -167,7 +167,7 @@ def test_decompression_bomb(tmp_path, monkeypatch):
     ],
     ids=["float", "signed"],
 )
-def test_tiff_without_a_known_white(tmp_path, array, message):
+def test_tiff_without_a_known_white_level(tmp_path, array, message):
     Image.fromarray(array).save(tmp_path / "a.tif")
     with pytest.raises(ImageError, match=message):
         read(tmp_path / "a.tif")
@@ -211,7 +211,7 @@ def test_pil_images_without_integers_or_pixels():
         from_pil("a.png")
 
 
-def test_pil_image_of_a_cut_file(tmp_path, whole_files):
+def test_pil_image_of_a_truncated_file(tmp_path, whole_files):
     image = Image.open(io.BytesIO(whole_files["8.jpg"][:-200]))
     with pytest.raises(ImageError, match="^image is damaged or truncated"):
         from_pil(image)

@@ -1,4 +1,4 @@
-"""Every kind of file that cameras, scanners and programs leave behind, many written here byte by byte."""
+"""Files of every kind that cameras, scanners and programs write, many assembled here byte by byte."""
 
 import io
 import struct
@@ -45,7 +45,7 @@ def cmyk_profile():
 
 
 def png_bytes(planes, color_type, depth, chunks=()):
-    """A PNG written here byte by byte, for kinds that no library at hand writes."""
+    """A PNG assembled byte by byte, for kinds that no installed library writes."""
     height, width = planes.shape[:2]
     rows = planes.astype(">u2" if depth == 16 else "u1")
     packed = [np.packbits(np.unpackbits(row.reshape(-1, 1), axis=1)[:, -depth:]) if depth < 8 else row for row in rows]
@@ -78,7 +78,7 @@ def tiff_bytes(planes, photometric, extra=(), sample_format=1, more=()):
 
 
 def stored_for(orientation, upright):
-    """The stored picture from which Pillow's own exif_transpose gets the upright one."""
+    """The stored image that Pillow's exif_transpose turns upright."""
     back = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]
     image = Image.fromarray(upright)
     return image if back is None else image.transpose(Image.Transpose(back))
@@ -107,11 +107,11 @@ def test_orientation_is_applied_to_16_bits(tmp_path, orientation, channels, kind
     assert (exif[0x0112], exif[0x010F]) == (1, "Maker")
 
 
-def test_exif_leaves_sizes_and_thumbnail_behind(tmp_path):
+def test_exif_is_kept_without_sizes_and_thumbnail(tmp_path):
     exif = camera_exif()
     exif[0x0100] = 4000
     directory = exif.tobytes()
-    # A first-thumbnail directory is linked at the end of the first one.
+    # The end of the first directory links to that of the thumbnail.
     link = 6 + 8 + 2 + 12 * struct.unpack(">H", directory[14:16])[0]
     thumbnail = struct.pack(">HHHII", 1, 0x0103, 3, 1, 6 << 16) + b"\0\0\0\0"
     with_thumbnail = directory[:link] + struct.pack(">I", len(directory) - 6) + directory[link + 4 :] + thumbnail
@@ -126,8 +126,8 @@ def test_exif_leaves_sizes_and_thumbnail_behind(tmp_path):
     assert set(kept.get_ifd(0x8769)) == {0x9003, 0x829A}
 
 
-@pytest.mark.filterwarnings("ignore")  # Pillow's, about the damage
-def test_damaged_exif_does_not_cost_the_picture(tmp_path):
+@pytest.mark.filterwarnings("ignore")  # Pillow warns about damaged data
+def test_an_image_with_damaged_exif_is_read(tmp_path):
     pixels = noise(4, 4, 3)
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff garbage")
     photo = read(tmp_path / "a.png")
@@ -200,12 +200,12 @@ def test_16_bit_tiff_multiplied_by_alpha(tmp_path):
     multiplied = np.rint(straight * (alpha[..., None] / 65535)).astype(np.uint16)
     (tmp_path / "m.tif").write_bytes(tiff_bytes(np.dstack([multiplied, alpha]), 2, (1,)))
     photo = read(tmp_path / "m.tif")
-    assert np.abs(photo.pixels.astype(int) - straight).max() <= 2  # rounded twice, the alpha being a quarter or more
+    assert np.abs(photo.pixels.astype(int) - straight).max() <= 2  # rounded twice, with alpha of at least a quarter
     np.testing.assert_array_equal(photo.alpha, alpha)
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-def test_tiff_with_a_fourth_channel_that_is_no_alpha(tmp_path, bits):
+def test_tiff_with_a_fourth_channel_that_is_not_alpha(tmp_path, bits):
     planes = noise(HEIGHT, WIDTH, 4, bits=bits)
     (tmp_path / "x.tif").write_bytes(tiff_bytes(planes, 2, (0,)))
     photo = read(tmp_path / "x.tif")
@@ -214,7 +214,7 @@ def test_tiff_with_a_fourth_channel_that_is_no_alpha(tmp_path, bits):
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".tif"])
-def test_cmyk_goes_through_its_profile_and_loses_it(tmp_path, suffix):
+def test_cmyk_is_converted_by_its_profile_which_is_dropped(tmp_path, suffix):
     cyan = np.zeros((16, 16, 4), np.uint8)
     cyan[..., 0] = 255
     image = Image.fromarray(cyan, "CMYK")

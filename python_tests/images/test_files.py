@@ -1,4 +1,4 @@
-"""Outputs never collide, nothing is half-written, and inputs are found or clearly missed."""
+"""Output names never collide, writes are atomic, and inputs are found or reported as missing."""
 
 import errno
 import os
@@ -121,7 +121,7 @@ def test_find_images(gallery, patterns, expected):
     assert all(str(path).endswith(name) for path, name in zip(found, expected, strict=True)), found
 
 
-def test_find_images_takes_home_paths_and_a_single_one(gallery, monkeypatch):
+def test_find_images_takes_home_paths_and_a_single_path(gallery, monkeypatch):
     monkeypatch.setenv("HOME", str(gallery))
     monkeypatch.setenv("USERPROFILE", str(gallery))
     assert find_images("~/in/p*.webp") == [gallery / "in" / "p1.webp"]
@@ -139,7 +139,7 @@ def test_find_images_takes_home_paths_and_a_single_one(gallery, monkeypatch):
     ],
     ids=["nothing", "missing", "no-folder", "glob", "empty-folder"],
 )
-def test_find_images_says_what_is_missing(gallery, patterns, error, message):
+def test_find_images_reports_what_is_missing(gallery, patterns, error, message):
     (gallery / "empty").mkdir()
     with pytest.raises(error, match=message) as caught:
         find_images(patterns)
@@ -156,7 +156,7 @@ def test_folder_that_cannot_be_listed(gallery, monkeypatch):
 
 
 def test_write_atomically_replaces_and_leaves_nothing_else(tmp_path):
-    path = tmp_path / ("n" * 250 + ".txt")  # near the longest name: the temporary one must not be longer
+    path = tmp_path / ("n" * 250 + ".txt")  # near the limit: the temporary name must not be longer
     for content in (b"first", b"second"):
         write_atomically(path, content)
         assert path.read_bytes() == content
@@ -202,7 +202,7 @@ def raising(error):
     ],
     ids=["no-space", "quota", "permission", "read-only", "long-name", "device", "ctrl-c", "memory"],
 )
-def test_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch, place, raised, error, message):
+def test_failed_write_leaves_the_old_file_unchanged(tmp_path, monkeypatch, place, raised, error, message):
     path = tmp_path / "a.png"
     path.write_bytes(b"old")
     monkeypatch.setattr(files.os, place, raising(raised))
@@ -235,7 +235,7 @@ def test_failure_while_encoding(tmp_path, monkeypatch, suffix, raised):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_really_full_disk(tmp_path, monkeypatch):
+def test_a_full_disk(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     path.write_bytes(b"old")
     real_open = os.open
@@ -251,7 +251,7 @@ def test_a_really_full_disk(tmp_path, monkeypatch):
     assert path.read_bytes() == b"old"
 
 
-def test_write_where_it_cannot_be(tmp_path):
+def test_write_to_invalid_paths(tmp_path):
     with pytest.raises(IsADirectoryError, match="is a folder; give a file name"):
         write_atomically(tmp_path, b"x")
     with pytest.raises(FileNotFoundError, match=r"the folder .*no does not exist; create it first"):
@@ -279,6 +279,6 @@ def test_make_folder(tmp_path, monkeypatch):
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
 @given(content=st.binary(max_size=5000))
-def test_any_bytes_arrive(tmp_path, content):
+def test_any_bytes_are_written(tmp_path, content):
     write_atomically(tmp_path / "a", content)
     assert (tmp_path / "a").read_bytes() == content

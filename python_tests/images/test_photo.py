@@ -1,4 +1,4 @@
-"""Photos survive the way from file to arrays and back, and bad files are refused in one line."""
+"""Photos: round trips through files, floats and PIL images, masks, and one-line errors."""
 
 import cv2
 import numpy as np
@@ -37,12 +37,12 @@ def srgb_profile():
 
 
 def gray_profile():
-    """The sRGB profile with its colour space renamed: enough for what looks at the header only."""
+    """The sRGB profile with its colour space renamed: enough for code that reads only the header."""
     return srgb_profile()[:16] + b"GRAY" + srgb_profile()[20:]
 
 
 def swapped_profile():
-    """sRGB with red and green exchanged, so that a real conversion shows."""
+    """sRGB with red and green exchanged, so that a conversion shows."""
     return srgb_profile().replace(b"rXYZ", b"tmp1").replace(b"gXYZ", b"rXYZ").replace(b"tmp1", b"gXYZ")
 
 
@@ -51,12 +51,12 @@ def photo_of(bits, gray, alpha, **fields):
     if gray:
         pixels = np.repeat(pixels[..., :1], 3, axis=2)
     plane = noise(HEIGHT, WIDTH, bits=bits, seed=1)
-    plane[1:3] = 0  # clear, and the colours there are kept too
+    plane[1:3] = 0  # transparent: the colours there are kept too
     return Photo(pixels, plane if alpha else None, gray, **fields)
 
 
 def assert_same(ours, expected, suffix=".png"):
-    """Equal to the last bit, but for what JPEG loses."""
+    """Fail unless both are equal, up to the losses of JPEG."""
     assert ours.pixels.dtype == expected.pixels.dtype
     if suffix == ".jpg":
         assert np.abs(ours.pixels.astype(int) - expected.pixels).mean() < 6
@@ -140,7 +140,7 @@ def test_quality_reaches_the_encoders(tmp_path):
 
 
 def stored_for(orientation, upright):
-    """The stored picture from which Pillow's own exif_transpose gets the upright one."""
+    """The stored image that Pillow's exif_transpose turns upright."""
     back = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]
     image = Image.fromarray(upright)
     return image if back is None else image.transpose(Image.Transpose(back))
@@ -149,7 +149,7 @@ def stored_for(orientation, upright):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".tif", ".jpg"])
 def test_orientation_is_applied(tmp_path, orientation, suffix):
-    upright = np.kron(noise(2, 3, 3), np.ones((16, 16, 1), np.uint8))  # blocks that JPEG keeps, and no symmetry
+    upright = np.kron(noise(2, 3, 3), np.ones((16, 16, 1), np.uint8))  # blocks that JPEG preserves, without symmetry
     stored = stored_for(orientation, upright)
     path = tmp_path / f"turned{suffix}"
     options = {".webp": {"lossless": True}, ".jpg": {"quality": 100, "subsampling": 0}}.get(suffix, {})
@@ -200,7 +200,7 @@ def test_from_pil_takes_every_mode(mode):
     else:
         straight = image.convert({"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}.get(mode, mode))
         expected = np.asarray(straight.convert("RGB"), int)
-        # LAB's way through ImageCms is rounded twice.
+        # ImageCms rounds twice when it converts LAB.
         assert np.abs(photo.pixels - expected).max() <= (mode == "LAB")
 
 
@@ -224,7 +224,7 @@ def test_gray_photo_is_written_as_luma(tmp_path):
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("alpha", [False, True], ids=["opaque", "alpha"])
 @pytest.mark.parametrize("suffix", [*SUFFIXES, ".JPG", ".gif", ""])
-def test_suffix_for_says_what_write_does(tmp_path, suffix, alpha, bits):
+def test_suffix_for_agrees_with_write(tmp_path, suffix, alpha, bits):
     photo = photo_of(bits, False, alpha)
     chosen = suffix_for(photo, suffix)
     write(tmp_path / f"a{chosen}", photo)
@@ -238,7 +238,7 @@ def test_suffix_for_says_what_write_does(tmp_path, suffix, alpha, bits):
         assert "\n" not in str(caught.value)
 
 
-def test_opaque_alpha_stands_in_no_way(tmp_path):
+def test_opaque_alpha_is_written_without_error(tmp_path):
     photo = Photo(noise(4, 4, 3), np.full((4, 4), 255, np.uint8))
     assert suffix_for(photo, ".jpg") == ".jpg"
     write(tmp_path / "a.jpg", photo)
@@ -269,7 +269,7 @@ def test_from_float_rounds_clamps_and_never_wraps(values, dtype):
     exact = np.clip(np.nan_to_num(values.astype(np.float64), nan=0, posinf=1, neginf=0), 0, 1) * top
     ours = from_float(values, dtype, check=False)
     assert ours.dtype == dtype
-    # The nearest integer, but for the rounding of the product in float32, which may land on the other side of a half.
+    # The nearest integer, except where rounding of the product to float32 crosses a half.
     assert np.abs(ours - exact).max() <= 0.5 + top * 2.0**-24
     if not np.isfinite(values).all():
         with pytest.raises(ValueError, match="NaN or infinite"):
@@ -396,7 +396,7 @@ def test_side_by_side():
     both = images.side_by_side(before, after)
     assert both.pixels.shape == (16, 42, 3)
     assert both.pixels.dtype == np.uint8
-    assert (both.pixels[:, :22] == 255).all()  # clear, then the line
+    assert (both.pixels[:, :22] == 255).all()  # transparent, then the dividing line
     assert (both.pixels[:, 22:] == 100).all()
     assert both.icc_profile == b"profile"
 

@@ -1,4 +1,4 @@
-"""Every kind of picture goes in, comes out as the same kind, and is refused in one line where it does not fit."""
+"""Every kind of image is restored to the same kind; an invalid one raises a one-line error."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ H, W = 5, 7
 
 
 def restore(image, scale=1, change=lambda pixels: pixels, mask=None):
-    """Send `image` through its sources: every pixel `scale` times as large, changed, written in two bands."""
+    """Read `image` by its sources, repeat every pixel `scale` times, apply `change`, and write it in two bands."""
     sources, gather = sources_of(image)
     for source in sources:
         source.begin(scale)
@@ -31,7 +31,7 @@ def restore(image, scale=1, change=lambda pixels: pixels, mask=None):
 
 
 def tensor(*shape, dtype=torch.float32):
-    """Multiples of 1/256, which every dtype holds; in float64 with digits that float32 doesn't hold."""
+    """Multiples of 1/256, which every dtype holds; in float64 with more digits than float32 holds."""
     steps = torch.randint(0, 257, shape, generator=torch.Generator().manual_seed(0))
     return (steps / 256).to(dtype) * (1 - 2**-40)
 
@@ -77,19 +77,19 @@ KINDS = {
 }
 
 
-def parts(picture):
-    """What makes two pictures of a kind the same: kind, mode or dtype, and the values as an array."""
-    if isinstance(picture, Photo):
-        alpha = np.zeros(0) if picture.alpha is None else picture.alpha
-        return (Photo, picture.gray, picture.name, picture.pixels.dtype, picture.alpha is None), picture.pixels, alpha
-    if isinstance(picture, torch.Tensor):
-        return (torch.Tensor, picture.dtype, picture.device), picture.detach().double().numpy()
-    if isinstance(picture, Image.Image):
-        values = np.asarray(picture)
-        if picture.mode == "LA":
-            return (Image.Image, picture.mode), values[..., 0], values[..., 1]
-        return (Image.Image, picture.mode), values
-    return (type(picture), picture.dtype), picture
+def parts(image):
+    """What is compared of an image: kind and mode or dtype, and the values as arrays."""
+    if isinstance(image, Photo):
+        alpha = np.zeros(0) if image.alpha is None else image.alpha
+        return (Photo, image.gray, image.name, image.pixels.dtype, image.alpha is None), image.pixels, alpha
+    if isinstance(image, torch.Tensor):
+        return (torch.Tensor, image.dtype, image.device), image.detach().double().numpy()
+    if isinstance(image, Image.Image):
+        values = np.asarray(image)
+        if image.mode == "LA":
+            return (Image.Image, image.mode), values[..., 0], values[..., 1]
+        return (Image.Image, image.mode), values
+    return (type(image), image.dtype), image
 
 
 def assert_same(ours, expected):
@@ -109,7 +109,7 @@ def colours(values, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_not_changed_comes_back_as_it_was(kind):
+def test_unchanged_pixels_are_returned_as_they_were(kind):
     image, untouched = KINDS[kind](), KINDS[kind]()
     result = restore(image)
     assert_same(result, untouched)
@@ -117,7 +117,7 @@ def test_what_is_not_changed_comes_back_as_it_was(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_pixel_of_an_enlarged_picture_is_written(kind):
+def test_every_pixel_of_an_enlarged_image_is_written(kind):
     (ours, values, *_), (expected, before, *_) = parts(restore(KINDS[kind](), 3)), parts(KINDS[kind]())
     assert ours == expected
     rows, columns = (-2, -1) if expected[0] is torch.Tensor else (0, 1)
@@ -126,7 +126,7 @@ def test_every_pixel_of_an_enlarged_picture_is_written(kind):
     np.testing.assert_allclose(colours(values, ours), colours(large, ours), rtol=0, atol=1e-7)
 
 
-def test_results_share_no_memory_with_what_came_in():
+def test_results_share_no_memory_with_inputs():
     for kind in ("array-HW", "array-HW3", "array-HW4", "photo-16bit-alpha", "tensor-CHW", "tensor-B1-C4-float32"):
         image = KINDS[kind]()
         for ours, theirs in zip(parts(restore(image))[1:], parts(image)[1:], strict=True):
@@ -166,7 +166,7 @@ def test_results_beyond_the_range_are_clamped():
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "1x1" not in kind])
-def test_what_is_outside_the_mask_stays_bit_for_bit(kind):
+def test_pixels_outside_the_mask_stay_bitwise_equal(kind):
     image = KINDS[kind]()
     masked = np.zeros((H, W), bool)
     masked[1:4, 2:6] = True
@@ -195,7 +195,7 @@ CONVERTED = {"1": "L", "PA": "RGBA", "I": "I;16"} | dict.fromkeys(("P", "CMYK", 
 
 
 @pytest.mark.parametrize("mode", CONVERTED)
-def test_other_pil_modes_become_the_nearest_of_the_table(mode):
+def test_other_pil_modes_become_the_nearest_supported_one(mode):
     image = pil("I;16").convert("I") if mode == "I" else (pil("L") if mode in ("1", "PA") else pil("RGB")).convert(mode)
     result = restore(image, 2)
     assert result.mode == CONVERTED[mode]
@@ -266,7 +266,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refused_in_one_line(case):
+def test_invalid_images_raise_a_one_line_error(case):
     make, error, message = REFUSED[case]
     with pytest.raises(error, match=message) as raised:
         sources_of(make())

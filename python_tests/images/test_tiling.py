@@ -1,4 +1,4 @@
-"""Tiles cover the image, start on the grid, blend with weights that sum to one, and take a band of memory at a time."""
+"""Tiles cover the image, start on the grid, have weights that sum to one, and are blended band by band."""
 
 import math
 
@@ -12,7 +12,7 @@ from resshift_fast.images.tiling import Blender, feather, plan_axis, reflect
 
 @st.composite
 def axes(draw, longest=400):
-    """Any plan that can be asked for: (axis, overlap, multiple, align)."""
+    """Any valid plan: (axis, overlap, multiple, align)."""
     align = draw(st.sampled_from([1, 2, 8]))
     multiple = align * draw(st.sampled_from([1, 4, 8]))
     tile = multiple * draw(st.integers(1, 6))
@@ -21,7 +21,7 @@ def axes(draw, longest=400):
 
 
 @given(axes())
-def test_tiles_cover_the_side_in_order_with_at_least_the_overlap_asked_for(case):
+def test_tiles_cover_the_side_in_order_with_at_least_the_requested_overlap(case):
     axis, overlap, _, _ = case
     assert axis.starts[0] == 0
     assert axis.padded >= axis.length
@@ -31,7 +31,7 @@ def test_tiles_cover_the_side_in_order_with_at_least_the_overlap_asked_for(case)
 
 
 @given(axes())
-def test_tiles_start_on_the_grid_and_have_a_size_that_the_network_takes(case):
+def test_tiles_start_on_the_grid_and_have_a_size_that_the_network_accepts(case):
     axis, _, multiple, align = case
     assert all(start % align == 0 for start in axis.starts)
     assert axis.tile % multiple == 0
@@ -52,7 +52,7 @@ def test_the_last_tile_ends_at_the_side_and_no_tile_lies_beyond(case):
 
 
 @given(axes())
-def test_smaller_tiles_would_be_more_tiles(case):
+def test_smaller_tiles_would_increase_the_number_of_tiles(case):
     axis, overlap, multiple, align = case
     count, covered = len(axis.starts), -(-axis.length // align) * align
     for side in range(multiple, axis.tile, multiple):
@@ -102,7 +102,7 @@ def test_reflection_goes_back_and_forth(length, count):
     assert reflect(0, count, length).tolist() == expected
 
 
-def test_reflection_is_numpys_where_that_pads():
+def test_reflection_equals_numpy_pad():
     for length, pad in ((2, 1), (5, 4), (5, 23)):
         padded = np.pad(np.arange(length), (0, pad), mode="reflect")
         np.testing.assert_array_equal(reflect(0, length + pad, length), padded)
@@ -172,14 +172,14 @@ def test_tiles_cut_from_an_image_blend_to_that_image(vertical, horizontal, scale
     assert tallest <= rows.tile * scale
 
 
-def test_tiles_that_add_nothing_leave_zeros():
+def test_missing_tiles_leave_zeros():
     rows, columns = plan_axis(40, 16, 0, 16, 2), plan_axis(32, 16, 0, 16, 2)
     out, _ = blend(rows, columns, 1, lambda top, left: None if left == 0 else np.ones((3, 16, 16), np.float32))
     assert (out[:, :, :16] == 0).all() and (out[:, :, 16:] == 1).all()
 
 
 def test_a_blender_holds_one_row_of_tiles():
-    """Every band that it emits is the same memory, for the next tile to overwrite."""
+    """All emitted bands share one buffer, which the next row of tiles overwrites."""
     rows, columns = plan_axis(64, 16, 0, 16, 2), plan_axis(16, 16, 0, 16, 2)
     bands = []
     blender = Blender(rows, columns, 1, lambda top, band: bands.append(band))
