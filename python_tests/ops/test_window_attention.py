@@ -65,8 +65,8 @@ def exact(qkv, bias_table, *, num_heads, window_size, shift_size=0, mask="resshi
     bias = bias_table[expected_index(window_size)]
     masks = expected_mask(mask, window_size, shift_size, height, width) if shift_size else None
     pieces, places = [], []
-    for number, start in enumerate(range(height * width // window_size**2)):
-        top, left = (window_size * i for i in divmod(start, width // window_size))
+    for index in range(height * width // window_size**2):
+        top, left = (window_size * i for i in divmod(index, width // window_size))
         rows = (torch.arange(top, top + window_size) + shift_size) % height
         columns = (torch.arange(left, left + window_size) + shift_size) % width
         rows, columns = rows.repeat_interleave(window_size), columns.repeat(window_size)
@@ -76,7 +76,7 @@ def exact(qkv, bias_table, *, num_heads, window_size, shift_size=0, mask="resshi
             q, k, v = (parts[:, rows, columns, part, head] for part in range(3))
             scores = torch.einsum("bid,bjd->bij", q, k) / head_dim**0.5 + bias[..., head]
             if masks is not None:
-                scores = scores + masks[number]
+                scores = scores + masks[index]
             weights = (scores - scores.detach().amax(2, keepdim=True)).exp()
             heads.append(torch.einsum("bij,bjd->bid", weights / weights.sum(2, keepdim=True), v))
         pieces.append(torch.cat(heads, dim=2))

@@ -175,7 +175,7 @@ def test_a_wrong_gradient_is_refused(dout):
 
 
 def test_mask_indices_match_the_kernels():
-    for number, mask in enumerate(MASKS):
+    for index, mask in enumerate(MASKS):
         options = {"num_heads": 2, "window_size": 4, "shift_size": 2}
         expected = plain(QKV, TABLE, mask=mask, **options)
-        torch.testing.assert_close(torch.ops.resshift_fast_cpu.window_attention(QKV, TABLE, 2, 4, 2, number), expected)
+        torch.testing.assert_close(torch.ops.resshift_fast_cpu.window_attention(QKV, TABLE, 2, 4, 2, index), expected)
