@@ -161,8 +161,8 @@ def test_no_score_matrix_is_allocated():
     assert largest.bytes <= 4 * 4 * 64 * 64
 
 
-@pytest.mark.parametrize("operator, size", LARGE, ids=LARGE_IDS)
-def test_the_cpu_kernels_are_chosen(operator, size):
+@pytest.mark.parametrize("operator", sorted({operator for operator, _ in LARGE}))
+def test_the_cpu_kernels_are_chosen(operator):
     module = import_module(f"resshift_fast.ops.{operator}")
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for args in module._examples(torch.device("cpu"), dtype):
