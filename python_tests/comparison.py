@@ -1,4 +1,4 @@
-"""How tests compare: relative errors, an operator against its float64 formula, and the largest tensor made."""
+"""Comparisons for tests: relative errors, operators against float64 formulas, and the size of the largest tensor."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from resshift_fast.core.accuracy import errors, limits
 
-# Largest relative error allowed against float64, whatever the plain path does.
+# Largest relative error allowed against float64; `check_operator` lowers it where plain PyTorch is more accurate.
 LIMITS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 DTYPES = tuple(LIMITS)
 
@@ -40,7 +40,7 @@ def assert_close(name: str, ours, reference, ratio: float) -> None:
 
 
 def _run(function: Callable, tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Outputs, and gradients of their sum weighted by fixed random numbers that `dtype` can hold.
+    """Outputs, and the gradients of their sum with fixed random weights, which are rounded to `dtype`.
 
     The gradient of a tensor that the outputs do not depend on is zero.
     """
@@ -64,8 +64,9 @@ def check_operator(
 ) -> None:
     """Compare outputs and gradients of `op` in `dtype` with those of `exact` in float64.
 
-    A 16-bit dtype may at most double the error of the plain PyTorch path `plain` in the same dtype, so that a
-    faster backend can't hide behind a wide limit. All three take `tensors` by keyword; strides are kept.
+    In a 16-bit dtype the error may be at most twice that of the plain PyTorch path `plain` in the same dtype: a fixed
+    limit would have to be wide, and would hide a less accurate backend. All three functions take `tensors` by keyword;
+    strides are kept.
     """
     rounded = {name: x.detach().to(dtype) for name, x in tensors.items()}
     reference = _run(exact, {name: x.double().requires_grad_() for name, x in rounded.items()}, dtype)
@@ -113,10 +114,10 @@ class LargestTensor(TorchDispatchMode):
 
 
 def tied_pixels(latent, codebook):
-    """Pixels, bool [B, h, w], about as near to a second codebook entry as to the nearest: within 1e-5.
+    """Bool mask [B, h, w] of pixels whose distances to the two nearest codebook entries differ by at most 1e-5.
 
-    Decoding rounds to codebook entries. Two of the 4,096 pixels of the official sample lie on a border between two
-    entries, one by 5e-7, where any order of summation may go either way; all others must choose as it did.
+    Decoding rounds to codebook entries. Two of the 4,096 pixels of the official sample are such ties, one to 5e-7:
+    there the order of summation decides. All other pixels must choose the same entry as the official system.
     """
     vectors = latent.double().permute(0, 2, 3, 1)
     nearest = [torch.cdist(row, codebook.double()).topk(2, largest=False).values for row in vectors.flatten(0, 1)]

@@ -1,4 +1,4 @@
-"""Launches of a small kernel, one for each way in which Triton specializes arguments, and sources of jobs that fail."""
+"""Launches of a small kernel that cover how Triton specializes arguments, and sources of jobs that fail."""
 
 import json
 import os
@@ -47,12 +47,12 @@ def wrong_kernel(p_x, BLOCK: tl.constexpr):
 
 
 def zeros(dtype: torch.dtype = torch.float32, offset: int = 0) -> torch.Tensor:
-    """A tensor that starts so many elements behind an aligned address."""
+    """Zeros whose first element is `offset` elements after an aligned address."""
     return torch.zeros(64, dtype=dtype)[offset:]
 
 
 def launches() -> list[Launch]:
-    """Every kind of pointer, number and constant, each launch with a specialization of its own."""
+    """Launches with every kind of pointer, number and constant; no two have the same specialization."""
     x, y = zeros(), zeros()
     half, brain = zeros(torch.float16), zeros(torch.bfloat16, 3)
     long, byte = zeros(torch.int64), zeros(torch.uint8, 16)
@@ -70,7 +70,7 @@ def launches() -> list[Launch]:
 
 
 def emit_launches(emit) -> int:
-    """A source of jobs, each of them twice; returns how many there are."""
+    """A source that emits every job twice and returns the number of different jobs."""
     jobs = [job_of(launch, ARCH) for launch in launches()]
     for job in jobs + jobs:
         emit(job)
@@ -78,31 +78,31 @@ def emit_launches(emit) -> int:
 
 
 def emit_wrong(emit) -> None:
-    """A job that no compiler can do, and one that it can."""
+    """A source that emits a job that does not compile, and one that does."""
     emit(job_of(Launch(wrong_kernel, (1,), (zeros(),), {"BLOCK": 16}, 1, 1, {}), ARCH))
     emit(job_of(launches()[0], ARCH))
 
 
 def refuse(emit) -> None:
-    """A source that fails."""
+    """A source that raises."""
     raise ValueError("nothing to\nemit")
 
 
 def die(emit) -> None:
-    """A source whose process ends."""
+    """A source that ends its process."""
     print("out of patience", file=sys.stderr, flush=True)
     os._exit(3)
 
 
 def wait(emit, file: str) -> None:
-    """A source that takes its time, and says which process it is."""
+    """A source that writes its process id to `file` and then sleeps."""
     with open(file, "w") as out:
         out.write(str(os.getpid()))
     time.sleep(100)
 
 
 class Driver:
-    """Answers as the driver of a machine with one GPU."""
+    """A fake driver of a machine with one GPU."""
 
     def get_current_target(self):
         return triton.backends.compiler.GPUTarget("cuda", ARCH, 32)

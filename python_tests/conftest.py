@@ -12,34 +12,34 @@ from hypothesis import settings
 from resshift_fast.backends import descriptions, dispatch, registry
 from resshift_fast.core import devices
 
-# Without a GPU Triton's interpreter runs the kernels; it is chosen when they are decorated, so before their import.
+# Without a GPU Triton's interpreter runs the kernels. Their decorator chooses it, so this comes before their import.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-# Float32 is to mean float32: on a GPU, convolutions would round what they read to 10 bits.
+# With TF32, convolutions on a GPU would round their float32 inputs to 10 bits.
 torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def _usable_device(device, usable=devices.usable_device):
-    """The CPU for whoever names no device, as where there is no GPU: what needs one names it."""
+    """The CPU by default, also on a machine with a GPU: tests that need the GPU name it."""
     return usable("cpu" if device is None else device)
 
 
 devices.usable_device = _usable_device
 
-# What somebody measured on this machine decides nothing here.
+# Choices that were autotuned on this machine must not affect the tests.
 os.environ["RESSHIFT_FAST_AUTOTUNE_CACHE"] = "0"
 
 # Tests work on small tensors, which threads only slow down; pytest-xdist uses the other cores.
 torch.set_num_threads(1)
 
-# The first call of an operator or a busy machine can take long; that is no failure.
+# An operator's first call and calls on a busy machine take long; that is no failure.
 settings.register_profile("resshift_fast", deadline=None)
 settings.load_profile("resshift_fast")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--most-cases", type=int, help="of a test with more cases than that, run as many, drawn by lot")
+    parser.addoption("--most-cases", type=int, help="run at most this many cases of each test, a fixed random sample")
 
 
 def pytest_configure(config):
@@ -48,7 +48,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out cases, the same ones every time, before -k selects."""
+    """Apply --most-cases before -k, and leave out the same cases every time."""
     if (most := config.getoption("--most-cases")) is None:
         return
     tests = [list(cases) for _, cases in groupby(items, lambda item: item.nodeid.partition("[")[0])]
@@ -60,9 +60,9 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True)
 def choices_of_backends():
-    """After each test, operators and backends must be as before; choices made with a test's stand-ins are dropped.
+    """Fail a test that leaves other operators or backends behind, and forget the choices made with its stand-ins.
 
-    It is requested first, so it ends after `monkeypatch` has put everything back.
+    This fixture is set up first, so it checks after `monkeypatch` has restored everything.
     """
 
     def registered():
@@ -76,7 +76,7 @@ def choices_of_backends():
 
 @pytest.fixture
 def poisoned_empty():
-    """Fill fresh memory with NaN, so that an element nobody writes can't pass by luck."""
+    """Fill new tensors with NaN, so that a test fails if a kernel leaves an element unwritten."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.empty(64).isnan().all()

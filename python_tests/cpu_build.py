@@ -1,8 +1,8 @@
-"""Compile the kernels for CPUs as setup.py does, but for sanitizers.
+"""Compile the CPU kernels as setup.py does, but with sanitizers.
 
-scripts/sanitize.py builds the library and runs tests with it in the place of the installed one. Scratch memory is then
-exactly as large as asked for and full of NaN, and loops are shared between threads of its own (csrc/cpu). Objects
-are kept in build/ and made anew when their source, a header that it includes or the flags change, given ninja.
+scripts/sanitize.py builds the library and runs tests with it instead of the installed one. In this build scratch memory
+has exactly the requested size and is filled with NaN, and loops run on the library's own threads (csrc/cpu). With
+ninja, an object in build/ is compiled again only if its source, a header that it includes or the flags change.
 """
 
 import importlib.util
@@ -15,10 +15,10 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 FAULTS = ROOT / "python_tests/csrc/cpu_faults.cpp"
-KIND = os.environ.get("RESSHIFT_FAST_SANITIZED_CPU")  # of the library that is loaded: one of SANITIZERS, or None
+KIND = os.environ.get("RESSHIFT_FAST_SANITIZED_CPU")  # of the loaded library: a key of SANITIZERS, or None
 
-# Checks of pointers that are null or wrap around multiply the time that compilers take, and find nothing that
-# AddressSanitizer and the system do not; calls of its checks take a third of the time of checks in place.
+# Checks for null pointers and pointer overflow multiply the compile time, and find nothing that AddressSanitizer and
+# the system do not. AddressSanitizer's checks compile in a third of the time as calls, compared with inline code.
 SANITIZERS = {
     "memory": [
         *("-fsanitize=address,undefined", "-fno-sanitize=null,object-size,pointer-overflow"),
@@ -27,7 +27,7 @@ SANITIZERS = {
     "threads": ["-fsanitize=thread"],
 }
 COMMON = ["-O1", "-g1", "-UNDEBUG", "-fno-omit-frame-pointer", "-DRSF_SANITIZED"]
-FILLED_VARIABLES = "-ftrivial-auto-var-init=pattern"  # huge numbers, where an array on the stack was not written
+FILLED_VARIABLES = "-ftrivial-auto-var-init=pattern"  # huge values in arrays on the stack that are not initialized
 
 
 @cache
@@ -40,22 +40,22 @@ def setup_module() -> ModuleType:
 
 
 def plan() -> Any:
-    """setup.py's plan of the library for CPUs.
+    """setup.py's plan of the CPU library.
 
     Raises:
-        setup_module().Missing: where there is no compiler.
+        setup_module().Missing: if there is no compiler.
     """
     return setup_module().cpu_plan(setup_module().Torch.find())
 
 
 def fills_variables() -> bool:
-    """Whether the compiler knows the flag: GCC does from 12 on."""
+    """Whether the compiler has FILLED_VARIABLES; GCC has it since version 12."""
     probe = [setup_module().compiler(), FILLED_VARIABLES, "-Werror", "-x", "c++", "-fsyntax-only", os.devnull]
     return subprocess.run(probe, capture_output=True).returncode == 0
 
 
 def build(kind: str) -> Path:
-    """The library with one kind of sanitizers, and with the functions of cpu_faults.cpp."""
+    """Build the library with one of SANITIZERS and with the functions of cpu_faults.cpp; returns its path."""
     setup, made = setup_module(), plan()
     flags = [*COMMON, *SANITIZERS[kind], *([FILLED_VARIABLES] if fills_variables() else [])]
     binding = next(unit for unit in made.units if unit.source.parent.name == "bindings")

@@ -1,7 +1,7 @@
 """Build and call the emulation of csrc/emulation, which executes the CUDA kernels on the CPU.
 
-It needs a C++ compiler and pybind11. Objects are kept in build/emulation and made anew when their source, a header that
-it includes or the flags change. RESSHIFT_FAST_SANITIZE=1 builds the kernels with AddressSanitizer and
+It needs a C++ compiler and pybind11. An object in build/emulation is compiled again if its source, a header that it
+includes or the flags change. RESSHIFT_FAST_SANITIZE=1 builds the kernels with AddressSanitizer and
 UndefinedBehaviorSanitizer; the interpreter then has to be started with libasan preloaded, as scripts/sanitize.py does.
 """
 
@@ -23,7 +23,7 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 CSRC = ROOT / "csrc"
-# Kernels first: of an inline function that several files have, the first file's is linked, and theirs are sanitized.
+# Kernels first: an inline function is linked from the first file that has it, and only kernels have sanitizers.
 SOURCES = [file for kind in ("cuda/*.cu", "emulation/*.cu", "emulation/*.cpp") for file in sorted(CSRC.glob(kind))]
 BINDINGS = sorted(CSRC.glob("bindings/cuda_*.cpp"))
 BUILD = ROOT / "build/emulation"
@@ -88,7 +88,7 @@ def _flags(source: Path) -> list[str]:
     import pybind11
 
     includes = (pybind11.get_include(), sysconfig.get_paths()["include"])
-    # What only passes arrays on takes long to compile as it is.
+    # Files that only pass arrays to kernels are slow to compile even without optimization.
     passes_on = source.stem == "module" or (source.suffix == ".cpp" and source.stem.startswith("bind_"))
     own = ["-O0"] if passes_on else [*KERNEL_FLAGS, *(SANITIZER_FLAGS if SANITIZED else [])]
     return [*FLAGS, *own, *(f"-I{path}" for path in includes)]
@@ -135,12 +135,12 @@ def _run(command: list) -> None:
 
 
 def array(x: torch.Tensor | None) -> np.ndarray | None:
-    """A CPU tensor's memory as the emulation takes it, with its strides: bfloat16 as the bits of uint16."""
+    """A CPU tensor as the emulation takes it: its memory and strides, with bfloat16 viewed as uint16."""
     if x is None:
         return None
     return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
 
 
 def filled(*shape: int, dtype: torch.dtype, memory_format: torch.memory_format = torch.contiguous_format):
-    """A tensor of NaN, so that an element that a kernel leaves out shows."""
+    """A tensor of NaN, so that a test fails if a kernel leaves an element unwritten."""
     return torch.empty(shape, dtype=dtype, memory_format=memory_format).fill_(float("nan"))

@@ -1,4 +1,4 @@
-"""Reference arrays, and the weights and inputs that they were computed with.
+"""Reference arrays, and the weights and inputs from which they were computed.
 
 A weight is a pure function of its state-dict name and shape, an input of its name and shape: numpy's frozen
 `RandomState` stream, seeded with the name's CRC-32. Networks with the official keys thus reproduce the
@@ -41,7 +41,7 @@ def array(name: str, *shape: int) -> Tensor:
 
 
 def weight(name: str, shape: tuple[int, ...]) -> Tensor:
-    """The weight called `name`, float32: of a size that keeps activations near 1, never all zeros or ones."""
+    """The weight called `name`, float32: scaled to keep activations near 1, never all zeros or ones."""
     value = _normal(name, shape)
     if name.endswith("relative_position_bias_table"):
         value *= 0.5
@@ -67,8 +67,8 @@ def fill_(module: nn.Module) -> nn.Module:
 class OfficialNetworks:
     """Networks of the catalogue with deterministic weights.
 
-    Equal names and shapes share one tensor, so that all four denoisers together take little more than one:
-    treat the weights as read-only.
+    Weights of equal name and shape share one tensor, so that four denoisers take little more memory than one.
+    Do not modify them.
     """
 
     def __init__(self):

@@ -1,4 +1,4 @@
-"""Stands in for `workers.Worker` in this process, where a test has put a model of its own into the catalogue."""
+"""A stand-in for `workers.Worker` that stays in this process, where a test has changed the catalogue."""
 
 from typing import ClassVar
 
@@ -6,7 +6,7 @@ from resshift_fast.measure.workers import WorkerError
 
 
 class LocalWorker:
-    """`make(*args)` here, with errors as of a process of its own.
+    """The result of `make(*args)`, with errors as from a worker process.
 
     Attributes:
         calls: (name of the case, method) of every call of all workers, in order.

@@ -1,4 +1,4 @@
-"""SQLite files as nsys exports them, made by hand from known times: the tables of its documented schema that matter."""
+"""SQLite files as nsys exports them, with known times: the tables of its documented schema that the report reads."""
 
 import sqlite3
 from pathlib import Path
@@ -7,7 +7,7 @@ PROCESS = (1 << 56) | (4242 << 24)  # globalPid
 THREAD = PROCESS | 4243  # globalTid
 PUSH_POP = 59  # eventType of a range that a thread pushes and pops
 
-# Every column that the schema declares NOT NULL is here, so that a reader meets the real thing.
+# With every column that the schema declares NOT NULL, as in a real file.
 SCHEMA = {
     "StringIds": "id INTEGER NOT NULL PRIMARY KEY, value TEXT NOT NULL",
     "TARGET_INFO_GPU": "vmId INTEGER, id INTEGER, name TEXT, busLocation TEXT",
@@ -36,9 +36,9 @@ SCHEMA = {
 
 
 class Export:
-    """A file under construction; times are given in microseconds and stored, as nsys does, in nanoseconds.
+    """Writes a file. Times are given in microseconds and stored in nanoseconds, as nsys does.
 
-    Tables are made with their first row: nsys leaves out those that would be empty.
+    A table is created with its first row, since nsys leaves out empty tables.
     """
 
     def __init__(self, path: Path, gpu: str = "NVIDIA H100 80GB HBM3"):
@@ -68,14 +68,14 @@ class Export:
         return self._strings[text]
 
     def range(self, name: str, start: int, end: int, *, registered: bool = False, thread: int = THREAD) -> None:
-        """A range; one with a registered string has its text in StringIds."""
+        """Add a range; the text of one with a registered string is in StringIds."""
         text = {"textId": self.string(name)} if registered else {"text": name}
         self.insert(
             "NVTX_EVENTS", start=start * 1000, end=end * 1000, eventType=PUSH_POP, globalTid=thread, domainId=0, **text
         )
 
     def launch(self, time: int, call: str = "cudaLaunchKernel_v7000", *, thread: int = THREAD) -> int:
-        """A call of CUDA that starts something; returns its correlation id."""
+        """Add a CUDA call that launches work; returns its correlation id."""
         self._correlation += 1
         self.insert(
             "CUPTI_ACTIVITY_KIND_RUNTIME",
@@ -98,7 +98,7 @@ class Export:
         node: int | None = None,
         stream: int = 7,
     ) -> None:
-        """A kernel, launched by a call of its own at a time, or by one made before, or by one not recorded."""
+        """Add a kernel, launched by a new call at `launched`, by the call `correlation`, or by an unrecorded call."""
         if launched is not None:
             correlation = self.launch(launched)
         self.insert(
@@ -124,7 +124,7 @@ class Export:
         )
 
     def node(self, node: int, time: int, original: int | None = None) -> None:
-        """The creation of a graph's node, or of its clone when the graph is instantiated."""
+        """Add the creation of a graph's node, or of its clone when the graph is instantiated."""
         self.insert(
             "CUDA_GRAPH_NODE_EVENTS",
             start=time * 1000,

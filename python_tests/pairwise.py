@@ -1,4 +1,4 @@
-"""Cases of a test in which all values of any two axes meet: far fewer than all combinations, and nearly as telling."""
+"""Pairwise test cases: every pair of values of two axes is in some case, with far fewer cases than the full product."""
 
 import random
 from collections.abc import Callable, Iterable, Mapping
@@ -10,10 +10,10 @@ import pytest
 import torch
 from comparison import name_of
 
-BACKENDS = ("reference", "cpu")  # that all tests in ops/ are for
+BACKENDS = ("reference", "cpu")  # of all tests in ops/
 ISAS = {"portable": 0, "avx2": 1, "avx512": 2, "avx512_bf16": 3}  # instruction sets, as the fixture `isa` takes them
 
-# For tests of what comes before a backend is chosen.
+# For tests of what happens before a backend is chosen.
 once = pytest.mark.parametrize("backend", BACKENDS[:1], indirect=True)
 
 Axis = Mapping[str, Any] | Iterable[Any]
@@ -25,10 +25,10 @@ def pairwise(
     """Parametrize a test with few cases, the same ones every time.
 
     Args:
-        strength: of how many axes every combination of values comes in some case: 2 for pairs.
-        allowed: whether a case, {axis: value}, can be; None where all can.
-        axes: the values of each argument, as a mapping from what ids call them or as they are. The fixtures `isa` and
-            `backend` are given their value.
+        strength: number of axes of which every combination of values is in some case: 2 for pairs.
+        allowed: whether a case, {axis: value}, is valid; None if all are.
+        axes: the values of each argument, or a mapping from their ids to them. Those of `isa` and `backend` are
+            parameters of the fixtures.
     """
     named = [list(_named(axis)) for axis in axes.values()]
     cases = [
@@ -46,7 +46,7 @@ def pairwise(
 
 
 def _covering(cases: list[tuple[int, ...]], strength: int) -> list[tuple[int, ...]]:
-    """Some of the cases that hold whatever combinations of values all of them hold; those with most new ones first."""
+    """A subset of the cases that has every combination of values, chosen greedily by the number of new ones."""
     shuffled = random.Random(0).sample(cases, len(cases))
     held = [set(combinations(enumerate(case), strength)) for case in shuffled]
     missing = set().union(*held)
@@ -60,7 +60,7 @@ def _covering(cases: list[tuple[int, ...]], strength: int) -> list[tuple[int, ..
 
 
 def _named(axis: Axis) -> Iterable[tuple[str, Any]]:
-    """(what ids call it, value) of every value of an axis."""
+    """(id, value) of every value of an axis."""
     return axis.items() if isinstance(axis, Mapping) else ((_name(value), value) for value in axis)
 
 

@@ -1,4 +1,4 @@
-"""Pipelines small enough for tests: real networks with few weights, and oracles whose outcome is known beforehand."""
+"""Pipelines small enough for tests: real networks with few weights, and oracles whose result is known."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +22,7 @@ WHOLE = 1 << 20  # a tile that no test image exceeds
 
 
 def _unet(latent: int, lq_per_latent: int, mask: bool = False) -> SwinUNetConfig:
-    """One halving, windows of 8 that shift: inputs are multiples of 16 latent pixels, tiles start on every second."""
+    """Two levels and shifted windows of 8: inputs are multiples of 16 latent pixels, tiles start at even ones."""
     return SwinUNetConfig(
         image_size=32,
         in_channels=latent,
@@ -63,22 +63,22 @@ SPECS = {
 
 
 def fresh(name: str, dtype: torch.dtype = torch.float32, steps: int | None = None) -> Pipeline:
-    """A pipeline over `SPECS[name]` with real networks and fixed weights, for a test that changes it.
+    """A pipeline over `SPECS[name]` with real networks and fixed weights, for a test that modifies it.
 
     Args:
-        steps: how many the chain executes; None for all of the model's.
+        steps: steps of the chain; None for those of the model.
     """
     spec = replace(SPECS[name], schedule=replace(SPECS[name].schedule, respacing=steps))
     denoiser, first_stage = fill_(catalog.build_denoiser(spec)), fill_(catalog.build_first_stage(spec))
     with torch.no_grad():
-        # Full-size predictions would leave nothing of the picture to see errors in.
+        # Larger predictions would hide the picture, and with it errors in how it is processed.
         denoiser.out[2].weight *= 0.3
     return Pipeline(spec, denoiser, first_stage, CPU, dtype)
 
 
 @cache
 def tiny(name: str, dtype: torch.dtype = torch.float32) -> Pipeline:
-    """`fresh`, built once and shared between the tests of a process: not to be changed."""
+    """`fresh`, built once and shared by the tests of a process; do not modify it."""
     return fresh(name, dtype)
 
 
@@ -86,12 +86,12 @@ class Oracle(nn.Module):
     """A denoiser whose prediction is a given function of (the noisy latent, the low-quality image at its size).
 
     Attributes:
-        shapes: shape of the latents in every call.
+        shapes: shape of the latents of every call.
     """
 
     def __init__(self, predict: Callable[[Tensor, Tensor], Tensor], channels: int, lq_per_latent: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(1))  # its dtype is what the chain runs in
+        self.weight = nn.Parameter(torch.ones(1))  # its dtype is that of the chain
         self._predict, self._channels, self._lq_per_latent = predict, channels, lq_per_latent
         self.shapes: list[torch.Size] = []
 
@@ -107,18 +107,18 @@ class Oracle(nn.Module):
         return self._predict(latent, features)
 
 
-def nothing(latent: Tensor, features: Tensor) -> Tensor:
-    """The residual 0: the pipeline then enlarges bicubically, and at scale 1 changes nothing."""
+def zero(latent: Tensor, features: Tensor) -> Tensor:
+    """The residual 0, with which the pipeline enlarges bicubically, and at scale 1 changes nothing."""
     return torch.zeros_like(latent)
 
 
 def pointwise(latent: Tensor, features: Tensor) -> Tensor:
-    """A residual that depends on noise and picture, but only at the same place: no tiling may change it."""
+    """A residual that depends on noise and picture at the same pixel only, so that no tiling may change it."""
     return 0.3 * torch.tanh(2 * latent) + 0.2 * features.mean(dim=1, keepdim=True)
 
 
 def tile_statistics(latent: Tensor, features: Tensor) -> Tensor:
-    """A residual that also depends on what group norm and attention see: the mean over the tile."""
+    """A residual that also depends on the mean over the tile, as group norm and attention do."""
     return pointwise(latent, features) + 0.5 * features.mean(dim=(1, 2, 3), keepdim=True)
 
 
@@ -128,7 +128,7 @@ def oracle(
     """A pipeline over an `Oracle` and space-to-depth; its tiles are multiples of 16 / scale · 4 input pixels.
 
     Args:
-        predict: see `Oracle`. scale: 4, 2 or 1. mask: fill holes. kappa: noise level. fields: of the ModelSpec.
+        predict: see `Oracle`. scale: 4, 2 or 1. mask: inpainting. kappa: noise level. fields: of the ModelSpec.
     """
     spec = ModelSpec(
         **{
@@ -150,7 +150,7 @@ def oracle(
 
 
 def integers(*shape: int, bits: int = 8, seed: int = 0) -> np.ndarray:
-    """Random uint8 or uint16 of the full range."""
+    """Random uint8 or uint16 values of the full range."""
     return np.random.default_rng(seed).integers(0, 2**bits, shape).astype(np.uint8 if bits == 8 else np.uint16)
 
 

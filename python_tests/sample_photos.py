@@ -1,4 +1,4 @@
-"""Pictures for tests that only need some picture."""
+"""Pictures for tests in which their content does not matter."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def make_photo(path: Path, size: tuple[int, int], mode: str = "RGB") -> Path:
-    """Write noise of (width, height) pixels, always the same for one size; returns the path."""
+    """Write noise of (width, height) pixels, the same for equal sizes; returns the path."""
     bands = len(Image.new(mode, (1, 1)).getbands())
     pixels = np.random.default_rng(size).integers(0, 256, (size[1], size[0], bands)).astype(np.uint8)
     Image.fromarray(pixels.squeeze()).save(path)

@@ -1,4 +1,4 @@
-"""Stand-ins for the algorithms of conv2d's CPU kernel, whose ranks are known beforehand."""
+"""Stand-ins for the algorithms of conv2d's CPU kernel, with a known ranking."""
 
 from dataclasses import replace
 from typing import Any
@@ -22,12 +22,12 @@ def wrong(*arguments: Any) -> torch.Tensor:
     return torch.ones_like(fast(*arguments))
 
 
-def install(monkeypatch: pytest.MonkeyPatch, **ways: Any) -> None:
+def install(monkeypatch: pytest.MonkeyPatch, **functions: Any) -> None:
     """Give the kernel these algorithms; the first is its default."""
     algorithms = Algorithms(
-        functions=lambda dtype: ways,
+        functions=lambda dtype: functions,
         shape=backends.kernel("conv2d", "cpu").algorithms.shape,
-        default=lambda *_: next(iter(ways)),
+        default=lambda *_: next(iter(functions)),
     )
-    kernel = Kernel(next(iter(ways.values())), algorithms=algorithms)
+    kernel = Kernel(next(iter(functions.values())), algorithms=algorithms)
     monkeypatch.setitem(OPERATORS, "conv2d", replace(OPERATORS["conv2d"], loaders={"cpu": lambda: kernel}))

@@ -1,4 +1,4 @@
-"""Stand-ins for group_norm's backends on the CPU, whose ranks are known beforehand."""
+"""Stand-ins for group_norm's backends on the CPU, with a known ranking."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -13,11 +13,11 @@ from resshift_fast import backends
 from resshift_fast.backends import OPERATORS, Kernel, autotune_cache, descriptions, native, registry, verification
 
 OPERATOR, MODEL = "group_norm", "Test CPU"
-LARGE = 1 << 10  # elements from which the wrong one is wrong, as no verification on small inputs can see
+LARGE = 1 << 10  # elements from which the wrong kernel is wrong: a fault that verification's small inputs do not show
 
 
 def delayed(function: Callable[..., Any], milliseconds: float) -> Callable[..., Any]:
-    """The function, later."""
+    """The function with a delay before it."""
 
     def run(*args: Any) -> Any:
         time.sleep(milliseconds / 1e3)
@@ -28,12 +28,12 @@ def delayed(function: Callable[..., Any], milliseconds: float) -> Callable[..., 
 
 @contextmanager
 def installed(monkeypatch: pytest.MonkeyPatch, cache: Any, **others: Kernel) -> Iterator[None]:
-    """Give group_norm a fast backend "cpu", a slow "cuda" and a wrong "triton", the reference being in between.
+    """Give group_norm a fast backend "cpu", a slow "cuda" and a wrong "triton"; the reference is in between.
 
-    No other operator has any, so that nothing depends on what is built.
+    Other operators have no backend, so that results do not depend on which libraries are built.
 
     Args:
-        monkeypatch: undone by its owner. cache: folder of verdicts and measurements. others: in place of these three.
+        monkeypatch: undone at the end. cache: folder of verdicts and measurements. others: kernels to add or replace.
     """
     before = OPERATORS[OPERATOR]
     plain = before.plain

@@ -1,6 +1,6 @@
-"""Streams and CUDA graphs of a GPU, and what stands in for them where there is none.
+"""Streams and CUDA graphs of a GPU, and stand-ins for a machine without one.
 
-With the stand-ins a test for GPUs runs on CPU tensors: that shows that it can run, and nothing about streams.
+With the stand-ins a GPU test runs on CPU tensors. That checks the code of the test, but nothing about streams.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,15 +11,15 @@ from torch import Tensor
 
 from resshift_fast.core.devices import on
 
-DELAY = 100_000_000  # cycles, some 50 ms: longer than a call needs to start its kernels
+DELAY = 100_000_000  # cycles, about 50 ms: longer than a call takes to launch its kernels
 
 
 class Gpu:
     """One CUDA device.
 
     Attributes:
-        threads: how many may start kernels at once.
-        device: it.
+        threads: number of threads that may launch kernels at once.
+        device: its torch.device.
     """
 
     threads = 4
@@ -33,7 +33,7 @@ class Gpu:
 
     @contextmanager
     def stream(self) -> Iterator[None]:
-        """Have the block's work queued on a stream of its own, after what was queued before, and wait for it."""
+        """Run the block on a new stream, after the work queued before, and wait for it."""
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
@@ -45,7 +45,7 @@ class Gpu:
         torch.cuda._sleep(DELAY)
 
     def capture(self, function: Callable[[], list[Tensor]]) -> tuple[Callable[[], None], list[Tensor]]:
-        """A replay of what `function` queues, and the tensors that it writes into."""
+        """Capture `function`: returns a function that replays its kernels, and the tensors that they write."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             outputs = function()
@@ -53,7 +53,7 @@ class Gpu:
 
 
 class StandIn:
-    """The CPU in the place of a GPU; Triton's interpreter runs in one thread only."""
+    """The CPU in place of a GPU, with one thread, since Triton's interpreter supports no more."""
 
     threads = 1
 
@@ -80,5 +80,5 @@ class StandIn:
 
 
 def gpus() -> list[Gpu]:
-    """All of them; none where torch can't use any."""
+    """All GPUs that torch can use."""
     return [Gpu(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []

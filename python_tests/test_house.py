@@ -4,7 +4,7 @@ import pytest
 
 from scripts.package_imports import FACE, ROOT, imports, module_graph, modules, room_of
 
-# A room imports those after it. `pipeline` is a file; the face, `__init__` and `__main__`, opens any room when asked.
+# A room imports those after it. `pipeline` is a file; the face, `__init__` and `__main__`, imports any room lazily.
 ROOMS = (
     *("cli", "measure", "training", "pipeline", "restoration", "models", "weights", "images", "ops"),
     *("backends", "kernels", "diffusion", "core"),
@@ -13,7 +13,7 @@ FILES = modules()
 GRAPH = module_graph()
 
 
-def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
     """Modules that import one another, by Tarjan's algorithm."""
     index, low, stack, found = {}, {}, [], []
 
@@ -26,10 +26,10 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
             if other in stack:
                 low[module] = min(low[module], low[other])
         if low[module] == index[module]:
-            circle = stack[stack.index(module) :]
+            cycle = stack[stack.index(module) :]
             del stack[stack.index(module) :]
-            if len(circle) > 1 or module in graph.get(module, ()):
-                found.append(sorted(circle))
+            if len(cycle) > 1 or module in graph.get(module, ()):
+                found.append(sorted(cycle))
 
     for module in graph:
         if module not in index:
@@ -53,14 +53,14 @@ def test_imports_run_one_way(module):
         assert other != "resshift_fast" or "__version__" in FILES[module].read_text(encoding="utf-8")
 
 
-def test_there_is_no_circle():
+def test_there_is_no_cycle():
     graph = {module: others - {"resshift_fast"} for module, others in GRAPH.items()}
-    assert not circles(graph)
+    assert not cycles(graph)
 
 
-def test_a_circle_is_found():
-    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set()}) == [["b", "c"]]
-    assert circles({"a": {"a"}}) == [["a"]]
+def test_a_cycle_is_found():
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set()}) == [["b", "c"]]
+    assert cycles({"a": {"a"}}) == [["a"]]
 
 
 def test_imports_are_found_wherever_they_are():

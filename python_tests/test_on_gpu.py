@@ -1,7 +1,7 @@
 """Every kernel on a GPU: against plain PyTorch in float64, on other streams, in threads, CUDA graphs, a second device.
 
-Where there is no GPU the same tests run the kernels for CPUs, and one of Triton's in its interpreter, with stand-ins
-for streams and graphs: so what is written here is tried before a GPU sees it.
+Without a GPU the same tests run the CPU kernels, and one Triton kernel in the interpreter, with stand-ins for streams
+and graphs, so that errors in this file are found before it runs on a GPU.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +22,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def pairs() -> list:
-    """(operator, backend) of every kernel for GPUs, and without one what takes their place on the CPU."""
+    """(operator, backend) of every GPU kernel; without a GPU, of the kernels that run on the CPU instead."""
     if GPUS:
         found = [(name, backend) for name in OPERATORS for backend in ("cuda", "triton")]
     else:
@@ -38,7 +38,7 @@ def pairs() -> list:
 
 
 def takes(name: str, dtype: torch.dtype) -> bool:
-    """Whether the operator is made for a dtype; latents are float32."""
+    """Whether the operator supports a dtype; some take float32 latents only."""
     return not OPERATORS[name].dtypes or dtype in OPERATORS[name].dtypes
 
 
@@ -59,10 +59,10 @@ if not GPUS:  # the interpreter does not round to bfloat16 as a GPU does
 
 
 def calls(name: str, backend: str, dtype: torch.dtype) -> list[tuple]:
-    """Arguments of the operator's examples that its kernel takes, each tensor in memory of its own."""
+    """The operator's examples that the kernel supports, with every tensor cloned."""
     examples = OPERATORS[name].examples(WHERE.device, dtype)
     taken = [args for args in examples if kernel(name, backend).unsupported(*args) is None]
-    assert taken, "the kernel takes none of the operator's examples"
+    assert taken, "the kernel supports none of the operator's examples"
     return [tree_map_only(Tensor, torch.clone, args) for args in taken]
 
 
@@ -72,7 +72,7 @@ def run(name: str, backend: str, args: tuple) -> list[Tensor]:
 
 
 def changed(args: tuple, number: int = 1) -> tuple:
-    """Other values for a kernel to read: half as large, a third, …; whole numbers stay whole."""
+    """The arguments with other values: divided by number + 1, integer tensors with rounding down."""
 
     def smaller(x: Tensor) -> Tensor:
         return x / (number + 1) if x.dtype.is_floating_point else x // (number + 1)
@@ -93,7 +93,7 @@ def assert_same(ours: list[Tensor], expected: list[Tensor]) -> None:
 
 
 @pytest.mark.parametrize("name, backend, dtype", CASES)
-def test_each_agrees_with_plain_pytorch(name, backend, dtype):
+def test_a_kernel_agrees_with_plain_pytorch(name, backend, dtype):
     assert calls(name, backend, dtype)
     assert verification.compare(OPERATORS[name], backend, WHERE.device, dtype) == verification.PASSED
 
@@ -106,7 +106,7 @@ def test_results_are_the_same_from_run_to_run(name, backend, dtype):
 
 
 @pytest.mark.parametrize("name, backend", PAIRS)
-def test_a_kernel_waits_for_what_its_stream_does_before(name, backend):
+def test_a_kernel_waits_for_earlier_work_of_its_stream(name, backend):
     for args in calls(name, backend, torch.float32):
         expected = run(name, backend, args)
         with WHERE.stream():
@@ -131,7 +131,7 @@ def test_a_captured_kernel_reads_new_values_at_every_replay(name, backend, dtype
 
 
 @pytest.mark.parametrize("name, backend", PAIRS)
-def test_threads_with_streams_of_their_own_do_not_mix(name, backend):
+def test_threads_with_their_own_streams_do_not_mix_results(name, backend):
     for args in calls(name, backend, torch.float32):
         given = [changed(args, number) for number in range(4)]
         alone = [run(name, backend, args) for args in given]

@@ -1,4 +1,4 @@
-"""What importing costs, and which names the package offers."""
+"""What an import of the package loads, and the names that it offers."""
 
 import re
 import subprocess
@@ -14,12 +14,12 @@ HEAVY = {"torch", "triton", "numpy", "PIL", "cv2", "safetensors", "omegaconf", "
 
 
 def printed(program: str) -> list[str]:
-    """The words that a program prints in an interpreter of its own."""
+    """The words that a program prints in a new interpreter."""
     command = [sys.executable, "-c", program]
     return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT.parent).stdout.split()
 
 
-def test_importing_takes_no_heavy_work():
+def test_importing_loads_no_heavy_package():
     loaded = printed("import sys, resshift_fast; print(*{name.split('.')[0] for name in sys.modules})")
     assert "resshift_fast" in loaded and not HEAVY & set(loaded)
 
@@ -61,5 +61,5 @@ DOCUMENTS = [ROOT.parent / "README.md", ROOT / "weights" / "nano-x4.md"]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_documents_have_no_unfilled_place(path):
+def test_documents_have_no_unfilled_placeholder(path):
     assert not re.search(r"@[A-Z]+@", path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Few cases that between them hold all combinations of the values of any two or three arguments."""
+"""`pairwise`: few cases that have all combinations of the values of any two or three arguments."""
 
 from itertools import combinations, product
 
@@ -21,11 +21,11 @@ def test_every_combination_is_in_some_case(strength, most):
     values = [list(axis.values() if isinstance(axis, dict) else axis) for axis in AXES.values()]
     assert names == list(AXES) and len(cases) <= most and len(set(ids)) == len(cases)
     for axes in combinations(range(4), strength):
-        met = {tuple(case[i] for i in axes) for case in cases}
-        assert met == set(product(*(values[i] for i in axes)))
+        found = {tuple(case[i] for i in axes) for case in cases}
+        assert found == set(product(*(values[i] for i in axes)))
 
 
-def test_what_is_not_allowed_does_not_come_and_takes_nothing_else_along():
+def test_only_combinations_that_are_not_allowed_are_left_out():
     _, cases, _ = cases_of(pairwise(allowed=lambda case: case["a"] != 0 or case["c"], **AXES))
     assert (0, False) not in {(case[0], case[2]) for case in cases}
     assert {(case[0], case[1]) for case in cases} == set(product(range(7), "xyz"))

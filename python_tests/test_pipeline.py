@@ -1,4 +1,4 @@
-"""From picture to picture: what every kind gives back, sizes, dtypes, batches, seeds, noise, threads, progress."""
+"""Calls of a pipeline: kinds of images, sizes, dtypes, batches, seeds, noise, threads, progress."""
 
 import io
 import sys
@@ -13,18 +13,18 @@ from golden_data import array, arrays
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from pipelines import CPU, SPECS, WHOLE, integers, nothing, oracle, photo, pointwise, tensor_of, tiny
+from pipelines import CPU, SPECS, WHOLE, integers, oracle, photo, pointwise, tensor_of, tiny, zero
 
 from resshift_fast import Pipeline, images
 from resshift_fast.images import Photo
 from resshift_fast.models import catalog
 
-BICUBIC, IDENTITY = oracle(nothing, 4), oracle(nothing, 1)
+BICUBIC, IDENTITY = oracle(zero, 4), oracle(zero, 1)
 H, W = 13, 22
 
 
 def enlarged(pixels):
-    """Bicubic enlargement of [H, W, C] in [0, 1] after reflection to a multiple of 16, as a plain sum would give."""
+    """Bicubic enlargement of [H, W, C] in [0, 1] after padding by reflection to a multiple of 16."""
     x = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None]
     x = F.pad(x, (0, -W % 16, 0, -H % 16), mode="reflect")
     large = F.interpolate(x, scale_factor=4, mode="bicubic", align_corners=False)[0, :, : 4 * H, : 4 * W]
@@ -35,7 +35,7 @@ def gray(bits=8):
     return integers(H, W, 1, bits=bits)
 
 
-KINDS = {  # what goes in, and its colours [H, W, 1 or 3] as integers
+KINDS = {  # (makes an image, makes its colours [H, W, 1 or 3] as integers)
     "array-uint8": (lambda: integers(H, W, 3), lambda: integers(H, W, 3)),
     "array-uint16": (lambda: integers(H, W, 3, bits=16), lambda: integers(H, W, 3, bits=16)),
     "array-alpha": (lambda: integers(H, W, 4), lambda: integers(H, W, 4)[..., :3]),
@@ -57,7 +57,7 @@ KINDS = {  # what goes in, and its colours [H, W, 1 or 3] as integers
 
 
 def described(picture):
-    """(what must stay, height and width, colours [H, W, C] in [0, 1])."""
+    """(properties that a result keeps, (height, width), colours [H, W, C] in [0, 1])."""
     if isinstance(picture, torch.Tensor):
         assert not picture.requires_grad
         kept = (torch.Tensor, picture.dtype, picture.device, picture.shape[:-2])
@@ -74,7 +74,7 @@ def described(picture):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_gives_its_own_kind_enlarged(kind):
+def test_every_kind_of_image_gives_its_own_kind_enlarged(kind):
     make, colours = KINDS[kind]
     expected = enlarged(colours() / np.iinfo(colours().dtype).max)
     image = make()
@@ -89,7 +89,7 @@ def test_every_kind_gives_its_own_kind_enlarged(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_model_of_scale_1_that_changes_nothing_returns_every_kind_as_it_is(kind):
+def test_a_model_of_scale_1_that_changes_nothing_returns_every_kind_unchanged(kind):
     image = KINDS[kind][0]()
     (*kept, values), (*kept_before, before) = described(IDENTITY(image, progress=False)), described(image)
     assert kept == kept_before
@@ -107,7 +107,7 @@ def test_files_give_pil_images(tmp_path):
     np.testing.assert_array_equal(expected[..., 3], images.resize_alpha(pixels[..., 3], (4 * H, 4 * W)))
 
 
-def test_lists_and_tuples_of_any_kinds_and_sizes_come_back_alike():
+def test_lists_and_tuples_of_any_kinds_and_sizes_keep_their_structure():
     small, large = integers(3, 5, 3), integers(33, 9)
     result = BICUBIC([small, (tensor_of(small), [large]), Image.fromarray(small)], progress=False)
     assert [type(part) for part in result] == [np.ndarray, tuple, Image.Image]
@@ -117,7 +117,7 @@ def test_lists_and_tuples_of_any_kinds_and_sizes_come_back_alike():
     assert BICUBIC([], progress=False) == [] and BICUBIC((), progress=False) == ()
 
 
-def test_neither_picture_nor_random_state_of_the_caller_change():
+def test_neither_picture_nor_random_state_of_the_caller_changes():
     pipe, image = tiny("x4"), tensor_of(photo(20, 20))
     before, state = image.clone(), torch.get_rng_state()
     for noise in ("field", "torch"):
@@ -128,7 +128,7 @@ def test_neither_picture_nor_random_state_of_the_caller_change():
 @settings(max_examples=12)
 @given(height=st.integers(1, 70), width=st.integers(1, 40))
 def test_every_size_is_padded_by_reflection(height, width):
-    """Also where the padding is longer than the side, to which numpy's reflection is the reference."""
+    """The reference is numpy's reflection, also for padding that is longer than the side."""
     pipe, image = tiny("x4"), photo(height, width)
     padded = np.pad(image, ((0, -height % 16), (0, -width % 16), (0, 0)), mode="reflect")
     result, whole = pipe(image, tile=WHOLE, progress=False), pipe(padded, tile=WHOLE, progress=False)
@@ -146,7 +146,7 @@ def test_every_model_takes_odd_sizes(name, height, width):
     assert result.min() >= 0 and result.max() <= 1
 
 
-# Rounding may move a vector of the small codebook's latent to another entry, which is then far away.
+# Rounding may select another entry of the small codebook, which is far away; hence the wide limits of x4-vq.
 NEAR = {"x4": {torch.bfloat16: 0.01, torch.float16: 0.002}, "x4-vq": {torch.bfloat16: 0.15, torch.float16: 0.1}}
 
 
@@ -200,7 +200,7 @@ def test_all_bits_of_a_seed_count(high):
 
 
 def official_chain(pipe, image, seed):
-    """The chain in the official program's order of draws, from the formulas and the networks alone."""
+    """The chain from the formulas and the networks alone, with random draws in the official program's order."""
     spec, schedule = pipe.spec, pipe.spec.schedule
     lq = image * 2 - 1
     y = pipe.first_stage.encode(F.interpolate(lq, scale_factor=spec.scale, mode="bicubic"))
@@ -228,7 +228,7 @@ def test_torch_noise_is_drawn_in_the_official_order(name):
 
 
 def test_the_official_sample_is_reproduced(official, monkeypatch):
-    """realsr-x4-v3, 4 steps, with the deterministic weights: the whole program against the official one."""
+    """realsr-x4-v3, 4 steps, with the deterministic weights: the whole pipeline against the official program."""
     spec = catalog.get("realsr-x4-v3")
     pipe = Pipeline(spec, official.denoiser(spec.name), official.first_stage(spec.name), CPU, torch.float32)
     y = array("sample.y", 1, 3, 64, 64).clamp(-1, 1)

@@ -1,4 +1,4 @@
-"""Arguments that do not fit are refused in one line; weights are found, checked and kept."""
+"""Invalid arguments are refused in one line; weights are found, checked and cached."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -6,13 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from pipelines import CPU, SPECS, integers, nothing, oracle, photo, pointwise, tensor_of, tiny
+from pipelines import CPU, SPECS, integers, oracle, photo, pointwise, tensor_of, tiny, zero
 
 from resshift_fast import Pipeline, pipeline, sample
 from resshift_fast.models import catalog
 from resshift_fast.weights.checkpoints import CheckpointError, save_safetensors
 
-PIPE = oracle(pointwise)  # ×4, pads to 16, tiles start on every second pixel
+PIPE = oracle(pointwise)  # ×4, pads to 16, tiles start at even pixels
 IMAGE = photo(40, 40)
 NAN = torch.tensor(float("nan"))
 
@@ -22,15 +22,15 @@ CALLS = {
     "tile of zero": ({"tile": 0}, ValueError, "tile is 0, expected at least 16"),
     "negative tile": ({"tile": -64}, ValueError, "tile is -64"),
     "fractional tile": ({"tile": 64.5}, TypeError, "tile is 64.5, expected an integer or None"),
-    "tile in words": ({"tile": "64"}, TypeError, "tile is '64', expected an integer"),
+    "tile as text": ({"tile": "64"}, TypeError, "tile is '64', expected an integer"),
     "negative overlap": ({"overlap": -1}, ValueError, "overlap is -1, expected 0 to tile − 1 = 63"),
     "overlap of a tile": ({"tile": 32, "overlap": 32}, ValueError, "overlap is 32, expected 0 to tile − 1 = 31"),
     "overlap without a step": ({"tile": 32, "overlap": 31}, ValueError, "overlap is 31, expected at most 30"),
     "fractional overlap": ({"overlap": 0.5}, TypeError, "overlap is 0.5, expected an integer"),
-    "no batch": ({"batch_size": 0}, ValueError, "batch_size is 0, expected at least 1"),
+    "empty batch": ({"batch_size": 0}, ValueError, "batch_size is 0, expected at least 1"),
     "negative batch": ({"batch_size": -2}, ValueError, "batch_size is -2"),
     "fractional batch": ({"batch_size": 1.5}, TypeError, "batch_size is 1.5, expected an integer"),
-    "true batch": ({"batch_size": True}, TypeError, "batch_size is True"),
+    "boolean batch": ({"batch_size": True}, TypeError, "batch_size is True"),
     "unknown noise": ({"noise": "white"}, ValueError, "noise is 'white', expected 'field' or 'torch'"),
     "negative seed": ({"seed": -1}, ValueError, r"seed is -1, expected 0 to 2\*\*63 - 1"),
     "seed beyond 63 bits": ({"seed": 2**63}, ValueError, "expected 0 to"),
@@ -85,7 +85,7 @@ def test_torch_noise_takes_one_seed():
     assert (first != second).any()  # the same picture, but the next draws
 
 
-def test_whole_numbers_of_numpy_are_welcome():
+def test_integers_of_numpy_are_accepted():
     expected = PIPE(IMAGE, seed=3, tile=32, overlap=8, batch_size=2, progress=False)
     options = {"seed": np.int64(3), "tile": np.uint8(32), "overlap": np.int16(8), "batch_size": np.int32(2)}
     np.testing.assert_array_equal(PIPE(IMAGE, progress=False, **options), expected)
@@ -95,7 +95,7 @@ SEEDS = [(4, 5), range(4, 6), np.array([4, 5]), torch.tensor([4, 5])]
 
 
 @pytest.mark.parametrize("seeds", SEEDS, ids=lambda seeds: type(seeds).__name__)
-def test_seeds_come_in_any_sequence(seeds):
+def test_seeds_may_be_any_sequence(seeds):
     images = [photo(8, 8), photo(8, 9)]
     expected = PIPE(images, seed=[4, 5], progress=False)
     for image, wanted in zip(PIPE(images, seed=seeds, progress=False), expected, strict=True):
@@ -103,8 +103,8 @@ def test_seeds_come_in_any_sequence(seeds):
 
 
 @pytest.mark.parametrize("spec", ["x4", "x4-vq"])
-def test_an_overflow_is_an_error_and_no_picture(spec):
-    """Also where quantization would turn NaN into the first colour of the codebook."""
+def test_an_overflow_is_an_error(spec):
+    """Also with a codebook, whose nearest entry would otherwise hide the NaN."""
     shared = tiny(spec)
     denoiser = catalog.build_denoiser(shared.spec)
     denoiser.load_state_dict(shared.denoiser.state_dict())
@@ -115,7 +115,7 @@ def test_an_overflow_is_an_error_and_no_picture(spec):
         pipe(photo(8, 8), progress=False)
 
 
-def test_weights_that_give_nan_are_called_damaged():
+def test_nan_in_float32_asks_for_other_weights():
     pipe = oracle(lambda latent, features: latent * NAN)
     with pytest.raises(ValueError, match="overflowed in float32; use other weights"):
         pipe(tensor_of(photo(8, 8)), progress=False)
@@ -123,13 +123,13 @@ def test_weights_that_give_nan_are_called_damaged():
 
 BUILDS = {
     "unknown model": ({"name": "realsr-v3"}, ValueError, "unknown model 'realsr-v3'; did you mean 'realsr-x4-v3'?"),
-    "no name at all": ({"name": None}, ValueError, "unknown model None"),
+    "no name": ({"name": None}, ValueError, "unknown model None"),
     "unknown dtype": ({"dtype": "float8"}, ValueError, "dtype is 'float8', expected one of float32, bfloat16, float16"),
-    "wide dtype": ({"dtype": torch.float64}, ValueError, "dtype is torch.float64"),
+    "unsupported dtype": ({"dtype": torch.float64}, ValueError, "dtype is torch.float64"),
     "unknown device": ({"device": "gpu"}, ValueError, "device 'gpu' cannot be used here: .*; use device='cpu'"),
     "absent device": ({"device": "xpu:7"}, ValueError, "device 'xpu:7' cannot be used here"),
-    "device without values": ({"device": "meta"}, ValueError, "device 'meta' cannot be used here"),
-    "fraction of a device": ({"device": 1.5}, ValueError, "device '1.5' cannot be used here"),
+    "meta device": ({"device": "meta"}, ValueError, "device 'meta' cannot be used here"),
+    "device as a number": ({"device": 1.5}, ValueError, "device '1.5' cannot be used here"),
     "missing weights": ({"weights": "none.safetensors"}, FileNotFoundError, "none.safetensors"),
 }
 
@@ -143,7 +143,7 @@ def test_pipelines_that_cannot_be_built_say_why(case):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, "float16"], ids=["torch.bfloat16", "float16"])
-def test_dtypes_go_by_name_too(dtype):
+def test_dtypes_may_be_given_by_name(dtype):
     pipe = Pipeline.from_pretrained("nano-x4", random_weights=True, dtype=dtype, device="cpu")
     assert pipe.dtype == next(pipe.denoiser.parameters()).dtype
     assert str(pipe.dtype).endswith(str(dtype).removeprefix("torch."))
@@ -152,14 +152,14 @@ def test_dtypes_go_by_name_too(dtype):
 
 @pytest.fixture
 def catalogue(monkeypatch):
-    """The catalogue's entries in the tests' sizes."""
+    """The catalogue with three entries replaced by small models."""
     for name, spec in (("nano-x4", SPECS["x4"]), ("realsr-x4-v3", SPECS["x4-vq"]), ("realsr-x2", SPECS["x2-vq"])):
         monkeypatch.setitem(catalog.MODELS, name, spec)
 
 
 @pytest.fixture
 def files(tmp_path, catalogue):
-    """Weights of the tests' "nano-x4", once more under another seed, of "realsr-x4-v3" and of its autoencoder."""
+    """Weights files of the small "nano-x4", of a scaled copy of it, of "realsr-x4-v3" and of its autoencoder."""
     save_safetensors(tiny("x4").denoiser, tmp_path / "nano.safetensors", {})
     other = {key: value * 1.25 for key, value in tiny("x4").denoiser.state_dict().items() if value.is_floating_point()}
     save_safetensors(other, tmp_path / "other.safetensors", {})
@@ -204,7 +204,7 @@ def test_an_autoencoder_for_a_model_without_one_is_refused(files):
 
 @pytest.fixture
 def loads(monkeypatch):
-    """Names of the models that `sample` loads; it starts with none."""
+    """Names of the models that `sample` loads, starting with an empty cache."""
     loaded, build = [], Pipeline.from_pretrained
 
     def recorded(name, **options):
@@ -225,9 +225,9 @@ def test_sample_is_a_pipeline_in_one_call(files, loads):
         sample(IMAGE, weights=weights, strength=1)
 
 
-def test_the_embedded_model_is_at_hand_and_stays_true_to_the_picture(loads):
+def test_the_embedded_model_is_the_default_and_stays_close_to_the_picture(loads):
     image = photo(24, 32)
-    result, plain = sample(image, device="cpu", progress=False), oracle(nothing)(image, progress=False)
+    result, plain = sample(image, device="cpu", progress=False), oracle(zero)(image, progress=False)
     assert result.shape == (96, 128, 3) and loads == ["nano-x4"]
     assert 0 < np.abs(result / 255 - plain / 255).mean() < 0.05
 
@@ -258,7 +258,7 @@ def test_sample_notices_a_file_that_was_written_again(files, loads):
     assert (first != second).any() and len(loads) == 2
 
 
-def test_sample_keeps_what_it_has_when_another_model_fails(files, loads):
+def test_sample_keeps_its_pipeline_when_another_model_fails(files, loads):
     options = {"weights": files / "nano.safetensors", "device": "cpu", "progress": False}
     sample(IMAGE, **options)
     with pytest.raises(CheckpointError):
@@ -279,7 +279,7 @@ def test_sample_in_several_threads_loads_once(files, loads):
         np.testing.assert_array_equal(result, results[0])
 
 
-def test_damaged_weights_of_the_package_are_installed_again(tmp_path, monkeypatch):
+def test_damaged_weights_of_the_package_ask_for_a_new_installation(tmp_path, monkeypatch):
     path = tmp_path / "nano-x4.safetensors"
     path.write_bytes(b"\x40\0\0\0\0\0\0\0{")
     monkeypatch.setattr(pipeline.download, "local_path", lambda file: path)

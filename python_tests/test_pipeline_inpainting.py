@@ -1,4 +1,4 @@
-"""Inpainting: known pixels stay bit for bit, at any size and through tiles; what was under the mask does not matter."""
+"""Inpainting: known pixels stay bit for bit at any size and tiling; values under the mask do not matter."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ H, W = 40, 90
 
 
 def mask_of(height, width, seed=0):
-    """A few rectangles, one of which touches the border; never everything."""
+    """Some rectangles as a bool mask; the last pixel is masked and the first is known."""
     random = np.random.default_rng(seed)
     masked = np.zeros((height, width), bool)
     for _ in range(3):
@@ -97,7 +97,7 @@ def test_every_kind_keeps_its_known_pixels_and_its_alpha(kind, name):
 
 
 @pytest.mark.parametrize("name", ["inpaint", "inpaint-vq"])
-def test_what_was_under_the_mask_does_not_matter(name):
+def test_values_under_the_mask_do_not_matter(name):
     first = photo(H, W)
     results = []
     for inside in (0, 255, integers(H, W, 3)):
@@ -117,7 +117,7 @@ def test_the_surroundings_and_the_seed_do_matter():
         assert (other[MASK] != ours[MASK]).mean() > 0.5
 
 
-def test_the_network_sees_a_black_mask_and_a_mask_of_plus_and_minus_one():
+def test_the_network_sees_masked_pixels_as_black_and_a_mask_of_plus_and_minus_one():
     seen = []
 
     def watch(latent, features):
@@ -125,7 +125,7 @@ def test_the_network_sees_a_black_mask_and_a_mask_of_plus_and_minus_one():
         return pointwise(latent, features)
 
     masked = np.zeros((64, 64), bool)
-    masked[8:24, 16:48] = True  # whole latent pixels, over which the oracle averages
+    masked[8:24, 16:48] = True  # whole latent pixels, since the oracle averages over each
     image = photo(64, 64)
     oracle(watch, 1, mask=True)(image, masked, progress=False)
     lq, mask = seen[0][0, :3], seen[0][0, 3]
@@ -142,7 +142,7 @@ def evaluations(pipe, image, masked, **options):
     return result, len(calls)
 
 
-def test_tiles_without_a_mask_are_not_evaluated():
+def test_tiles_without_masked_pixels_are_not_evaluated():
     image, masked = photo(192, 192), np.zeros((192, 192), bool)
     masked[70:80, 130:140] = True
     masked[100, 100] = True
@@ -155,7 +155,7 @@ def test_tiles_without_a_mask_are_not_evaluated():
     assert batched == steps
 
 
-def test_a_mask_without_a_mask_costs_nothing_and_changes_nothing():
+def test_an_empty_mask_costs_nothing_and_changes_nothing():
     image = integers(H, W, 3, bits=16)
     result, count = evaluations(POINTWISE, image, np.zeros((H, W), bool), tile=64)
     assert count == 0
@@ -200,7 +200,7 @@ def mask_kinds(folder):
     }
 
 
-def test_every_kind_of_mask_means_the_same(tmp_path):
+def test_every_kind_of_mask_gives_the_same(tmp_path):
     image = photo(H, W)
     expected = POINTWISE(image, MASK, progress=False)
     for kind, mask in mask_kinds(tmp_path).items():

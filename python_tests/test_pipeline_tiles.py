@@ -1,4 +1,4 @@
-"""Large pictures in pieces: the tiling is invisible to noise, picture and memory, and shows least at the seams."""
+"""Tiling: noise and picture are the same in every tiling, memory does not grow with the picture, seams are weak."""
 
 import tracemalloc
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pipelines import SPECS, WHOLE, nothing, oracle, photo, pointwise, tensor_of, tile_statistics, tiny
+from pipelines import SPECS, WHOLE, oracle, photo, pointwise, tensor_of, tile_statistics, tiny, zero
 
 from resshift_fast import Pipeline, use_backend
 from resshift_fast.images.sources import PhotoSource
@@ -27,8 +27,8 @@ POINTWISE = {scale: oracle(pointwise, scale) for scale in (4, 2, 1)}
     batch_size=st.sampled_from([1, 2, 5]),
 )
 @settings(max_examples=30)
-def test_no_tiling_changes_what_a_pixel_alone_decides(scale, height, width, tiles, overlap, batch_size):
-    """Holds only if a pixel meets the same noise and the same enlarged picture in every tiling and batch."""
+def test_no_tiling_changes_a_model_that_works_on_single_pixels(scale, height, width, tiles, overlap, batch_size):
+    """Holds only if a pixel has the same noise and the same enlarged picture in every tiling and batch."""
     pipe = POINTWISE[scale]
     tile = tiles * pipe.spec.pad_multiple
     image = tensor_of(photo(height, width))
@@ -38,14 +38,14 @@ def test_no_tiling_changes_what_a_pixel_alone_decides(scale, height, width, tile
     torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-6)
 
 
-def test_the_oracle_would_show_other_noise():
+def test_other_noise_changes_a_model_that_works_on_single_pixels():
     pipe, image = POINTWISE[4], tensor_of(photo(40, 40))
     ours, other = (pipe(image, seed=seed, tile=16, progress=False) for seed in (0, 1))
     assert (ours - other).abs().mean() > 0.05
 
 
 class Canvas:
-    """The whole image's tensor, laid out from tiles, which must agree where they overlap."""
+    """The whole image's tensor, assembled from tiles, which must agree where they overlap."""
 
     def __init__(self, tolerance=0.0):
         self._tolerance = tolerance
@@ -60,7 +60,7 @@ class Canvas:
             known[:] = True
 
     def assert_agrees(self, whole):
-        """Where both are known; the whole image is padded by more than tiles are."""
+        """Compare where both are known; the untiled image has more padding."""
         assert not (self.known & ~whole.known).any()
         assert (self.values - whole.values).abs()[:, self.known].max() <= self._tolerance
 
@@ -79,7 +79,7 @@ def test_noise_is_the_same_bit_for_bit_in_every_tiling(monkeypatch, scale):
     multiple = pipe.spec.pad_multiple
     for tile, overlap in ((WHOLE, 0), (multiple, multiple // 4), (2 * multiple, multiple)):
         tilings.append({})
-        with use_backend("reference"):  # whose noise passes through Python
+        with use_backend("reference"):  # its noise comes from the Python function that is recorded
             pipe(image, seed=7, tile=tile, overlap=overlap, batch_size=3, progress=False)
     whole, *others = tilings
     for canvases in others:
@@ -123,7 +123,7 @@ def test_networks_take_every_size_in_tiles(name, height, width, overlap):
     assert result.std() > 0.01 or height * width < 4
 
 
-def test_a_tile_is_rounded_down_to_what_the_network_takes():
+def test_a_tile_is_rounded_down_to_a_multiple_that_the_network_takes():
     pipe, image = tiny("x4"), photo(40, 40)
     assert pipe.spec.pad_multiple == 16
     np.testing.assert_array_equal(pipe(image, tile=47, progress=False), pipe(image, tile=32, progress=False))
@@ -134,12 +134,12 @@ def test_defaults_are_the_models_own_tile_and_overlap():
     ours = pipe(image, progress=False)
     np.testing.assert_array_equal(ours, pipe(image, tile=32, overlap=6, progress=False))
     assert (ours != pipe(image, tile=32, overlap=4, progress=False)).any()
-    # A small tile takes a quarter of itself, where the model's own overlap would be more than that.
+    # A small tile overlaps by a quarter of its side if the model's own overlap is larger.
     np.testing.assert_array_equal(pipe(image, tile=16, progress=False), pipe(image, tile=16, overlap=4, progress=False))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_a_batch_holds_no_more_tiles_than_asked_for(batch_size):
+def test_a_batch_has_at_most_batch_size_tiles(batch_size):
     pipe = oracle(pointwise)
     pipe([photo(40, 40), photo(40, 40), photo(20, 40)], tile=16, overlap=0, batch_size=batch_size, progress=False)
     sizes = [shape[0] for shape in pipe.denoiser.shapes]
@@ -158,8 +158,8 @@ def test_memory_grows_with_the_tile_row_and_not_with_the_picture(monkeypatch):
         write(self, top, band, mask)
 
     monkeypatch.setattr(PhotoSource, "write", recorded)
-    pipe, sizes, peaks = oracle(nothing), [], []
-    for height in (100, 100, 500):  # the first fills caches
+    pipe, sizes, peaks = oracle(zero), [], []
+    for height in (100, 100, 500):  # the first run fills caches
         image = photo(height, 64)
         tracemalloc.start()
         result = pipe(image, tile=32, overlap=8, progress=False)
@@ -168,7 +168,7 @@ def test_memory_grows_with_the_tile_row_and_not_with_the_picture(monkeypatch):
         tracemalloc.stop()
     assert max(tallest) <= 32 * 4
     assert {tuple(shape[2:]) for shape in pipe.denoiser.shapes} == {(32, 32)}
-    # Small change: the plan and its weights. One float32 copy of the picture would be four times its bytes.
+    # The rest is the plan and its blending weights. One float32 copy of the picture would be four times its bytes.
     assert peaks[2] - peaks[1] < 0.2 * (sizes[2] - sizes[1])
 
 
@@ -186,7 +186,7 @@ def seam_energy(difference, rows: Axis, columns: Axis, scale: int):
 
 
 def uniformly_averaged(pipe, image, rows: Axis, columns: Axis):
-    """What the official program does with the same parts: a picture a tile, its own noise in each, plain averages."""
+    """Tiling as in the official program: each tile is a picture with its own noise, and overlaps are averaged."""
     scale = pipe.spec.scale
     bands = []
 
@@ -215,7 +215,7 @@ SEAMS = {
 
 
 @pytest.mark.parametrize("model", SEAMS)
-def test_seams_are_weaker_than_with_uniform_averaging_and_noise_a_tile(model):
+def test_seams_are_weaker_than_with_uniform_averaging_and_noise_per_tile(model):
     pipe, size, tile, overlap = SEAMS[model](), 64, 32, 8
     image = tensor_of(photo(size, size))
     axis = plan_axis(size, tile, overlap, pipe.spec.pad_multiple, 2)
@@ -225,13 +225,13 @@ def test_seams_are_weaker_than_with_uniform_averaging_and_noise_a_tile(model):
     our_borders, our_elsewhere = seam_energy(ours - whole, axis, axis, pipe.spec.scale)
     their_borders, their_elsewhere = seam_energy(theirs - whole, axis, axis, pipe.spec.scale)
     assert our_borders < 0.1 * their_borders
-    # Relative to the texture of the difference elsewhere there is nearly nothing to see at a border.
+    # At a border the difference changes little more than elsewhere.
     assert our_borders / our_elsewhere < 0.6 * their_borders / their_elsewhere
     assert our_borders / our_elsewhere < 3
 
 
 def test_tiles_of_the_x1_model_start_where_its_latent_has_a_pixel():
-    """Scale 1 over a first stage of factor 8: 8 input pixels are one of the latent, and the noise follows."""
+    """At scale 1 with a first stage of factor 8, one latent pixel, with one noise value, is 8 input pixels wide."""
     pipe, image = tiny("x1-vq-f8"), photo(130, 200)
     assert SPECS["x1-vq-f8"].latent_per_input == 1 / 8
     result = pipe(image, tile=128, overlap=32, batch_size=4, progress=False)

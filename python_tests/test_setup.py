@@ -1,4 +1,4 @@
-"""setup.py: what is built with which tools, and that an installation without them works and says what is missing."""
+"""setup.py: what is built with which tools, and that an installation without them works and names what is missing."""
 
 import importlib.util
 import json
@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the tools looked for are those of Unix")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="looks for Unix tools")
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def executable(path: Path, text: str = "exit 0") -> Path:
 
 @pytest.fixture
 def bare(monkeypatch, tmp_path):
-    """A PATH without tools, and none named by the environment."""
+    """A PATH without tools, and no environment variable that names one."""
     for name in ("CXX", "CUDA_HOME", "CUDA_PATH", "TORCH_CUDA_ARCH_LIST", "RESSHIFT_FAST_CPU", "RESSHIFT_FAST_CUDA"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -51,7 +51,7 @@ class TestTools:
         monkeypatch.setenv("CXX", "mycc")
         assert build.compiler() == "mycc"
 
-    def test_no_compiler_is_said(self, build, bare):
+    def test_a_missing_compiler_is_an_error(self, build, bare):
         with pytest.raises(build.Missing, match="no C\\+\\+ compiler"):
             build.compiler()
 
@@ -94,10 +94,10 @@ class TestArchitectures:
         nvcc = executable(bare / "nvcc", "echo sm_75; echo sm_80; echo sm_90; echo sm_103")
         assert self.codes(build.Cuda(str(nvcc)).architectures([])) == ["sm_80", "compute_80", "sm_90", "compute_90"]
 
-    def test_the_gpu_that_is_present_alone(self, build, bare):
+    def test_only_the_gpu_that_is_present(self, build, bare):
         assert self.codes(build.Cuda("nvcc").architectures(["8.9"])) == ["sm_89"]
 
-    def test_a_gpu_that_is_too_old_is_left_out_or_said(self, build, bare):
+    def test_a_gpu_that_is_too_old_is_left_out_and_alone_is_an_error(self, build, bare):
         assert self.codes(build.Cuda("nvcc").architectures(["7.5", "8.6"])) == ["sm_86"]
         with pytest.raises(build.Missing, match="compute capability 7.5, at least 8.0"):
             build.Cuda("nvcc").architectures(["7.5"])
@@ -108,7 +108,7 @@ class TestArchitectures:
         assert self.codes(build.Cuda("nvcc").architectures(["8.9"])) == ["sm_80", "sm_90a", "compute_90a"]
 
     @pytest.mark.parametrize("text", ["Hopper", "90", "9.0+SASS"])
-    def test_a_name_that_is_none_is_said(self, build, bare, monkeypatch, text):
+    def test_an_unknown_architecture_is_an_error(self, build, bare, monkeypatch, text):
         monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", text)
         with pytest.raises(build.Missing, match=f"has '{text.replace('+', '.')}'"):
             build.Cuda("nvcc").architectures([])
@@ -142,25 +142,25 @@ class TestPlan:
         assert "build /o/x.o: compile0 /a$ b/x$$1.cpp" in text and "'/a b/x$$1.cpp'" in text
 
     @pytest.mark.parametrize("value", ["yes", "2"])
-    def test_an_unknown_wish_is_an_error(self, build, bare, monkeypatch, value):
+    def test_an_unknown_value_of_a_variable_is_an_error(self, build, bare, monkeypatch, value):
         monkeypatch.setenv("RESSHIFT_FAST_CPU", value)
         with pytest.raises(SystemExit, match="expected auto, 0 or 1"):
             build.plan_or_reason("cpu")
 
-    def test_what_is_demanded_and_missing_is_an_error(self, build, bare, monkeypatch):
+    def test_a_required_library_without_its_compiler_is_an_error(self, build, bare, monkeypatch):
         monkeypatch.setenv("RESSHIFT_FAST_CUDA", "1")
         executable(bare / "g++")
         with pytest.raises(SystemExit, match="RESSHIFT_FAST_CUDA=1, but nvcc"):
             build.plan_or_reason("cuda")
 
-    def test_what_is_not_wanted_is_not_looked_for(self, build, bare, monkeypatch):
+    def test_a_library_that_is_switched_off_is_not_planned(self, build, bare, monkeypatch):
         monkeypatch.setenv("RESSHIFT_FAST_CPU", "0")
         assert build.plan_or_reason("cpu") == "RESSHIFT_FAST_CPU=0 when it was installed"
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """Build a wheel of a copy of the repository with an environment's variables; returns it and what was printed."""
+    """Builds a wheel of a copy of the repository with environment variables; returns its path and stderr."""
 
     def build(**variables: str) -> tuple[Path, str]:
         folder = tmp_path_factory.mktemp("wheel")

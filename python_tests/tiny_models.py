@@ -1,4 +1,4 @@
-"""Models of a few thousand parameters under the catalogue's names, for tests of what surrounds the networks."""
+"""Models of a few thousand parameters under the catalogue's names, for tests of the code around the networks."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ _SIZES = {
 
 
 def install(models: dict[str, catalog.ModelSpec] = catalog.MODELS) -> None:
-    """Put the tiny models into the catalogue in place of the two that they imitate; tiles are 16 pixels."""
+    """Put the tiny models into the catalogue in place of the two of their names; tiles are 16 and 32 pixels."""
     models[ENLARGE] = replace(
         models[ENLARGE],
         denoiser=SwinUNetConfig(**_SIZES, attention_resolutions=(8,), lq_size=8),

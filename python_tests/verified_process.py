@@ -1,4 +1,4 @@
-"""A process that verifies a kernel by calling it, for tests of the mark that this leaves."""
+"""A process that calls an operator and so verifies its kernel, for tests of the mark and verdict that it stores."""
 
 import os
 import sys
@@ -14,11 +14,11 @@ from resshift_fast.backends import OPERATORS, Kernel, native
 
 
 def call_conv2d(how: str, folder: Path) -> None:
-    """Call conv2d with a backend that writes one letter a run into `folder`/runs; warnings are errors.
+    """Call conv2d with a backend that adds a letter to `folder`/runs in each run; warnings are errors.
 
     Args:
         how: what the kernel does before its result: "right", "slow", "hangs" or "dies", which ends the process.
-        folder: where verdicts are kept, and `stderr`.
+        folder: of verdicts, `runs` and the process's stderr.
     """
     os.environ["RESSHIFT_FAST_CACHE"] = str(folder)
     os.environ.pop("RESSHIFT_FAST_VERIFY", None)

@@ -1,4 +1,4 @@
-"""A server on this computer that resumes, refuses, breaks off, changes its mind and lies, for tests of downloads."""
+"""A local HTTP server for tests of downloads, which can resume, refuse, cut off, change or misreport its file."""
 
 import contextlib
 import hashlib
@@ -19,7 +19,7 @@ NAME = "weights.pth"
 
 @dataclass(frozen=True)
 class File:
-    """What fetch reads of the catalog's WeightFile."""
+    """The attributes of the catalog's WeightFile that `fetch` reads."""
 
     filename: str
     url: str | None
@@ -38,15 +38,15 @@ def sha256(content: bytes) -> str:
 
 @dataclass
 class Site:
-    """What the server does; tests change it between and during requests."""
+    """Behaviour of the server; tests change it between and during requests."""
 
     content: bytes = field(default_factory=lambda: noise(1))
     etag: str | None = '"one"'
     modified: str | None = None
     ranges: bool = True
     honours_if_range: bool = True
-    cut_after: list[int | None] = field(default_factory=list)  # bytes of the body before the end, by request
-    statuses: list[int] = field(default_factory=list)  # instead of the file, by request
+    cut_after: list[int | None] = field(default_factory=list)  # by request: bytes of the body to send; None for all
+    statuses: list[int] = field(default_factory=list)  # by request: HTTP status instead of the file; 0 for the file
     content_type: str = "application/octet-stream"
     announced_extra: int = 0
     says_length: bool = True
@@ -122,7 +122,7 @@ def serving(handler: type[http.server.BaseHTTPRequestHandler], site: Site | None
 
 
 def prepare(monkeypatch, folder):
-    """Downloads into `folder`, past any proxy, without waiting."""
+    """Have `fetch` download into `folder` without a proxy and with short pauses."""
     monkeypatch.setenv("RESSHIFT_FAST_CACHE", str(folder))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -133,7 +133,7 @@ def prepare(monkeypatch, folder):
 
 
 def failure(file, *words, **options):
-    """The one line that fetch fails with; it always says how to do without the download."""
+    """The message of a failing `fetch`: one line, in which all `words` occur."""
     with pytest.raises(DownloadError) as error:
         fetch(file, progress=False, **options)
     text = str(error.value)
@@ -144,11 +144,12 @@ def failure(file, *words, **options):
 
 
 def by_hand(cache, site):
+    """Words that a message needs so that the user can download the file without the package."""
     return site.url, str(cache / NAME), "weights=FILE", "--weights FILE"
 
 
 def interrupt_after(count, site, cache, file=None):
-    """Leave a part of `count` bytes behind, as a process does whose connection ended for good."""
+    """Leave a partial file of `count` bytes, as a process whose connection broke and could not be resumed."""
     site.cut_after, site.statuses = [count], [0, 403]
     failure(file or site.file(), "HTTP 403", "run again to continue", str(cache / f"{NAME}.part"))
     assert (cache / f"{NAME}.part").stat().st_size == count
