@@ -1,4 +1,4 @@
-"""A small world to run the program in: tiny models, a folder of photos, and the program itself."""
+"""Fixtures for tests of the command line: tiny models, a folder of photos, and the program."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ def weights(models: None, tmp_path: Path) -> dict[str, Path]:
 
 @pytest.fixture
 def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., Outcome]:
-    """Runs `resshift-fast ARGUMENTS` in this process; no error may show as a traceback."""
+    """Runs `resshift-fast ARGUMENTS` in this process; a traceback in the output fails the test."""
 
     def run(*arguments: object) -> Outcome:
         capsys.readouterr()

@@ -1,4 +1,4 @@
-"""What can be wrong with what people give: one clear line, the right exit code, and nothing lost."""
+"""`restore` on bad input: one clear line of error, the right exit code, and no file lost."""
 
 import errno
 import os
@@ -56,19 +56,19 @@ BAD_FILES = [
 ]
 
 
-@pytest.mark.parametrize(("make", "says"), BAD_FILES)
-def test_a_bad_file_alone(restore, tmp_path, make, says):
+@pytest.mark.parametrize(("make", "message"), BAD_FILES)
+def test_a_bad_file_alone(restore, tmp_path, make, message):
     outcome = restore(make(tmp_path), "-o", tmp_path / "out")
-    assert says in the_error(outcome, 1)
+    assert message in the_error(outcome, 1)
     assert outcome.err.splitlines()[-1] == "0 restored, 1 failed, 0 skipped"
 
 
-@pytest.mark.parametrize(("make", "says"), BAD_FILES)
-def test_a_bad_file_among_good_ones_is_left_out(restore, photos, tmp_path, make, says):
+@pytest.mark.parametrize(("make", "message"), BAD_FILES)
+def test_a_bad_file_among_good_ones_is_left_out(restore, photos, tmp_path, make, message):
     bad = make(photos)
     out = tmp_path / "out"
     outcome = restore(photos / "a.png", bad, photos / "c.webp", "-o", out)
-    assert says in the_error(outcome, 1)
+    assert message in the_error(outcome, 1)
     assert names(out) == ["a.png", "c.png"]
     assert outcome.err.splitlines()[-1] == "2 restored, 1 failed, 0 skipped"
 
@@ -123,15 +123,15 @@ def test_tile_and_overlap_out_of_range(restore, photos, tmp_path, arguments):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         pytest.param(["--seed", "-1"], "--seed", id="negative-seed"),
         pytest.param(["--device", "gpu"], "device", id="device"),
         pytest.param(["--backend", "fastest"], "fastest", id="backend"),
     ],
 )
-def test_an_option_that_cannot_be(restore, photos, tmp_path, arguments, says):
-    assert says in the_error(restore(photos, "-o", tmp_path / "out", *arguments), 2)
+def test_an_option_with_an_invalid_value(restore, photos, tmp_path, arguments, message):
+    assert message in the_error(restore(photos, "-o", tmp_path / "out", *arguments), 2)
     assert not (tmp_path / "out" / "a.png").exists()
 
 
@@ -202,8 +202,8 @@ def test_an_output_folder_that_is_a_file(restore, photos, tmp_path, monkeypatch,
     assert (tmp_path / "out").read_text() == "mine"
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="a place where nobody can write")
-def test_an_output_folder_where_nobody_can_write(restore, photos):
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that nobody can write to")
+def test_an_output_folder_that_nobody_can_write_to(restore, photos):
     assert "cannot be written" in the_error(restore(photos, "-o", "/proc/restored"), 1)
 
 
@@ -247,7 +247,7 @@ def test_a_mask_that_is_missing(restore, tmp_path):
     )
 
 
-def test_one_mask_of_a_folder_that_is_missing(restore, tmp_path):
+def test_a_mask_that_is_missing_in_a_folder_of_masks(restore, tmp_path):
     photos, masks, out = tmp_path / "photos", tmp_path / "masks", tmp_path / "out"
     photos.mkdir()
     masks.mkdir()
@@ -270,18 +270,18 @@ def test_two_masks_with_one_stem(restore, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         pytest.param(None, "does not exist", id="missing"),
         pytest.param(b"", "is empty", id="empty"),
         pytest.param(b"<!doctype html><p>404", "web page", id="web-page"),
     ],
 )
-def test_a_weights_file_that_is_none(program, models, photos, tmp_path, content, says):
+def test_a_weights_file_without_weights(program, models, photos, tmp_path, content, message):
     path = tmp_path / "weights.pth"
     if content is not None:
         path.write_bytes(content)
-    assert says in the_error(program("restore", photos, "-o", tmp_path / "out", "--weights", path), 1)
+    assert message in the_error(program("restore", photos, "-o", tmp_path / "out", "--weights", path), 1)
     assert names(tmp_path / "out") == []
 
 
@@ -308,7 +308,7 @@ def test_a_download_without_connection(program, models, photos, tmp_path, monkey
         pytest.param(type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory."), id="torch-cuda"),
     ],
 )
-def test_memory_that_runs_out(restore, photos, tmp_path, monkeypatch, error):
+def test_out_of_memory(restore, photos, tmp_path, monkeypatch, error):
     call = Pipeline.__call__
 
     def large_photos_fail(self, image, mask=None, **options):
@@ -322,20 +322,20 @@ def test_memory_that_runs_out(restore, photos, tmp_path, monkeypatch, error):
     assert names(tmp_path / "out") == ["b.png", "c.png"]
 
 
-def test_a_fault_of_the_program_is_one_line_that_says_how_to_see_more(restore, photos, tmp_path, monkeypatch):
+def test_an_internal_error_is_one_line_that_says_how_to_get_the_traceback(restore, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(Pipeline, "__call__", lambda *a, **k: {}["gone"])
     line = the_error(restore(photos / "a.png", "-o", tmp_path / "out"), 1)
     assert "a.png: internal error: KeyError" in line and "RESSHIFT_FAST_DEBUG=1" in line
 
 
-def test_the_traceback_can_be_had(restore, photos, tmp_path, monkeypatch):
+def test_the_traceback_is_shown_on_request(restore, photos, tmp_path, monkeypatch):
     monkeypatch.setenv("RESSHIFT_FAST_DEBUG", "1")
     monkeypatch.setattr(Pipeline, "__call__", lambda *a, **k: {}["gone"])
     with pytest.raises(AssertionError, match="Traceback"):
         restore(photos / "a.png", "-o", tmp_path / "out")
 
 
-def test_a_fault_in_any_command_is_one_line(program, monkeypatch):
+def test_an_internal_error_in_another_command_is_one_line(program, monkeypatch):
     from resshift_fast.cli import models
 
     monkeypatch.setattr(models, "_parameters", lambda spec: 1 // 0)

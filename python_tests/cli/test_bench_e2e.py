@@ -16,7 +16,7 @@ SMALL = ("--model", tiny_models.ENLARGE, "--random-weights", "--size", 16, "--ru
 
 @pytest.fixture
 def e2e(program, models, monkeypatch):
-    """Runs `resshift-fast bench e2e ARGUMENTS` with a tiny model, here, and with nothing compiled."""
+    """Runs `resshift-fast bench e2e ARGUMENTS` with a tiny model, in this process and without compilation."""
     monkeypatch.setattr(end_to_end, "Worker", LocalWorker)
     monkeypatch.setattr(end_to_end, "gemm_rate", lambda dtype, device: 1e11)
     monkeypatch.setattr(torch, "compile", lambda f, **options: f)
@@ -46,7 +46,7 @@ def test_tables_file_and_picture(e2e, tmp_path):
     assert Image.open(picture).size[0] > 1000
 
 
-def test_a_case_that_fails_is_a_line(e2e, monkeypatch):
+def test_a_case_that_fails_has_its_reason_in_the_table(e2e, monkeypatch):
     def fail(pipe):
         raise RuntimeError("no compiler here")
 
@@ -58,7 +58,7 @@ def test_a_case_that_fails_is_a_line(e2e, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "wrong, said",
+    "wrong, message",
     [
         (("--providers", "reference,tensorrt"), "provider is 'tensorrt', expected one of reference, compile, ours"),
         (("--providers", ","), "--providers is empty"),
@@ -67,9 +67,9 @@ def test_a_case_that_fails_is_a_line(e2e, monkeypatch):
         (("--device", "tpu9"), "device 'tpu9' cannot be used here"),
     ],
 )
-def test_bad_options_are_one_line(e2e, wrong, said):
+def test_bad_options_are_one_line(e2e, wrong, message):
     outcome = e2e(*wrong)
-    assert outcome.code == 1 and len(outcome.errors) == 1 and said in outcome.errors[0]
+    assert outcome.code == 1 and len(outcome.errors) == 1 and message in outcome.errors[0]
 
 
 @pytest.mark.parametrize("option", ["--runs", "--size", "--batch", "--threads"])
@@ -89,12 +89,12 @@ def test_a_plot_without_matplotlib_names_the_extra_before_anything_runs(e2e, mon
 
 def test_help_names_units_and_defaults(program):
     text = " ".join(program("bench", "e2e", "--help").out.split())
-    for said in ("in pixels. Default: 64.", "Default: 5.", "Default: reference,compile,ours.", "float32,bfloat16."):
-        assert said in text
+    for message in ("in pixels. Default: 64.", "Default: 5.", "Default: reference,compile,ours.", "float32,bfloat16."):
+        assert message in text
 
 
 @pytest.mark.slow
-def test_in_processes_of_their_own():
+def test_cases_in_separate_processes():
     cases = [providers.Case("ours", name, "nano-x4", 16, random_weights=True) for name in ("float32", "bfloat16")]
     report = end_to_end.measure(cases, 1)
     assert all(result.timed and result.equivalent for result in report.results)

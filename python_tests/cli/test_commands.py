@@ -1,4 +1,4 @@
-"""The commands besides `restore`, the help, and what surrounds all commands."""
+"""The commands besides `restore`, the help, and what all commands share."""
 
 import inspect
 import io
@@ -127,7 +127,7 @@ def test_doctor_says_why_a_library_is_not_there(program, monkeypatch):
     assert re.search(r"^CUDA library +was not built: cuda has no compiler$", out, re.MULTILINE)
 
 
-def test_doctor_tells_programs_the_same(program):
+def test_doctor_prints_the_same_as_json(program):
     found = json.loads(program("doctor", "--json").out)
     assert torch.__version__ in found["torch"] and "CUDA library" in found
     rows = found["operators"]["cpu"]
@@ -136,14 +136,14 @@ def test_doctor_tells_programs_the_same(program):
 
 
 def test_doctor_says_that_the_chosen_backend_cannot_run(program, monkeypatch):
-    monkeypatch.setattr(dispatch, "_preferred", "cuda")  # as RESSHIFT_FAST_BACKEND sets it at the start
+    monkeypatch.setattr(dispatch, "_preferred", "cuda")  # as RESSHIFT_FAST_BACKEND sets it on import
     monkeypatch.setattr(registry, "unavailable", lambda backend: "no GPU")
     outcome = program("doctor")
     assert outcome.code == 0
     assert "RESSHIFT_FAST_BACKEND is wrong, so nothing runs: backend 'cuda' no GPU" in outcome.out
 
 
-def test_doctor_goes_on_where_one_check_breaks(program, monkeypatch):
+def test_doctor_continues_after_a_check_that_fails(program, monkeypatch):
     monkeypatch.setattr(backends, "status", lambda device: 1 // 0)
     monkeypatch.setenv("CXX", sys.executable)
     outcome = program("doctor")
@@ -152,7 +152,7 @@ def test_doctor_goes_on_where_one_check_breaks(program, monkeypatch):
     assert f"({sys.executable})" in outcome.out
 
 
-def test_train_is_wired_in_and_its_errors_are_one_line(program, tmp_path):
+def test_train_is_a_command_and_its_errors_are_one_line(program, tmp_path):
     outcome = program("train", tmp_path / "nothing", "--run", tmp_path / "run")
     assert outcome.code == 1
     assert len(outcome.err.splitlines()) == 1 and outcome.err.startswith("error: ")
@@ -190,7 +190,7 @@ def test_an_ascii_file_gets_plain_text(monkeypatch):
     assert re.search(rb"nano-x4\* +x4 ", written.getvalue())
 
 
-def test_a_reader_that_stops_listening_is_no_fault():
+def test_a_closed_pipe_is_no_error():
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
@@ -239,7 +239,7 @@ def test_durations(seconds, text):
     ],
     ids=["with-file", "without-file", "own"],
 )
-def test_errors_of_the_system_have_no_numbers(error, text):
+def test_errors_of_the_system_have_no_errno(error, text):
     assert console.explain(error) == text
 
 

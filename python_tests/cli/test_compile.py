@@ -1,4 +1,4 @@
-"""`resshift-fast compile`: for which cases kernels are compiled, and what it and doctor say of them."""
+"""`resshift-fast compile`: the cases for which kernels are compiled, and what it and doctor print about them."""
 
 import json
 
@@ -13,8 +13,8 @@ from resshift_fast.kernels import ahead
 
 
 @pytest.fixture
-def asked(monkeypatch, tmp_path) -> list:
-    """The cases that are to be compiled, by a stand-in that finds one kernel of each and fails at another."""
+def cases(monkeypatch, tmp_path) -> list:
+    """The cases to compile, recorded by a stand-in that compiles one kernel of each and fails at another."""
     cases = []
 
     def compile_jobs(source, wanted, *, workers, advance):
@@ -36,17 +36,17 @@ def asked(monkeypatch, tmp_path) -> list:
     return cases
 
 
-def test_a_gpu_that_is_not_here_can_be_compiled_for(program, asked, tmp_path):
+def test_kernels_are_compiled_for_a_gpu_that_is_not_here(program, cases, tmp_path):
     outcome = program("compile", "--model", "realsr-x4-v3", "--size", "64x128", "--dtype", "bfloat16", "--arch", 86)
     spec = catalog.get("realsr-x4-v3")
-    assert [(case.spec, case.shape, case.arch) for case in asked] == [(spec, (128, 64, 1), 86), (None, (0, 0, 0), 86)]
-    assert all(dict(case.orders)["group_norm", torch.bfloat16] == ("triton",) for case in asked)
+    assert [(case.spec, case.shape, case.arch) for case in cases] == [(spec, (128, 64, 1), 86), (None, (0, 0, 0), 86)]
+    assert all(dict(case.orders)["group_norm", torch.bfloat16] == ("triton",) for case in cases)
     assert "realsr-x4-v3 bfloat16 64×128 batch 1 for sm_86\n" in outcome.out
     assert f"4 kernels in {tmp_path}, 2 of them compiled in " in outcome.out
     assert outcome.errors == ["error: wrong: E: no"] * 2 and outcome.code == 1
 
 
-def test_doctor_says_what_is_compiled(program, asked, tmp_path):
+def test_doctor_says_what_is_compiled(program, cases, tmp_path):
     assert "(compiled kernels: none yet;" in program("doctor").out
     program("compile", "--arch", 90)
     tile = catalog.get(catalog.DEFAULT_MODEL).tile
@@ -60,7 +60,7 @@ def test_doctor_says_what_is_compiled(program, asked, tmp_path):
     ).items()
 
 
-def test_doctor_tells_other_versions_apart(program, asked, monkeypatch):
+def test_doctor_counts_other_versions_separately(program, cases, monkeypatch):
     program("compile", "--arch", 90)
     monkeypatch.setattr(precompilation, "_sources", lambda: "others")
     assert "(compiled kernels: 2 more for other versions)" in program("doctor").out
@@ -80,12 +80,12 @@ def test_doctor_tells_other_versions_apart(program, asked, monkeypatch):
     ],
     ids=["size", "dtype", "model", "gpu"],
 )
-def test_errors_are_one_line(program, asked, arguments, error):
+def test_errors_are_one_line(program, cases, arguments, error):
     outcome = program("compile", *arguments)
     assert outcome.code == 1 and len(outcome.errors) == 1 and error in outcome.errors[0]
-    assert asked == []
+    assert cases == []
 
 
-def test_interpreted_kernels_are_not_compiled(program, asked, monkeypatch):
+def test_interpreted_kernels_are_not_compiled(program, cases, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert "unset it" in program("compile", "--arch", 90).errors[0]

@@ -1,4 +1,4 @@
-"""Ctrl-C: what is finished stays, nothing is half-written, and the same command goes on."""
+"""Ctrl-C: finished results stay, no file is incomplete, and the same command continues."""
 
 import os
 import signal
@@ -14,8 +14,8 @@ from resshift_fast.pipeline import Pipeline
 
 TESTS = Path(__file__).resolve().parents[1]
 
-# The program with tiny models, which stops for good in the third photo. A shell's background jobs ignore SIGINT, and
-# so would their children.
+# The program with tiny models, which hangs in the third photo. It sets the handler of SIGINT, because a shell's
+# background jobs ignore the signal and their children inherit that.
 PROGRAM = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -53,7 +53,7 @@ def test_ctrl_c_in_the_middle_of_a_folder(restore, weights, many, tmp_path):
     out = tmp_path / "out"
     arguments = ["restore", many, "-o", out, "--weights", weights["nano-x4"], "--device", "cpu"]
     path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
-    said = []
+    lines = []
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
@@ -61,12 +61,12 @@ def test_ctrl_c_in_the_middle_of_a_folder(restore, weights, many, tmp_path):
         encoding="utf-8",
     ) as process:
         for line in process.stderr:
-            said.append(line)
+            lines.append(line)
             if line == "third\n":
                 process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 130, said
-    assert said[-1] == "interrupted after 2 of 6; run again with --skip-existing to continue\n"
-    assert "Traceback" not in "".join(said)
+        assert process.wait(timeout=60) == 130, lines
+    assert lines[-1] == "interrupted after 2 of 6; run again with --skip-existing to continue\n"
+    assert "Traceback" not in "".join(lines)
     assert names(out) == ["1.png", "2.png"]
     for path in out.iterdir():
         Image.open(path).load()

@@ -20,7 +20,7 @@ def test_records_a_restoration(program, models, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong, said",
+    "wrong, message",
     [
         (("--tool", "nsys"), "nsys records what a CUDA GPU does"),
         (("--how", "graphs"), "how is 'graphs', expected 'torch' on cpu"),
@@ -28,6 +28,6 @@ def test_records_a_restoration(program, models, tmp_path):
         (("--dtype", "int8"), "dtype is 'int8'"),
     ],
 )
-def test_bad_options_are_one_line(program, models, tmp_path, wrong, said):
+def test_bad_options_are_one_line(program, models, tmp_path, wrong, message):
     outcome = program("profile", *SMALL, *wrong, "-o", tmp_path)
-    assert outcome.code == 1 and len(outcome.errors) == 1 and said in outcome.errors[0]
+    assert outcome.code == 1 and len(outcome.errors) == 1 and message in outcome.errors[0]

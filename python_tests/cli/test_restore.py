@@ -1,4 +1,4 @@
-"""`restore` on good input: what is written where, and what is said."""
+"""`restore` on valid input: which files it writes, and what it prints."""
 
 import re
 from dataclasses import replace
@@ -71,7 +71,7 @@ def test_a_trailing_slash_makes_a_folder(restore, photos, tmp_path):
     assert names(tmp_path / "out.png") == ["a.png"]
 
 
-def test_globs_arguments_and_dash_i_add_up_and_each_photo_is_done_once(restore, photos, tmp_path):
+def test_globs_arguments_and_dash_i_are_combined_and_each_photo_is_restored_once(restore, photos, tmp_path):
     out = tmp_path / "out"
     outcome = restore(photos / "*.png", "-i", photos / "b.jpg", "-i", photos / "a.png", "-o", out)
     assert names(out) == ["a.png", "b.png"]
@@ -101,7 +101,7 @@ def test_format(restore, photos, tmp_path, format, expected):
     assert names(tmp_path / "out") == expected
 
 
-def test_what_a_format_cannot_hold_becomes_png_and_is_said(restore, tmp_path):
+def test_a_picture_that_a_format_cannot_hold_becomes_png_with_a_message(restore, tmp_path):
     photo = make_photo(tmp_path / "clear.png", (10, 8), "RGBA")
     outcome = restore(photo, "-o", tmp_path / "out", "--format", "jpg")
     assert outcome.code == 0
@@ -109,7 +109,7 @@ def test_what_a_format_cannot_hold_becomes_png_and_is_said(restore, tmp_path):
     assert outcome.err.splitlines()[0].endswith("written as clear.png")
 
 
-def test_skip_existing_knows_a_result_that_became_png(restore, tmp_path):
+def test_skip_existing_finds_a_result_that_became_png(restore, tmp_path):
     photo = make_photo(tmp_path / "clear.png", (10, 8), "RGBA")
     restore(photo, "-o", tmp_path / "out", "--format", "jpg")
     outcome = restore(photo, "-o", tmp_path / "out", "--format", "jpg", "--skip-existing")
@@ -152,7 +152,7 @@ def test_skip_existing_makes_a_before_after_picture_that_is_missing(restore, pho
     assert names(out) == ["a.png", "a_compare.png"]
 
 
-def test_no_model_is_loaded_when_all_is_there(restore, photos, tmp_path, monkeypatch):
+def test_no_model_is_loaded_when_all_results_exist(restore, photos, tmp_path, monkeypatch):
     restore(photos, "-o", tmp_path / "out")
     monkeypatch.setattr(Pipeline, "from_pretrained", lambda *a, **k: pytest.fail("loaded a model"))
     assert restore(photos, "-o", tmp_path / "out", "--skip-existing").err == "0 restored, 0 failed, 3 skipped\n"
@@ -231,7 +231,7 @@ def test_inpainting_keeps_known_pixels(restore, tmp_path):
     assert not np.array_equal(before[masked], after[masked])
 
 
-def test_a_folder_of_masks_goes_by_stem(restore, tmp_path):
+def test_masks_of_a_folder_are_found_by_stem(restore, tmp_path):
     photos, masks, out = tmp_path / "photos", tmp_path / "masks", tmp_path / "out"
     photos.mkdir()
     masks.mkdir()

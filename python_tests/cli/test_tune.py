@@ -1,4 +1,4 @@
-"""`resshift-fast bench tune`: from a restoration to the file that decides."""
+"""`resshift-fast bench tune`: from a restoration to the stored order of backends."""
 
 import json
 import re
@@ -24,7 +24,7 @@ def files(folder):
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def test_backends_are_ranked_and_the_order_is_obeyed(program, stand_ins):
+def test_backends_are_ranked_and_the_order_is_used(program, stand_ins):
     outcome = program("bench", "tune", *SMALL)
     assert outcome.code == 0, outcome.err
     lines = outcome.out.splitlines()
@@ -59,9 +59,9 @@ def test_several_dtypes_and_another_file(program, stand_ins, tmp_path):
     assert not stand_ins.exists()
 
 
-@pytest.mark.filterwarnings("default")  # what was measured before can't be read
+@pytest.mark.filterwarnings("default")  # the old file can't be read
 @pytest.mark.parametrize("old", [None, b"what was measured before"], ids=["none", "replaced"])
-def test_ctrl_c_leaves_nothing_half_written(program, stand_ins, monkeypatch, old):
+def test_ctrl_c_leaves_no_incomplete_file(program, stand_ins, monkeypatch, old):
     if old is not None:
         stand_ins.parent.mkdir(parents=True)
         stand_ins.write_bytes(old)
@@ -81,7 +81,7 @@ def test_ctrl_c_leaves_nothing_half_written(program, stand_ins, monkeypatch, old
 
 
 @pytest.mark.parametrize(
-    "wrong, said",
+    "wrong, message",
     [
         (("--dtype", "int8"), "dtype is 'int8', expected one of"),
         (("--model", "nano"), "nano"),
@@ -89,9 +89,9 @@ def test_ctrl_c_leaves_nothing_half_written(program, stand_ins, monkeypatch, old
         (("--output", "/dev/null/here/mine.json"), "/dev/null/here"),
     ],
 )
-def test_bad_options_are_one_line(program, stand_ins, wrong, said):
+def test_bad_options_are_one_line(program, stand_ins, wrong, message):
     outcome = program("bench", "tune", *SMALL, *wrong)
-    assert outcome.code == 1 and len(outcome.errors) == 1 and said in outcome.errors[0]
+    assert outcome.code == 1 and len(outcome.errors) == 1 and message in outcome.errors[0]
     assert not stand_ins.exists()
 
 

@@ -1,4 +1,4 @@
-"""`resshift-fast bench tune` on the convolutions of a CPU: what it says of their algorithms, and what it stores."""
+"""`resshift-fast bench tune` on convolutions on a CPU: what it prints and stores about their algorithms."""
 
 import json
 import re
@@ -17,8 +17,8 @@ def test_shapes_whose_choice_is_not_the_default_have_a_line_each(program, models
     monkeypatch.setenv("RESSHIFT_FAST_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv(verification.VARIABLE, "0")
     monkeypatch.setattr(autotune_cache, "processor", lambda: "Test CPU")
-    ways = {"slow": slow_algorithms.slow, "fast": slow_algorithms.fast, "wrong": slow_algorithms.wrong}
-    slow_algorithms.install(monkeypatch, **ways)
+    functions = {"slow": slow_algorithms.slow, "fast": slow_algorithms.fast, "wrong": slow_algorithms.wrong}
+    slow_algorithms.install(monkeypatch, **functions)
     output = tmp_path / "mine.json"
     options = ("--model", tiny_models.ENLARGE, "--size", 16, "--device", "cpu", "--repeats", 1, "--output", output)
     with use_backend("auto"):
