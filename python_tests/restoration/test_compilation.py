@@ -46,7 +46,7 @@ def recorder():
     return Recorder()
 
 
-def test_a_graph_a_shape(recorder):
+def test_one_graph_per_shape(recorder):
     call = GraphCache(double, capture=recorder)
     for shape in ((2, 3), (2, 3), (4,), (2, 3)):
         x = torch.randn(shape)
@@ -59,7 +59,7 @@ def test_a_graph_a_shape(recorder):
     [torch.ones(2, 3, dtype=torch.float64), torch.ones(3, 2).T, torch.ones(1, 2, 3)],
     ids=["dtype", "strides", "shape"],
 )
-def test_what_a_graph_is_captured_for(recorder, other):
+def test_a_graph_is_captured_for_one_dtype_layout_and_shape(recorder, other):
     call = GraphCache(double, capture=recorder)
     call(torch.ones(2, 3))
     call(other)
@@ -83,7 +83,7 @@ def test_arguments_are_copied_in_and_results_out(recorder):
     assert recorder.captured[0][0] is not x
 
 
-def test_the_graph_unused_for_longest_goes_first(recorder):
+def test_the_least_recently_used_graph_is_dropped_first(recorder):
     call = GraphCache(double, max_graphs=2, capture=recorder)
     for size in (1, 2, 1, 3, 1, 2):
         call(torch.ones(size))
@@ -118,13 +118,13 @@ def test_a_capture_that_fails_leaves_nothing_behind():
     assert len(call) == 0
 
 
-def test_refuses_to_keep_no_graph():
+def test_a_cache_without_graphs_is_refused():
     with pytest.raises(ValueError, match="max_graphs is 0, expected at least 1"):
         GraphCache(double, max_graphs=0)
 
 
 @pytest.mark.parametrize("how", ["graphs", "cudagraphs"])
-def test_refuses_what_the_device_cannot_do(how):
+def test_modes_that_the_device_does_not_support_are_refused(how):
     with pytest.raises(ValueError, match=f"how is {how!r}, expected 'torch' on cpu"):
         compiled(double, torch.device("cpu"), how, tune=True, max_graphs=1, options={})
 
@@ -151,7 +151,7 @@ def test_a_failing_compiler_is_one_warning_and_no_failure():
     assert torch.equal(function(x)[0], 2 * x)
 
 
-def test_tuning_is_the_captures_to_do(recorder):
+def test_tune_is_passed_to_the_capture(recorder):
     GraphCache(double, capture=recorder)(torch.ones(2))
     GraphCache(double, tune=True, capture=recorder)(torch.ones(2))
     assert recorder.tuned == [False, True]
@@ -167,11 +167,11 @@ def test_another_backend_is_another_graph(recorder):
     assert len(call) == len(recorder.captured) == 2
 
 
-def test_a_call_waits_for_the_last_one_on_whatever_stream(recorder, monkeypatch):
-    """The graphs of a cache share memory: inputs may be overwritten once the replay before has ended."""
+def test_a_call_waits_for_the_previous_one_on_any_stream(recorder, monkeypatch):
+    """The graphs of a cache share memory: inputs may be overwritten only after the previous replay has ended."""
     happened = []
 
-    class Turns:
+    class Serializer:
         def __init__(self, device):
             happened.append(str(device))
 
@@ -185,7 +185,7 @@ def test_a_call_waits_for_the_last_one_on_whatever_stream(recorder, monkeypatch)
         replay, results = recorder(function, arguments, pool, tune)
         return lambda: (replay(), happened.append("replay")), results
 
-    monkeypatch.setattr(compilation, "_Serializer", Turns)
+    monkeypatch.setattr(compilation, "_Serializer", Serializer)
     call = GraphCache(double, capture=capture)
     call(torch.ones(2))
     call(torch.ones(3))
@@ -222,15 +222,15 @@ def with_steps(x, callback=None):
     return double(x)
 
 
-def test_graphs_from_the_second_call_of_a_shape_on(recorder):
+def test_graphs_are_used_from_the_second_call_of_a_shape(recorder):
     call, steps = RepeatedGraphs(with_steps, capture=recorder), []
-    told = []
+    given = []
     for shape in ((2,), (3,), (2,), (2,), (3,)):
         x = torch.randn(shape)
         (result, _), callback_given = call(x, callback=lambda t, x: steps.append(t))
         assert torch.equal(result, 2 * x)
-        told.append(callback_given)
-    assert told == [True, True, False, False, False] and steps == [1, 0] * 2
+        given.append(callback_given)
+    assert given == [True, True, False, False, False] and steps == [1, 0] * 2
     assert len(recorder.captured) == 2 and not any(recorder.tuned)
 
 
@@ -248,7 +248,7 @@ def test_a_capture_that_fails_turns_graphs_off_with_one_warning():
     assert len(caught) == 1
 
 
-def test_shapes_met_once_are_not_remembered_for_ever(recorder):
+def test_the_number_of_remembered_shapes_is_limited(recorder):
     call = GraphCache(double, capture=recorder)
     for size in range(compilation.MAX_REMEMBERED + 10):
         assert not call.seen(torch.empty(size))
@@ -256,8 +256,8 @@ def test_shapes_met_once_are_not_remembered_for_ever(recorder):
     assert not call.seen(torch.empty(0)) and call.seen(torch.empty(compilation.MAX_REMEMBERED))
 
 
-def test_a_pipeline_takes_graphs_by_itself(recorder, monkeypatch):
-    """On a CUDA device, of which a stand-in is made here."""
+def test_a_pipeline_uses_graphs_by_default(recorder, monkeypatch):
+    """As on a CUDA device, with a stand-in for the capture."""
     pipe, images = fresh("x4"), [torch.rand(1, 3, 24, 16) for _ in range(3)]
     plain, counts = [pipe(image, progress=False) for image in images], []
     pipe._graphs = RepeatedGraphs(pipe.restoration, capture=recorder)
@@ -292,7 +292,7 @@ PHOTOS = [torch.rand(1, 3, 96, 64), torch.rand(1, 3, 64, 64), torch.rand(1, 3, 9
 @on_cuda
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("noise", ["field", "torch"])
-def test_a_pipeline_replays_what_it_ran(noise, device):
+def test_a_compiled_pipeline_replays_the_same_results(noise, device):
     pipe = Pipeline.from_pretrained("nano-x4", device=device, graphs=False)
     plain = [pipe(image, noise=noise, seed=3) for image in PHOTOS]
     pipe.compile(tune=False)
@@ -330,7 +330,7 @@ def test_replays_on_several_streams_do_not_overwrite_one_another():
 
 @on_cuda
 def test_pipelines_in_several_threads_capture_and_replay(recwarn):
-    """Each thread on a stream of its own, all with one pipeline and one of its own."""
+    """Each thread has its own stream, and uses its own pipeline and a shared one."""
     shared = Pipeline.from_pretrained("nano-x4", device="cuda")
     expected = [shared(image, seed=3) for image in PHOTOS]
     wrong = []

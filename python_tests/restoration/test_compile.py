@@ -1,4 +1,4 @@
-"""torch.compile, torch.export and fake CUDA tensors over the networks and the whole chain: one graph for every size."""
+"""torch.compile, torch.export and fake CUDA tensors with the networks and the whole chain: one graph for every size."""
 
 from collections.abc import Callable
 from functools import cache
@@ -24,7 +24,7 @@ from resshift_fast.restoration.fake_gpu import Bindings
 from resshift_fast.restoration.sampler import LatentChain
 
 WINDOW = 4
-# Batch, height and width; the first is non-square, and the lowest level has a single window one way.
+# Batch, height and width; the first is non-square, and the lowest level has a single window in one direction.
 SIZES = [(2, 1, 2), (3, 2, 1), (2, 3, 4), (4, 2, 2)]
 
 
@@ -80,7 +80,7 @@ def chain_arguments(batch: int, height: int, width: int) -> tuple:
     return y, y.flip(1), torch.arange(batch) + 2**40
 
 
-# Name to what makes the program, and what makes its arguments for a batch, height and width.
+# By name: (makes the program, makes its arguments for a batch, height and width).
 PROGRAMS: dict[str, tuple[Callable, Callable]] = {
     "denoiser": (lambda: denoiser(2), denoiser_arguments),
     "encode": (lambda: autoencoder().encode, images),
@@ -111,23 +111,23 @@ def test_one_graph_serves_every_size(name):
     for size in SIZES:
         args = arguments(*size)
         assert relative_error(compiled(*args), function(*args)) <= 1e-5
-        assert counter.frame_count == 1, f"traced anew for {size}"
+        assert counter.frame_count == 1, f"traced again for {size}"
 
 
-def test_ahead_of_time_autograd_keeps_the_one_graph():
+def test_one_graph_serves_every_size_with_ahead_of_time_autograd():
     function, arguments = program("encode")
-    # Floats of modules would be tried as inputs first, which takes twice the time and ends in the same graph.
+    # Without this, floats of modules are traced as inputs first, which takes twice the time and ends in the same graph.
     with torch._dynamo.config.patch(specialize_float=True):
         counter = CompileCounterWithBackend("aot_eager")
         compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=counter)
         for size in SIZES:
             args = arguments(*size)
             assert relative_error(compiled(*args), function(*args)) <= 1e-5
-            assert counter.frame_count == 1, f"traced anew for {size}"
+            assert counter.frame_count == 1, f"traced again for {size}"
 
 
 def test_the_reference_compiles_without_a_break():
-    """Its window attention decides by sizes, so nothing is promised of the number of graphs."""
+    """Its window attention branches on sizes, so the number of graphs is not checked."""
     function, arguments = program("decode")
     with use_backend("reference"):
         args = arguments(2, 2, 3)
@@ -137,9 +137,9 @@ def test_the_reference_compiles_without_a_break():
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(unavailable("cpu")), reason=f"the cpu backend {unavailable('cpu')}")
-def test_a_pipeline_on_the_kernels_for_cpus_is_one_graph():
-    """With norms inside the convolutions and weights in the order in which the kernels read them."""
-    restoration = fresh("x4-vq", steps=2).restoration  # tracing takes as long for every further step
+def test_a_pipeline_on_cpu_kernels_is_one_graph():
+    """With normalizations fused into convolutions and with prepacked weights."""
+    restoration = fresh("x4-vq", steps=2).restoration  # each further step adds as much tracing time
     counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(restoration, fullgraph=True, dynamic=True, backend=counter)
     for batch, height, width in SIZES[:3]:
@@ -147,7 +147,7 @@ def test_a_pipeline_on_the_kernels_for_cpus_is_one_graph():
         seed = torch.arange(batch)
         (ours, finite), (expected, _) = compiled(image, seed), restoration(image, seed)
         assert finite and relative_error(ours, expected) <= 1e-5
-        assert counter.frame_count == 1, f"traced anew for {batch, height, width}"
+        assert counter.frame_count == 1, f"traced again for {batch, height, width}"
     calls = [node for node in counter.graphs[0].graph.nodes if node.op == "call_function"]
     names = {str(call.target) for call in calls}
     for operator in ("window_attention", "swin_mlp", "pointwise_conv2d", "spatial_attention", "vector_quantize"):
@@ -173,7 +173,7 @@ def test_the_choice_of_a_backend_is_part_of_the_graph():
     assert opaque == [True, False]
 
 
-def test_the_chain_exports_with_free_sizes(tmp_path):
+def test_the_chain_exports_with_dynamic_sizes(tmp_path):
     batch, height, width = Dim("batch", min=1, max=64), Dim("h", min=1, max=256), Dim("w", min=1, max=256)
     sizes = {0: batch, 2: WINDOW * height, 3: WINDOW * width}
     exported = torch.export.export(
@@ -187,7 +187,7 @@ def test_the_chain_exports_with_free_sizes(tmp_path):
         assert relative_error(ours, chain()(*args)) <= 1e-6
         assert ours.equal(loaded(*args))
     y, lq, seed = chain_arguments(2, 2, 3)
-    assert not loaded(y, lq, seed).equal(loaded(y, lq, seed + 1))  # the seed is no constant of the program
+    assert not loaded(y, lq, seed).equal(loaded(y, lq, seed + 1))  # the seed is not a constant of the program
 
 
 def test_the_chain_is_bitwise_repeatable():
@@ -196,7 +196,7 @@ def test_the_chain_is_bitwise_repeatable():
 
 
 class Watch(TorchDispatchMode):
-    """Names of the operators within the context, and whether one of them gave a tensor outside the device."""
+    """Records the names of the operators in the context, and those that returned a tensor outside the GPU."""
 
     def __init__(self):
         super().__init__()
@@ -217,7 +217,7 @@ RANDOM = ("rand", "randn", "randint", "randperm", "normal", "uniform", "bernoull
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
 def test_a_graph_can_capture_the_chain_on_a_gpu(dtype):
-    """On fake CUDA tensors nothing waits for the device, leaves it, depends on values or draws on the host."""
+    """On fake CUDA tensors no operator waits for the device, leaves it, depends on values or draws random numbers."""
     with torch.device("meta"):
         network = SwinUNet(config(2)).to(dtype)
     fake = FakeTensorMode(allow_non_fake_inputs=True)  # the network's tensors, until they are on the device
@@ -236,7 +236,7 @@ def test_a_graph_can_capture_the_chain_on_a_gpu(dtype):
     assert not plain & {*WAITS, *RANDOM}
 
 
-def test_the_watch_sees_what_it_looks_for():
+def test_watch_finds_tensors_outside_the_gpu_and_random_numbers():
     with FakeTensorMode(), Bindings(), Watch() as watch:
         x = torch.empty(3, device="cuda")
         torch.ops.aten._to_copy(x, device="cpu")

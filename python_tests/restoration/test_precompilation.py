@@ -1,4 +1,4 @@
-"""Which kernels a restoration needs, when they are compiled before its first call, and what is written down of it."""
+"""Compilation before a restoration's first call: which kernels, when, and the records of it."""
 
 import json
 import os
@@ -37,11 +37,11 @@ def machine(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def compiler(machine, monkeypatch) -> list[list[Case]]:
-    """Stands in for the processes that compile: collects what they are asked for, and writes two files for each."""
-    asked = []
+    """A stand-in for the compiling processes: records the cases of each request and writes two files per case."""
+    requested = []
 
     def compile_jobs(source, cases, *, workers, advance):
-        asked.append(list(cases))
+        requested.append(list(cases))
         jobs = {i: [f"{case.title}-{k}" for k in "ab"] for i, case in enumerate(cases)}
         outcomes = {job: ahead.Outcome(job, f"{job}.json", True) for of in jobs.values() for job in of}
         for done, outcome in enumerate(outcomes.values(), start=1):
@@ -52,12 +52,12 @@ def compiler(machine, monkeypatch) -> list[list[Case]]:
         return outcomes, jobs
 
     monkeypatch.setattr(ahead, "compile_jobs", compile_jobs)
-    return asked
+    return requested
 
 
 @pytest.fixture
 def gpu(monkeypatch) -> None:
-    """Every device is taken for an H100."""
+    """Treat every device as an H100."""
     monkeypatch.setattr(precompilation, "target", lambda device: (GPU, 90))
 
 
@@ -65,8 +65,8 @@ def prepare(*shapes, progress=False) -> None:
     precompilation.prepare_restoration(SPEC, GPU, torch.float32, shapes, progress)
 
 
-def again() -> None:
-    """As if in a new process."""
+def forget_prepared() -> None:
+    """Start as a new process does, with nothing prepared."""
     precompilation._prepared.clear()
 
 
@@ -98,7 +98,7 @@ def test_a_pipeline_that_tunes_compiles_all_candidates(compiler, gpu, monkeypatc
     with backends.measuring():
         pipeline(picture, progress=False)
     assert wants() == [True]
-    again()
+    forget_prepared()
     compiler.clear()
     pipeline._tunes = True
     pipeline(picture[:16], progress=False)
@@ -106,7 +106,7 @@ def test_a_pipeline_that_tunes_compiles_all_candidates(compiler, gpu, monkeypatc
 
 
 @pytest.mark.slow
-def test_candidates_are_the_kernels_and_more(machine):
+def test_candidates_include_the_kernels_that_are_used(machine):
     used, timed, both = _in_a_compiling_process(
         """
 from dataclasses import replace
@@ -122,7 +122,7 @@ print(json.dumps([len(used), len(timed), len(used & timed)]))
 
 def test_a_warm_cache_needs_no_process(compiler, gpu):
     prepare((16, 16, 1))
-    again()
+    forget_prepared()
     prepare((16, 16, 1))
     assert len(compiler) == 1
     prepare((16, 16, 1), (16, 32, 1))
@@ -132,7 +132,7 @@ def test_a_warm_cache_needs_no_process(compiler, gpu):
 def test_a_cleared_cache_is_noticed(compiler, gpu, machine):
     prepare((16, 16, 1))
     next(machine.glob("*.json")).unlink()
-    again()
+    forget_prepared()
     prepare((16, 16, 1))
     assert len(compiler) == 2
 
@@ -140,7 +140,7 @@ def test_a_cleared_cache_is_noticed(compiler, gpu, machine):
 @pytest.mark.parametrize("name", ["TRITON_F32_DEFAULT", "TRITON_PTXAS_PATH"])
 def test_other_options_of_the_compiler_are_another_case(compiler, gpu, monkeypatch, name):
     prepare((16, 16, 1))
-    again()
+    forget_prepared()
     monkeypatch.setenv(name, "0")
     prepare((16, 16, 1))
     assert len(compiler) == 2
@@ -151,7 +151,7 @@ def test_a_damaged_record_counts_as_none(compiler, gpu, machine, text):
     prepare((16, 16, 1))
     next((machine / "resshift_fast").iterdir()).write_text(text)
     assert precompilation.records() == []
-    again()
+    forget_prepared()
     prepare((16, 16, 1))
     assert len(compiler) == 2 and len(precompilation.records()) == 1
 
@@ -183,7 +183,7 @@ def test_a_verified_backend_is_not_compiled_for_again(compiler, gpu, monkeypatch
     assert compiler == []
 
 
-def test_what_goes_wrong_is_one_warning(gpu, monkeypatch):
+def test_a_failed_compilation_is_one_warning(gpu, monkeypatch):
     def compile_jobs(*_, **__):
         raise ahead.CompilationError("no space")
 
@@ -201,7 +201,7 @@ def test_progress_is_reported(compiler, gpu):
     assert counts == [(1, 2), (2, 2)]
 
 
-def test_a_batch_that_no_pipeline_makes_is_refused():
+def test_a_shape_that_no_pipeline_makes_is_refused():
     with pytest.raises(ValueError, match="expected at least one, of multiples of"):
         precompilation.restoration_case(SPEC, torch.float32, (17, 16, 1), GPU, 90)
 
@@ -231,7 +231,7 @@ def test_kernels_of_a_restoration_are_compiled_and_found_again(machine):
 
 @pytest.mark.slow
 def test_kernels_of_verification_are_those_that_it_launches(machine):
-    """On a fake GPU, which takes longer, it launches the same."""
+    """Compared with a run of verification on a fake GPU, which takes longer."""
     whole = precompilation.verification_case(torch.float32, GPU, 90)
     assert {name for name, _ in whole.verified} == {o.name for o, _ in backends.verified_operators(GPU, torch.float32)}
     found = _in_a_compiling_process(
@@ -266,7 +266,7 @@ print(json.dumps([len(ours), len(theirs), ours == theirs]))
 
 
 @pytest.mark.slow
-def test_one_step_stands_for_all(machine):
+def test_one_step_has_the_kernels_of_all_steps(machine):
     found = _in_a_compiling_process(
         """
 case = precompilation.restoration_case(SPECS["x4"], torch.bfloat16, (16, 16, 1), GPU, 90)

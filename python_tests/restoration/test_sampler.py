@@ -46,11 +46,11 @@ def small_inputs(batch):
 
 
 class Oracle(nn.Module):
-    """Predicts exactly, for a known x_0 and in any convention, from what a denoiser is given.
+    """A denoiser that predicts a known x_0 exactly, in any prediction type.
 
     Args:
         x0, y: [B, C, h, w].
-        schedule: whose original step indices come as timesteps.
+        schedule: of the chain; its original step indices are the timesteps.
         prediction_type: what to predict.
     """
 
@@ -103,7 +103,7 @@ class Pointwise(nn.Module):
 
 @pytest.mark.slow
 def test_official_chain(official):
-    """Up to the last latent; test_pipeline.py goes on to the image."""
+    """Up to the last latent; test_pipeline.py compares the image."""
     expected = arrays("sample_realsr_seed12345.npz")
     spec = get("realsr-x4-v3")
     first_stage, denoiser = official.first_stage(spec.name), official.denoiser(spec.name)
@@ -162,7 +162,7 @@ def test_an_oracle_leads_to_x0(prediction_type, respacing, noise):
     )
     assert ours.dtype == torch.float32
     assert_close("x0", ours, x0, 1e-5)
-    # The denoiser is told the original indices, last first; the callback counts the executed steps down.
+    # The denoiser receives the original indices, last first; the callback counts the executed steps down.
     assert oracle.steps_seen == schedule.timesteps.tolist()[::-1]
     assert steps == list(range(schedule.num_steps))[::-1]
 
@@ -240,7 +240,7 @@ def test_the_seed_decides_the_sample(small):
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-def test_the_field_leaves_torch_s_generator_alone(small):
+def test_the_noise_field_does_not_change_torch_s_generator(small):
     y, lq, seed = small_inputs(1)
     torch.manual_seed(3)
     expected = torch.randn(4)
@@ -281,7 +281,7 @@ def test_a_16_bit_denoiser_samples_float32_latents(small, dtype, ratio):
     assert_close("x0", ours, expected, ratio)
 
 
-def test_denoisers_for_inpainting_and_without_lq():
+def test_denoisers_with_a_mask_and_without_lq():
     y, _, seed = small_inputs(2)
     mask = torch.sign(array("sampler.mask", 2, 1, 32, 16))
     lq = array("sampler.lq", 2, 3, 32, 16)
@@ -306,7 +306,7 @@ def test_denoisers_for_inpainting_and_without_lq():
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_refuses(small, change, error, message):
+def test_bad_arguments_are_refused(small, change, error, message):
     y, lq, seed = small_inputs(2)
     with pytest.raises(error, match=message):
         sample_latents(small, Schedule(), y, lq, **({"seed": seed} | change))
