@@ -1,4 +1,4 @@
-"""The check of every operator without timing: what it finds, and that no kernel's end is its own."""
+"""scripts/check_operators.py: the faults that it finds, and that a kernel that crashes does not end it."""
 
 import csv
 import os
@@ -23,7 +23,7 @@ NUMBER = next(number for number, case in enumerate(CASES) if case.op == "posteri
 
 
 class Faulty:
-    """In place of `Checker`: in bfloat16 it hangs, in float16 it ends its process."""
+    """Replaces `Checker`: in bfloat16 it hangs, in float16 it ends its process."""
 
     def __init__(self, *_):
         pass
@@ -37,7 +37,7 @@ class Faulty:
 
 
 @pytest.mark.slow
-def test_a_kernel_that_hangs_or_ends_its_process_harms_no_other(monkeypatch):
+def test_a_kernel_that_hangs_or_ends_its_process_does_not_stop_the_others(monkeypatch):
     monkeypatch.setattr(check_operators, "Checker", Faulty)
     args = Namespace(device="cpu", backend=["cpu"], latent=64, batch=1, jobs=1, limit=2.0)
     todo = [(NUMBER, dtype, False) for dtype in ("bfloat16", "float16", "float32", "float32")]
@@ -48,8 +48,8 @@ def test_a_kernel_that_hangs_or_ends_its_process_harms_no_other(monkeypatch):
 
 @pytest.fixture
 def install(monkeypatch):
-    """Puts a kernel for the CPU in the place of an operator's own."""
-    monkeypatch.setenv("RESSHIFT_FAST_VERIFY", "1")  # so that what a checker sets is taken back
+    """Replaces the CPU kernel of an operator."""
+    monkeypatch.setenv("RESSHIFT_FAST_VERIFY", "1")  # so that monkeypatch undoes what a checker sets
     monkeypatch.setattr(native, "missing", lambda name: None)
     before = dict(OPERATORS)
 
@@ -69,7 +69,7 @@ def check(name, dtype="float32", backward=False):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_a_wrong_kernel_is_found_though_verification_would_leave_it_off(dtype, install):
+def test_a_wrong_kernel_is_found_although_verification_would_disable_it(dtype, install):
     install("q_sample", lambda y: y)
     assert check("q_sample", dtype)["verdict"] == RIGHT
     install("q_sample", lambda y: y.index_fill(3, torch.tensor([0]), 0.5))
@@ -87,7 +87,7 @@ def test_a_kernel_that_fails_is_wrong(install):
 
 
 @pytest.mark.parametrize("how", ["none", "unsupported"])
-def test_where_no_kernel_takes_the_call_nothing_is_right(how, install):
+def test_a_call_that_no_kernel_supports_is_not_right(how, install):
     install("q_sample", None if how == "none" else lambda y: y, lambda *_: "too small")
     assert check("q_sample") == {"backend": "cpu", "verdict": NONE}
 
@@ -121,14 +121,14 @@ def test_the_exit_status_and_the_table(verdicts, code, tmp_path, monkeypatch, ca
 @pytest.mark.parametrize("other", [True, False], ids=["beside-another", "alone"])
 def test_a_backend_that_is_missing_is_a_failure_and_the_others_are_checked(other, monkeypatch, capsys):
     monkeypatch.setattr(backends, "unavailable", lambda name: "was not built" if name == "cuda" else None)
-    asked = []
+    requested = []
 
     def checked(todo, args):
-        asked.append((len(todo) > 0, args.backend))
+        requested.append((len(todo) > 0, args.backend))
         return iter([{"operator": "q", "case": "B1", "dtype": "d", "pass": "p", "backend": "cpu", "verdict": RIGHT}])
 
     monkeypatch.setattr(check_operators, "checked", checked)
     names = ["cuda", "cpu"] if other else ["cuda"]
     assert check_operators.main(["--device", "cpu", "--backend", *names]) == 1
     assert "\ncuda: wrong was not built\n" in capsys.readouterr().out
-    assert asked == [(other, ["cpu"] if other else [])]
+    assert requested == [(other, ["cpu"] if other else [])]

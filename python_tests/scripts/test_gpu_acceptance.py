@@ -1,4 +1,4 @@
-"""The acceptance on a GPU: its table of steps, how a step is run and ended, and what is written of it."""
+"""scripts/gpu_acceptance.py: its table of steps, how a step is run and ended, and the files that it writes."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def test_the_shares_add_up_to_the_whole(scale):
 
 
 @SCALES
-def test_every_step_has_its_name_and_what_it_runs(scale):
+def test_every_step_has_a_name_of_its_own_and_a_command_that_exists(scale):
     table = steps(scale)
     assert len({one.name for one in table}) == len(table)
     for one in table:
@@ -71,7 +71,7 @@ def test_a_rehearsal_has_the_steps_of_the_real_run():
     assert not any("cuda" in other.command for other in rehearsed)
 
 
-def test_the_order_is_by_what_it_tells():
+def test_the_most_informative_steps_come_first():
     names = [one.name for one in steps()]
     assert names[:2] == ["smoke", "operators"] and names[2].startswith("restorations 64x64, batch 1")
     assert names[-1] == "torch.compile, max-autotune"
@@ -94,7 +94,7 @@ def test_sanitizers_run_tests_that_exist_and_can_pass(name):
 
 
 @pytest.mark.parametrize("budget", [600, 17.3, 1e-3])
-def test_what_a_step_leaves_goes_to_the_later_ones_and_the_sum_is_the_budget(budget):
+def test_unused_time_goes_to_later_steps_and_the_sum_is_the_budget(budget):
     table = steps()
     left, given = budget, []
     for number, one in enumerate(table):
@@ -106,12 +106,12 @@ def test_what_a_step_leaves_goes_to_the_later_ones_and_the_sum_is_the_budget(bud
     assert running.seconds_for(table[-1], [], 90.0) == pytest.approx(90)
 
 
-def test_spent_time_is_no_pass(tmp_path):
+def test_a_step_without_time_does_not_pass(tmp_path):
     assert run(step(""), tmp_path, 1.0)["verdict"] == running.LATE
 
 
 def alive(pid):
-    """Whether a process runs; one that has ended and whose parent does not ask stays in the table."""
+    """Whether a process runs; a zombie, which stays in the table until its parent waits for it, does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
@@ -134,7 +134,7 @@ while sys.argv[2] == "hangs" or len(open(sys.argv[1]).read().split()) < 3:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks Linux which processes run")
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc, which Linux has")
 @pytest.mark.parametrize("how", ["hangs", "ends"])
 def test_nothing_that_a_step_started_outlives_it(how, tmp_path, monkeypatch):
     monkeypatch.setattr(running, "GRACE", 0.5)
@@ -188,7 +188,7 @@ def test_a_step_that_may_be_cut_is_cut(tmp_path, monkeypatch):
         ({}, running.FAILED),
     ],
 )
-def test_of_tests_that_are_cut_none_may_have_failed(counts, verdict):
+def test_a_cut_step_fails_if_one_of_its_tests_failed(counts, verdict):
     assert running.judge(step("", may_be_cut=True), None, 1.0, counts)["verdict"] == verdict
     assert running.judge(step(""), None, 1.0, counts)["verdict"] == running.FAILED
 
@@ -219,10 +219,10 @@ def test_tests_that_were_all_skipped_are_a_failure(skipped, tmp_path):
         assert (found["verdict"], found["outcomes"]) == (running.PASSED, {"passed": 1})
 
 
-# What is written.
+# Written files.
 
 
-def test_tables_are_read_as_they_are_written(tmp_path, monkeypatch):
+def test_tables_are_read_while_they_are_written(tmp_path, monkeypatch):
     monkeypatch.setattr(running, "GLANCE", 0.05)
     program = "import sys, pathlib, time; f = pathlib.Path(sys.argv[1]); (f/'a.csv').write_text('x,y\\n1,2\\n');"
     program += "(f/'b.json').write_text('{\"z\": 3'); time.sleep(1); (f/'b.json').write_text('{\"z\": 3}')"
@@ -236,7 +236,7 @@ def results(folder, **options):
     return result.Results(folder, "gpu", {"gpu": "none"}, 60.0, **options)
 
 
-def test_the_result_is_whole_after_every_step(tmp_path):
+def test_the_result_is_complete_after_every_step(tmp_path):
     made = results(tmp_path / "new")
     assert json.loads(made.path.read_text())["ended"] is None
     made.put("one", {"verdict": running.RUNNING})
@@ -265,7 +265,7 @@ def test_there_are_few_files_and_none_is_large(tmp_path, monkeypatch):
     assert made.log.stat().st_size <= result.LOG_BYTES
 
 
-def test_a_full_disk_ends_nothing_and_is_said(tmp_path):
+def test_a_result_that_cannot_be_written_is_reported_and_does_not_end_the_run(tmp_path):
     made = results(tmp_path / "new")
     made.path.unlink()
     made.path.mkdir()
@@ -280,7 +280,7 @@ def test_what_counts_as_failed(tmp_path):
     assert made.failed == [running.FAILED, running.LATE, "stopped"]
 
 
-def test_the_summary_says_each_step_and_what_was_measured(tmp_path):
+def test_the_summary_has_each_step_and_its_measurements(tmp_path):
     made = results(tmp_path)
     table = [step("", shown=("a", "b")), Step("two", 0.2, (), tests=True), Step("three", 0.3, ())]
     content = {"rows": [{"a": 1.23456, "b": None, "c": 5}]}
@@ -297,7 +297,7 @@ def test_the_summary_says_each_step_and_what_was_measured(tmp_path):
     ]
 
 
-def test_of_a_long_table_the_summary_has_the_problems():
+def test_the_summary_of_a_long_table_has_its_problems():
     rows = [{"case": str(number), "problem": "off" if number % 3 == 0 else ""} for number in range(result.MOST_ROWS)]
     assert result.notable(rows) == rows
     found = result.notable([*rows, {"case": "last", "problem": "off"}])
@@ -305,10 +305,10 @@ def test_of_a_long_table_the_summary_has_the_problems():
     assert len(result.notable([{"problem": "off"}] * 999)) == result.MOST_ROWS
 
 
-# Where it runs.
+# The machine.
 
 
-def test_an_editable_installation_runs_in_the_checkout_and_another_beside_a_copy(tmp_path):
+def test_an_editable_installation_is_tested_from_the_checkout_and_another_from_a_copy(tmp_path):
     assert machine.place(str(ROOT / "resshift_fast/__init__.py"), tmp_path) == ROOT
     assert machine.place("/somewhere/site-packages/resshift_fast/__init__.py", tmp_path) == tmp_path
     assert (tmp_path / "python_tests/conftest.py").exists() and (tmp_path / "benchmarks/operators.py").exists()
@@ -316,7 +316,7 @@ def test_an_editable_installation_runs_in_the_checkout_and_another_beside_a_copy
 
 
 @pytest.mark.parametrize(
-    "answer, rehearsal, said",
+    "answer, rehearsal, message",
     [
         ('echo \'{"missing": "triton"}\'', True, "triton is not installed in .*; install torch with CUDA and Triton"),
         ('echo \'{"missing": "resshift_fast"}\'', True, "resshift_fast is not installed in .*; make gpu-offline"),
@@ -325,12 +325,12 @@ def test_an_editable_installation_runs_in_the_checkout_and_another_beside_a_copy
     ],
     ids=["triton", "package", "gpu", "crash"],
 )
-def test_why_nothing_can_be_run(answer, rehearsal, said, tmp_path, monkeypatch):
+def test_why_nothing_can_be_run(answer, rehearsal, message, tmp_path, monkeypatch):
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{answer}\n")
     python.chmod(0o755)
     monkeypatch.setattr(machine.sys, "executable", str(python))
-    with pytest.raises(machine.Unusable, match=said):
+    with pytest.raises(machine.Unusable, match=message):
         machine.probe(rehearsal)
 
 
@@ -340,7 +340,7 @@ def test_why_nothing_can_be_run(answer, rehearsal, said, tmp_path, monkeypatch):
 @NO_GPU
 @pytest.mark.parametrize("command", [[sys.executable, str(SCRIPT)], ["make", "gpu"], ["make", "gpu-offline"]], ids=str)
 def test_without_a_gpu_one_line_says_so(command):
-    # Tests may run under make, which tells the one below and has it say more.
+    # Tests may run under make, whose environment makes another make print more.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     lines = [line for line in done.stderr.splitlines() if not line.startswith("make")]
@@ -349,12 +349,12 @@ def test_without_a_gpu_one_line_says_so(command):
 
 
 @pytest.mark.parametrize("budget", ["0", "-3", "nan", "inf", "soon"])
-def test_an_odd_budget_is_an_error(budget):
+def test_an_invalid_budget_is_an_error(budget):
     process = start("--rehearse", "--budget", budget)
     assert "--budget" in process.communicate()[1] and process.returncode == 2
 
 
-def test_an_output_that_cannot_be_written_is_said_before_anything_runs(tmp_path):
+def test_an_output_that_cannot_be_written_is_an_error_before_anything_runs(tmp_path):
     (tmp_path / "file").write_text("")
     process = start("--rehearse", "--only", "races", "--output", tmp_path / "file" / "folder")
     stdout, stderr = process.communicate()
@@ -387,9 +387,9 @@ def test_steps_that_had_no_time_are_a_failure(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-def test_a_run_that_is_stopped_keeps_what_it_had(number, tmp_path):
+def test_a_run_that_is_stopped_keeps_its_results(number, tmp_path):
     process = start("--rehearse", "--only", "operators", "tune", "--output", tmp_path)
-    line = process.stdout.readline()  # the head; the handlers are there a moment later
+    line = process.stdout.readline()  # the heading; the signal handlers are installed a moment later
     deadline = time.monotonic() + 60
     while "1/2 operators: " not in line and time.monotonic() < deadline:
         line += process.stdout.read(1)

@@ -1,4 +1,4 @@
-"""The installation without a network: what it misses, what it asks pip for, and what it says of both."""
+"""scripts/install_offline.py: the missing packages that it reports, and the pip command that it runs."""
 
 import importlib.util
 import sys
@@ -21,7 +21,7 @@ def offline():
 
 @pytest.fixture
 def installed(offline, monkeypatch):
-    """Package to version, as if all that is wanted were installed; a Python that nobody else manages."""
+    """Versions by package, as if all requirements were installed, in a Python that the system does not manage."""
     wanted = {requirement.name: requirement.specifier for requirement in offline.requirements(build=True)}
     numbers = [f"{number}.999" for number in range(1000)]
     versions = {name: [n for n in numbers if specifier.contains(n)][-1] for name, specifier in wanted.items()}
@@ -38,14 +38,14 @@ def installed(offline, monkeypatch):
 
 @pytest.fixture
 def commands(offline, monkeypatch):
-    """The commands that are started, none of which does anything."""
+    """The commands that are started; none of them runs."""
     started = []
     done = SimpleNamespace(returncode=0)
     monkeypatch.setattr(offline.subprocess, "run", lambda command, **_: started.append(command) or done)
     return started
 
 
-def test_wanted_is_what_pyproject_says(offline):
+def test_requirements_are_those_of_pyproject(offline):
     names = {requirement.name for requirement in offline.requirements(build=False)}
     assert {"torch", "numpy", "omegaconf", "typer", "pytest", "triton", "ruff", "matplotlib"} <= names
     assert {requirement.name for requirement in offline.requirements(build=True)} - names == {"setuptools", "ninja"}
@@ -53,7 +53,7 @@ def test_wanted_is_what_pyproject_says(offline):
 
 
 @pytest.mark.parametrize("wheel", [False, True], ids=["checkout", "wheel"])
-def test_pip_asks_for_nothing(wheel, offline, installed, commands, tmp_path):
+def test_pip_needs_no_network(wheel, offline, installed, commands, tmp_path):
     file = tmp_path / "made.whl"
     file.write_bytes(b"")
     assert offline.main(["--wheel", str(file)] if wheel else []) == 0
@@ -61,10 +61,10 @@ def test_pip_asks_for_nothing(wheel, offline, installed, commands, tmp_path):
     assert pip[:4] == [sys.executable, "-m", "pip", "install"]
     assert {"--no-index", "--no-deps", "--no-build-isolation"} <= set(pip)
     assert pip[-2:] == (["--force-reinstall", str(file)] if wheel else ["--editable", str(ROOT)])
-    assert shown[1] == "-I"  # else the folder at hand would be shown instead of what is installed
+    assert shown[1] == "-I"  # otherwise the current folder would be shown instead of the installed package
 
 
-def test_what_only_a_part_needs_is_named_and_no_error(offline, installed, commands, capsys):
+def test_missing_packages_of_optional_parts_are_named_and_no_error(offline, installed, commands, capsys):
     for name in offline.PARTS:
         del installed[name]
     assert offline.main([]) == 0 and commands
@@ -75,7 +75,7 @@ def test_what_only_a_part_needs_is_named_and_no_error(offline, installed, comman
 
 
 @pytest.mark.parametrize("name", ["torch", "numpy", "safetensors", "typer", "setuptools"])
-def test_what_everything_needs_is_an_error_of_one_line(name, offline, installed, commands, capsys):
+def test_a_missing_required_package_is_an_error_of_one_line(name, offline, installed, commands, capsys):
     del installed[name]
     assert offline.main([]) == 2 and not commands
     out, err = capsys.readouterr()
@@ -90,7 +90,7 @@ def test_a_version_that_is_too_old_is_an_error(offline, installed, commands, cap
 
 
 @pytest.mark.parametrize("version", ["2.11.0+cu130", "2.12.0.dev20260101+cu130"])
-def test_builds_of_ones_own_are_new_enough(version, offline, installed, commands):
+def test_local_and_development_builds_are_new_enough(version, offline, installed, commands):
     installed["torch"] = version
     assert offline.main(["--check"]) == 0 and not commands
 
@@ -102,12 +102,12 @@ def test_a_wheel_needs_nothing_to_build_with(offline, installed, commands, tmp_p
     assert offline.main(["--wheel", str(file)]) == 0
 
 
-def test_a_wheel_that_is_not_there(offline, installed, commands, capsys):
+def test_a_missing_wheel(offline, installed, commands, capsys):
     assert offline.main(["--wheel", "no.whl"]) == 2 and not commands
     assert "there is no file no.whl" in capsys.readouterr().err
 
 
-def test_a_python_of_the_systems_is_left_alone(offline, installed, commands, monkeypatch, capsys):
+def test_a_python_that_the_system_manages_is_not_changed(offline, installed, commands, monkeypatch, capsys):
     monkeypatch.setattr(offline, "managed", lambda: True)
     assert offline.main([]) == 2 and not commands
     assert "python3 -m venv --system-site-packages" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The report on a profile: numbers from recordings made by hand with known times, of nsys and of torch.profiler."""
+"""scripts/nsys_report.py on generated recordings with known times, of nsys and of torch.profiler."""
 
 import ast
 import csv
@@ -29,7 +29,7 @@ FLOORS = {
 
 @pytest.fixture(scope="module")
 def script():
-    """The script as a module; its package beside it comes with it."""
+    """The script as a module, with its package `profile_report` importable."""
     before = list(sys.path)
     spec = importlib.util.spec_from_file_location("nsys_report", ROOT / "scripts" / "nsys_report.py")
     module = importlib.util.module_from_spec(spec)
@@ -49,7 +49,7 @@ def export(tmp_path):
 
 
 def eager(export, start=0):
-    """A restoration of 1,000 µs in two steps: 510 busy, 490 idle; operators outside of the library's by kernel name."""
+    """A restoration of 1,000 µs in two steps: 510 busy, 490 idle; operators of others by kernel name."""
     t = start
     export.range(RESTORATION, t, t + 1000, registered=True)
     export.range(f"{STAGE}encode", t + 10, t + 200)
@@ -120,7 +120,7 @@ def test_time_by_stage_operator_and_kernel(script, export):
     assert not report.notes
 
 
-def test_gaps_say_what_ran_around_them(script, export):
+def test_gaps_name_the_kernels_around_them(script, export):
     eager(export)
     gaps = script.tables.make(script.read(export.close())).gaps
     assert sum(gap.duration for gap in gaps) == 490_000
@@ -153,7 +153,7 @@ def test_another_process_has_correlation_ids_of_its_own(script, export):
     assert stages(script.tables.make(script.read(export.close())))["encode"][:2] == (1, 50)
 
 
-def test_work_beside_other_work_fills_its_stage_once(script, export):
+def test_concurrent_work_counts_once_in_its_stage(script, export):
     export.range(RESTORATION, 0, 100)
     export.kernel(CONVOLUTION, 0, 60, 0)
     export.kernel(ELEMENTWISE, 20, 100, 5, stream=9)
@@ -188,7 +188,7 @@ def graph(export, *, captured):
         export.kernel(name, start, end, correlation=launch, node=node)
 
 
-def test_nodes_of_a_graph_belong_where_they_were_captured(script, export):
+def test_nodes_of_a_graph_count_in_the_stage_of_their_capture(script, export):
     graph(export, captured=True)
     report = script.tables.make(script.read(export.close()), FLOORS)
     assert stages(report) == {
@@ -208,7 +208,7 @@ def test_nodes_of_a_graph_belong_where_they_were_captured(script, export):
     assert not report.notes
 
 
-def test_nodes_whose_capture_was_not_recorded_are_told_by_name(script, export):
+def test_nodes_whose_capture_was_not_recorded_are_assigned_by_name(script, export):
     graph(export, captured=False)
     report = script.tables.make(script.read(export.close()))
     assert stages(report) == {
@@ -222,7 +222,7 @@ def test_nodes_whose_capture_was_not_recorded_are_told_by_name(script, export):
     assert ["Of 5 nodes" in report.notes[0], "prior_sample and posterior_step" in report.notes[1]] == [True, True]
 
 
-def test_nodes_that_lead_in_a_circle_are_told_by_name(script, export):
+def test_nodes_that_are_clones_of_one_another_are_assigned_by_name(script, export):
     graph(export, captured=False)
     export.node(201, -10, 301)
     export.node(301, -10, 201)
@@ -249,7 +249,7 @@ def test_graphs_recorded_as_wholes(script, export):
     assert "--cuda-graph-trace=node" in report.notes[0]
 
 
-def test_a_recording_without_ranges_counts_whole(script, export):
+def test_a_recording_without_ranges_counts_as_one_restoration(script, export):
     export.kernel("group_norm_fwd_kernel", 100, 200, 50)
     export.kernel("void resshift::cuda::<unnamed>::chain_step_kernel<(bool)1>(ChainStep)", 250, 300, 60)
     export.kernel("void resshift::cuda::<unnamed>::chain_step_kernel<(bool)0>(ChainStep)", 300, 310)
@@ -260,9 +260,9 @@ def test_a_recording_without_ranges_counts_whole(script, export):
         "resshift_fast::posterior_step": (1, 10),
     }
     assert report.wall == [210_000]
-    said = " ".join(report.notes)
-    assert "no NVTX ranges" in said and "RESSHIFT_FAST_NVTX=1" in said
-    assert "Of 1 kernels" in said and "the whole recording counts as one" in said
+    notes = " ".join(report.notes)
+    assert "no NVTX ranges" in notes and "RESSHIFT_FAST_NVTX=1" in notes
+    assert "Of 1 kernels" in notes and "the whole recording counts as one" in notes
 
 
 def test_against_the_projected_floor(script, export):
@@ -276,7 +276,7 @@ def test_against_the_projected_floor(script, export):
     assert re.search(r"^resshift_fast::group_norm +4\.0 +0\.180 +35\.3 +0\.015 +12\.0$", text, re.MULTILINE)
 
 
-def test_text_as_a_stranger_reads_it(script, export):
+def test_the_printed_report(script, export):
     eager(export)
     eager(export, 2000)
     text = script.show.text(script.tables.make(script.read(export.close())), 2)
@@ -313,19 +313,19 @@ def test_files_of_a_report(script, export, tmp_path, capsys):
     assert (tmp_path / "report" / "report.png").exists() == plotted
 
 
-def test_the_floor_is_that_of_what_ran(script, export, tmp_path, capsys, monkeypatch):
+def test_the_floor_is_that_of_the_recorded_workload(script, export, tmp_path, capsys, monkeypatch):
     eager(export)
-    asked = []
-    monkeypatch.setattr(Workload, "floors", lambda self, gpu: asked.append((self, gpu)) or FLOORS)
+    requested = []
+    monkeypatch.setattr(Workload, "floors", lambda self, gpu: requested.append((self, gpu)) or FLOORS)
     settings = {"model": "nano-x4", "steps": 2, "size": 32, "device_name": "NVIDIA H100 80GB HBM3", "title": "nano"}
     (tmp_path / "workload.json").write_text(json.dumps(settings))
     assert run(script, export.close()) == 0
-    assert asked == [(Workload("nano-x4", size=32, steps=2), roofline.GPUS["h100"])]
+    assert requested == [(Workload("nano-x4", size=32, steps=2), roofline.GPUS["h100"])]
     assert "busy is 4.2 times that" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    "content, said",
+    "content, message",
     [
         (None, "No such file"),
         (b"SQLite format 3\0 and then nothing", "not a whole SQLite export of nsys"),
@@ -338,16 +338,16 @@ def test_the_floor_is_that_of_what_ran(script, export, tmp_path, capsys, monkeyp
     ],
     ids=["missing", "cut-off", "foreign", "empty", "only-ranges"],
 )
-def test_a_bad_file_is_one_line(script, tmp_path, capsys, content, said):
+def test_a_bad_file_is_one_line(script, tmp_path, capsys, content, message):
     path = tmp_path / "profile.bin"
     if content is not None:
         path.write_bytes(content)
     assert run(script, path) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1 and said in error and "profile.bin" in error
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error and "profile.bin" in error
 
 
-def test_nsys_own_format_is_to_be_exported_first(script, tmp_path, capsys):
+def test_nsys_own_format_must_be_exported_first(script, tmp_path, capsys):
     path = tmp_path / "profile.nsys-rep"
     path.write_bytes(b"whatever it holds")
     assert run(script, path) == 1
@@ -374,7 +374,7 @@ def test_an_export_with_work_outside_of_restorations_only(script, export, capsys
 
 
 def triton_kernels():
-    """Functions of kernels/ that are launched, by the name that they have on the GPU."""
+    """Names of the Triton kernels in kernels/."""
     for path in sorted((ROOT / "kernels").glob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef) and node.decorator_list and node.name.endswith("_kernel"):

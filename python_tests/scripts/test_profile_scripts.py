@@ -1,4 +1,4 @@
-"""The shell scripts around nsys and ncu: what they start, and what they say where a tool or a GPU is missing."""
+"""The shell scripts around nsys and ncu: the commands that they run, and their messages without a tool or a GPU."""
 
 import importlib.util
 import os
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash
 
 @pytest.fixture
 def tools(tmp_path):
-    """A folder of programs, the only ones that scripts find besides the system's own; with a Python that has a GPU."""
+    """The only folder on the scripts' PATH, with the commands of the system that they need."""
     folder = tmp_path / "tools"
     folder.mkdir()
     for name in ("bash", "env", "mkdir", "dirname", "cat", "cp"):
@@ -29,7 +29,7 @@ def tools(tmp_path):
 
 
 def program(folder, name, body):
-    """Write a program that notes how it was called and then does `body`."""
+    """Write a program that logs its arguments and then runs `body`."""
     path = folder / name
     path.write_text(f'#!/bin/bash\nprintf "%s " {name} "$@" >> "{folder}/log"\necho >> "{folder}/log"\n{body}\n')
     path.chmod(0o755)
@@ -60,7 +60,7 @@ def test_help_says_every_default(script, tools):
 
 
 @pytest.mark.parametrize(
-    "script, arguments, said",
+    "script, arguments, message",
     [
         (NSYS, ("--sizes", "3"), "unknown option --sizes"),
         (NSYS, ("--size",), "--size needs a value"),
@@ -71,10 +71,10 @@ def test_help_says_every_default(script, tools):
         (NCU, ("group_norm", "--set"), "--set needs a value"),
     ],
 )
-def test_bad_options(script, arguments, said, tools):
+def test_bad_options(script, arguments, message, tools):
     code, out, err = run(script, *arguments, tools=tools)
     assert code == 2 and not out
-    assert err.startswith("error: ") and said in err and err.count("\n") == 1
+    assert err.startswith("error: ") and message in err and err.count("\n") == 1
 
 
 @pytest.mark.slow
@@ -93,7 +93,7 @@ def test_without_a_gpu_torch_records_and_the_report_is_the_same(tools, tmp_path)
     assert files == {"trace.json", "workload.json", "report.txt"} | tables | plot
 
 
-GPU = 'case "$1" in -c) exit 0 ;; esac'  # asked whether there is a GPU, this Python says yes
+GPU = 'case "$1" in -c) exit 0 ;; esac'  # a Python that answers yes when a script asks for a GPU
 
 
 def test_without_nsys_it_says_how_to_get_it(tools, tmp_path):
@@ -122,7 +122,7 @@ def test_the_python_of_the_active_environment_is_taken_if_it_has_the_package(ins
         assert asked[1:3] == ["-I", "-c"] and recorded[1:4] == ["-m", "resshift_fast", "profile"]
         assert not called(tools)
     else:
-        script = tmp_path / "scripts" / "profile_nsys.sh"  # beside no environment of its own
+        script = tmp_path / "scripts" / "profile_nsys.sh"  # a copy without an environment next to it
         script.parent.mkdir()
         for path in (NSYS, NSYS.with_name("find_python.sh")):
             shutil.copy(path, script.parent)
@@ -132,7 +132,7 @@ def test_the_python_of_the_active_environment_is_taken_if_it_has_the_package(ins
         assert done.stderr == "error: no Python here has resshift_fast installed; name one that has with PYTHON=...\n"
 
 
-def test_another_device_than_a_gpu_is_torchs(tools, tmp_path):
+def test_torch_records_devices_other_than_gpus(tools, tmp_path):
     program(tools, "python", "exit 0")
     _, _, err = run(NSYS, "--device", "cpu", "--output", tmp_path, tools=tools, python=tools / "python")
     assert "the device is cpu, and nsys records GPUs" in err
@@ -176,7 +176,7 @@ def test_without_ncu_it_says_how_to_get_it(tools):
     assert "benchmarks/operators.py --op group_norm" in err
 
 
-def test_ncu_waits_for_the_call(tools, tmp_path):
+def test_ncu_profiles_only_the_call(tools, tmp_path):
     program(tools, "ncu", "")
     program(tools, "python", "")
     arguments = ("window_attention", "--case", "shifted", "--set", "basic", "--backward", "--output", tmp_path / "new")
@@ -223,15 +223,15 @@ def test_a_case_runs(run_operator, capsys, direction):
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    "arguments, message",
     [
         (("softmax",), "unknown operator 'softmax', expected one of add_concat_group_norm, conv2d"),
         (("group_norm", "--case", "level 9"), "no case of group_norm contains 'level 9'"),
     ],
 )
-def test_what_cannot_run(run_operator, capsys, arguments, said):
+def test_an_unknown_operator_or_case(run_operator, capsys, arguments, message):
     assert run_operator.main(list(arguments)) == 1
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_wrong_result_is_not_profiled(run_operator, capsys, monkeypatch):
