@@ -1,4 +1,4 @@
-"""Photos in memory and patches that depend on nothing but (seed, step, index)."""
+"""Photos in memory, and patches that depend only on (seed, step, index)."""
 
 import warnings
 
@@ -42,7 +42,7 @@ def test_the_low_side_is_the_high_side_downscaled(photos):
     assert np.array_equal(low, np.asarray(expected))
 
 
-def test_the_more_detailed_candidate_wins():
+def test_the_most_detailed_candidate_is_chosen():
     photo = np.full((64, 256, 3), 90, np.uint8)
     photo[:, 128:] = np.random.default_rng(0).integers(0, 256, (64, 128, 3))
     means = {}

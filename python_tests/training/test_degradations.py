@@ -1,4 +1,4 @@
-"""Degradations: shapes, repeatability, and that each does what it says."""
+"""Degradations: shapes, repeatability, and the measured effect of each."""
 
 import numpy as np
 import pytest
@@ -71,7 +71,7 @@ def test_unknown_resize_kind_is_named():
         resize(_photo(), 8, 8, "nearest")
 
 
-def test_blur_of_an_impulse_has_the_asked_deviations():
+def test_blur_of_an_impulse_has_the_requested_deviations():
     impulse = np.zeros((61, 61, 3), np.uint8)
     impulse[30, 30] = 255
     wide = gaussian_blur(impulse.astype(np.float32) * 1000, 4.0, ratio=0.5, angle=0.0)[..., 0]
@@ -87,7 +87,7 @@ def test_blur_of_zero_sigma_changes_nothing():
 
 
 @pytest.mark.parametrize("gray", [False, True], ids=["colour", "gray"])
-def test_noise_has_the_asked_deviation_and_no_mean(gray):
+def test_noise_has_the_requested_deviation_and_mean_zero(gray):
     flat = np.full((128, 128, 3), 128, np.uint8)
     noise = add_noise(flat, np.random.default_rng(0), 8.0, gray=gray).astype(float) - 128
     assert noise.std() == pytest.approx(8.0, rel=0.05)

@@ -1,4 +1,4 @@
-"""The training loop on a tiny network: it learns, resumes bit for bit, stops on signals and refuses what can't work."""
+"""The training loop on a tiny network: it learns, resumes bit for bit, stops on signals, refuses invalid settings."""
 
 import csv
 import errno
@@ -76,7 +76,7 @@ def _config(photos, run, **changes):
     return TrainConfig(data=str(photos), run=str(run), **(values | changes))
 
 
-def test_the_command_has_the_settings_own_defaults():
+def test_the_command_and_the_settings_have_the_same_defaults():
     command = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}
     command["compile"] = command.pop("compile_model")
     shared = [field for field in fields(TrainConfig) if field.name in command and field.default is not MISSING]
@@ -142,7 +142,7 @@ def test_a_zero_network_has_the_residuals_own_loss(photos, tmp_path):
     assert float(trainer.loss(high, lq, 0).detach()) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_the_first_step_of_the_chain_never_sees_the_answer(photos, tmp_path):
+def test_the_first_step_of_the_chain_does_not_depend_on_x0(photos, tmp_path):
     trainer = _trainer(_config(photos, tmp_path))
     y, noise = torch.rand(1, 48, 4, 4), torch.randn(1, 48, 4, 4)
     last = torch.tensor([2])
@@ -158,11 +158,11 @@ def test_rollout_shows_the_network_its_own_estimate(photos, tmp_path):
     high, lq = torch.ones(2, 3, 64, 64), torch.zeros(2, 3, 16, 16)
     trainer.loss(high, lq, 0)
     assert len(seen) == 2 and seen[0][1].tolist() == [2, 2]
-    # The untrained network's estimate is y = 0, so no trace of the true x_0 = 1 may be left in x_t.
+    # The untrained network's estimate is y = 0, so x_t may not depend on the true x_0 = 1.
     assert abs(float(seen[1][0].mean())) < 0.05
 
 
-def test_the_share_of_the_first_step_is_as_asked(photos, tmp_path):
+def test_the_share_of_the_first_step_is_as_configured(photos, tmp_path):
     trainer = _trainer(_config(photos, tmp_path, first_step_weight=0.7))
     t = trainer._draw_t(torch.Generator().manual_seed(0), 4000)
     shares = torch.bincount(t, minlength=3) / 4000
@@ -213,7 +213,7 @@ def test_validation_inputs_are_fixed(photos):
         assert all(np.array_equal(a, b) for a, b in zip(first.low[kind], second.low[kind], strict=True))
 
 
-def test_images_survive_the_way_to_tensors_and_back():
+def test_images_are_unchanged_after_conversion_to_tensors_and_back():
     image = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
     tensor = to_tensor(image)
     assert tensor.min() == -1 and tensor.max() == 1
