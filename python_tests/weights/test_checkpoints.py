@@ -1,4 +1,4 @@
-"""Weights files: every layout they come in, every way they can be wrong; a module is loaded whole or not at all."""
+"""Weights files: their formats and layouts, errors of wrong files; a module is loaded completely or not at all."""
 
 import io
 import os
@@ -123,7 +123,7 @@ def test_finds_the_state_dict(tmp_path, tree):
 
 
 prefixes = st.lists(st.sampled_from(["module.", "_orig_mod."]), max_size=5).map("".join)
-# Names that hold the prefixes' text elsewhere must keep it.
+# Names that contain a prefix's text elsewhere must keep it.
 names = st.sampled_from(["conv.weight", "submodule.w", "a.module.bias", "x._orig_mod.w", "module", "module_.w", "w"])
 wrappers = st.lists(st.sampled_from(["state_dict", "params_ema", "params", "model", "ema"]), max_size=4)
 
@@ -277,7 +277,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, zip_format):
     one_line(error)
     assert not mark.exists()
     pickle.loads(pickle.dumps(tree["extra"]))
-    assert mark.exists(), "the command works, so its absence above means that it was not run"
+    assert mark.exists(), "the command does not work, so that it did not run above shows nothing"
 
 
 def test_memory_mapping_falls_back(tmp_path, monkeypatch):
@@ -446,7 +446,7 @@ def test_saves_strided_and_shared_tensors(tmp_path):
     ],
     ids=["nan", "overflow", "integer-dtype", "metadata"],
 )
-def test_what_is_not_saved(tmp_path, state, options, error, words):
+def test_unsuitable_content_is_not_saved(tmp_path, state, options, error, words):
     path = tmp_path / "w.safetensors"
     path.write_bytes(b"old")
     with pytest.raises(error, match=words):

@@ -1,4 +1,4 @@
-"""Downloads: whole, resumed, changed on the way, refused; never two versions in one file."""
+"""Downloads: complete, resumed, changed during the transfer, refused; never two versions in one file."""
 
 import http.server
 import socket
@@ -35,7 +35,7 @@ def cache(tmp_path, monkeypatch):
     return prepare(monkeypatch, tmp_path / "cache")
 
 
-# The whole file at once
+# Without interruption
 
 
 def test_downloads_once_and_leaves_only_the_file_and_its_hash(site, cache, capsys):
@@ -132,13 +132,13 @@ def test_bar_counts_resumed_bytes(site, cache, capsys):
     assert "293k/293k" in capsys.readouterr().err
 
 
-def test_server_without_ranges_starts_anew(site, cache):
+def test_server_without_ranges_starts_over(site, cache):
     interrupt_after(100_000, site, cache)
     site.ranges = False
     assert fetch(site.file(), progress=False).read_bytes() == site.content
 
 
-def test_without_a_validator_nothing_is_joined(site, cache):
+def test_without_a_validator_nothing_is_resumed(site, cache):
     site.etag = None
     site.cut_after = [100_000]
     assert fetch(site.file(), progress=False).read_bytes() == site.content
@@ -167,7 +167,7 @@ def test_changed_between_processes(site, cache):
 
 
 @pytest.mark.parametrize("value", ["bytes 5-299999/300000", "bytes 100000-299999/300001", "nonsense"])
-def test_wrong_content_range_starts_anew(site, cache, value):
+def test_wrong_content_range_starts_over(site, cache, value):
     interrupt_after(100_000, site, cache)
     site.content_range = value
     assert fetch(site.file(), progress=False).read_bytes() == site.content
@@ -182,7 +182,7 @@ def test_complete_part_needs_no_request(site, cache):
 
 
 @pytest.mark.parametrize("state", ["", "{", "[]", '{"url": 3}', "longer"])
-def test_part_with_an_unusable_state_starts_anew(site, cache, state):
+def test_part_with_an_unusable_state_starts_over(site, cache, state):
     interrupt_after(100_000, site, cache)
     if state == "longer":
         (cache / f"{NAME}.part").write_bytes(bytes(400_000))
@@ -201,7 +201,7 @@ def test_gives_up_when_nothing_new_arrives(site, cache):
     assert not (cache / NAME).exists()
 
 
-def test_a_server_that_always_breaks_at_the_same_place_ends(site):
+def test_a_server_that_always_cuts_off_at_the_same_byte_fails(site):
     site.ranges, site.cut_after = False, [1000] * 50
     failure(site.file(), "1000 of 300000")
     assert len(site.requests) <= 5
@@ -238,14 +238,14 @@ def test_interrupt_leaves_the_part(site, cache, monkeypatch):
 
 
 @pytest.mark.parametrize("status", [204, 403, 404, 410])
-def test_lasting_http_error(site, cache, status):
+def test_permanent_http_error(site, cache, status):
     site.statuses = [status] * 9
     failure(site.file(), f"HTTP {status}", *by_hand(cache, site))
     assert len(site.requests) == 1
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_passing_http_error(site, cache, status):
+def test_temporary_http_error(site, cache, status):
     site.statuses = [status]
     assert fetch(site.file(), progress=False).read_bytes() == site.content
     (cache / NAME).unlink()
@@ -257,10 +257,10 @@ def test_web_page_instead_of_the_file(site, cache):
     interrupt_after(1000, site, cache)
     site.content_type = "text/html; charset=utf-8"
     failure(site.file(), "web page", *by_hand(cache, site))
-    assert (cache / f"{NAME}.part").stat().st_size == 1000, "a log-in page must not cost what was there"
+    assert (cache / f"{NAME}.part").stat().st_size == 1000, "a log-in page must not replace the partial file"
 
 
-def test_nobody_listens(site, cache):
+def test_no_server_at_the_address(site, cache):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,4 +1,4 @@
-"""The folder of downloaded weights: what is verified, full and read-only disks, several users at once."""
+"""The folder of downloaded weights: verification, full and read-only disks, several users at once."""
 
 import errno
 import multiprocessing
@@ -145,7 +145,7 @@ def test_second_download_is_compared_with_the_first(site, cache):
 
 
 @pytest.mark.parametrize("record", [b"", b"\xff\xfe", b"# size x"], ids=["empty", "binary", "cut"])
-def test_damaged_record_is_made_again(site, cache, record):
+def test_damaged_record_is_rewritten(site, cache, record):
     fetch(site.file(), progress=False)
     (cache / f"{NAME}.sha256").write_bytes(record)
     fetch(site.file(), progress=False)
