@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import setuptools  # noqa: F401  before pip's own packages load Python's distutils, after which it refuses to be imported
 
 ROOT = Path(__file__).resolve().parents[2]
 
