@@ -1,4 +1,4 @@
-"""The algorithms of the CPU convolution: measured for each shape, stored, obeyed, and refused where they are wrong."""
+"""The algorithms of the CPU convolution: measured per shape, stored, selected, and refused if their result is wrong."""
 
 import json
 import re
@@ -27,8 +27,8 @@ ARGUMENTS = (X, WEIGHT, None, 1, None, 0, None, None, 1e-5, None, None, None)
 
 
 @pytest.fixture(autouse=True)
-def no_files(monkeypatch, tmp_path):
-    """Files are obeyed, but none is there yet."""
+def empty_cache(monkeypatch, tmp_path):
+    """The autotune cache is enabled and empty."""
     monkeypatch.setenv("RESSHIFT_FAST_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv(verification.VARIABLE, "0")
     monkeypatch.delenv(autotune_cache.VARIABLE)
@@ -43,7 +43,7 @@ def no_files(monkeypatch, tmp_path):
 
 
 def measured(choice, operator: str = "conv2d", dtype: str = "float32", shape: str = SHAPE) -> dict:
-    """The content of a file with one choice."""
+    """The content of a cache file with one choice."""
     algorithms = {shape: {"choice": choice, "microseconds": {}, "refused": {}}}
     return {"device": MODEL, "operators": {operator: {dtype: {"order": ["cpu"], "algorithms": algorithms}}}}
 
@@ -63,7 +63,7 @@ def tuned() -> Tuning:
 @pytest.mark.parametrize(
     "dtype, allowed", [(torch.float32, (4, 6, DIRECT)), (HALF, (4, 6, 8, DIRECT)), (torch.float16, (4, 6, 8, DIRECT))]
 )
-def test_a_stored_choice_is_obeyed_for_its_shape_operator_and_dtype(upsample, dtype, allowed):
+def test_a_stored_choice_applies_to_its_shape_operator_and_dtype(upsample, dtype, allowed):
     operator, x, weight = "upsample_conv2d" if upsample else "conv2d", X.to(dtype), WEIGHT.to(dtype)
     for choice in allowed:
         name = "direct" if choice == DIRECT else f"winograd {choice}"
@@ -135,17 +135,17 @@ def test_a_file_without_algorithms_is_valid():
     assert autotune_cache.find("conv2d", CPU, torch.float32).order == ("cpu",)
 
 
-def test_files_can_be_ignored(monkeypatch):
+def test_the_cache_can_be_disabled(monkeypatch):
     assert estimated(X, WEIGHT, 1) != DIRECT
     store(measured("direct"))
     monkeypatch.setenv(autotune_cache.VARIABLE, "0")
     assert algorithm(X, WEIGHT, 1) == estimated(X, WEIGHT, 1)
 
 
-def test_files_are_looked_at_once(monkeypatch):
+def test_a_choice_is_looked_up_once(monkeypatch):
     store(measured("direct"))
     assert algorithm(X, WEIGHT, 1) == DIRECT
-    monkeypatch.setattr(autotune_cache, "find", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(autotune_cache, "find", lambda *_: pytest.fail("looked up again"))
     assert algorithm(X, WEIGHT, 1) == DIRECT
 
 
@@ -157,8 +157,7 @@ def test_every_algorithm_is_measured_on_every_shape(dtype):
         ops.conv2d(x, weight, num_groups=4, norm_weight=x[0, :, 0, 0], norm_bias=x[0, :, 0, 0], activation="silu")
         ops.conv2d(x[:, :, :5, :7], weight)
         ops.upsample_conv2d(x, weight, None)
-    with_norm = [call.operator for call in recorder.calls]
-    assert with_norm == ["conv2d"] * 3 + ["upsample_conv2d"]
+    assert [call.operator for call in recorder.calls] == ["conv2d"] * 3 + ["upsample_conv2d"]
     found = {each.operator: each for each in autotune(recorder.calls, CPU, 2)}
     assert found["conv2d"].shapes.keys() == {SHAPE, "16x24@5x7b1"}
     assert found["upsample_conv2d"].shapes.keys() == {SHAPE}
@@ -173,13 +172,13 @@ def test_every_algorithm_is_measured_on_every_shape(dtype):
     assert winograd._NAMES[algorithm(x, weight, 1)] == of_shape["choice"]
 
 
-def test_the_fastest_is_chosen_and_the_wrong_one_refused(monkeypatch):
+def test_the_fastest_is_chosen_and_a_wrong_one_refused(monkeypatch):
     slow_algorithms.install(monkeypatch, slow=slow, fast=fast, wrong=wrong)
     found = tuned()
     (shape,) = found.shapes.values()
     assert (shape.default, shape.choice, list(shape.microseconds)) == ("slow", "fast", ["fast", "slow"])
     assert shape.gain > 2 and "output 0 has relative error" in shape.refused["wrong"]
-    assert found.microseconds["cpu"] < shape.microseconds["slow"]  # timed as it will run
+    assert found.microseconds["cpu"] < shape.microseconds["slow"]  # timed with the chosen algorithm
     of_shape = content([found], CPU, "tune it")["operators"]["conv2d"]["float32"]["algorithms"][SHAPE]
     assert of_shape["choice"] == "fast" and of_shape["microseconds"].keys() == {"fast", "slow"}
     assert of_shape["refused"] == shape.refused

@@ -1,4 +1,4 @@
-"""Measured orders: which file decides, what it changes, and what is ignored."""
+"""Measured orders of backends: which file has precedence, what it changes, and what is ignored."""
 
 import json
 import warnings
@@ -23,17 +23,17 @@ from resshift_fast.backends import (
 CPU = torch.device("cpu")
 OPERATOR, MODEL = "conv2d", "Test CPU (R) @ 3.1 GHz"
 X, WEIGHT = torch.randn(2, 3, 5, 7), torch.randn(4, 3, 3, 3)
-NOTHING = (None, 0, None, None, 1e-5, None, None, None)  # the registered operator's arguments after the padding
-NUMBERS = {"cpu": 1, "cuda": 2, "triton": 3}
+DEFAULTS = (None, 0, None, None, 1e-5, None, None, None)  # of the registered operator's arguments after the padding
+VALUES = {"cpu": 1, "cuda": 2, "triton": 3}
 
 
 @pytest.fixture(autouse=True)
 def three_backends(monkeypatch, tmp_path):
-    """conv2d has three stand-ins on the CPU, which return a number each; no file is there yet."""
+    """conv2d has three stand-ins on the CPU, each of which returns one constant; the cache is empty."""
     before = OPERATORS[OPERATOR]
 
-    def loader(number):
-        return lambda: Kernel(lambda *args: torch.full_like(before.plain(*args), number))
+    def loader(value):
+        return lambda: Kernel(lambda *args: torch.full_like(before.plain(*args), value))
 
     monkeypatch.setenv("RESSHIFT_FAST_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv(verification.VARIABLE, "0")
@@ -43,10 +43,10 @@ def three_backends(monkeypatch, tmp_path):
     monkeypatch.setattr(native, "missing", lambda name: None)
     monkeypatch.setattr(registry, "unavailable", lambda backend: None)
     monkeypatch.setattr(descriptions, "has_triton", lambda: True)
-    monkeypatch.setitem(registry.ORDER, "cpu", tuple(NUMBERS))
+    monkeypatch.setitem(registry.ORDER, "cpu", tuple(VALUES))
     monkeypatch.setattr(dispatch, "_preferred", "auto")
     autotune_cache.forget()
-    backends.add(replace(before, loaders={name: loader(number) for name, number in NUMBERS.items()}))
+    backends.add(replace(before, loaders={name: loader(value) for name, value in VALUES.items()}))
     yield
     monkeypatch.undo()
     autotune_cache.forget()
@@ -54,12 +54,12 @@ def three_backends(monkeypatch, tmp_path):
 
 
 def measured(*order: str, dtype: str = "float32", **others) -> dict:
-    """The content of a file."""
+    """The content of a cache file."""
     return {"device": MODEL, "operators": {OPERATOR: {dtype: {"order": list(order), **others}}}}
 
 
 def write(content, folder=None) -> None:
-    """Put a file where the user's is, or into the package's folder; text is written as it is."""
+    """Write the user's cache file, or the one in `folder`; bytes are written unchanged."""
     path = autotune_cache.user_path(MODEL) if folder is None else folder / autotune_cache.filename(MODEL)
     if isinstance(content, dict):
         autotune_cache.store(content, path)
@@ -74,9 +74,9 @@ def ran(dtype: torch.dtype = torch.float32) -> str:
     """The backend that runs a call."""
     x, weight = X.to(dtype), WEIGHT.to(dtype)
     y = ops.conv2d(x, weight)
-    if y.equal(OPERATORS[OPERATOR].plain(x, weight, None, 1, *NOTHING)):
+    if y.equal(OPERATORS[OPERATOR].plain(x, weight, None, 1, *DEFAULTS)):
         return "reference"
-    return next(name for name, number in NUMBERS.items() if y.eq(number).all())
+    return next(name for name, value in VALUES.items() if y.eq(value).all())
 
 
 @pytest.mark.parametrize(
@@ -100,23 +100,23 @@ def ran(dtype: torch.dtype = torch.float32) -> str:
         "unknown",
     ],
 )
-def test_a_stored_order_decides(order, expected):
+def test_a_stored_order_replaces_the_default(order, expected):
     assert ran() == "cpu"
     write(measured(*order))
-    assert autotune_cache.measured_order(tuple(NUMBERS), OPERATOR, CPU, torch.float32) == expected
+    assert autotune_cache.measured_order(tuple(VALUES), OPERATOR, CPU, torch.float32) == expected
     assert ran() == (expected or ("reference",))[0]
-    assert ran(torch.bfloat16) == "cpu"  # of which nobody has measured anything
-    args = (X, WEIGHT, None, 1, *NOTHING)
+    assert ran(torch.bfloat16) == "cpu"  # not measured
+    args = (X, WEIGHT, None, 1, *DEFAULTS)
     assert backends.chosen(OPERATOR, *args) == ran()
     assert backends.fused(OPERATOR, CPU)
 
 
 def test_a_refused_backend_is_not_used():
     write(measured("cuda", "reference", refused={"cpu": "output 0 differs"}))
-    assert autotune_cache.measured_order(tuple(NUMBERS), OPERATOR, CPU, torch.float32) == ("cuda", "triton")
+    assert autotune_cache.measured_order(tuple(VALUES), OPERATOR, CPU, torch.float32) == ("cuda", "triton")
 
 
-def test_a_preferred_backend_stands_over_what_was_measured():
+def test_a_preferred_backend_overrides_a_measured_order():
     write(measured("triton", "cuda", "cpu"))
     with use_backend("cpu"):
         assert ran() == "cpu"
@@ -125,7 +125,7 @@ def test_a_preferred_backend_stands_over_what_was_measured():
     assert ran() == "triton"
 
 
-def test_the_users_order_stands_over_the_packages(tmp_path):
+def test_the_users_order_overrides_the_packages(tmp_path):
     shipped = measured("triton", "cpu", "cuda")
     shipped["operators"][OPERATOR] |= measured("cuda", dtype="float16")["operators"][OPERATOR]
     write(shipped, tmp_path / "shipped")
@@ -134,14 +134,14 @@ def test_the_users_order_stands_over_the_packages(tmp_path):
     assert (ran(), ran(torch.float16)) == ("cpu", "cuda")  # the user has not measured float16
 
 
-def test_a_file_of_another_device_is_not_looked_at(monkeypatch):
+def test_a_file_of_another_device_is_not_read(monkeypatch):
     write(measured("triton", "cpu", "cuda"))
     monkeypatch.setattr(autotune_cache, "processor", lambda: "Another CPU")
     dispatch._forget()
     assert ran() == "cpu"
 
 
-def test_files_can_be_ignored(monkeypatch):
+def test_the_cache_can_be_disabled(monkeypatch):
     write(measured("triton", "cpu", "cuda"))
     monkeypatch.setenv(autotune_cache.VARIABLE, "0")
     assert ran() == "cpu"
@@ -162,7 +162,7 @@ BROKEN = {
         json.dumps({"format": 1, **measured(), "operators": {"conv2d": {"float32": {}}}}).encode(),
         "conv2d, float32: order is None, expected a list of backends",
     ),
-    "numbers": (
+    "not-names": (
         json.dumps({"format": 1, "device": MODEL, "operators": {"conv2d": {"float32": {"order": [1]}}}}).encode(),
         "order is [1], expected a list of backends",
     ),
@@ -174,16 +174,16 @@ def test_a_broken_file_is_ignored_with_one_warning_that_names_it(content, reason
     write(measured("triton", "cpu", "cuda"), tmp_path / "shipped")
     write(content)
     with pytest.warns(RuntimeWarning) as caught:
-        assert ran() == "triton"  # the package's own file still counts
+        assert ran() == "triton"  # from the package's file
         dispatch._forget()
         assert (ran(), ran(torch.bfloat16)) == ("triton", "cpu")
     (warning,) = caught
-    said = str(warning.message)
-    assert said.startswith(f"the autotune cache is ignored: {autotune_cache.user_path(MODEL)}: ")
-    assert reason in said
+    message = str(warning.message)
+    assert message.startswith(f"the autotune cache is ignored: {autotune_cache.user_path(MODEL)}: ")
+    assert reason in message
 
 
-def test_an_unknown_home_is_no_fault(monkeypatch):
+def test_an_unknown_home_folder_gives_no_warning(monkeypatch):
     def unknown(device):
         raise OSError("the home folder is unknown")
 
@@ -205,11 +205,11 @@ def test_files_are_read_once(monkeypatch):
     monkeypatch.setattr(autotune_cache, "_read", lambda path, device: pytest.fail("read again"))
     dispatch._forget()
     assert ran() == "triton"
-    monkeypatch.setattr(autotune_cache, "find", lambda *_: pytest.fail("asked for a call whose choice was made"))
+    monkeypatch.setattr(autotune_cache, "find", lambda *_: pytest.fail("looked up for a call whose backend is cached"))
     assert ran() == "triton"
 
 
-def test_devices_have_names(monkeypatch):
+def test_device_and_file_names(monkeypatch):
     assert autotune_cache.device_name(CPU) == MODEL
     assert autotune_cache.device_name(torch.device("meta")) is None
     for available, expected in ((False, None), (True, "NVIDIA H100 80GB HBM3")):

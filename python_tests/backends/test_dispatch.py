@@ -1,4 +1,4 @@
-"""Choosing a backend: by block, by environment, by what a call needs; and refused with the reason."""
+"""Choice of a backend: by `use_backend`, the environment and a call's arguments; a refusal gives its reason."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ ARGS = (X, WEIGHT, None, 1, None, 0, None, None, 1e-5, None, None, None)  # of t
 
 
 @pytest.fixture(autouse=True)
-def no_choice_before(monkeypatch):
+def no_preference(monkeypatch):
     monkeypatch.setattr(dispatch, "_preferred", "auto")
     monkeypatch.setattr(native, "missing", lambda name: None)  # the kernels here are stand-ins
     dispatch._forget()
@@ -46,7 +46,7 @@ def no_choice_before(monkeypatch):
 
 @pytest.fixture
 def kernels(monkeypatch):
-    """Give conv2d kernels, trusted unverified: {backend: number it returns everywhere, or why it takes no call}."""
+    """Install kernels of conv2d without verification: {backend: constant it returns, or why it takes no call}."""
     before = OPERATORS[OPERATOR]
     monkeypatch.setenv(verification.VARIABLE, "0")
 
@@ -63,7 +63,7 @@ def kernels(monkeypatch):
 
 @pytest.fixture
 def keep_kernels(monkeypatch):
-    """Leave an operator no kernels but those of the backends named, and of these unverified ones."""
+    """Remove an operator's kernels except those of the named backends, which are not verified."""
     monkeypatch.setenv(verification.VARIABLE, "0")
 
     def keep(name, *kept):
@@ -76,13 +76,13 @@ def keep_kernels(monkeypatch):
 
 
 def ran() -> str:
-    """Which kernel a call of conv2d runs: the number that it returns, or "reference"."""
+    """Which kernel a call of conv2d runs: the constant that it returns, or "reference"."""
     y = ops.conv2d(X, WEIGHT)
     return "reference" if y.equal(OPERATORS[OPERATOR].plain(*ARGS)) else str(int(y.mean()))
 
 
 def run(program: str, **environment: str) -> str:
-    """What a fresh process prints; the environment's variables for the choice are those given."""
+    """What a new process prints, else the last line of its stderr; only the given variables choose a backend."""
     kept = {k: v for k, v in os.environ.items() if k not in (VARIABLE, "TRITON_INTERPRET")}
     command = [sys.executable, "-c", program]
     result = subprocess.run(command, env={**kept, **environment}, capture_output=True, text=True)
@@ -94,7 +94,7 @@ def test_auto_is_the_default():
 
 
 @pytest.mark.parametrize("name", ["auto", "reference"])
-def test_a_block_prefers_a_backend_and_gives_it_back(name):
+def test_use_backend_prefers_a_backend_within_its_block(name):
     with use_backend(name):
         assert preferred() == name
         with use_backend("reference"):
@@ -103,14 +103,14 @@ def test_a_block_prefers_a_backend_and_gives_it_back(name):
     assert preferred() == "auto"
 
 
-def test_a_block_that_fails_gives_the_choice_back():
+def test_use_backend_restores_the_preference_after_an_error():
     with pytest.raises(KeyError), use_backend("reference"):
         raise KeyError
     assert preferred() == "auto"
 
 
 @pytest.mark.parametrize("value, expected", [("reference", "reference"), ("", "auto"), ("auto", "auto")])
-def test_the_environment_chooses_where_no_block_does(value, expected):
+def test_the_environment_chooses_outside_use_backend(value, expected):
     program = """
 from resshift_fast import backends
 print(backends.preferred(), end=" ")
@@ -121,7 +121,7 @@ print(backends.preferred())
     assert run(program, **{VARIABLE: value}) == f"{expected} reference {expected}"
 
 
-def test_a_bad_choice_in_the_environment_is_told_at_the_first_use():
+def test_a_bad_choice_in_the_environment_fails_at_its_first_use():
     program = "from resshift_fast import backends; print('imported', end=' ', flush=True); backends.preferred()"
     assert run(program, **{VARIABLE: "tpu"}) == "imported"
     program = "from resshift_fast import backends; backends.preferred()"
@@ -129,7 +129,7 @@ def test_a_bad_choice_in_the_environment_is_told_at_the_first_use():
     assert run(program, **{VARIABLE: "tpu"}) == expected
 
 
-def test_a_bad_choice_in_the_environment_stops_the_building_of_a_pipeline(monkeypatch):
+def test_a_bad_choice_in_the_environment_fails_when_a_pipeline_is_built(monkeypatch):
     monkeypatch.setattr(dispatch, "_preferred", "cuda")
     monkeypatch.setattr(native, "missing", lambda name: f"{name} was not built: no nvcc")
     with pytest.raises(ValueError, match="backend 'cuda' cuda was not built: no nvcc"):
@@ -199,7 +199,7 @@ def test_an_older_interpreter_needs_an_older_numpy(triton, numpy, works, monkeyp
             check("triton")
 
 
-def test_the_interpreter_is_tried_where_versions_are_unknown(monkeypatch):
+def test_unknown_versions_are_assumed_to_work_in_the_interpreter(monkeypatch):
     def unknown(package):
         raise PackageNotFoundError(package)
 
@@ -207,7 +207,7 @@ def test_the_interpreter_is_tried_where_versions_are_unknown(monkeypatch):
     assert descriptions.interpreter_fault() is None
 
 
-def test_the_order_of_choice_depends_on_the_device(monkeypatch):
+def test_the_default_order_depends_on_the_device(monkeypatch):
     monkeypatch.setattr(descriptions, "has_triton", lambda: True)
     every = {"cpu": None, "triton": None, "cuda": None}
     monkeypatch.setitem(OPERATORS, OPERATOR, replace(OPERATORS[OPERATOR], loaders=every))
@@ -217,7 +217,7 @@ def test_the_order_of_choice_depends_on_the_device(monkeypatch):
     assert dispatch._order(OPERATOR, "cuda") == ("cuda",)
 
 
-def test_auto_takes_the_cpus_kernel_and_the_reference_without_one(kernels):
+def test_auto_runs_the_cpus_kernel_or_else_the_reference(kernels):
     kernels()
     assert ran() == "reference"
     kernels(cpu=1)
@@ -226,7 +226,7 @@ def test_auto_takes_the_cpus_kernel_and_the_reference_without_one(kernels):
     assert ran() == "reference"
 
 
-def test_a_block_changes_what_runs(kernels):
+def test_use_backend_changes_what_runs(kernels):
     kernels(cpu=1)
     with use_backend("reference"):
         assert ran() == "reference"
@@ -254,7 +254,7 @@ def test_an_operator_without_a_kernel_of_the_preferred_backend_runs_the_referenc
         assert ran() == "3"
 
 
-def test_a_call_that_a_backend_does_not_take_goes_to_the_next_and_at_last_to_the_reference(kernels, monkeypatch):
+def test_an_unsupported_call_falls_back_to_the_next_backend_and_then_to_the_reference(kernels, monkeypatch):
     monkeypatch.setitem(registry.ORDER, "cpu", ("cpu", "cuda"))
     kernels(cpu=1, cuda=2)
     assert ran() == "1"
@@ -271,20 +271,20 @@ def test_status_lists_every_operator_with_a_reason(kernels, keep_kernels, monkey
     kernels(cpu=1)
     keep_kernels("swin_mlp", "triton")
     assert [decision.operator for decision in status()] == sorted(ops.__all__)
-    assert told(OPERATOR) == ("cpu", "the first that runs on cpu")
+    assert status_of(OPERATOR) == ("cpu", "the first that runs on cpu")
     gpu = "triton needs a GPU that this build of torch can use; torch.cuda.is_available() is False"
-    assert told("swin_mlp") == ("reference", gpu)
+    assert status_of("swin_mlp") == ("reference", gpu)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert told("swin_mlp") == ("reference", "triton does not take cpu tensors")
+    assert status_of("swin_mlp") == ("reference", "triton does not take cpu tensors")
     with use_backend("triton"):
-        assert told("swin_mlp") == ("triton", "preferred by use_backend")
-        assert told(OPERATOR) == ("reference", "has no kernel in the preferred backend triton")
+        assert status_of("swin_mlp") == ("triton", "preferred by use_backend")
+        assert status_of(OPERATOR) == ("reference", "has no kernel in the preferred backend triton")
     with use_backend("reference"):
         assert {(d.backend, d.reason) for d in status()} == {("reference", "preferred by use_backend")}
         monkeypatch.setenv(VARIABLE, "reference")
-        assert told(OPERATOR) == ("reference", f"preferred by {VARIABLE}")
+        assert status_of(OPERATOR) == ("reference", f"preferred by {VARIABLE}")
     kernels()
-    assert told(OPERATOR) == ("reference", "PyTorch's own kernel; no other is built")
+    assert status_of(OPERATOR) == ("reference", "PyTorch's own kernel; no other is built")
 
 
 def test_status_says_why_a_better_backend_does_not_run(kernels, monkeypatch):
@@ -292,7 +292,7 @@ def test_status_says_why_a_better_backend_does_not_run(kernels, monkeypatch):
     monkeypatch.setattr(registry, "unavailable", reasons.get)
     monkeypatch.setattr(descriptions, "has_triton", lambda: True)
     kernels(cuda=1, triton=2)
-    assert told(OPERATOR, "cuda") == ("triton", "the first that runs on cuda; cuda was not built: nvcc is missing")
+    assert status_of(OPERATOR, "cuda") == ("triton", "the first that runs on cuda; cuda was not built: nvcc is missing")
 
 
 def test_status_says_which_backend_failed_its_verification_and_for_which_dtypes(kernels, monkeypatch):
@@ -305,7 +305,7 @@ def test_status_says_which_backend_failed_its_verification_and_for_which_dtypes(
     assert bad.reason == f"cpu off: verification failed: {verdicts[torch.float16]}"
 
 
-def told(operator: str, device: str = "cpu") -> tuple[str, str]:
+def status_of(operator: str, device: str = "cpu") -> tuple[str, str]:
     """(backend, reason) that `status` gives for an operator, the same for all its dtypes."""
     (found,) = (decision for decision in status(device) if decision.operator == operator)
     assert not found.dtypes
@@ -321,12 +321,12 @@ def test_the_chosen_backend_is_the_one_that_runs(kernels):
         assert backends.chosen(OPERATOR, *ARGS) == "reference"
 
 
-def test_traced_code_calls_the_operator_where_a_kernel_is_or_it_stays_opaque(kernels, keep_kernels, monkeypatch):
+def test_traced_code_calls_an_operator_that_has_a_kernel_or_is_opaque(kernels, keep_kernels, monkeypatch):
     kernels(cpu=1)
     for name in ("group_norm", "window_attention"):
         keep_kernels(name)
     assert fused(OPERATOR, CPU) and not fused(OPERATOR, torch.device("cuda")) and not fused("group_norm", CPU)
-    assert not fused("window_attention", CPU, opaque=True)  # eagerly the reference decides by sizes as it likes
+    assert not fused("window_attention", CPU, opaque=True)  # eager code calls the reference directly
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert fused("window_attention", CPU, opaque=True) and not fused("group_norm", CPU)
     with use_backend("reference"):
@@ -343,8 +343,8 @@ def test_an_operator_returns_its_inputs_dtype_under_autocast(cpu, kernels):
     assert y.equal(torch.ops.resshift_fast.conv2d(*ARGS))
 
 
-def test_a_kernel_runs_with_its_tensors_device_as_the_current_one(monkeypatch):
-    """Launchers start kernels on the current device, which a tensor's need not be."""
+def test_a_kernel_runs_with_its_tensors_device_as_the_current_device(monkeypatch):
+    """A launcher starts its kernel on the current device, which may differ from the tensors' device."""
     current, during = [0], []
 
     @contextmanager
@@ -368,7 +368,7 @@ def test_a_kernel_runs_with_its_tensors_device_as_the_current_one(monkeypatch):
         assert (during.pop(), current[0]) == (0, before)
 
 
-def test_operators_run_the_same_under_either_choice():
+def test_auto_and_reference_give_equal_results():
     x, weight, bias = torch.randn(1, 32, 4, 4), torch.rand(32), torch.rand(32)
     results = []
     for name in ("auto", "reference"):
@@ -377,7 +377,7 @@ def test_operators_run_the_same_under_either_choice():
     torch.testing.assert_close(*results)
 
 
-def test_triton_is_imported_only_where_it_runs():
+def test_triton_is_not_imported_unless_it_runs():
     program = """
 import sys, torch
 from resshift_fast import backends, ops

@@ -1,4 +1,4 @@
-"""The compiled libraries: why one is not there, and that C++ refuses by itself what would leave a tensor's memory."""
+"""The compiled libraries: why one is missing, and that C++ itself refuses arguments that lead out of bounds."""
 
 import json
 
@@ -9,8 +9,8 @@ from resshift_fast.backends import native
 
 
 @pytest.fixture
-def elsewhere(tmp_path, monkeypatch):
-    """A folder in which the libraries are looked for."""
+def folder(tmp_path, monkeypatch):
+    """An empty folder in which the libraries are searched."""
     monkeypatch.setattr(native, "FOLDER", tmp_path)
     monkeypatch.delenv("RESSHIFT_FAST_CPU_LIBRARY", raising=False)
     native.missing.cache_clear()
@@ -19,32 +19,32 @@ def elsewhere(tmp_path, monkeypatch):
     native.missing.cache_clear()
 
 
-def test_a_library_that_was_not_built_has_the_reason_from_its_build(elsewhere):
-    (elsewhere / "native.json").write_text(json.dumps({"cpu": "no C++ compiler was found"}))
+def test_a_library_that_was_not_built_has_the_reason_from_its_build(folder):
+    (folder / "native.json").write_text(json.dumps({"cpu": "no C++ compiler was found"}))
     assert native.missing("cpu") == "was not built: no C++ compiler was found"
 
 
-def test_a_copy_that_was_not_built_says_so(elsewhere):
+def test_a_checkout_that_was_not_built_says_so(folder):
     assert native.missing("cpu") == "was not built: this copy was not installed with pip"
 
 
-def test_a_broken_file_is_a_reason_and_no_crash(elsewhere):
-    (elsewhere / "_cpu.abi3.so").write_bytes(b"no library")
+def test_a_broken_library_gives_a_reason_and_no_crash(folder):
+    (folder / "_cpu.abi3.so").write_bytes(b"no library")
     assert native.missing("cpu").startswith("could not be loaded: ")
 
 
-def test_another_file_can_be_named(elsewhere, monkeypatch):
-    monkeypatch.setenv("RESSHIFT_FAST_CPU_LIBRARY", str(elsewhere / "none.so"))
-    assert native.path("cpu") == elsewhere / "none.so" and native.path("cuda").parent == elsewhere
+def test_the_environment_names_another_file(folder, monkeypatch):
+    monkeypatch.setenv("RESSHIFT_FAST_CPU_LIBRARY", str(folder / "none.so"))
+    assert native.path("cpu") == folder / "none.so" and native.path("cuda").parent == folder
 
 
-def test_cuda_is_not_loaded_into_a_torch_without_it(elsewhere, monkeypatch):
+def test_cuda_is_not_loaded_into_a_torch_without_it(folder, monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
-    (elsewhere / "_cuda.abi3.so").write_bytes(b"never read")
+    (folder / "_cuda.abi3.so").write_bytes(b"never read")
     assert native.missing("cuda").startswith("needs a build of torch for CUDA; this is ")
 
 
-def test_an_operator_that_a_library_lacks(elsewhere):
+def test_an_operator_that_a_library_lacks(folder):
     with pytest.raises(AttributeError):
         native.operator("cpu", "no_such_operator")
 
@@ -105,7 +105,7 @@ def posterior_step(**changes):
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
-def test_posterior_step_checks_for_itself(cpu, changes, message):
+def test_posterior_step_checks_its_arguments(cpu, changes, message):
     with pytest.raises(RuntimeError, match=message):
         posterior_step(**changes)
 
@@ -122,7 +122,7 @@ def test_posterior_step_checks_for_itself(cpu, changes, message):
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
-def test_q_sample_checks_for_itself(cpu, changes, message):
+def test_q_sample_checks_its_arguments(cpu, changes, message):
     arguments = {"x0": X, "y": X, "t": torch.tensor([0, 3]), "table": torch.rand(4, 8), "noise": X}
     with pytest.raises(RuntimeError, match=message):
         cpu.q_sample(**{**arguments, **changes})
@@ -133,7 +133,7 @@ def test_a_step_outside_the_table_gives_nan(cpu):
     assert result.isnan().all()
 
 
-def test_threads_share_the_pixels_and_change_nothing(cpu):
+def test_the_number_of_threads_changes_no_bit(cpu):
     x = torch.randn(2, 3, 96, 64)
     before = torch.get_num_threads()
     results = []
@@ -147,9 +147,9 @@ def test_threads_share_the_pixels_and_change_nothing(cpu):
         assert torch.equal(one, several)
 
 
-def test_a_tile_has_the_noise_of_its_place_bit_for_bit(cpu):
-    nothing, seed = torch.zeros(1, 5, 40, 48), torch.tensor([2**40 + 3])
-    whole, _ = cpu.prior_sample(nothing, ROW, seed, None, None, None, torch.float32)
+def test_a_tiles_noise_equals_that_part_of_the_whole_bitwise(cpu):
+    zeros, seed = torch.zeros(1, 5, 40, 48), torch.tensor([2**40 + 3])
+    whole, _ = cpu.prior_sample(zeros, ROW, seed, None, None, None, torch.float32)
     origin = torch.tensor([[7, 11]])
-    tile, _ = cpu.prior_sample(nothing[:, :, 7:29, 11:42], ROW, seed, origin, None, None, torch.float32)
+    tile, _ = cpu.prior_sample(zeros[:, :, 7:29, 11:42], ROW, seed, origin, None, None, torch.float32)
     assert torch.equal(tile, whole[:, :, 7:29, 11:42]) and whole.std() > 0

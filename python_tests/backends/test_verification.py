@@ -1,4 +1,4 @@
-"""Before its first use a backend is compared with plain PyTorch; a wrong one is left off, and results stay right."""
+"""A backend is compared with plain PyTorch before its first use; a wrong one is disabled, so results stay correct."""
 
 import warnings
 from dataclasses import replace
@@ -19,11 +19,11 @@ CPU = torch.device("cpu")
 OPERATOR = "conv2d"
 X, WEIGHT, BIAS = torch.randn(2, 3, 5, 7), torch.randn(4, 3, 3, 3), torch.randn(4)
 EXPECTED = reference(X, WEIGHT, BIAS, 1)
-NOTHING = (None, 0, None, None, 1e-5, None, None, None)  # the registered operator's arguments after the padding
+DEFAULTS = (None, 0, None, None, 1e-5, None, None, None)  # of the registered operator's arguments after the padding
 
 
 class Backend:
-    """A kernel for conv2d on the CPU that counts its calls; `change` spoils a right result."""
+    """A kernel for conv2d on the CPU that counts its calls; `change` is applied to the correct result."""
 
     def __init__(self, change=lambda y: y):
         self.calls, self.change = 0, change
@@ -41,7 +41,7 @@ class Backend:
 
 
 def install(function) -> None:
-    """Make `function` the CPU backend's kernel of the operator."""
+    """Make `function` the CPU backend's kernel of conv2d."""
     operator = OPERATORS[OPERATOR]
     backends.add(replace(operator, loaders={**operator.loaders, "cpu": lambda: Kernel(function)}))
 
@@ -51,7 +51,7 @@ def call() -> torch.Tensor:
 
 
 def new_process() -> None:
-    """Forget what a process remembers of verdicts."""
+    """Clear the verdicts cached in memory, as in a new process."""
     verification._verdicts.clear()
     verification._environment.cache_clear()
     dispatch._forget()
@@ -76,7 +76,7 @@ def own_verdicts(tmp_path, monkeypatch):
     verification._verdicts.update(remembered)
 
 
-def test_a_kernel_that_is_wrong_when_it_is_started_again_is_off():
+def test_a_kernel_that_is_wrong_at_its_second_run_is_disabled():
     calls = []
 
     def change(y):
@@ -106,7 +106,7 @@ WRONG = {
 }
 
 
-def test_a_right_backend_is_verified_once_and_used(recwarn):
+def test_a_correct_backend_is_verified_once_and_used(recwarn):
     backend = Backend()
     install(backend)
     assert call().equal(EXPECTED)
@@ -118,7 +118,7 @@ def test_a_right_backend_is_verified_once_and_used(recwarn):
 
 
 @pytest.mark.parametrize("change, message", WRONG.values(), ids=WRONG)
-def test_a_wrong_backend_is_off_with_one_warning(change, message):
+def test_a_wrong_backend_is_disabled_with_one_warning(change, message):
     backend = Backend(change)
     install(backend)
     start = r"the cpu backend of conv2d is off for torch\.float32 on cpu: "
@@ -130,7 +130,7 @@ def test_a_wrong_backend_is_off_with_one_warning(change, message):
     assert backend.calls == calls
 
 
-def test_a_backend_that_cannot_be_loaded_is_off():
+def test_a_backend_that_cannot_be_loaded_is_disabled():
     def load():
         raise ImportError("no compiled part")
 
@@ -140,7 +140,7 @@ def test_a_backend_that_cannot_be_loaded_is_off():
         assert call().equal(EXPECTED)
 
 
-def test_a_dtype_is_verified_for_itself():
+def test_each_dtype_is_verified_separately():
     backend = Backend(lambda y: y * 1.01 if y.dtype == torch.float32 else y)
     install(backend)
     with pytest.warns(RuntimeWarning) as caught:
@@ -152,45 +152,45 @@ def test_a_dtype_is_verified_for_itself():
     assert backend.calls == before + 1
 
 
-def test_rounding_to_16_bits_is_no_error():
+def test_an_error_of_16_bit_rounding_passes():
     install(Backend(lambda y: y * (1 + 2**-9) if y.dtype == torch.bfloat16 else y))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ops.conv2d(X.bfloat16(), WEIGHT.bfloat16())
 
 
-def test_a_verdict_is_told_without_running_anything(tmp_path, monkeypatch):
+def test_verdict_runs_nothing(tmp_path, monkeypatch):
     backend = Backend(lambda y: y * 1.01)
     install(backend)
-    asked = (OPERATORS[OPERATOR], "cpu", CPU, torch.float32)
-    assert verification.verdict(*asked) == "" and not backend.calls
+    key = (OPERATORS[OPERATOR], "cpu", CPU, torch.float32)
+    assert verification.verdict(*key) == "" and not backend.calls
     assert not (tmp_path / "verdicts").exists()
     with pytest.warns(RuntimeWarning):
         call()
     for forget in (lambda: None, new_process):
         forget()
         calls = backend.calls
-        assert verification.verdict(*asked) == "output 0 has relative error 1.0e-02, allowed 1.0e-05"
+        assert verification.verdict(*key) == "output 0 has relative error 1.0e-02, allowed 1.0e-05"
         assert backend.calls == calls
     file = verdict_file(tmp_path)
     file.write_text(f"{RUNNING} 1")
-    assert verification.verdict(*asked) == ""
+    assert verification.verdict(*key) == ""
     file.write_text(f"{RUNNING} 2")
-    said = f"its verification ended 2 processes; remove {file} to try again before a day has passed"
-    assert verification.verdict(*asked) == said
+    reason = f"its verification ended 2 processes; remove {file} to try again before a day has passed"
+    assert verification.verdict(*key) == reason
     monkeypatch.setenv(verification.VARIABLE, "0")
-    assert verification.verdict(*asked) == "passed"
+    assert verification.verdict(*key) == "passed"
 
 
 def test_a_later_process_reads_the_verdict(tmp_path):
-    right, wrong = Backend(), Backend(lambda y: y * 1.01)
-    install(right)
+    correct, wrong = Backend(), Backend(lambda y: y * 1.01)
+    install(correct)
     call()
     assert verdict_file(tmp_path).read_text() == "passed"
     new_process()
-    before = right.calls
+    before = correct.calls
     call()
-    assert right.calls == before + 1
+    assert correct.calls == before + 1
     verdict_file(tmp_path).unlink()
     install(wrong)
     new_process()
@@ -204,7 +204,7 @@ def test_a_later_process_reads_the_verdict(tmp_path):
 
 
 @pytest.mark.parametrize("changed", ["torch", "kernels", "library", "processor"])
-def test_another_environment_is_verified_anew(changed, tmp_path, monkeypatch):
+def test_another_environment_is_verified_again(changed, tmp_path, monkeypatch):
     backend = Backend()
     install(backend)
     call()
@@ -227,7 +227,7 @@ def test_another_environment_is_verified_anew(changed, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, torch.OutOfMemoryError])
-def test_what_says_nothing_of_the_kernel_leaves_no_verdict(error, tmp_path):
+def test_an_error_that_is_not_the_kernels_leaves_no_verdict(error, tmp_path):
     def interrupted(_):
         raise error
 
@@ -268,15 +268,15 @@ def test_nothing_is_verified_during_capture(monkeypatch):
         capture.setattr(verification, "forbidden", lambda: True)
         assert call().equal(EXPECTED)
         assert backend.calls == 0
-    assert backend.used  # that it was not used is not remembered
+    assert backend.used  # the fallback was not cached
     new_process()
     monkeypatch.setattr(verification, "forbidden", lambda: True)
     before = backend.calls
     call()
-    assert backend.calls == before + 1  # by the stored verdict
+    assert backend.calls == before + 1  # allowed by the stored verdict
 
 
-def test_a_stored_failure_counts_during_capture(monkeypatch, recwarn):
+def test_a_stored_failure_applies_during_capture(monkeypatch, recwarn):
     backend = Backend(lambda y: y * 1.01)
     install(backend)
     with pytest.warns(RuntimeWarning):
@@ -313,7 +313,7 @@ def test_a_pipeline_verifies_before_its_first_image(fault, tmp_path):
     assert backend.calls == calls
 
 
-def test_a_later_pipeline_reads_its_verdicts_and_launches_nothing(tmp_path):
+def test_a_later_pipeline_reads_stored_verdicts_and_launches_nothing(tmp_path):
     backend = Backend()
     install(backend)
     pipeline()
@@ -328,7 +328,7 @@ def test_a_later_pipeline_reads_its_verdicts_and_launches_nothing(tmp_path):
     assert backend.calls == 2 * calls
 
 
-def test_a_pipeline_trusts_where_verification_is_off(tmp_path, monkeypatch):
+def test_a_pipeline_verifies_nothing_if_verification_is_off(tmp_path, monkeypatch):
     monkeypatch.setenv("RESSHIFT_FAST_VERIFY", "0")
     backend = Backend()
     install(backend)
@@ -337,23 +337,23 @@ def test_a_pipeline_trusts_where_verification_is_off(tmp_path, monkeypatch):
     assert not (tmp_path / "verdicts").exists()
 
 
-def test_a_pipeline_without_kernels_asks_for_no_verdict(monkeypatch):
+def test_a_pipeline_without_kernels_verifies_nothing(monkeypatch):
     monkeypatch.setattr(native, "missing", lambda name: "was not built")
     dispatch._forget()
-    monkeypatch.setattr(verification, "passes", lambda *_: pytest.fail("a verdict was asked for"))
+    monkeypatch.setattr(verification, "passes", lambda *_: pytest.fail("a backend was verified"))
     backends.verify(CPU, torch.float32)
     pipeline()
 
 
-def test_verified_are_the_operators_of_inference_in_the_models_dtype(monkeypatch):
-    asked = []
-    monkeypatch.setattr(verification, "passes", lambda operator, *key: asked.append((operator.name, *key)))
+def test_the_operators_of_inference_are_verified_in_the_models_dtype(monkeypatch):
+    verified = []
+    monkeypatch.setattr(verification, "passes", lambda operator, *key: verified.append((operator.name, *key)))
     for operator in OPERATORS.values():
         monkeypatch.setitem(OPERATORS, operator.name, replace(operator, loaders={"cpu": lambda: None}))
     dispatch._forget()
     backends.verify(CPU, torch.bfloat16)
-    dtypes = {name: dtype for name, backend, device, dtype in asked if (backend, device) == ("cpu", CPU)}
-    assert len(dtypes) == len(asked)
+    dtypes = {name: dtype for name, backend, device, dtype in verified if (backend, device) == ("cpu", CPU)}
+    assert len(dtypes) == len(verified)
     assert set(dtypes) == set(ops.__all__) - {"q_sample"}
     latents = {"posterior_step", "prior_sample"}
     assert {name for name, dtype in dtypes.items() if dtype == torch.float32} == latents
@@ -382,7 +382,7 @@ def test_nothing_is_verified_on_fake_tensors(tmp_path):
     with FakeTensorMode():
         backends.verify(CPU, torch.float32)
         backends.verify(torch.device("cuda"), torch.float32)
-        torch.ops.resshift_fast.conv2d(torch.empty(2, 3, 5, 7), torch.empty(4, 3, 3, 3), None, 1, *NOTHING)
+        torch.ops.resshift_fast.conv2d(torch.empty(2, 3, 5, 7), torch.empty(4, 3, 3, 3), None, 1, *DEFAULTS)
     assert backend.calls == 0
     assert not list((tmp_path / "verdicts").rglob(f"{OPERATOR}-*"))
     assert backend.used
@@ -405,10 +405,10 @@ def test_nothing_is_verified_while_a_program_is_traced(compiler, monkeypatch):
     assert compiled(X, WEIGHT, BIAS).equal(EXPECTED)
     torch._dynamo.reset()
     assert seen == [0]
-    assert backend.used  # verified in the compiled program's first run
+    assert backend.used  # verified when the compiled program first runs
 
 
-def test_of_two_threads_one_verifies_and_warns(recwarn):
+def test_only_one_of_several_threads_verifies_and_warns(recwarn):
     backend = Backend(lambda y: y * 1.01)
     install(backend)
     warnings.simplefilter("always")
@@ -417,13 +417,13 @@ def test_of_two_threads_one_verifies_and_warns(recwarn):
         thread.start()
     for thread in threads:
         thread.join()
-    assert backend.calls == 2  # the first example shows it
+    assert backend.calls == 2  # one example, run twice, shows the fault
     assert len(recwarn.list) == 1
 
 
 @pytest.mark.parametrize("name", sorted(OPERATORS))
 def test_plain_pytorch_itself_passes(name):
-    """Every operator's examples suit the comparison: its own plain path, as a backend, is found right."""
+    """Every operator's examples suit the comparison: its own plain path passes as a backend."""
     operator = OPERATORS[name]
     operator = replace(operator, loaders={"cpu": partial(Kernel, operator.plain)})
     for dtype in (torch.float32, torch.float16, torch.bfloat16):

@@ -1,4 +1,4 @@
-"""The mark of a verification that is not over: it outlives its process, and then decides who tries again."""
+"""The mark of an unfinished verification: it outlives its process and decides whether a later one tries again."""
 
 import multiprocessing
 import os
@@ -12,19 +12,19 @@ from verified_process import call_conv2d
 from resshift_fast.backends import verification
 from resshift_fast.backends.verification import ATTEMPTS, PASSED, RETRY_AFTER, RUNNING
 
-# Processes fork from one that has imported everything, which takes seconds, and run nothing before.
+# Processes fork from a server that has imported the package, which takes seconds, but has called no operator.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["resshift_fast.ops"])
 
 
 @pytest.fixture(autouse=True)
-def no_choice_of_a_backend(monkeypatch):
-    """In the environment, from which the first process takes it when it imports the package."""
+def no_preference(monkeypatch):
+    """Unset the environment's choice of a backend, which the fork server would inherit."""
     monkeypatch.delenv("RESSHIFT_FAST_BACKEND", raising=False)
 
 
 def start(how: str, tmp_path) -> BaseProcess:
-    """A process that calls conv2d with a backend that writes one letter a run into a file."""
+    """A process that calls conv2d with a backend that appends one letter per run to a file."""
     process = FORKS.Process(target=call_conv2d, args=(how, tmp_path))
     process.start()
     return process
@@ -51,7 +51,7 @@ def make_old(file) -> None:
 
 
 @pytest.mark.slow
-def test_a_kernel_that_ends_every_process_is_off_after_some_and_tried_again_a_day_later(tmp_path):
+def test_a_kernel_that_ends_processes_is_disabled_and_tried_again_a_day_later(tmp_path):
     for attempt in range(1, ATTEMPTS + 1):
         assert end(start("dies", tmp_path), tmp_path)[0] == 3
         assert mark(tmp_path).read_text() == f"{RUNNING} {attempt}"
@@ -67,7 +67,7 @@ def test_a_kernel_that_ends_every_process_is_off_after_some_and_tried_again_a_da
     assert end(start("right", tmp_path), tmp_path) == (0, "")
 
 
-def test_a_process_that_was_killed_leaves_a_mark_that_heals(tmp_path):
+def test_a_mark_of_a_killed_process_is_replaced_by_the_next_verdict(tmp_path):
     process = start("hangs", tmp_path)
     deadline = time.monotonic() + 60
     while not runs(tmp_path) and time.monotonic() < deadline:
@@ -79,7 +79,7 @@ def test_a_process_that_was_killed_leaves_a_mark_that_heals(tmp_path):
     assert mark(tmp_path).read_text() == PASSED
 
 
-def test_of_two_processes_one_waits_for_the_others_verdict(tmp_path):
+def test_one_of_two_processes_waits_for_the_verdict_of_the_other(tmp_path):
     both = [start("slow", tmp_path) for _ in range(2)]
     assert [end(process, tmp_path) for process in both] == [(0, "")] * 2
     examples = runs(tmp_path) - 2  # each process also makes its own call
@@ -92,12 +92,12 @@ def test_of_two_processes_one_waits_for_the_others_verdict(tmp_path):
     "stored, attempts",
     [("", 0), (PASSED, 0), ("running late: no", 1), (RUNNING, 1), (f"{RUNNING} 1", 1), (f"{RUNNING} 12", 12)],
 )
-def test_attempts_are_counted(stored, attempts):
+def test_attempts_are_parsed(stored, attempts):
     assert verification._attempts(stored) == attempts
 
 
 @pytest.mark.parametrize("shift, settled", [(-RETRY_AFTER - 9, False), (0, True), (RETRY_AFTER + 9, False)])
-def test_a_mark_is_as_old_as_its_file_whatever_the_clock_did(shift, settled, tmp_path):
+def test_a_mark_expires_by_the_age_of_its_file_even_if_it_is_in_the_future(shift, settled, tmp_path):
     path = tmp_path / "mark"
     path.write_text(f"{RUNNING} {ATTEMPTS}")
     os.utime(path, (time.time() + shift,) * 2)
