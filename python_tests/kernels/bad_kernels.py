@@ -1,4 +1,4 @@
-"""Kernels with one fault each, and a sound one, on which `scripts/kernel_budgets.py` is tested."""
+"""Kernels with one fault each, and correct ones, on which `scripts/kernel_budgets.py` is tested."""
 
 import torch
 import triton
@@ -67,7 +67,7 @@ def spilling_kernel(
     n,
     BLOCK: tl.constexpr,
 ):
-    # 256 values a thread live through a maximum over all of them.
+    # Each thread keeps 256 values in registers until the maximum is known, which is too many.
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     m_x = offsets < n
     b_x = tl.load(p_x + offsets, mask=m_x, other=0.0).to(tl.float32)
@@ -102,7 +102,7 @@ def greedy_kernel(
     p_y,  # [SIDE, SIDE]
     SIDE: tl.constexpr,
 ):
-    # A transposition that goes through 128 KB of shared memory.
+    # A transpose through 128 KiB of shared memory.
     rows, columns = tl.arange(0, SIDE)[:, None], tl.arange(0, SIDE)[None, :]
     tl.store(p_y + columns * SIDE + rows, tl.load(p_x + rows * SIDE + columns))
 
@@ -140,7 +140,7 @@ greedy = _square(greedy_kernel, 256, num_warps=32)
 
 
 def broken(x: torch.Tensor) -> None:
-    """Start a kernel that does not compile."""
+    """Launch a kernel that does not compile."""
     Start(broken_kernel, (1,), x.numel())(x)
 
 
@@ -161,4 +161,4 @@ LAUNCH_CASES = (
     _launch_case("greedy", torch.float32),
     _launch_case("broken", torch.float32),
 )
-EXEMPTIONS = (Exemption("late_extension_kernel *", "address", "shows that an exemption exempts"),)
+EXEMPTIONS = (Exemption("late_extension_kernel *", "address", "shows that an exempted finding is not reported"),)

@@ -1,4 +1,4 @@
-"""Kernels run on the GPU where there is one, else in Triton's interpreter (the upper conftest.py turns it on)."""
+"""Kernels run on the GPU if there is one, else in Triton's interpreter, which the parent conftest.py selects."""
 
 import pytest
 import torch
@@ -12,13 +12,13 @@ except ImportError:
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
-    """Where kernels run here."""
+    """The device on which kernels run."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.fixture(autouse=True)
 def new_plans():
-    """Tests change constants that plans are made of."""
+    """Discard cached plans: tests change the constants from which plans are made."""
     from resshift_fast.kernels import tuning
 
     tuning.renew()

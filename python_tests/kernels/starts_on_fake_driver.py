@@ -1,6 +1,6 @@
-"""What kernels are started with on a fake GPU, planned and by Triton's own way; prints it as JSON for test_launch.py.
+"""Prints as JSON what kernels are launched with on a fake GPU, by a `Start` and by Triton, for test_launch.py.
 
-A process of its own, because Triton's interpreter, where the other tests use it, takes the compiler's place for good.
+It is a separate process, because the interpreter that the other tests use replaces Triton's compiler in its process.
 """
 
 import json
@@ -21,11 +21,11 @@ from resshift_fast import backends, ops  # noqa: F401  registers the operators
 from resshift_fast.kernels import residual_shift
 from resshift_fast.kernels.launch import Launch, Start, record
 
-PAST_INT32 = 2**31 + 16
+BEYOND_INT32 = 2**31 + 16
 
 
-def told(args: tuple) -> list:
-    """What the launcher was told, tensors by their addresses; no hook and an empty chain of hooks are the same."""
+def launch_args(args: tuple) -> list:
+    """The launcher's arguments, tensors by their addresses; no hook and an empty chain of hooks count as equal."""
     values = [x.data_ptr() if isinstance(x, Tensor) else x for x in args]
     _metadata, enter, leave = values[6:9]
     unhooked = not getattr(enter, "calls", None) and not getattr(leave, "calls", None)
@@ -34,27 +34,27 @@ def told(args: tuple) -> list:
 
 def by_triton(gpu: FakeGpu, launch: Launch) -> list:
     launch.kernel[launch.grid](*launch.arguments, **launch.options, **launch.constants)
-    return told(gpu.starts[-1])
+    return launch_args(gpu.starts[-1])
 
 
 def start_of(launch: Launch) -> tuple[Start, tuple]:
-    """The launch as a planned one, and its tensors."""
-    most = sum(name.startswith("p_") for name in launch.kernel.arg_names)
+    """A `Start` of the launch, and its tensors."""
+    n_tensors = sum(name.startswith("p_") for name in launch.kernel.arg_names)
     options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
-    start = Start(launch.kernel, launch.grid, *launch.arguments[most:], **options, **launch.constants)
-    return start, launch.arguments[:most]
+    start = Start(launch.kernel, launch.grid, *launch.arguments[n_tensors:], **options, **launch.constants)
+    return start, launch.arguments[:n_tensors]
 
 
 def planned(gpu: FakeGpu, start: Start, tensors: tuple) -> tuple[list, bool]:
-    """What the launcher is told by the second of two starts, and whether Triton's own way was taken for it."""
+    """The launcher's arguments in the second of two starts, and whether that start went through Triton's lookup."""
     start(*tensors)
     with mock.patch.object(JITFunction, "run", autospec=True, side_effect=JITFunction.run) as run:
         start(*tensors)
-    return told(gpu.starts[-1]), run.called
+    return launch_args(gpu.starts[-1]), run.called
 
 
 def unaligned(x: Tensor) -> Tensor:
-    """x one element further on in memory."""
+    """An uninitialized tensor like x whose address is not a multiple of 16."""
     return torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view(x.shape)
 
 
@@ -63,12 +63,12 @@ def replaced(values: tuple, index: int, value: Any) -> tuple:
 
 
 def variants(launch: Launch) -> dict[str, Launch]:
-    """The launch, and others that Triton may compile another kernel for."""
+    """The launch, and others for which Triton may compile a different kernel."""
     arguments = launch.arguments
-    found = {"as it is": arguments}
-    numbers = [i for i, x in enumerate(arguments) if isinstance(x, int)]
-    for name, value in (("one", 1), ("a multiple of 16", 48), ("odd", 47), ("past 32 bits", PAST_INT32)):
-        found |= {f"argument {i} is {name}": replaced(arguments, i, value) for i in numbers}
+    found = {"unchanged": arguments}
+    integers = [i for i, x in enumerate(arguments) if isinstance(x, int)]
+    for name, value in (("one", 1), ("a multiple of 16", 48), ("odd", 47), ("beyond 32 bits", BEYOND_INT32)):
+        found |= {f"argument {i} is {name}": replaced(arguments, i, value) for i in integers}
     tensors = [i for i, x in enumerate(arguments) if isinstance(x, Tensor)]
     for i in tensors:
         x = arguments[i]
@@ -83,7 +83,7 @@ def variants(launch: Launch) -> dict[str, Launch]:
 
 
 def launches() -> dict[str, Launch]:
-    """The first launch of every kernel that the operators' examples start."""
+    """One launch of every kernel that the operators' examples launch, per dtype."""
     found: dict[str, Launch] = {}
     for name, operator in backends.OPERATORS.items():
         if "triton" not in operator.loaders:
@@ -99,9 +99,9 @@ def launches() -> dict[str, Launch]:
 
 
 def every_kernel(gpu: FakeGpu) -> dict[str, list]:
-    """[as planned, by Triton, whether the planned one took Triton's way] of each kernel and variant.
+    """[whether the `Start` went through Triton, its arguments, Triton's arguments] of each kernel and variant.
 
-    Variants of the tensors are starts of one `Start`.
+    Variants that differ only in tensors share one `Start`.
     """
     found = {}
     for kernel, launch in launches().items():
@@ -119,7 +119,7 @@ def q_sample(batch: int = 2, height: int = 4, width: int = 4, dtype: torch.dtype
 
 
 def whole_calls(gpu: FakeGpu) -> dict[str, list]:
-    """Functions, grids and numbers of calls of a launcher, one after the other, planned and by Triton."""
+    """[by a `Start`, by Triton]: grid, kernel and scalars of several calls of one launcher, made in turn."""
     cases = {
         "16 pixels": q_sample(),
         "one pixel": q_sample(height=1, width=1),
@@ -147,54 +147,54 @@ def whole_calls(gpu: FakeGpu) -> dict[str, list]:
 
 
 def without_addresses(gpu: FakeGpu) -> list:
-    values = told(gpu.starts[-1])
+    values = launch_args(gpu.starts[-1])
     return values[:6] + values[12:]
 
 
-def takes_tritons_way(gpu: FakeGpu) -> dict[str, bool]:
-    """Whether a start that was made before takes Triton's own way, by what is set."""
+def goes_through_triton(gpu: FakeGpu) -> dict[str, bool]:
+    """Whether a start that has been launched before goes through Triton, by what was changed."""
     with record() as recorded:
         residual_shift.q_sample(*q_sample())
     start, tensors = start_of(recorded[0])
     kernel, runtime = start.kernel, knobs.runtime
     calls: list[Any] = []
 
-    def way(name: str) -> None:
+    def try_start(name: str) -> None:
         found[name] = planned(gpu, start, tensors)[1]
 
     def hook(*args: Any, **kwargs: Any) -> None:
         calls.append(args)
 
     found: dict[str, bool] = {}
-    way("nothing")
+    try_start("nothing")
     kernel.pre_run_hooks.append(hook)
-    way("a hook before runs")
+    try_start("a hook before runs")
     found["the hook before runs was called"] = bool(calls)
     kernel.pre_run_hooks.clear()
     for chain in (runtime.launch_enter_hook, runtime.launch_exit_hook):
         chain.add(hook)
-        way(f"a hook {'after' if chain.reversed else 'before'} launches")
+        try_start(f"a hook {'after' if chain.reversed else 'before'} launches")
         chain.remove(hook)
     with runtime.scope():
         runtime.launch_enter_hook = hook
-        way("a hook in place of the chain")
+        try_start("a hook in place of the chain")
     with runtime.scope():
         runtime.debug = True
-        way("a setting of Triton's")
+        try_start("a setting of Triton's")
     gpu.device = 0
-    way("tensors that are not on the device")
+    try_start("tensors that are not on the device")
     gpu.device, gpu.target = -1, GPUTarget("hip", "gfx942", 64)
     start._compiled.clear()
     kernel.device_caches.clear()
-    way("another vendor's GPU")
+    try_start("another vendor's GPU")
     gpu.target = GPUTarget("cuda", 90, 32)
     kernel.device_caches.clear()
-    way("nothing again")
+    try_start("nothing again")
     return found
 
 
 def without_a_default() -> str:
-    """The function of a start where Triton is not to round a·b + c once unless it is asked to."""
+    """The kernel of a start if Triton's default is not to fuse a·b + c."""
     with mock.patch.dict(os.environ, TRITON_DEFAULT_FP_FUSION="0"), active(FakeGpu()) as gpu:
         residual_shift.q_sample_kernel.device_caches.clear()
         residual_shift.q_sample(*q_sample(height=10))
@@ -202,7 +202,7 @@ def without_a_default() -> str:
 
 
 def from_threads(gpu: FakeGpu) -> list[str]:
-    """The distinct functions and grids of one call from eight threads."""
+    """The distinct grids and kernels of one call that eight threads repeat."""
     arguments = q_sample(height=6, width=6)
     before = len(gpu.starts)
 
@@ -215,11 +215,11 @@ def from_threads(gpu: FakeGpu) -> list[str]:
         thread.start()
     for thread in threads:
         thread.join()
-    return sorted({repr(told(args)[:5]) for args in gpu.starts[before:]})
+    return sorted({repr(launch_args(args)[:5]) for args in gpu.starts[before:]})
 
 
 def compiled(gpu: FakeGpu) -> list:
-    """A start of a kernel that was really compiled, planned and by Triton."""
+    """As in `every_kernel`, of one kernel that is compiled and not faked."""
     with record() as recorded:
         residual_shift.q_sample(*q_sample())
     start, tensors = start_of(recorded[0])
@@ -229,7 +229,7 @@ def compiled(gpu: FakeGpu) -> list:
 
 def main() -> None:
     parts: dict[str, Callable[[FakeGpu], Any]] = {
-        part.__name__: part for part in (every_kernel, whole_calls, takes_tritons_way, from_threads)
+        part.__name__: part for part in (every_kernel, whole_calls, goes_through_triton, from_threads)
     }
     with active(FakeGpu()) as gpu:
         found = {name: part(gpu) for name, part in parts.items()}

@@ -1,4 +1,4 @@
-"""The add_concat_group_norm kernels against float64: modes, paths, seams in groups, layouts, dtypes, launches."""
+"""The add_concat_group_norm kernels against float64: modes, paths, groups with channels of both inputs, layouts."""
 
 import pytest
 import torch
@@ -34,8 +34,8 @@ def case_id(case):
     return f"B{batch}-C{first}{f'+{second}' if second else ''}-G{groups}-H{height}-W{width}"
 
 
-def take(path, monkeypatch):
-    """Make small images take the path of large ones."""
+def force_path(path, monkeypatch):
+    """Change the planner's constants so that small images take this path."""
     if path != "registers":
         monkeypatch.setattr(group_norm_tiles, "TILE", 128)
         monkeypatch.setattr(add_concat_group_norm, "TILE", 128)
@@ -49,7 +49,7 @@ def take(path, monkeypatch):
 
 
 def inputs(case, device, dtype=torch.float32, conditioned=True, activation="silu"):
-    """The launcher's arguments: channels-last images of mean −2.3; scale and shift are halves of one tensor."""
+    """The launcher's arguments: channels-last images of mean −2.3; scale and shift are the halves of one tensor."""
     batch, first, second, groups, height, width = case
     images = [array(f"merge.{i}", batch, c or first, height, width) - 2.3 for i, c in enumerate((first, second))]
     images = [x.to(device, dtype).contiguous(memory_format=torch.channels_last) for x in images]
@@ -61,7 +61,7 @@ def inputs(case, device, dtype=torch.float32, conditioned=True, activation="silu
 
 
 def check(arguments, limit=1e-5):
-    """The merged image is exactly the two operations', its normalization as near to float64 as `limit`."""
+    """The merged image equals PyTorch's sum or concatenation, and its norm has at most `limit` as relative error."""
     x, other, groups, weight, bias, eps, mode, scale, shift, activation = arguments
     merged, y = add_concat_group_norm.forward(*arguments)
     assert torch.equal(merged, x + other if mode == "add" else torch.cat([x, other], dim=1))
@@ -75,14 +75,14 @@ def check(arguments, limit=1e-5):
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("case", CASES, ids=case_id)
 def test_matches_float64(case, path, device, monkeypatch):
-    take(path, monkeypatch)
+    force_path(path, monkeypatch)
     index = CASES.index(case) + list(PATHS).index(path)
     check(inputs(case, device, conditioned=index % 2 == 0, activation=("silu", None)[index // 2 % 2]))
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_forced_path_is_taken(path, monkeypatch):
-    take(path, monkeypatch)
+    force_path(path, monkeypatch)
     with record() as launches:
         add_concat_group_norm.forward(*inputs((1, 20, 20, 8, 9, 8), "meta"))
     assert [x.name for x in launches] == PATHS[path]
@@ -94,8 +94,8 @@ def test_a_forced_path_is_taken(path, monkeypatch):
 @pytest.mark.parametrize("dtype", SIXTEEN_BITS, ids=name_of)
 @pytest.mark.parametrize("path", ["registers", "split"])
 @pytest.mark.parametrize("second", [None, 10], ids=["add", "concat"])
-def test_sixteen_bits_normalize_what_was_rounded(second, path, dtype, device, monkeypatch):
-    take(path, monkeypatch)
+def test_16_bit_images_are_normalized_after_rounding(second, path, dtype, device, monkeypatch):
+    force_path(path, monkeypatch)
     check(inputs((2, 20, second, 2, 5, 7), device, dtype), torch.finfo(dtype).eps / 4)
 
 
@@ -116,8 +116,8 @@ def test_any_memory_layout(layout, second, device):
 
 
 @pytest.mark.parametrize("path", ["registers", "split"])
-def test_rows_of_scale_and_shift_are_read_where_they_lie(path, device, monkeypatch):
-    take(path, monkeypatch)
+def test_rows_of_scale_and_shift_are_read_without_a_copy(path, device, monkeypatch):
+    force_path(path, monkeypatch)
     arguments = inputs((3, 8, 4, 2, 3, 5), device)
     rows = {
         "halves": arguments[7:9],
@@ -135,15 +135,15 @@ def test_rows_of_scale_and_shift_are_read_where_they_lie(path, device, monkeypat
 
 @pytest.mark.parametrize("second", [None, 10], ids=["add", "concat"])
 @pytest.mark.parametrize("path", ["registers", "split"])
-def test_a_mean_of_a_thousand_deviations(path, second, device, monkeypatch):
-    take(path, monkeypatch)
+def test_a_mean_of_a_thousand_standard_deviations(path, second, device, monkeypatch):
+    force_path(path, monkeypatch)
     arguments = inputs((1, 20, second, 2, 9, 7), device, conditioned=False, activation=None)
     check([x + 500 for x in arguments[:2]] + arguments[2:], 1e-6 if path == "registers" else 4e-5)
 
 
 @pytest.mark.parametrize("path", ["registers", "split"])
 def test_nan_stays_in_its_group(path, device, monkeypatch):
-    take(path, monkeypatch)
+    force_path(path, monkeypatch)
     arguments = inputs((2, 12, 8, 4, 5, 3), device)
     arguments[1][1, 0, 2, 1] = torch.nan  # channel 12 of 20, in group 2
     merged, y = add_concat_group_norm.forward(*arguments)
@@ -155,7 +155,7 @@ def test_nan_stays_in_its_group(path, device, monkeypatch):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_results_repeat_bitwise(path, device, monkeypatch):
-    take(path, monkeypatch)
+    force_path(path, monkeypatch)
     arguments = inputs((2, 20, 10, 2, 5, 5), device)
     first, second = (add_concat_group_norm.forward(*arguments) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -189,7 +189,7 @@ def test_launches(batch, first, second, side, kernels):
     written_and_read_again = 2 * merged if kernels == ONE else 3 * merged
     assert sum(x.num_bytes for x in launches) == pytest.approx(2 * (read + written_and_read_again), rel=0.1)
     if kernels == TWO:
-        assert launches[0].grid[0] >= 128  # enough for the GPU at batch 1
+        assert launches[0].grid[0] >= 128  # enough programs for a GPU at batch 1
 
 
 def inputs_without_memory(batch, first, second, height, width, dtype=torch.bfloat16):
@@ -212,7 +212,7 @@ def test_huge_tensors_fit_the_grid(sizes, arch):
     assert all(len(x.grid) == 1 and 0 < x.grid[0] < 1 << 31 for x in launches)
 
 
-def test_what_is_unsupported():
+def test_unsupported_arguments_have_a_reason():
     assert add_concat_group_norm.unsupported(*inputs_without_memory(1, 32, 32, 4, 4)) is None
     assert "float64" in add_concat_group_norm.unsupported(*inputs_without_memory(1, 32, 32, 4, 4, torch.float64))
     arguments = inputs_without_memory(1, 3000, 3000, 1, 1)

@@ -1,4 +1,4 @@
-"""What is compiled beforehand is what the JIT looks for, in processes that leave nothing behind."""
+"""Kernels compiled ahead of time are those that the JIT looks up, and the processes that compile them end."""
 
 import json
 import os
@@ -22,7 +22,7 @@ LAUNCHES = len(compiled_kernels.launches())
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
-    """An empty cache for Triton."""
+    """An empty disk cache for Triton."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -35,12 +35,12 @@ def python(*arguments, **options) -> subprocess.Popen:
 
 
 def found_by_the_jit() -> list[bool]:
-    """For each launch whether its kernel is in the cache; what is not, is compiled into it."""
+    """For each launch whether its kernel was in the cache; a missing one is compiled into it."""
     process = python(FOLDER / "compiled_kernels.py", stdout=subprocess.PIPE)
     return json.loads(process.communicate(timeout=120)[0])
 
 
-def test_every_launch_finds_what_was_compiled_beforehand(cache):
+def test_every_launch_finds_the_kernel_compiled_ahead(cache):
     reported = []
     outcomes, returned = ahead.compile_jobs(
         compiled_kernels.emit_launches, workers=2, advance=lambda *counts: reported.append(counts)
@@ -53,24 +53,24 @@ def test_every_launch_finds_what_was_compiled_beforehand(cache):
     assert found_by_the_jit() == [True] * LAUNCHES
 
 
-def test_the_jit_compiles_what_was_not(cache):
-    """So that the test above can fail; and what the JIT has compiled is found here."""
+def test_the_jit_compiles_missing_kernels(cache):
+    """Shows that the test above can fail, and that `compile_jobs` skips kernels that the JIT has compiled."""
     assert found_by_the_jit() == [False] * LAUNCHES
     outcomes, _ = ahead.compile_jobs(compiled_kernels.emit_launches, workers=1)
     assert len(outcomes) == LAUNCHES and not any(outcome.compiled for outcome in outcomes.values())
 
 
-def test_sums_of_products_are_rounded_once_whatever_triton_does_unasked(cache):
-    """Versions of Triton differ there, and an environment may ask for the contrary."""
-    unasked = {"TRITON_DEFAULT_FP_FUSION": "0"}
-    outcomes, _ = ahead.compile_jobs(compiled_kernels.emit_launches, workers=1, environment=unasked)
+def test_sums_of_products_are_rounded_once_whatever_tritons_default_is(cache):
+    """The default depends on Triton's version and on an environment variable."""
+    default = {"TRITON_DEFAULT_FP_FUSION": "0"}
+    outcomes, _ = ahead.compile_jobs(compiled_kernels.emit_launches, workers=1, environment=default)
     options = [json.loads((cache / outcome.file).read_text()) for outcome in outcomes.values()]
     assert [x["enable_fp_fusion"] for x in options] == [True] * LAUNCHES
 
 
 @pytest.mark.parametrize("error", [None, AssertionError("libcuda.so cannot found!")], ids=["built", "no driver"])
-def test_launchers_are_built_where_triton_needs_them(monkeypatch, error):
-    """Up to Triton 3.6 the first launch of a signature waits for the C compiler."""
+def test_launchers_are_built_for_a_triton_that_needs_them(monkeypatch, error):
+    """Up to Triton 3.6 the first launch of a signature compiles a launcher in C."""
     from triton.backends.nvidia import driver
 
     built = []
@@ -90,7 +90,7 @@ def test_launchers_are_built_where_triton_needs_them(monkeypatch, error):
     assert built == [("source", "metadata")]
 
 
-def test_a_job_that_fails_harms_no_other(cache):
+def test_a_job_that_fails_leaves_the_others_unaffected(cache):
     outcomes, _ = ahead.compile_jobs(compiled_kernels.emit_wrong, workers=1)
     wrong, right = sorted(outcomes.values(), key=lambda outcome: not outcome.error)
     assert (wrong.kernel, wrong.file) == ("wrong_kernel", "") and "undefined_name" in wrong.error
@@ -98,12 +98,12 @@ def test_a_job_that_fails_harms_no_other(cache):
 
 
 @pytest.mark.parametrize(("source", "reason"), [("refuse", "ValueError: nothing to emit"), ("die", "out of patience")])
-def test_what_goes_wrong_is_told_in_a_line(cache, source, reason):
+def test_an_error_is_reported_in_one_line(cache, source, reason):
     with pytest.raises(ahead.CompilationError, match=f"^{reason}$"):
         ahead.compile_jobs(getattr(compiled_kernels, source), workers=1)
 
 
-def test_no_work_needs_a_worker():
+def test_workers_must_be_positive_even_without_jobs():
     with pytest.raises(ValueError, match="workers is 0, expected at least 1"):
         ahead.compile_jobs(ahead.emit_all, [], workers=0)
 
@@ -119,26 +119,26 @@ def test_a_script_without_a_main_guard_runs_once(cache, tmp_path):
 
 def test_an_interruption_ends_all_processes(cache, tmp_path):
     file = tmp_path / "pid"
-    script = (  # a shell's background jobs ignore SIGINT, and so would what these tests start
+    script = (  # a shell's background jobs ignore SIGINT, and their child processes inherit that
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "import compiled_kernels, sys; from resshift_fast.kernels import ahead; "
         "ahead.compile_jobs(compiled_kernels.wait, sys.argv[1], workers=2)"
     )
     process = python("-c", script, file, stderr=subprocess.PIPE)
-    until = time.monotonic() + 100
-    while not (file.exists() and file.read_text()) and time.monotonic() < until:
+    deadline = time.monotonic() + 100
+    while not (file.exists() and file.read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)
     group = int(file.read_text())
-    assert len(_living(group)) >= 3  # the one that waits and two that compile
+    assert len(_living(group)) >= 3  # the source's process and two workers
     process.send_signal(signal.SIGINT)
     assert "KeyboardInterrupt" in process.communicate(timeout=60)[1]
-    while _living(group) and time.monotonic() < until:
+    while _living(group) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not _living(group)
 
 
 def _living(group: int) -> list[str]:
-    """Processes of a group; those that are only waited for are dead."""
+    """Running processes of a group, without zombies."""
     living = []
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:

@@ -1,6 +1,6 @@
-"""Kernels compile for every architecture within their budgets, and whatever breaks a limit or a budget is reported.
+"""Kernels compile for every architecture within their budgets, and every violation of a limit or budget is reported.
 
-Compiling happens in processes of its own, as the tests' has Triton's interpreter in the compiler's place.
+Kernels are compiled in separate processes, because the tests' process has Triton's interpreter instead of the compiler.
 """
 
 import json
@@ -54,14 +54,14 @@ def budgets_command(*options) -> subprocess.CompletedProcess:
 
 
 def test_kernels_are_within_their_budgets():
-    """One launch case an operator; `python scripts/kernel_budgets.py` checks all."""
+    """One launch case per operator; `python scripts/kernel_budgets.py` checks all."""
     result = budgets_command("--arch", 90, "--only", *FAST)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.fixture(scope="module")
 def bad(tmp_path_factory) -> SimpleNamespace:
-    """Result of accepting the numbers of the bad kernels."""
+    """Result of an update of the budgets of the bad kernels."""
     file = tmp_path_factory.mktemp("budgets") / "bad.json"
     result = budgets_command("--launch-cases", BAD_KERNELS, "--budgets", file, "--arch", 86, "--update")
     return SimpleNamespace(result=result, file=file)
@@ -85,12 +85,12 @@ def test_a_fault_is_reported(bad, kernel, text):
 
 
 @pytest.mark.parametrize("kernel", ["sound_kernel", "ieee_kernel", "late_extension_kernel"])
-def test_a_sound_or_exempted_kernel_is_not_reported(bad, kernel):
+def test_a_correct_or_exempted_kernel_is_not_reported(bad, kernel):
     assert f"+ {kernel}" in bad.result.stdout
     assert kernel not in bad.result.stderr
 
 
-def test_the_update_writes_one_line_an_entry(bad):
+def test_an_update_writes_one_line_per_entry(bad):
     lines = bad.file.read_text().splitlines()
     entry = next(line for line in lines if "ieee_kernel" in line)
     assert entry.startswith('  "ieee_kernel bad_kernels.ieee-n-float16 sm_86": {"warps": 4, "stages": 2, "registers": ')
@@ -107,9 +107,9 @@ def test_a_check_fails_where_a_budget_is_exceeded_or_missing(bad, tmp_path):
     options = ("--launch-cases", BAD_KERNELS, "--arch", 86, "--only", "sound", "ieee", "late")
     result = budgets_command(*options, "--budgets", file)
     assert result.returncode == 1
-    more, missing, total = result.stderr.splitlines()
+    exceeded, missing, total = result.stderr.splitlines()
     registers = budget["registers"]
-    assert more.startswith(
+    assert exceeded.startswith(
         f"sound_kernel: {registers + 1} registers where the budget is {registers} (bad_kernels.sound"
     )
     assert missing.startswith("ieee_kernel: has no entry in the budget file")
@@ -117,7 +117,7 @@ def test_a_check_fails_where_a_budget_is_exceeded_or_missing(bad, tmp_path):
     assert total == "FAILED: 2 findings"
 
 
-def test_on_another_triton_only_limits_hold(bad, tmp_path):
+def test_with_another_triton_only_limits_are_checked(bad, tmp_path):
     file = tmp_path / "budgets.json"
     Budgets({"triton": "0.0", "fp_fusion": True}).save(file)
     options = ("--launch-cases", BAD_KERNELS, "--arch", 86, "--budgets", file)
@@ -128,29 +128,29 @@ def test_on_another_triton_only_limits_hold(bad, tmp_path):
 
 @pytest.fixture
 def recorded(bad, tmp_path) -> Path:
-    """A budget file of the bad kernels with records beside it, both free to be changed."""
+    """A copy of the bad kernels' budget file and of its records, which a test may change."""
     for file in (bad.file, records.file_of(bad.file)):
         shutil.copy(file, tmp_path)
     return tmp_path / bad.file.name
 
 
-def lot(file: Path, kernel: str = "") -> str:
-    """A lot by which the records with this kernel's numbers are drawn and no others."""
+def seed_for(file: Path, kernel: str = "") -> str:
+    """A seed that samples the records with this kernel's resources and no others; without a kernel, none at all."""
     budgets = Budgets.load(file)
     found = records.load(records.file_of(file), budgets.compiler)
     entries = [entry for name, entry in budgets.entries.items() if name.split()[0] == kernel]
     ours = {key for key, record in found.items() if any(asdict(record.code).items() <= x.items() for x in entries)}
-    lots = ((str(i), {key for key in found if records.is_drawn(key, str(i))}) for i in range(10**6))
-    return next(text for text, drawn in lots if drawn == ours)
+    seeds = ((str(i), {key for key in found if records.is_drawn(key, str(i))}) for i in range(10**6))
+    return next(text for text, drawn in seeds if drawn == ours)
 
 
-def test_what_is_as_it_was_is_not_compiled_again(bad, recorded):
+def test_an_unchanged_kernel_is_not_compiled_again(bad, recorded):
     options = ("--launch-cases", BAD_KERNELS, "--budgets", recorded, "--arch", 86)
-    result = budgets_command(*options, "--known", lot(recorded))
-    # What did not compile has no record; what was found wrong is still wrong.
+    result = budgets_command(*options, "--known", seed_for(recorded))
+    # Kernels that did not compile have no record, so they are compiled again; recorded findings are reported again.
     known, compiled, *_ = result.stdout.splitlines()
-    number, of = map(int, re.fullmatch(r"(\d+) of (\d+) kernels are unchanged; 0 of them .*", known).groups())
-    assert number > 5 and compiled.startswith(f"{of - number}/{of - number} kernels compiled")
+    unchanged, total = map(int, re.fullmatch(r"(\d+) of (\d+) kernels are unchanged; 0 of them .*", known).groups())
+    assert unchanged > 5 and compiled.startswith(f"{total - unchanged}/{total - unchanged} kernels compiled")
     assert result.returncode == 1 and result.stderr.splitlines() == bad.result.stderr.splitlines()
 
 
@@ -158,29 +158,28 @@ def test_a_changed_kernel_is_compiled(recorded):
     changed = recorded.with_name(BAD_KERNELS.name)
     changed.write_text(BAD_KERNELS.read_text().replace("BLOCK + tl.arange", "BLOCK + 0 * n + tl.arange", 1))
     options = ("--launch-cases", changed, "--budgets", recorded, "--arch", 86, "--only", "sound")
-    result = budgets_command(*options, "--known", lot(recorded))
+    result = budgets_command(*options, "--known", seed_for(recorded))
     assert re.match(r"0 of (\d+) kernels are unchanged; 0 of them .*\n\1/\1 kernels compiled", result.stdout)
 
 
-def test_a_record_that_is_not_true_is_found_when_it_is_drawn(recorded):
-    file, drawn = records.file_of(recorded), lot(recorded, "sound_kernel")
+def test_a_wrong_record_is_found_when_it_is_sampled(recorded):
+    file, seed = records.file_of(recorded), seed_for(recorded, "sound_kernel")
     file.write_text(re.sub(r'"registers": \d+', '"registers": 7', file.read_text()))
     options = ("--launch-cases", BAD_KERNELS, "--budgets", recorded, "--arch", 86, "--only", "sound")
-    result = budgets_command(*options, "--known", drawn)
+    result = budgets_command(*options, "--known", seed)
     assert result.returncode == 1
     assert "sound_kernel: compiled code differs from the record for the same source" in result.stderr
 
 
 def test_records_of_another_compiler_or_of_another_architecture(tmp_path):
     file, code = tmp_path / "x.compiled", machine_code.MachineCode(40, 8, 1024, 2, 1, "none")
-    true = {"sm_90 1": Compiled(code, [("address", "line 7")]), "sm_86 1": Compiled(code)}
-    records.save(file, COMPILER, {**true, "sm_86 2": Compiled(None, [("compiler", "CompilationError")])})
-    assert records.load(file, COMPILER) == true
-    assert records.but_of(true, [86]) == {"sm_90 1": true["sm_90 1"]}
+    expected = {"sm_90 1": Compiled(code, [("address", "line 7")]), "sm_86 1": Compiled(code)}
+    records.save(file, COMPILER, {**expected, "sm_86 2": Compiled(None, [("compiler", "CompilationError")])})
+    assert records.load(file, COMPILER) == expected
+    assert records.but_of(expected, [86]) == {"sm_90 1": expected["sm_90 1"]}
     assert records.load(file, {**COMPILER, "triton": "3.9.1"}) == {} == records.load(tmp_path / "none", COMPILER)
 
 
-# What an entry has instead of its budget, and how that is reported.
 ENTRY = {"warps": 4, "stages": 2, "registers": 40, "spill": 0, "shared": 1024, "loads_128": 2, "stores_128": 1}
 ENTRY["matrix"] = "HMMA.16816.F32"
 COMPILER = {"triton": "3.9.0", "fp_fusion": True}
@@ -214,20 +213,20 @@ def test_a_stale_entry_is_reported_if_everything_was_compiled():
     assert beyond_budgets(old, new, whole=True) == [("gone s sm_90", "nothing compiles to this entry any more")]
 
 
-def test_architectures_that_a_file_leaves_out_have_no_budgets():
+def test_an_architecture_without_entries_has_no_budgets():
     old, new = (Budgets(COMPILER, dict.fromkeys(names, ENTRY)) for names in (["k s sm_90"], ["k s sm_80"]))
     assert not beyond_budgets(old, new, whole=True)
 
 
 def test_an_update_of_one_architecture_keeps_the_others(tmp_path):
-    file, more = tmp_path / "budgets.json", {**ENTRY, "registers": 41}
+    file, larger = tmp_path / "budgets.json", {**ENTRY, "registers": 41}
     Budgets(COMPILER, {"k s sm_80": ENTRY, "k s sm_90": ENTRY, "gone s sm_90": ENTRY}).save(file)
-    new = Budgets(COMPILER, {"k s sm_90": more})
+    new = Budgets(COMPILER, {"k s sm_90": larger})
     assert settle(file, new, [], whole=True, update=True, command="") == 0
-    assert Budgets.load(file).entries == {"k s sm_80": ENTRY, "k s sm_90": more}
+    assert Budgets.load(file).entries == {"k s sm_80": ENTRY, "k s sm_90": larger}
     other = Budgets({**COMPILER, "triton": "3.9.1"}, {"k s sm_90": ENTRY})
     assert settle(file, other, [], whole=True, update=True, command="") == 2
-    assert Budgets.load(file).entries == {"k s sm_80": ENTRY, "k s sm_90": more}
+    assert Budgets.load(file).entries == {"k s sm_80": ENTRY, "k s sm_90": larger}
 
 
 @pytest.mark.parametrize(
@@ -247,13 +246,13 @@ def test_every_launch_case_has_budgets(version, architectures):
     assert {re.sub(r"#\d+ ", " ", name) for name in entries} == started
 
 
-def test_an_update_tells_what_changes():
+def test_an_update_lists_its_changes():
     old, new = {"a": ENTRY, "b": ENTRY, "c": ENTRY}, {"b": {**ENTRY, "registers": 41}, "c": ENTRY, "d": ENTRY}
     removed, changed, added = differences(old, new)
     assert removed.startswith("- a: ") and changed == "~ b: registers 40 → 41" and added.startswith("+ d: ")
 
 
-def test_an_exemption_covers_its_own_finding_and_is_reported_when_idle():
+def test_an_exemption_covers_its_own_finding_and_is_reported_if_unused():
     job = Job("m", "k", (), (), (), 4, 2, 90)
     code = machine_code.MachineCode(40, 8, 1024, 2, 1, "none")
     spill, other = Exemption("k *", "spill", "why"), Exemption("other *", "spill", "why")
@@ -274,7 +273,7 @@ def test_every_kernel_has_launch_cases_in_every_dtype(arch):
     assert {kernel for kernel in expected if started.get(kernel) != set(ALL)} == set()
 
 
-def test_kernels_are_told_from_the_functions_that_they_call(tmp_path):
+def test_kernels_are_distinguished_from_the_functions_that_they_call(tmp_path):
     tmp_path.joinpath("tiles.py").write_text(
         "@triton.jit\ndef helper(x): return x\n\n@triton.jit\ndef third(p_x): return helper(p_x)\n"
     )
@@ -303,7 +302,7 @@ VIEW = torch.zeros(64)[1:]
 
 
 def specialized_by_triton(value, specialize_value) -> tuple[str, str | None]:
-    """Triton's type of an argument, and "D" if the compiler may assume that 16 divides it."""
+    """Triton's type of an argument, and "D" if the compiler may assume that it is a multiple of 16."""
     from triton._C import libtriton
     from triton.backends.compiler import BaseBackend
     from triton.runtime import jit
@@ -415,7 +414,7 @@ LISTING = """
 """
 
 
-def test_the_disassembly_is_read():
+def test_a_disassembly_is_parsed():
     code = machine_code.MachineCode.parse(LISTING, shared=512)
     assert code == machine_code.MachineCode(96, 24, 512, 2, 1, "HMMA.16816.F32.BF16 UTCHMMA")
 

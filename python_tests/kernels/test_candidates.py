@@ -1,4 +1,4 @@
-"""Whether the candidates of every kernel compute the same, and which of them to the last bit."""
+"""All candidate configurations of a kernel compute the same: bitwise, or up to rounding."""
 
 import itertools
 import os
@@ -21,7 +21,7 @@ from resshift_fast.kernels import (
 )
 from resshift_fast.kernels.group_norm_tiles import TILE, split_plan
 
-pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="of warps the interpreter knows none")
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="only the interpreter ignores warps")
 
 
 def draw(*shape, dtype=torch.float32):
@@ -86,16 +86,16 @@ def upsample():
     return upsample_conv2d.forward(images(1, 32, 6, 6), draw(8, 32, 3, 3), draw(8))
 
 
-# Blocks of pixels, of which no sum knows.
+# The configurations differ in blocks of pixels, over which nothing is summed.
 SAME = (norm_apply, norm_dx, q_sample, prior_sample, quantize_small, quantize_large)
-# Blocks along a sum: keys, and input channels.
+# They differ in blocks of keys or input channels, over which the kernel sums.
 REORDERED = (attention_spatial, upsample)
-# Blocks of a product, whose sums the hardware orders: in the interpreter, numpy's matrix product.
+# They differ in blocks of a matrix product; its order of summation is the hardware's, here that of NumPy.
 PRODUCTS = (attention_large, pointwise, mlp)
 
 
-def in_all(call, monkeypatch):
-    """Results in the first candidate of all spaces that the call asks, in the second, and so on."""
+def in_each_candidate(call, monkeypatch):
+    """Results with the first candidate of every space that the call uses, with the second, and so on."""
     counts, results = {}, []
 
     def config(space, bucket, device, trial=None):
@@ -119,22 +119,22 @@ def names(calls):
 
 @pytest.mark.parametrize("call", SAME, ids=names(SAME))
 def test_blocks_of_pixels_change_no_bit(call, monkeypatch):
-    first, *others = in_all(call, monkeypatch)
+    first, *others = in_each_candidate(call, monkeypatch)
     assert len(others) >= 3
     assert all(x.equal(y) for found in others for x, y in zip(found, first, strict=True))
 
 
 @pytest.mark.parametrize("call", REORDERED, ids=names(REORDERED))
 def test_blocks_along_a_sum_change_its_order(call, monkeypatch):
-    """What the choice of such a block would change from run to run, if it were not kept."""
-    first, *others = in_all(call, monkeypatch)
+    """So results are only reproducible from run to run because the choice is cached."""
+    first, *others = in_each_candidate(call, monkeypatch)
     assert any(not x.equal(y) for found in others for x, y in zip(found, first, strict=True))
     assert_rounded(first, others)
 
 
 @pytest.mark.parametrize("call", PRODUCTS, ids=names(PRODUCTS))
-def test_blocks_of_a_product_change_rounding_at_most(call, monkeypatch):
-    first, *others = in_all(call, monkeypatch)
+def test_blocks_of_a_matrix_product_change_only_rounding(call, monkeypatch):
+    first, *others = in_each_candidate(call, monkeypatch)
     assert others
     assert_rounded(first, others)
 
@@ -152,8 +152,8 @@ ALL = (*SAME, *REORDERED, *PRODUCTS, attention_backward)
 
 
 @pytest.mark.parametrize("call", ALL, ids=names(ALL))
-def test_every_trial_writes_what_the_default_does(call, monkeypatch):
-    """As the tuner compares it, and with the last candidate as the fastest."""
+def test_every_trial_writes_the_defaults_result(call, monkeypatch):
+    """By the tuner's comparison, and by the final result, for which the last candidate is made the fastest."""
     monkeypatch.setattr(group_norm, "forward_plan", lambda *args, **_: split_plan(*args, TILE))
     for space in SPACES:
         monkeypatch.setattr(space, "_chosen", {})
@@ -170,8 +170,8 @@ def test_every_trial_writes_what_the_default_does(call, monkeypatch):
         warnings.simplefilter("error", RuntimeWarning)
         found = call()
     assert measured and any(choice.config != choice.default for choice in measured)
-    as_list = [[x] if isinstance(x, torch.Tensor) else list(x) for x in (found, expected)]
-    assert_rounded(as_list[1], as_list[:1])
+    as_lists = [[x] if isinstance(x, torch.Tensor) else list(x) for x in (found, expected)]
+    assert_rounded(as_lists[1], as_lists[:1])
 
 
 def assert_rounded(first, others):

@@ -1,4 +1,4 @@
-"""Measured configurations on disk: merged, replaced in one step, and ignored where damaged or measured otherwise."""
+"""Measured configurations on disk: merged, written atomically, ignored if damaged or from another environment."""
 
 import json
 import multiprocessing
@@ -29,7 +29,7 @@ def file(folder):
     return path
 
 
-def test_what_is_kept_is_read_back(folder):
+def test_a_stored_choice_is_read_back(folder):
     assert known(CPU) == {}
     keep(CPU, "a", (64, 2, "kernel"), OPTIONS)
     keep(CPU, "a", (128, 2, "kernel"), OPTIONS | {"BLOCK": 32})
@@ -44,7 +44,7 @@ def test_what_is_kept_is_read_back(folder):
     assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".lock"]
 
 
-def test_a_later_choice_takes_an_earlier_ones_place():
+def test_a_later_choice_replaces_an_earlier_one():
     keep(CPU, "a", (64,), OPTIONS)
     keep(CPU, "a", (64,), OPTIONS | {"BLOCK": 32})
     forget()
@@ -57,7 +57,7 @@ def _keep_many(name, count):
         keep(CPU, name, (i,), OPTIONS)
 
 
-def test_processes_lose_none_of_each_others_choices():
+def test_processes_that_write_at_once_lose_no_choice():
     context = multiprocessing.get_context("fork")
     known(CPU)  # read before the others write
     processes = [context.Process(target=_keep_many, args=(name, 20)) for name in "abc"]
@@ -115,7 +115,7 @@ def test_an_interrupted_write_leaves_the_file_as_it_was(folder, monkeypatch):
     assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".lock"]
 
 
-def test_where_nothing_can_be_written_choices_last_as_long_as_the_process(folder):
+def test_choices_stay_in_memory_if_the_folder_is_not_writable(folder):
     folder.parent.mkdir(exist_ok=True)
     folder.write_text("in the way")
     with warnings.catch_warnings():
@@ -125,7 +125,7 @@ def test_where_nothing_can_be_written_choices_last_as_long_as_the_process(folder
 
 
 @pytest.mark.parametrize("changed", ["torch", "sources", "interpreter"])
-def test_nothing_outlives_what_it_was_measured_with(changed, monkeypatch, tmp_path):
+def test_choices_of_another_environment_are_ignored(changed, monkeypatch, tmp_path):
     keep(CPU, "a", (64,), OPTIONS)
     if changed == "torch":
         monkeypatch.setattr(torch, "__version__", "99.0")
@@ -138,7 +138,7 @@ def test_nothing_outlives_what_it_was_measured_with(changed, monkeypatch, tmp_pa
     assert known(CPU) == {}
 
 
-def test_the_switch_ignores_and_writes_none(folder, monkeypatch):
+def test_a_disabled_cache_is_neither_read_nor_written(folder, monkeypatch):
     keep(CPU, "a", (64,), OPTIONS)
     monkeypatch.setenv("RESSHIFT_FAST_AUTOTUNE_CACHE", "0")
     forget()
@@ -146,14 +146,14 @@ def test_the_switch_ignores_and_writes_none(folder, monkeypatch):
     assert known(CPU) == {} and '"b"' not in file(folder).read_text()
 
 
-def test_an_absent_device_has_none(folder):
+def test_a_device_that_is_not_available_has_no_choices(folder):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     keep(torch.device("cuda", 0), "a", (64,), OPTIONS)
     assert known(torch.device("cuda", 0)) == {} and not folder.exists()
 
 
-def test_models_of_device_and_drivers_have_files_of_their_own(monkeypatch):
+def test_each_device_model_and_driver_has_its_own_file(monkeypatch):
     device, names = torch.device("cuda", 0), []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for model, driver in (("NVIDIA H100", "580"), ("NVIDIA H200", "580"), ("NVIDIA H200", "590")):

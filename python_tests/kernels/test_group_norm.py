@@ -1,4 +1,4 @@
-"""The group normalization kernels against float64: paths, group widths, layouts, dtypes, sums that don't cancel."""
+"""The group normalization kernels against float64: paths, group widths, layouts, dtypes, means far from 0."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def shape_id(shape):
     return "B{}-C{}-H{}-W{}-G{}".format(*shape)
 
 
-# Every shape in both layouts, each of which leaves out one of its paths in turn.
+# Every shape in both layouts; each layout omits one of its paths, a different one for successive shapes.
 FORWARD = [
     pytest.param(shape, *variant, id=f"{shape_id(shape)}-{'-'.join(variant)}")
     for i, shape in enumerate(SHAPES)
@@ -58,8 +58,8 @@ BACKWARD = [
 ]
 
 
-def take(path, monkeypatch):
-    """Make small images take the path of large ones."""
+def force_path(path, monkeypatch):
+    """Change the planner's constants so that small images take this path."""
     if path == "split":
         monkeypatch.setattr(group_norm_tiles, "SINGLE_ELEMENTS", 0)
         monkeypatch.setattr(group_norm_tiles, "MAX_PARTS", 2)
@@ -72,7 +72,7 @@ def take(path, monkeypatch):
 
 
 def image(shape, device, memory_format="nhwc", dtype=torch.float32):
-    """Values about −2.3, [B, C, H, W]."""
+    """Random values with a mean of −2.3, [B, C, H, W]."""
     x = (array("group_norm.x", *shape[:4]) - 2.3).to(device, dtype)
     return x.contiguous(memory_format=FORMATS[memory_format])
 
@@ -109,7 +109,7 @@ GRADIENTS = ("dx", "dweight", "dbias", "dscale", "dshift")
 
 
 def gradients(function, dy, x, groups, weight, bias, scale, shift, activation):
-    """By name; the statistics are those of x in float64, rounded to what `function` takes."""
+    """Gradients by name; the statistics passed to `function` are computed in float64 and rounded."""
     wide = x if x.dtype == torch.float64 else x.float()
     _, mean, rstd = _plain(x.double(), groups, *double((weight, bias)), EPS, None, None, None)
     mean, rstd = mean.to(wide.dtype), rstd.to(wide.dtype)
@@ -129,13 +129,13 @@ def check_backward(dy, x, groups, weight, bias, scale, shift, activation, limit=
 
 
 def options(index):
-    """Conditioning and activation in turn, so that every path meets each combination."""
+    """(scale and shift given, activation) by an index, so that every path runs with each combination."""
     return ((True, True), (False, True), (True, False), (False, False))[index % 4], (None, "silu")[index // 4 % 2]
 
 
 @pytest.mark.parametrize("shape, memory_format, path", FORWARD)
 def test_forward_matches_float64(shape, memory_format, path, device, monkeypatch):
-    take(path, monkeypatch)
+    force_path(path, monkeypatch)
     weight, bias, scale, shift = affine(shape, device)
     (scaled, shifted), activation = options(SHAPES.index(shape) + PATHS.index(path))
     x = image(shape, device, memory_format)
@@ -144,7 +144,7 @@ def test_forward_matches_float64(shape, memory_format, path, device, monkeypatch
 
 @pytest.mark.parametrize("shape, memory_format, path", BACKWARD)
 def test_backward_matches_float64(shape, memory_format, path, device, monkeypatch):
-    take(path, monkeypatch)
+    force_path(path, monkeypatch)
     weight, bias, scale, shift = affine(shape, device)
     (scaled, shifted), activation = options(SHAPES.index(shape) + 3 * PATHS.index(path))
     x, dy = image(shape, device, memory_format), array("group_norm.dy", *shape[:4]).to(device)
@@ -153,7 +153,7 @@ def test_backward_matches_float64(shape, memory_format, path, device, monkeypatc
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_forced_path_is_taken(path, device, monkeypatch):
-    take(path, monkeypatch)
+    force_path(path, monkeypatch)
     shape = (1, 40, 8, 8, 8)
     x = image(shape, device)
     launches = launched(group_norm.forward, x, 8, *affine(shape, device)[:2], EPS, None, None, None)
@@ -171,8 +171,8 @@ def test_a_forced_path_is_taken(path, device, monkeypatch):
 @pytest.mark.parametrize("parameters", ["same", "float32"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=name_of)
 @pytest.mark.parametrize("path", ["registers", "split"])
-def test_sixteen_bits_round_once(path, dtype, parameters, device, monkeypatch):
-    take(path, monkeypatch)
+def test_16_bit_results_are_rounded_once(path, dtype, parameters, device, monkeypatch):
+    force_path(path, monkeypatch)
     shape = (2, 20, 5, 7, 2)
     x, dy = image(shape, device, dtype=dtype), array("group_norm.dy", *shape[:4]).to(device, dtype)
     conditioned = (2, *affine(shape, device, dtype if parameters == "same" else torch.float32), "silu")
@@ -203,8 +203,8 @@ def test_any_memory_layout(layout, device):
 
 
 @pytest.mark.parametrize("path", ["registers", "split"])
-def test_rows_of_scale_and_shift_are_read_where_they_lie(path, device, monkeypatch):
-    take(path, monkeypatch)
+def test_rows_of_scale_and_shift_are_read_without_a_copy(path, device, monkeypatch):
+    force_path(path, monkeypatch)
     shape = (3, 12, 5, 3, 2)
     x, dy = image(shape, device), array("group_norm.dy", *shape[:4]).to(device)
     weight, bias, *conditioning = affine(shape, device)
@@ -222,13 +222,13 @@ def test_rows_of_scale_and_shift_are_read_where_they_lie(path, device, monkeypat
         launches += launched(group_norm.backward, dy, x, statistics, statistics, 2, *rest)
         given = {"p_scale": scale, "p_shift": shift}
         read = [launch.parameters[key] is given[key] for launch in launches for key in given.keys() & launch.parameters]
-        assert read == [name != "columns"] * 7  # both by three kernels, the scale by one more
+        assert read == [name != "columns"] * 7  # three kernels read both, a fourth only the scale
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("path", PATHS)
-def test_a_mean_of_a_thousand_deviations(path, memory_format, device, monkeypatch):
-    take(path, monkeypatch)
+def test_a_mean_of_a_thousand_standard_deviations(path, memory_format, device, monkeypatch):
+    force_path(path, monkeypatch)
     shape = (2, 20, 9, 11, 4)
     x = image(shape, device, memory_format) + 1000
     weight, bias, scale, shift = affine(shape, device)
@@ -236,7 +236,7 @@ def test_a_mean_of_a_thousand_deviations(path, memory_format, device, monkeypatc
     (y, mean, rstd), exact = group_norm.forward(*call), _plain(*double(call))
     assert_close("mean", mean, exact[1], 6e-8)
     assert_close("rstd", rstd, exact[2], 1e-5)
-    # The mean has no more than float32: half a unit in the last place of 1000 is 3e-5 deviations.
+    # The mean is stored in float32: half a unit in the last place of 1000 is 3e-5 standard deviations.
     assert_close("y", y, exact[0], 1e-6 if path == "registers" else 4e-5)
 
 
@@ -244,12 +244,12 @@ def test_a_mean_of_a_thousand_deviations(path, memory_format, device, monkeypatc
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("value", [0.0, 1000.1, -31234.567])
 def test_a_constant_image_gives_the_bias(value, path, memory_format, device, monkeypatch):
-    take(path, monkeypatch)
+    force_path(path, monkeypatch)
     shape = (2, 12, 9, 7, 4)
     x = torch.full_like(image(shape, device, memory_format), value)
     weight, bias, *_ = affine(shape, device)
     y, mean, rstd = group_norm.forward(x, 4, weight, bias, EPS, None, None, None)
-    # The mean's correction is divided, on a GPU to two units in the last place.
+    # The correction of the mean is a quotient, whose error on a GPU is up to two units in the last place.
     assert (y - bias[None, :, None, None]).abs().max() <= 1e-5
     assert torch.equal(mean, torch.full_like(mean, value))
     assert_close("rstd", rstd, torch.full_like(rstd, EPS).double().rsqrt(), 1e-6)
@@ -257,7 +257,7 @@ def test_a_constant_image_gives_the_bias(value, path, memory_format, device, mon
 
 @pytest.mark.parametrize("path", PATHS)
 def test_nan_stays_in_its_group(path, device, monkeypatch):
-    take(path, monkeypatch)
+    force_path(path, monkeypatch)
     shape = (2, 40, 5, 4, 8)
     x = image(shape, device)
     x[1, 7, 2, 3] = torch.nan
@@ -268,9 +268,9 @@ def test_nan_stays_in_its_group(path, device, monkeypatch):
     assert torch.equal(y.isnan(), expected.repeat_interleave(5, dim=1)[:, :, None, None].expand_as(y))
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered")  # the interpreter's, of e^300
+@pytest.mark.filterwarnings("ignore:overflow encountered")  # in the interpreter, for e^300
 @pytest.mark.parametrize("activation", [None, "silu"])
-def test_extreme_values_pass_the_activation(activation, device):
+def test_extreme_values_in_the_activation(activation, device):
     shape = (1, 4, 3, 5, 2)
     x, (weight, bias, *_) = image(shape, device), affine(shape, device)
     shift = torch.tensor([[-300.0, -80.0, 80.0, 300.0]], device=device)
@@ -280,7 +280,7 @@ def test_extreme_values_pass_the_activation(activation, device):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_results_repeat_bitwise(path, device, monkeypatch):
-    take(path, monkeypatch)
+    force_path(path, monkeypatch)
     shape = (2, 20, 5, 5, 2)
     x, parameters = image(shape, device), affine(shape, device)
 
@@ -293,7 +293,7 @@ def test_results_repeat_bitwise(path, device, monkeypatch):
 
 
 def empty(shape, dtype=torch.bfloat16):
-    """Arguments of both launchers without memory, channels-last."""
+    """Channels-last arguments of both launchers on the meta device."""
     x = torch.empty(shape, device="meta", dtype=dtype).contiguous(memory_format=torch.channels_last)
     weight, scale = x.new_empty(shape[1]), x.new_empty(shape[:2])
     statistics = x.new_empty((shape[0], 32), dtype=torch.float32)
@@ -334,7 +334,7 @@ def test_launches(batch, channels, side, forward, statistics):
     read_again = forward == 2 or bool(launches[0].passes)
     assert moved == pytest.approx((3 if read_again else 2) * bytes_each, rel=0.1)
     if forward == 2:
-        assert launches[0].grid[0] >= 128  # enough for the GPU at batch 1
+        assert launches[0].grid[0] >= 128  # enough programs for a GPU at batch 1
 
 
 @pytest.mark.parametrize("arch", [80, 86, 89, 90, 100, 120])
@@ -374,7 +374,7 @@ def address_kernel(
 
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("image, chunk, pixel, pixels", [(40000, 3, 64, 80), (1, 2, 100_000_016, 100_000_048)])
-def test_addresses_pass_two_billion(image, chunk, pixel, pixels, memory_format, device):
+def test_addresses_beyond_2_to_the_31(image, chunk, pixel, pixels, memory_format, device):
     channels, width, block_p, block_c = 1280, 40, 8, 64
     addresses = torch.full((block_p, block_c), -1, dtype=torch.int64, device=device)
     sizes = (image, chunk, pixel, pixels)
@@ -389,7 +389,7 @@ def test_addresses_pass_two_billion(image, chunk, pixel, pixels, memory_format, 
     assert torch.equal(addresses.cpu(), expected)
 
 
-def test_what_is_unsupported():
+def test_unsupported_arguments_have_a_reason():
     forward, backward = empty((1, 64, 8, 8))
     assert group_norm.unsupported(*forward) is None and group_norm.unsupported_backward(*backward) is None
     forward, backward = empty((1, 64, 8, 8), torch.float64)

@@ -1,4 +1,4 @@
-"""Planned starts: the same kernels, grids and arguments as by Triton's own way, and recorded without being made."""
+"""`Start` launches the same kernels, grids and arguments as Triton, and records launches without running them."""
 
 import json
 import os
@@ -15,12 +15,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from resshift_fast.kernels.launch import Start, record
 
 TESTS = Path(__file__).parents[1]
-BENCHMARKS = TESTS.parent / "benchmarks"  # where the fake GPU is
+BENCHMARKS = TESTS.parent / "benchmarks"  # has fake_driver.py
 
 
 @pytest.fixture(scope="module")
 def starts():
-    """What starts_on_fake_driver.py found."""
+    """Output of starts_on_fake_driver.py."""
     env = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "TRITON_DEBUG")}
     env["PYTHONPATH"] = os.pathsep.join([str(BENCHMARKS), *sys.path])
     script = TESTS / "kernels" / "starts_on_fake_driver.py"
@@ -29,51 +29,51 @@ def starts():
     return json.loads(found.stdout)
 
 
-def test_a_planned_start_is_what_triton_would_start(starts):
+def test_a_start_launches_what_triton_would(starts):
     found = starts["every_kernel"]
     assert len({name.partition(" ")[0] for name in found}) >= 15
     assert not [name for name, (_, planned, by_triton) in found.items() if planned != by_triton]
 
 
 def test_the_variants_are_compiled_differently(starts):
-    # Else the test above could not tell a kernel that was taken for another one's arguments.
+    # Otherwise the test above could not detect a kernel that was compiled for other arguments.
     found = starts["every_kernel"]
     functions = {name: by_triton[4] for name, (_, _, by_triton) in found.items()}
     kernel = "q_sample_kernel torch.float32"
     tensors = ("argument 0 is unaligned", "argument 0 is torch.float16", "argument 0 is None")
-    for variant in ("argument 6 is one", "argument 6 is a multiple of 16", "argument 6 is past 32 bits", *tensors):
-        assert functions[f"{kernel}: {variant}"] != functions[f"{kernel}: as it is"], variant
+    for variant in ("argument 6 is one", "argument 6 is a multiple of 16", "argument 6 is beyond 32 bits", *tensors):
+        assert functions[f"{kernel}: {variant}"] != functions[f"{kernel}: unchanged"], variant
 
 
-def test_only_unaligned_tensors_take_tritons_way(starts):
+def test_only_unaligned_tensors_go_through_triton(starts):
     slow = {name for name, (through_triton, _, _) in starts["every_kernel"].items() if through_triton}
     assert slow == {name for name in starts["every_kernel"] if name.endswith("is unaligned")}
 
 
-def test_calls_of_a_launcher_are_told_apart(starts):
+def test_different_calls_of_a_launcher_run_their_own_kernels(starts):
     found = starts["whole_calls"]
     assert all(planned == by_triton for planned, by_triton in found.values())
     assert len({planned[4] for planned, _ in found.values()}) >= 6
 
 
-def test_a_compiled_kernel_is_started_as_triton_would(starts):
+def test_a_compiled_kernel_is_launched_as_by_triton(starts):
     through_triton, planned, by_triton = starts["compiled"]
     assert not through_triton and planned == by_triton
 
 
-def test_every_start_says_that_sums_of_products_are_rounded_once(starts):
-    # Also where Triton is told to do otherwise unless it is asked.
+def test_every_start_enables_fp_fusion(starts):
+    # Even if an environment variable turns off Triton's default.
     functions = [start[4] for _, *both in starts["every_kernel"].values() for start in both]
     assert all("'enable_fp_fusion': True" in function for function in [starts["without_a_default"], *functions])
 
 
-def test_hooks_settings_and_other_devices_take_tritons_way(starts):
-    found = starts["takes_tritons_way"]
+def test_hooks_settings_and_other_devices_go_through_triton(starts):
+    found = starts["goes_through_triton"]
     assert not found.pop("nothing") and not found.pop("nothing again")
     assert found and all(found.values()), found
 
 
-def test_threads_start_the_same(starts):
+def test_threads_launch_the_same_kernel(starts):
     assert len(starts["from_threads"]) == 1
 
 
@@ -85,7 +85,7 @@ def _fill_kernel(p_x, p_y, n, value, BLOCK: tl.constexpr):
     tl.store(p_x + offsets, value, mask=offsets < n)
 
 
-def test_a_start_runs_again_and_again(device):
+def test_a_start_can_be_launched_repeatedly(device):
     start = Start(_fill_kernel, (2,), 20, 3.0, BLOCK=16)
     for dtype in (torch.float32, torch.float16):
         for _ in range(3):
@@ -96,7 +96,7 @@ def test_a_start_runs_again_and_again(device):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_tensor_of_the_cpu_is_refused():
+def test_a_cpu_tensor_is_refused():
     start = Start(_fill_kernel, (2,), 20, 3.0, BLOCK=16)
     start(torch.zeros(20, device="cuda"), None)
     with pytest.raises(ValueError, match="cpu tensor"):
@@ -143,7 +143,7 @@ print(json.dumps({kernel.__name__: kernel.cache_key for kernel in kernels}))
 
 
 def test_a_kernels_hash_does_not_depend_on_what_was_compiled_before():
-    """Else the next process would look in vain for what this one compiled."""
+    """Otherwise another process would not find in the disk cache what this one compiled."""
     found = []
     for order in ("1", "-1"):
         environment = {**os.environ, "TRITON_INTERPRET": "0"}

@@ -1,4 +1,4 @@
-"""What launchers keep of their decisions: by what, how many, and until when."""
+"""Cached plans of launchers: their keys, how many are kept, and when they are discarded."""
 
 import threading
 
@@ -14,7 +14,7 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 
 @pytest.fixture
 def space():
-    """A space whose default is the architecture's."""
+    """A space whose default names the architecture."""
     return Space("test", candidates=lambda bucket: [], default=lambda arch, bucket: Config({"ARCH": arch}))
 
 
@@ -34,7 +34,7 @@ def test_a_plan_is_made_once_for_equal_arguments():
     assert len(made) == 4
 
 
-def test_only_so_many_are_kept(monkeypatch):
+def test_the_number_of_cached_plans_is_limited(monkeypatch):
     monkeypatch.setattr(plans, "PLANS", 3)
     made = []
 
@@ -65,17 +65,17 @@ def test_a_plan_follows_the_tuners_choice(space):
     assert plan(CPU, (4,)) == first
 
 
-def test_while_candidates_are_timed_the_tuner_is_asked_every_time(monkeypatch):
+def test_plans_are_not_cached_while_candidates_are_timed(monkeypatch):
     trials, chosen = [], iter((1, 2, 3, 4))
 
-    class Asked:
+    class FakeSpace:
         def config(self, bucket, device, trial):
             assert bucket == (8,) and device == CPU
             if trial is not None:
                 trial(Config({"N": 0}))
             return Config({"N": next(chosen)})
 
-    @planned(Asked(), lambda n: (2 * n,))
+    @planned(FakeSpace(), lambda n: (2 * n,))
     def plan(config, n):
         return config.blocks["N"], n
 
@@ -83,7 +83,7 @@ def test_while_candidates_are_timed_the_tuner_is_asked_every_time(monkeypatch):
     with tuning.measuring():
         assert [plan(CPU, 4, trial=trials.append) for _ in range(2)] == [(2, 4), (3, 4)]
     assert trials == [(0, 4), (0, 4)]
-    assert plan(CPU, 4) == (1, 4)  # no choice was made
+    assert plan(CPU, 4) == (1, 4)  # the plan cached before
     tuning.renew()
     assert plan(CPU, 4) == plan(CPU, 4) == (4, 4)
 

@@ -24,8 +24,8 @@ IDS = [
     f"B{b}-C{c}-G{g}-O{o}-H{h}-W{w}{'-bias' * bias}{'-residual' * residual}"
     for b, c, g, o, h, w, bias, residual in CASES
 ]
-X, WEIGHT, RESIDUAL, NUM_GROUPS, EPS = 0, 1, 3, 4, 7  # places of arguments
-SIZES = [  # rows, output channels, channels and bytes of an element, from which configurations follow
+X, RESIDUAL, EPS = 0, 3, 7  # indices of arguments
+SIZES = [  # rows, output channels, channels and bytes per element, which determine the configurations
     (64, 192, 192, 2),
     (1024, 192, 320, 2),
     (4096, 576, 192, 2),
@@ -66,7 +66,7 @@ def double(arguments):
 
 
 def assert_matches(arguments):
-    """y is channels-last and as near to float64 as the dtype allows: 16 bits at twice the plain path's error."""
+    """y is channels-last and within `LIMITS` of float64; in 16 bits also within twice the plain path's error."""
     dtype = arguments[X].dtype
     y, exact = pointwise_conv2d.forward(*arguments), reference(*double(arguments))
     assert y.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last)
@@ -84,11 +84,11 @@ def test_matches_float64(case, dtype, device):
     assert_matches(arguments)
 
 
-@pytest.mark.parametrize("place", [X, RESIDUAL], ids=["x", "residual"])
+@pytest.mark.parametrize("index", [X, RESIDUAL], ids=["x", "residual"])
 @pytest.mark.parametrize("layout", ["contiguous", *LAYOUTS])
-def test_any_memory_layout(layout, place, device):
+def test_any_memory_layout(layout, index, device):
     arguments = inputs((2, 20, 4, 24, 4, 5, True, True), device)
-    arguments[place] = (layouts(arguments[place]) | {"contiguous": arguments[place]})[layout]
+    arguments[index] = (layouts(arguments[index]) | {"contiguous": arguments[index]})[layout]
     assert_matches(arguments)
 
 
@@ -136,12 +136,12 @@ def test_eps_reaches_the_norm(device):
 
 
 @pytest.mark.parametrize("groups", [0, 4])
-def test_a_nan_stays_where_it_belongs(groups, device):
+def test_nan_stays_in_its_image(groups, device):
     arguments = inputs((2, 20, groups, 24, 4, 5, True, False), device)
     arguments[X][0, 3, 2, 2] = torch.nan
     is_nan = pointwise_conv2d.forward(*arguments).isnan()
     assert is_nan[0, :, 2, 2].all() and not is_nan[1].any()
-    assert groups or is_nan.sum() == 24
+    assert groups or is_nan.sum() == 24  # without a norm, the outputs of this pixel alone
 
 
 def test_results_are_bitwise_the_same(device):
@@ -157,10 +157,10 @@ def test_one_launch_after_the_statistics(groups):
     assert y.shape == (2, 576, 64, 64)
     assert (len(launches) > 1) == (groups > 0) and launches[-1].name == "pointwise_conv2d_kernel"
     assert [launch.name for launch in launches].count("pointwise_conv2d_kernel") == 1
-    numbers = sum(a.numel() for a in arguments if isinstance(a, torch.Tensor)) + y.numel()
-    assert launches[-1].num_bytes == 2 * numbers + 2 * 2 * groups * 4
+    elements = sum(a.numel() for a in arguments if isinstance(a, torch.Tensor)) + y.numel()
+    assert launches[-1].num_bytes == 2 * elements + 2 * 2 * groups * 4
 
 
-def test_says_what_it_can_not_run(device):
+def test_unsupported_arguments_have_a_reason(device):
     arguments = inputs((1, 6, 0, 9, 3, 3, True, True), device)
     assert pointwise_conv2d.unsupported(*double(arguments)) == "x is float64"

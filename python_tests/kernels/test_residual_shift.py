@@ -1,4 +1,4 @@
-"""The residual-shift kernels against float64: words of the noise field, normals, formulas, layouts, tiles, launches."""
+"""The residual-shift kernels against float64: random words, normals, formulas, layouts, tiles, launches."""
 
 import math
 
@@ -68,7 +68,7 @@ def box_muller_kernel(p_radius, p_angle, p_normals, n, BLOCK: tl.constexpr):  # 
 
 
 def words_in_kernel(seed, step, channels, height, width, origin):
-    """The kernel's words in the layout of `noise_words`."""
+    """The kernel's random words in the layout of `noise_words`."""
     batch, groups = len(seed), (channels + 3) // 4
     words = torch.full((4, batch, groups, height, width), -1, dtype=torch.int64, device=seed.device)
     grid = (batch, triton.cdiv(height * width, 16))
@@ -148,8 +148,8 @@ def test_words_equal_the_reference(shape, with_origin, device):
 
 
 def test_normals_are_within_1e_6_of_float64(device):
-    # The smallest uniform number gives the largest radius, 5.77, which magnifies the angle's error most. Every 63rd
-    # angle and the ends of every eighth of a turn, against extreme and random radii.
+    # The smallest uniform value gives the largest radius, 5.77, which magnifies the angle's error most. Angles: every
+    # 63rd, and the ends of every eighth of a turn; radii: extreme and random.
     angle = torch.cat([torch.arange(0, 2**32, 512 * 63), torch.arange(0, 2**32 + 1, 2**29).repeat(3)])
     angle[-9:] -= 1
     angle[-18:-9] -= 513
@@ -269,7 +269,7 @@ def test_a_tile_is_a_crop_of_the_whole(channels, device):
             assert torch.equal(ours, expected[:, :, crop[0], crop[1]])
 
 
-def test_repeats_bitwise(device):
+def test_results_repeat_bitwise(device):
     shape = (2, 5, 9, 11)
     x_t, prediction, y = latents(shape, device, "x_t", "prediction", "y")
     options = ("epsilon", False, None, y, torch.bfloat16, False)
@@ -305,8 +305,8 @@ def test_q_sample_outside_the_table_gives_nan(device):
 
 
 def far_apart(x):
-    """The same values with image 2 more than 2³¹ elements from image 0; the memory between stays untouched."""
-    stride = 2**30 + 16  # fits 32 bits; image 2's offset does not
+    """The same values with image 2 more than 2³¹ elements after image 0; the memory between is never touched."""
+    stride = 2**30 + 16  # fits in 32 bits; image 2's offset does not
     size = (x.shape[0] - 1) * stride + x[0].numel()
     if x.device.type == "cpu":
         memory = torch.from_numpy(np.empty(size, dtype=np.float32))
@@ -315,7 +315,7 @@ def far_apart(x):
     return memory.as_strided(x.shape, (stride, *x.stride()[1:])).copy_(x)
 
 
-def test_addresses_pass_2_to_the_31(device):
+def test_addresses_beyond_2_to_the_31(device):
     shape = (3, 3, 5, 7)
     x_t, prediction, y = latents(shape, device, "x_t", "prediction", "y")
     options = ("epsilon", False, None, None, torch.float32, False)
@@ -353,7 +353,7 @@ def test_posterior_step_is_one_launch(prediction_type, given, last, latents_read
     assert [launch.num_bytes for launch in launches] == [expected]
 
 
-def test_prior_and_q_sample_are_one_launch():
+def test_prior_sample_and_q_sample_are_one_launch():
     x = meta(2, 3, 64, 64)
     row, seed, _, origin = META
     with record() as launches:
@@ -393,7 +393,7 @@ X = torch.ones(1, 3, 2, 2)
     ],
     ids=str,
 )
-def test_says_what_it_can_not_run(change, reason):
+def test_unsupported_arguments_have_a_reason(change, reason):
     row, seed = torch.ones(8), torch.tensor([0])
     latent = {"x_t": X, "prediction": X, "y": X, "coefficients": row, "seed": seed, "step": STEP, "origin": None}
     rest = {"prediction_type": "x0", "clamp_x0": False, "noise": None, "lq": X, "next_dtype": torch.float32}

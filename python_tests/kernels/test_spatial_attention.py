@@ -1,4 +1,4 @@
-"""Triton's spatial_attention against the formula in float64; layouts, divided keys, recorded launches and bytes."""
+"""The spatial_attention kernels against the formula in float64: layouts, split keys, launches and bytes."""
 
 from itertools import product
 
@@ -14,7 +14,7 @@ from resshift_fast.kernels.tuning import ARCHITECTURES, targeting
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
-CASES = [  # fewer pixels than a block, several blocks, one pixel, every width of channels
+CASES = [  # B, C, H, W: fewer pixels than a block, several blocks, one pixel, every padded number of channels
     (2, 16, 5, 7),
     (1, 32, 13, 11),
     (3, 48, 1, 6),
@@ -28,7 +28,7 @@ IDS = [f"B{b}-C{c}-H{h}-W{w}" for b, c, h, w in CASES]
 
 
 def inputs(batch, channels, height, width, dtype, device):
-    """Random images with means far from 0; a query's largest weight differs from pixel to pixel."""
+    """Random channels-last images; the mean of v is far from 0."""
     shape = batch, channels, height, width
     images = array("spatial.q", *shape), array("spatial.k", *shape), array("spatial.v", *shape) - 2.3
     return [x.to(device, dtype).contiguous(memory_format=torch.channels_last) for x in images]
@@ -42,7 +42,7 @@ def plain(q, k, v):
 
 
 def check(out, q, k, v):
-    """At most the limit, and in 16 bit at most twice the plain path's error."""
+    """The error is at most the limit, and in 16 bits at most twice that of the plain path."""
     exact = plain(*(x.double() for x in (q, k, v)))
     allowed = LIMITS[q.dtype]
     if q.dtype != torch.float32:
@@ -70,7 +70,7 @@ def test_any_memory_layout(layout, device):
 @pytest.mark.parametrize(
     "batch, channels, size", [(1, 48, (10, 13)), (2, 32, (10, 13)), (1, 512, (5, 7))], ids=["C48", "B2", "C512"]
 )
-def test_keys_divided_over_programs(batch, channels, size, dtype, device, monkeypatch):
+def test_keys_split_over_programs(batch, channels, size, dtype, device, monkeypatch):
     monkeypatch.setattr(module, "MIN_KEYS", 16)
     q, k, v = inputs(batch, channels, *size, dtype, device)
     with record() as launches:
@@ -82,7 +82,7 @@ def test_keys_divided_over_programs(batch, channels, size, dtype, device, monkey
     check(module.forward(q, k, v), q, k, v)
 
 
-@pytest.mark.parametrize("min_keys", [16, 256], ids=["divided", "whole"])
+@pytest.mark.parametrize("min_keys", [16, 256], ids=["split", "whole"])
 @pytest.mark.parametrize("sign", [1, -1], ids=["large", "very negative"])
 def test_extreme_scores(min_keys, sign, device, monkeypatch):
     monkeypatch.setattr(module, "MIN_KEYS", min_keys)
@@ -93,15 +93,15 @@ def test_extreme_scores(min_keys, sign, device, monkeypatch):
     assert_close("output", out, plain(q.double(), k.double(), v.double()), 1e-4)  # scores of 10⁴ in float32
 
 
-@pytest.mark.parametrize("min_keys", [16, 256], ids=["divided", "whole"])
-def test_bitwise_repeatable(min_keys, device, monkeypatch):
+@pytest.mark.parametrize("min_keys", [16, 256], ids=["split", "whole"])
+def test_results_repeat_bitwise(min_keys, device, monkeypatch):
     monkeypatch.setattr(module, "MIN_KEYS", min_keys)
     q, k, v = inputs(1, 32, 9, 11, torch.float32, device)
     assert torch.equal(module.forward(q, k, v), module.forward(q, k, v))
 
 
 def recorded(arch, *shape, dtype=torch.bfloat16):
-    """Launches on channels-last images of a shape, on tensors without memory."""
+    """Launches on channels-last images of a shape, on the meta device."""
     q = torch.empty(shape, dtype=dtype, device="meta", memory_format=torch.channels_last)
     with targeting(arch), record() as launches:
         out = module.forward(q, q, q)
@@ -113,7 +113,7 @@ def test_bytes_of_a_64_by_64_latent():
     image = 4096 * 512 * 2
     (launch,) = recorded(80, 1, 512, 64, 64)
     assert launch.grid == (64,) and launch.num_bytes == 4 * image
-    attention, combine = recorded(90, 1, 512, 64, 64)  # 64 blocks of queries leave half of its SMs idle
+    attention, combine = recorded(90, 1, 512, 64, 64)  # 64 blocks of queries would leave half of its SMs idle
     parts, sums = 2 * 2 * image, 2 * 4096 * 4
     assert attention.grid == (128,) and attention.num_bytes == 3 * image + parts + sums
     assert combine.num_bytes == parts + sums + image
@@ -132,7 +132,7 @@ def test_huge_grids_are_on_the_first_axis():
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_default_is_a_candidate(arch):
+def test_the_default_is_a_candidate(arch):
     for channels, itemsize in product((16, 64, 128, 256, 512), (2, 4)):
         key = channels, itemsize, 4096
         candidates = module.SPACE.candidates(key)
@@ -150,6 +150,6 @@ def test_default_is_a_candidate(arch):
     ],
     ids=str,
 )
-def test_unsupported(channels, dtype, reason):
+def test_unsupported_arguments_have_a_reason(channels, dtype, reason):
     q = torch.empty(1, channels, 2, 2, dtype=dtype, device="meta")
     assert module.unsupported(q, q, q) == reason

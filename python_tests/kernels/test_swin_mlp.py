@@ -21,7 +21,7 @@ CASES = [  # B, C, groups, hidden, H, W
     (1, 256, 4, 48, 3, 3),
 ]
 IDS = [f"B{b}-C{c}-G{g}-hidden{n}-H{h}-W{w}" for b, c, g, n, h, w in CASES]
-SIZES = [  # pixels, channels and bytes of an element, from which configurations follow
+SIZES = [  # pixels, channels and bytes per element, which determine the configurations
     (64, 192, 2),
     (4096, 192, 2),
     (1 << 16, 192, 2),
@@ -53,7 +53,7 @@ def double(arguments):
 
 
 def assert_matches(arguments):
-    """y is like x, and as near to float64 as the dtype allows: 16 bits at twice the plain path's error."""
+    """y has x's layout and is within `LIMITS` of float64; in 16 bits also within twice the plain path's error."""
     x = arguments[0]
     y, exact = swin_mlp.forward(*arguments), reference(*double(arguments))
     assert y.dtype == x.dtype and y.stride() == torch.empty_like(x).stride()
@@ -104,7 +104,7 @@ def test_every_configuration(size, device, monkeypatch):
     for arch in tuning.ARCHITECTURES:
         assert swin_mlp.SPACE.default(arch, (rows, rows, channels, itemsize)) in candidates
     for config in candidates:
-        if config.num_stages == 2 or device.type == "cuda":  # the interpreter has no pipeline
+        if config.num_stages == 2 or device.type == "cuda":  # the interpreter ignores num_stages
             monkeypatch.setattr(swin_mlp.SPACE, "default", lambda arch, key, config=config: config)
             assert_matches(arguments)
 
@@ -122,7 +122,7 @@ def test_a_nan_stays_in_its_image(device):
     assert y[0, :, 2, 2].isnan().all() and not y[1].isnan().any()
 
 
-def test_results_are_bitwise_the_same(device):
+def test_results_repeat_bitwise(device):
     arguments = inputs(2, 36, 4, 70, 4, 5, device)
     assert torch.equal(swin_mlp.forward(*arguments), swin_mlp.forward(*arguments))
 
@@ -140,7 +140,7 @@ def test_one_launch_after_the_statistics_moves_no_hidden_activation():
     assert launches[-1].num_bytes == 2 * (2 * arguments[0].numel() + weights) + statistics
 
 
-def test_says_what_it_can_not_run(device):
+def test_unsupported_arguments_have_a_reason(device):
     arguments = inputs(1, 6, 3, 9, 3, 3, device)
     assert swin_mlp.unsupported(*double(arguments)) == "x is float64"
     arguments[0] = torch.ones(1, 544, 3, 3, device=device)

@@ -1,4 +1,4 @@
-"""How configurations are chosen: by whom they are timed, what is dropped, and what is kept."""
+"""The choice of configurations: which are timed, which are rejected, and what is cached."""
 
 import os
 import threading
@@ -18,12 +18,12 @@ DEFAULT, FAST, SLOW = (Config({"BLOCK": n}) for n in (1, 2, 3))
 KEY = (64,)
 
 
-def space(*candidates, name="toy"):
+def make_space(*candidates, name="toy"):
     return Space(name, lambda key: candidates, lambda arch, key: DEFAULT)
 
 
 class Toy:
-    """A kernel: what it writes in each configuration, and how long that takes."""
+    """A fake kernel: what it writes in each configuration, and how long that takes."""
 
     def __init__(self, wrong=None, fails=(), times=None):
         self.x = torch.linspace(1, 2, 12)
@@ -47,30 +47,30 @@ class Toy:
         return self.times[self.now]
 
 
-def choose(of, toy, key=KEY):
+def choose(space, toy, key=KEY):
     with measuring(toy.timer):
-        return of.config(key, CPU, toy.trial)
+        return space.config(key, CPU, toy.trial)
 
 
-def test_the_fastest_is_taken_and_stays():
-    of, toy = space(SLOW, FAST), Toy()
-    assert of.config(KEY, CPU, toy.trial) == DEFAULT
-    assert choose(of, toy) == FAST == of.config(KEY, CPU)
-    assert of.config((128,), CPU) == DEFAULT
+def test_the_fastest_is_chosen_once():
+    space, toy = make_space(SLOW, FAST), Toy()
+    assert space.config(KEY, CPU, toy.trial) == DEFAULT
+    assert choose(space, toy) == FAST == space.config(KEY, CPU)
+    assert space.config((128,), CPU) == DEFAULT
     assert toy.now is not None
     toy.now = None
-    assert choose(of, toy) == FAST and toy.now is None
+    assert choose(space, toy) == FAST and toy.now is None
 
 
 def test_the_default_is_timed_too():
-    assert choose(space(SLOW), Toy()) == DEFAULT
+    assert choose(make_space(SLOW), Toy()) == DEFAULT
 
 
-def test_tensors_hold_what_they_held():
-    """Also those parts of them that another kernel has written."""
+def test_elements_that_no_trial_writes_are_restored():
+    """For example the part of an output that another kernel has written before."""
     toy = Toy()
     toy.y[8:] = 3.0
-    assert choose(space(SLOW, FAST), toy) == FAST
+    assert choose(make_space(SLOW, FAST), toy) == FAST
     assert toy.y.equal(torch.cat([2 * toy.x[:8], torch.full((4,), 3.0)])) and toy.n.eq(7).all()
 
 
@@ -86,7 +86,7 @@ def garbage(toy):
     toy.y.normal_()
 
 
-def beyond(toy):
+def out_of_range(toy):
     toy.y[9] = 1.0
 
 
@@ -98,58 +98,58 @@ def rounded(toy):
     toy.y[5] *= 1 + 1e-6
 
 
-@pytest.mark.parametrize("spoil", [one_wrong, unwritten, garbage, beyond, wrong_index], ids=lambda f: f.__name__)
-def test_what_writes_something_else_is_dropped_with_a_warning(spoil):
-    toy = Toy(wrong={2: spoil})
+@pytest.mark.parametrize("fault", [one_wrong, unwritten, garbage, out_of_range, wrong_index], ids=lambda f: f.__name__)
+def test_a_candidate_that_writes_something_else_is_rejected_with_a_warning(fault):
+    toy = Toy(wrong={2: fault})
     with pytest.warns(RuntimeWarning, match=r"toy \(64,\): BLOCK 2, num_warps 4, .*is not used: its output") as caught:
-        assert choose(space(SLOW, FAST), toy) == DEFAULT
+        assert choose(make_space(SLOW, FAST), toy) == DEFAULT
     assert len(caught) == 1
 
 
 def test_rounding_is_allowed():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert choose(space(SLOW, FAST), Toy(wrong={2: rounded})) == FAST
+        assert choose(make_space(SLOW, FAST), Toy(wrong={2: rounded})) == FAST
 
 
 @pytest.mark.parametrize("error", [RuntimeError("ptxas"), ValueError("no such layout"), MemoryError()], ids=repr)
-def test_any_error_of_a_candidate_drops_it(error):
-    assert choose(space(SLOW, FAST), Toy(fails={2: error})) == DEFAULT
+def test_a_candidate_that_fails_is_rejected(error):
+    assert choose(make_space(SLOW, FAST), Toy(fails={2: error})) == DEFAULT
 
 
-def test_where_the_default_fails_another_is_taken():
-    assert choose(space(SLOW, FAST), Toy(fails={1: RuntimeError()})) == FAST
+def test_another_is_chosen_if_the_default_fails():
+    assert choose(make_space(SLOW, FAST), Toy(fails={1: RuntimeError()})) == FAST
 
 
-def test_where_all_fail_the_default_is_left_to_say_why():
+def test_the_default_is_chosen_if_all_fail():
     error = RuntimeError("out of registers")
     toy = Toy(fails=dict.fromkeys((1, 2, 3), error))
-    assert choose(space(SLOW, FAST), toy) == DEFAULT
+    assert choose(make_space(SLOW, FAST), toy) == DEFAULT
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, KeyboardInterrupt])
-def test_what_says_nothing_of_a_candidate_is_passed_on(error):
-    of, toy = space(SLOW, FAST), Toy(fails={2: error()})
+def test_an_error_that_is_not_the_candidates_is_raised(error):
+    space, toy = make_space(SLOW, FAST), Toy(fails={2: error()})
     toy.y[8:] = 3.0
     with pytest.raises(error):
-        choose(of, toy)
+        choose(space, toy)
     assert toy.y[8:].eq(3.0).all()
-    assert choose(of, Toy()) == FAST
+    assert choose(space, Toy()) == FAST
 
 
 def test_nothing_is_timed_on_a_device_without_a_timer():
     toy = Toy()
     with measuring():
-        assert space(FAST).config(KEY, CPU, toy.trial) == DEFAULT
+        assert make_space(FAST).config(KEY, CPU, toy.trial) == DEFAULT
     assert toy.now is None
 
 
 def test_nothing_is_timed_while_launches_are_recorded_or_another_target_is_set():
     toy = Toy()
     with launch.record(), measuring(toy.timer):
-        assert space(FAST).config(KEY, CPU, toy.trial) == DEFAULT
+        assert make_space(FAST).config(KEY, CPU, toy.trial) == DEFAULT
     with targeting(90), measuring(toy.timer):
-        assert space(FAST).config(KEY, CPU, toy.trial) == DEFAULT
+        assert make_space(FAST).config(KEY, CPU, toy.trial) == DEFAULT
     assert toy.now is None
 
 
@@ -173,10 +173,10 @@ def in_threads(*functions):
     assert not failed and not any(thread.is_alive() for thread in threads)
 
 
-def test_one_threads_measuring_and_target_are_not_anothers():
-    """In the order that leaves a global on: the first comes out before the second does."""
+def test_measuring_and_targeting_are_local_to_a_thread():
+    """The first thread leaves its blocks while the second is inside: a global would keep the first one's values."""
     entered, left = threading.Event(), threading.Event()
-    of, toy = space(FAST), Toy()
+    space, toy = make_space(FAST), Toy()
 
     def first():
         with measuring(toy.timer), targeting(90):
@@ -185,20 +185,20 @@ def test_one_threads_measuring_and_target_are_not_anothers():
         left.set()
 
     def second():
-        assert of.config(KEY, CPU, toy.trial) == DEFAULT
+        assert space.config(KEY, CPU, toy.trial) == DEFAULT
         with measuring(toy.timer), targeting(120):
             entered.set()
             left.wait(10)
             assert tuning.architecture(CPU) == 120
         assert tuning.architecture(CPU) == tuning.FALLBACK_ARCHITECTURE
-        assert of.config(KEY, CPU, toy.trial) == DEFAULT
+        assert space.config(KEY, CPU, toy.trial) == DEFAULT
 
     in_threads(first, second)
-    assert of.config(KEY, CPU, toy.trial) == DEFAULT and toy.now is None
+    assert space.config(KEY, CPU, toy.trial) == DEFAULT and toy.now is None
 
 
-def test_no_two_threads_time_at_once_and_none_times_twice():
-    of, inside, most, timed = space(SLOW, FAST), [], [], []
+def test_one_thread_times_at_once_and_each_key_is_timed_once():
+    space, inside, most, timed = make_space(SLOW, FAST), [], [], []
 
     def ask(key):
         toy = Toy()
@@ -212,29 +212,29 @@ def test_no_two_threads_time_at_once_and_none_times_twice():
             return toy.timer(call)
 
         with measuring(timer):
-            assert of.config(key, CPU, toy.trial) == FAST
+            assert space.config(key, CPU, toy.trial) == FAST
 
     in_threads(*(lambda key=key: ask(key) for key in ((1,), (2,), (1,), (2,))))
     assert max(most) == 1
     assert sorted(timed) == 3 * [(1,)] + 3 * [(2,)]
 
 
-def test_who_does_not_measure_does_not_wait():
-    of, toy, timing, asked = space(FAST), Toy(), threading.Event(), threading.Event()
+def test_a_thread_that_does_not_measure_does_not_wait():
+    space, toy, timing, answered = make_space(FAST), Toy(), threading.Event(), threading.Event()
 
     def timer(call):
         timing.set()
-        assert asked.wait(10)
+        assert answered.wait(10)
         return toy.timer(call)
 
     def measure():
         with measuring(timer):
-            assert of.config(KEY, CPU, toy.trial) == FAST
+            assert space.config(KEY, CPU, toy.trial) == FAST
 
     def ask():
         assert timing.wait(10)
-        assert of.config(KEY, CPU, Toy().trial) == DEFAULT
-        asked.set()
+        assert space.config(KEY, CPU, Toy().trial) == DEFAULT
+        answered.set()
 
     in_threads(measure, ask)
 
@@ -250,15 +250,15 @@ def test_launches_of_all_candidates_are_recorded():
     found = [(x.constants["BLOCK_M"], x.num_stages) for x in launches if x.name == "swin_mlp_kernel"]
     expected = [(c.blocks["BLOCK_M"], c.num_stages) for c in swin_mlp.SPACE.candidates((256, 256, 64, 4))]
     assert set(found) == set(expected) and len(expected) > 2
-    assert len(found) == len(expected) + 1  # and the one that is chosen
+    assert len(found) == len(expected) + 1  # and the chosen one
 
 
-# what is kept
+# the cache on disk
 
 
 @pytest.fixture
 def stored(monkeypatch, tmp_path):
-    """A cache folder of its own."""
+    """A cache folder for one test."""
     monkeypatch.setenv("RESSHIFT_FAST_AUTOTUNE_CACHE", "1")
     monkeypatch.setenv("RESSHIFT_FAST_CACHE", str(tmp_path))
     config_cache.forget()
@@ -268,38 +268,38 @@ def stored(monkeypatch, tmp_path):
 
 def test_a_choice_is_read_back_by_another_process(stored):
     toy = Toy()
-    assert choose(space(SLOW, FAST), toy) == FAST
+    assert choose(make_space(SLOW, FAST), toy) == FAST
     config_cache.forget()
-    assert space(SLOW, FAST).config(KEY, CPU) == FAST
-    assert space(SLOW, FAST, name="other").config(KEY, CPU) == DEFAULT
-    assert space(SLOW).config(KEY, CPU) == DEFAULT  # a kernel that has no such candidate
+    assert make_space(SLOW, FAST).config(KEY, CPU) == FAST
+    assert make_space(SLOW, FAST, name="other").config(KEY, CPU) == DEFAULT
+    assert make_space(SLOW).config(KEY, CPU) == DEFAULT  # the stored choice is not a candidate
 
 
-def test_nothing_is_kept_or_read_where_it_is_turned_off(stored, monkeypatch):
-    choose(space(SLOW, FAST), Toy())
+def test_a_disabled_cache_is_neither_read_nor_written(stored, monkeypatch):
+    choose(make_space(SLOW, FAST), Toy())
     assert list(stored.glob("*.json"))
     monkeypatch.setenv("RESSHIFT_FAST_AUTOTUNE_CACHE", "0")
     config_cache.forget()
-    of = space(SLOW, FAST)
-    assert of.config(KEY, CPU) == DEFAULT
+    space = make_space(SLOW, FAST)
+    assert space.config(KEY, CPU) == DEFAULT
     before = [path.read_bytes() for path in stored.glob("*.json")]
-    assert choose(of, Toy(times={1: 3.0, 2: 2.0, 3: 1.0})) == SLOW
+    assert choose(space, Toy(times={1: 3.0, 2: 2.0, 3: 1.0})) == SLOW
     assert [path.read_bytes() for path in stored.glob("*.json")] == before
 
 
-def test_a_rejected_choice_gives_way_to_the_default(stored):
-    of, toy = space(SLOW, FAST), Toy()
-    with tuning.watching() as met:
-        assert choose(of, toy) == FAST
-    (choice,) = met
+def test_a_rejected_choice_is_replaced_by_the_default(stored):
+    space, toy = make_space(SLOW, FAST), Toy()
+    with tuning.watching() as watched:
+        assert choose(space, toy) == FAST
+    (choice,) = watched
     assert str(choice) == "toy (64,) with BLOCK 2, num_warps 4, num_stages 2"
     choice.reject()
-    assert of.config(KEY, CPU) == DEFAULT
+    assert space.config(KEY, CPU) == DEFAULT
     config_cache.forget()
-    assert space(SLOW, FAST).config(KEY, CPU) == DEFAULT
-    with tuning.watching() as met:
-        choose(of, toy)
-    assert met == []
+    assert make_space(SLOW, FAST).config(KEY, CPU) == DEFAULT
+    with tuning.watching() as watched:
+        choose(space, toy)
+    assert watched == []
 
 
 # whole operators
@@ -307,11 +307,11 @@ def test_a_rejected_choice_gives_way_to_the_default(stored):
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs a stand-in on the CPU")
 def test_results_of_measured_configurations_are_compared_with_plain_pytorch(monkeypatch):
-    """The default is within the tuner's limit of a candidate that is further from the truth than an operator may be."""
+    """A candidate within the tuner's tolerance of the default may still exceed the operator's own."""
     torch.manual_seed(0)
     shapes = (1, 32, 8, 8), (32,), (32,), (64, 32), (64,), (32, 64), (32,)
     x, *parameters = (torch.randn(shape) for shape in shapes)
-    args, of, toy = (x, 4, *parameters, 1e-5), space(SLOW, FAST), Toy()
+    args, space, toy = (x, 4, *parameters, 1e-5), make_space(SLOW, FAST), Toy()
     plain = backends.OPERATORS["swin_mlp"].plain
 
     def forward(*args):
@@ -324,7 +324,7 @@ def test_results_of_measured_configurations_are_compared_with_plain_pytorch(monk
                 y.mul_(1 + 5e-4)
             return (y,)
 
-        start(of.config(KEY, CPU, start))
+        start(space.config(KEY, CPU, start))
         return y
 
     monkeypatch.setattr(tuning, "LIMITS", {torch.float32: 1e-3})
@@ -335,17 +335,17 @@ def test_results_of_measured_configurations_are_compared_with_plain_pytorch(monk
         with backends.measuring(toy.timer), pytest.warns(RuntimeWarning) as caught:
             found = backends.run("swin_mlp", *args)
             again = backends.run("swin_mlp", *args)
-        assert found.equal(plain(*args)) and again.equal(found) and of.config(KEY, CPU) == DEFAULT
+        assert found.equal(plain(*args)) and again.equal(found) and space.config(KEY, CPU) == DEFAULT
     (warned,) = map(str, (w.message for w in caught))
     assert "swin_mlp: toy (64,) with BLOCK 2" in warned and "output 0 has relative error 5.0e-04" in warned
 
 
-def test_whole_numbers_are_left_to_the_tuners_comparison():
-    """Rounding may change an index altogether, and both of them be right."""
-    of, toy, calls = space(SLOW, FAST), Toy(), []
+def test_integer_outputs_are_compared_by_the_tuner_alone():
+    """Rounding may select another index of equal distance, so a comparison with plain PyTorch could fail."""
+    space, toy, calls = make_space(SLOW, FAST), Toy(), []
 
     def function(x):
-        of.config(KEY, CPU, toy.trial)
+        space.config(KEY, CPU, toy.trial)
         calls.append(x)
         return x, x.long()
 
@@ -355,22 +355,22 @@ def test_whole_numbers_are_left_to_the_tuners_comparison():
     with measuring(toy.timer), warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         verification.watched("toy", function, plain)(torch.ones(3))
-    assert of.config(KEY, CPU) == FAST and len(calls) == 1
+    assert space.config(KEY, CPU) == FAST and len(calls) == 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu_no_memory_is_kept():
+def test_on_a_gpu_all_memory_is_freed():
     x = torch.zeros(64, device="cuda")
     before = torch.cuda.memory_allocated()
     with measuring():
-        space(FAST).config(KEY, x.device, lambda config: (x.zero_(),))
+        make_space(FAST).config(KEY, x.device, lambda config: (x.zero_(),))
         assert torch.cuda.memory_allocated() > before + (1 << 20)
     assert torch.cuda.memory_allocated() <= before
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_on_a_gpu_what_fits_is_timed_and_the_rest_dropped(dtype, monkeypatch):
+def test_on_a_gpu_candidates_that_do_not_fit_are_rejected(dtype, monkeypatch):
     torch.manual_seed(0)
     shapes = (2, 96, 32, 32), (96,), (96,), (384, 96), (384,), (96, 384), (96,)
     x, *parameters = (torch.randn(shape, device="cuda", dtype=dtype) for shape in shapes)
@@ -395,5 +395,5 @@ def test_on_a_gpu_a_longer_kernel_takes_longer():
         return ()
 
     with measuring():
-        found = space(FAST, SLOW).config(KEY, torch.device("cuda", torch.cuda.current_device()), trial)
+        found = make_space(FAST, SLOW).config(KEY, torch.device("cuda", torch.cuda.current_device()), trial)
     assert found == DEFAULT  # of block 1

@@ -1,4 +1,4 @@
-"""Triton's upsample_conv2d against the formula in float64; layouts, both forms of weights, launches and bytes."""
+"""The upsample_conv2d kernels against the formula in float64: layouts, both forms of weights, launches, bytes."""
 
 from itertools import product
 
@@ -15,7 +15,7 @@ from resshift_fast.kernels.tuning import ARCHITECTURES, Config, targeting
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
-CASES = [  # B, C, O, H, W, bias: odd sizes, several blocks, one pixel, one row, channels that fill no block
+CASES = [  # B, C, O, H, W, bias: odd sizes, several blocks, one pixel, one row, channels that do not fill a block
     (2, 8, 5, 7, 9, True),
     (1, 24, 4, 1, 1, False),
     (3, 16, 48, 1, 1, True),
@@ -28,7 +28,7 @@ IDS = [f"B{b}-C{c}-O{o}-H{h}-W{w}-{'bias' if bias else 'plain'}" for b, c, o, h,
 
 @pytest.fixture(params=["summed", "direct"])
 def form(request, monkeypatch):
-    """Whether the taps are summed first, whatever the image's size."""
+    """Force one form for all image sizes: "summed" adds up taps of the kernel before the convolution."""
     pixels = 1 if request.param == "summed" else 10**9
     monkeypatch.setattr(module, "SUMMED_PIXELS", {2: pixels, 4: pixels})
     return request.param
@@ -44,13 +44,13 @@ def inputs(batch, channels, out_channels, height, width, bias, dtype, device):
 
 
 def plain(x, weight, bias):
-    """The formula in the dtype of its arguments, the upsampled image made by indices."""
+    """The formula in the dtype of its arguments; indexing upsamples the image."""
     rows, columns = (torch.arange(2 * n, device=x.device) // 2 for n in x.shape[2:])
     return F.conv2d(x[:, :, rows[:, None], columns[None, :]], weight, bias, padding=1)
 
 
 def check(y, x, weight, bias):
-    """At most the limit, and in 16 bit at most twice the plain path's error."""
+    """The error is at most the limit, and in 16 bits at most twice that of the plain path."""
     exact = plain(x.double(), weight.double(), None if bias is None else bias.double())
     allowed = LIMITS[x.dtype]
     if x.dtype != torch.float32:
@@ -66,7 +66,7 @@ def test_matches_float64(batch, channels, out_channels, height, width, bias, dty
     arguments = inputs(batch, channels, out_channels, height, width, bias, dtype, device)
     y = module.forward(*arguments)
     check(y, *arguments)
-    # An image of one pixel is in both formats.
+    # An image of one pixel is both contiguous and channels-last.
     assert y.is_contiguous(memory_format=torch.contiguous_format if height * width == 1 else torch.channels_last)
 
 
@@ -77,7 +77,7 @@ def test_any_memory_layout(layout, form, device):
     check(module.forward(*arguments), *arguments)
 
 
-def test_contiguous_image_gives_contiguous_image(device):
+def test_a_contiguous_image_gives_a_contiguous_image(device):
     x, weight, bias = inputs(2, 8, 5, 3, 4, True, torch.float32, device)
     arguments = x.contiguous(), weight.contiguous(), bias
     y = module.forward(*arguments)
@@ -93,19 +93,19 @@ def test_float32_parameters_with_a_16_bit_image(dtype, form, device):
 
 
 def test_groups_of_blocks_cover_the_image(form, device, monkeypatch):
-    blocks = Config({"B_M": 16, "B_N": 16, "B_K": 16})  # nine blocks of pixels: a full group and one that is not
+    blocks = Config({"B_M": 16, "B_N": 16, "B_K": 16})  # nine blocks of pixels: a full group and a partial one
     monkeypatch.setattr(module.SPACE, "default", lambda arch, key: blocks)
     arguments = inputs(1, 16, 12, 10, 13, True, torch.float32, device)
     check(module.forward(*arguments), *arguments)
 
 
-def test_bitwise_repeatable(form, device):
+def test_results_repeat_bitwise(form, device):
     arguments = inputs(1, 16, 8, 5, 7, True, torch.float32, device)
     assert torch.equal(module.forward(*arguments), module.forward(*arguments))
 
 
 def recorded(batch, channels, height, width, arch=90, dtype=torch.bfloat16):
-    """Launches on a channels-last image, on tensors without memory."""
+    """Launches on a channels-last image on the meta device."""
     options = {"dtype": dtype, "device": "meta"}
     x = torch.empty(batch, channels, height, width, memory_format=torch.channels_last, **options)
     weight = torch.empty(channels, channels, 3, 3, memory_format=torch.channels_last, **options)
@@ -136,7 +136,7 @@ def test_huge_grids_are_on_the_first_axis():
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_default_is_a_candidate(arch):
+def test_the_default_is_a_candidate(arch):
     for pixels, channels, itemsize in product((64, 256, 1024, 4096), (8, 64, 512), (2, 4)):
         key = pixels, channels, channels, itemsize
         candidates = module.SPACE.candidates(key)
@@ -153,6 +153,6 @@ def test_default_is_a_candidate(arch):
     ],
     ids=str,
 )
-def test_unsupported(channels, dtype, reason):
+def test_unsupported_arguments_have_a_reason(channels, dtype, reason):
     x, weight = (torch.empty(4, channels, 3, 3, dtype=dtype, device="meta") for _ in range(2))
     assert module.unsupported(x, weight, None) == reason

@@ -1,4 +1,4 @@
-"""The vector-quantization kernels against brute force in float64: nearest, ties, NaN, layouts, launches."""
+"""The vector-quantization kernels against brute force in float64: ties, NaN, layouts, launches."""
 
 import numpy as np
 import pytest
@@ -37,16 +37,16 @@ def squared_distances(z, codebook):
 
 
 def assert_nearest(z, codebook, quantized, indices):
-    """The nearest entries, but for distances that float32 can't tell apart; the vectors returned are those entries."""
+    """The entries are nearest up to float32 rounding of distances, and the vectors returned are those entries."""
     distances = squared_distances(z, codebook)
     chosen = distances.gather(3, indices[..., None])[..., 0]
-    # Sums of squared differences round relative to the distance itself, |e|² − 2 z·e relative to its terms.
+    # The rounding error of a sum of squared differences is relative to the sum, that of |e|² − 2 z·e to its terms.
     scale = distances.amin(3)
     if z.shape[1] > vector_quantize.MAX_UNROLLED:
         scale = z.double().square().sum(1) + codebook.double().square().sum(1).max()
     assert ((chosen - distances.amin(3)) <= 1e-6 * scale).all()
     assert quantized.is_contiguous() and quantized.dtype == z.dtype
-    # The codebook passes through float32, as in the kernel.
+    # The kernel converts the codebook to float32.
     expected = codebook.float()[indices].permute(0, 3, 1, 2)
     if truncates(z.dtype) and z.dtype != codebook.dtype:
         assert ((quantized.float() - expected).abs() <= expected.abs() / 128).all()
@@ -94,7 +94,7 @@ def test_ties_go_to_the_lowest_index(channels, device):
 
 
 def test_near_ties_are_decided_as_in_exact_arithmetic(device):
-    # Far from 0, |e|² − 2 z·e in float32 could not tell these entries apart.
+    # So far from 0, |e|² − 2 z·e in float32 could not distinguish these entries.
     codebook = 1000 + torch.tensor([[0.0, 0, 0.5], [0.25, 0, 0], [0, 0.125, 0], [0.125, 0, 0.125]], device=device)
     z = (1000 + array("vq.near", 1, 3, 9, 5) / 8).to(device)
     _, indices = vector_quantize.forward(z, codebook)
@@ -121,7 +121,7 @@ def test_a_vector_with_nan_gives_index_0(channels, device):
 
 
 @pytest.mark.parametrize("channels", [3, 12])
-def test_configurations_change_nothing(channels, device, monkeypatch):
+def test_configurations_change_no_bit(channels, device, monkeypatch):
     z, codebook = inputs(1, channels, 300, 5, 7, device)
     space = "SMALL" if channels <= vector_quantize.MAX_UNROLLED else "LARGE"
     original = getattr(vector_quantize, space)
@@ -134,16 +134,16 @@ def test_configurations_change_nothing(channels, device, monkeypatch):
 
 
 @pytest.mark.parametrize("channels", [3, 12])
-def test_repeats_bitwise(channels, device):
+def test_results_repeat_bitwise(channels, device):
     z, codebook = inputs(2, channels, 200, 5, 7, device)
     first, second = vector_quantize.forward(z, codebook), vector_quantize.forward(z, codebook)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_addresses_pass_2_to_the_31(device):
+def test_addresses_beyond_2_to_the_31(device):
     z, codebook = inputs(3, 3, 20, 3, 5, device)
-    stride = 2**30 + 16  # fits 32 bits; image 2's offset does not
-    # Memory between the images is never touched, so that it takes no room on the CPU.
+    stride = 2**30 + 16  # fits in 32 bits; image 2's offset does not
+    # Memory between the images is never touched, so that the CPU allocates no pages for it.
     size = 2 * stride + z[0].numel()
     memory = torch.from_numpy(np.empty(size, np.float32)) if device.type == "cpu" else torch.empty(size, device=device)
     far = memory.as_strided(z.shape, (stride, *z.stride()[1:])).copy_(z)
@@ -165,7 +165,7 @@ def test_one_launch_moves_every_tensor_once(size, images, channels):
         assert launch.grid[0] >= 128  # enough programs for a large GPU
 
 
-def test_says_what_it_can_not_run():
+def test_unsupported_arguments_have_a_reason():
     z, codebook = torch.ones(1, 3, 2, 2), torch.ones(5, 3)
     assert vector_quantize.unsupported(z, codebook) is None
     assert vector_quantize.unsupported(z.half(), codebook) is None

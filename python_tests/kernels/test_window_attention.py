@@ -27,12 +27,12 @@ CASES = [  # batch, height, width, heads, head_dim, window, shift, mask
     (1, 24, 16, 1, 32, 8, 4, "swin"),
     (1, 16, 8, 3, 16, 8, 7, "resshift"),
     (1, 8, 16, 1, 64, 8, 1, "swin"),
-    (1, 9, 18, 1, 16, 9, 4, "swin"),  # keys in several blocks, the last of them partly beyond the window
+    (1, 9, 18, 1, 16, 9, 4, "swin"),  # several blocks of keys, the last partly outside the window
     (1, 12, 12, 1, 64, 12, 6, "resshift"),
     (1, 13, 26, 1, 64, 13, 12, "swin"),
     (1, 16, 16, 1, 64, 16, 4, "swin"),
 ]
-HALF_CASES = [  # of each head size, and of one and of several blocks of keys
+HALF_CASES = [  # every head size, one and several blocks of keys
     (2, 8, 12, 1, 32, 4, 1, "resshift"),
     (1, 8, 8, 1, 64, 4, 3, "swin"),
     (1, 7, 14, 1, 64, 7, 6, "resshift"),
@@ -47,7 +47,7 @@ HALF_CASES = [  # of each head size, and of one and of several blocks of keys
 
 
 def inputs(batch, height, width, heads, head_dim, window, dtype, device):
-    """Random qkv, bias table and gradient of the output; the values' mean is far from 0."""
+    """Random qkv, bias table and gradient of the output; the mean of v is far from 0."""
     qkv = array("window.qkv", batch, height, width, 3 * heads * head_dim)
     qkv[..., 2 * heads * head_dim :] -= 2.3
     table = array("window.bias", (2 * window - 1) ** 2, heads)
@@ -71,33 +71,32 @@ def run(qkv, table, dout, options):
 
 
 def check(qkv, table, dout, options):
-    """Compare with float64; 16 bits may at most double the error of the plain path in the same dtype."""
+    """Compare with float64; in 16 bits the error may be twice that of the plain path in the same dtype."""
     ours = run(qkv, table, dout, options)
     exact = differentiate(*(x.double() for x in (qkv, table, dout)), options)
-    theirs = differentiate(qkv, table.to(qkv.dtype), dout, options)
+    plain = differentiate(qkv, table.to(qkv.dtype), dout, options)
     for name, value in ours.items():
         allowed = LIMITS[qkv.dtype]
         if qkv.dtype != torch.float32:
-            allowed = 2 * relative_error(theirs[name], exact[name]) + torch.finfo(qkv.dtype).eps / 8
+            allowed = 2 * relative_error(plain[name], exact[name]) + torch.finfo(qkv.dtype).eps / 8
         assert_close(name, value, exact[name], allowed)
     assert ours["out"].dtype == ours["dqkv"].dtype == qkv.dtype and ours["dbias_table"].dtype == torch.float32
     assert ours["out"].is_contiguous() and ours["dqkv"].stride() == torch.empty_like(qkv).stride()
 
 
-def case_name(case):
-    """Id of a case."""
+def case_id(case):
     return "B{}-H{}-W{}-{}x{}-window{}-shift{}-{}".format(*case)
 
 
-@pytest.mark.parametrize("case", CASES, ids=case_name)
+@pytest.mark.parametrize("case", CASES, ids=case_id)
 def test_matches_float64(case, device):
     *shape, window, shift, mask = case
     check(*inputs(*shape, window, torch.float32, device), (shape[3], window, shift, mask))
 
 
 @pytest.mark.parametrize("dtype", SIXTEEN_BITS, ids=name_of)
-@pytest.mark.parametrize("case", HALF_CASES, ids=case_name)
-def test_sixteen_bits_match_float64(case, dtype, device):
+@pytest.mark.parametrize("case", HALF_CASES, ids=case_id)
+def test_16_bits_match_float64(case, dtype, device):
     *shape, window, shift, mask = case
     check(*inputs(*shape, window, dtype, device), (shape[3], window, shift, mask))
 
@@ -111,13 +110,13 @@ def test_large_logits(dtype, window, device):
     table *= 50
     ours = run(qkv, table, dout, options)
     exact = differentiate(qkv.double(), table.double(), dout.double(), options)
-    theirs = differentiate(qkv, table.to(dtype), dout, options)
+    plain = differentiate(qkv, table.to(dtype), dout, options)
     for name, value in ours.items():
-        assert_close(name, value, exact[name], 2 * relative_error(theirs[name], exact[name]) + 1e-5)
+        assert_close(name, value, exact[name], 2 * relative_error(plain[name], exact[name]) + 1e-5)
 
 
-def test_hidden_tokens_count_where_nothing_else_is_seen(device):
-    """The mask adds −100, as the official one; it does not forbid."""
+def test_the_mask_adds_minus_100_and_does_not_exclude(device):
+    """As in the official code: a masked token counts if its score is more than 100 above the others."""
     qkv, table, dout = inputs(1, 4, 4, 1, 16, 4, torch.float32, device)
     qkv[..., :32] *= 8  # scores that differ by more than 100
     check(qkv, table, dout, (1, 4, 2, "swin"))
@@ -143,29 +142,29 @@ def test_any_memory_layout(layout, device):
 
 
 @pytest.mark.parametrize("window, dtype", [(4, torch.float16), (9, torch.float32)])
-def test_bitwise_repeatable(window, dtype, device):
+def test_results_repeat_bitwise(window, dtype, device):
     tensors = inputs(1, window, 2 * window, 1, 16, window, dtype, device)
     first, second = (run(*tensors, (1, window, 1, "swin")) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_many_windows_a_program(device, monkeypatch):
-    """The bias gradient is summed over a program's windows, then over programs, and the last has fewer windows."""
+def test_several_windows_per_program(device, monkeypatch):
+    """The bias gradient is summed over a program's windows, then over programs; the last program has fewer windows."""
     monkeypatch.setitem(window_attention_backward.PROGRAMS, 16, 6)
-    monkeypatch.setattr(window_attention_backward, "SUM_ELEMENTS", 128)  # two parts at a time
+    monkeypatch.setattr(window_attention_backward, "SUM_ELEMENTS", 128)  # two programs' sums at a time
     default = window_attention.FORWARD.default
     monkeypatch.setattr(window_attention.FORWARD, "default", lambda *key: several_windows(default(*key)))
-    tensors = inputs(1, 8, 28, 2, 16, 4, torch.float32, device)  # 14 windows: 3 programs a head, of 5, 5 and 4
+    tensors = inputs(1, 8, 28, 2, 16, 4, torch.float32, device)  # 14 windows: 3 programs per head, with 5, 5 and 4
     check(*tensors, (2, 4, 1, "swin"))
 
 
 def several_windows(config):
-    """The same configuration with four windows a program."""
+    """The same configuration with four windows per program."""
     return tuning.Config({**config.blocks, "WINDOWS": 4}, config.num_warps, config.num_stages)
 
 
 def recorded(shape, heads, window, shift, dtype=torch.bfloat16, arch=90):
-    """Launches forward and backward of an image of a shape, without memory."""
+    """Forward and backward launches for an image of a shape, on the meta device."""
     qkv = torch.empty(shape, dtype=dtype, device="meta")
     table = torch.empty((2 * window - 1) ** 2, heads, device="meta")
     arguments = (qkv, table, heads, window, shift, "resshift")
@@ -188,17 +187,17 @@ def test_launches_of_realistic_shapes(batch, side, heads, arch):
     assert forward.grid == (-(-windows // forward.constants["WINDOWS"]) * heads,)
     assert backward.grid[0] <= 384 and backward.grid[0] % heads == 0
     assert bias.grid == (15 * heads,)
-    pixels = 2 * batch * side**2 * 32 * heads  # bytes of one of q, k, v
+    pixels = 2 * batch * side**2 * 32 * heads  # bytes of q, of k and of v
     table = 4 * 225 * heads
     assert forward.num_bytes == 4 * pixels + table
     sums = backward.grid[0] * 4 * 64**2
     assert backward.num_bytes == 7 * pixels + table + sums and bias.num_bytes == sums + table
 
 
-def test_large_windows_declare_what_they_read_again():
+def test_bytes_of_large_windows_include_repeated_reads():
     forward, rows, columns, _ = recorded((1, 32, 32, 96), 1, 16, 8)
     pixels, q_blocks, k_blocks = 2 * 32**2 * 32, 256 // rows.constants["B_Q"], 256 // columns.constants["B_K"]
-    small = 4 * 31**2, 4 * 3 * 32**2, 4 * 4 * 256**2  # table; maximum, sum and delta of each row; sums of dS
+    small = 4 * 31**2, 4 * 3 * 32**2, 4 * 4 * 256**2  # table; maximum, sum and delta per row; sums of dS
     assert forward.num_bytes == (1 + 1 + 2 * 256 // forward.constants["B_Q"]) * pixels + small[0]
     # Every block of queries reads all keys and values twice.
     assert rows.num_bytes == (3 + 4 * q_blocks) * pixels + sum(small)
@@ -211,7 +210,7 @@ def test_grids_of_huge_images(shape, heads, window):
         assert len(launch.grid) == 1 and launch.grid[0] < 2**31
 
 
-def test_the_shift_alone_compiles_nothing_new():
+def test_another_shift_needs_no_other_kernel():
     first, second = (recorded((1, 16, 16, 96), 1, 8, shift) for shift in (1, 4))
     assert [x.constants for x in first] == [x.constants for x in second]
 
@@ -229,14 +228,14 @@ def test_the_shift_alone_compiles_nothing_new():
         ({"window": 16}, None),
     ],
 )
-def test_says_what_it_can_not_run(change, reason):
+def test_unsupported_arguments_have_a_reason(change, reason):
     case = {"window": 8, "head_dim": 32, "dtype": torch.float32} | change
     qkv = torch.empty(1, case["window"], case["window"], 3 * case["head_dim"], dtype=case["dtype"], device="meta")
     arguments = (qkv, torch.empty(1, 1, device="meta"), 1, case["window"], 0, "swin")
-    for way in ("window_attention", "window_attention_backward"):
-        kernel = backends.kernel(way, "triton")
-        answer = kernel.unsupported(*([qkv] if "backward" in way else []), *arguments)
-        assert answer is None if reason is None else reason in answer
+    for name in ("window_attention", "window_attention_backward"):
+        kernel = backends.kernel(name, "triton")
+        found = kernel.unsupported(*([qkv] if "backward" in name else []), *arguments)
+        assert found is None if reason is None else reason in found
 
 
 @pairwise(
@@ -244,8 +243,8 @@ def test_says_what_it_can_not_run(change, reason):
     head_dim=window_attention_tiles.HEAD_DIMS,
     dtype=window_attention_tiles.DTYPES,
 )
-def test_every_window_starts_on_every_architecture(window, head_dim, dtype):
-    """A call that is not refused has a configuration, whose blocks cover the window."""
+def test_every_window_launches_on_every_architecture(window, head_dim, dtype):
+    """Every supported call has a configuration, and its blocks cover the window."""
     for arch in tuning.ARCHITECTURES:
         forward, *backward, bias = recorded((1, window, 3 * window, 6 * head_dim), 2, window, 1, dtype, arch)
         for launch in (forward, *backward):
