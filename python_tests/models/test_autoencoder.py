@@ -64,7 +64,7 @@ def test_sizes(small):
     assert small.decode(latent).shape == (2, 3, 6, 10)
 
 
-def test_decoding_quantizes_unless_told_otherwise(small):
+def test_decode_quantizes_by_default(small):
     latent = array("quantize.latent", 1, 4, 3, 5)
     quantized, _ = ops.vector_quantize(latent, small.quantize.embedding.weight)
     assert_close("decode", small.decode(latent), small.decode(quantized, quantize=False), 1e-5)
@@ -106,7 +106,7 @@ def test_gradients_pass_through_quantization(small):
     latent = small.encode(image)
     gradient, of_latent = torch.autograd.grad(small.decode(latent).square().sum(), [image, latent])
     assert gradient.isfinite().all() and gradient.norm() > 0
-    # Straight through: as if the nearest entries themselves had been decoded.
+    # Straight-through estimator: the gradient is that of decoding the nearest entries.
     entries, _ = ops.vector_quantize(latent.detach(), small.quantize.embedding.weight)
     entries.requires_grad_()
     (expected,) = torch.autograd.grad(small.decode(entries, quantize=False).square().sum(), [entries])

@@ -1,4 +1,4 @@
-"""The catalogue: names, and sizes that fit one another."""
+"""The catalogue: names, and settings that are consistent with each other."""
 
 import dataclasses
 import math
@@ -50,7 +50,7 @@ def test_names():
         ("face", "faceir"),
     ],
 )
-def test_an_unknown_name_is_answered_with_the_nearest(name, nearest):
+def test_an_unknown_name_is_refused_with_the_nearest(name, nearest):
     with pytest.raises(ValueError, match="unknown model") as failure:
         get(name)
     message = str(failure.value)
@@ -61,18 +61,18 @@ def test_an_unknown_name_is_answered_with_the_nearest(name, nearest):
 
 
 @pytest.mark.parametrize("name", ["", "zzzzzz", 4], ids=repr)
-def test_a_name_near_to_none_lists_them_all(name):
+def test_a_name_similar_to_none_is_refused_with_all_names(name):
     with pytest.raises(ValueError, match=r"unknown model .*; models: nano-x4, realsr-x4-v1"):
         get(name)
 
 
 @specs
-def test_parts_fit(spec):
+def test_parts_are_consistent(spec):
     denoiser, stage = spec.denoiser, spec.first_stage
     assert denoiser.in_channels == denoiser.out_channels == stage.latent_channels
     assert len(denoiser.num_res_blocks) == len(denoiser.channel_mult)
     assert spec.latent_per_input * stage.factor == spec.scale
-    # The low-quality image comes in at the input's size, the latent at the denoiser's.
+    # The low-quality image has the input's size, and the latent has the denoiser's.
     assert denoiser.cond_lq and denoiser.lq_size * spec.latent_per_input == denoiser.image_size
     assert denoiser.cond_mask == spec.needs_mask
     assert spec.prediction_type in PREDICTION_TYPES
@@ -104,7 +104,7 @@ def test_builds_its_parts(spec):
         denoiser, stage = catalog.build_denoiser(spec), catalog.build_first_stage(spec)
     assert denoiser.config == spec.denoiser and stage.config == spec.first_stage
     assert isinstance(stage, SpaceToDepth if spec.name == "nano-x4" else VQAutoencoder)
-    # A latent that is the image itself is the only one that may be clamped to the image's range.
+    # Only a latent that consists of image values may be clamped to their range.
     assert spec.clamp_x0 == isinstance(stage, SpaceToDepth)
 
 
@@ -120,7 +120,7 @@ def test_weight_files(name):
             assert file.url == catalog.RELEASE + file.filename and "non-commercial" in file.licence
 
 
-def test_nothing_is_published_for_realsr_x2():
+def test_realsr_x2_has_no_published_weights():
     assert get("realsr-x2").weights is None and get("realsr-x2").licence == "no weights published"
 
 
@@ -142,6 +142,6 @@ def test_the_embedded_model_is_small():
     assert spec.schedule.num_steps == 4
 
 
-def test_entries_are_values():
+def test_entries_are_immutable():
     with pytest.raises(dataclasses.FrozenInstanceError):
         get("nano-x4").scale = 2

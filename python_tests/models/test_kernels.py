@@ -1,4 +1,4 @@
-"""A whole denoiser and a whole first stage on the Triton kernels, in the interpreter where there is no GPU."""
+"""A whole denoiser and a whole first stage on the Triton kernels, in the interpreter if there is no GPU."""
 
 import pytest
 import torch
@@ -14,8 +14,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture
-def run_by(monkeypatch):
-    """Trusts the kernels, and counts the registered operators that a kernel ran."""
+def kernels(monkeypatch):
+    """Turn verification off; {operator that was called: number of kernels that dispatch may try}."""
     monkeypatch.setenv(verification.VARIABLE, "0")
     counts: dict[str, int] = {}
     choose = dispatch._choose
@@ -30,7 +30,7 @@ def run_by(monkeypatch):
 
 
 def both(function):
-    """The results by the reference and by the kernels."""
+    """Results of the reference and of the kernels."""
     with torch.no_grad():
         with use_backend("reference"):
             expected = function()
@@ -39,7 +39,7 @@ def both(function):
 
 
 @pytest.mark.slow
-def test_a_denoiser(run_by):
+def test_a_denoiser(kernels):
     denoiser = fill_(catalog.build_denoiser(SPECS["x4-vq"])).to(DEVICE)
     config = denoiser.config
     x = array("x", 1, config.in_channels, 16, 16).to(DEVICE)
@@ -47,15 +47,15 @@ def test_a_denoiser(run_by):
     expected, ours = both(lambda: denoiser(x, torch.tensor([3], device=DEVICE), lq))
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
     assert not torch.equal(ours, expected)
-    assert {"group_norm", "add_concat_group_norm", "window_attention", "swin_mlp", "pointwise_conv2d"} <= run_by.keys()
-    assert all(run_by.values())
+    assert {"group_norm", "add_concat_group_norm", "window_attention", "swin_mlp", "pointwise_conv2d"} <= kernels.keys()
+    assert all(kernels.values())
 
 
 @pytest.mark.slow
-def test_a_first_stage(run_by):
+def test_a_first_stage(kernels):
     stage = fill_(catalog.build_first_stage(SPECS["x4-vq"])).to(DEVICE)
     latent = array("latent", 1, stage.latent_channels, 4, 6).to(DEVICE)
     expected, ours = both(lambda: stage.decode(latent))
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
-    assert {"vector_quantize", "spatial_attention", "add_concat_group_norm"} <= run_by.keys()
-    assert all(run_by.values())
+    assert {"vector_quantize", "spatial_attention", "add_concat_group_norm"} <= kernels.keys()
+    assert all(kernels.values())

@@ -1,4 +1,4 @@
-"""YAML files of the official training code against the catalogue's entries for the same models."""
+"""YAML files in the official training code's format against the catalogue's entries for the same models."""
 
 import pytest
 
@@ -108,7 +108,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("content, message", BAD.values(), ids=BAD)
-def test_says_what_is_wrong(content, message, tmp_path):
+def test_a_bad_file_is_refused_with_the_reason(content, message, tmp_path):
     path = tmp_path / "bad.yaml"
     path.write_text(content)
     with pytest.raises(ValueError, match=message):

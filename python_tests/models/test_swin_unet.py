@@ -1,4 +1,4 @@
-"""The denoiser: official keys, shapes, outputs and gradients; its parts; independence of the images of a batch."""
+"""The denoiser: official keys, shapes, outputs and gradients; its parts; independence of images in a batch."""
 
 import math
 from dataclasses import replace
@@ -42,7 +42,7 @@ SMALL = SwinUNetConfig(
 
 
 def mini_config() -> SwinUNetConfig:
-    """The configuration of mini_unet.json; what is not named here is fixed in this implementation."""
+    """The configuration of mini_unet.json, whose two options without a field here have fixed values."""
     fields = document("mini_unet.json")
     assert fields.pop("use_scale_shift_norm") and not fields.pop("patch_norm")
     return SwinUNetConfig(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
@@ -50,7 +50,7 @@ def mini_config() -> SwinUNetConfig:
 
 @pytest.fixture(scope="module")
 def mini():
-    """The small denoiser with deterministic weights; nobody changes it."""
+    """The small denoiser with deterministic weights; tests must not change it."""
     return fill_(SwinUNet(mini_config()))
 
 
@@ -96,7 +96,7 @@ def test_mini_output_and_gradients(mini):
     for name in given:
         assert_close(name, by_name[name.removeprefix("grad:")], expected[name], 1e-4)
     norms = torch.stack([gradient.norm() for gradient in gradients])
-    # Some gradients vanish but for rounding: those are compared with the scale of the others.
+    # Some gradients are zero up to rounding: their tolerance is relative to the largest norm.
     torch.testing.assert_close(norms, expected["grad_norms"], rtol=1e-4, atol=1e-6 * norms.max().item())
 
 
@@ -146,7 +146,7 @@ def test_forward_is_its_three_parts(changes):
         assert features is None and config.lq_channels == 0
     else:
         assert features.shape == (2, config.lq_channels, 16, 24)
-    # Modulations are made for all steps at once; a chain then takes the row of its step.
+    # Modulations are computed for all steps at once; a chain then selects the row of its step.
     rows = tuple(m[timesteps] for m in denoiser.modulation(torch.arange(4)))
     parts = denoiser.denoise(x if features is None else torch.cat([x, features], dim=1), rows)
     out = denoiser(x, timesteps, lq, mask)
@@ -171,7 +171,7 @@ def test_batch_and_order_change_nothing():
         assert_close(f"image {i}", denoiser(x[i : i + 1], timesteps[i : i + 1], lq[i : i + 1]), whole[i : i + 1], 1e-5)
 
 
-def test_memory_format_changes_nothing():
+def test_channels_last_gives_the_same_results():
     denoiser = small()
     x, lq = array("format.x", 2, 3, 16, 8), array("format.lq", 2, 3, 16, 8)
     expected = denoiser(x, torch.tensor([0, 3]), lq)
@@ -201,7 +201,7 @@ def swin_layers(denoiser):
 
 def test_official_shifts_and_buffers():
     with torch.device("meta"):
-        denoiser = catalog.build_denoiser(catalog.get("realsr-x4-v3"))  # buffers are real even so
+        denoiser = catalog.build_denoiser(catalog.get("realsr-x4-v3"))  # buffers are not on the meta device
     layers = swin_layers(denoiser)
     assert len(layers) == 4 + 1 + 4
     for name, layer in layers.items():
@@ -250,13 +250,13 @@ def test_timestep_embedding(channels):
     ],
     ids=["no-lq", "unwanted-lq", "unwanted-mask", "no-mask"],
 )
-def test_refuses_a_condition_it_was_not_made_for(changes, lq, mask, message):
+def test_a_missing_or_unexpected_condition_is_refused(changes, lq, mask, message):
     lq = None if lq is None else torch.ones(1, 3, 16, 16)
     mask = None if mask is None else torch.ones(1, 1, 16, 16)
     with pytest.raises(ValueError, match=message):
         small(**changes)(torch.ones(1, 3, 16, 16), torch.tensor([0]), lq, mask)
 
 
-def test_refuses_sizes_that_do_not_divide_into_windows():
+def test_a_size_that_does_not_divide_into_windows_is_refused():
     with pytest.raises(ValueError, match="image 12×10 is not a multiple of window_size=4; pad it first"):
         small()(torch.ones(1, 3, 12, 10), torch.tensor([0]), torch.ones(1, 3, 12, 10))
