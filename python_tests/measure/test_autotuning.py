@@ -1,4 +1,4 @@
-"""Measuring backends on a model's own calls: what is recorded, what is refused, and which order comes out."""
+"""Measuring backends on a model's own calls: recorded calls, refused backends, and the resulting order."""
 
 import json
 
@@ -36,7 +36,7 @@ def recorded() -> list[Call]:
     return recorder.calls
 
 
-def test_calls_are_recorded_once_for_each_kind(stand_ins):
+def test_equal_calls_are_recorded_once_with_their_count(stand_ins):
     calls = recorded()
     assert [(call.dtype, call.count, call.exact) for call in calls] == [
         (torch.float32, 2, False),
@@ -56,22 +56,22 @@ def test_a_pipelines_calls_are_recorded(stand_ins):
     assert all(call.count % steps == 0 for call in recorder.calls)
 
 
-def test_fresh_arguments_have_the_recorded_layout_and_keep_what_says_what_to_do():
+def test_drawn_arguments_have_the_recorded_layout_and_keep_small_tensors_and_options():
     x = torch.empty(3, 8, 5, 7)[:, ::2].permute(0, 2, 3, 1)
     seed, row, wide = torch.tensor([5, 2**40]), torch.arange(8.0), torch.zeros(9).expand(4, 9)
     arguments = tuple(autotuning._kept(value) for value in (x, seed, row, wide, "silu", None, torch.float16))
     call = Call(OPERATOR, x.dtype, arguments, exact=False)
-    fresh, again = call.draw(CPU), call.draw(CPU)
-    assert (fresh[0].shape, fresh[0].stride(), fresh[0].dtype) == (x.shape, x.stride(), x.dtype)
-    assert 0.8 < fresh[0].std() < 1.2 and fresh[0].equal(again[0])
-    assert fresh[1].equal(seed) and fresh[2].equal(row)
-    assert fresh[3].stride() == wide.stride() == (0, 1)
-    assert fresh[4:] == ("silu", None, torch.float16)
+    drawn, again = call.draw(CPU), call.draw(CPU)
+    assert (drawn[0].shape, drawn[0].stride(), drawn[0].dtype) == (x.shape, x.stride(), x.dtype)
+    assert 0.8 < drawn[0].std() < 1.2 and drawn[0].equal(again[0])
+    assert drawn[1].equal(seed) and drawn[2].equal(row)
+    assert drawn[3].stride() == wide.stride() == (0, 1)
+    assert drawn[4:] == ("silu", None, torch.float16)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_rounding_cannot_change_a_result_of_whole_numbers(dtype):
-    """Of 500 codes many are equally near; every way to compute distances has to see that."""
+def test_rounding_cannot_change_an_integer_result(dtype):
+    """Many of 500 codes are equally near; every formula for the distances must find exact ties."""
     z, codebook = (
         Drawn(shape, stride, dtype).draw(torch.Generator().manual_seed(0), exact=True)
         for shape, stride in (((2, 3, 9, 7), (189, 63, 7, 1)), ((500, 3), (3, 1)))
@@ -84,19 +84,19 @@ def test_rounding_cannot_change_a_result_of_whole_numbers(dtype):
     assert verification.difference(plain(z, codebook), plain, (z, codebook)) is None
 
 
-def test_the_fastest_comes_first_the_slow_one_last_and_the_wrong_one_is_refused(stand_ins):
-    told = []
-    (single, half) = autotune(recorded(), CPU, REPEATS, told.append)
+def test_backends_are_ordered_by_time_and_a_wrong_one_is_refused(stand_ins):
+    messages = []
+    (single, half) = autotune(recorded(), CPU, REPEATS, messages.append)
     assert (single.operator, single.dtype, single.calls) == (OPERATOR, torch.float32, 3)
     assert single.order == ("cpu", "reference", "cuda") == tuple(single.microseconds)
     assert single.microseconds["reference"] > 3 * 2e3 and single.microseconds["cuda"] > 3 * 6e3
     assert single.total == single.microseconds["cpu"] < single.microseconds["reference"]
     assert list(single.refused) == ["triton"] and "output 0 has relative error 5.0e-02" in single.refused["triton"]
     assert half.dtype == torch.bfloat16 and half.order == single.order
-    assert told == ["1/2 group_norm float32, 2 kinds of calls", "2/2 group_norm bfloat16, 1 kinds of calls"]
+    assert messages == ["1/2 group_norm float32, 2 kinds of calls", "2/2 group_norm bfloat16, 1 kinds of calls"]
 
 
-def test_a_stored_measurement_decides(stand_ins):
+def test_a_stored_order_decides(stand_ins):
     x, weight = torch.randn(1, 4, 4, 4), torch.ones(4)
     args = (x, 2, weight, weight, 1e-5, None, None, None)
     tunings = [Tuning(OPERATOR, x.dtype, 1, {"reference": 1.0, "cuda": 2.0}, ("reference", "cuda"), 1.0, {})]
@@ -106,7 +106,7 @@ def test_a_stored_measurement_decides(stand_ins):
         assert backends.chosen(OPERATOR, *args) == expected
 
 
-def test_what_is_stored_lets_a_reader_judge(stand_ins):
+def test_stored_content_has_times_reasons_and_environment(stand_ins):
     found = content(autotune(recorded(), CPU, REPEATS), CPU, "tune it")
     assert json.loads(json.dumps(found)) == found
     assert (found["device"], found["command"], found["torch"]) == (MODEL, "tune it", torch.__version__)
@@ -136,18 +136,18 @@ def test_a_backend_that_verification_turned_off_is_refused(stand_ins, monkeypatc
     assert found.refused["cpu"] == "it was wrong" and found.order == ("reference", "cuda")
 
 
-def test_a_fast_backend_of_few_calls_comes_before_one_that_takes_all(monkeypatch, tmp_path):
+def test_a_fast_backend_that_takes_few_calls_comes_before_one_that_takes_all(monkeypatch, tmp_path):
     plain = OPERATORS[OPERATOR].plain
-    picky = Kernel(plain, lambda x, *_: None if x.shape[2] == 4 else "not four rows")
-    kernels = {"cpu": picky, "cuda": Kernel(delayed(plain, 1)), "triton": Kernel(delayed(plain, 9))}
+    partial = Kernel(plain, lambda x, *_: None if x.shape[2] == 4 else "not four rows")
+    kernels = {"cpu": partial, "cuda": Kernel(delayed(plain, 1)), "triton": Kernel(delayed(plain, 9))}
     with installed(monkeypatch, tmp_path, **kernels), use_backend("auto"):
         found = autotune(recorded(), CPU, REPEATS)[0]
     assert found.order[:2] == ("cpu", "cuda")
-    assert found.microseconds["cuda"] < found.microseconds["cpu"]  # which leaves two calls of three to the reference
+    assert found.microseconds["cuda"] < found.microseconds["cpu"]  # cpu leaves two of three calls to the reference
     assert found.total < found.microseconds["cuda"]
 
 
-def test_nothing_is_measured_where_there_is_no_choice(monkeypatch):
+def test_an_operator_without_kernels_is_not_measured(monkeypatch):
     monkeypatch.setitem(OPERATORS, "twice", backends.Operator("twice", lambda x: 2 * x, lambda *_: []))
     with use_backend("auto"):
         call = Call("twice", torch.float32, (Drawn((1, 1, 3, 3), (9, 9, 3, 1), torch.float32),), False, 1)
@@ -159,7 +159,7 @@ def test_a_device_without_a_name_is_refused():
         content([], torch.device("meta"), "tune it")
 
 
-def test_the_wrong_stand_in_is_right_where_verification_looks(stand_ins):
+def test_the_wrong_stand_in_is_correct_for_small_inputs(stand_ins):
     x, weight = torch.randn(1, 4, 4, 4), torch.rand(4)
     assert x.numel() < LARGE
     args = (x, 2, weight, weight, 1e-5, None, None, None)

@@ -1,4 +1,4 @@
-"""The rule by which operators and bytes are counted, on graphs counted by hand, and the bound for a whole sample."""
+"""Counts of operators and bytes: graphs counted by hand, and an upper bound for a whole sample."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def counts(rows):
     return {name: (row.count, row.num_bytes) for name, row in rows.items()}
 
 
-def test_the_rule_by_hand():
+def test_counts_equal_those_by_hand():
     with FakeTensorMode():
         x, w = torch.empty(4, 8, device="cuda"), torch.empty(8, 16, device="cuda", dtype=torch.float32)
         with Counter() as counter:
@@ -33,7 +33,7 @@ def test_the_rule_by_hand():
     assert total(counter.rows).num_bytes == sum(row.num_bytes for row in counter.rows.values())
 
 
-def test_an_operator_counts_its_launches_and_what_they_move():
+def test_an_operator_counts_its_launches_and_their_bytes():
     from resshift_fast import backends
     from resshift_fast.kernels.launch import record
 
@@ -51,7 +51,7 @@ def test_an_operator_counts_its_launches_and_what_they_move():
     assert counter.rows[name].matrix_operations == 4 * 64 * 64 * 64 * 192
 
 
-def test_what_the_kernels_do_not_take_counts_as_plain_pytorch():
+def test_an_unsupported_call_counts_as_plain_pytorch():
     with FakeTensorMode():
         x, w = torch.empty(1, 8, 4, 4, device="cuda", dtype=torch.float64), torch.empty(8, device="cuda").double()
         with Counter() as counter, torch.no_grad():
@@ -76,7 +76,7 @@ def test_a_sample_stays_within_the_bound():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["nano-x4", "inpaint-imagenet", "realsr-x2"])
-def test_fused_needs_less_than_plain(model):
+def test_fused_has_fewer_operators_and_bytes_than_plain(model):
     side = catalog.get(model).pad_multiple
     plain, fused = (total(count_sample(model, path, size=(side, side))) for path in ("plain", "fused"))
     assert fused.count < plain.count / 2 and fused.num_bytes < plain.num_bytes
@@ -95,13 +95,13 @@ def test_bytes_grow_with_the_batch_and_operators_do_not():
         (("realsr-x4-v3", "fused", (64, 65)), "size is 64×65, expected multiples of 64"),
     ],
 )
-def test_refuses(arguments, message):
+def test_bad_arguments_are_refused(arguments, message):
     options = {"size": arguments[2]} if len(arguments) > 2 else {}
     with pytest.raises(ValueError, match=message):
         count_sample(*arguments[:2], **options)
 
 
-def test_the_floor_is_the_larger_of_moving_and_computing():
+def test_a_floor_is_the_larger_of_memory_and_compute_time():
     row = Row()
     row.add(3350, 1)  # a nanosecond of an H100's bandwidth
     row.add(1, 2 * 989_000)  # two of its 16-bit matrix rate

@@ -1,4 +1,4 @@
-"""Cases in turns: order, agreement, speed-ups, and what one failure does to the others."""
+"""Cases measured in turn: order, agreement, speed-ups, and independence of failures."""
 
 import csv
 import math
@@ -19,10 +19,10 @@ EXACT = np.full((1, 3, 4, 4), 0.5, dtype=np.float32)
 
 
 class FakeWorker(LocalWorker):
-    """A runner with known numbers.
+    """A runner with known results.
 
     Attributes:
-        errors: difference to the exact picture by case. broken: (case, method) that fails.
+        errors: difference from the exact image by case. broken: (case, method) that fails.
     """
 
     errors: ClassVar[dict[str, float]] = {}
@@ -58,7 +58,7 @@ class FakeWorker(LocalWorker):
 
 @pytest.fixture
 def fake(monkeypatch):
-    """A class of workers to be changed by the test."""
+    """A class of workers that the test may change."""
     monkeypatch.setattr(end_to_end, "gemm_rate", lambda dtype, device: 1e10 if dtype == "float32" else 2e10)
     made = type("Fake", (FakeWorker,), {"calls": [], "errors": {}, "broken": ("", "")})
     monkeypatch.setattr(end_to_end, "Worker", made)
@@ -71,7 +71,7 @@ def run(names=tuple(SECONDS), runs=3):
     return {result.case.name: result for result in measure(cases, runs).results}
 
 
-def test_cases_take_turns_and_another_begins_each_round(fake):
+def test_cases_take_turns_and_each_round_begins_with_another(fake):
     names = ["reference float32", "ours float32", "ours bfloat16"]
     run(names)
     order = [names.index(name) for name, method in fake.calls if method == "run"]
@@ -88,7 +88,7 @@ def test_medians_spread_rates_and_speedups(fake):
     assert found.note == ""
 
 
-def test_a_bad_picture_gets_no_speedup_but_a_word(fake):
+def test_a_bad_image_gets_a_note_instead_of_a_speedup(fake):
     fake.errors = {"ours bfloat16": 0.1, "ours float32": math.nan}
     found = run()
     bad = found["ours bfloat16"]
@@ -99,32 +99,32 @@ def test_a_bad_picture_gets_no_speedup_but_a_word(fake):
     assert found["compile bfloat16"].against_reference == pytest.approx(8 / 3)
 
 
-def test_a_bad_picture_is_nothing_to_be_faster_than(fake):
+def test_there_is_no_speedup_over_a_bad_image(fake):
     fake.errors = {"compile bfloat16": 0.1}
     found = run()["ours bfloat16"]
     assert found.against_reference == 8.0 and found.against_compile is None
 
 
 @pytest.mark.parametrize(
-    "method, said", [("start", "no such thing"), ("first", "luck"), ("pixels", "luck"), ("run", "in round 1")]
+    "method, error", [("start", "no such thing"), ("first", "luck"), ("pixels", "luck"), ("run", "in round 1")]
 )
-def test_a_failing_case_loses_no_other(fake, method, said):
+def test_a_failing_case_leaves_the_others_unaffected(fake, method, error):
     fake.broken = ("compile bfloat16", method)
     found = run()
-    lost = found.pop("compile bfloat16")
-    assert not lost.timed and said in lost.note and lost.against_reference is None
-    assert lost.cells()["whole_median_s"] is None
+    failed = found.pop("compile bfloat16")
+    assert not failed.timed and error in failed.note and failed.against_reference is None
+    assert failed.cells()["whole_median_s"] is None
     assert all(result.timed and len(result.runs) == 3 and result.note == "" for result in found.values())
     assert found["ours bfloat16"].against_compile is None and found["ours bfloat16"].against_reference == 8.0
 
 
-def test_nothing_can_be_compared_without_plain_float32(fake):
+def test_a_failure_of_plain_float32_is_an_error(fake):
     fake.broken = ("reference float32", "pixels")
     with pytest.raises(ValueError, match="plain float32 restoration.*failed: out of luck"):
         run(["ours bfloat16"])
 
 
-def test_plain_float32_need_not_be_asked_for(fake):
+def test_plain_float32_is_compared_with_but_not_timed_unless_requested(fake):
     found = run(["ours float32"])
     assert set(found) == {"ours float32"} and found["ours float32"].psnr == math.inf
     assert found["ours float32"].against_reference is None
@@ -132,14 +132,14 @@ def test_plain_float32_need_not_be_asked_for(fake):
 
 
 @pytest.mark.parametrize(
-    "names, runs, said", [(["ours float32"] * 2, 1, "differ"), ([], 1, "got none"), (["ours float32"], 0, "runs is 0")]
+    "names, runs, error", [(["ours float32"] * 2, 1, "differ"), ([], 1, "got none"), (["ours float32"], 0, "runs is 0")]
 )
-def test_bad_arguments_are_refused(fake, names, runs, said):
-    with pytest.raises(ValueError, match=said):
+def test_bad_arguments_are_refused(fake, names, runs, error):
+    with pytest.raises(ValueError, match=error):
         run(names, runs)
 
 
-def test_the_file_has_a_row_a_case(fake, tmp_path):
+def test_the_file_has_one_row_per_case(fake, tmp_path):
     fake.broken = ("compile float32", "first")
     cases = [Case(*name.split(), device="cpu") for name in SECONDS]
     write_csv(measure(cases, 3), tmp_path / "new" / "found.csv")

@@ -1,4 +1,4 @@
-"""The workload that profilers record: what it runs, and what it leaves behind for the report."""
+"""The workload that profilers record: what it runs, and the files that it writes for the report."""
 
 import json
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ def models(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "wrong, said",
+    "wrong, message",
     [
         ({"size": 0}, "size is 0, expected at least 1"),
         ({"runs": 0}, "runs is 0"),
@@ -33,8 +33,8 @@ def models(monkeypatch):
         ({"steps": 99}, "respacing is 99"),
     ],
 )
-def test_what_cannot_run_is_said_at_once(wrong, said):
-    with pytest.raises(ValueError, match=said):
+def test_bad_settings_are_refused_at_construction(wrong, message):
+    with pytest.raises(ValueError, match=message):
         Workload(**wrong)
 
 
@@ -52,7 +52,7 @@ def test_inpainting_fills_the_whole_image():
     assert workload.call(workload.pipeline())().shape == (2, 3, 20, 20)
 
 
-def test_what_was_run_is_written_down(tmp_path):
+def test_the_workload_is_written_to_a_file(tmp_path):
     workload = Workload(**TINY, steps=1)
     found = record(workload, tmp_path / "new")
     written = json.loads((tmp_path / "new" / "workload.json").read_text())
@@ -77,13 +77,13 @@ def test_nsys_needs_a_gpu(tmp_path):
         record(Workload(**TINY), tmp_path, "nsys")
 
 
-def test_an_unknown_tool(tmp_path):
+def test_an_unknown_tool_is_refused(tmp_path):
     with pytest.raises(ValueError, match="tool is 'perf', expected one of torch, nsys"):
         record(Workload(**TINY), tmp_path, "perf")
 
 
-def test_graphs_are_captured_under_nsys_eyes_but_in_no_restoration(monkeypatch, tmp_path):
-    """In order: tuning, warm-up, the range that nsys records, in it the capture, one for nothing, then those."""
+def test_graphs_are_captured_while_nsys_records_but_outside_a_restoration(monkeypatch, tmp_path):
+    """Tuning, warm-up, and within nsys's range: capture, one unnamed run, the restorations; then those without nsys."""
     order = []
 
     @contextmanager
@@ -112,14 +112,14 @@ def test_graphs_are_captured_under_nsys_eyes_but_in_no_restoration(monkeypatch, 
     assert (found["how"], found["device_name"]) == ("graphs", "NVIDIA H100")
 
 
-def test_the_floor_is_of_the_padded_size_and_the_wanted_steps(monkeypatch):
-    asked = {}
+def test_floors_are_for_the_padded_size_and_the_given_steps(monkeypatch):
+    options_seen = {}
 
     def count(spec, **options):
-        asked.update(options, steps=spec.schedule.num_steps)
+        options_seen.update(options, steps=spec.schedule.num_steps)
         return {"aten::add": Row(1, 335, 0, [(335, 0)])}
 
     monkeypatch.setattr("resshift_fast.measure.counting.count_sample", count)
     floors = Workload(**TINY | {"size": 17, "steps": 3, "dtype": "bfloat16"}).floors(roofline.GPUS["h100"])
-    assert asked == {"size": (24, 24), "batch": 1, "dtype": torch.bfloat16, "arch": 90, "steps": 3}
+    assert options_seen == {"size": (24, 24), "batch": 1, "dtype": torch.bfloat16, "arch": 90, "steps": 3}
     assert floors["aten::add"].seconds == pytest.approx(1e-10)

@@ -1,4 +1,4 @@
-"""One case: what is timed, counted and compiled."""
+"""One case of a provider: what is timed, counted and compiled."""
 
 from types import SimpleNamespace
 
@@ -28,15 +28,15 @@ def models(monkeypatch):
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """torch.compile compiles nothing: what was given to it, and how."""
-    given = []
-    monkeypatch.setattr(torch, "compile", lambda f, **options: given.append((f, options)) or f)
+    """Replace torch.compile; its calls as (function, options)."""
+    calls = []
+    monkeypatch.setattr(torch, "compile", lambda f, **options: calls.append((f, options)) or f)
     with inductor.patch(freezing=False):
-        yield given
+        yield calls
 
 
 @pytest.mark.parametrize(
-    "wrong, said",
+    "wrong, message",
     [
         ({"provider": "onnx"}, "provider is 'onnx', expected one of reference, compile, ours, ours-compiled"),
         ({"dtype": "int8"}, "dtype is 'int8', expected one of float32, bfloat16, float16"),
@@ -45,41 +45,41 @@ def compiled(monkeypatch):
         ({"model": "nano-x9"}, "nano-x9"),
     ],
 )
-def test_a_case_that_cannot_be_run_says_why(wrong, said):
-    with pytest.raises(ValueError, match=said):
+def test_a_bad_case_is_refused_with_the_reason(wrong, message):
+    with pytest.raises(ValueError, match=message):
         Case(**{"provider": "ours"} | wrong)
 
 
 @pytest.mark.parametrize("provider", ["reference", "compile", "ours"])
-def test_every_provider_times_the_stages_and_gives_the_same_picture(provider, compiled):
+def test_every_provider_times_the_stages_and_gives_the_same_image(provider, compiled):
     case = Case(provider, **TINY, batch=2, batch_size=2)
     runner, plain = Runner(case), Runner(Case("reference", **TINY, batch=2, batch_size=2))
     first = runner.first()
     assert first.seconds > 0 and first.peak_bytes > 5e7
     assert runner.pixels().shape == (2, 3, 64, 64)
     np.testing.assert_allclose(runner.pixels(), plain.pixels(), atol=1e-4)
-    for _ in range(2):  # nothing adds up from one run to the next
+    for _ in range(2):  # times are reset before each run
         seconds = runner.run().seconds
         assert set(seconds) == {*STAGES, WHOLE} and all(value > 0 for value in seconds.values())
         assert sum(seconds[stage] for stage in STAGES) <= seconds[WHOLE]
     assert backends.preferred() == "auto"
 
 
-def test_all_tiles_count_and_every_stage_once_a_tile(monkeypatch):
+def test_operations_are_counted_for_every_tile(monkeypatch):
     runner = Runner(Case("reference", **TINY | {"size": 32}))  # tiles of 16 that overlap by 4
     tiles = catalog.get(tiny_models.ENLARGE).plan_tiles(32, 32)
     one = Runner(Case("reference", **TINY)).operations()
     assert runner.operations()[WHOLE] == len(tiles[0].starts) * len(tiles[1].starts) * one[WHOLE]
 
 
-def test_compile_freezes_and_gets_each_network_once(compiled):
+def test_compile_freezes_and_compiles_each_network_once(compiled):
     Runner(Case("compile", **TINY))
     assert [f.__name__ for f, _ in compiled] == ["encode", "denoise", "decode"]
     assert all(options == {"dynamic": False, "fullgraph": True} for _, options in compiled)
     assert inductor.freezing
 
 
-def test_a_compiled_pipeline_shows_no_stages(monkeypatch):
+def test_a_compiled_pipeline_times_no_stages(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda f, **options: f)
     runner = Runner(Case("ours-compiled", **TINY))
     runner.first()
@@ -87,26 +87,26 @@ def test_a_compiled_pipeline_shows_no_stages(monkeypatch):
 
 
 @pytest.mark.parametrize("provider", ["compile", "ours", "ours-compiled"])
-def test_random_weights_are_compared_before_rounding_to_the_codebook(provider, monkeypatch, compiled):
-    asked = []
+def test_random_weights_are_compared_without_quantization(provider, monkeypatch, compiled):
+    calls = []
     monkeypatch.setattr(
-        VQAutoencoder, "decode", lambda self, latent, quantize=True: asked.append(quantize) or latent.repeat(1, 1, 4, 4)
+        VQAutoencoder, "decode", lambda self, latent, quantize=True: calls.append(quantize) or latent.repeat(1, 1, 4, 4)
     )
     runner = Runner(Case(provider, **TINY | {"model": "x4-vq"}))
     runner.first()
     runner.pixels()
     runner.run()
-    assert asked == [True, False, True] + [True] * (provider == "ours-compiled")
+    assert calls == [True, False, True] + [True] * (provider == "ours-compiled")
 
 
-def test_own_weights_are_compared_as_they_are_used(monkeypatch, tmp_path):
-    asked = []
+def test_given_weights_are_compared_by_the_pipelines_output(monkeypatch, tmp_path):
+    calls = []
     monkeypatch.setattr(
-        SpaceToDepth, "decode", lambda self, latent: asked.append(1) or latent[:, :3].repeat(1, 1, 4, 4)
+        SpaceToDepth, "decode", lambda self, latent: calls.append(1) or latent[:, :3].repeat(1, 1, 4, 4)
     )
     weights = str(tiny_models.save_weights(tiny_models.ENLARGE, tmp_path))
     assert Runner(Case("ours", **TINY | {"random_weights": False}, weights=weights)).pixels().shape == (1, 3, 64, 64)
-    assert asked == [1]
+    assert calls == [1]
 
 
 class Linear(nn.Module):
@@ -148,7 +148,7 @@ def test_operations_are_those_counted_by_hand(monkeypatch):
     }
 
 
-def test_random_weights_are_the_same_in_every_dtype_and_never_zero():
+def test_random_weights_are_equal_in_every_dtype_and_not_zero():
     case = Case("ours", **TINY | {"model": "x4-vq"})
     exact = dict(providers.build(case).denoiser.named_parameters())
     rounded = dict(providers.build(Case("ours", "bfloat16", **TINY | {"model": "x4-vq"})).denoiser.named_parameters())
@@ -163,5 +163,5 @@ def test_operators_are_timed_without_those_they_call():
     assert any("convolution" in name for name in seconds) and all(value >= 0 for value in seconds.values())
 
 
-def test_the_rate_of_matrix_products_is_a_rate():
+def test_the_rate_of_matrix_products_is_plausible():
     assert 1e7 < providers.gemm_rate("float32", torch.device("cpu"), side=64) < 1e15

@@ -1,4 +1,4 @@
-"""Objects in a process of their own."""
+"""Objects in a separate process."""
 
 import os
 import time
@@ -10,7 +10,7 @@ from resshift_fast.measure.workers import Worker, WorkerError
 
 
 class Thing:
-    """What the tests run elsewhere."""
+    """An object for the worker process."""
 
     def __init__(self, number):
         if number < 0:
@@ -34,7 +34,7 @@ class Thing:
         os._exit(3)
 
 
-def test_an_object_lives_elsewhere_and_survives_its_errors():
+def test_an_object_lives_in_another_process_and_survives_its_errors():
     with Worker(Thing, 1) as worker:
         assert worker.call("process") != os.getpid()
         assert worker.call("add", 2) == 3
@@ -50,12 +50,12 @@ def test_another_thread_can_end_a_call():
             worker.call("wait")
 
 
-def test_what_cannot_be_made_says_why():
+def test_an_error_of_the_constructor_is_raised():
     with pytest.raises(WorkerError, match="^number is -1$"):
         Worker(Thing, -1)
 
 
-def test_a_dead_process_is_an_error_however_often_it_is_asked():
+def test_every_call_of_a_dead_process_is_an_error():
     with Worker(Thing, 1) as worker:
         for _ in range(2):
             with pytest.raises(WorkerError, match="process has died.*exit code 3"):
