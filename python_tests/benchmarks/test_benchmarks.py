@@ -1,4 +1,4 @@
-"""The benchmarks on small input: their figures against known ones, their files, and what they say when it is wrong."""
+"""The benchmarks on small inputs: their results against known values, their files, and their error messages."""
 
 import csv
 import importlib
@@ -24,14 +24,14 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 @pytest.fixture
 def script(monkeypatch):
-    """Import a benchmark the way running it as a script does."""
+    """Import a benchmark as if it were run as a script."""
     monkeypatch.syspath_prepend(SCRIPTS)
     return importlib.import_module
 
 
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
-    """Put the tiny ×4 model under nano-x4's name, with tiles of 16; the file with weights for it, none of them 0."""
+    """Replace nano-x4 by a tiny ×4 model with tiles of 16; returns a file of weights for it, none of which is 0."""
     models = dict(catalog.MODELS)
     tiny_models.install(models)
     monkeypatch.setitem(catalog.MODELS, tiny_models.ENLARGE, models[tiny_models.ENLARGE])
@@ -40,7 +40,7 @@ def tiny(monkeypatch, tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two pairs of 16×16 and 64×64."""
+    """A folder with two pairs of images, 16×16 and 64×64."""
     made = tmp_path / "pairs"
     for kind in ("lq", "gt"):
         (made / kind).mkdir(parents=True)
@@ -52,8 +52,8 @@ def folder(tmp_path):
 
 
 def run(module, tmp_path, *argv):
-    """Run a benchmark that must succeed: (rows, summary) of its JSON."""
-    file = tmp_path / "numbers" / "found.json"
+    """Run a benchmark, which must succeed; returns (rows, summary) of its JSON."""
+    file = tmp_path / "new" / "found.json"
     assert module.main([*map(str, argv), "--json", str(file)]) == 0
     content = json.loads(file.read_text())
     assert content["machine"]["threads"] >= 1
@@ -87,13 +87,13 @@ def test_a_model_that_predicts_nothing_is_as_good_as_bicubic(script, tiny, folde
     assert summary == {str(folder): rows[2]}
 
 
-def test_quality_is_that_of_the_pipelines_result(script, tiny, folder, tmp_path):
+def test_quality_is_computed_from_the_pipelines_result(script, tiny, folder, tmp_path):
     rows, _ = run(script("quality"), tmp_path, folder, "--weights", tiny, "--border", 3, "--seed", 5, "--limit", 1)
     result = Pipeline.from_pretrained(weights=tiny)(pixels(folder / "lq" / "0.png"), seed=5)
-    truth = pixels(folder / "gt" / "0.png")
+    high = pixels(folder / "gt" / "0.png")
     assert len(rows) == 2
-    assert rows[0]["PSNR-Y"] == pytest.approx(psnr_y(result, truth, 3))
-    assert rows[0]["SSIM-Y"] == pytest.approx(ssim_y(result, truth, 3))
+    assert rows[0]["PSNR-Y"] == pytest.approx(psnr_y(result, high, 3))
+    assert rows[0]["SSIM-Y"] == pytest.approx(ssim_y(result, high, 3))
 
 
 def test_pil_bicubic_is_pillows(script, tiny, folder, tmp_path):
@@ -102,7 +102,7 @@ def test_pil_bicubic_is_pillows(script, tiny, folder, tmp_path):
     assert rows[0]["bicubic PSNR-Y"] == pytest.approx(psnr_y(np.asarray(enlarged), pixels(folder / "gt" / "0.png")))
 
 
-def test_equal_pictures_have_infinite_psnr(script, tiny, folder, tmp_path):
+def test_equal_images_have_infinite_psnr(script, tiny, folder, tmp_path):
     pipe = Pipeline.from_pretrained(weights=tiny)
     Image.fromarray(pipe(pixels(folder / "lq" / "0.png"))).save(folder / "gt" / "0.png")
     rows, _ = run(script("quality"), tmp_path, folder, "--weights", tiny, "--limit", 1)
@@ -119,7 +119,7 @@ def test_spread_over_seeds(script, tiny, folder, tmp_path):
     assert rows[0]["± PSNR"] == pytest.approx(np.std(expected, ddof=1))
 
 
-def test_csv_has_the_table(script, tiny, folder, tmp_path, capsys):
+def test_csv_has_the_tables_rows(script, tiny, folder, tmp_path, capsys):
     file = tmp_path / "found.csv"
     assert script("quality").main([str(folder), "--random-weights", "--csv", str(file)]) == 0
     with file.open() as text:
@@ -143,15 +143,15 @@ def _no_lq(folder):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [(_no_gt, "give both images the same name"), (_wrong_size, "48×48, expected 64×64"), (_no_lq, "lq does not exist")],
     ids=["no-gt", "wrong-size", "no-lq"],
 )
-def test_quality_says_what_is_wrong_with_a_folder(spoil, message, script, tiny, folder, capsys):
-    spoil(folder)
+def test_quality_reports_a_bad_folder(damage, message, script, tiny, folder, capsys):
+    damage(folder)
     assert script("quality").main([str(folder), "--random-weights"]) == 1
-    said = capsys.readouterr().err.strip()
-    assert said.startswith("error: ") and message in said and "\n" not in said
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ") and message in error and "\n" not in error
 
 
 # tiling
@@ -166,19 +166,19 @@ def test_tiles_share_the_noise_field_but_not_torchs_noise(script, tiny, tmp_path
     assert all(row["noise σ"] > 2 for row in rows[2:])
     assert summary["noise difference of two tilings"] == 0
     assert all(row["tiles"] > 1 and 0 < row["RMS"] < 128 for row in rows)
-    with Image.open(maps) as picture:
-        assert picture.size == (160, 5 * 96)
+    with Image.open(maps) as image:
+        assert image.size == (160, 5 * 96)
 
 
-def test_tiles_of_a_model_that_predicts_nothing_are_the_picture(script, tiny, tmp_path):
+def test_a_model_that_predicts_nothing_has_no_seams(script, tiny, tmp_path):
     rows, _ = run(script("tiling"), tmp_path, *TILES, "--random-weights")
     assert rows[0]["RMS"] < 1e-3 and abs(rows[0]["seam energy"]) < 1e-6
-    # Tiles that are pictures of their own repeat their border pixels, so bicubic interpolation differs there.
+    # Tiles restored as separate images repeat their border pixels, so bicubic interpolation differs there.
     assert rows[3]["RMS"] > 10 * rows[0]["RMS"] and rows[3]["seam energy"] > 1e-3
     assert rows[3]["inside RMS"] < 1e-3
 
 
-def test_uniform_weights_average(script):
+def test_uniform_weights_sum_to_one(script):
     tiling = script("tiling")
     axis = plan_axis(40, 16, 4, 8, 2)
     weights = tiling.uniform(axis, 2)
@@ -214,7 +214,7 @@ def test_tiling_refuses_models_that_need_a_mask(script, capsys):
 # memory
 
 
-def test_memory_of_a_small_photo(script, tmp_path):
+def test_memory_of_a_small_image(script, tmp_path):
     rows, summary = run(script("memory"), tmp_path, "--sizes", "20x12", "--random-weights", "--threads", 1, "--seed", 3)
     (row,) = rows
     assert (row["input"], row["result"]) == ("20×12", "80×48")
@@ -245,14 +245,14 @@ def test_memory_reports_a_child_that_fails(script, monkeypatch, capsys):
     failed = subprocess.CompletedProcess([], 1, "", "Traceback\nFileNotFoundError: a.safetensors does not exist\n")
     monkeypatch.setattr(memory.subprocess, "run", lambda *_, **__: failed)
     assert memory.main(["--sizes", "8x8"]) == 1
-    said = capsys.readouterr().err.strip()
-    assert "photo-8x8.png failed with code 1" in said and "a.safetensors does not exist" in said and "\n" not in said
+    error = capsys.readouterr().err.strip()
+    assert "photo-8x8.png failed with code 1" in error and "a.safetensors does not exist" in error and "\n" not in error
 
 
 # speed
 
 
-def test_speed_adds_up(script, tiny, tmp_path):
+def test_parts_of_speed_sum_to_the_total(script, tiny, tmp_path):
     rows, summary = run(
         script("speed"), tmp_path, "--random-weights", "--size", 16, "--runs", 1, "--dtype", "float32", "bfloat16"
     )
@@ -267,7 +267,7 @@ def test_speed_adds_up(script, tiny, tmp_path):
         assert summary[dtype]["median seconds"] == total
 
 
-def test_stopwatch_puts_functions_back(script):
+def test_stopwatch_restores_functions(script):
     speed = script("speed")
 
     class Thing:
@@ -286,12 +286,12 @@ def test_stopwatch_puts_functions_back(script):
 # common
 
 
-def test_table_aligns_numbers_and_shows_what_is_missing(script):
+def test_table_aligns_values_and_marks_missing_ones(script):
     text = script("common").table({"name": "", "value": ".1f"}, [{"name": "a", "value": 12.345}, {"name": "bcdef"}])
     assert text.splitlines() == ["name   value", "─────  ─────", "a       12.3", "bcdef      –"]
 
 
-def test_photo_continues_by_its_mirror_image(script, tmp_path):
+def test_photo_is_extended_by_reflection(script, tmp_path):
     source = integers(3, 4, 3)
     Image.fromarray(source).save(tmp_path / "a.png")
     made = script("common").photo(5, 6, tmp_path / "a.png")

@@ -1,4 +1,4 @@
-"""The benchmark of growth, with a tiny model in this process."""
+"""The benchmark of growth with image size and batch, with a tiny model in this process."""
 
 import csv
 import importlib
@@ -19,7 +19,7 @@ SMALL = ("--random-weights", "--device", "cpu", "--runs", "1", "--threads", "1")
 
 @pytest.fixture
 def script(monkeypatch):
-    """Import a benchmark the way running it as a script does; workers are local, nano-x4 is tiny."""
+    """Import a benchmark as if it were run as a script; workers are local, and nano-x4 is a tiny model."""
     monkeypatch.syspath_prepend(SCRIPTS)
     models = dict(catalog.MODELS)
     tiny_models.install(models)
@@ -28,10 +28,10 @@ def script(monkeypatch):
     return importlib.import_module
 
 
-def test_a_row_a_point_and_a_picture(script, tmp_path):
+def test_growth_writes_one_row_per_point_and_a_plot(script, tmp_path):
     pytest.importorskip("matplotlib")
-    table, picture = tmp_path / "growth.csv", tmp_path / "growth.png"
-    argv = [*SMALL, "--sizes", "16", "32", "--batches", "1", "2", "--csv", str(table), "--plot", str(picture)]
+    table, plot = tmp_path / "growth.csv", tmp_path / "growth.png"
+    argv = [*SMALL, "--sizes", "16", "32", "--batches", "1", "2", "--csv", str(table), "--plot", str(plot)]
     assert script("growth").main(argv) == 0
     rows = list(csv.DictReader(table.read_text().splitlines()))
     points = [(row["provider"], row["size"], row["pictures"]) for row in rows]
@@ -40,10 +40,10 @@ def test_a_row_a_point_and_a_picture(script, tmp_path):
         megapixels = int(row["pictures"]) * int(row["size"]) ** 2 / 1e6
         assert float(row["s/MP"]) == pytest.approx(float(row["median s"]) / megapixels)
         assert float(row["result MB"]) == pytest.approx(megapixels * 16 * 3 * 4)
-    assert Image.open(picture).size[0] > 500
+    assert Image.open(plot).size[0] > 500
 
 
-def test_shares_of_what_is_not_convolution(script, tmp_path):
+def test_shares_of_operators_other_than_convolution(script, tmp_path):
     found = tmp_path / "shares.json"
     assert script("growth").main([*SMALL, "--sizes", "16", "--shares", "--json", str(found)]) == 0
     for row in json.loads(found.read_text())["rows"]:
@@ -68,7 +68,7 @@ def test_what_counts_as_convolution(script, name, convolution):
     assert bool(script("growth").CONVOLUTION.search(name)) == convolution
 
 
-def test_end_to_end_writes_the_same_figures(script, monkeypatch, tmp_path):
+def test_end_to_end_writes_one_row_per_provider(script, monkeypatch, tmp_path):
     from resshift_fast.measure import end_to_end
 
     monkeypatch.setattr(end_to_end, "Worker", LocalWorker)

@@ -1,4 +1,4 @@
-"""The benchmarks of single operators: what they measure, and that no wrong result gets a speed-up."""
+"""The benchmarks of single operators: measured calls, and that a wrong result gets no speed-up."""
 
 import csv
 import inspect
@@ -26,7 +26,7 @@ LATENT = 64
 
 @pytest.fixture
 def script(monkeypatch):
-    """Import a benchmark the way running it as a script does."""
+    """Import a benchmark as if it were run as a script."""
     monkeypatch.syspath_prepend(SCRIPTS)
     return import_module
 
@@ -48,12 +48,12 @@ def benchmark(operators, **options):
 
 
 def first(cases, name, **sizes):
-    """The first case of an operator, with other sizes, at level 0."""
+    """The first case of an operator at level 0, with the given sizes replaced."""
     case = next(case for case in cases.CASES if case.op == name)
     return replace(case, level=0, sizes=case.sizes | sizes)
 
 
-# which calls
+# cases
 
 
 def test_every_public_operator_is_measured(cases):
@@ -62,7 +62,7 @@ def test_every_public_operator_is_measured(cases):
 
 
 def described(name, arguments):
-    """A call without its values: an operator, shapes of tensors, and numbers and words as they are."""
+    """(operator, arguments) of a call, with shapes instead of tensors and without arguments that are only values."""
     ignored = ("eps", "seed", "step", "t", "next_dtype", "coefficients")
     described = {
         key: tuple(value.shape) if isinstance(value, torch.Tensor) else value
@@ -74,7 +74,7 @@ def described(name, arguments):
 
 @pytest.fixture
 def network_calls(monkeypatch):
-    """Descriptions of all operator calls of realsr-x4-v3 for one photo of 64×64, with kernels and without."""
+    """Descriptions of all operator calls of realsr-x4-v3 for one 64×64 image, if conv2d fuses the norm and if not."""
     calls = set()
 
     def recording(name, function):
@@ -107,14 +107,14 @@ def test_cases_are_calls_of_the_networks(cases, network_calls):
         assert described(case.op, arguments) in network_calls, case
 
 
-def test_cases_have_labels_of_their_own(cases):
+def test_labels_of_cases_are_unique(cases):
     labels = [(case.op, case.label(LATENT, 1)) for case in cases.CASES]
     assert len(set(labels)) == len(labels)
     assert labels[0] == ("group_norm", "B1-C160-H64-W64-silu-scale_shift")
 
 
-def test_no_pixel_is_between_two_codebook_entries(cases):
-    """Else the order of a sum would choose, and a correct kernel could fail."""
+def test_no_pixel_is_equally_near_to_two_codebook_entries(cases):
+    """Otherwise the result would depend on the order of a sum, and a correct kernel could fail."""
     case = first(cases, "vector_quantize")
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         z, codebook = (x.double() for x in case.arguments(CPU, dtype, 16, 1).values())
@@ -145,7 +145,7 @@ def test_the_package_agrees_with_its_reference(name, operators, cases):
 
 
 def wrong_by(factor):
-    """q_sample with a result that is off by a factor, gradients included."""
+    """q_sample with result and gradients multiplied by a factor."""
 
     def q_sample(x0, y, t, table, noise):
         return ops.q_sample(x0, y, t, table, noise) * factor
@@ -154,7 +154,7 @@ def wrong_by(factor):
 
 
 def wrong_gradient(x0, y, t, table, noise):
-    """q_sample with the right result and no gradient for the noise."""
+    """q_sample with a correct result and no gradient for the noise."""
     return ops.q_sample(x0, y, t, table, noise.detach())
 
 
@@ -171,8 +171,8 @@ def broken(x0, y, t, table, noise):
     raise RuntimeError("no such kernel\nand more")
 
 
-def replaced(monkeypatch, cases, function):
-    """Put a function in the place of the public q_sample, for the benchmark alone."""
+def replace_q_sample(monkeypatch, cases, function):
+    """Replace the public q_sample by a function, for the benchmark alone."""
     operator = SimpleNamespace(**vars(cases.OPERATORS["q_sample"]), plain=cases.OPERATORS["q_sample"].plain)
     operator.public = function
     monkeypatch.setitem(cases.OPERATORS, "q_sample", operator)
@@ -189,7 +189,7 @@ def replaced(monkeypatch, cases, function):
     ],
 )
 def test_a_wrong_provider_is_not_timed(function, dtype, remark, monkeypatch, operators, cases):
-    replaced(monkeypatch, cases, function)
+    replace_q_sample(monkeypatch, cases, function)
     found = benchmark(operators)
     found.run(first(cases, "q_sample"), dtype)
     reference, ours = found.rows[:2]
@@ -198,8 +198,8 @@ def test_a_wrong_provider_is_not_timed(function, dtype, remark, monkeypatch, ope
     assert found.failed == 2
 
 
-def test_a_wrong_gradient_fails_the_backward_pass_alone(monkeypatch, operators, cases):
-    replaced(monkeypatch, cases, wrong_gradient)
+def test_a_wrong_gradient_fails_only_the_backward_pass(monkeypatch, operators, cases):
+    replace_q_sample(monkeypatch, cases, wrong_gradient)
     found = benchmark(operators)
     found.run(first(cases, "q_sample"), torch.float32)
     ours = [row for row in found.rows if row["provider"] == "ours"]
@@ -208,7 +208,7 @@ def test_a_wrong_gradient_fails_the_backward_pass_alone(monkeypatch, operators, 
     assert found.failed == 1
 
 
-def test_16_bit_may_double_the_plain_error_and_no_more(script):
+def test_16_bit_results_may_have_twice_the_plain_error(script):
     compare = script("operator_measure").compare
     exact = {"output 0": torch.ones(10, dtype=torch.float64)}
     plain = {"output 0": torch.full((10,), 1 + 2**-7, dtype=torch.bfloat16)}
@@ -223,7 +223,7 @@ def test_integers_must_be_equal(script):
     assert compare(other, exact, exact).problem == "output 0: 75.0% of its values differ"
 
 
-# measures
+# memory, rates and torch.compile
 
 
 def test_memory_on_the_cpu_is_the_peak_beyond_the_arguments(script):
@@ -240,8 +240,8 @@ def test_memory_on_the_cpu_is_the_peak_beyond_the_arguments(script):
 
 
 @pytest.mark.parametrize("name", ["group_norm", "upsample_conv2d"])
-def test_shares_of_a_known_gpu(name, operators, cases):
-    """What the kernels' launches move and multiply, by the time of each provider."""
+def test_rates_relative_to_a_known_gpu(name, operators, cases):
+    """Bytes and operations of the kernels' launches, divided by each provider's time."""
     gpu = roofline.get("h100")
     found = benchmark(operators, backward=False)
     case = first(cases, name, **SMALL.get(name, {}))
@@ -257,7 +257,7 @@ def test_shares_of_a_known_gpu(name, operators, cases):
         if name == "group_norm":
             assert "matrix %" not in row
         else:
-            taps = 4 if backends.has_kernel(name, "cpu") else 9  # of the kernels' formula, or of PyTorch's convolution
+            taps = 4 if backends.has_kernel(name, "cpu") else 9  # the kernels' summed taps, or PyTorch's convolution
             operations = 2 * taps * 4 * arguments["x"].numel() * arguments["weight"].shape[0]
             assert row["matrix %"] / 100 * gpu.rate_32_bit * row["median ms"] / 1e3 == pytest.approx(operations)
 
@@ -318,7 +318,7 @@ def test_files_and_table(operators, tmp_path):
 
 
 def test_a_wrong_provider_makes_the_exit_status_1(monkeypatch, operators, cases, tmp_path):
-    replaced(monkeypatch, cases, wrong_by(1.5))
+    replace_q_sample(monkeypatch, cases, wrong_by(1.5))
     argv = ("--op", "q_sample", "--quick", "--no-compile", "--device", "cpu", "--output", tmp_path)
     found = run(operators, *argv, "--no-backward")
     assert found.exit_code == 1
@@ -329,16 +329,16 @@ def test_a_wrong_provider_makes_the_exit_status_1(monkeypatch, operators, cases,
     assert ours["provider"] == "ours" and ours["speed-up"] == "" and float(ours["error"]) == pytest.approx(0.5)
 
 
-def test_help_states_defaults_and_units(operators):
+def test_help_gives_defaults_and_units(operators):
     text = " ".join(run(operators, "--help").stdout.split())
     for option in ("--op", "--dtype", "--device", "--backward", "--compile", "--repeats", "--output", "--quick"):
         assert f" {option} " in text
-    for said in ("Default: all of them.", "Default: float32 on the CPU", "in milliseconds", "in MiB", "in pixels"):
-        assert said in text
+    for phrase in ("Default: all of them.", "Default: float32 on the CPU", "in milliseconds", "in MiB", "in pixels"):
+        assert phrase in text
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
         (("--op", "softmax"), "'softmax' is not one of add_concat_group_norm, conv2d"),
         (("--dtype", "int8"), "'int8' is not one of float32"),
@@ -347,9 +347,9 @@ def test_help_states_defaults_and_units(operators):
         (("--repeats", "0"), "'--repeats'"),
     ],
 )
-def test_bad_options_are_named(argv, said, operators):
+def test_bad_options_are_refused_by_name(argv, message, operators):
     found = run(operators, *argv)
-    assert found.exit_code == 2 and said in " ".join(found.stderr.split())
+    assert found.exit_code == 2 and message in " ".join(found.stderr.split())
 
 
 # overhead
@@ -360,7 +360,7 @@ def overhead_rows(path):
         return {row["operator"]: row for row in csv.DictReader(file)}
 
 
-def test_overhead_measures_every_operator_up_to_the_recorded_start(script, tmp_path):
+def test_overhead_measures_every_operator_up_to_its_launch(script, tmp_path):
     pytest.importorskip("triton")
     argv = ["--calls", "2", "--device", "cpu", "--output", str(tmp_path)]
     registered = dict(backends.OPERATORS)
@@ -375,7 +375,7 @@ def test_overhead_measures_every_operator_up_to_the_recorded_start(script, tmp_p
     assert all(float(row[part]) > 0 for row in rows.values() for part in ("call µs", "start µs"))
 
 
-def test_overhead_goes_as_far_as_triton_does_on_a_gpu_that_is_not_there(tmp_path):
+def test_overhead_includes_tritons_launch_on_a_fake_gpu(tmp_path):
     pytest.importorskip("triton")
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     env["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
@@ -388,7 +388,7 @@ def test_overhead_goes_as_far_as_triton_does_on_a_gpu_that_is_not_there(tmp_path
     assert "of 9 reach it here" in found.stdout
 
 
-def test_the_parts_of_a_call_are_the_differences_between_the_ways(monkeypatch, script):
+def test_parts_of_a_call_are_differences_of_measured_times(monkeypatch, script):
     overhead = script("overhead")
     monkeypatch.setattr(overhead.measure, "microseconds", lambda call, device: call())
     calls = [lambda: 20.0, lambda: 15.0, lambda: 8.0, lambda: 3.0]
@@ -398,7 +398,7 @@ def test_the_parts_of_a_call_are_the_differences_between_the_ways(monkeypatch, s
     assert "start µs" not in overhead.measure_ways(calls[:2], 5, CPU)
 
 
-def test_a_call_is_made_by_position_where_it_can_be(script):
+def test_arguments_are_passed_by_position_if_possible(script):
     def function(a, b, *, c):
         return a, b, c
 

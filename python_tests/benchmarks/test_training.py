@@ -18,7 +18,7 @@ def training(monkeypatch):
     return importlib.import_module("training")
 
 
-def test_both_train_on_the_same(training, tmp_path):
+def test_both_providers_have_the_same_first_loss(training, tmp_path):
     found = tmp_path / "training.json"
     assert training.main([*SMALL, "--json", str(found)]) == 0
     reference, ours = json.loads(found.read_text())["rows"]
@@ -27,7 +27,7 @@ def test_both_train_on_the_same(training, tmp_path):
     assert ours["first loss"] == pytest.approx(reference["first loss"], rel=1e-4)
 
 
-def test_no_speed_up_of_another_loss(training, monkeypatch, tmp_path, capsys):
+def test_different_losses_give_no_speed_up(training, monkeypatch, tmp_path, capsys):
     losses = iter([1.0, 1.1] * 2)
     monkeypatch.setattr(Trainer, "train_step", lambda self, high, low: (next(losses), 1.0))
     found = tmp_path / "training.json"
