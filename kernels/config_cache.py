@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from resshift_fast.core import environment
-from resshift_fast.core.cache import cache_dir
+from resshift_fast.core.cache import cache_dir, read_json
 from resshift_fast.core.locking import locked
 
 VARIABLE = "RESSHIFT_FAST_AUTOTUNE_CACHE"
@@ -89,7 +89,7 @@ def _model(device: torch.device) -> str:
 def _read(path: Path) -> Known:
     """A file's content; empty if there is no file, and, after a warning, if it is damaged."""
     try:
-        return _parsed(json.loads(path.read_text(encoding="utf-8")))
+        return _parsed(read_json(path))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:

@@ -1,7 +1,6 @@
 """The mark of an unfinished verification: it outlives its process and decides whether a later one tries again."""
 
 import multiprocessing
-import os
 import signal
 import time
 from multiprocessing.process import BaseProcess
@@ -10,7 +9,7 @@ import pytest
 from verified_process import call_conv2d
 
 from resshift_fast.backends import verification
-from resshift_fast.backends.verification import ATTEMPTS, PASSED, RETRY_AFTER, RUNNING
+from resshift_fast.backends.verification import FAILED, PASSED, RUNNING
 
 # Processes fork from a server that has imported the package, which takes seconds, but has called no operator.
 FORKS = multiprocessing.get_context("forkserver")
@@ -46,25 +45,33 @@ def runs(tmp_path) -> int:
     return len(path.read_text()) if path.exists() else 0
 
 
-def make_old(file) -> None:
-    os.utime(file, (time.time() - RETRY_AFTER - 60,) * 2)
+@pytest.mark.slow
+def test_a_kernel_that_ends_its_process_twice_is_disabled(tmp_path):
+    """The second time in a process of its own, so that the later call returns."""
+    assert end(start("dies", tmp_path), tmp_path)[0] == 3
+    assert mark(tmp_path).read_text() == RUNNING
+    code, stderr = end(start("dies", tmp_path), tmp_path)
+    assert code == 1 and runs(tmp_path) == 2
+    assert "its verification ended with exit code 3" in stderr and f"remove {mark(tmp_path)} to verify it" in stderr
+    assert mark(tmp_path).read_text().startswith(FAILED)
+    assert end(start("right", tmp_path), tmp_path)[0] == 1 and runs(tmp_path) == 2
+    mark(tmp_path).unlink()
+    assert end(start("right", tmp_path), tmp_path) == (0, "")
 
 
 @pytest.mark.slow
-def test_a_kernel_that_ends_processes_is_disabled_and_tried_again_a_day_later(tmp_path):
-    for attempt in range(1, ATTEMPTS + 1):
-        assert end(start("dies", tmp_path), tmp_path)[0] == 3
-        assert mark(tmp_path).read_text() == f"{RUNNING} {attempt}"
-    code, stderr = end(start("right", tmp_path), tmp_path)
-    assert code == 1 and runs(tmp_path) == ATTEMPTS
-    assert f"ended {ATTEMPTS} processes; remove {mark(tmp_path)} to try again before a day has passed" in stderr
-    make_old(mark(tmp_path))
-    assert end(start("dies", tmp_path), tmp_path)[0] == 3
-    assert mark(tmp_path).read_text() == f"{RUNNING} {ATTEMPTS + 1}"
-    assert end(start("right", tmp_path), tmp_path)[0] == 1
-    assert runs(tmp_path) == ATTEMPTS + 1
-    mark(tmp_path).unlink()
+def test_a_signal_from_outside_is_not_stored(tmp_path):
+    """However often: first to the process, then to the one that repeats the verification."""
+    for how in ("is-killed", "is-killed", "is-killed"):
+        (tmp_path / "verdicts").mkdir(exist_ok=True)
+        code, stderr = end(start(how, tmp_path), tmp_path)
+        if code == 1:
+            assert "its verification was ended by SIGTERM" in stderr and "the next process tries again" in stderr
+            assert mark(tmp_path).read_text() == ""
+        else:
+            assert code == -signal.SIGTERM and mark(tmp_path).read_text() == RUNNING
     assert end(start("right", tmp_path), tmp_path) == (0, "")
+    assert mark(tmp_path).read_text() == PASSED
 
 
 def test_a_mark_of_a_killed_process_is_replaced_by_the_next_verdict(tmp_path):
@@ -74,7 +81,7 @@ def test_a_mark_of_a_killed_process_is_replaced_by_the_next_verdict(tmp_path):
         time.sleep(0.05)
     process.kill()
     assert end(process, tmp_path)[0] == -signal.SIGKILL
-    assert mark(tmp_path).read_text() == f"{RUNNING} 1"
+    assert mark(tmp_path).read_text() == RUNNING
     assert end(start("right", tmp_path), tmp_path) == (0, "")
     assert mark(tmp_path).read_text() == PASSED
 
@@ -88,23 +95,10 @@ def test_one_of_two_processes_waits_for_the_verdict_of_the_other(tmp_path):
     assert runs(tmp_path) == examples + 3
 
 
-@pytest.mark.parametrize(
-    "stored, attempts",
-    [("", 0), (PASSED, 0), ("running late: no", 1), (RUNNING, 1), (f"{RUNNING} 1", 1), (f"{RUNNING} 12", 12)],
-)
-def test_attempts_are_parsed(stored, attempts):
-    assert verification._attempts(stored) == attempts
+BELIEVED = [PASSED, RUNNING, f"{FAILED}output 0 has NaN"]
+OTHERS = ["", "passed\n", "\0" * 6, "running 1", "wrong by far", f"{FAILED}\0", FAILED + 1000 * "x", "{}"]
 
 
-@pytest.mark.parametrize("shift, settled", [(-RETRY_AFTER - 9, False), (0, True), (RETRY_AFTER + 9, False)])
-def test_a_mark_expires_by_the_age_of_its_file_even_if_it_is_in_the_future(shift, settled, tmp_path):
-    path = tmp_path / "mark"
-    path.write_text(f"{RUNNING} {ATTEMPTS}")
-    os.utime(path, (time.time() + shift,) * 2)
-    assert bool(verification._settled(path.read_text(), path)) == settled
-    assert verification._settled("wrong by far", path) == "wrong by far"
-
-
-@pytest.mark.parametrize("path", [None, "gone"])
-def test_a_mark_without_a_file_is_tried_again(path, tmp_path):
-    assert verification._settled(f"{RUNNING} {ATTEMPTS}", path and tmp_path / path) == ""
+@pytest.mark.parametrize("text", [*BELIEVED, *OTHERS])
+def test_only_what_this_package_writes_is_believed(text):
+    assert verification._believed(text) == (text if text in BELIEVED else "")

@@ -1,11 +1,15 @@
 """Locked files: processes and threads use a file one at a time."""
 
+import fcntl
+import os
 import sys
+import time
 from threading import Thread
 from types import SimpleNamespace
 
 import pytest
 
+from resshift_fast.core import locking
 from resshift_fast.core.locking import locked
 
 
@@ -14,7 +18,7 @@ def test_the_file_is_created_and_opened_at_its_start(tmp_path):
     for expected in ("", "x", "xx"):
         with locked(path) as file:
             assert file.read() == expected
-            file.write("x")
+            file.replace(expected + "x")
 
 
 def test_threads_wait_for_one_another(tmp_path):
@@ -23,10 +27,7 @@ def test_threads_wait_for_one_another(tmp_path):
     def work():
         for _ in range(20):
             with locked(path) as file:
-                count = int(file.read() or 0)
-                file.seek(0)
-                file.truncate()
-                file.write(str(count + 1))
+                file.replace(str(int(file.read() or 0) + 1))
 
     threads = [Thread(target=work) for _ in range(4)]
     for thread in threads:
@@ -46,9 +47,30 @@ def test_none_on_a_file_system_without_locks(tmp_path, monkeypatch):
     def flock(*_):
         raise OSError("no locks available")
 
-    monkeypatch.setitem(sys.modules, "fcntl", SimpleNamespace(flock=flock, LOCK_EX=2))
+    monkeypatch.setitem(sys.modules, "fcntl", SimpleNamespace(flock=flock, LOCK_EX=2, LOCK_NB=4))
     with locked(tmp_path / "a") as file:
         assert file is None
+
+
+def test_none_for_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "a")
+    with locked(tmp_path / "a") as file:
+        assert file is None
+
+
+def test_a_lock_that_another_process_keeps_is_waited_for_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(locking, "_left", 0.5)
+    with open(tmp_path / "a", "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)  # of another open file, like that of another process
+        start = time.monotonic()
+        with locked(tmp_path / "a") as file:
+            assert file is None and 0.4 < time.monotonic() - start < 30
+        assert locking._left == 0
+        monkeypatch.setattr(locking.time, "sleep", lambda _: pytest.fail("waited again"))
+        with locked(tmp_path / "a") as file:
+            assert file is None
+    with locked(tmp_path / "a") as file:
+        assert file is not None
 
 
 def test_an_error_in_the_block_reaches_the_caller(tmp_path):

@@ -29,7 +29,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resshift_fast.core.cache import cache_dir
+from resshift_fast.core.cache import cache_dir, read_json
 from resshift_fast.core.files import make_folder, write_atomically
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def _read(path: Path, device: str) -> dict[tuple[str, str], Measurement]:
         OSError: if it cannot be read.
         ValueError: if its format or device is wrong, with the reason.
     """
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else None
         raise ValueError(f"its format is {found!r}, expected {FORMAT}")

@@ -4,13 +4,12 @@ A verdict is valid for (operator, backend, dtype) and an environment: device, dr
 libraries of the kernels. It is stored in `verdicts/` of the cache folder. An illegal memory access ends the process or
 makes its CUDA context unusable, so "running" is written first, under a lock: a process that finds it without a lock
 knows that the verification did not finish. The kernel may have ended that process, or a user may have killed it, so the
-verification is tried again after one unfinished process, and after `ATTEMPTS` of them the backend is disabled until the
-mark is a day old. RESSHIFT_FAST_VERIFY=0 skips verification and uses every backend.
+verification is repeated in a process of its own (`trial`), whose end decides. What a lack of memory or a signal from
+outside has caused is not stored. RESSHIFT_FAST_VERIFY=0 skips verification and uses every backend.
 """
 
 import contextlib
 import os
-import time
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -19,11 +18,12 @@ from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
-from resshift_fast.backends import autotune_cache, native
+from resshift_fast.backends import autotune_cache, native, trial
 from resshift_fast.core import environment
-from resshift_fast.core.cache import cache_dir
+from resshift_fast.core.cache import CacheFile, cache_dir, read_text
 from resshift_fast.core.devices import on
 from resshift_fast.core.locking import locked
+from resshift_fast.core.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -31,9 +31,10 @@ if TYPE_CHECKING:
     from resshift_fast.backends import Operator
 
 VARIABLE = "RESSHIFT_FAST_VERIFY"
-PASSED, RUNNING = "passed", "running"
-ATTEMPTS = 2  # processes that may end during the verification of a kernel before its backend is disabled
-RETRY_AFTER = 24 * 3600.0  # seconds until the verification is tried once more
+# What a file contains; FAILED is followed by what was wrong. Anything else was not written by this package.
+PASSED, RUNNING, FAILED = "passed", "running", "failed: "
+
+MAX_LENGTH = 1000  # characters of a file
 
 _verdicts: dict[tuple[Any, ...], str] = {}
 _verifying = RLock()  # one thread at a time verifies, and warns
@@ -74,36 +75,13 @@ def verdict(operator: "Operator", backend: str, device: "torch.device", dtype: "
     """
     if os.environ.get(VARIABLE) == "0":
         return PASSED
-    path = _path(operator, backend, device, dtype)
-    known = _verdicts.get((operator.name, backend, device, dtype)) or _stored(path)
-    return _settled(known, path)
+    known = _verdicts.get((operator.name, backend, device, dtype))
+    return known or _verdict_in(_stored(_path(operator, backend, device, dtype)))
 
 
-def _attempts(stored: str) -> int:
-    """How many processes began a verification that is marked as running; 0 if a verdict or nothing is stored."""
-    word, _, number = stored.partition(" ")
-    if word != RUNNING:
-        return 0
-    return int(number) if number.isdecimal() else 1
-
-
-def _settled(stored: str, path: Path | None) -> str:
-    """The stored verdict; for an unfinished verification why the backend is disabled, or "" if it should be retried.
-
-    A faulty kernel would end the next process too; it is unlikely that a user kills two during verification.
-    """
-    attempts = _attempts(stored)
-    if attempts == 0:
-        return stored
-    if path is None:
-        return ""
-    try:
-        old = abs(time.time() - path.stat().st_mtime) > RETRY_AFTER  # abs in case the clock was set back
-    except OSError:
-        return ""
-    if attempts < ATTEMPTS or old:
-        return ""
-    return f"its verification ended {attempts} processes; remove {path} to try again before a day has passed"
+def _verdict_in(stored: str) -> str:
+    """The verdict in a file's content: "passed", what was wrong, or "" if there is none."""
+    return stored if stored == PASSED else stored.removeprefix(FAILED) if stored.startswith(FAILED) else ""
 
 
 def _verified(key: tuple[Any, ...], operator: "Operator") -> bool:
@@ -114,11 +92,14 @@ def _verified(key: tuple[Any, ...], operator: "Operator") -> bool:
         if forbidden():
             return _stored(path) == PASSED
         path = _with_folder(path)
-        _verdicts[key] = _verdict(path, operator, backend, device, dtype)
-        if _verdicts[key] != PASSED:
+        verdict = _verdicts[key] = _verdict(path, operator, backend, device, dtype)
+        if verdict != PASSED:
+            # A verdict that is not stored is not one on the kernel.
+            stored = bool(_verdict_in(_stored(path)))
+            again = f"remove {path} to verify it again" if stored else "the next process tries again"
             warnings.warn(
-                f"the {backend} backend of {operator.name} is off for {dtype} on {device}: {_verdicts[key]}; "
-                "plain PyTorch is used instead",
+                f"the {backend} backend of {operator.name} is off for {dtype} on {device}: {verdict}; "
+                f"plain PyTorch is used instead; {again}",
                 RuntimeWarning,
                 stacklevel=3,
             )
@@ -130,16 +111,21 @@ def _verdict(
 ) -> str:
     """The stored verdict, else a new one, which is stored: "passed", or what was wrong."""
     with locked(path) as file:
-        stored = file.read() if file else ""
-        if settled := _settled(stored, path):
-            return settled
-        _write(file, f"{RUNNING} {_attempts(stored) + 1}")
+        stored = _content(file)
+        if verdict := _verdict_in(stored):
+            return verdict
+        _write(file, RUNNING)
         try:
-            verdict = compare(operator, backend, device, dtype)
-        except BaseException:  # an interrupt or a lack of memory is not the kernel's fault
+            if stored == RUNNING:
+                verdict, certain = trial.run(operator.name, backend, device, dtype)
+            else:
+                verdict, certain = compare(operator, backend, device, dtype), True
+        except BaseException as error:  # an interrupt or a lack of memory is not the kernel's fault
             _write(file, "")
+            if device.type == "cpu" and is_out_of_memory(error):
+                return f"there was not enough memory to verify it ({type(error).__name__})"
             raise
-        _write(file, verdict)
+        _write(file, "" if not certain else PASSED if verdict == PASSED else FAILED + verdict)
         return verdict
 
 
@@ -153,7 +139,7 @@ def compare(operator: "Operator", backend: str, device: "torch.device", dtype: "
         "passed", or what was wrong.
 
     Raises:
-        torch.OutOfMemoryError: which says nothing about the kernel.
+        torch.OutOfMemoryError, MemoryError, RuntimeError: memory is full, which says nothing about the kernel.
     """
     import torch
 
@@ -170,9 +156,9 @@ def compare(operator: "Operator", backend: str, device: "torch.device", dtype: "
                         return wrong
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return PASSED
 
@@ -293,16 +279,26 @@ def _environment(device: "torch.device") -> str:
 
 
 def _stored(path: Path | None) -> str:
+    """A file's content without a lock; "" if it cannot be read or was not written by this package."""
     with contextlib.suppress(OSError):
-        return path.read_text() if path else ""
+        return _believed(read_text(path)) if path else ""
     return ""
 
 
-def _write(file: Any, text: str) -> None:
-    """Replace the file's content and flush it to disk, so that it survives a crash."""
-    if file is not None:
-        file.seek(0)
-        file.truncate()
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+def _content(file: CacheFile | None) -> str:
+    with contextlib.suppress(OSError):
+        return _believed(file.read()) if file else ""
+    return ""
+
+
+def _believed(text: str) -> str:
+    """The content of a file if `_write` can have written it, else ""."""
+    known = text in (PASSED, RUNNING) or (text.startswith(FAILED) and text.isprintable() and len(text) < MAX_LENGTH)
+    return text if known else ""
+
+
+def _write(file: CacheFile | None, text: str) -> None:
+    """Replace the file's content; where that is impossible, as on a full disk, nothing is stored."""
+    with contextlib.suppress(OSError):
+        if file is not None:
+            file.replace("".join(c if c.isprintable() else " " for c in text[: MAX_LENGTH - 1]))

@@ -5,6 +5,8 @@ import os
 import sys
 import traceback
 
+from resshift_fast.core.memory import is_out_of_memory
+
 DEBUG_VARIABLE = "RESSHIFT_FAST_DEBUG"
 
 _HANDLER = "resshift_fast.plain"
@@ -46,7 +48,7 @@ def explain(error: BaseException, subject: str = "", tile: int | None = None) ->
         subject: the file it is about; put in front if the message does not name it.
         tile: the tile side in input pixels that was used, for the advice when memory runs out.
     """
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         smaller = f"a smaller --tile than {tile}" if tile else "a smaller --tile"
         text = f"not enough memory; try {smaller}, --batch-size 1 or --dtype bfloat16"
     elif isinstance(error, OSError) and error.strerror:
@@ -64,15 +66,6 @@ def one_line(message: object) -> str:
     """A message without line breaks; for an exception without a message, its class."""
     text = " ".join(str(message).split())
     return text or type(message).__name__
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError):
-        return True
-    # torch raises OutOfMemoryError for accelerators only and RuntimeError for the CPU, and OpenCV has its own class.
-    # Their text is compared, so that neither has to be imported here.
-    text = str(error).lower()
-    return type(error).__name__ == "OutOfMemoryError" or ("memory" in text and "allocate" in text)
 
 
 def duration(seconds: float) -> str:

@@ -26,6 +26,7 @@ import torch
 
 from resshift_fast import backends
 from resshift_fast.backends import verification
+from resshift_fast.core.cache import read_json
 from resshift_fast.core.files import make_folder, write_atomically
 from resshift_fast.models.catalog import ModelSpec
 
@@ -255,8 +256,8 @@ def is_compiled(case: Case) -> bool:
 
 def _read(path: Path) -> Record | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content.pop("format") == FORMAT:
+        content: Any = read_json(path)
+        if content.pop("format") == FORMAT and all(isinstance(file, str) for file in content["files"]):
             return Record(**{**content, "files": tuple(content["files"])})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, or not of this format
         pass
