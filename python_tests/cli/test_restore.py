@@ -1,6 +1,9 @@
 """`restore` on valid input: which files it writes, and what it prints."""
 
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +12,7 @@ import tiny_models
 from PIL import Image
 from sample_photos import make_mask, make_photo
 
+from resshift_fast.backends import dispatch
 from resshift_fast.cli.restore import OFFICIAL_SEED
 from resshift_fast.models import catalog
 from resshift_fast.pipeline import Pipeline
@@ -220,6 +224,35 @@ def test_backend_is_used(restore, photos, tmp_path, monkeypatch):
     )
     assert restore(photos / "a.png", "-o", tmp_path / "out", "--backend", "reference").code == 0
     assert seen == ["reference"]
+
+
+@pytest.mark.parametrize("option, used", [([], "reference"), (["--backend", "auto"], "auto")], ids=["none", "option"])
+def test_the_environment_chooses_the_backend_unless_the_option_does(option, used, photos, tmp_path):
+    """In a process of its own, because the variable is read at the import."""
+    code = (
+        "from resshift_fast import Pipeline, backends, cli; call = Pipeline.__call__\n"
+        "Pipeline.__call__ = lambda self, *a, **k: print('used:', backends.preferred()) or call(self, *a, **k)\n"
+        "cli.main()"
+    )
+    arguments = ["restore", photos / "a.png", "-o", tmp_path / "out", *option]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env={**os.environ, "RESSHIFT_FAST_BACKEND": "reference"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"used: {used}" in done.stdout
+
+
+def test_a_wrong_backend_in_the_environment_is_an_error(restore, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("RESSHIFT_FAST_BACKEND", "nonsense")
+    monkeypatch.setattr(dispatch, "_preferred", "nonsense")
+    outcome = restore(photos / "a.png", "-o", tmp_path / "out")
+    assert outcome.code == 2 and not (tmp_path / "out").exists()
+    assert "RESSHIFT_FAST_BACKEND: unknown backend 'nonsense', expected one of auto, reference" in outcome.err
+    assert restore(photos / "a.png", "-o", tmp_path / "out", "--backend", "reference").code == 0
 
 
 def test_inpainting_keeps_known_pixels(restore, tmp_path):

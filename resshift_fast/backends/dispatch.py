@@ -37,7 +37,12 @@ def preferred() -> str:
     Raises:
         ValueError: if the environment variable names a backend that cannot be chosen.
     """
-    return check(_preferred)
+    try:
+        return check(_preferred)
+    except ValueError as error:
+        if _preferred == os.environ.get(VARIABLE):
+            raise ValueError(f"{VARIABLE}: {error}") from None
+        raise
 
 
 @contextmanager

@@ -232,7 +232,8 @@ def _refusal() -> list[str]:
     try:
         backends.preferred()
     except ValueError as error:
-        return [f"  {backends.VARIABLE} is wrong, so nothing runs: {one_line(error)}"]
+        reason = one_line(error).removeprefix(f"{backends.VARIABLE}: ")
+        return [f"  {backends.VARIABLE} is wrong, so nothing runs: {reason}"]
     return []
 
 

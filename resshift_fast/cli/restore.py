@@ -45,7 +45,7 @@ class Request:
 
     Args:
         patterns: photos, folders and globs. out: file or folder.
-        model, backend: their names.
+        model, backend: their names; None for a backend takes that of the environment.
         skip_existing: skip photos whose results exist.
         naming: suffix, compare and mask for `plan.plan_jobs`.
         loading: keyword arguments of `Pipeline.from_pretrained`.
@@ -55,7 +55,7 @@ class Request:
     patterns: list[str]
     out: str
     model: str
-    backend: str
+    backend: str | None
     skip_existing: bool
     naming: dict[str, Any]
     loading: dict[str, Any]
@@ -124,7 +124,12 @@ def restore(
         str | None, option("cpu, cuda, cuda:1, mps, ... Default: cuda if available, else cpu.", metavar="NAME")
     ] = None,
     dtype: Annotated[Dtype, option("Floating-point format of the networks. Default: float32.")] = Dtype.float32,
-    backend: Annotated[str, option(f"Kernels: {', '.join(names())}. Default: auto.", metavar="NAME")] = "auto",
+    backend: Annotated[
+        str | None,
+        option(
+            f"Kernels: {', '.join(names())}. Default: RESSHIFT_FAST_BACKEND if that is set, else auto.", metavar="NAME"
+        ),
+    ] = None,
     format: Annotated[
         Format,
         option(
@@ -189,13 +194,13 @@ def _refuse(message: str) -> NoReturn:
 
 def _run(request: Request, tally: Tally) -> int:
     """Plan, load and restore; returns the exit code."""
-    from resshift_fast.backends import use_backend
+    from resshift_fast.backends import preferred, use_backend
     from resshift_fast.images.codecs import ImageError
     from resshift_fast.models import catalog
     from resshift_fast.weights.checkpoints import CheckpointError
 
     try:
-        with use_backend(request.backend):
+        with use_backend(request.backend or preferred()):
             _check(request, catalog.get(request.model))
             jobs = _jobs_to_do(request, tally)
             if jobs:
