@@ -43,18 +43,21 @@ struct WindowRegions {
   int edge;
   bool rows_split, columns_split;  // whether the rows, and the columns, from `edge` on are regions of their own
 
+  // Of the window of `side` pixels at `row` of `rows` and `column` of `columns` windows. Set in place: CUDA kernels
+  // that copy a structure which a function returns need up to 9 registers more, and some spill.
+  RSF_INLINE void set(const WindowAttention& call, int side, unsigned row, unsigned rows, unsigned column,
+                      unsigned columns) {
+    edge = side - call.shift;
+    const bool bottom = call.shift > 0 && row == rows - 1, right = call.shift > 0 && column == columns - 1;
+    rows_split = call.mask == WindowMask::kSwin && bottom;
+    columns_split = call.mask == WindowMask::kSwin ? right : bottom;
+  }
+
   RSF_INLINE bool several() const { return rows_split || columns_split; }
 
   RSF_INLINE int of(int row, int column) const {
     return (rows_split && row >= edge ? 2 : 0) + (columns_split && column >= edge ? 1 : 0);
   }
 };
-
-// Of a window of `side` pixels in the image's last row or column of windows, or in neither.
-RSF_INLINE WindowRegions regions_of(const WindowAttention& call, int side, bool last_row, bool last_column) {
-  const bool bottom = call.shift > 0 && last_row, right = call.shift > 0 && last_column;
-  const bool swin = call.mask == WindowMask::kSwin;
-  return {side - call.shift, swin && bottom, swin ? right : bottom};
-}
 
 }  // namespace resshift

@@ -59,7 +59,7 @@ struct Window {
     image = static_cast<std::int64_t>(line / rows) * height * width;
     top = static_cast<int>(row) * side + call.shift;
     left = static_cast<int>(column) * side + call.shift;
-    regions = regions_of(call, side, row == rows - 1, column == columns - 1);
+    regions.set(call, side, row, rows, column, columns);
   }
 
   RSF_DEVICE std::int64_t pixel(const Token& token) const {

@@ -18,7 +18,9 @@ struct Window {
   void find(const WindowAttention& call, std::int64_t index) {
     const std::int64_t side = call.window, rows = call.height / side, columns = call.width / side;
     const std::int64_t line = index / columns, column = index % columns, row = line % rows;
-    const WindowRegions split = regions_of(call, call.window, row == rows - 1, column == columns - 1);
+    WindowRegions split;
+    split.set(call, call.window, static_cast<unsigned>(row), static_cast<unsigned>(rows), static_cast<unsigned>(column),
+              static_cast<unsigned>(columns));
     masked = split.several();
     count = side * side;
     const std::int64_t image = line / rows * call.height * call.width;
