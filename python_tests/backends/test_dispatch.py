@@ -125,7 +125,7 @@ def test_a_bad_choice_in_the_environment_fails_at_its_first_use():
     program = "from resshift_fast import backends; print('imported', end=' ', flush=True); backends.preferred()"
     assert run(program, **{VARIABLE: "tpu"}) == "imported"
     program = "from resshift_fast import backends; backends.preferred()"
-    expected = "ValueError: unknown backend 'tpu', expected one of auto, reference, cpu, cuda, triton"
+    expected = f"ValueError: {VARIABLE}: unknown backend 'tpu', expected one of auto, reference, cpu, cuda, triton"
     assert run(program, **{VARIABLE: "tpu"}) == expected
 
 
