@@ -180,8 +180,8 @@ def _watched(kernel: Any) -> bool:
     """Whether launch hooks are set, or Triton's settings were changed in this process."""
     runtime = knobs.runtime
     return bool(
-        vars(runtime)  # settings, including a hook set in place of the chains below
-        or vars(knobs.compilation)
+        runtime.__dict__  # settings, including a hook set in place of the chains below
+        or knobs.compilation.__dict__
         or runtime.launch_enter_hook.calls
         or runtime.launch_exit_hook.calls
         or kernel.pre_run_hooks

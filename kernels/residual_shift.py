@@ -17,7 +17,7 @@ from torch import Tensor
 
 from resshift_fast.diffusion import schedule
 from resshift_fast.kernels.launch import Start
-from resshift_fast.kernels.plans import MaybeTensor, contiguous, planned
+from resshift_fast.kernels.plans import contiguous, planned
 from resshift_fast.kernels.residual_shift_noise import noise_tile
 from resshift_fast.kernels.tuning import Config, Space, bucket
 
@@ -283,15 +283,23 @@ def _unsupported_input(lq: Tensor | None, next_dtype: torch.dtype) -> str | None
     return "lq is float64" if lq is not None and lq.dtype is torch.float64 else None
 
 
-def _by_pixel(x: MaybeTensor, height: int, width: int) -> tuple[MaybeTensor, tuple[int, int, int]]:
-    """x, copied unless its rows follow one another, and its image, channel and pixel strides."""
-    if x is None:
-        return None, (0, 0, 0)
-    image, channel, row, column = x.stride()
-    if height > 1 and width > 1 and row != width * column:
-        x = x.contiguous()
-        image, channel, row, column = x.stride()
-    return x, (image, channel, column if width > 1 else row)
+def _by_pixel(
+    images: tuple[Tensor | None, ...], height: int, width: int
+) -> tuple[list[Tensor | None], tuple[int, ...]]:
+    """The images, each copied unless its rows follow one another, and the image, channel and pixel strides of each."""
+    found: list[Tensor | None] = []
+    strides: tuple[int, ...] = ()
+    for x in images:
+        if x is None:
+            strides += (0, 0, 0)
+        else:
+            image, channel, row, column = x.stride()
+            if row != width * column and height > 1 and width > 1:
+                x = x.contiguous()
+                image, channel, row, column = x.stride()
+            strides += (image, channel, column if width > 1 else row)
+        found.append(x)
+    return found, strides
 
 
 def _new_latent(x: Tensor) -> Tensor:
@@ -301,12 +309,12 @@ def _new_latent(x: Tensor) -> Tensor:
     return torch.empty_like(x, dtype=torch.float32, memory_format=torch.contiguous_format)
 
 
-def _next_input(x: Tensor, lq_channels: int, dtype: torch.dtype) -> Tensor:
-    """A new tensor for the denoiser's next input, channels-last."""
-    batch, channels, height, width = x.shape
+def _next_input(shape: tuple[int, ...], lq_channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A new tensor for the denoiser's next input, channels-last, for latents of this shape."""
+    batch, channels, height, width = shape
     channels += lq_channels
     strides = (height * width * channels, 1, width * channels, channels)  # a memory format would take longer to parse
-    return torch.empty_strided((batch, channels, height, width), strides, dtype=dtype, device=x.device)
+    return torch.empty_strided((batch, channels, height, width), strides, dtype=dtype, device=device)
 
 
 def _groups(channels: int) -> int:
@@ -379,24 +387,21 @@ def posterior_step(
 ) -> tuple[Tensor, Tensor]:
     """Launch one reverse step; returns (x_prev float32 [B, C, H, W] contiguous, next_input channels-last)."""
     draws = noise is None and not last
+    device = x_t.device
     _, _, height, width = shape = x_t.shape
-    x_t, x_strides = _by_pixel(x_t, height, width)
-    prediction, prediction_strides = _by_pixel(prediction, height, width)
-    used_y, y_strides = _by_pixel(None if prediction_type == "x0" else y, height, width)
-    noise, noise_strides = _by_pixel(None if last else noise, height, width)
-    lq, lq_strides = _by_pixel(lq, height, width)
-    lq_channels = 0 if lq is None else lq.shape[1]
+    given = (x_t, prediction, None if prediction_type == "x0" else y, None if last else noise, lq)
+    images, strides = _by_pixel(given, height, width)
+    lq_channels = 0 if lq is None else lq.size(1)  # quicker than shape
     x_prev = _new_latent(x_t)
-    next_input = _next_input(x_t, lq_channels, next_dtype)
+    next_input = _next_input(shape, lq_channels, next_dtype, device)
     coefficients = coefficients.contiguous()
     field = (seed.contiguous(), step, contiguous(origin)) if draws else (None, None, None)
 
     def run(start: Start) -> tuple[Tensor, ...]:
-        start(x_t, prediction, used_y, noise, lq, coefficients, *field, x_prev, next_input)
+        start(*images, coefficients, *field, x_prev, next_input)
         return x_prev, next_input
 
-    strides = (*x_strides, *prediction_strides, *y_strides, *noise_strides, *lq_strides)
-    run(_posterior_step(x_t.device, shape, lq_channels, strides, prediction_type, clamp_x0, trial=run))
+    run(_posterior_step(device, shape, lq_channels, strides, prediction_type, clamp_x0, trial=run))
     return x_prev, next_input
 
 
@@ -411,21 +416,19 @@ def prior_sample(
 ) -> tuple[Tensor, Tensor]:
     """Launch the chain's start; returns (x_T float32 [B, C, H, W] contiguous, next_input channels-last)."""
     field = (seed.contiguous(), contiguous(origin)) if noise is None else (None, None)
+    device = y.device
     _, _, height, width = shape = y.shape
-    y, y_strides = _by_pixel(y, height, width)
-    noise, noise_strides = _by_pixel(noise, height, width)
-    lq, lq_strides = _by_pixel(lq, height, width)
-    lq_channels = 0 if lq is None else lq.shape[1]
+    images, strides = _by_pixel((y, noise, lq), height, width)
+    lq_channels = 0 if lq is None else lq.size(1)  # quicker than shape
     x = _new_latent(y)
-    next_input = _next_input(y, lq_channels, next_dtype)
+    next_input = _next_input(shape, lq_channels, next_dtype, device)
     coefficients = coefficients.contiguous()
 
     def run(start: Start) -> tuple[Tensor, ...]:
-        start(y, noise, lq, coefficients, *field, x, next_input)
+        start(*images, coefficients, *field, x, next_input)
         return x, next_input
 
-    strides = (*y_strides, *noise_strides, *lq_strides)
-    run(_prior_sample(y.device, shape, lq_channels, strides, trial=run))
+    run(_prior_sample(device, shape, lq_channels, strides, trial=run))
     return x, next_input
 
 
@@ -433,16 +436,13 @@ def q_sample(x0: Tensor, y: Tensor, t: Tensor, table: Tensor, noise: Tensor) -> 
     """Launch the forward process; returns x_t like x0."""
     x_t = torch.empty_like(x0)
     _, _, height, width = x0.shape
-    out, out_strides = _by_pixel(x_t, height, width)
-    x0, x_strides = _by_pixel(x0, height, width)
-    y, y_strides = _by_pixel(y, height, width)
-    noise, noise_strides = _by_pixel(noise, height, width)
+    (*images, out), strides = _by_pixel((x0, y, noise, x_t), height, width)
+    assert out is not None
     t, table = t.contiguous(), table.contiguous()
 
     def run(start: Start) -> tuple[Tensor]:
-        start(x0, y, noise, t, table, out)
+        start(*images, t, table, out)
         return (out,)
 
-    strides = (*x_strides, *y_strides, *noise_strides, *out_strides)
     run(_q_sample(x0.device, x0.shape, table.shape[0], strides, trial=run))
     return out if out is x_t else x_t.copy_(out)

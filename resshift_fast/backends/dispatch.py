@@ -154,6 +154,8 @@ class _Choice:
     plain: Callable[..., Any]
     device_type: str
     index: int | None  # of a CUDA device
+    current: Callable[[], int | None]  # the current CUDA device's index; None for other devices
+    any_autocast: Callable[[], bool]  # on any type of device, which is quicker to ask than for one
 
 
 _kernels_for: frozenset[tuple[str, str]] = frozenset()
@@ -180,8 +182,6 @@ def run(name: str, *args: Any) -> Any:
     Args:
         name: the operator. args: its arguments; the choice depends on the device and dtype of the first, a tensor.
     """
-    import torch
-
     x = args[0]
     device = x.device
     key = (name, device, x.dtype)
@@ -197,22 +197,35 @@ def run(name: str, *args: Any) -> Any:
         function = verification.watched(name, function, choice.plain)
     if nvtx.on:
         function = nvtx.marked(name, function)
-    # Within plain PyTorch and launchers, autocast would change dtypes that the operator's fake promises.
-    elsewhere = choice.index is not None and choice.index != torch.cuda.current_device()
-    if elsewhere or torch.is_autocast_enabled(choice.device_type):
-        with torch.autocast(choice.device_type, enabled=False), on(device):
+    if choice.any_autocast() or choice.current() != choice.index:
+        return _on_device_without_autocast(choice, function, *args)
+    return function(*args)
+
+
+def _on_device_without_autocast(choice: _Choice, function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function with its device as the current one, and without autocast.
+
+    Within plain PyTorch and launchers, autocast would change dtypes that the operator's fake promises.
+    """
+    import torch
+
+    if choice.current() != choice.index or torch.is_autocast_enabled(choice.device_type):
+        with torch.autocast(choice.device_type, enabled=False), on(args[0].device):
             return function(*args)
     return function(*args)
 
 
 def _choose(key: tuple[Any, ...]) -> _Choice:
     """Make the choice for (operator, device, dtype), verifying kernels that are used for the first time."""
+    import torch
+
     from resshift_fast.backends import verification
 
     name, device, _ = key
     operator = OPERATORS[name]
     kernels = tuple(operator.loaders[backend]() for backend in _verified(*key))
-    choice = _Choice(kernels, operator.plain, device.type, device.index if device.type == "cuda" else None)
+    index, current = (device.index, torch.cuda.current_device) if device.type == "cuda" else (None, lambda: None)
+    choice = _Choice(kernels, operator.plain, device.type, index, current, torch._C._is_any_autocast_enabled)
     if not verification.forbidden():
         _choices[key] = choice
     return choice

@@ -24,15 +24,20 @@ def once(check: Check) -> Check:
     """
     key_of = _key(check)
     passed: set[tuple[Any, ...]] = set()
+    last: tuple[Any, ...] = ()  # compared in less time than it takes to hash a key
 
     @wraps(check)
     def checked(*args: Any) -> None:
+        nonlocal last
         if torch.compiler.is_compiling():  # a lookup by sizes would be traced anew for each size
             check(*args)
             return
         try:
             key = key_of(*args)
+            if key == last:
+                return
             if key in passed:
+                last = key
                 return
         except (AttributeError, TypeError):  # no tensor, or something that cannot be hashed, such as a symbolic size
             check(*args)
@@ -41,6 +46,7 @@ def once(check: Check) -> Check:
         if len(passed) >= CACHE_SIZE:
             passed.clear()
         passed.add(key)
+        last = key
 
     return cast("Check", checked)  # but without keyword arguments
 

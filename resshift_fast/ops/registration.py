@@ -153,12 +153,17 @@ def _eager(name: str, registered: Any) -> Callable[..., Any]:
     """
     expected = [TYPES.get(str(argument.real_type), ()) for argument in registered._schema.arguments]
     exact: set[tuple[type, ...]] = set()  # types of arguments that the dispatcher does not convert
+    last: tuple[type, ...] = ()  # of them, compared in less time than it takes to hash
 
     def call(*args: Any) -> Any:
+        nonlocal last
         if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled() or _is_watched():
             return registered(*args)
         types = tuple(map(type, args))
+        if types == last:
+            return backends.run(name, *args)
         if types in exact:
+            last = types
             return backends.run(name, *args)
         if len(types) == len(expected) and all(map(tuple.__contains__, expected, types)):
             exact.add(types)
