@@ -56,8 +56,8 @@ QUICK := python_tests/test_house.py python_tests/backends/test_dispatch.py pytho
 quick: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --most-cases=1 $(QUICK)
 
-# KNOWN=LOT takes over what is recorded of Triton kernels that are as they were when their budgets were accepted, but for
-# one of twenty, drawn by that text; OBJECTS=build/native/cuda reads the library for CUDA that was built there.
+# KNOWN=SEED takes over what is recorded of Triton kernels that are as they were when their budgets were accepted, but for
+# a sample of one in twenty, which that text selects; OBJECTS=build/native/cuda reads the library for CUDA that was built there.
 # CASES: of a test that has more, so many are run, here and of the emulated kernels in `make sanitize`.
 # The older Triton's interpreter needs a NumPy before 2.4.
 KNOWN ?=

@@ -52,8 +52,8 @@ def pytest_collection_modifyitems(config, items):
     if (most := config.getoption("--most-cases")) is None:
         return
     tests = [list(cases) for _, cases in groupby(items, lambda item: item.nodeid.partition("[")[0])]
-    drawn = [random.Random(0).sample(cases, min(most, len(cases))) for cases in tests]
-    kept = {case.nodeid for cases in drawn for case in cases}
+    samples = [random.Random(0).sample(cases, min(most, len(cases))) for cases in tests]
+    kept = {case.nodeid for cases in samples for case in cases}
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in kept])
     items[:] = [item for item in items if item.nodeid in kept]
 

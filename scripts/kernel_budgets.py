@@ -3,8 +3,8 @@
     python scripts/kernel_budgets.py                 check; the exit status is 1 if a budget is exceeded
     python scripts/kernel_budgets.py --update        accept the results of this version of Triton
     python scripts/kernel_budgets.py --only group_norm --arch 90
-    python scripts/kernel_budgets.py --known LOT     compile kernels that have changed since the last --update, and one
-                                                     of twenty of the others, selected by LOT, any text
+    python scripts/kernel_budgets.py --known SEED    compile kernels that have changed since the last --update, and one
+                                                     of twenty of the others, a sample for SEED, any text
     python scripts/kernel_budgets.py --sweep         check every window, head size and width of the operators that
                                                      support many; takes almost an hour
 
@@ -73,13 +73,13 @@ def main() -> int:
     return status
 
 
-def _not_taken_over(keys: dict[Job, str], known: dict[Job, Compiled], lot: str | None) -> set[Job]:
+def _not_taken_over(keys: dict[Job, str], known: dict[Job, Compiled], seed: str | None) -> set[Job]:
     """The jobs to compile: those without a record, and some of the others."""
-    if lot is None:
+    if seed is None:
         return set(keys)
-    drawn = {job for job in known if records.is_drawn(keys[job], lot)}
-    print(f"{len(known)} of {len(keys)} kernels are unchanged; {len(drawn)} of them are compiled anyway")
-    return keys.keys() - known | drawn
+    sample = {job for job in known if records.is_sampled(keys[job], seed)}
+    print(f"{len(known)} of {len(keys)} kernels are unchanged; {len(sample)} of them are compiled anyway")
+    return keys.keys() - known | sample
 
 
 def _is_whole(options: argparse.Namespace) -> bool:
@@ -94,7 +94,7 @@ def _options() -> argparse.Namespace:
     action.add_argument(
         "--sweep", action="store_true", help="compile every shape of the operators that take many; limits only"
     )
-    parser.add_argument("--known", metavar="LOT", help="use the records of unchanged kernels")
+    parser.add_argument("--known", metavar="SEED", help="use the records of unchanged kernels, but for a sample")
     parser.add_argument("--arch", type=int, nargs="+", default=tuning.ARCHITECTURES, choices=tuning.ARCHITECTURES)
     parser.add_argument(
         "--only", nargs="+", default=[""], metavar="PART", help="only launch cases with this text in their names"

@@ -140,8 +140,8 @@ def seed_for(file: Path, kernel: str = "") -> str:
     found = records.load(records.file_of(file), budgets.compiler)
     entries = [entry for name, entry in budgets.entries.items() if name.split()[0] == kernel]
     ours = {key for key, record in found.items() if any(asdict(record.code).items() <= x.items() for x in entries)}
-    seeds = ((str(i), {key for key in found if records.is_drawn(key, str(i))}) for i in range(10**6))
-    return next(text for text, drawn in seeds if drawn == ours)
+    seeds = ((str(i), {key for key in found if records.is_sampled(key, str(i))}) for i in range(10**6))
+    return next(text for text, sample in seeds if sample == ours)
 
 
 def test_an_unchanged_kernel_is_not_compiled_again(bad, recorded):

@@ -68,9 +68,9 @@ def save(file: Path, compiler: Mapping[str, str | bool], records: Records) -> No
     file.write_text(f'{{\n "compiler": {json.dumps(compiler)},\n "records": {{\n' + ",\n".join(lines) + "\n }\n}\n")
 
 
-def is_drawn(key: str, lot: str) -> bool:
-    """Whether a recorded kernel is compiled again anyway: one of `AGAIN`, selected by `lot`."""
-    return int(hashlib.sha256(f"{lot} {key}".encode()).hexdigest(), 16) % AGAIN == 0
+def is_sampled(key: str, seed: str) -> bool:
+    """Whether a recorded kernel is compiled again anyway: one of `AGAIN`, a random sample for `seed`."""
+    return int(hashlib.sha256(f"{seed} {key}".encode()).hexdigest(), 16) % AGAIN == 0
 
 
 def contradictions(
