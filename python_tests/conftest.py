@@ -8,6 +8,7 @@ import pytest
 import torch
 from golden_data import OfficialNetworks
 from hypothesis import settings
+from pairwise import ISAS
 
 from resshift_fast.backends import descriptions, dispatch, registry
 from resshift_fast.core import devices
@@ -82,6 +83,19 @@ def poisoned_empty():
     assert torch.empty(64).isnan().all()
     yield
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.fixture(params=ISAS.values(), ids=ISAS)
+def isa(request):
+    """Limit the CPU kernels to each instruction set; skip those that this processor lacks."""
+    operators = torch.ops.resshift_fast_cpu
+    before = operators.isa()
+    taken = operators.limit_isa(request.param)
+    if taken == request.param:
+        yield request.param
+    operators.limit_isa(before)
+    if taken != request.param:
+        pytest.skip("this processor does not have it")
 
 
 @pytest.fixture(scope="module")

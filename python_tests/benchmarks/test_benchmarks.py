@@ -1,10 +1,8 @@
 """The benchmarks on small inputs: their results against known values, their files, and their error messages."""
 
 import csv
-import importlib
 import json
 import subprocess
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,15 +16,6 @@ from resshift_fast import Pipeline, images
 from resshift_fast.images.tiling import plan_axis
 from resshift_fast.models import catalog
 from resshift_fast.training.metrics import psnr_y, ssim_y
-
-SCRIPTS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-@pytest.fixture
-def script(monkeypatch):
-    """Import a benchmark as if it were run as a script."""
-    monkeypatch.syspath_prepend(SCRIPTS)
-    return importlib.import_module
 
 
 @pytest.fixture

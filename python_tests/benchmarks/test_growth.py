@@ -1,9 +1,7 @@
 """The benchmark of growth with image size and batch, with a tiny model in this process."""
 
 import csv
-import importlib
 import json
-from pathlib import Path
 
 import pytest
 import tiny_models
@@ -13,19 +11,17 @@ from PIL import Image
 from resshift_fast.measure import workers
 from resshift_fast.models import catalog
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "benchmarks"
 SMALL = ("--random-weights", "--device", "cpu", "--runs", "1", "--threads", "1")
 
 
 @pytest.fixture
-def script(monkeypatch):
+def script(script, monkeypatch):
     """Import a benchmark as if it were run as a script; workers are local, and nano-x4 is a tiny model."""
-    monkeypatch.syspath_prepend(SCRIPTS)
     models = dict(catalog.MODELS)
     tiny_models.install(models)
     monkeypatch.setitem(catalog.MODELS, tiny_models.ENLARGE, models[tiny_models.ENLARGE])
     monkeypatch.setattr(workers, "Worker", LocalWorker)
-    return importlib.import_module
+    return script
 
 
 def test_growth_writes_one_row_per_point_and_a_plot(script, tmp_path):

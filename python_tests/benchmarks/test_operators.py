@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from importlib import import_module, util
+from importlib import util
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,13 +23,6 @@ from resshift_fast.restoration.sampler import LatentChain
 SCRIPTS = Path(__file__).resolve().parents[2] / "benchmarks"
 CPU = torch.device("cpu")
 LATENT = 64
-
-
-@pytest.fixture
-def script(monkeypatch):
-    """Import a benchmark as if it were run as a script."""
-    monkeypatch.syspath_prepend(SCRIPTS)
-    return import_module
 
 
 @pytest.fixture

@@ -1,21 +1,17 @@
 """The benchmark of a training step, with small patches."""
 
-import importlib
 import json
-from pathlib import Path
 
 import pytest
 
 from resshift_fast.training.trainer import Trainer
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "benchmarks"
 SMALL = ("--batch", "1", "--patch", "64", "--runs", "1", "--threads", "1")
 
 
 @pytest.fixture
-def training(monkeypatch):
-    monkeypatch.syspath_prepend(SCRIPTS)
-    return importlib.import_module("training")
+def training(script):
+    return script("training")
 
 
 def test_both_providers_have_the_same_first_loss(training, tmp_path):

@@ -14,7 +14,6 @@ from resshift_fast.backends import OPERATORS, native, unavailable, verification
 pytestmark = pytest.mark.skipif(cpu_build.KIND is None, reason="runs under scripts/sanitize.py")
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
 OVERFLOW = "AddressSanitizer: heap-buffer-overflow(.|\n)*READ of size 4(.|\n)*cpu_faults.cpp"
 RACE = "ThreadSanitizer: data race(.|\n)*cpu_faults.cpp"
 
@@ -22,18 +21,6 @@ RACE = "ThreadSanitizer: data race(.|\n)*cpu_faults.cpp"
 def test_the_library_is_the_sanitized_one():
     assert unavailable("cpu") is None
     assert native.path("cpu").parent.name == f"cpu-{cpu_build.KIND}"
-
-
-@pytest.fixture(params=range(4), ids=ISAS)
-def isa(request):
-    """Limit the CPU kernels to each instruction set; skip those that this processor lacks."""
-    operators = torch.ops.resshift_fast_cpu
-    taken = operators.limit_isa(request.param)
-    if taken == request.param:
-        yield request.param
-    operators.limit_isa(3)
-    if taken != request.param:
-        pytest.skip("this processor does not have it")
 
 
 @pytest.mark.usefixtures("poisoned_empty")

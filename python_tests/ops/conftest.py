@@ -1,8 +1,8 @@
-"""Fixtures: the backend, the instruction set of the CPU kernels, and the number of threads."""
+"""Fixtures: the backend and the number of threads."""
 
 import pytest
 import torch
-from pairwise import BACKENDS, ISAS
+from pairwise import BACKENDS
 
 from resshift_fast import use_backend
 from resshift_fast.backends import unavailable
@@ -15,19 +15,6 @@ def backend(request):
         pytest.skip(f"the {request.param} backend {reason}")
     with use_backend(request.param):
         yield request.param
-
-
-@pytest.fixture(params=ISAS.values(), ids=ISAS)
-def isa(request):
-    """Limit the CPU kernels to each instruction set; skip those that this processor lacks."""
-    operators = torch.ops.resshift_fast_cpu
-    before = operators.isa()
-    taken = operators.limit_isa(request.param)
-    if taken == request.param:
-        yield request.param
-    operators.limit_isa(before)
-    if taken != request.param:
-        pytest.skip("this processor does not have it")
 
 
 @pytest.fixture
