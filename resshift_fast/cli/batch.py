@@ -40,12 +40,11 @@ def run_jobs(pipe: Pipeline, jobs: Sequence[Job], options: dict[str, Any], tally
         tally: updated after every photo, so that it is correct after Ctrl-C.
     """
     clock = _Clock([_pixels(job.source) for job in jobs])
-    inputs = {job.source.resolve() for job in jobs}
     for i, job in enumerate(jobs):
         label = f"[{i + 1}/{len(jobs)}] {job.source.name}"
         start = time.monotonic()
         try:
-            before, after, written = _restore(pipe, job, options, label, inputs)
+            before, after, written = _restore(pipe, job, options, label)
         except Exception as error:
             console.report(error, str(job.source), options["tile"] or pipe.spec.tile)
             tally.failed += 1
@@ -63,9 +62,7 @@ def run_jobs(pipe: Pipeline, jobs: Sequence[Job], options: dict[str, Any], tally
         console.say(f"{label} {sizes} {console.duration(seconds)}{remaining}{renamed}")
 
 
-def _restore(
-    pipe: Pipeline, job: Job, options: dict[str, Any], label: str, inputs: set[Path]
-) -> tuple[Photo, Photo, Path]:
+def _restore(pipe: Pipeline, job: Job, options: dict[str, Any], label: str) -> tuple[Photo, Photo, Path]:
     """Restore one photo; returns (before, after, path of the result)."""
     before = images.read(job.source)
     mask = images.read_mask(job.mask) if job.mask else None
@@ -74,7 +71,7 @@ def _restore(
     output = job.output
     if not job.exact and images.suffix_for(after, output.suffix) != output.suffix:
         output = job.fallback
-        if output.resolve() in inputs:
+        if output in job.originals:
             raise ValueError(f"{job.output.suffix} cannot hold the result and {output} is an input; use --format png")
     # Before the result, so that --skip-existing finds either both files or no result.
     if job.compare:

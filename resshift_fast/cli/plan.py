@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from resshift_fast.core.files import FileSet
 from resshift_fast.images.files import FORMATS, find_images, missing_file, unique_outputs
 
 # Suffixes of formats that are not written: -o out.gif is an error, not the name of a folder.
@@ -23,6 +24,7 @@ class Job:
         compare: where the before/after picture goes, if one is wanted.
         mask: the photo's mask, for inpainting models.
         exact: the output's name was given, so its format is kept; else a format that can't hold a result becomes PNG.
+        originals: all files that the run reads, none of which may be written.
     """
 
     source: Path
@@ -30,6 +32,7 @@ class Job:
     compare: Path | None = None
     mask: Path | None = None
     exact: bool = False
+    originals: FileSet = field(default_factory=FileSet, repr=False)
 
     @property
     def fallback(self) -> Path:
@@ -91,25 +94,27 @@ def plan_jobs(
 
     Raises:
         ValueError: if `out` names a file for several inputs, has a suffix that is not supported, or would replace an
-            input, or masks share a stem.
+            input or a mask, or masks share a stem.
         FileNotFoundError: if the mask does not exist.
     """
     exact = _is_file(out, one_given)
     path = Path(out).expanduser()
     outputs = [path] if exact else unique_outputs(inputs, path, suffix)
-    originals = {_key(source) for source in inputs}
-    if exact and _key(path) in originals:
-        raise ValueError(f"-o {out} would replace the input; choose another name")
-    pictures = _compare_names(outputs, originals) if compare else [None] * len(outputs)
     masks = _masks(inputs, mask)
+    originals = FileSet([*inputs, *{its_mask for its_mask in masks if its_mask is not None}])
+    for output in outputs:
+        if output in originals:
+            what = "the input" if output in FileSet(inputs) else f"the mask {output}"
+            raise ValueError(f"-o {out} would replace {what}; choose another name")
+    pictures = _compare_names(outputs, originals) if compare else [None] * len(outputs)
     return [
-        Job(source, output, picture, its_mask, exact)
+        Job(source, output, picture, its_mask, exact, originals)
         for source, output, picture, its_mask in zip(inputs, outputs, pictures, masks, strict=True)
     ]
 
 
 def _key(path: Path) -> str:
-    """Key of a path; equal for two paths that may be the same file, also on case-insensitive file systems."""
+    """Key of an output's path; equal for two that may be the same file, also on case-insensitive file systems."""
     return os.path.realpath(path).casefold()
 
 
@@ -125,7 +130,7 @@ def _is_file(out: str, one_given: bool) -> bool:
     return True
 
 
-def _compare_names(outputs: Sequence[Path], originals: set[str]) -> list[Path]:
+def _compare_names(outputs: Sequence[Path], originals: FileSet) -> list[Path]:
     # A result may become PNG later, so stems are compared, not whole names.
     taken = {_key(output.with_suffix("")) for output in outputs}
     names = []
@@ -134,7 +139,7 @@ def _compare_names(outputs: Sequence[Path], originals: set[str]) -> list[Path]:
         while True:
             stem = f"{output.stem}_compare" + (f"-{number}" if number > 1 else "")
             name = output.with_name(f"{stem}.png")
-            if _key(name.with_suffix("")) not in taken and _key(name) not in originals:
+            if _key(name.with_suffix("")) not in taken and name not in originals:
                 break
             number += 1
         taken.add(_key(name.with_suffix("")))

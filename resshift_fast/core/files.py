@@ -1,12 +1,40 @@
-"""Writing files atomically and creating folders, with error messages that say what to do."""
+"""Writing files atomically, creating folders and recognizing files, with error messages that say what to do."""
 
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+
+class FileSet:
+    """Files that are found again by any of their names.
+
+    One file may have several: links, two mounts of one folder, and spellings on a file system that ignores case. So the
+    device and the inode are compared besides the path, which is all that a missing file has.
+
+    Args:
+        paths: the files; they need not exist.
+    """
+
+    def __init__(self, paths: Iterable[str | Path] = ()):
+        self._keys: set[object] = set()
+        for path in paths:
+            self._keys |= self._keys_of(path)
+
+    def __contains__(self, path: str | Path) -> bool:
+        return not self._keys.isdisjoint(self._keys_of(path))
+
+    @staticmethod
+    def _keys_of(path: str | Path) -> set[object]:
+        keys: set[object] = {os.path.normcase(os.path.realpath(path))}
+        with suppress(OSError, ValueError):
+            status = os.stat(path)
+            if status.st_ino:  # 0 on file systems without inodes
+                keys.add((status.st_dev, status.st_ino))
+        return keys
 
 
 def make_folder(folder: str | Path) -> Path:

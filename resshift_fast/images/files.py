@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from resshift_fast.core.files import FileSet
+
 FORMATS = {
     ".png": "PNG",
     ".jpg": "JPEG",
@@ -133,14 +135,14 @@ def unique_outputs(
         One path per input, in the order of the inputs.
 
     Raises:
-        ValueError: if an output would replace one of the inputs.
+        ValueError: if an output would replace one of the inputs, whatever the path by which it is reached.
     """
     paths, folder = [Path(path) for path in inputs], Path(folder)
     stems = _unique_stems(paths)
     outputs = [folder / f"{stem}{_suffix_of(path, suffix)}" for path, stem in zip(paths, stems, strict=True)]
-    originals = {os.path.normcase(os.path.realpath(path)) for path in paths}
+    originals = FileSet(paths)
     for path, output in zip(paths, outputs, strict=True):
-        if os.path.normcase(os.path.realpath(output)) in originals:
+        if output in originals:
             raise ValueError(f"the output for {path} would replace the input {output}; choose another output folder")
     return outputs
 
