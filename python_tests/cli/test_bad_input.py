@@ -74,16 +74,14 @@ def test_a_bad_file_among_good_ones_is_left_out(restore, photos, tmp_path, make,
 
 
 def test_a_file_that_the_system_refuses_to_read(restore, photos, tmp_path, monkeypatch):
-    from pathlib import Path
+    real_open = os.open
 
-    read_bytes = Path.read_bytes
-
-    def refuse(path):
-        if path.name == "a.png":
+    def refuse(path, *arguments, **options):
+        if str(path) == str(photos / "a.png"):
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return read_bytes(path)
+        return real_open(path, *arguments, **options)
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     outcome = restore(photos, "-o", tmp_path / "out")
     error = the_error(outcome, 1)
     assert "a.png" in error and "permission denied" in error

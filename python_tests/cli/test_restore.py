@@ -142,10 +142,10 @@ def test_compare_does_not_overwrite_another_result(restore, photos, tmp_path):
 def test_skip_existing_leaves_results_alone(restore, photos, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    (out / "b.png").write_bytes(b"mine")
+    mine = make_photo(out / "b.png", (5, 6)).read_bytes()
     outcome = restore(photos, "-o", out, "--skip-existing")
     assert outcome.code == 0
-    assert (out / "b.png").read_bytes() == b"mine"
+    assert (out / "b.png").read_bytes() == mine
     assert outcome.err.splitlines()[-1] == "2 restored, 0 failed, 1 skipped"
 
 

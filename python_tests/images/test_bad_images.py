@@ -3,7 +3,6 @@
 import io
 import os
 import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -142,10 +141,10 @@ def test_pipe_does_not_hang(tmp_path):
 def test_unreadable_file(tmp_path, monkeypatch, raised, error, message):
     (tmp_path / "a.png").touch()
 
-    def fail(path):
+    def fail(*arguments, **options):
         raise raised
 
-    monkeypatch.setattr(Path, "read_bytes", fail)
+    monkeypatch.setattr(os, "open", fail)
     with pytest.raises(error, match=message) as caught:
         read(tmp_path / "a.png")
     one_line(caught)

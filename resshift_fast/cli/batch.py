@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import errno
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from PIL import Image
 from tqdm import tqdm
 
 from resshift_fast import images
 from resshift_fast.cli import console
 from resshift_fast.cli.plan import Job, Tally
-from resshift_fast.images import Photo
+from resshift_fast.core.files import check_target
+from resshift_fast.images import ImageError, Photo, results
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from resshift_fast.pipeline import Pipeline
+    import numpy as np
 
+    from resshift_fast.pipeline import Pipeline
 
 BAR_SECONDS = 1.0  # no bar for a photo that takes less
 
 
-def run_jobs(pipe: Pipeline, jobs: Sequence[Job], options: dict[str, Any], tally: Tally) -> None:
+def run_jobs(
+    pipe: Pipeline,
+    jobs: Sequence[Job],
+    options: dict[str, Any],
+    tally: Tally,
+    fitting: Fitting,
+    prepared: Prepared | None = None,
+) -> None:
     """Restore every job's photo, print a line about each on stderr, and count them in `tally`.
 
     A photo that cannot be read, restored or written is reported and skipped. A full disk ends the batch, since no
@@ -38,13 +46,17 @@ def run_jobs(pipe: Pipeline, jobs: Sequence[Job], options: dict[str, Any], tally
         jobs: what to do, in this order.
         options: keyword arguments of the pipeline's call.
         tally: updated after every photo, so that it is correct after Ctrl-C.
+        fitting: how results are made to fit their formats.
+        prepared: the first photo, if it has been read already.
     """
     clock = _Clock([_pixels(job.source) for job in jobs])
     for i, job in enumerate(jobs):
         label = f"[{i + 1}/{len(jobs)}] {job.source.name}"
         start = time.monotonic()
         try:
-            before, after, written = _restore(pipe, job, options, label)
+            ready = prepare(job, fitting) if prepared is None else prepared
+            prepared = None
+            after = _restore(pipe, job, ready, fitting, options, label)
         except Exception as error:
             console.report(error, str(job.source), options["tile"] or pipe.spec.tile)
             tally.failed += 1
@@ -56,28 +68,127 @@ def run_jobs(pipe: Pipeline, jobs: Sequence[Job], options: dict[str, Any], tally
         tally.restored += 1
         seconds = time.monotonic() - start
         left = clock.left_after(i, seconds)
-        sizes = f"{before.width}×{before.height} → {after.width}×{after.height}"
-        renamed = "" if written == job.output else f", written as {written.name}"
-        remaining = "" if left is None else f", {console.duration(left)} left"
-        console.say(f"{label} {sizes} {console.duration(seconds)}{remaining}{renamed}")
+        sizes = f"{ready.before.width}×{ready.before.height} → {after.width}×{after.height}"
+        remaining = "" if left is None else f"{console.duration(left)} left"
+        notes = "".join(f", {note}" for note in (remaining, *ready.notes) if note)
+        console.say(f"{label} {sizes} {console.duration(seconds)}{notes}")
 
 
-def _restore(pipe: Pipeline, job: Job, options: dict[str, Any], label: str) -> tuple[Photo, Photo, Path]:
-    """Restore one photo; returns (before, after, path of the result)."""
-    before = images.read(job.source)
+@dataclass(frozen=True)
+class Fitting:
+    """How photos and results are made to fit the formats of the outputs.
+
+    Args:
+        scale: of the model.
+        background: the colour that transparent photos are laid over; None keeps the transparency.
+        eight_bits: round results to 8 bits.
+    """
+
+    scale: int
+    background: tuple[int, int, int] | None = None
+    eight_bits: bool = False
+
+    def fit(self, photo: Photo) -> tuple[Photo, tuple[str, ...]]:
+        """A photo as it goes into the network, and what its line says about that."""
+        flattened = photo.alpha is not None and self.background is not None
+        rounded = photo.bits == 16 and self.eight_bits
+        if self.background is not None:
+            photo = results.laid_over(photo, self.background)
+        return photo, ("laid over the background",) * flattened + ("rounded to 8 bits",) * rounded
+
+    def fit_result(self, result: Photo) -> Photo:
+        """A result as it is written."""
+        return results.in_8_bits(result) if self.eight_bits and result.bits == 16 else result
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A photo that has been read, and the file that its result will go to.
+
+    Args:
+        before: the photo, as it goes into the network. mask: its mask, if the model needs one.
+        output: where the result goes. notes: what differs from what was asked for, for the photo's line.
+    """
+
+    before: Photo
+    mask: np.ndarray | None
+    output: Path
+    notes: tuple[str, ...]
+
+
+def prepare(job: Job, fitting: Fitting) -> Prepared:
+    """Read a photo and find out where its result goes, so that nothing is restored that cannot be written.
+
+    Raises:
+        ImageError, OSError: if the photo or its mask cannot be read, or the output's format or its folder cannot hold
+            the result. ValueError: if the result would replace an original.
+    """
+    check_targets(job)
+    photo = images.read(job.source)
+    before, notes = fitting.fit(photo)
+    output = _output_of(job, before, fitting)
     mask = images.read_mask(job.mask) if job.mask else None
-    with _bar(label) as progress:
-        after = pipe(before, mask, progress=progress, **options)
-    output = job.output
-    if not job.exact and images.suffix_for(after, output.suffix) != output.suffix:
-        output = job.fallback
+    if output != job.output:
         if output in job.originals:
             raise ValueError(f"{job.output.suffix} cannot hold the result and {output} is an input; use --format png")
+        check_target(output)
+        notes = (*notes, f"written as {output.name}")
+    return Prepared(before, mask, output, notes)
+
+
+def check_targets(job: Job) -> None:
+    """Raise OSError if a file that a job will write cannot be written."""
+    for target in filter(None, (job.output, job.compare)):
+        check_target(target)
+
+
+def is_done(job: Job, fitting: Fitting) -> bool:
+    """Whether everything that a job would write is there: whole images, of the format that it would write."""
+    if job.compare and not results.is_whole(job.compare):
+        return False
+    if results.is_whole(job.output):
+        return True
+    if job.exact or not results.is_whole(job.fallback):
+        return False
+    try:  # a PNG beside it may be the result of a run with another --format
+        return _output_of(job, fitting.fit(images.read(job.source))[0], fitting) == job.fallback
+    except (OSError, ValueError):
+        return False
+
+
+def _output_of(job: Job, before: Photo, fitting: Fitting) -> Path:
+    """The output whose format can hold the result of `before`; raises ImageError if that is not the one named."""
+    result = results.expected(before, fitting.scale, 8 if fitting.eight_bits else before.bits)
+    if images.suffix_for(result, job.output.suffix) == job.output.suffix:
+        return job.output
+    if job.exact:
+        _refuse(result, job.output)
+    return job.fallback
+
+
+def _refuse(result: Photo, output: Path) -> NoReturn:
+    """Raise the error of a named format that cannot hold a result, with the options that make it fit."""
+    try:
+        images.check_format(output, result)
+    except ImageError as error:
+        cures = ["lay it over a colour with --background white"] * (result.alpha is not None)
+        cures += ["round it to 8 bits with --8-bit"] * (result.bits == 16)
+        raise ImageError(", or ".join([str(error), *cures])) from error
+    raise AssertionError(f"{output} can hold the result")
+
+
+def _restore(
+    pipe: Pipeline, job: Job, prepared: Prepared, fitting: Fitting, options: dict[str, Any], label: str
+) -> Photo:
+    """Restore one photo and write the result, which is returned."""
+    before = prepared.before
+    with _bar(label) as progress:
+        after = fitting.fit_result(pipe(before, prepared.mask, progress=progress, **options))
     # Before the result, so that --skip-existing finds either both files or no result.
     if job.compare:
         images.write(job.compare, images.side_by_side(before, after))
-    images.write(output, after)
-    return before, after, output
+    images.write(prepared.output, after)
+    return after
 
 
 @contextmanager
@@ -114,10 +225,5 @@ class _Clock:
 
 def _pixels(path: Path) -> int:
     """Number of pixels by the file's header; 0 if it cannot be read, since the photo will then fail at once."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with Image.open(path) as image:
-                return image.width * image.height
-        except Exception:  # Pillow's parsers raise whatever a damaged file leads them to
-            return 0
+    header = results.read_header(path)
+    return header.width * header.height if header else 0

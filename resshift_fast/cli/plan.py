@@ -39,12 +39,6 @@ class Job:
         """The output's name as PNG."""
         return self.output.with_suffix(".png")
 
-    @property
-    def is_done(self) -> bool:
-        """Whether everything that this job would write exists."""
-        result = self.output.exists() or (not self.exact and self.fallback.exists())
-        return result and (self.compare is None or self.compare.exists())
-
 
 @dataclass
 class Tally:

@@ -15,6 +15,7 @@ from resshift_fast.cli.options import option
 from resshift_fast.cli.plan import Job, Tally, find_inputs, plan_jobs
 
 if TYPE_CHECKING:
+    from resshift_fast.cli.batch import Fitting
     from resshift_fast.models.catalog import ModelSpec
 
 OFFICIAL_SEED = 12345  # the official program's default
@@ -47,6 +48,7 @@ class Request:
         patterns: photos, folders and globs. out: file or folder.
         model, backend: their names; None for a backend takes that of the environment.
         skip_existing: skip photos whose results exist.
+        background, eight_bits: how photos and results are made to fit their formats.
         naming: suffix, compare and mask for `plan.plan_jobs`.
         loading: keyword arguments of `Pipeline.from_pretrained`.
         options: keyword arguments of a pipeline's call.
@@ -57,6 +59,8 @@ class Request:
     model: str
     backend: str | None
     skip_existing: bool
+    background: str | None
+    eight_bits: bool
     naming: dict[str, Any]
     loading: dict[str, Any]
     options: dict[str, Any]
@@ -137,13 +141,31 @@ def restore(
             "result. Default: png."
         ),
     ] = Format.png,
+    background: Annotated[
+        str | None,
+        option(
+            "Lay transparent photos over this colour, such as white or #204060, since JPEG and BMP have no "
+            "transparency. Default: transparency is kept.",
+            metavar="COLOUR",
+        ),
+    ] = None,
+    eight_bits: Annotated[
+        bool,
+        option(
+            "Round results to 8 bits per channel, since JPEG, WebP and BMP have no more. Default: the photo's bits.",
+            "--8-bit",
+        ),
+    ] = False,
     compare: Annotated[
         bool,
         option("Also write STEM_compare.png: bicubic enlargement left, result right. Default: no.", "--compare"),
     ] = False,
     skip_existing: Annotated[
         bool,
-        option("Skip photos whose results exist, to continue an interrupted batch. Default: no.", "--skip-existing"),
+        option(
+            "Skip photos whose results exist as whole images, to continue an interrupted batch. Default: no.",
+            "--skip-existing",
+        ),
     ] = False,
 ) -> None:
     """Restore photos. Only earlier results are overwritten, and a photo that fails does not stop the others.
@@ -163,6 +185,8 @@ def restore(
         model=model,
         backend=backend,
         skip_existing=skip_existing,
+        background=background,
+        eight_bits=eight_bits,
         naming={
             "suffix": None if format is Format.same else f".{format.value}",
             "compare": compare,
@@ -201,10 +225,12 @@ def _run(request: Request, tally: Tally) -> int:
 
     try:
         with use_backend(request.backend or preferred()):
-            _check(request, catalog.get(request.model))
-            jobs = _jobs_to_do(request, tally)
+            spec = catalog.get(request.model)
+            _check(request, spec)
+            fitting = _fitting(request, spec)
+            jobs = _jobs_to_do(request, tally, fitting)
             if jobs:
-                _restore(jobs, request, tally)
+                _restore(jobs, request, tally, fitting)
     except Exception as error:
         console.report(error)
         is_usage = isinstance(error, (ValueError, TypeError)) and not isinstance(error, (CheckpointError, ImageError))
@@ -229,23 +255,50 @@ def _check(request: Request, spec: ModelSpec) -> None:
         raise ValueError(f"--{error}") from None
 
 
-def _jobs_to_do(request: Request, tally: Tally) -> list[Job]:
+def _fitting(request: Request, spec: ModelSpec) -> Fitting:
+    from resshift_fast.cli.batch import Fitting
+    from resshift_fast.images import results
+
+    try:
+        background = None if request.background is None else results.colour(request.background)
+    except ValueError as error:
+        raise ValueError(f"--background: {error}") from None
+    return Fitting(spec.scale, background, request.eight_bits)
+
+
+def _jobs_to_do(request: Request, tally: Tally, fitting: Fitting) -> list[Job]:
     """The jobs to run; inputs that were not found are reported and counted as failed."""
     inputs, problems = find_inputs(request.patterns)
     one_given = len(inputs) == 1 and not problems
     jobs = plan_jobs(inputs, request.out, one_given=one_given, **request.naming) if inputs else []
     for problem in problems:
         console.report(problem)
-    todo = [job for job in jobs if not (request.skip_existing and job.is_done)]
+    todo = jobs
+    if request.skip_existing and jobs:
+        from resshift_fast.cli.batch import is_done
+
+        todo = [job for job in jobs if not is_done(job, fitting)]
     tally.failed, tally.skipped, tally.total = len(problems), len(jobs) - len(todo), len(todo)
     return todo
 
 
-def _restore(jobs: list[Job], request: Request, tally: Tally) -> None:
-    from resshift_fast.cli.batch import run_jobs
+def _restore(jobs: list[Job], request: Request, tally: Tally, fitting: Fitting) -> None:
+    from resshift_fast.cli.batch import check_targets, prepare, run_jobs
     from resshift_fast.core.files import make_folder
     from resshift_fast.pipeline import Pipeline
 
-    # Report an unwritable folder before a download of minutes.
+    # What cannot be written is reported before a download of minutes.
     make_folder(jobs[0].output.parent)
-    run_jobs(Pipeline.from_pretrained(request.model, **request.loading), jobs, request.options, tally)
+    writable, prepared = [], None
+    for job in jobs:
+        try:
+            check_targets(job)
+            if job.exact:  # the only one, so its pixels may stay in memory
+                prepared = prepare(job, fitting)
+            writable.append(job)
+        except Exception as error:
+            console.report(error, str(job.source))
+            tally.failed += 1
+    if writable:
+        pipe = Pipeline.from_pretrained(request.model, **request.loading)
+        run_jobs(pipe, writable, request.options, tally, fitting, prepared)

@@ -3,10 +3,17 @@
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+_WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
+
+
+class NotRegularError(OSError):
+    """A folder, pipe or device where a file was expected; the message is one line and says what to do."""
 
 
 class FileSet:
@@ -35,6 +42,59 @@ class FileSet:
             if status.st_ino:  # 0 on file systems without inodes
                 keys.add((status.st_dev, status.st_ino))
         return keys
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file for reading, unless it is a pipe or a device: to open or read one can wait for ever.
+
+    Raises:
+        OSError: if it cannot be opened. NotRegularError: if it is no regular file.
+    """
+    flags = os.O_RDONLY
+    for name in ("O_CLOEXEC", "O_NONBLOCK", "O_NOCTTY", "O_BINARY"):
+        flags |= getattr(os, name, 0)
+    descriptor = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NotRegularError(
+            f"{path} is not a regular file but a folder, pipe or device; copy its content to one first"
+        )
+    return os.fdopen(descriptor, "rb")
+
+
+def check_target(path: str | Path) -> os.stat_result | None:
+    """Check, before the work for a file begins, that `replacing` will be able to write it.
+
+    Returns:
+        The status of the file that will be replaced; None if there is none.
+
+    Raises:
+        IsADirectoryError: if the path is a folder. PermissionError: if the file is read-only, or its folder is.
+        NotRegularError: if it is a pipe or a device. OSError: if the name is too long, the folder is missing, ...
+    """
+    path = Path(path)
+    target = Path(os.path.realpath(path))
+    status = None
+    try:
+        status = os.stat(target)
+    except FileNotFoundError as error:
+        if not target.parent.is_dir():
+            raise _write_error(error, path) from error
+    except OSError as error:
+        raise _write_error(error, path) from error
+    if status is not None:
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(f"{path} is a folder; give a file name, such as {path / 'photo.png'}")
+        if not stat.S_ISREG(status.st_mode):
+            raise NotRegularError(f"{path} is a pipe or a device, which is not replaced; choose another output")
+        # The superuser may write to it, but whoever made it read-only wants to keep it.
+        if not (status.st_mode & _WRITABLE and os.access(target, os.W_OK)):
+            raise PermissionError(
+                f"{path} is read-only and is not replaced; make it writable, or choose another output"
+            )
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise _write_error(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), path)
+    return status
 
 
 def make_folder(folder: str | Path) -> Path:
@@ -71,27 +131,29 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
     The bytes go to a hidden temporary file in the same folder, which is flushed to disk and renamed to `path`, so that
     readers find the old file or the new one, never a partial one. On any failure, Ctrl-C included, the temporary file
     is removed and an existing file is untouched; a killed process may leave the temporary file
-    (``.resshift-….part``). Permissions follow the umask. A symbolic link is followed, not replaced.
+    (``.resshift-….part``). Permissions follow the umask, or are those of the file that is replaced. A symbolic link is
+    followed, not replaced, and a read-only file is left alone.
 
     Args:
         path: the file; its folder must exist.
 
     Raises:
         FileNotFoundError: if the folder does not exist.
-        IsADirectoryError: if the path is a folder.
-        PermissionError: if the folder cannot be written.
+        IsADirectoryError, NotRegularError: if the path is a folder, pipe or device.
+        PermissionError: if the file is read-only, or the folder cannot be written.
         OSError: if there is no space left or writing fails otherwise; ``errno`` is kept.
     """
     path = Path(path)
     target = Path(os.path.realpath(path))
-    if target.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; give a file name, such as {path / 'photo.png'}")
+    replaced = check_target(path)
     temporary = target.parent / _temporary_name()
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
     try:
         with os.fdopen(os.open(temporary, flags, 0o666), "wb") as file:
             yield file
             file.flush()
+            if replaced is not None:
+                _keep_rights(temporary, replaced)
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except BaseException as error:
@@ -111,6 +173,15 @@ def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
 
 def _temporary_name() -> str:
     return f".resshift-{secrets.token_hex(8)}.part"
+
+
+def _keep_rights(path: Path, status: os.stat_result) -> None:
+    """Give a new file the owner and the permissions of the one it replaces, as far as this user may."""
+    if hasattr(os, "chown"):
+        with suppress(OSError):
+            os.chown(path, status.st_uid, status.st_gid)
+    with suppress(OSError):
+        os.chmod(path, stat.S_IMODE(status.st_mode) & 0o777)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from resshift_fast.images.codecs import ImageError as ImageError
     from resshift_fast.images.photo import Photo as Photo
+    from resshift_fast.images.photo import check_format as check_format
     from resshift_fast.images.photo import from_float as from_float
     from resshift_fast.images.photo import from_pil as from_pil
     from resshift_fast.images.photo import luma as luma
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ImageError",
     "Photo",
+    "check_format",
     "from_float",
     "from_pil",
     "luma",

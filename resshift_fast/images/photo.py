@@ -5,18 +5,20 @@ A file becomes a ``Photo`` (upright RGB pixels of 8 or 16 bits, alpha beside the
 """
 
 import io
+import os
 import struct
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from resshift_fast.core.files import write_atomically
+from resshift_fast.core.files import NotRegularError, open_regular, write_atomically
 from resshift_fast.images.codecs import (
     ImageError,
     clean_exif,
@@ -35,6 +37,7 @@ from resshift_fast.images.files import FORMATS, missing_file
 
 _READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 _LONGEST_SIDE = {"JPEG": 65500, "WEBP": 16383}
+_LARGE_FILE = 32_000_000  # bytes, from which on the header is checked before all of the file is read
 _JPEG_SEGMENT = 65533  # the most bytes that one EXIF segment holds
 
 # EXIF orientation (tag 274) to the transform that turns the stored pixels upright.
@@ -117,34 +120,46 @@ def read(path: str | PathLike[str]) -> Photo:
     path = Path(path)
     name = str(path)
     data = _file_bytes(path)
-    try:
-        image = Image.open(io.BytesIO(data), formats=_READ_FORMATS)
-    except Image.DecompressionBombError as error:
-        raise _too_large(name) from error
-    except Exception as error:  # Pillow's parsers raise whatever a damaged file leads them to.
-        raise ImageError(what_it_is(name, data)) from error
+    image = _opened(io.BytesIO(data), name)
     photo = _photo(image, name, data)
     if not is_16_bit_color(image, data):
         return photo
     return _with_16_bits(photo, image, data)
 
 
+def _opened(file: BinaryIO, name: str) -> Image.Image:
+    """The image in a file, of which only the header has been read."""
+    try:
+        return Image.open(file, formats=_READ_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise _too_large(name) from error
+    except Exception as error:  # Pillow's parsers raise whatever a damaged file leads them to.
+        file.seek(0)
+        raise ImageError(what_it_is(name, file.read(1024))) from error
+
+
 def _file_bytes(path: Path) -> bytes:
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, not an image; name the files in it")
     try:
-        if path.exists() and not path.is_file():
-            raise ImageError(f"{path} is not a regular file; copy the image to one first")
-        data = path.read_bytes()
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if not size:
+                raise ImageError(f"{path} is empty (0 bytes); fetch or export it again")
+            if size > _LARGE_FILE:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # about many pixels: reading the image warns again
+                    _opened(file, str(path))
+                file.seek(0)
+            return file.read()
+    except NotRegularError as error:
+        raise ImageError(str(error)) from error
     except FileNotFoundError as error:
         raise missing_file(path) from error
     except PermissionError as error:
         raise PermissionError(f"{path} cannot be read: permission denied; check its rights") from error
     except OSError as error:
         raise OSError(f"{path} cannot be read: {error.strerror or error}") from error
-    if not data:
-        raise ImageError(f"{path} is empty (0 bytes); fetch or export it again")
-    return data
 
 
 def _too_large(name: str) -> ImageError:
@@ -247,6 +262,20 @@ def _obstacle(photo: Photo, form: str) -> str | None:
     return None
 
 
+def check_format(path: str | Path, photo: Photo) -> str:
+    """The format of a path's suffix; raises ImageError if it is unknown or cannot hold the photo."""
+    path = Path(path)
+    form = FORMATS.get(path.suffix.lower())
+    if form is None:
+        raise ImageError(
+            f"{path}: {path.suffix or 'no suffix'} is not a supported format; use one of {', '.join(FORMATS)}"
+        )
+    obstacle = _obstacle(photo, form)
+    if obstacle:
+        raise ImageError(f"{path} cannot hold this photo: {obstacle}; write it as {path.with_suffix('.png').name}")
+    return form
+
+
 def write(path: str | Path, photo: Photo, quality: int = 95) -> None:
     """Write a photo in the format of the path's suffix, atomically (see ``files.write_atomically``).
 
@@ -267,16 +296,9 @@ def write(path: str | Path, photo: Photo, quality: int = 95) -> None:
     if not isinstance(photo, Photo):
         raise TypeError(f"write: expected a Photo, got {type(photo).__name__}; see from_pil and Photo(pixels)")
     path = Path(path)
-    form = FORMATS.get(path.suffix.lower())
-    if form is None:
-        raise ImageError(
-            f"{path}: {path.suffix or 'no suffix'} is not a supported format; use one of {', '.join(FORMATS)}"
-        )
     if not 1 <= quality <= 100:
         raise ValueError(f"write: quality must be 1 to 100, got {quality}")
-    obstacle = _obstacle(photo, form)
-    if obstacle:
-        raise ImageError(f"{path} cannot hold this photo: {obstacle}; write it as {path.with_suffix('.png').name}")
+    form = check_format(path, photo)
     try:
         data = _encode(photo, form, quality)
     except (OSError, ValueError, struct.error, cv2.error) as error:
