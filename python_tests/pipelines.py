@@ -154,6 +154,12 @@ def integers(*shape: int, bits: int = 8, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 2**bits, shape).astype(np.uint8 if bits == 8 else np.uint16)
 
 
+def visible(pixels: np.ndarray) -> np.ndarray:
+    """The pixels [H, W, C] with alpha, their last channel, of at least a quarter: no colour is replaced then."""
+    alpha = np.maximum(pixels[..., -1:], np.iinfo(pixels.dtype).max // 4)
+    return np.concatenate([pixels[..., :-1], alpha], axis=2)
+
+
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
     """A smooth random picture with some texture, uint8 [height, width, 3]."""
     generator = torch.Generator().manual_seed(seed)

@@ -13,7 +13,7 @@ from golden_data import array, arrays
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from pipelines import CPU, SPECS, WHOLE, integers, oracle, photo, pointwise, tensor_of, tiny, zero
+from pipelines import CPU, SPECS, WHOLE, integers, oracle, photo, pointwise, tensor_of, tiny, visible, zero
 
 from resshift_fast import Pipeline, images
 from resshift_fast.images import Photo
@@ -38,18 +38,18 @@ def gray(bits=8):
 KINDS = {  # (makes an image, makes its colours [H, W, 1 or 3] as integers)
     "array-uint8": (lambda: integers(H, W, 3), lambda: integers(H, W, 3)),
     "array-uint16": (lambda: integers(H, W, 3, bits=16), lambda: integers(H, W, 3, bits=16)),
-    "array-alpha": (lambda: integers(H, W, 4), lambda: integers(H, W, 4)[..., :3]),
+    "array-alpha": (lambda: visible(integers(H, W, 4)), lambda: integers(H, W, 4)[..., :3]),
     "array-HW": (lambda: gray()[..., 0], gray),
     "array-HW1-uint16": (lambda: gray(16), lambda: gray(16)),
     "photo": (lambda: Photo(integers(H, W, 3)), lambda: integers(H, W, 3)),
     "pil-RGB": (lambda: Image.fromarray(integers(H, W, 3)), lambda: integers(H, W, 3)),
-    "pil-RGBA": (lambda: Image.fromarray(integers(H, W, 4)), lambda: integers(H, W, 4)[..., :3]),
+    "pil-RGBA": (lambda: Image.fromarray(visible(integers(H, W, 4))), lambda: integers(H, W, 4)[..., :3]),
     "pil-L": (lambda: Image.fromarray(gray()[..., 0]), gray),
     "pil-I16": (lambda: Image.fromarray(gray(16)[..., 0]), lambda: gray(16)),
     "tensor-BCHW": (lambda: tensor_of(integers(H, W, 3)), lambda: integers(H, W, 3)),
     "tensor-CHW": (lambda: tensor_of(integers(H, W, 3))[0], lambda: integers(H, W, 3)),
     "tensor-gray": (lambda: tensor_of(gray()), gray),
-    "tensor-alpha": (lambda: tensor_of(integers(H, W, 4)), lambda: integers(H, W, 4)[..., :3]),
+    "tensor-alpha": (lambda: tensor_of(visible(integers(H, W, 4))), lambda: integers(H, W, 4)[..., :3]),
     "tensor-float16": (lambda: tensor_of(integers(H, W, 3)).half(), lambda: integers(H, W, 3)),
     "tensor-bfloat16": (lambda: tensor_of(integers(H, W, 3)).bfloat16(), lambda: integers(H, W, 3)),
     "tensor-float64": (lambda: tensor_of(integers(H, W, 3)).double(), lambda: integers(H, W, 3)),

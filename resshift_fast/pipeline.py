@@ -298,7 +298,7 @@ class Pipeline:
 
     def _job(self, source: Source, mask: np.ndarray | None, seed: int, tile: int | None, overlap: int | None) -> Job:
         rows, columns = self.spec.plan_tiles(source.height, source.width, tile, overlap)
-        source.begin(self.spec.scale)
+        source.begin(self.spec.scale, mask)
         blender = Blender(rows, columns, self.spec.scale, partial(source.write, mask=mask))
         return Job(source, mask, rows, columns, seed, blender)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageCms
-from pipelines import integers, tensor_of
+from pipelines import integers, tensor_of, visible
 
 from resshift_fast import images
 from resshift_fast.images import Photo
@@ -33,6 +33,8 @@ def restore(image, scale=1, change=lambda pixels: pixels, mask=None):
 def tensor(*shape, dtype=torch.float32):
     """Multiples of 1/256, which every dtype holds; in float64 with more digits than float32 holds."""
     steps = torch.randint(0, 257, shape, generator=torch.Generator().manual_seed(0))
+    if shape[-3] == 4:
+        steps[..., 3, :, :].clamp_(min=64)  # all pixels are visible
     return (steps / 256).to(dtype) * (1 - 2**-40)
 
 
@@ -40,7 +42,8 @@ def pil(mode):
     channels = len(Image.new(mode, (1, 1)).getbands())
     if mode == "I;16":
         return Image.fromarray(integers(H, W, bits=16))
-    return Image.fromarray(integers(H, W) if channels == 1 else integers(H, W, channels), mode)
+    pixels = integers(H, W) if channels == 1 else integers(H, W, channels)
+    return Image.fromarray(visible(pixels) if mode in ("LA", "RGBA") else pixels, mode)
 
 
 def gray_photo(bits=8, **fields):
@@ -53,13 +56,13 @@ KINDS = {
     "array-HW3-16bit": lambda: integers(H, W, 3, bits=16),
     "array-HW": lambda: integers(H, W),
     "array-HW1-16bit": lambda: integers(H, W, 1, bits=16),
-    "array-HW4": lambda: integers(H, W, 4),
-    "array-HW4-16bit": lambda: integers(H, W, 4, bits=16),
+    "array-HW4": lambda: visible(integers(H, W, 4)),
+    "array-HW4-16bit": lambda: visible(integers(H, W, 4, bits=16)),
     "array-1x1": lambda: integers(1, 1, 3),
     "array-strided": lambda: integers(2 * H, W, 4)[::-2, ::-1, :3],
     "array-read-only": lambda: np.broadcast_to(integers(H, 1, 3), (H, W, 3)),
     "photo": lambda: Photo(integers(H, W, 3), name="seaside"),
-    "photo-16bit-alpha": lambda: Photo(integers(H, W, 3, bits=16), integers(H, W, bits=16)),
+    "photo-16bit-alpha": lambda: Photo(integers(H, W, 3, bits=16), visible(integers(H, W, 1, bits=16))[..., 0]),
     "photo-gray": gray_photo,
     "pil-L": lambda: pil("L"),
     "pil-LA": lambda: pil("LA"),

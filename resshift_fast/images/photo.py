@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from resshift_fast.core.files import NotRegularError, open_regular, write_atomically
+from resshift_fast.images.alpha import resize_alpha as resize_alpha
 from resshift_fast.images.codecs import (
     ImageError,
     clean_exif,
@@ -415,24 +416,6 @@ def _in_8_bits(photo: Photo) -> Photo:
         return photo
     nearest = ((np.arange(65536, dtype=np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
     return replace(photo, pixels=nearest[photo.pixels], alpha=None if photo.alpha is None else nearest[photo.alpha])
-
-
-def resize_alpha(alpha: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize an alpha channel bicubically (with antialiasing if it becomes smaller), clamped to its range.
-
-    Args:
-        alpha: uint8 or uint16 [H, W].
-        size: (height, width) wanted.
-
-    Returns:
-        The same dtype, [height, width].
-    """
-    height, width = size
-    if alpha.shape == (height, width):
-        return np.array(alpha)
-    resized = Image.fromarray(alpha.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
-    clamped: np.ndarray = np.rint(np.asarray(resized)).clip(0, np.iinfo(alpha.dtype).max).astype(alpha.dtype)
-    return clamped
 
 
 def read_mask(mask: str | Path | Image.Image | Photo | np.ndarray) -> np.ndarray:

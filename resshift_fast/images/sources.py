@@ -13,6 +13,7 @@ from torch import Tensor
 
 from resshift_fast import images
 from resshift_fast.images import Photo
+from resshift_fast.images.alpha import bleed_colors
 
 
 class Source(ABC):
@@ -31,8 +32,11 @@ class Source(ABC):
         """Pixels at the given indices, float32 [3, len(rows), len(columns)] in [−1, 1]."""
 
     @abstractmethod
-    def begin(self, scale: int) -> None:
-        """Allocate the result, whose sides are `scale` times the input's."""
+    def begin(self, scale: int, mask: np.ndarray | None = None) -> None:
+        """Allocate the result, whose sides are `scale` times the input's.
+
+        The mask, bool [H, W], is True where to fill in: colours there are not seen by the networks.
+        """
 
     @abstractmethod
     def write(self, top: int, band: np.ndarray, mask: np.ndarray | None) -> None:
@@ -58,11 +62,12 @@ class PhotoSource(Source):
         self.height, self.width, self.name = photo.height, photo.width, photo.name
 
     def crop(self, rows: np.ndarray, columns: np.ndarray) -> Tensor:
-        pixels = images.to_float(self._photo.pixels[rows[:, None], columns[None, :]])
+        pixels = images.to_float(self._seen[rows[:, None], columns[None, :]])
         return torch.from_numpy(pixels).permute(2, 0, 1) * 2 - 1
 
-    def begin(self, scale: int) -> None:
-        self._scale = scale
+    def begin(self, scale: int, mask: np.ndarray | None = None) -> None:
+        photo = self._photo
+        self._seen = photo.pixels if photo.alpha is None else bleed_colors(photo.pixels, photo.alpha, mask)
         self._out = np.empty((self.height * scale, self.width * scale, 3), dtype=self._photo.pixels.dtype)
 
     def write(self, top: int, band: np.ndarray, mask: np.ndarray | None) -> None:
@@ -92,11 +97,15 @@ class TensorSource(Source):
         self.height, self.width, self.name = pixels.shape[1], pixels.shape[2], name
 
     def crop(self, rows: np.ndarray, columns: np.ndarray) -> Tensor:
-        pixels = self._values[:3, rows[:, None], columns[None, :]]
+        pixels = self._seen[:, rows[:, None], columns[None, :]]
         return torch.from_numpy(np.broadcast_to(pixels, (3, *pixels.shape[1:])).copy()) * 2 - 1
 
-    def begin(self, scale: int) -> None:
+    def begin(self, scale: int, mask: np.ndarray | None = None) -> None:
         channels = self._values.shape[0]
+        self._seen = self._values
+        if channels == 4:
+            colors = bleed_colors(self._values[:3].transpose(1, 2, 0), self._values[3], mask)
+            self._seen = colors.transpose(2, 0, 1)
         self._out = torch.empty(channels, self.height * scale, self.width * scale, dtype=self._pixels.dtype)
         if channels == 4:
             alpha = self._pixels[3:].cpu()

@@ -1,0 +1,89 @@
+"""Alpha channels: colours of transparent pixels, and enlargement.
+
+The networks see colours without alpha. Whatever is stored in transparent pixels (black, white, the colour key) would
+therefore leak into the visible edge. Instead, they get the colours of the visible pixels around them: a pyramid of
+averages weighted by alpha, of which each level fills what the one below leaves open ("pull-push", Gortler et al., The
+Lumigraph, SIGGRAPH 1996, section 3.4).
+"""
+
+import cv2
+import numpy as np
+from PIL import Image
+
+# Fainter colours are increasingly replaced: in files that stored them multiplied by alpha, they have few bits left.
+_FAINT = 1 / 16
+
+
+def bleed_colors(colors: np.ndarray, alpha: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+    """Replace the colours of transparent and very faint pixels by those of the visible pixels around them.
+
+    Args:
+        colors: [H, W, C], uint8, uint16, or floating point in [0, 1]; not premultiplied.
+        alpha: [H, W] in the same dtype, 0 (transparent) to the dtype's largest value, 1 for floating point.
+        mask: bool [H, W], True where colours do not count as visible; None if all count.
+
+    Returns:
+        [H, W, C] in the same dtype. Pixels with an alpha of at least 1/16 are unchanged; `colors` itself if there is
+        nothing to replace, or no visible pixel to take a colour from.
+    """
+    top = _largest(colors.dtype)
+    opacity = alpha.astype(np.float32) / top
+    weights = opacity if mask is None else np.where(mask, 0, opacity)
+    if opacity.min() >= _FAINT or weights.max() == 0:
+        return colors
+    filled = _fill(colors.astype(np.float32), weights).clip(0, top)
+    if colors.dtype.kind == "u":
+        filled = np.rint(filled)
+    return np.where(opacity[..., None] >= _FAINT, colors, filled).astype(colors.dtype)
+
+
+def resize_alpha(alpha: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize an alpha channel bicubically (with antialiasing if it becomes smaller), clamped to its range.
+
+    Args:
+        alpha: uint8 or uint16 [H, W].
+        size: (height, width) wanted.
+
+    Returns:
+        The same dtype, [height, width].
+    """
+    height, width = size
+    if alpha.shape == (height, width):
+        return np.array(alpha)
+    resized = Image.fromarray(alpha.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
+    clamped: np.ndarray = np.rint(np.asarray(resized)).clip(0, np.iinfo(alpha.dtype).max).astype(alpha.dtype)
+    return clamped
+
+
+def _largest(dtype: np.dtype) -> int:
+    return int(np.iinfo(dtype).max) if dtype.kind == "u" else 1
+
+
+def _fill(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Values where they have weight, and a smooth continuation of these elsewhere; float32 [H, W, C].
+
+    Args:
+        values: float32 [H, W, C].
+        weights: float32 [H, W] in [0, 1]. Below 1/16, the values of coarser levels are mixed in. All zero gives zeros.
+    """
+    level = np.dstack([values * weights[..., None], weights])
+    levels = []
+    while True:
+        height, width = level.shape[:2]
+        levels.append(level)
+        if max(height, width) == 1 or level[..., -1].min() >= _FAINT:
+            break
+        level = cv2.resize(level, ((width + 1) // 2, (height + 1) // 2), interpolation=cv2.INTER_AREA)
+    filled = _divided(levels.pop())
+    for level in reversed(levels):
+        height, width = level.shape[:2]
+        filled = cv2.resize(filled, (width, height), interpolation=cv2.INTER_LINEAR).reshape(height, width, -1)
+        own = np.minimum(level[..., -1:] / _FAINT, 1)
+        filled += own * (_divided(level) - filled)
+    return filled
+
+
+def _divided(level: np.ndarray) -> np.ndarray:
+    """[H, W, C + 1], values times weights and the weights, to [H, W, C]; 0 where the weight is 0."""
+    weights = level[..., -1:]
+    return np.divide(level[..., :-1], weights, out=np.zeros_like(level[..., :-1]), where=weights > 0)
