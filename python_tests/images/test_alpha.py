@@ -1,4 +1,4 @@
-"""Transparent pixels: their colours leak into no visible one."""
+"""Transparent pixels: their colours leak into no visible one, and holes of inpainting become visible."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from pipelines import integers, oracle, tensor_of, zero
 
 from resshift_fast import images
 from resshift_fast.images import Photo
-from resshift_fast.images.alpha import bleed_colors
+from resshift_fast.images.alpha import bleed_colors, fill_alpha
 
 BICUBIC = oracle(zero)
 SIDE = 40
@@ -166,3 +166,54 @@ def test_colours_under_a_mask_are_not_seen():
     mask[2:4, 2:4], alpha[4:, 4:] = True, 0
     colors[mask], colors[4:, 4:] = 255, 0
     assert (bleed_colors(colors, alpha, mask)[4:, 4:] == 50).all()
+
+
+def _rectangle(top, left, bottom, right, shape=(20, 30)):
+    mask = np.zeros(shape, bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+@pytest.mark.parametrize("top", [255, 65535, 1.0], ids=["uint8", "uint16", "float32"])
+def test_an_erased_hole_becomes_as_opaque_as_its_surroundings(top):
+    dtype = {255: np.uint8, 65535: np.uint16}.get(top, np.float32)
+    mask = _rectangle(5, 5, 12, 20)
+    for around in (1, 0.5):
+        alpha = np.full(mask.shape, around * top).astype(dtype)
+        expected = alpha.copy()
+        alpha[mask] = 0
+        alpha[8, 8] = around * top / 4  # erased with a soft brush
+        filled = fill_alpha(alpha, mask)
+        assert filled.dtype == dtype
+        np.testing.assert_allclose(filled, expected, rtol=1e-6)
+
+
+def test_each_part_of_a_mask_is_judged_by_itself():
+    alpha, mask = np.full((20, 30), 255, np.uint8), _rectangle(2, 2, 6, 6) | _rectangle(10, 10, 18, 28)
+    alpha[:, 20:] = 0  # the edge of a sprite lies in the second part
+    before = alpha.copy()
+    alpha[2:6, 2:6] = 0
+    np.testing.assert_array_equal(fill_alpha(alpha, mask), before)
+
+
+def test_clear_surroundings_give_an_opaque_fill():
+    mask = _rectangle(5, 5, 12, 20)
+    np.testing.assert_array_equal(fill_alpha(np.zeros(mask.shape, np.uint8), mask), np.where(mask, 255, 0))
+
+
+def test_a_hole_that_is_the_whole_picture():
+    mask = np.ones((4, 6), bool)
+    assert (fill_alpha(np.zeros((4, 6), np.uint8), mask) == 255).all()
+    partial = integers(4, 6)
+    np.testing.assert_array_equal(fill_alpha(partial, mask), partial)
+
+
+def test_a_clear_border_round_a_photo_becomes_opaque():
+    alpha = np.zeros((20, 30), np.uint8)
+    alpha[4:16, 6:24] = 255
+    assert (fill_alpha(alpha, alpha == 0) == 255).all()
+
+
+def test_an_empty_mask_changes_no_alpha():
+    alpha = integers(6, 5)
+    np.testing.assert_array_equal(fill_alpha(alpha, np.zeros((6, 5), bool)), alpha)

@@ -1,4 +1,4 @@
-"""Alpha channels: colours of transparent pixels, and enlargement.
+"""Alpha channels: colours of transparent pixels, enlargement, and the alpha of what an inpainting model fills in.
 
 The networks see colours without alpha. Whatever is stored in transparent pixels (black, white, the colour key) would
 therefore leak into the visible edge. Instead, they get the colours of the visible pixels around them: a pyramid of
@@ -35,6 +35,42 @@ def bleed_colors(colors: np.ndarray, alpha: np.ndarray, mask: np.ndarray | None 
     if colors.dtype.kind == "u":
         filled = np.rint(filled)
     return np.where(opacity[..., None] >= _FAINT, colors, filled).astype(colors.dtype)
+
+
+def fill_alpha(alpha: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The alpha of an inpainted picture: parts of the mask that were erased become as opaque as what surrounds them.
+
+    A connected part of the mask counts as erased if no pixel in it is more opaque than any known pixel next to it. It
+    gets the alpha of the known pixels around, interpolated; it becomes opaque if these are transparent too, or if there
+    are none, since what is filled in could not be seen otherwise. Other parts, such as those across the edge of a
+    sprite, keep their alpha.
+
+    Args:
+        alpha: [H, W], uint8, uint16 or floating point. mask: bool [H, W], True where pixels were filled in.
+
+    Returns:
+        A new array [H, W] in the same dtype; values outside the mask are unchanged.
+    """
+    top = _largest(alpha.dtype)
+    count, found = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    labels = found.astype(np.int64)
+    inside = np.zeros(count, np.float64)
+    np.maximum.at(inside, labels, alpha)
+    lowest, highest = np.full(count, np.inf), np.full(count, -np.inf)
+    for labels_here, alpha_beside in _neighbours(labels, alpha):
+        np.minimum.at(lowest, labels_here, alpha_beside)
+        np.maximum.at(highest, labels_here, alpha_beside)
+    unseen = (highest <= 0) & (inside == 0)  # −∞ without neighbours
+    erased = inside <= lowest
+    erased[0] = False  # label 0 is outside the mask
+    if (highest[1:] == -np.inf).any():  # the mask is the whole picture
+        erased[1:] = inside[1:] == 0
+    filled = alpha.copy()
+    if erased.any():
+        around = _fill(alpha.astype(np.float32)[..., None], (~mask).astype(np.float32))[..., 0].clip(0, top)
+        values = np.where(unseen[labels], top, np.rint(around) if alpha.dtype.kind == "u" else around)
+        filled = np.where(erased[labels], values, alpha).astype(alpha.dtype)
+    return filled
 
 
 def resize_alpha(alpha: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -87,3 +123,17 @@ def _divided(level: np.ndarray) -> np.ndarray:
     """[H, W, C + 1], values times weights and the weights, to [H, W, C]; 0 where the weight is 0."""
     weights = level[..., -1:]
     return np.divide(level[..., :-1], weights, out=np.zeros_like(level[..., :-1]), where=weights > 0)
+
+
+def _neighbours(labels: np.ndarray, alpha: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(label, alpha beside it) of all pairs of a masked pixel and one of its eight neighbours that is known."""
+    labels, alpha = np.pad(labels, 1, constant_values=-1), np.pad(alpha, 1)
+    height, width = labels.shape
+    here = (slice(1, height - 1), slice(1, width - 1))
+    pairs = []
+    for down in (-1, 0, 1):
+        for right in (-1, 0, 1):
+            beside = (slice(1 + down, height - 1 + down), slice(1 + right, width - 1 + right))
+            edge = (labels[here] > 0) & (labels[beside] == 0)
+            pairs.append((labels[here][edge], alpha[beside][edge]))
+    return pairs

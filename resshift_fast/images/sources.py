@@ -13,7 +13,7 @@ from torch import Tensor
 
 from resshift_fast import images
 from resshift_fast.images import Photo
-from resshift_fast.images.alpha import bleed_colors
+from resshift_fast.images.alpha import bleed_colors, fill_alpha
 
 
 class Source(ABC):
@@ -35,7 +35,8 @@ class Source(ABC):
     def begin(self, scale: int, mask: np.ndarray | None = None) -> None:
         """Allocate the result, whose sides are `scale` times the input's.
 
-        The mask, bool [H, W], is True where to fill in: colours there are not seen by the networks.
+        The mask, bool [H, W], is True where to fill in: the networks see no colour of it, and its erased parts become
+        visible.
         """
 
     @abstractmethod
@@ -66,7 +67,7 @@ class PhotoSource(Source):
         return torch.from_numpy(pixels).permute(2, 0, 1) * 2 - 1
 
     def begin(self, scale: int, mask: np.ndarray | None = None) -> None:
-        photo = self._photo
+        photo, self._mask = self._photo, mask
         self._seen = photo.pixels if photo.alpha is None else bleed_colors(photo.pixels, photo.alpha, mask)
         self._out = np.empty((self.height * scale, self.width * scale, 3), dtype=self._photo.pixels.dtype)
 
@@ -81,6 +82,7 @@ class PhotoSource(Source):
         alpha = self._photo.alpha
         if alpha is not None:
             alpha = images.resize_alpha(alpha, self._out.shape[:2])
+            alpha = alpha if self._mask is None else fill_alpha(alpha, self._mask)
         return self._back(replace(self._photo, pixels=self._out, alpha=alpha))
 
 
@@ -109,9 +111,18 @@ class TensorSource(Source):
         self._out = torch.empty(channels, self.height * scale, self.width * scale, dtype=self._pixels.dtype)
         if channels == 4:
             alpha = self._pixels[3:].cpu()
-            if scale > 1:
+            if mask is not None:
+                alpha = self._filled_alpha(mask)
+            elif scale > 1:
                 alpha = F.interpolate(alpha.float()[None], scale_factor=scale, mode="bicubic").clamp(0, 1)[0]
             self._out[3:] = alpha
+
+    def _filled_alpha(self, mask: np.ndarray) -> Tensor:
+        """`fill_alpha` [1, H, W], in the tensor's own precision where it does not change."""
+        filled = fill_alpha(self._values[3], mask)
+        changed = torch.from_numpy(filled != self._values[3])
+        alpha = self._pixels[3].to("cpu")
+        return torch.where(changed, torch.from_numpy(filled).to(alpha.dtype), alpha)[None]
 
     def write(self, top: int, band: np.ndarray, mask: np.ndarray | None) -> None:
         pixels = np.clip((band + 1) / 2, 0, 1)
