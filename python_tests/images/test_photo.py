@@ -1,4 +1,4 @@
-"""Photos: round trips through files, floats and PIL images, masks, and one-line errors."""
+"""Photos: round trips through files, floats and PIL images, and one-line errors."""
 
 import cv2
 import numpy as np
@@ -15,7 +15,6 @@ from resshift_fast.images import (
     from_float,
     from_pil,
     read,
-    read_mask,
     suffix_for,
     to_float,
     to_pil,
@@ -336,58 +335,6 @@ def test_resize_alpha_clamps_and_keeps_flat_areas(dtype):
     same = images.resize_alpha(alpha, (6, 8))
     assert (same == alpha).all()
     assert same is not alpha
-
-
-MASK = np.zeros((32, 32), bool)
-MASK[8:24, 16:] = True
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "I;16"])
-def test_masks_of_every_mode(mode):
-    image = Image.fromarray(MASK.astype(np.uint8) * 255)
-    image = Image.fromarray(MASK.astype(np.uint16) * 65535) if mode == "I;16" else image.convert("RGB").convert(mode)
-    if mode in ("RGBA", "LA"):
-        image.putalpha(Image.fromarray(noise(32, 32)))
-    np.testing.assert_array_equal(read_mask(image), MASK)
-
-
-def test_mask_survives_jpeg(tmp_path):
-    Image.fromarray(MASK.astype(np.uint8) * 255).convert("RGB").save(tmp_path / "m.jpg", quality=30)
-    np.testing.assert_array_equal(read_mask(tmp_path / "m.jpg"), MASK)
-    np.testing.assert_array_equal(read_mask(str(tmp_path / "m.jpg")), MASK)
-
-
-@pytest.mark.parametrize(
-    ("below", "above"),
-    [
-        (np.uint8(127), np.uint8(128)),
-        (np.uint16(32767), np.uint16(32768)),
-        (np.float32(0.499), np.float32(0.5)),
-        (False, True),
-    ],
-    ids=["uint8", "uint16", "float32", "bool"],
-)
-@pytest.mark.parametrize("channels", [None, 1, 3, 4])
-def test_mask_threshold(below, above, channels):
-    row = np.array([[below, above]])
-    array = row if channels is None else np.repeat(row[..., None], channels, axis=2)
-    assert read_mask(array).tolist() == [[False, True]]
-
-
-@pytest.mark.parametrize(
-    ("mask", "error", "message"),
-    [
-        (np.zeros((2, 2), np.int32), TypeError, "must be bool, uint8, uint16 or floating point, got int32"),
-        (np.full((2, 2), np.nan), ValueError, "NaN"),
-        (np.eye(2, dtype=np.uint8), ValueError, "values are 0 and 1, all of them black; use 0 and 255, or bool"),
-        (np.zeros(4, bool), ValueError, r"\[H, W\] or \[H, W, C\], got \[4\]"),
-        ([[True]], TypeError, "expected a path, image or array, got list"),
-    ],
-    ids=["int32", "nan", "zeros-and-ones", "rank", "list"],
-)
-def test_bad_masks(mask, error, message):
-    with pytest.raises(error, match=message):
-        read_mask(mask)
 
 
 def test_side_by_side():

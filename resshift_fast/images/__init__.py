@@ -1,21 +1,21 @@
 """Images: reading and writing, colour and metadata, kinds of input, tiling.
 
-The names here are those of `photo`, which is imported with the first of them: `files` then needs no image library.
+The modules of these names are imported with the first use: `files` then needs no image library.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from resshift_fast.images.alpha import resize_alpha as resize_alpha
     from resshift_fast.images.codecs import ImageError as ImageError
+    from resshift_fast.images.masks import read_mask as read_mask
     from resshift_fast.images.photo import Photo as Photo
     from resshift_fast.images.photo import check_format as check_format
     from resshift_fast.images.photo import from_float as from_float
     from resshift_fast.images.photo import from_pil as from_pil
     from resshift_fast.images.photo import luma as luma
     from resshift_fast.images.photo import read as read
-    from resshift_fast.images.photo import read_mask as read_mask
-    from resshift_fast.images.photo import resize_alpha as resize_alpha
     from resshift_fast.images.photo import side_by_side as side_by_side
     from resshift_fast.images.photo import suffix_for as suffix_for
     from resshift_fast.images.photo import to_float as to_float
@@ -39,12 +39,14 @@ __all__ = [
     "write",
 ]
 
+_MODULES = {"ImageError": "codecs", "read_mask": "masks", "resize_alpha": "alpha"}  # the others are in photo
+
 
 if not TYPE_CHECKING:  # a type checker would accept any name if it saw this function
 
     def __getattr__(name: str) -> Any:
         if name in __all__:
-            return getattr(import_module("resshift_fast.images.photo"), name)
+            return getattr(import_module(f"resshift_fast.images.{_MODULES.get(name, 'photo')}"), name)
         raise AttributeError(f"module 'resshift_fast.images' has no attribute {name!r}")
 
 

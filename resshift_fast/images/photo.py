@@ -19,7 +19,6 @@ import numpy as np
 from PIL import Image
 
 from resshift_fast.core.files import NotRegularError, open_regular, write_atomically
-from resshift_fast.images.alpha import resize_alpha as resize_alpha
 from resshift_fast.images.codecs import (
     ImageError,
     clean_exif,
@@ -416,46 +415,6 @@ def _in_8_bits(photo: Photo) -> Photo:
         return photo
     nearest = ((np.arange(65536, dtype=np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
     return replace(photo, pixels=nearest[photo.pixels], alpha=None if photo.alpha is None else nearest[photo.alpha])
-
-
-def read_mask(mask: str | Path | Image.Image | Photo | np.ndarray) -> np.ndarray:
-    """Read a mask: white (at least half of full brightness) is filled in, black is kept.
-
-    With a threshold halfway, JPEG artefacts do no harm. A mask's own transparency is ignored.
-
-    Args:
-        mask: a path, Pillow image or Photo in any mode; or an array [H, W] or [H, W, C] (the first three channels
-            count) of bool, uint8, uint16, or floating point in [0, 1].
-
-    Returns:
-        bool [H, W], True where to fill in.
-
-    Raises:
-        TypeError, ValueError: if an array has another dtype or shape, or NaN, or integers that are 0 and 1 only.
-        OSError, ImageError: as for ``read``.
-    """
-    if isinstance(mask, Image.Image):
-        mask = from_pil(mask, name="mask")
-    elif isinstance(mask, str | Path):
-        mask = read(mask)
-    if isinstance(mask, Photo):
-        mask = mask.pixels
-    if not isinstance(mask, np.ndarray):
-        raise TypeError(f"read_mask: expected a path, image or array, got {type(mask).__name__}")
-    if mask.ndim not in (2, 3) or 0 in mask.shape:
-        raise ValueError(f"read_mask: a mask must be [H, W] or [H, W, C], got {list(mask.shape)}")
-    is_float = np.issubdtype(mask.dtype, np.floating)
-    if not is_float and mask.dtype not in (bool, np.uint8, np.uint16):
-        raise TypeError(f"read_mask: a mask must be bool, uint8, uint16 or floating point, got {mask.dtype}")
-    if is_float and np.isnan(mask).any():
-        raise ValueError("read_mask: the mask has NaN values; use 0 for kept and 1 for what to fill in")
-    if not is_float and mask.dtype != bool and mask.max() == 1:
-        raise ValueError("read_mask: the mask's values are 0 and 1, all of them black; use 0 and 255, or bool")
-    if mask.ndim == 3:
-        mask = mask[..., 0] if mask.shape[2] < 3 or mask.dtype == bool else luma(mask[..., :3])
-    if mask.dtype == bool:
-        return np.array(mask)
-    return np.asarray(mask >= 0.5 if is_float else mask > np.iinfo(mask.dtype).max // 2)
 
 
 def side_by_side(before: Photo, after: Photo) -> Photo:
