@@ -94,7 +94,7 @@ def test_every_kind_keeps_its_known_pixels_and_its_alpha(kind, name):
     assert (ours[MASK] != before[MASK])[..., 0].mean() > 0.9
     if before.shape[2] in (2, 4):
         kept = np.ones((H, W), bool)
-        kept[-1, -1] = False  # a part of the mask by itself, which random neighbours may surround as a hole
+        kept[-1, -1] = False  # a part of the mask by itself, which random neighbours may surround
         np.testing.assert_array_equal(ours[kept][..., -1], before[kept][..., -1])
 
 

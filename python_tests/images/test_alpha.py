@@ -1,4 +1,4 @@
-"""Transparent pixels: their colours leak into no visible one, and holes of inpainting become visible."""
+"""Transparent pixels: their colours leak into no visible one, and filled-in regions become visible."""
 
 import numpy as np
 import pytest
