@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resshift_fast import images
 from resshift_fast.training.data import PatchPlan, load_photos, make_batch, make_pair, prefetch, read_rgb
 from resshift_fast.training.degradations import Mixture
 
@@ -119,6 +120,78 @@ def test_other_modes_are_read_as_rgb(tmp_path, array, mode):
     image = Image.fromarray(array)
     (image.convert(mode) if mode else image).save(tmp_path / "x.png")
     assert np.array_equal(read_rgb(tmp_path / "x.png"), np.full((9, 7, 3), 255, np.uint8))
+
+
+def _tiff(path, plane):
+    """An uncompressed gray TIFF of any type of values."""
+    Image.fromarray(plane).save(path)
+
+
+def _transparent(path):
+    planes = np.random.default_rng(0).integers(0, 256, (9, 7, 4)).astype(np.uint8)
+    planes[2:5, 2:5] = 255, 255, 255, 0
+    Image.fromarray(planes).save(path)
+
+
+RAMP = np.linspace(0, 255, 63).round().astype(np.uint8).reshape(9, 7)
+SAME = {  # files, and the gray values [9, 7] that restore sees in them
+    "gray": (lambda path: Image.fromarray(RAMP).save(path), RAMP),
+    "16-bit-gray": (lambda path: Image.fromarray(RAMP.astype(np.uint16) * 257).save(path), RAMP),
+    "16-bit-rounded": (lambda path: Image.fromarray(RAMP.astype(np.uint16) * 257 // 3).save(path), None),
+    "white-is-zero": (lambda path: _white_is_zero(path, 255 - RAMP), RAMP),
+    "palette": (lambda path: Image.fromarray(RAMP).convert("P").save(path), RAMP),
+    "cmyk": (lambda path: Image.fromarray(np.dstack([RAMP] * 4)).convert("RGB").convert("CMYK").save(path), None),
+    "transparent": (_transparent, None),
+}
+
+
+def _white_is_zero(path, plane):
+    """Pillow writes none, so the tag of a plain one is changed."""
+    _tiff(path, plane)
+    data = bytearray(path.read_bytes())
+    place = data.index(b"\x06\x01\x03\x00\x01\x00\x00\x00\x01") + 8
+    data[place] = 0
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("kind", SAME)
+def test_files_are_read_as_restore_reads_them(tmp_path, kind):
+    make, values = SAME[kind]
+    path = tmp_path / "x.tif"
+    make(path)
+    expected = images.to_float(images.read(path).pixels)
+    ours = read_rgb(path)
+    assert ours.dtype == np.uint8
+    if values is not None:
+        np.testing.assert_array_equal(ours, np.repeat(values[..., None], 3, axis=2))
+    clear = images.read(path).alpha
+    visible = np.ones(ours.shape[:2], bool) if clear is None else clear >= 16
+    assert np.abs(ours / 255 - expected)[visible].max() <= 0.51 / 255
+
+
+def test_clear_pixels_do_not_keep_hidden_colours(tmp_path):
+    planes = np.full((20, 20, 4), (90, 100, 110, 255), np.uint8)
+    planes[5:15, 5:15] = 255, 255, 255, 0
+    Image.fromarray(planes).save(tmp_path / "x.png")
+    assert (read_rgb(tmp_path / "x.png") == planes[0, 0, :3]).all()
+
+
+REFUSED = {
+    "float": lambda: np.ones((40, 40), np.float32),
+    "signed": lambda: -np.ones((40, 40), np.int32),
+    "32-bit": lambda: np.full((40, 40), 70000, np.int32),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_restore_refuses_is_skipped_with_its_name(tmp_path, kind):
+    kept = _save(tmp_path / "good.png", 40, 40)
+    _tiff(tmp_path / "bad.tif", REFUSED[kind]())
+    with pytest.raises(images.ImageError):
+        images.read(tmp_path / "bad.tif")
+    with pytest.warns(UserWarning, match=r"bad\.tif .*convert it to 8 or 16 bit first") as caught:
+        loaded = load_photos(tmp_path, min_side=32)
+    assert len(loaded) == 1 and np.array_equal(loaded[0], kept) and len(caught) == 1
 
 
 def test_pictures_are_turned_upright(tmp_path):

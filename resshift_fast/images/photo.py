@@ -404,13 +404,14 @@ def to_pil(photo: Photo) -> Image.Image:
     Pillow's ``save`` writes that profile by default, and the EXIF with ``exif=image.info["exif"]``.
     """
     if photo.bits == 16 and not (photo.gray and photo.alpha is None):
-        photo = _in_8_bits(photo)
+        photo = in_8_bits(photo)
     image = Image.fromarray(_stored_planes(photo, "PNG"))
     image.info |= {key: value for key in ("icc_profile", "exif") if (value := getattr(photo, key))}
     return image
 
 
-def _in_8_bits(photo: Photo) -> Photo:
+def in_8_bits(photo: Photo) -> Photo:
+    """The photo rounded to 8 bits; itself if it has 8."""
     if photo.bits == 8:
         return photo
     nearest = ((np.arange(65536, dtype=np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
@@ -429,7 +430,7 @@ def side_by_side(before: Photo, after: Photo) -> Photo:
 
 
 def _over_white(photo: Photo) -> np.ndarray:
-    photo = _in_8_bits(photo)
+    photo = in_8_bits(photo)
     if photo.alpha is None:
         return photo.pixels
     opacity = to_float(photo.alpha)[..., None]

@@ -15,8 +15,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from resshift_fast.images.alpha import bleed_colors
+from resshift_fast.images.codecs import ImageError
+from resshift_fast.images.photo import in_8_bits, read
 from resshift_fast.training.degradations import Mixture
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
@@ -37,25 +40,24 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def read_rgb(path: Path, max_pixels: float | None = None) -> np.ndarray:
-    """Read an image upright as uint8 RGB [H, W, 3]; 16-bit gray is scaled to 8 bits, alpha is dropped.
+    """Read an image as `restore` does (`images.read`), upright as uint8 RGB [H, W, 3].
+
+    16 bits are rounded to 8. Alpha is dropped; transparent pixels get the colours of the visible ones around them.
 
     Args:
         path: the file.
         max_pixels: a larger image is downscaled to about this many pixels.
 
     Raises:
-        OSError: for an unreadable file.
+        OSError, ImageError: for a file that cannot be read, or whose white level is undefined (float, signed).
     """
-    with Image.open(path) as opened:
-        image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith("I"):
-            image = Image.fromarray((np.asarray(image) / 257.0).clip(0, 255).astype(np.uint8))
-        image = image.convert("RGB")
-    if max_pixels is not None and image.width * image.height > max_pixels:
-        factor = (max_pixels / (image.width * image.height)) ** 0.5
-        size = (max(1, int(image.width * factor)), max(1, int(image.height * factor)))
-        image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
-    return np.asarray(image)
+    photo = in_8_bits(read(path))
+    pixels = photo.pixels if photo.alpha is None else bleed_colors(photo.pixels, photo.alpha)
+    if max_pixels is not None and photo.width * photo.height > max_pixels:
+        factor = (max_pixels / (photo.width * photo.height)) ** 0.5
+        size = (max(1, int(photo.width * factor)), max(1, int(photo.height * factor)))
+        pixels = np.array(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0))
+    return pixels
 
 
 def _pixel_limit(sizes: Sequence[int], total: float) -> float:
@@ -85,7 +87,7 @@ def load_photos(folder: Path, *, min_side: int, max_megapixels: float = 500.0) -
         try:
             with Image.open(path) as image:
                 width, height = image.size
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+        except Exception as error:  # Pillow's parsers raise whatever a damaged file leads them to
             warnings.warn(f"skipped {path}: cannot be read ({error})", stacklevel=2)
             continue
         if min(width, height) < min_side:
@@ -97,8 +99,8 @@ def load_photos(folder: Path, *, min_side: int, max_megapixels: float = 500.0) -
     for path, _ in readable:
         try:
             photo = read_rgb(path, limit)
-        except (OSError, ValueError, SyntaxError) as error:
-            warnings.warn(f"skipped {path}: cannot be read ({error})", stacklevel=2)
+        except (OSError, ImageError) as error:
+            warnings.warn(f"skipped {path}: {error}", stacklevel=2)
             continue
         if min(photo.shape[:2]) >= min_side:
             photos.append(photo)
