@@ -5,6 +5,9 @@ import sys
 
 def main() -> None:
     """Run `resshift-fast` on the process's arguments; ends with SystemExit."""
+    from resshift_fast.cli.console import open_missing
+
+    open_missing()
     try:
         from resshift_fast.cli.app import run
 

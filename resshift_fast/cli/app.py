@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 import sys
 import warnings
 from collections.abc import Callable
@@ -70,18 +70,29 @@ def run() -> None:
     console.prepare_streams()
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: console.say(f"warning: {console.one_line(message)}")
-        try:
-            app()
-        except Exception as error:  # one line for users; RESSHIFT_FAST_DEBUG=1 adds the traceback
-            console.report(error)
-            sys.exit(1)
-        finally:
-            _flush()
+        code = _run()
+    sys.stdout.flush()  # here, since an error at exit would be a traceback
+    sys.stderr.flush()
+    error = getattr(sys.stdout, "error", None)
+    if error is not None and not isinstance(error, BrokenPipeError):  # a closed pipe is no error, as after `| head`
+        console.say(f"error: the output cannot be written: {error.strerror or error}; send it elsewhere")
+        code = code or 1
+    sys.exit(code)
 
 
-def _flush() -> None:
-    """Flush stdout here, where a closed pipe, as after `| head`, can be ignored; at exit it would print an error."""
+def _run() -> int:
+    """Run the command that the arguments name; returns the exit code."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return app(standalone_mode=False) or 0
+    except typer.Abort:
+        return 1
+    except Exception as error:  # one line for users; RESSHIFT_FAST_DEBUG=1 adds the traceback
+        show = getattr(error, "show", None)
+        if show is None:
+            console.report(error)
+            return 1
+        # Wrong usage. Typer would write to the terminal past the streams that are prepared here.
+        text = io.StringIO()
+        show(file=text)
+        print(text.getvalue(), file=sys.stderr, end="")
+        return int(getattr(error, "exit_code", 2))

@@ -15,6 +15,7 @@ from resshift_fast import images
 from resshift_fast.cli import console
 from resshift_fast.cli.plan import Job, Tally
 from resshift_fast.core.files import check_target
+from resshift_fast.core.text import visible
 from resshift_fast.images import ImageError, Photo, results
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def run_jobs(
     """
     clock = _Clock([_pixels(job.source) for job in jobs])
     for i, job in enumerate(jobs):
-        label = f"[{i + 1}/{len(jobs)}] {job.source.name}"
+        label = f"[{i + 1}/{len(jobs)}] {visible(job.source.name)}"
         start = time.monotonic()
         try:
             ready = prepare(job, fitting) if prepared is None else prepared

@@ -4,8 +4,11 @@ import codecs
 import os
 import sys
 import traceback
+from contextlib import suppress
+from typing import Any, TextIO
 
 from resshift_fast.core.memory import is_out_of_memory
+from resshift_fast.core.text import visible
 
 DEBUG_VARIABLE = "RESSHIFT_FAST_DEBUG"
 
@@ -13,12 +16,70 @@ _HANDLER = "resshift_fast.plain"
 _PLAIN = {"×": "x", "→": "->", "−": "-", "–": "-", "…": "...", "≥": ">=", "≤": "<="}
 
 
+class Stream:
+    """A stream of text for terminals, from which control characters are escaped.
+
+    If it can no longer be written, since its reader has gone or the disk is full, the text is dropped and the work goes
+    on.
+
+    Args:
+        stream: where the text goes; None, if the program was started without it, drops all.
+
+    Attributes:
+        error: why it can no longer be written; None if it can.
+    """
+
+    def __init__(self, stream: TextIO | None):
+        self._stream = stream or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        self.error: OSError | None = None
+
+    def write(self, text: str) -> int:
+        """Write text; lines, tabs and carriage returns, by which progress bars are drawn, stay."""
+        if not isinstance(text, str):  # by which typer finds out that this is a stream of text
+            raise TypeError(f"write: expected a str, got {type(text).__name__}")
+        if self.error is None:
+            try:
+                self._stream.write(visible(text, keep="\n\r\t"))
+            except OSError as error:
+                self._give_up(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Send on what has been written."""
+        if self.error is None:
+            try:
+                self._stream.flush()
+            except OSError as error:
+                self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        self.error = error
+        # What the stream still holds would fail again at the end of the program.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def open_missing() -> None:
+    """Open the standard streams that the program was started without, so that no other file takes their place."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+
+
 def prepare_streams() -> None:
-    """Make stdout and stderr replace characters that their encoding lacks by plain ones instead of failing."""
+    """Make stdout and stderr show every text: plain characters for those that their encoding lacks, no controls."""
     codecs.register_error(_HANDLER, _plain)
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=_HANDLER)
+        if not isinstance(stream, Stream):
+            setattr(sys, name, Stream(stream))
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
@@ -28,9 +89,9 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 
 
 def say(text: str) -> None:
-    """Print a line on stderr, for everything that is not a command's result."""
+    """Print one line on stderr, for everything that is not a command's result."""
     # Not typer.echo, which writes UTF-8 even to an ASCII terminal.
-    print(text, file=sys.stderr, flush=True)
+    print(visible(text), file=sys.stderr, flush=True)
 
 
 def report(error: BaseException, subject: str = "", tile: int | None = None) -> None:

@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from resshift_fast.core.text import visible
+
 GRACE = 3.0  # seconds for a process to end by itself
 
 
@@ -87,7 +89,7 @@ class Worker:
 def _serve(pipe: Any, make: Callable[..., Any], args: tuple) -> None:
     """The worker's process: serve calls until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {_one_line(message)}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {visible(_one_line(message))}", file=sys.stderr)
     try:
         made, answer = _attempt(make, args)
         pipe.send((made is not None, None if made is not None else answer))
