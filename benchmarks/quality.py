@@ -16,7 +16,7 @@ import common
 import numpy as np
 
 from resshift_fast import images
-from resshift_fast.images.files import find_images
+from resshift_fast.images.search import find_images
 from resshift_fast.measure import timing
 from resshift_fast.training.metrics import psnr_y, ssim_y
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from resshift_fast.core.files import make_folder, write_atomically
 from resshift_fast.images import ImageError, Photo, files, photo, read, write
-from resshift_fast.images.files import find_images, unique_outputs
+from resshift_fast.images.files import unique_outputs
+from resshift_fast.images.search import find_images
 
 PHOTO = Photo(np.random.default_rng(0).integers(0, 256, (8, 9, 3)).astype(np.uint8))
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from resshift_fast.core.files import FileSet
-from resshift_fast.images.files import FORMATS, find_images, missing_file, unique_outputs
+from resshift_fast.core.files import FileSet, expand_home
+from resshift_fast.images.files import FORMATS, missing_file, unique_outputs
+from resshift_fast.images.search import find_images
 
 # Suffixes of formats that are not written: -o out.gif is an error, not the name of a folder.
 _FOREIGN_SUFFIXES = (".avif", ".exr", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".pdf", ".ppm", ".psd", ".svg", ".tga")
@@ -60,19 +61,6 @@ class Tally:
         return f"{self.restored} restored, {self.failed} failed, {self.skipped} skipped"
 
 
-def find_inputs(patterns: Sequence[str]) -> tuple[list[Path], list[Exception]]:
-    """The image files of files, folders and globs, each once, and an error for each pattern that has none."""
-    found: dict[str, Path] = {}
-    problems: list[Exception] = []
-    for pattern in patterns:
-        try:
-            for path in find_images([pattern]):
-                found.setdefault(os.path.normcase(os.path.abspath(path)), path)
-        except (OSError, ValueError) as error:
-            problems.append(error)
-    return list(found.values()), problems
-
-
 def plan_jobs(
     inputs: Sequence[Path], out: str, *, suffix: str | None, compare: bool, mask: Path | None, one_given: bool
 ) -> list[Job]:
@@ -92,7 +80,7 @@ def plan_jobs(
         FileNotFoundError: if the mask does not exist.
     """
     exact = _is_file(out, one_given)
-    path = Path(out).expanduser()
+    path = expand_home(out)
     outputs = [path] if exact else unique_outputs(inputs, path, suffix)
     masks = _masks(inputs, mask)
     originals = FileSet([*inputs, *{its_mask for its_mask in masks if its_mask is not None}])
@@ -113,7 +101,7 @@ def _key(path: Path) -> str:
 
 
 def _is_file(out: str, one_given: bool) -> bool:
-    path = Path(out).expanduser()
+    path = expand_home(out)
     suffix = path.suffix.lower()
     if path.is_dir() or out.endswith(("/", os.sep)) or suffix not in (*FORMATS, *_FOREIGN_SUFFIXES):
         return False
@@ -144,7 +132,7 @@ def _compare_names(outputs: Sequence[Path], originals: FileSet) -> list[Path]:
 def _masks(inputs: Sequence[Path], mask: Path | None) -> list[Path | None]:
     if mask is None:
         return [None] * len(inputs)
-    mask = mask.expanduser()
+    mask = expand_home(mask)
     if not mask.is_dir():
         if not mask.exists():
             raise missing_file(mask)

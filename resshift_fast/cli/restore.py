@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -12,7 +13,8 @@ import typer
 from resshift_fast.backends import names
 from resshift_fast.cli import console
 from resshift_fast.cli.options import option
-from resshift_fast.cli.plan import Job, Tally, find_inputs, plan_jobs
+from resshift_fast.cli.plan import Job, Tally, plan_jobs
+from resshift_fast.images.search import Found, search
 
 if TYPE_CHECKING:
     from resshift_fast.cli.batch import Fitting
@@ -50,7 +52,8 @@ class Request:
         skip_existing: skip photos whose results exist.
         background, eight_bits: how photos and results are made to fit their formats.
         naming: suffix, compare and mask for `plan.plan_jobs`.
-        loading: keyword arguments of `Pipeline.from_pretrained`.
+        files: weights of the model's networks; None for those that are published.
+        loading: further keyword arguments of `Pipeline.from_pretrained`.
         options: keyword arguments of a pipeline's call.
     """
 
@@ -62,6 +65,7 @@ class Request:
     background: str | None
     eight_bits: bool
     naming: dict[str, Any]
+    files: dict[str, Path | None]
     loading: dict[str, Any]
     options: dict[str, Any]
 
@@ -192,7 +196,8 @@ def restore(
             "compare": compare,
             "mask": mask,
         },
-        loading={"weights": weights, "autoencoder": autoencoder, "device": device, "dtype": dtype.value},
+        files={"weights": weights, "autoencoder": autoencoder},
+        loading={"device": device, "dtype": dtype.value},
         options={
             "seed": seed if seed is not None else OFFICIAL_SEED if noise is Noise.torch else 0,
             "tile": tile,
@@ -268,11 +273,13 @@ def _fitting(request: Request, spec: ModelSpec) -> Fitting:
 
 def _jobs_to_do(request: Request, tally: Tally, fitting: Fitting) -> list[Job]:
     """The jobs to run; inputs that were not found are reported and counted as failed."""
-    inputs, problems = find_inputs(request.patterns)
+    found = search(request.patterns)
+    inputs, problems = found.files, found.problems
     one_given = len(inputs) == 1 and not problems
     jobs = plan_jobs(inputs, request.out, one_given=one_given, **request.naming) if inputs else []
     for problem in problems:
         console.report(problem)
+    _say_what_is_left_out(found)
     todo = jobs
     if request.skip_existing and jobs:
         from resshift_fast.cli.batch import is_done
@@ -282,9 +289,15 @@ def _jobs_to_do(request: Request, tally: Tally, fitting: Fitting) -> list[Job]:
     return todo
 
 
+def _say_what_is_left_out(found: Found) -> None:
+    for folder, suffixes in found.left_out.items():
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(Counter(suffixes).items()))
+        console.say(f"{folder}: left out {counts}, which are not read; export them as PNG, JPEG, WebP, TIFF or BMP")
+
+
 def _restore(jobs: list[Job], request: Request, tally: Tally, fitting: Fitting) -> None:
     from resshift_fast.cli.batch import check_targets, prepare, run_jobs
-    from resshift_fast.core.files import make_folder
+    from resshift_fast.core.files import expand_home, make_folder
     from resshift_fast.pipeline import Pipeline
 
     # What cannot be written is reported before a download of minutes.
@@ -300,5 +313,6 @@ def _restore(jobs: list[Job], request: Request, tally: Tally, fitting: Fitting) 
             console.report(error, str(job.source))
             tally.failed += 1
     if writable:
-        pipe = Pipeline.from_pretrained(request.model, **request.loading)
+        files: dict[str, Any] = {name: path and expand_home(path) for name, path in request.files.items()}
+        pipe = Pipeline.from_pretrained(request.model, **files, **request.loading)
         run_jobs(pipe, writable, request.options, tally, fitting, prepared)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from resshift_fast.cli import console
+from resshift_fast.core.files import expand_home
 
 
 def _option(text: str, *names: str) -> typer.models.OptionInfo:
@@ -68,7 +69,7 @@ def train(
 ) -> None:
     """Train a model on a folder of photos. Ctrl-C saves the state; the same command continues from there."""
     # locals() has only the arguments here; those that are settings of the run have the setting's name.
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in locals().items()}
+    settings = dict(locals())
     settings["compile"] = settings.pop("compile_model")
     for name in ("clean", "threads", "resume"):
         del settings[name]
@@ -94,6 +95,7 @@ def _run(settings: dict, clean: float, threads: int | None, resume: bool) -> boo
     from resshift_fast.training.degradations import Mixture
     from resshift_fast.training.trainer import Trainer
 
+    settings = {name: str(expand_home(value)) if isinstance(value, Path) else value for name, value in settings.items()}
     config = TrainConfig(**settings, mixture=Mixture(clean=clean))
     last = Path(config.run) / "last.pt"
     if not resume and last.exists():

@@ -44,6 +44,23 @@ class FileSet:
         return keys
 
 
+def expand_home(path: str | Path) -> Path:
+    """A path with its leading ``~`` or ``~user`` expanded, unless a file or folder has this very name.
+
+    Raises:
+        ValueError: if there is no such user, or the home folder is unknown.
+    """
+    path = Path(path)
+    if not path.parts or not path.parts[0].startswith("~") or os.path.lexists(path.parts[0]):
+        return path
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        start = path.parts[0]
+        cause = f"there is no user {start[1:]}" if start != "~" else "the home folder is unknown"
+        raise ValueError(f"{path}: {cause}; write ./{path} if the name begins with ~") from None
+
+
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a file for reading, unless it is a pipe or a device: to open or read one can wait for ever.
 

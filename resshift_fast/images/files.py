@@ -1,15 +1,14 @@
-"""Finding input images and naming outputs.
+"""Names of images: their formats, their order, missing ones, and those of outputs.
 
 Nothing here reads the content of an image. Every error is a built-in class whose message is one line that names the
 path and says what to do, so that the command line can print it unchanged.
 """
 
 import difflib
-import glob
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +18,8 @@ FORMATS = {
     ".png": "PNG",
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
+    ".jpe": "JPEG",
+    ".jif": "JPEG",
     ".jfif": "JPEG",
     ".webp": "WEBP",
     ".tif": "TIFF",
@@ -26,8 +27,6 @@ FORMATS = {
     ".bmp": "BMP",
 }
 """Suffixes that are read and written (in any case), and the format each one means."""
-
-_SUFFIX_LIST = ", ".join(FORMATS)
 
 
 def natural_key(path: str | Path) -> tuple:
@@ -41,6 +40,10 @@ def natural_key(path: str | Path) -> tuple:
 def missing_file(path: str | Path) -> FileNotFoundError:
     """The error for a path that does not exist, with the nearest name in its folder or the first missing folder."""
     path = Path(path)
+    if path.is_symlink():
+        return FileNotFoundError(
+            f"{path} is a link to {os.readlink(path)}, which does not exist; restore that file, or remove the link"
+        )
     if not path.parent.is_dir():
         return FileNotFoundError(f"{path} does not exist: there is no folder {path.parent}; check the path")
     names = []
@@ -51,66 +54,6 @@ def missing_file(path: str | Path) -> FileNotFoundError:
         f"did you mean {path.with_name(near[0])}?" if near else f"the folder {path.parent.resolve()} has no such file"
     )
     return FileNotFoundError(f"{path} does not exist; {hint}")
-
-
-def find_images(patterns: Iterable[str | Path]) -> list[Path]:
-    """Expand files, folders and globs into a list of image files.
-
-    - A file is taken as it is, whatever its suffix (``images.read`` goes by the content).
-    - A folder gives its own image files, not those of folders below it, in natural order; hidden files are
-      left out. ``folder/**/*.png`` goes deeper.
-    - Anything else with ``*``, ``?`` or ``[`` is expanded as a glob (quoted globs, and shells that don't expand),
-      in natural order, and gives the image files among its matches. ``~`` is expanded too.
-
-    Args:
-        patterns: paths and globs, in the order in which their images are wanted.
-
-    Returns:
-        The files in order, each once, though it may be given several times.
-
-    Raises:
-        FileNotFoundError: if a path does not exist or a glob matches no image.
-        ValueError: if there are no patterns, or a folder has no image; names the accepted suffixes.
-        PermissionError: if a folder cannot be listed.
-    """
-    if isinstance(patterns, str | Path):
-        patterns = [patterns]
-    found: dict[str, Path] = {}
-    for pattern in patterns:
-        for path in _expand(str(pattern)):
-            found.setdefault(os.path.normcase(os.path.abspath(path)), path)
-    if not found:
-        raise ValueError("no input was given; name image files, folders or globs")
-    return list(found.values())
-
-
-def _expand(pattern: str) -> list[Path]:
-    path = Path(pattern).expanduser()
-    if path.is_dir():
-        try:
-            names = os.listdir(path)
-        except PermissionError as error:
-            raise PermissionError(f"the folder {path} cannot be listed: permission denied; check its rights") from error
-        files = [path / name for name in names if not name.startswith(".")]
-        files = [file for file in files if _is_image_file(file)]
-        if not files:
-            raise ValueError(
-                f"the folder {path} has no images; accepted are {_SUFFIX_LIST} (folders below it are not searched)"
-            )
-        return sorted(files, key=natural_key)
-    if path.exists():
-        return [path]
-    if not glob.has_magic(pattern):
-        raise missing_file(path)
-    files = [Path(match) for match in glob.glob(str(path), recursive=True)]
-    files = [file for file in files if _is_image_file(file)]
-    if not files:
-        raise FileNotFoundError(f"no image matches {pattern}; accepted are {_SUFFIX_LIST}")
-    return sorted(files, key=natural_key)
-
-
-def _is_image_file(path: Path) -> bool:
-    return path.suffix.lower() in FORMATS and path.is_file()
 
 
 def unique_outputs(

@@ -1,0 +1,191 @@
+"""Finding the images that paths, folders and globs name.
+
+One entry that can't be reached does not hide the others: what is wrong is collected beside what is found.
+"""
+
+import fnmatch
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from resshift_fast.core.files import expand_home
+from resshift_fast.images.files import FORMATS, missing_file, natural_key
+
+# Of pictures and films that are not read, so that a folder's other files are left out without a word.
+_FOREIGN = re.compile(
+    r"\.(3fr|arw|avi|avif|cr[23]|dng|exr|fff|gif|hdr|hei[cf]|hif|jp2|jpx|jxl|mkv|mov|mp4|mpe?g|m4v|nef|orf|p[bgp]m|pef|"
+    r"psd|raf|raw|rw2|svg|tga|webm)"
+)
+_SUFFIX_LIST = ", ".join(FORMATS)
+_MAGIC = re.compile(r"[*?[]")
+
+
+@dataclass
+class Found:
+    """What was found.
+
+    Attributes:
+        files: the images, each once, in the order in which they were asked for.
+        problems: an error for each pattern without an image, and for each folder that can't be listed.
+        left_out: folder to the suffixes of its pictures and films that are not read.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    problems: list[Exception] = field(default_factory=list)
+    left_out: dict[Path, list[str]] = field(default_factory=dict)
+
+
+def search(patterns: Iterable[str | Path]) -> Found:
+    """Expand files, folders and globs into a list of image files.
+
+    - A file is taken as it is, whatever its suffix (``images.read`` goes by the content).
+    - A folder gives its own image files, not those of folders below it, in natural order; hidden files are
+      left out. ``folder/**/*.png`` goes deeper.
+    - Anything else with ``*``, ``?`` or ``[`` is expanded as a glob (quoted globs, and shells that don't expand),
+      in natural order, and gives the image files among its matches. A part of it that is the name of a file or folder
+      stands for that one: brackets are common in names. ``**`` enters every folder once, also those that are linked.
+    - ``~`` is expanded, unless a file has this name.
+    - Links that lead nowhere are taken too, so that reading them says so.
+
+    Args:
+        patterns: paths and globs, in the order in which their images are wanted.
+    """
+    found = Found()
+    files: dict[str, Path] = {}
+    for pattern in patterns:
+        try:
+            for path in _expand(str(pattern), found):
+                # The same file by way of another folder or link is the same photo; links to it are others.
+                place = os.path.join(os.path.realpath(path.parent), path.name)
+                files.setdefault(os.path.normcase(place), path)
+        except (OSError, ValueError) as error:
+            found.problems.append(error)
+    found.files = list(files.values())
+    return found
+
+
+def find_images(patterns: str | Path | Iterable[str | Path]) -> list[Path]:
+    """The files that `search` finds.
+
+    Raises:
+        FileNotFoundError: if a path does not exist or a glob matches no image.
+        ValueError: if there are no patterns, or a folder has no image; names the accepted suffixes.
+        PermissionError: if a folder cannot be listed.
+    """
+    found = search([patterns] if isinstance(patterns, str | Path) else patterns)
+    if found.problems:
+        raise found.problems[0]
+    if not found.files:
+        raise ValueError("no input was given; name image files, folders or globs")
+    return found.files
+
+
+def _expand(pattern: str, found: Found) -> list[Path]:
+    path = expand_home(pattern)
+    if os.path.isdir(path):
+        files = _images(path, (path / name for name in _names(path)), found)
+        if not files:
+            raise ValueError(
+                f"the folder {path} has no images; accepted are {_SUFFIX_LIST} (folders below it are not searched)"
+            )
+        return files
+    if os.path.lexists(path):
+        return [path]
+    if not _MAGIC.search(pattern):
+        raise missing_file(path)
+    start = Path(path.anchor)
+    problems = len(found.problems)
+    files = _images(path.parent, _matches(start, path.parts[len(start.parts) :], found), found)
+    if not files and len(found.problems) == problems:
+        raise FileNotFoundError(f"no image matches {pattern}; accepted are {_SUFFIX_LIST}")
+    return files
+
+
+def _names(folder: Path) -> list[str]:
+    """The names in a folder that are not hidden."""
+    try:
+        return [name for name in os.listdir(folder) if not name.startswith(".")]
+    except PermissionError as error:
+        raise PermissionError(f"the folder {folder} cannot be listed: permission denied; check its rights") from error
+    except OSError as error:
+        raise OSError(f"the folder {folder} cannot be listed: {error.strerror or error}") from error
+
+
+def _images(folder: Path, paths: Iterable[Path], found: Found) -> list[Path]:
+    """The image files among these paths, in natural order; those left out are noted for the folder."""
+    files = []
+    for path in paths:
+        suffix = path.suffix.lower()
+        if suffix in FORMATS and _may_be_file(path):
+            files.append(path)
+        elif _FOREIGN.fullmatch(suffix) and os.path.isfile(path):
+            found.left_out.setdefault(folder, []).append(suffix)
+    return sorted(files, key=natural_key)
+
+
+def _may_be_file(path: Path) -> bool:
+    """Whether a path is a regular file, or can't be reached, which reading it will report."""
+    try:
+        os.stat(path)
+    except OSError:
+        return True
+    return os.path.isfile(path)
+
+
+def _matches(folder: Path, parts: tuple[str, ...], found: Found) -> Iterator[Path]:
+    """The paths below a folder that match the parts of a glob."""
+    part, rest = parts[0], parts[1:]
+    if part == "**":
+        for below in _tree(folder, found):
+            yield from _matches(below, rest or ("*",), found)
+        return
+    literal = folder / part
+    if not _MAGIC.search(part) or os.path.lexists(literal):
+        names = [part]
+    else:
+        names = [name for name in _listed(folder, part, found) if fnmatch.fnmatch(name, part)]
+    for name in names:
+        path = folder / name
+        if not rest:
+            if os.path.lexists(path):
+                yield path
+        elif os.path.isdir(path):
+            yield from _matches(path, rest, found)
+
+
+def _listed(folder: Path, part: str, found: Found) -> list[str]:
+    """The names in a folder, the hidden ones if the glob asks for them; none if it can't be listed, which is noted."""
+    try:
+        return sorted(os.listdir(folder)) if part.startswith(".") else sorted(_names(folder))
+    except OSError as error:
+        if str(error) not in map(str, found.problems):
+            found.problems.append(error)
+        return []
+
+
+def _tree(folder: Path, found: Found) -> Iterator[Path]:
+    """A folder and all below it, each once: links to folders may form cycles."""
+    seen: set[tuple[int, int]] = set()
+    # Breadth first, and links after folders, so that a folder has its shortest path without a link.
+    level, links = [folder], list[Path]()
+    while level or links:
+        if not level:
+            level, links = links, []
+        following: list[Path] = []
+        for path in level:
+            try:
+                status = os.stat(path)
+            except OSError:
+                continue
+            key = (status.st_dev, status.st_ino)
+            if status.st_ino and key in seen:
+                continue
+            seen.add(key)
+            yield path
+            for name in _listed(path, "*", found):
+                below = path / name
+                if os.path.isdir(below):
+                    (links if os.path.islink(below) else following).append(below)
+        level = following
