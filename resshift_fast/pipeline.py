@@ -437,7 +437,7 @@ def _load(
     if given is not None:
         path = given
     elif published is not None:
-        path = download.fetch(published, progress, option=option)
+        path = download.fetch(published, progress, option=option, check=partial(_check_download, module))
     else:
         raise ValueError(
             f"no {option} are published for {spec.name}; give your own with {option}=FILE (--{option} FILE)"
@@ -450,6 +450,12 @@ def _load(
             raise checkpoints.CheckpointError(text) from error
         raise
     checkpoints.load_into(module, state, path)
+
+
+def _check_download(module: nn.Module, path: os.PathLike[str]) -> None:
+    """Raise CheckpointError for a download that is damaged, or lacks a weight of the network."""
+    checkpoints.check_whole(path)
+    checkpoints.load_into(module, checkpoints.read_state_dict(path), path)
 
 
 def _seeds(seed: inputs.Seeds, count: int) -> list[int]:

@@ -280,19 +280,6 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, zip_format):
     assert mark.exists(), "the command does not work, so that it did not run above shows nothing"
 
 
-def test_memory_mapping_falls_back(tmp_path, monkeypatch):
-    torch.save(WEIGHTS, tmp_path / "w.pth")
-    load = torch.load
-
-    def without_mmap(*args, mmap=False, **kwargs):
-        if mmap:
-            raise RuntimeError("unable to mmap 9 bytes from file")
-        return load(*args, mmap=mmap, **kwargs)
-
-    monkeypatch.setattr(torch, "load", without_mmap)
-    assert_same(read_state_dict(tmp_path / "w.pth"), WEIGHTS)
-
-
 # Loading
 
 

@@ -7,7 +7,6 @@ says so. Nothing in a file is ever executed (`weights_only=True`). A module is e
 import codecs
 import os
 import re
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -15,11 +14,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load as deserialize
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from resshift_fast.core.files import write_atomically
+from resshift_fast.weights import archives
 
 # Keys under which training programs store the weights in a checkpoint; the first that holds tensors is taken.
 WRAPPERS = ("params_ema", "ema", "params", "state_dict", "model")
@@ -50,7 +50,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     The state dict may be bare or lie under `params_ema`, `ema`, `params`, `state_dict` or `model` (in this order where
     there are several), nested more than once. Leading `module.` and `_orig_mod.` are removed from the keys that have
-    them. Tensors keep their dtype and may be memory-mapped: copy them before the file is changed in place.
+    them. Tensors keep their dtype.
 
     Args:
         path: a file of torch.save (zip or older format) or of safetensors, under any name.
@@ -68,9 +68,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """
     path = Path(path)
     kind = _recognize(path)
-    # Given a path with this suffix, torch.load assumes safetensors whatever the content; given a handle it does not.
-    mappable = kind == "zip" and path.suffix != ".safetensors"
-    tree = _read_safetensors(path) if kind == "safetensors" else _read_torch(path, mmap=mappable)
+    tree = _read_safetensors(path) if kind == "safetensors" else _read_torch(path, packed=kind == "packed")
     found = _find_tensors(tree)
     if found is None:
         content = f"a {type(tree).__name__}"
@@ -90,6 +88,20 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return state
 
 
+def check_whole(path: str | os.PathLike[str]) -> None:
+    """Compare every file in an archive of torch.save with its checksum; other kinds of weights have none.
+
+    Raises:
+        CheckpointError: as `read_state_dict`, and for a wrong checksum.
+    """
+    path = Path(path)
+    try:
+        if _recognize(path) in ("zip", "packed"):
+            archives.check_sums(path)
+    except archives.ArchiveError as error:
+        raise CheckpointError(f"{path} is damaged ({error}); download it again") from error
+
+
 def strip_prefixes(key: str) -> str:
     """Remove every leading `module.` and `_orig_mod.` from one key, in any order and number."""
     rest = key
@@ -104,7 +116,8 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str | os.P
     Every weight must be present, with the module's shape and kind (floating, integer, …); dtypes may differ, and values
     are cast to the module's. The derived buffers (`attn_mask`, `relative_position_index`) of the module are kept: the
     file may lack them, and its masks may be those of another resolution, but values that contradict the module's are
-    an error, because such weights were trained with another attention.
+    an error, because such weights were trained with another attention. A prefix that all keys of the module have in
+    the file, such as `model.`, is removed; keys without it then belong to other networks.
 
     Args:
         module: any module with its weights in memory (not on the meta device).
@@ -120,6 +133,7 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str | os.P
     own = {key: value for key, value in full.items() if isinstance(value, Tensor)}
     if any(target.is_meta for target in own.values()):
         raise ValueError(f"{type(module).__name__} is on the meta device; call its to_empty before loading {source}")
+    state = _without_common_prefix(own, state)
     problems = _mismatches(own, state)
     if problems:
         hint = _hint(own, state)
@@ -170,7 +184,7 @@ def save_safetensors(
 
 
 def _recognize(path: Path) -> str:
-    """Return "zip", "legacy" or "safetensors" from the first bytes, or raise what the file is instead."""
+    """Return "zip", "packed", "legacy" or "safetensors" from the first bytes, or raise what the file is instead."""
     if not path.exists():
         raise FileNotFoundError(f"weights file {path} does not exist; check the path")
     if not path.is_file():
@@ -192,19 +206,19 @@ def _recognize(path: Path) -> str:
 
 
 def _recognize_zip(path: Path) -> str:
-    """Return "zip" for an archive of torch.save; only the table of contents is read."""
+    """Return "zip" for an archive of torch.save, or "packed" if another program has packed it again."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is truncated or damaged (no table of contents); download it again") from error
+        found = archives.entries(path)
+    except archives.ArchiveError as error:
+        raise CheckpointError(f"{path} is truncated or damaged ({error}); download it again") from error
+    names = [entry.filename for entry in found if not entry.is_dir()]
     ends = {name.rsplit("/", 1)[-1] for name in names}
     if "constants.pkl" in ends:
         raise CheckpointError(f"{path} is a TorchScript program; expected a state dict of torch.save or safetensors")
     if "data.pkl" not in ends:
         content = _listed(map(_short, names)) or "nothing"
         raise CheckpointError(f"{path} is a zip archive without tensors (it holds {content}); unpack it first")
-    return "zip"
+    return "packed" if archives.is_repacked(found) else "zip"
 
 
 def _foreign(head: bytes, path: Path) -> str:
@@ -237,21 +251,21 @@ def _is_text(head: bytes) -> bool:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path, device="cpu")
+        return deserialize(path.read_bytes())
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} is truncated or damaged ({_reason(error)}); download it again") from error
 
 
-def _read_torch(path: Path, mmap: bool) -> Any:
-    """torch.load without code execution; a damaged pickle may raise nearly any exception."""
+def _read_torch(path: Path, packed: bool) -> Any:
+    """torch.load without code execution; a damaged pickle may raise nearly any exception.
+
+    The file is not mapped into memory: if it were cut while it is read, the system would end the program.
+    """
     try:
-        if mmap:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        with open(path, "rb") as handle:
+        # Given a path that ends in .safetensors, torch.load assumes that format whatever the content.
+        with archives.as_saved(path) if packed else open(path, "rb") as handle:
             return torch.load(handle, map_location="cpu", weights_only=True)
     except Exception as error:
-        if mmap and (isinstance(error, OSError) or "mmap" in str(error)):  # some network file systems can't map files
-            return _read_torch(path, mmap=False)
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         if refused:
             raise CheckpointError(
@@ -278,6 +292,23 @@ def _find_tensors(tree: Any, depth: int = 0) -> dict[str, Tensor] | None:
         if inner is not None:
             return inner
     return {key: value for key, value in tree.items() if isinstance(key, str) and isinstance(value, Tensor)} or None
+
+
+def _without_common_prefix(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The part of a state dict whose keys, after a prefix such as `model.`, are all of a module's.
+
+    Programs that train several networks, or a network inside another, put such a prefix before each key. Averaged
+    weights are preferred, where there are several parts that fit.
+    """
+    needed = [key for key in own if not key.endswith(DERIVED)]
+    if not needed or all(key in state for key in needed):
+        return state
+    prefixes = {key[: -len(needed[0])] for key in state if key.endswith(f".{needed[0]}")}
+    fitting = [prefix for prefix in prefixes if all(prefix + key in state for key in needed)]
+    if not fitting:
+        return state
+    chosen = min(fitting, key=lambda prefix: ("ema" not in prefix.lower(), len(prefix), prefix))
+    return {key.removeprefix(chosen): tensor for key, tensor in state.items() if key.startswith(chosen)}
 
 
 def _mismatches(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:

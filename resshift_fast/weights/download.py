@@ -1,15 +1,15 @@
-"""Weights files on this computer: embedded in the package, or downloaded once and verified at every use.
+"""Weights files on this computer: embedded in the package, or downloaded once and compared with a hash at every use.
 
 A download goes to `FILENAME.part` beside its target, is resumed where it stopped (even by a later process), and is
-renamed to the target when it is complete. Its SHA-256 is stored in `FILENAME.sha256` (readable by `sha256sum -c`), so
-that a later change of the file is noticed even if its publisher gives no hash.
+renamed to the target when it is complete and the caller's check accepts it. Its SHA-256 is stored in `FILENAME.sha256`
+(readable by `sha256sum -c`), so that a later change of the file is noticed even if its publisher gives no hash. A user
+who knows the hash writes it there before the download; a file with another one is then never kept.
 """
 
 import contextlib
 import errno
 import hashlib
 import http.client
-import json
 import os
 import re
 import shutil
@@ -19,13 +19,24 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from resshift_fast.core.cache import CACHE_VARIABLE, cache_dir
-from resshift_fast.core.files import write_atomically
+from resshift_fast.weights.partial import (
+    Partial,
+    Record,
+    beside,
+    discard,
+    read_partial,
+    read_record,
+    remove_foreign,
+    remove_state,
+    restart,
+    size_of,
+    write_record,
+)
 
 if TYPE_CHECKING:
     from resshift_fast.weights.published import WeightFile
@@ -36,7 +47,6 @@ RETRY_DELAY_SECONDS = 1.0  # doubles at each attempt
 
 _BLOCK_BYTES = 1 << 18
 _POLL_SECONDS = 0.2
-_RECORD = re.compile(r"# size (\d+) mtime_ns (-?\d+)\n([0-9a-f]{64}) ")
 
 
 class DownloadError(OSError):
@@ -49,24 +59,6 @@ class _Failure(Exception):
 
 class _Interruption(Exception):
     """A temporary failure of the network or the server, worth a retry; the message is the reason alone."""
-
-
-@dataclass(frozen=True)
-class _Record:
-    """SHA-256 of a complete file, and its size and modification time, by which a change is noticed."""
-
-    size: int
-    mtime_ns: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class _Partial:
-    """State of an unfinished download: bytes received, the server's validator (ETag or date), total length."""
-
-    received: int = 0
-    validator: str | None = None
-    total: int | None = None
 
 
 def local_path(file: "WeightFile") -> Path:
@@ -82,7 +74,14 @@ def local_path(file: "WeightFile") -> Path:
     return folder / file.filename
 
 
-def fetch(file: "WeightFile", progress: bool = True, *, verify: bool = False, option: str = "weights") -> Path:
+def fetch(
+    file: "WeightFile",
+    progress: bool = True,
+    *,
+    verify: bool = False,
+    option: str = "weights",
+    check: Callable[[Path], object] | None = None,
+) -> Path:
     """Return a weights file's path, downloading the file first if it is missing.
 
     Safe to call from several threads and processes: one downloads, the others wait for it. A file that the user put
@@ -93,6 +92,8 @@ def fetch(file: "WeightFile", progress: bool = True, *, verify: bool = False, op
         progress: show a bar on stderr while downloading.
         verify: hash the whole file even if its size and modification time have not changed.
         option: the argument that takes a local file instead, for messages ("weights" or "autoencoder").
+        check: called with a file that has been downloaded, before it is kept; raises ValueError if it is damaged or
+            another file.
 
     Returns:
         The file's absolute path.
@@ -119,10 +120,10 @@ def fetch(file: "WeightFile", progress: bool = True, *, verify: bool = False, op
             with _only_one(target) as part:
                 if not target.exists():  # else another process has finished it meanwhile
                     _announce(file)
-                    _download(file, target, part, progress)
+                    _download(file, target, part, progress, check)
         _check(file, target, verify)
     except _Failure as error:
-        kept = f"run again to continue from what is kept in {part}, or " if _read_partial(part, file).received else ""
+        kept = f"run again to continue from what is kept in {part}, or " if read_partial(part, file).received else ""
         raise DownloadError(f"{file.filename} could not be downloaded ({error}); {kept}{by_hand}") from error
     except DownloadError:
         raise
@@ -148,57 +149,85 @@ def _announce(file: "WeightFile") -> None:
 def _check(file: "WeightFile", target: Path, verify: bool) -> None:
     """Compare a local file with its known or recorded size and hash; record them the first time."""
     status = target.stat()
-    record = _read_record(target)
+    record = read_record(target)
     known_size = file.size if file.size is not None else (record.size if record else status.st_size)
     known_hash = (file.sha256 or (record.sha256 if record else "")).lower()
     remedy = f"delete it and run again to download it from {file.url}"
     if record and not file.sha256:
-        remedy += f", or delete {_beside(target, '.sha256')} if you replaced it on purpose"
-    if status.st_size != known_size:
+        remedy += f", or delete {beside(target, '.sha256')} if you replaced it on purpose"
+    if known_size is not None and status.st_size != known_size:
         raise DownloadError(f"{target} is damaged or another file ({status.st_size} bytes, not {known_size}); {remedy}")
-    if not verify and record == _Record(status.st_size, status.st_mtime_ns, known_hash):
+    if not verify and record == Record(status.st_size, status.st_mtime_ns, known_hash):
         return
     digest = _sha256(target)
     if known_hash and digest != known_hash:
         raise DownloadError(f"{target} is damaged or another file (sha256 {digest}, not {known_hash}); {remedy}")
-    _write_record(target, _Record(status.st_size, status.st_mtime_ns, digest))
+    write_record(target, Record(status.st_size, status.st_mtime_ns, digest))
 
 
-def _download(file: "WeightFile", target: Path, part: Path, progress: bool) -> None:
-    """Receive the whole file, over as many connections as it takes, verify it and rename it to the target."""
+def _download(
+    file: "WeightFile", target: Path, part: Path, progress: bool, check: Callable[[Path], object] | None
+) -> None:
+    """Receive the whole file, over as many connections as it takes, check it and rename it to the target."""
+    resumed = _receive_all(file, part, progress)
+    try:
+        digest = _checked(file, target, part, check)
+    except _Failure:
+        if not resumed:
+            raise
+        # What was kept of an earlier try may be damaged, as by a power failure: once more, from the beginning.
+        _receive_all(file, part, progress)
+        digest = _checked(file, target, part, check)
+    os.replace(part, target)
+    remove_state(part)
+    status = target.stat()
+    write_record(target, Record(status.st_size, status.st_mtime_ns, digest))
+
+
+def _receive_all(file: "WeightFile", part: Path, progress: bool) -> bool:
+    """Receive the whole file; returns whether an earlier try had received some of it."""
     from tqdm import tqdm
 
-    failures, furthest = 0, _read_partial(part, file).received
+    began = read_partial(part, file).received
+    failures, furthest = 0, began
     # The delay prevents an empty bar before the server has answered.
     options = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "delay": 1e-9, "disable": not progress}
     with tqdm(desc=file.filename, **options) as bar:
         while True:
             try:
                 _transfer(file, part, bar)
-                break
+                return began > 0
             except _Interruption as error:
                 # Compared with the furthest byte ever: a restart that breaks off at the same byte is no progress.
-                failures = 0 if _size(part) > furthest else failures + 1
-                furthest = max(furthest, _size(part))
+                failures = 0 if size_of(part) > furthest else failures + 1
+                furthest = max(furthest, size_of(part))
                 if failures >= ATTEMPTS:
                     raise _Failure(f"{error}; {failures} tries brought nothing new") from error
                 time.sleep(RETRY_DELAY_SECONDS * 2 ** max(0, failures - 1))
+
+
+def _checked(file: "WeightFile", target: Path, part: Path, check: Callable[[Path], object] | None) -> str:
+    """The SHA-256 of a complete part; one that is another file is discarded."""
     digest = _sha256(part)
-    record = _read_record(target)
+    record = read_record(target)
     expected = (file.sha256 or (record.sha256 if record else digest)).lower()
-    if digest != expected:
-        _discard(part)
-        accept = "" if file.sha256 else f" as {_beside(target, '.sha256')} says; delete that to accept another version"
-        raise _Failure(f"its sha256 is {digest}, not {expected}{accept}")
-    os.replace(part, target)
-    _state_file(part).unlink(missing_ok=True)
-    status = target.stat()
-    _write_record(target, _Record(status.st_size, status.st_mtime_ns, digest))
+    try:
+        if digest != expected:
+            accept = (
+                "" if file.sha256 else f" as {beside(target, '.sha256')} says; delete that to accept another version"
+            )
+            raise _Failure(f"its sha256 is {digest}, not {expected}{accept}")
+        if check is not None:
+            check(part)
+    except (_Failure, ValueError) as error:
+        discard(part)
+        raise _Failure(str(error).replace(str(part), "what was received")) from error
+    return digest
 
 
 def _transfer(file: "WeightFile", part: Path, bar: Any) -> None:
     """One request: resume at the end of the part, or restart if the server can't resume or the file has changed."""
-    partial = _read_partial(part, file)
+    partial = read_partial(part, file)
     if partial.received and partial.received == partial.total:
         return
     assert file.url is not None
@@ -209,18 +238,21 @@ def _transfer(file: "WeightFile", part: Path, bar: Any) -> None:
     with _connect(request, part) as response:
         if response.status not in (200, 206) or response.headers.get_content_type() == "text/html":
             raise _Failure(f"the server answered HTTP {response.status} with a web page or nothing instead of the file")
+        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            raise _Failure(f"the server sent the file compressed ({encoding}), which was not asked for")
         partial = _plan(response, partial, part)
         total = file.size if partial.total is None else partial.total
         if file.size is not None and total != file.size:
             raise _Failure(f"the server offers {total} bytes, expected {file.size}")
         _require_space(part.parent, (total or 0) - partial.received)
         if not partial.received:
-            _restart(part, file, partial)
+            restart(part, file, partial)
         # Only the bytes of this connection count for the rate that the bar shows.
         bar.total, bar.initial, bar.n = total, partial.received, partial.received
         bar.refresh()
         _receive(response, part, total, bar)
-    received = _size(part)
+    received = size_of(part)
     if received == 0 or (total is not None and received != total):
         raise _Interruption(f"the connection ended after {received} of {total or 'an unknown number of'} bytes")
 
@@ -235,7 +267,7 @@ def _connect(request: urllib.request.Request, part: Path) -> http.client.HTTPRes
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416 and request.has_header("Range"):
-            _discard(part)
+            discard(part)
             raise _Interruption(f"{host} cannot resume the download (HTTP 416)") from error
         kind = _Interruption if error.code in (408, 429) or error.code >= 500 else _Failure
         raise kind(f"{host} answered HTTP {error.code} {error.reason}") from error
@@ -250,33 +282,44 @@ def _connect(request: urllib.request.Request, part: Path) -> http.client.HTTPRes
         raise _Interruption(f"no answer from {host}: {_reason(error)}") from error
 
 
-def _plan(response: http.client.HTTPResponse, partial: _Partial, part: Path) -> _Partial:
+def _plan(response: http.client.HTTPResponse, partial: Partial, part: Path) -> Partial:
     """What the response holds: the rest of the part, or the whole file (`received` 0)."""
     headers = response.headers
     etag = headers.get("ETag", "")
     # A weak tag means equivalent content, not equal bytes, so it does not allow a download to be resumed.
     validator = etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
     if response.status != 206:
-        length = headers.get("Content-Length", "")
-        return _Partial(0, validator, int(length) if length.isdigit() else None)
+        return Partial(0, validator, _length(response))
     found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", "").strip())
     total = int(found[2]) if found and found[2] != "*" else partial.total
     # Some servers honour Range but not If-Range, and would send the end of another version.
     same = total == partial.total and (validator is None or validator == partial.validator)
     if not found or int(found[1]) != partial.received or not same:
-        _discard(part)
+        discard(part)
         raise _Interruption("the file on the server has changed since the download began")
     return partial
 
 
+def _length(response: http.client.HTTPResponse) -> int | None:
+    """The announced length; None if there is none. One that makes no sense is a failure."""
+    announced = {text.strip() for text in response.headers.get_all("Content-Length", [])}
+    if not announced:
+        return None
+    (text, *others) = announced
+    if others or not re.fullmatch("[0-9]{1,18}", text):
+        raise _Failure(f"the server announces a length of {', '.join(sorted(announced))!r} bytes")
+    return int(text)
+
+
 def _receive(response: http.client.HTTPResponse, part: Path, total: int | None, bar: Any) -> None:
     """Append to the part; everything received is written, however the connection ends."""
-    with open(part, "ab") as handle:
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    with os.fdopen(os.open(part, flags, 0o666), "ab") as handle:
         while block := _read(response):
             handle.write(block)
             bar.update(len(block))
             if total is not None and handle.tell() > total:
-                _discard(part)
+                discard(part)
                 raise _Failure(f"the server sent more than {total} bytes")
         handle.flush()
         os.fsync(handle.fileno())
@@ -296,36 +339,12 @@ def _require_space(folder: Path, needed: int) -> None:
         raise OSError(errno.ENOSPC, f"{needed / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free")
 
 
-def _read_partial(part: Path, file: "WeightFile") -> _Partial:
-    """The state of an earlier try for the same address; empty if it can't be resumed safely."""
-    try:
-        state = json.loads(_state_file(part).read_text("utf-8"))
-        received = part.stat().st_size
-        partial = _Partial(received, state["validator"], state["total"])
-        usable = state["url"] == file.url and isinstance(partial.validator, str) and isinstance(partial.total, int)
-    except (OSError, ValueError, KeyError, TypeError):
-        return _Partial()
-    return partial if usable and partial.total is not None and received <= partial.total else _Partial()
-
-
-def _restart(part: Path, file: "WeightFile", partial: _Partial) -> None:
-    """Empty the part before its state names the new version, so that a crash cannot mix two versions."""
-    _discard(part)
-    part.touch()
-    state = {"url": file.url, "validator": partial.validator, "total": partial.total}
-    _state_file(part).write_text(json.dumps(state), "utf-8")
-
-
-def _discard(part: Path) -> None:
-    _state_file(part).unlink(missing_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        os.truncate(part, 0)
-
-
 @contextlib.contextmanager
 def _only_one(target: Path) -> Iterator[Path]:
     """Hold the target's lock and yield the part's path; the system releases the lock when a process dies."""
-    with open(target.with_name(f".{target.name}.lock"), "a+b") as handle:
+    lock = target.with_name(f".{target.name}.lock")
+    remove_foreign(lock)
+    with open(lock, "a+b") as handle:
         waiting = False
         while True:
             locked = _try_lock(handle)
@@ -336,7 +355,7 @@ def _only_one(target: Path) -> Iterator[Path]:
             waiting = True
             time.sleep(_POLL_SECONDS)
         # Without locks (some network file systems) each process needs its own part, which no other resumes.
-        yield _beside(target, ".part" if locked else f".{os.getpid()}-{threading.get_ident()}.part")
+        yield beside(target, ".part" if locked else f".{os.getpid()}-{threading.get_ident()}.part")
 
 
 def _try_lock(handle: IO[bytes]) -> bool | None:
@@ -356,43 +375,12 @@ def _try_lock(handle: IO[bytes]) -> bool | None:
     return True
 
 
-def _beside(path: Path, ending: str) -> Path:
-    return path.with_name(path.name + ending)
-
-
-def _state_file(part: Path) -> Path:
-    return _beside(part, ".json")
-
-
-def _read_record(target: Path) -> _Record | None:
-    try:
-        found = _RECORD.match(_beside(target, ".sha256").read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    return _Record(int(found[1]), int(found[2]), found[3]) if found else None
-
-
-def _write_record(target: Path, record: _Record) -> None:
-    path = _beside(target, ".sha256")
-    # sha256sum skips lines that begin with a hash sign.
-    text = f"# size {record.size} mtime_ns {record.mtime_ns}\n{record.sha256}  {target.name}\n"
-    with contextlib.suppress(OSError):  # in a read-only cache the file is hashed at each start instead
-        write_atomically(path, text.encode())
-
-
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as handle:
         while block := handle.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
 
 
 def _reason(error: BaseException) -> str:
