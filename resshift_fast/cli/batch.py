@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -14,6 +14,7 @@ from tqdm import tqdm
 from resshift_fast import images
 from resshift_fast.cli import console
 from resshift_fast.cli.plan import Job, Tally
+from resshift_fast.core.claims import claimed
 from resshift_fast.core.files import check_target
 from resshift_fast.core.text import visible
 from resshift_fast.images import ImageError, Photo, results
@@ -39,7 +40,8 @@ def run_jobs(
 ) -> None:
     """Restore every job's photo, print a line about each on stderr, and count them in `tally`.
 
-    A photo that cannot be read, restored or written is reported and skipped. A full disk ends the batch, since no
+    A photo that cannot be read, restored or written is reported and skipped. So is one that another run on the same
+    outputs restores, or has restored since this one began: the two share the work. A full disk ends the batch, since no
     further result could be written.
 
     Args:
@@ -51,13 +53,20 @@ def run_jobs(
         prepared: the first photo, if it has been read already.
     """
     clock = _Clock([_pixels(job.source) for job in jobs])
+    began = time.time()
     for i, job in enumerate(jobs):
         label = f"[{i + 1}/{len(jobs)}] {visible(job.source.name)}"
         start = time.monotonic()
         try:
-            ready = prepare(job, fitting) if prepared is None else prepared
-            prepared = None
-            after = _restore(pipe, job, ready, fitting, options, label)
+            with claimed(job.output) as is_mine:
+                if not is_mine or _is_written_since(began, job):
+                    console.say(f"{label} left to another run, which {'has restored' if is_mine else 'restores'} it")
+                    tally.skipped += 1
+                    clock.skip(i)
+                    continue
+                ready = prepare(job, fitting) if prepared is None else prepared
+                prepared = None
+                after = _restore(pipe, job, ready, fitting, options, label)
         except Exception as error:
             console.report(error, str(job.source), options["tile"] or pipe.spec.tile)
             tally.failed += 1
@@ -73,6 +82,15 @@ def run_jobs(
         remaining = "" if left is None else f"{console.duration(left)} left"
         notes = "".join(f", {note}" for note in (remaining, *ready.notes) if note)
         console.say(f"{label} {sizes} {console.duration(seconds)}{notes}")
+
+
+def _is_written_since(began: float, job: Job) -> bool:
+    """Whether another run has written a job's result since this one began."""
+    for output in {job.output, job.output if job.exact else job.fallback}:
+        with suppress(OSError):
+            if output.stat().st_mtime > began and results.is_whole(output):
+                return True
+    return False
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from resshift_fast.core import claims
+
 _WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -129,6 +131,7 @@ def make_folder(folder: str | Path) -> Path:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        claims.remove_dead(folder)
         probe = folder / _temporary_name()
         os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         probe.unlink()
@@ -147,9 +150,9 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
 
     The bytes go to a hidden temporary file in the same folder, which is flushed to disk and renamed to `path`, so that
     readers find the old file or the new one, never a partial one. On any failure, Ctrl-C included, the temporary file
-    is removed and an existing file is untouched; a killed process may leave the temporary file
-    (``.resshift-….part``). Permissions follow the umask, or are those of the file that is replaced. A symbolic link is
-    followed, not replaced, and a read-only file is left alone.
+    is removed and an existing file is untouched; a killed process leaves the temporary file (``.resshift-….part``),
+    which the next one that writes to the folder removes. Permissions follow the umask, or are those of the file that is
+    replaced. A symbolic link is followed, not replaced, and a read-only file is left alone.
 
     Args:
         path: the file; its folder must exist.
@@ -163,10 +166,10 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
     path = Path(path)
     target = Path(os.path.realpath(path))
     replaced = check_target(path)
+    _tidy(target.parent)
     temporary = target.parent / _temporary_name()
-    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
     try:
-        with os.fdopen(os.open(temporary, flags, 0o666), "wb") as file:
+        with os.fdopen(_create_locked(temporary), "wb") as file:
             yield file
             file.flush()
             if replaced is not None:
@@ -189,7 +192,32 @@ def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
 
 
 def _temporary_name() -> str:
-    return f".resshift-{secrets.token_hex(8)}.part"
+    return f"{claims.PREFIX}{secrets.token_hex(8)}.part"
+
+
+def _create_locked(path: Path) -> int:
+    """A descriptor of a new file that is locked, where there are locks, so that no other process removes it."""
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
+    for _ in range(9):
+        descriptor = os.open(path, flags, 0o666)
+        with suppress(ImportError, OSError):
+            claims.lock(descriptor)
+        if os.path.lexists(path):
+            break
+        os.close(descriptor)  # it was removed before it was locked
+    else:
+        descriptor = os.open(path, flags, 0o666)
+    return descriptor
+
+
+_tidied: set[Path] = set()
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what dead processes have left, the first time that this one writes to a folder."""
+    if folder not in _tidied:
+        _tidied.add(folder)
+        claims.remove_dead(folder)
 
 
 def _keep_rights(path: Path, status: os.stat_result) -> None:
