@@ -49,7 +49,8 @@ class Pipeline:
         dtype: what they run in; the chain itself is float32.
         graphs: on CUDA, run batches through a CUDA graph from the second one of a shape on, which saves the launch
             overhead of every kernel. A graph holds the addresses of the networks' weights: their values may change in
-            place, but replaced tensors need a new pipeline.
+            place, but replaced tensors need a new pipeline. What depends only on the weights is derived once on CUDA,
+            and again when they have changed; after a change through `.data` call `restoration.prepare(changed=True)`.
 
     Attributes:
         spec, denoiser, first_stage, device, dtype: as given.
@@ -349,6 +350,8 @@ class Pipeline:
 
     def _run_networks(self, arguments: tuple[Any, ...], advance: Callable[[], None]) -> tuple[Tensor, Tensor]:
         """Run `restoration(*arguments)` compiled, as a CUDA graph or eagerly, and call `advance` once per step."""
+        if self.device.type != "cpu":  # a CPU does not wait for launches
+            self.restoration.prepare()
 
         def after_step(t: int, x: Tensor) -> None:
             advance()

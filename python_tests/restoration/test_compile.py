@@ -126,6 +126,23 @@ def test_one_graph_serves_every_size_with_ahead_of_time_autograd():
             assert counter.frame_count == 1, f"traced again for {size}"
 
 
+def test_a_prepared_chain_is_one_graph_that_follows_its_weights():
+    network = fill_(SwinUNet(config(1))).eval().requires_grad_(False)
+    sampler = LatentChain(network, Schedule(steps=2))
+    sampler.prepare()
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(sampler, fullgraph=True, dynamic=True, backend=counter)
+    for size in SIZES[:2]:
+        args = chain_arguments(*size)
+        assert relative_error(compiled(*args), sampler(*args)) <= 1e-5
+        network.time_embed[2].bias.add_(0.5)
+        expected = sampler(*args)
+        assert relative_error(compiled(*args), expected) > 1e-3
+        sampler.prepare()
+        assert relative_error(compiled(*args), expected) <= 1e-5
+        assert counter.frame_count == 1, f"traced again for {size}"
+
+
 def test_the_reference_compiles_without_a_break():
     """Its window attention branches on sizes, so the number of graphs is not checked."""
     function, arguments = program("decode")

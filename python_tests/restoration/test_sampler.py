@@ -11,13 +11,14 @@ from golden_data import array, arrays, fill_
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from resshift_fast import ops
 from resshift_fast.diffusion.noise import noise_field
 from resshift_fast.diffusion.schedule import PREDICTION_TYPES, Schedule
 from resshift_fast.models.catalog import get
 from resshift_fast.models.swin_unet import SwinUNet, SwinUNetConfig
-from resshift_fast.restoration.sampler import sample_latents, torch_noise
+from resshift_fast.restoration.sampler import LatentChain, sample_latents, torch_noise
 
 SMALL = SwinUNetConfig(
     image_size=16,
@@ -323,3 +324,59 @@ def test_respaced_chains_start_at_the_last_kept_step(small, monkeypatch):
     prior = y + 2 * eta**0.5 * noise_field(seed, torch.tensor(0), 3, 16, 8)
     assert_close("first input", seen[0], prior / np.sqrt(4 * eta + 1), 1e-6)
     assert len(seen) == 4
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products with at most as many rows as the chain has steps: those of the timestep's embedding."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.steps, self.count = steps, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        x = args[1] if function is torch.ops.aten.addmm.default else None
+        self.count += x is not None and x.shape[0] <= self.steps
+        return function(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("batch", [1, 3])
+def test_prepared_modulations_change_no_bit(small, batch):
+    chain, arguments = LatentChain(small, Schedule(steps=3)), small_inputs(batch)
+    with Products(3) as products:
+        expected = chain(*arguments)
+    assert products.count == 2 + len(small.modulation_layers())
+    chain.prepare()
+    with Products(3) as products:
+        assert chain(*arguments).equal(expected)
+    assert products.count == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["time_embed.2.bias", "middle_block.0.emb_layers.1.weight"])
+def test_a_prepared_chain_follows_its_weights(name):
+    denoiser, arguments = fill_(SwinUNet(SMALL)).requires_grad_(False), small_inputs(1)
+    chain = LatentChain(denoiser, Schedule(steps=2))
+    chain.prepare()
+    before = chain(*arguments)
+    denoiser.get_parameter(name).add_(0.5)
+    expected = LatentChain(denoiser, Schedule(steps=2))(*arguments)
+    assert not expected.equal(before) and chain(*arguments).equal(expected)
+    chain.prepare()
+    assert chain(*arguments).equal(expected)
+    denoiser.to(torch.bfloat16)
+    rounded = chain(*arguments)
+    chain.prepare()
+    assert chain(*arguments).equal(rounded) and chain.modulations.value.dtype == torch.bfloat16
+
+
+def test_a_prepared_chain_has_gradients(small):
+    denoiser = fill_(SwinUNet(SMALL))
+    chain = LatentChain(denoiser, Schedule(steps=2))
+    chain.prepare()
+    chain(*small_inputs(1)).sum().backward()
+    assert denoiser.time_embed[0].weight.grad.abs().max() > 0
+
+
+def test_another_denoiser_needs_no_preparation():
+    LatentChain(Pointwise(), Schedule(steps=2)).prepare()

@@ -327,7 +327,16 @@ class SwinUNet(nn.Module):
         dtype = next(self.time_embed.parameters()).dtype
         emb = self.time_embed(timestep_embedding(timesteps, self.config.model_channels).to(dtype))
         emb = F.silu(emb)
-        return tuple(block.emb_layers[1](emb) for block in self._res_blocks())
+        return tuple(layer(emb) for layer in self.modulation_layers())
+
+    def modulation_layers(self) -> list[nn.Linear]:
+        """The last layer of `modulation` for each residual block, in the order in which they run."""
+        return [block.emb_layers[1] for block in self._res_blocks()]  # type: ignore[misc]
+
+    def modulation_parameters(self) -> Iterator[nn.Parameter]:
+        """All parameters that `modulation` depends on."""
+        for layer in (self.time_embed, *self.modulation_layers()):
+            yield from layer.parameters()
 
     def denoise(self, x: Tensor, modulation: Modulation) -> Tensor:
         """Run the U-Net.

@@ -177,6 +177,7 @@ def _launch_restoration(case: Case, keep: Callable[[list], None]) -> None:
         denoiser = restoration.chain.denoiser
         denoiser.denoise = _once(denoiser.denoise)  # type: ignore[method-assign]  # all steps launch the same kernels
         arguments = fake_call(restoration, (height, width), batch)
+        restoration.prepare()
         with _recording(case, keep), enumerating() if case.candidates else nullcontext():
             restoration(*arguments)
 

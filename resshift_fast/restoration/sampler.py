@@ -1,9 +1,10 @@
 """The reverse chain on latents: schedule × denoiser × residual-shift operators (arXiv 2403.07319, section 3.2).
 
-Everything that depends only on the timestep or only on the low-quality image is computed once per chain.
+Everything that depends only on the low-quality image is computed once per chain, and what depends only on the timestep
+too, unless `LatentChain.prepare` has derived it from the weights before.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from resshift_fast import ops
 from resshift_fast.core import nvtx
 from resshift_fast.diffusion.schedule import Schedule
-from resshift_fast.models.swin_unet import SwinUNet
+from resshift_fast.models.derived import Derived
+from resshift_fast.models.swin_unet import Modulation, SwinUNet
 
 
 def torch_noise(y: Tensor, num_steps: int, generator: torch.Generator | None = None) -> list[Tensor]:
@@ -55,6 +57,33 @@ class LatentChain(nn.Module):
         self.register_buffer("table", schedule.table(device), persistent=False)
         self.register_buffer("timesteps", torch.from_numpy(schedule.timesteps).to(device), persistent=False)
         self.register_buffer("steps", torch.arange(self.num_steps + 1, device=device), persistent=False)
+        self.modulations = Derived()  # of all steps and residual blocks, [steps, their widths in sum]
+
+    def prepare(self, changed: bool = False) -> None:
+        """Derive the modulations of all steps from the weights of a `SwinUNet`, unless they are current.
+
+        Without it every call computes them. Call it again before compiled or captured calls whose weights may have
+        changed; eager calls notice that themselves.
+
+        Args:
+            changed: as in `Derived.refresh`, for weights that were changed through `.data`.
+        """
+        if isinstance(self.denoiser, SwinUNet):
+            self.modulations.refresh(
+                self._modulation_sources(), lambda: torch.cat(self.denoiser.modulation(self.timesteps), dim=1), changed
+            )
+
+    def _modulation_sources(self) -> Iterator[Tensor]:
+        """All tensors that the modulations depend on."""
+        yield self.timesteps
+        yield from self.denoiser.modulation_parameters()
+
+    def _modulation(self) -> Modulation:
+        """The modulations of all steps, as in `SwinUNet.modulation`."""
+        prepared = self.modulations.current(self._modulation_sources)
+        if prepared is None:
+            return self.denoiser.modulation(self.timesteps)
+        return prepared.split([layer.out_features for layer in self.denoiser.modulation_layers()], dim=1)
 
     def forward(
         self,
@@ -69,7 +98,7 @@ class LatentChain(nn.Module):
         """Sample x_0; see `sample_latents` for the arguments and the result."""
         dtype = next(self.denoiser.parameters()).dtype
         with nvtx.stage("prepare"):
-            modulation = self.denoiser.modulation(self.timesteps)
+            modulation = self._modulation()
             features = self.denoiser.condition(
                 None if lq is None else lq.to(dtype), None if mask is None else mask.to(dtype)
             )
