@@ -228,8 +228,10 @@ def _spatial_attention(draw: Draw, side: int, channels: int) -> dict[str, Any]:
     return {name: draw.image(channels, side) for name in ("q", "k", "v")}
 
 
-def _upsample_conv2d(draw: Draw, side: int, channels: int, out: int) -> dict[str, Any]:
-    return {"x": draw.image(channels, side), "weight": draw.kernel(out, channels), "bias": draw.normal(out)}
+def _upsample_conv2d(draw: Draw, side: int, channels: int, out: int, summed: bool = False) -> dict[str, Any]:
+    x, weight = draw.image(channels, side), draw.kernel(out, channels)
+    sums = ops.sum_upsample_taps(weight) if summed else None
+    return {"x": x, "weight": weight, "bias": draw.normal(out), "summed": sums}
 
 
 def _conv2d(

@@ -23,11 +23,13 @@ C = O, size     plain             cuDNN, summed     here, summed      here, not 
 640, 8 → 16      1.9 op, 8.4 B     1.1 op,  35 B     0.8 op,  34 B     1.9 op, 7.8 B
 ==============  ================  ================  ================  ================
 
-The sums are formed in every call, because weights may change between calls: 25·C·O elements read and written, and
-16·C·O instead of 9·C·O read by the product. That is little beside the decoder's operations, but most of the traffic of
-the U-Net's small images. Summing saves 40·pixels·C·O operations and costs 32·C·O elements of traffic, so that it pays
-from 0.8 · (operations a second / elements a second) pixels on: 200 to 300 in 16 bit on an A100 or H100, 500 with the
-time that a second launch takes. Below, the same kernel takes the nine taps as they are.
+Summing saves 40·pixels·C·O operations and costs 7·C·O elements that the product reads more. With A operations in the
+time of one element read it pays from 7/40·A pixels on: 100 in 16 bit on an H100, 50 on an A100, and 4 to 14 in float32.
+Below, the same kernel takes the nine taps as they are.
+
+A caller that keeps the sums passes them. Otherwise they are formed in every call, because weights may change between
+calls: 25·C·O elements more, read and written by a launch of its own. That is little beside the decoder's operations,
+but most of the traffic of the U-Net's small images; with the launch it pays from 500 pixels on in 16 bit.
 """
 
 import torch
@@ -41,6 +43,7 @@ from resshift_fast.kernels.tuning import Config, Space, bucket
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SUMMED_PIXELS = {2: 512, 4: 128}  # by bytes of an element: from so many pixels on, the taps are summed first
+GIVEN_PIXELS = {2: 128, 4: 16}  # the same for sums that the caller has
 
 SUM_BLOCK = 1024  # input channels of a program of the summing kernel, at most
 GROUP_M = tl.constexpr(8)  # blocks of pixels that use the same blocks of weights while these are in L2
@@ -204,7 +207,7 @@ def upsample_conv2d_kernel(
     tl.store(p_store, b_y.to(p_y.dtype.element_ty), mask=m_pixel[:, None] & m_n[None, :])
 
 
-def unsupported(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
+def unsupported(x: Tensor, weight: Tensor, bias: Tensor | None, summed: Tensor | None = None) -> str | None:
     """Why these kernels can't run a call; None if they can."""
     if x.dtype not in DTYPES:
         return f"{x.dtype} is not float32, float16 or bfloat16"
@@ -250,8 +253,11 @@ def _forward(config: Config, shape: tuple[int, ...], out_channels: int, taps: in
     )
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Launch the kernels; returns [B, O, 2H, 2W], channels-last unless x is contiguous."""
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, summed: Tensor | None = None) -> Tensor:
+    """Launch the kernels; returns [B, O, 2H, 2W], channels-last unless x is contiguous.
+
+    `summed` is what `sum_taps_kernel` writes, in x's dtype, or None.
+    """
     shape = batch, channels, height, width = x.shape
     out_channels, device = weight.shape[0], x.device
     memory_format = torch.contiguous_format if x.is_contiguous() else torch.channels_last
@@ -259,11 +265,13 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     size = (batch, out_channels, 2 * height, 2 * width)
     y = torch.empty(size, dtype=x.dtype, device=device, memory_format=torch.channels_last)
     bias = contiguous(bias)
-    taps = 2 if batch * height * width >= SUMMED_PIXELS[x.element_size()] else 3
+    least = SUMMED_PIXELS if summed is None else GIVEN_PIXELS
+    taps = 2 if batch * height * width >= least[x.element_size()] else 3
     if taps == 2:
-        summed = weight.new_empty((4, out_channels, 4, channels), dtype=x.dtype)
-        _sum_taps(device, weight.shape, weight.stride())(weight, summed)
-        weight = summed
+        if summed is None:
+            summed = weight.new_empty((4, out_channels, 4, channels), dtype=x.dtype)
+            _sum_taps(device, weight.shape, weight.stride())(weight, summed)
+        weight = summed.contiguous()
     else:
         weight = weight.contiguous(memory_format=torch.channels_last)
 

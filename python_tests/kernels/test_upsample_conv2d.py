@@ -12,6 +12,7 @@ from interpreter import DTYPES, SIXTEEN_BITS
 from resshift_fast.kernels import upsample_conv2d as module
 from resshift_fast.kernels.launch import record
 from resshift_fast.kernels.tuning import ARCHITECTURES, Config, targeting
+from resshift_fast.ops import sum_upsample_taps
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
@@ -30,7 +31,8 @@ IDS = [f"B{b}-C{c}-O{o}-H{h}-W{w}-{'bias' if bias else 'plain'}" for b, c, o, h,
 def form(request, monkeypatch):
     """Force one form for all image sizes: "summed" adds up taps of the kernel before the convolution."""
     pixels = 1 if request.param == "summed" else 10**9
-    monkeypatch.setattr(module, "SUMMED_PIXELS", {2: pixels, 4: pixels})
+    for name in ("SUMMED_PIXELS", "GIVEN_PIXELS"):
+        monkeypatch.setattr(module, name, {2: pixels, 4: pixels})
     return request.param
 
 
@@ -92,6 +94,22 @@ def test_float32_parameters_with_a_16_bit_image(dtype, form, device):
     check(module.forward(*arguments), *arguments)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("batch, channels, out_channels, height, width, bias", CASES[:3], ids=IDS[:3])
+def test_given_sums_change_no_bit(batch, channels, out_channels, height, width, bias, dtype, form, device):
+    """Of a weight in any layout: the kernel that sums taps rounds as the public function does."""
+    x, weight, bias = inputs(batch, channels, out_channels, height, width, bias, dtype, device)
+    given = module.forward(x, weight, bias, sum_upsample_taps(weight))
+    check(given, x, weight, bias)
+    assert given.equal(module.forward(x, weight, bias))
+
+
+def test_given_sums_are_read_instead_of_the_weight(form, device):
+    x, weight, bias = inputs(1, 16, 8, 5, 7, True, torch.float32, device)
+    y = module.forward(x, torch.full_like(weight, torch.nan), bias, sum_upsample_taps(weight))
+    assert y.isnan().all() if form == "direct" else y.isfinite().all()
+
+
 def test_groups_of_blocks_cover_the_image(form, device, monkeypatch):
     blocks = Config({"B_M": 16, "B_N": 16, "B_K": 16})  # nine blocks of pixels: a full group and a partial one
     monkeypatch.setattr(module.SPACE, "default", lambda arch, key: blocks)
@@ -104,13 +122,14 @@ def test_results_repeat_bitwise(form, device):
     assert torch.equal(module.forward(*arguments), module.forward(*arguments))
 
 
-def recorded(batch, channels, height, width, arch=90, dtype=torch.bfloat16):
-    """Launches on a channels-last image on the meta device."""
+def recorded(batch, channels, height, width, arch=90, dtype=torch.bfloat16, given=False):
+    """Launches on a channels-last image on the meta device; the sums are `given` or not."""
     options = {"dtype": dtype, "device": "meta"}
     x = torch.empty(batch, channels, height, width, memory_format=torch.channels_last, **options)
     weight = torch.empty(channels, channels, 3, 3, memory_format=torch.channels_last, **options)
     with targeting(arch), record() as launches:
-        y = module.forward(x, weight, torch.empty(channels, **options))
+        summed = torch.empty(4, channels, 4, channels, **options) if given else None
+        y = module.forward(x, weight, torch.empty(channels, **options), summed)
     assert y.shape == (batch, channels, 2 * height, 2 * width)
     assert y.is_contiguous(memory_format=torch.channels_last)
     return launches
@@ -123,9 +142,15 @@ def test_bytes_of_large_images(channels, size):
     assert convolution.num_bytes == (5 * channels * size**2 + 16 * channels**2 + channels) * 2
 
 
-@pytest.mark.parametrize("channels, size", [(640, 8), (320, 16)])
-def test_bytes_of_small_images(channels, size):
-    (convolution,) = recorded(1, channels, size, size)
+@pytest.mark.parametrize("channels, size", [(512, 64), (256, 128), (320, 32), (320, 16)])
+def test_bytes_with_given_sums(channels, size):
+    (convolution,) = recorded(1, channels, size, size, given=True)
+    assert convolution.num_bytes == (5 * channels * size**2 + 16 * channels**2 + channels) * 2
+
+
+@pytest.mark.parametrize("channels, size, given", [(640, 8, False), (640, 8, True), (320, 16, False)])
+def test_bytes_of_small_images(channels, size, given):
+    (convolution,) = recorded(1, channels, size, size, given=given)
     assert convolution.num_bytes == (5 * channels * size**2 + 9 * channels**2 + channels) * 2
 
 

@@ -6,10 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from golden_data import fill_
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
+from resshift_fast import ops
 from resshift_fast.models.derived import Derived
+from resshift_fast.models.layers import UpsampleConv
 
 
 class Squares(nn.Module):
@@ -208,3 +211,16 @@ def test_compiled_code_reads_a_refreshed_tensor(module):
     module.first.add_(1)
     module.prepare()
     assert compiled().tolist() == [8, 18] and counter.frame_count == 1
+
+
+def test_upsampling_follows_its_weight():
+    layer, x = fill_(UpsampleConv(16)), torch.ones(1, 16, 3, 4)
+    layer.prepare()
+    assert list(layer.state_dict()) == ["conv.weight", "conv.bias"]
+    with torch.no_grad():
+        for _ in range(2):
+            assert layer.summed.current(lambda: [layer.conv.weight]).equal(ops.sum_upsample_taps(layer.conv.weight))
+            layer.conv.weight.add_(0.5)
+            assert layer.summed.current(lambda: [layer.conv.weight]) is None
+            assert layer(x).equal(ops.upsample_conv2d(x, layer.conv.weight, layer.conv.bias))
+            layer.prepare()

@@ -6,7 +6,7 @@ from comparison import DTYPES, LAYOUTS, assert_close, check_operator, layouts, n
 from golden_data import array
 from pairwise import BACKENDS, once, pairwise
 
-from resshift_fast.ops import upsample_conv2d
+from resshift_fast.ops import sum_upsample_taps, upsample_conv2d
 from resshift_fast.ops.conv2d_winograd import DIRECT, algorithm
 from resshift_fast.ops.upsample_conv2d import reference
 
@@ -49,6 +49,11 @@ def plain(x, weight, bias=None):
     return reference(x, weight, bias)
 
 
+def with_sums(x, weight, bias=None):
+    """The operator with the sums of the weight's taps, which are read without gradients only."""
+    return upsample_conv2d(x, weight, bias, summed=sum_upsample_taps(weight))
+
+
 def inputs(batch, channels, out_channels, height, width, bias=True):
     """Random tensors; the image has a mean far from 0."""
     tensors = {
@@ -62,6 +67,42 @@ def inputs(batch, channels, out_channels, height, width, bias=True):
 def test_matches_float64(case, dtype):
     batch, channels, out_channels, height, width, bias = case
     check_operator(upsample_conv2d, plain, exact, inputs(batch, channels, out_channels, height, width, bias), dtype)
+
+
+@pairwise(case=dict(zip(IDS[:2], CASES[:2], strict=True)), dtype=DTYPES, backend=BACKENDS)
+def test_sums_of_taps_match_float64(case, dtype):
+    batch, channels, out_channels, height, width, bias = case
+    tensors = inputs(batch, channels, out_channels, height, width, bias)
+    check_operator(with_sums, plain, exact, tensors, dtype)
+    rounded = {name: x.to(dtype) for name, x in tensors.items()}
+    expected = exact(**{name: x.double() for name, x in rounded.items()})
+    with torch.no_grad():
+        limit = max(1e-5, 2 * torch.finfo(dtype).eps)
+        assert_close("without gradients", with_sums(**rounded), expected, limit)
+
+
+@once
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_sums_of_taps_are_kernels_of_the_image(dtype):
+    """Each phase of the result is a 2×2 convolution of x with its kernel."""
+    tensors = inputs(2, 6, 5, 4, 3, bias=False)
+    x, weight = tensors["x"].double(), tensors["weight"].to(dtype)
+    summed = sum_upsample_taps(weight)
+    assert summed.shape == (4, 5, 4, 6) and summed.dtype == dtype and not summed.requires_grad
+    expected = exact(x, weight.double())
+    padded = torch.nn.functional.pad(x, (1, 1, 1, 1))
+    for p, r in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        kernel = summed[2 * p + r].double().view(5, 2, 2, 6).permute(0, 3, 1, 2)
+        phase = torch.nn.functional.conv2d(padded, kernel)[:, :, p : p + 4, r : r + 3]
+        assert_close("phase", phase, expected[:, :, p::2, r::2], 2 * torch.finfo(dtype).eps)
+
+
+@once
+def test_sums_of_another_dtype_are_not_read():
+    tensors = inputs(1, 6, 5, 4, 3)
+    with torch.no_grad():
+        y = upsample_conv2d(**tensors, summed=torch.full((4, 5, 4, 6), torch.nan, dtype=torch.float64))
+    assert y.equal(upsample_conv2d(**tensors))
 
 
 def test_the_cases_take_every_algorithm():
@@ -123,3 +164,13 @@ W, X = torch.ones(4, 6, 3, 3), torch.ones(2, 6, 5, 5)
 def test_refuses(args, error, message):
     with pytest.raises(error, match=message):
         upsample_conv2d(*args)
+
+
+@once
+def test_refuses_sums_of_another_weight():
+    with pytest.raises(ValueError, match=r"summed has shape \(4, 4, 4, 5\), expected \(4, 4, 4, 6\)"):
+        upsample_conv2d(X, W, summed=sum_upsample_taps(W[:, :5]))
+    with pytest.raises(ValueError, match="summed is on meta, expected x's device"):
+        upsample_conv2d(X, W, summed=sum_upsample_taps(W).to("meta"))
+    with pytest.raises(ValueError, match=r"weight has shape \(4, 6, 3\), expected \(O, C, 3, 3\)"):
+        sum_upsample_taps(W[..., 0])

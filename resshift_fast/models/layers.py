@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from resshift_fast import ops
+from resshift_fast.models.derived import Derived
 
 NUM_GROUPS = 32
 
@@ -170,10 +171,16 @@ class UpsampleConv(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.conv = Conv3x3(channels, channels)
+        self.summed = Derived()
+
+    def prepare(self, changed: bool = False) -> None:
+        """Sum the weight's taps, unless the sums are current; `changed` as in `Derived.refresh`."""
+        self.summed.refresh([self.conv.weight], lambda: ops.sum_upsample_taps(self.conv.weight), changed)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to [B, C, 2H, 2W]."""
-        return ops.upsample_conv2d(x, self.conv.weight, self.conv.bias)
+        summed = self.summed.current(lambda: [self.conv.weight])
+        return ops.upsample_conv2d(x, self.conv.weight, self.conv.bias, summed=summed)
 
 
 def prepack_weights_(module: Module) -> Module:

@@ -10,6 +10,7 @@ from resshift_fast.ops.pointwise_conv2d import pointwise_conv2d
 from resshift_fast.ops.residual_shift import posterior_step, prior_sample, q_sample
 from resshift_fast.ops.spatial_attention import spatial_attention
 from resshift_fast.ops.swin_mlp import swin_mlp
+from resshift_fast.ops.upsample_conv2d import sum_upsample_taps as sum_upsample_taps
 from resshift_fast.ops.upsample_conv2d import upsample_conv2d
 from resshift_fast.ops.vector_quantize import vector_quantize
 from resshift_fast.ops.window_attention import window_attention

@@ -100,12 +100,12 @@ def cpu_kernel(run: Callable[..., Tensor], upsample: bool = False) -> Kernel:
     """The CPU kernel of an operator.
 
     Args:
-        run: takes an algorithm and the operator's arguments, the padding after the bias if it has one.
-        upsample: whether the image is upsampled first.
+        run: takes an algorithm and the operator's arguments, those of `conv2d` with the padding after the bias.
+        upsample: whether the image is upsampled first; the padding is 1 then.
     """
 
     def sizes(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int = 1, *_: Any) -> tuple[Any, ...]:
-        return x, weight, padding, upsample
+        return x, weight, 1 if upsample else padding, upsample
 
     algorithms = Algorithms(
         functions=lambda dtype: {name: partial(run, _BY_NAME[name]) for name in _allowed(dtype)},

@@ -10,31 +10,29 @@ from torch import Tensor
 from resshift_fast import backends
 from resshift_fast.backends import Kernel
 from resshift_fast.backends import native as libraries
-from resshift_fast.ops import checks
+from resshift_fast.ops import checks, drawing
 from resshift_fast.ops.conv2d import checked, examples
 from resshift_fast.ops.conv2d_winograd import DIRECT, cpu_kernel, pack_conv2d
 from resshift_fast.ops.registration import recomputed, register
 
 
-def reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The formula in plain PyTorch, in x's dtype; makes the upsampled image."""
+def reference(x: Tensor, weight: Tensor, bias: Tensor | None, summed: Tensor | None = None) -> Tensor:
+    """The formula in plain PyTorch, in x's dtype; makes the upsampled image and does without `summed`."""
     upsampled = F.interpolate(x, scale_factor=2, mode="nearest")
     return F.conv2d(upsampled, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=1)
 
 
-def _plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, summed: Tensor | None = None) -> Tensor:
     return checks.image_like(reference(x, weight, bias), x)
 
 
-def _fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, summed: Tensor | None = None) -> Tensor:
     batch, _, height, width = x.shape
     size = (batch, weight.shape[0], 2 * height, 2 * width)
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=checks.image_format(x))
 
 
-def _matrix_operations(
-    x: torch.Size, weight: torch.Size, bias: torch.Size | None, *, out_shape: torch.Size, **_: Any
-) -> int:
+def _matrix_operations(x: torch.Size, weight: torch.Size, *_: Any, out_shape: torch.Size, **__: Any) -> int:
     """Four taps a value of the result: the phase convolutions' operations, not the formula's nine."""
     return 2 * 4 * weight[1] * math.prod(out_shape)
 
@@ -42,7 +40,7 @@ def _matrix_operations(
 def _cpu() -> Kernel:
     winograd = libraries.operator("cpu", "conv2d")
 
-    def run(tile: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def run(tile: int, x: Tensor, weight: Tensor, bias: Tensor | None, _: Tensor | None = None) -> Tensor:
         """The convolution that reads every pixel four times."""
         if tile == DIRECT:
             return _plain(x, weight.contiguous(memory_format=torch.channels_last), bias)
@@ -59,33 +57,84 @@ def _triton() -> Kernel:
     return Kernel(kernels.forward, kernels.unsupported)
 
 
+def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    """Those of `conv2d`, and one whose taps are summed."""
+    cases = [(*case, None) for case in examples(device, dtype)]
+    normal = drawing.normal(device, dtype, seed=1)
+    x, weight, bias = drawing.channels_last(normal(2, 16, 13, 11) - 2.3), normal(24, 16, 3, 3) / 12, normal(24)
+    return [*cases, (x, weight, bias, sum_upsample_taps(weight))]
+
+
 _op = register(
     "upsample_conv2d",
     _plain,
     fake=_fake,
-    examples=examples,
+    examples=_examples,
     loaders={"cpu": _cpu, "triton": _triton},
     matrix_operations=_matrix_operations,
     **recomputed(reference),
 )
 
 
-def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def sum_upsample_taps(weight: Tensor) -> Tensor:
+    """The four 2×2 kernels of `upsample_conv2d`, one for each parity of the result's rows and columns.
+
+    Each pixel is repeated twice, so that two of a kernel's three rows read the same one, and likewise columns.
+
+    Args:
+        weight: [O, C, 3, 3], floating point.
+
+    Returns:
+        [4, O, 4, C] in weight's dtype, summed in float32 at least: 2·(row's parity) + column's parity, and
+        2·row + column of the 2×2 kernel. Without gradient.
+
+    Raises:
+        ValueError: for another shape.
+
+    Example:
+        >>> sum_upsample_taps(torch.ones(1, 1, 3, 3)).view(4, 4)[0]
+        tensor([1., 2., 2., 4.])
+    """
+    if weight.dim() != 4 or weight.shape[2:] != (3, 3):
+        raise ValueError(f"sum_upsample_taps: weight has shape {tuple(weight.shape)}, expected (O, C, 3, 3)")
+    out_channels, channels = weight.shape[:2]
+    summed = weight.detach().to(checks.accumulation_dtype(weight))
+    for dim in (3, 2):
+        first, second, third = summed.unbind(dim)
+        summed = torch.stack([first, second + third, first + second, third], dim)  # 2 · parity + tap
+    phases = summed.reshape(out_channels, channels, 2, 2, 2, 2).permute(2, 4, 0, 3, 5, 1)
+    return phases.reshape(4, out_channels, 4, channels).to(weight.dtype)
+
+
+def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, summed: Tensor | None = None) -> Tensor:
     """conv2d(nearest ×2 (x), weight, bias, padding=1).
 
     Args:
         x: [B, C, H, W], floating point.
         weight: [O, C, 3, 3], x's dtype or float32.
         bias: [O], x's dtype or float32, or None.
+        summed: `sum_upsample_taps(weight)`, which a kernel may read instead of the weight; else it sums the taps in
+            every call. Not read where gradients are wanted, or if its dtype is not that of x.
 
     Returns:
-        [B, O, 2H, 2W] in x's dtype. Differentiable in every tensor. Under autocast x is taken in autocast's dtype, as
-        by PyTorch's convolution.
+        [B, O, 2H, 2W] in x's dtype. Differentiable in x, weight and bias. Under autocast x is taken in autocast's
+        dtype, as by PyTorch's convolution.
 
     Raises:
         ValueError: for a shape or device that does not fit.
         TypeError: for a dtype other than those named.
     """
     x = checked("upsample_conv2d", x, weight, bias)
+    if summed is not None:
+        _check_summed(x, weight, summed)
+        if summed.dtype != x.dtype or torch.is_grad_enabled():
+            summed = None
     run = _op if backends.fused("upsample_conv2d", x.device) else reference
-    return run(x, weight, bias)
+    return run(x, weight, bias, summed)
+
+
+@checks.once
+def _check_summed(x: Tensor, weight: Tensor, summed: Tensor) -> None:
+    expected = (4, weight.shape[0], 4, weight.shape[1])
+    checks.shape("upsample_conv2d", "summed", summed, expected, "to match weight")
+    checks.devices("upsample_conv2d", x, summed=summed)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from resshift_fast.core import nvtx
 from resshift_fast.models.autoencoder import SpaceToDepth, VQAutoencoder
 from resshift_fast.models.catalog import ModelSpec
+from resshift_fast.models.layers import UpsampleConv
 from resshift_fast.models.swin_unet import SwinUNet
 from resshift_fast.restoration.sampler import LatentChain
 
@@ -37,6 +38,7 @@ class Restoration(nn.Module):
         self.margin = BICUBIC_MARGIN if spec.scale > 1 else 0
         self.first_stage = first_stage
         self.chain = LatentChain(denoiser, spec.schedule, prediction_type=spec.prediction_type, clamp_x0=spec.clamp_x0)
+        self._upsampling = [layer for layer in self.modules() if isinstance(layer, UpsampleConv)]
 
     def prepare(self, changed: bool = False) -> None:
         """Derive from the weights what every call would otherwise compute from them, unless it is current.
@@ -48,6 +50,8 @@ class Restoration(nn.Module):
             changed: derive it even if no weight seems to have changed, because one was written to through `.data`.
         """
         self.chain.prepare(changed)
+        for layer in self._upsampling:
+            layer.prepare(changed)
 
     def forward(
         self,

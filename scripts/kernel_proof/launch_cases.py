@@ -111,8 +111,8 @@ def _windows(way: str, window: int, head_dim: int, dtypes: tuple, side: int = 4)
     return f"window_attention.{way}", case, dtypes, make(side * window, **sizes)
 
 
-def _upsample(channels: int, side: int):
-    return call("upsample_conv2d", side, channels=channels, out=channels, contiguous="weight")
+def _upsample(channels: int, side: int, **sizes):
+    return call("upsample_conv2d", side, channels=channels, out=channels, contiguous="weight", **sizes)
 
 
 # Direction, window, head size, dtypes, windows along a side: the most demanding case for each number of tokens.
@@ -188,6 +188,7 @@ _TABLE = (
     ("upsample_conv2d.forward", "256x128x128", BF16, _upsample(256, 128)),
     ("upsample_conv2d.forward", "64x64x64", BF16, _upsample(64, 64)),
     ("upsample_conv2d.forward", "320x32x32", BF16, _upsample(320, 32)),
+    ("upsample_conv2d.forward", "320x16x16-summed", BF16, _upsample(320, 16, summed=True)),
     ("upsample_conv2d.forward", "640x8x8", BF16, _upsample(640, 8)),
     ("residual_shift.posterior_step", "3x64x64", ALL, _posterior_step(64)),
     ("residual_shift.posterior_step", "3x64x64-origin", BF16, _posterior_step(64, origin=True)),
