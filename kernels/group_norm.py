@@ -121,8 +121,8 @@ def group_norm_fwd_kernel(
 @triton.jit
 def group_stats_kernel(
     p_x,  # [B, C, pixels] or [B, pixels, C]
-    p_mean,  # [B, parts, GROUPS], float32
-    p_spread,  # [B, parts, GROUPS], float32: sum of squared deviations; 1 / deviation where FINAL
+    p_mean,  # [B, parts, GROUPS], float32; [B, 2, GROUPS] where FINAL: mean, then 1 / deviation
+    p_m2,  # [B, parts, GROUPS], float32: sum of squared deviations; None where FINAL
     pixels,
     parts,
     part_pixels,
@@ -148,21 +148,23 @@ def group_stats_kernel(
     )
     total = group_size(last - first, CG)
     m_member = group_members(CG, K, BLOCK_C, BLOCK_K)
-    b_guess, b_rest, b_spread = combine_slots(b_mean, b_m2, b_count, total, m_member)
-    if FINAL:
-        b_spread = reciprocal_deviation(b_spread, total, eps)
+    b_guess, b_rest, b_sum = combine_slots(b_mean, b_m2, b_count, total, m_member)
     b_k = tl.arange(0, BLOCK_K)
-    o_groups = i_row * GROUPS + i_chunk * K + b_k
-    tl.store(p_mean + o_groups, b_guess + b_rest, mask=b_k < K)
-    tl.store(p_spread + o_groups, b_spread, mask=b_k < K)
+    o_k = i_chunk * K + b_k
+    if FINAL:
+        p_mean += i_image * 2 * GROUPS + o_k
+        tl.store(p_mean, b_guess + b_rest, mask=b_k < K)
+        tl.store(p_mean + GROUPS, reciprocal_deviation(b_sum, total, eps), mask=b_k < K)
+    else:
+        tl.store(p_mean + i_row * GROUPS + o_k, b_guess + b_rest, mask=b_k < K)
+        tl.store(p_m2 + i_row * GROUPS + o_k, b_sum, mask=b_k < K)
 
 
 @triton.jit
 def group_stats_combine_kernel(
     p_part_mean,  # [B, parts, GROUPS], float32
     p_part_m2,  # [B, parts, GROUPS], float32
-    p_mean,  # [B, GROUPS], float32
-    p_rstd,  # [B, GROUPS], float32
+    p_statistics,  # [B, 2, GROUPS], float32
     pixels,
     parts,
     part_pixels,
@@ -179,10 +181,9 @@ def group_stats_combine_kernel(
         p_part_mean, p_part_m2, i_image, i_group, parts, part_pixels, pixels, GROUPS, CG, K, BLOCK_N, BLOCK_K
     )
     b_k = tl.arange(0, BLOCK_K)
-    o_groups = i_image * GROUPS + i_group + b_k
-    tl.store(p_mean + o_groups, b_guess + b_rest, mask=b_k < K)
-    b_rstd = reciprocal_deviation(b_m2, group_size(pixels, CG), eps)
-    tl.store(p_rstd + o_groups, b_rstd, mask=b_k < K)
+    p_group = p_statistics + i_image * 2 * GROUPS + i_group + b_k
+    tl.store(p_group, b_guess + b_rest, mask=b_k < K)
+    tl.store(p_group + GROUPS, reciprocal_deviation(b_m2, group_size(pixels, CG), eps), mask=b_k < K)
 
 
 @triton.jit
@@ -297,20 +298,19 @@ def _statistics(
     return Statistics(plan.parts, _stats(shape, plan, num_groups, channels_last, eps), combine)
 
 
-def statistics(x: Tensor, num_groups: int, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and 1 / √(variance + eps) of every group of x [B, C, H, W]: float32 [B, G], in one launch or two."""
+def statistics(x: Tensor, num_groups: int, eps: float) -> Tensor:
+    """Mean and 1 / √(variance + eps) of every group of x [B, C, H, W]: float32 [B, 2, G], in one launch or two."""
     shape = x.shape
     x, channels_last = dense(x)
     plan = _statistics(x.device, shape, x.element_size(), num_groups, channels_last, eps)
-    mean = x.new_empty((shape[0], num_groups), dtype=torch.float32)
-    rstd = torch.empty_like(mean)
+    found = x.new_empty((shape[0], 2, num_groups), dtype=torch.float32)
     if plan.parts == 1:
-        plan.stats(x, mean, rstd)
-        return mean, rstd
+        plan.stats(x, found, None)
+        return found
     parts = new_parts(x, plan.parts, num_groups)
     plan.stats(x, *parts)
-    plan.combine(*parts, mean, rstd)
-    return mean, rstd
+    plan.combine(*parts, found)
+    return found
 
 
 def new_parts(x: Tensor, parts: int, num_groups: int) -> tuple[Tensor, Tensor]:

@@ -1,19 +1,22 @@
 """Triton kernel for `pointwise_conv2d`: one matrix product on the rows of the channels-last image.
 
 A program takes BLOCK_M pixels of one image and BLOCK_N output channels, and iterates over the input channels. Each tile
-of x is normalized before the product, with statistics from an earlier launch, so that no normalized image exists; bias
-and residual are added before the only store. Since a program's pixels are all of one image, a tile needs one mean a
-channel. The programs of the same pixels are adjacent in the grid: all but the first find x in the L2 cache, where the
-weight stays anyway.
+of x is normalized before the product, with statistics that are given or from an earlier launch, so that no normalized
+image exists; bias and residual are added before the only store. Since a program's pixels are all of one image, a tile
+needs one mean a channel. The programs of the same pixels are adjacent in the grid: all but the first find x in the L2
+cache, where the weight stays anyway. If the result is normalized next, the kernel also writes the statistics for that.
 """
+
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from resshift_fast.kernels.group_norm import statistics
+from resshift_fast.kernels.group_norm import statistics as group_statistics
 from resshift_fast.kernels.launch import Start
+from resshift_fast.kernels.norm_stats import PASSES, buffers, constants, finish, store_part
 from resshift_fast.kernels.plans import contiguous, planned
 from resshift_fast.kernels.tuning import Config, Space, bucket
 
@@ -58,13 +61,13 @@ SPACE = Space(
 
 
 @triton.jit
-def normalized(b_x, p_mean, p_rstd, p_weight, p_bias, o_c, m_c, GROUP_SIZE: tl.constexpr):
+def normalized(b_x, p_statistics, p_weight, p_bias, o_c, m_c, GROUPS: tl.constexpr, GROUP_SIZE: tl.constexpr):
     """Group normalization of rows b_x [rows, channels o_c] of one image, in b_x's dtype; 0 where m_c is false.
 
-    p_mean and p_rstd point to the image's statistics.
+    p_statistics points to the image's means and 1 / deviations, [2, GROUPS].
     """
-    b_mean = tl.load(p_mean + o_c // GROUP_SIZE, mask=m_c, other=0.0)
-    b_rstd = tl.load(p_rstd + o_c // GROUP_SIZE, mask=m_c, other=0.0)
+    b_mean = tl.load(p_statistics + o_c // GROUP_SIZE, mask=m_c, other=0.0)
+    b_rstd = tl.load(p_statistics + GROUPS + o_c // GROUP_SIZE, mask=m_c, other=0.0)
     b_scale = b_rstd * tl.load(p_weight + o_c, mask=m_c, other=0.0).to(tl.float32)
     b_shift = tl.load(p_bias + o_c, mask=m_c, other=0.0).to(tl.float32)
     b_y = (b_x.to(tl.float32) - b_mean[None, :]) * b_scale[None, :] + b_shift[None, :]
@@ -77,15 +80,22 @@ def pointwise_conv2d_kernel(
     p_weight,  # [O, C], x's dtype
     p_bias,  # [O] or None
     p_residual,  # [images, pixels, O] or None
-    p_mean,  # [images, GROUPS], float32, or None
-    p_rstd,  # [images, GROUPS], float32, or None
+    p_statistics,  # [images, 2, GROUPS], float32, or None
     p_norm_weight,  # [C] or None
     p_norm_bias,  # [C] or None
     p_y,  # [images, pixels, O]
+    p_parts,  # [images, parts, SLOTS, 3, NEXT_GROUPS], float32, or None
+    p_counters,  # [images], int32 zeros before and after, or None
+    p_next,  # [images, 2, NEXT_GROUPS], float32, or None
     pixels,
+    next_eps,
     C: tl.constexpr,
     O: tl.constexpr,  # noqa: E741
     GROUPS: tl.constexpr,
+    NEXT_GROUPS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    TILE_GROUPS: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -110,8 +120,8 @@ def pointwise_conv2d_kernel(
         b_x = tl.load(p_x + o_m[:, None] * C + o_k[None, :], mask=m_m[:, None] & m_k[None, :], other=0.0)
         b_w = tl.load(p_weight + o_n[:, None] * C + o_k[None, :], mask=m_n[:, None] & m_k[None, :], other=0.0)
         if GROUPS:
-            p_m, p_r = p_mean + i_image * GROUPS, p_rstd + i_image * GROUPS
-            b_x = normalized(b_x, p_m, p_r, p_norm_weight, p_norm_bias, o_k, m_k, C // GROUPS)
+            p_own = p_statistics + i_image * 2 * GROUPS
+            b_x = normalized(b_x, p_own, p_norm_weight, p_norm_bias, o_k, m_k, GROUPS, C // GROUPS)
         b_y = tl.dot(b_x, tl.trans(b_w), b_y, input_precision="ieee")
 
     if p_bias is not None:
@@ -120,7 +130,14 @@ def pointwise_conv2d_kernel(
     m_y = m_m[:, None] & m_n[None, :]
     if p_residual is not None:
         b_y += tl.load(p_residual + o_y, mask=m_y, other=0.0).to(tl.float32)
-    tl.store(p_y + o_y, b_y.to(p_y.dtype.element_ty), mask=m_y)
+    b_y = b_y.to(p_y.dtype.element_ty)
+    tl.store(p_y + o_y, b_y, mask=m_y)
+    if NEXT_GROUPS:
+        b_y = b_y.to(tl.float32)
+        i_part = i_m % m_blocks
+        store_part(b_y, m_m, p_parts, i_image, i_part, m_blocks, i_n, O, NEXT_GROUPS, SLOTS, TILE_GROUPS, BLOCK_N)
+        programs = m_blocks * N_BLOCKS
+        finish(p_parts, p_counters, p_next, i_image, m_blocks, programs, next_eps, O, NEXT_GROUPS, SLOTS, ROWS, BLOCK_N)
 
 
 def unsupported(x: Tensor, *_: object) -> str | None:
@@ -130,18 +147,37 @@ def unsupported(x: Tensor, *_: object) -> str | None:
     return None
 
 
-def _bucket(images: int, pixels: int, channels: int, out_channels: int, element_size: int, _: int) -> tuple:
+def _bucket(images: int, pixels: int, channels: int, out_channels: int, element_size: int, *_: object) -> tuple:
     return bucket(images * pixels), bucket(pixels), out_channels, channels, element_size
+
+
+class Plan(NamedTuple):
+    """Plan of `forward`: its start, and parts and slots of the statistics that it writes."""
+
+    start: Start
+    parts: int
+    slots: int
 
 
 @planned(SPACE, _bucket)
 def _forward(
-    config: Config, images: int, pixels: int, channels: int, out_channels: int, element_size: int, num_groups: int
-) -> Start:
+    config: Config,
+    images: int,
+    pixels: int,
+    channels: int,
+    out_channels: int,
+    element_size: int,
+    num_groups: int,
+    next_groups: int,
+    next_eps: float,
+) -> Plan:
     m_blocks = triton.cdiv(pixels, config.blocks["BLOCK_M"])
     n_blocks = triton.cdiv(out_channels, config.blocks["BLOCK_N"])
-    constants = {"C": channels, "O": out_channels, "GROUPS": num_groups, **config.options}
-    return Start(pointwise_conv2d_kernel, (images * m_blocks * n_blocks,), pixels, **constants)
+    own = {"C": channels, "O": out_channels, "GROUPS": num_groups, **config.options}
+    following = constants(out_channels, next_groups, config.blocks["BLOCK_N"], config.num_warps)
+    grid = (images * m_blocks * n_blocks,)
+    start = Start(pointwise_conv2d_kernel, grid, pixels, next_eps, **own, **following, passes=PASSES)
+    return Plan(start, m_blocks, following["SLOTS"])
 
 
 def forward(
@@ -153,8 +189,49 @@ def forward(
     norm_weight: Tensor | None,
     norm_bias: Tensor | None,
     eps: float,
+    statistics: Tensor | None = None,
 ) -> Tensor:
-    """Launch the kernel, after that of the statistics if there are groups; returns y [B, O, H, W] channels-last."""
+    """Launch the kernel, after that of the statistics if there are groups and no `statistics` [B, 2, num_groups].
+
+    Returns y [B, O, H, W] channels-last.
+    """
+    return _launch(x, weight, bias, residual, num_groups, norm_weight, norm_bias, eps, statistics, 0, 0.0)[0]
+
+
+def forward_with_statistics(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    num_groups: int,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    statistics: Tensor | None,
+    next_groups: int,
+    next_eps: float,
+) -> tuple[Tensor, Tensor]:
+    """`forward`; returns y, and the statistics of its next_groups groups, float32 [B, 2, next_groups]."""
+    y, following = _launch(
+        x, weight, bias, residual, num_groups, norm_weight, norm_bias, eps, statistics, next_groups, next_eps
+    )
+    assert following is not None
+    return y, following
+
+
+def _launch(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    num_groups: int,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    statistics: Tensor | None,
+    next_groups: int,
+    next_eps: float,
+) -> tuple[Tensor, Tensor | None]:
     batch, channels, height, width = x.shape
     out_channels, dtype, device = weight.shape[0], x.dtype, x.device
     x = x.contiguous(memory_format=torch.channels_last)
@@ -162,16 +239,20 @@ def forward(
         residual = residual.contiguous(memory_format=torch.channels_last)
     size = (batch, out_channels, height, width)
     y = torch.empty(size, dtype=dtype, device=device, memory_format=torch.channels_last)
-    mean, rstd = statistics(x, num_groups, eps) if num_groups else (None, None)
+    following = x.new_empty((batch, 2, next_groups), dtype=torch.float32) if next_groups else None
+    if num_groups:
+        statistics = group_statistics(x, num_groups, eps) if statistics is None else statistics.contiguous()
     # A float32 weight would take twice the shared memory, and every program would round it.
     weight = contiguous(weight if weight.dtype is dtype else weight.to(dtype))
     bias, norm_weight, norm_bias = contiguous(bias), contiguous(norm_weight), contiguous(norm_bias)
 
-    def run(start: Start) -> tuple[Tensor]:
-        start(x, weight, bias, residual, mean, rstd, norm_weight, norm_bias, y)
-        return (y,)
+    def run(plan: Plan) -> tuple[Tensor | None, ...]:
+        written = buffers(y, plan.parts, plan.slots, next_groups, following)
+        plan.start(x, weight, bias, residual, statistics, norm_weight, norm_bias, y, *written)
+        return y, following
 
     # Without statistics the pixels of all images can be treated as those of one.
-    images, pixels = (batch, height * width) if num_groups else (1, batch * height * width)
-    run(_forward(device, images, pixels, channels, out_channels, x.element_size(), num_groups, trial=run))
-    return y
+    images, pixels = (batch, height * width) if num_groups or next_groups else (1, batch * height * width)
+    sizes = images, pixels, channels, out_channels, x.element_size()
+    run(_forward(device, *sizes, num_groups, next_groups, next_eps, trial=run))
+    return y, following

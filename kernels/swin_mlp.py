@@ -69,8 +69,7 @@ SPACE = Space(
 @triton.jit(do_not_specialize=["pixels"])
 def swin_mlp_kernel(
     p_x,  # [B, pixels, C]
-    p_mean,  # [B, GROUPS], float32
-    p_rstd,  # [B, GROUPS], float32
+    p_statistics,  # [B, 2, GROUPS], float32
     p_norm_weight,  # [C]
     p_norm_bias,  # [C]
     p_w1,  # [HIDDEN, C], x's dtype
@@ -93,7 +92,7 @@ def swin_mlp_kernel(
     o_m = tl.arange(0, BLOCK_M)
     m_m = o_m < pixels - i_first
     i_start = (i_image * pixels + i_first) * C  # of the block's first pixel
-    p_m, p_r = p_mean + i_image * GROUPS, p_rstd + i_image * GROUPS
+    p_own = p_statistics + i_image * 2 * GROUPS
 
     b_normalized = ()
     b_y = ()
@@ -102,7 +101,7 @@ def swin_mlp_kernel(
         m_c = o_c < C
         b_x = tl.load(p_x + i_start + o_m[:, None] * C + o_c[None, :], mask=m_m[:, None] & m_c[None, :], other=0.0)
         b_b2 = tl.load(p_b2 + o_c, mask=m_c, other=0.0).to(tl.float32)
-        b_normalized += (normalized(b_x, p_m, p_r, p_norm_weight, p_norm_bias, o_c, m_c, C // GROUPS),)  # type: ignore[assignment]
+        b_normalized += (normalized(b_x, p_own, p_norm_weight, p_norm_bias, o_c, m_c, GROUPS, C // GROUPS),)  # type: ignore[assignment]
         b_y += (b_x.to(tl.float32) + b_b2[None, :],)  # type: ignore[assignment]
 
     for i_h in range(0, HIDDEN, BLOCK_H):
@@ -176,13 +175,13 @@ def forward(
     rows = x.contiguous(memory_format=torch.channels_last)
     y = torch.empty_like(x)
     y_rows = y if y.is_contiguous(memory_format=torch.channels_last) else torch.empty_like(rows)
-    mean, rstd = statistics(rows, num_groups, eps)
+    own = statistics(rows, num_groups, eps)
     # Float32 matrices would take twice the shared memory, and every program would round them.
     w1, w2 = (w if w.dtype is dtype else w.to(dtype) for w in (w1, w2))
     norm_weight, norm_bias, w1, b1, w2, b2 = (p.contiguous() for p in (norm_weight, norm_bias, w1, b1, w2, b2))
 
     def run(start: Start) -> tuple[Tensor]:
-        start(rows, mean, rstd, norm_weight, norm_bias, w1, b1, w2, b2, y_rows)
+        start(rows, own, norm_weight, norm_bias, w1, b1, w2, b2, y_rows)
         return (y_rows,)
 
     run(_forward(x.device, shape, x.element_size(), num_groups, w1.shape[0], trial=run))

@@ -8,6 +8,7 @@ from interpreter import DTYPES, SIXTEEN_BITS
 
 from resshift_fast.kernels import pointwise_conv2d, tuning
 from resshift_fast.kernels.launch import record
+from resshift_fast.ops import norm_stats
 from resshift_fast.ops.pointwise_conv2d import reference
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
@@ -84,6 +85,36 @@ def test_matches_float64(case, dtype, device):
     assert_matches(arguments)
 
 
+STATISTICS = [  # B, C, groups, O, H, W, bias, residual, groups of the next normalization
+    (2, 64, 0, 96, 3, 7, True, True, 32),
+    (1, 96, 8, 33, 5, 7, True, False, 3),
+    (3, 20, 0, 40, 1, 5, False, True, 40),
+    (1, 20, 4, 160, 9, 7, False, False, 2),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("case", STATISTICS, ids=lambda case: "B{}-C{}-G{}-O{}-{}x{}-{}-{}-next{}".format(*case))
+def test_statistics_are_those_of_the_result(case, dtype, device):
+    *case, groups = case
+    arguments = [*channels_last(inputs(case, device, dtype)), None]
+    y, statistics = pointwise_conv2d.forward_with_statistics(*arguments, groups, 1e-6)
+    assert_close("y", y, reference(*double(arguments)), LIMITS[dtype])
+    exact = norm_stats.reference(y.double(), groups, 1e-6)
+    for name, ours, expected in zip(("mean", "rstd"), statistics.unbind(1), exact.unbind(1), strict=True):
+        assert_close(name, ours, expected, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_given_statistics_are_used(dtype, device):
+    arguments = channels_last(inputs((2, 96, 8, 72, 3, 7, True, False), device, dtype))
+    statistics = torch.stack([array("pointwise.mean", 2, 8), array("pointwise.rstd", 2, 8).exp()], dim=1).to(device)
+    assert_matches([*arguments, statistics])
+    with record() as launches:
+        pointwise_conv2d.forward(*arguments, statistics)
+    assert [launch.name for launch in launches] == ["pointwise_conv2d_kernel"]
+
+
 @pytest.mark.parametrize("index", [X, RESIDUAL], ids=["x", "residual"])
 @pytest.mark.parametrize("layout", ["contiguous", *LAYOUTS])
 def test_any_memory_layout(layout, index, device):
@@ -119,6 +150,8 @@ def test_every_configuration(size, device, monkeypatch):
     for config in candidates:
         monkeypatch.setattr(pointwise_conv2d.SPACE, "default", lambda arch, key, config=config: config)
         assert_matches(arguments)
+        y, statistics = pointwise_conv2d.forward_with_statistics(*arguments, None, 8, 1e-5)
+        assert_close("statistics", statistics, norm_stats.reference(y.double(), 8, 1e-5), 1e-5)
 
 
 @pytest.mark.parametrize("rows, out_channels, channels", [(4096, 576, 192), (4096, 192, 160), (256, 192, 640)])

@@ -8,7 +8,7 @@ from comparison import DTYPES, LAYOUTS, assert_close, check_operator, layouts, n
 from golden_data import array
 from pairwise import BACKENDS, once, pairwise
 
-from resshift_fast.ops.pointwise_conv2d import pointwise_conv2d, reference
+from resshift_fast.ops.pointwise_conv2d import pointwise_conv2d, reference, reference_with_statistics
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty", "backend")
 
@@ -25,22 +25,46 @@ IDS = [
 ]
 
 
-def exact(x, weight, bias=None, *, residual=None, num_groups=0, norm_weight=None, norm_bias=None, eps=1e-5):
+def moments(x, num_groups, eps):
+    """Mean and 1 / √(variance + eps) of every group, [B, 2, G]."""
+    groups = x.reshape(x.shape[0], num_groups, -1)
+    mean = groups.mean(2)
+    return torch.stack([mean, ((groups - mean[..., None]).square().mean(2) + eps).rsqrt()], dim=1)
+
+
+def exact(
+    x,
+    weight,
+    bias=None,
+    *,
+    residual=None,
+    num_groups=0,
+    norm_weight=None,
+    norm_bias=None,
+    eps=1e-5,
+    statistics=None,
+    next_groups=None,
+    next_eps=1e-5,
+):
     """The formula as a matrix product over channels."""
     rows = x
     if num_groups:
-        groups = x.reshape(x.shape[0], num_groups, -1)
-        centred = groups - groups.mean(2, keepdim=True)
-        rows = (centred * (centred.square().mean(2, keepdim=True) + eps).rsqrt()).reshape(x.shape)
+        statistics = moments(x, num_groups, eps) if statistics is None else statistics
+        mean, rstd = statistics[..., None].unbind(1)
+        rows = ((x.reshape(x.shape[0], num_groups, -1) - mean) * rstd).reshape(x.shape)
         rows = rows * norm_weight[:, None, None] + norm_bias[:, None, None]
     y = (rows.permute(0, 2, 3, 1) @ weight.T).permute(0, 3, 1, 2)
     y = y if bias is None else y + bias[:, None, None]
-    return y if residual is None else y + residual
+    y = y if residual is None else y + residual
+    return y if next_groups is None else (y, moments(y, next_groups, next_eps))
 
 
-def plain(x, weight, bias=None, *, residual=None, num_groups=0, norm_weight=None, norm_bias=None, eps=1e-5):
+def plain(x, weight, bias=None, *, residual=None, num_groups=0, norm_weight=None, norm_bias=None, eps=1e-5, **options):
     """The plain PyTorch path, with keyword arguments."""
-    return reference(x, weight, bias, residual, num_groups, norm_weight, norm_bias, eps)
+    arguments = (x, weight, bias, residual, num_groups, norm_weight, norm_bias, eps, options.get("statistics"))
+    if "next_groups" in options:
+        return reference_with_statistics(*arguments, options["next_groups"], options.get("next_eps", 1e-5))
+    return reference(*arguments)
 
 
 def inputs(batch, channels, out_channels, height, width, *, norm=True, bias=True, residual=True):
@@ -65,6 +89,21 @@ def test_matches_float64(case, dtype):
     tensors = inputs(batch, channels, out_channels, height, width, norm=groups > 0, bias=bias, residual=residual)
     functions = (partial(f, num_groups=groups) for f in (pointwise_conv2d, plain, exact))
     check_operator(*functions, tensors, dtype)
+
+
+@pytest.mark.parametrize("groups, following", [(0, 8), (4, 24), (4, 1)])
+def test_statistics_of_the_result(groups, following):
+    tensors = inputs(2, 16, 24, 6, 5, norm=groups > 0)
+    options = {"num_groups": groups, "next_groups": following, "next_eps": 0.1}
+    functions = (partial(f, **options) for f in (pointwise_conv2d, plain, exact))
+    check_operator(*functions, tensors, torch.float32)
+
+
+def test_given_statistics_are_used():
+    tensors = inputs(2, 16, 24, 6, 5)
+    tensors["statistics"] = torch.stack([array("pointwise.mean", 2, 4), array("pointwise.rstd", 2, 4).exp()], dim=1)
+    functions = (partial(f, num_groups=4) for f in (pointwise_conv2d, plain, exact))
+    check_operator(*functions, tensors, torch.float32)
 
 
 @pytest.mark.parametrize("name", ["x", "residual"])
@@ -94,6 +133,11 @@ def test_float32_tensors_with_16_bit_images(dtype):
     assert_close("output", y, expected, 2 * torch.finfo(dtype).eps)
 
 
+def test_refuses_statistics_without_groups():
+    with pytest.raises(ValueError, match="statistics are given, but num_groups is 0"):
+        pointwise_conv2d(torch.ones(1, 6, 3, 3), torch.ones(9, 6), statistics=torch.ones(1, 2, 3))
+
+
 @once
 @pytest.mark.parametrize(
     "change, error, message",
@@ -116,6 +160,11 @@ def test_float32_tensors_with_16_bit_images(dtype):
         ({"norm_bias": None}, ValueError, r"norm_bias is None, expected shape \(6,\) for 3 groups"),
         ({"norm_weight": torch.ones(5)}, ValueError, r"norm_weight has shape \(5,\), expected \(6,\)"),
         ({"norm_bias": torch.ones(6).half()}, TypeError, "norm_bias has dtype torch.float16"),
+        ({"statistics": torch.ones(1, 3, 2)}, ValueError, r"statistics has shape \(1, 3, 2\), expected \(1, 2, 3\)"),
+        ({"statistics": torch.ones(1, 2, 3).half()}, TypeError, "statistics have dtype torch.float16"),
+        ({"statistics": torch.ones(1, 2, 3, device="meta")}, ValueError, "statistics is on meta"),
+        ({"next_groups": 4}, ValueError, "next_groups is 4, but 9 channels do not divide"),
+        ({"next_groups": 0}, ValueError, "next_groups is 0"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

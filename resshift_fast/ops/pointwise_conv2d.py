@@ -3,11 +3,11 @@ r"""1×1 convolution of an image, with the group normalization before it and the
 .. math:: y = W\,\mathrm{norm}(x) + b + r
 
 where norm is group normalization (Wu and He, arXiv 1803.08494) or, with `num_groups` 0, nothing; b and the residual r
-may be missing.
+may be missing. The statistics of norm can be given, and those of y's next normalization returned with it.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from resshift_fast import backends
 from resshift_fast.backends import Kernel
-from resshift_fast.ops import checks, drawing
+from resshift_fast.ops import checks, drawing, norm_stats
 from resshift_fast.ops.group_norm import reference as group_norm
 from resshift_fast.ops.registration import Native, recomputed, register, takes
 
@@ -31,6 +31,23 @@ class Arguments(NamedTuple):
     norm_weight: Tensor | None = None
     norm_bias: Tensor | None = None
     eps: float = 1e-5
+    statistics: Tensor | None = None
+
+
+class StatisticsArguments(NamedTuple):
+    """Arguments of the registered operator that returns y and its statistics."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    residual: Tensor | None
+    num_groups: int
+    norm_weight: Tensor | None
+    norm_bias: Tensor | None
+    eps: float
+    statistics: Tensor | None
+    next_groups: int
+    next_eps: float
 
 
 @takes(Arguments)
@@ -39,7 +56,10 @@ def reference(a: Arguments) -> Tensor:
     y, dtype = a.x, a.x.dtype
     if a.num_groups:
         assert a.norm_weight is not None and a.norm_bias is not None
-        y = group_norm(y, a.num_groups, a.norm_weight, a.norm_bias, a.eps)
+        if a.statistics is None:
+            y = group_norm(y, a.num_groups, a.norm_weight, a.norm_bias, a.eps)
+        else:
+            y = norm_stats.normalized(y, a.statistics, a.norm_weight, a.norm_bias)
     y = F.conv2d(y, a.weight.to(dtype)[:, :, None, None], None if a.bias is None else a.bias.to(dtype))
     return y if a.residual is None else (a.residual + y).to(dtype)
 
@@ -55,6 +75,24 @@ def _fake(a: Arguments) -> Tensor:
     return torch.empty(size, dtype=a.x.dtype, device=a.x.device, memory_format=torch.channels_last)
 
 
+@takes(StatisticsArguments)
+def reference_with_statistics(a: StatisticsArguments) -> tuple[Tensor, Tensor]:
+    """`reference`, and the statistics of its result."""
+    y = reference(*a[:-2])
+    return y, norm_stats.reference(y, a.next_groups, a.next_eps)
+
+
+@takes(StatisticsArguments)
+def _plain_with_statistics(a: StatisticsArguments) -> tuple[Tensor, Tensor]:
+    y, statistics = reference_with_statistics(*a)
+    return y.contiguous(memory_format=torch.channels_last), statistics
+
+
+@takes(StatisticsArguments)
+def _fake_with_statistics(a: StatisticsArguments) -> tuple[Tensor, Tensor]:
+    return _fake(*a[:-2]), norm_stats.fake(a.x, a.next_groups)
+
+
 def _matrix_operations(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
     """One product of every pixel with the weight."""
     return 2 * math.prod(x) * weight[0]
@@ -66,8 +104,20 @@ def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]
     x, residual = normal(2, 96, 9, 7) - 2.3, normal(2, 40, 9, 7)
     weight, bias, norm_weight, norm_bias = normal(40, 96) / 10, normal(40), normal(96), normal(96)
     return [
-        (drawing.channels_last(x), weight, bias, residual, 32, norm_weight, norm_bias, 1e-5),
+        (drawing.channels_last(x), weight, bias, residual, 32, norm_weight, norm_bias, 1e-5, None),
         Arguments(x, weight),
+    ]
+
+
+def _statistics_examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    """Those of `_examples`; also with given statistics, and groups with channels of several blocks."""
+    (x, weight, bias, residual, *norm), (plain, plain_weight, *_) = _examples(device, dtype)
+    statistics = norm_stats.reference(x, 32, 1e-5)
+    wide = drawing.normal(device, dtype)(6 * 32, 96) / 10
+    return [
+        (x, weight, bias, residual, *norm, 8, 1e-6),
+        (x, wide, None, None, *norm[:-1], statistics, 32, 1e-5),
+        (plain, plain_weight, None, None, 0, None, None, 1e-5, None, 1, 1e-5),
     ]
 
 
@@ -92,14 +142,34 @@ def _triton() -> Kernel:
     return Kernel(kernels.forward, kernels.unsupported)
 
 
+def _triton_with_statistics() -> Kernel:
+    from resshift_fast.kernels import pointwise_conv2d as kernels
+
+    return Kernel(kernels.forward_with_statistics, kernels.unsupported)
+
+
+def _given(*args: Any) -> str | None:
+    return None if args[-1] is None else "statistics are given"
+
+
 _op = register(
     "pointwise_conv2d",
     _plain,
     fake=_fake,
     examples=_examples,
-    loaders={"cpu": Native(_normalized), "triton": _triton},
+    loaders={"cpu": Native(_normalized, _given), "triton": _triton},
     matrix_operations=_matrix_operations,
     **recomputed(reference),
+)
+_op_with_statistics = register(
+    "pointwise_conv2d_statistics",
+    _plain_with_statistics,
+    fake=_fake_with_statistics,
+    examples=_statistics_examples,
+    loaders={"triton": _triton_with_statistics},
+    matrix_operations=_matrix_operations,
+    public=False,
+    **recomputed(reference_with_statistics),
 )
 
 
@@ -119,9 +189,11 @@ def _check(a: Arguments) -> None:
     checks.shape(op, "residual", a.residual, size, "to match x and weight", optional=True)
     norm = {"norm_weight": a.norm_weight, "norm_bias": a.norm_bias}
     _check_norm(channels, a.num_groups, **norm)
+    norm_stats.check(op, a.statistics, a.x, a.num_groups)
     checks.parameters(op, a.x, weight=a.weight, bias=a.bias, residual=a.residual, **norm)
 
 
+@overload
 def pointwise_conv2d(
     x: Tensor,
     weight: Tensor,
@@ -132,7 +204,38 @@ def pointwise_conv2d(
     norm_weight: Tensor | None = None,
     norm_bias: Tensor | None = None,
     eps: float = 1e-5,
-) -> Tensor:
+    statistics: Tensor | None = None,
+    next_groups: None = None,
+) -> Tensor: ...
+@overload
+def pointwise_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    num_groups: int = 0,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    eps: float = 1e-5,
+    statistics: Tensor | None = None,
+    next_groups: int,
+    next_eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]: ...
+def pointwise_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    num_groups: int = 0,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    eps: float = 1e-5,
+    statistics: Tensor | None = None,
+    next_groups: int | None = None,
+    next_eps: float = 1e-5,
+) -> Tensor | tuple[Tensor, Tensor]:
     """1×1 convolution of x, or of group_norm(x), plus a residual.
 
     Args:
@@ -142,10 +245,15 @@ def pointwise_conv2d(
         num_groups: a divisor of C to normalize x first, or 0.
         norm_weight, norm_bias: [C] with `num_groups`, None without.
         eps: added to the variance.
-        Every tensor is in x's dtype or float32.
+        statistics: float32 [B, 2, num_groups] (float64 for float64), mean and 1 / √(variance + eps) of x,
+            as the operator that made x returned them; None computes them.
+        next_groups: a divisor of O to also return the statistics of the result in so many groups, or None.
+        next_eps: added to their variance.
+        Every other tensor is in x's dtype or float32.
 
     Returns:
-        [B, O, H, W] in x's dtype, channels-last where a backend has a kernel. Differentiable in every tensor.
+        [B, O, H, W] in x's dtype, channels-last where a backend has a kernel; with `next_groups` a pair of that and its
+        statistics [B, 2, next_groups]. Differentiable in every tensor.
 
     Raises:
         ValueError: for a shape, device or number of groups that does not fit.
@@ -155,10 +263,16 @@ def pointwise_conv2d(
         >>> pointwise_conv2d(torch.randn(2, 8, 5, 7), torch.randn(6, 8), torch.zeros(6)).shape
         torch.Size([2, 6, 5, 7])
     """
-    arguments = (x, weight, bias, residual, num_groups, norm_weight, norm_bias, eps)
+    arguments = (x, weight, bias, residual, num_groups, norm_weight, norm_bias, eps, statistics)
     _check(*arguments)
+    if next_groups is not None:
+        norm_stats.check_next("pointwise_conv2d", weight.shape[0], next_groups)
+        if backends.fused("pointwise_conv2d_statistics", x.device):
+            both: tuple[Tensor, Tensor] = _op_with_statistics(*arguments, next_groups, next_eps)
+            return both
     run = _op if backends.fused("pointwise_conv2d", x.device) else reference
-    return run(*arguments)
+    y: Tensor = run(*arguments)
+    return y if next_groups is None else (y, norm_stats.reference(y, next_groups, next_eps))
 
 
 def _check_norm(channels: int, num_groups: int, norm_weight: Tensor | None, norm_bias: Tensor | None) -> None:

@@ -86,6 +86,17 @@ _posterior_step = partial(call, "posterior_step", channels=3, contiguous="lq")
 _prior_sample = partial(call, "prior_sample", channels=3, contiguous="lq")
 
 
+def _with_statistics(op: str, side: int, *, groups: int = 32, given: bool = False, **sizes):
+    """Arguments with which an operator also returns statistics, and with `given` takes some."""
+
+    def arguments(dtype: torch.dtype) -> tuple:
+        made = call(op, side, **sizes)(dtype)
+        statistics = torch.empty(made[0].shape[0], 2, 32, device=META) if given else None
+        return *made, statistics, groups, 1e-5
+
+    return arguments
+
+
 def _norm_backward(side: int, **sizes):
     def arguments(dtype: torch.dtype) -> tuple:
         x, groups, weight, bias, _, *options = _norm(side, **sizes)(dtype)
@@ -128,6 +139,15 @@ _WORST_WINDOWS = (
     *(("backward", 8, head_dim, FEW) for head_dim in (16, 64)),
     ("backward", 7, 32, BF16),
     *(("backward", window, head_dim, (FLOAT32,)) for window in (4, 5) for head_dim in (16, 64)),
+)
+
+_PRODUCERS = (  # 1×1 convolutions whose results are normalized next: side, channels, output channels, dtypes
+    (64, 192, 192, ALL, True),
+    (64, 160, 192, BF16, False),
+    (16, 320, 192, BF16, False),
+    (8, 192, 640, BF16, False),
+    (64, 512, 512, FEW, True),
+    (256, 256, 128, FEW, True),
 )
 
 # (launcher, case, dtypes, arguments)
@@ -178,6 +198,15 @@ _TABLE = (
     ("pointwise_conv2d.forward", "960x16x16-to-320", BF16, _pointwise(16, channels=960, out=320)),
     ("pointwise_conv2d.forward", "192x8x8-to-640", BF16, _pointwise(8, channels=192, out=640)),
     ("pointwise_conv2d.forward", "512x128x128-to-512", ALL, _pointwise(128, channels=512, out=512, norm=True)),
+    *(
+        (
+            "pointwise_conv2d.forward_with_statistics",
+            f"{channels}x{side}x{side}-to-{out}{'-add' * residual}",
+            dtypes,
+            _with_statistics("pointwise_conv2d", side, channels=channels, out=out, residual=residual),
+        )
+        for side, channels, out, dtypes, residual in _PRODUCERS
+    ),
     ("vector_quantize.forward", "3x64x64", ALL, _quantize(64, channels=3, entries=8192)),
     ("vector_quantize.forward", "3x256x256", BF16, _quantize(256, channels=3, entries=8192)),
     ("vector_quantize.forward", "256x16x16", ALL, _quantize(16, channels=256, entries=1024)),
