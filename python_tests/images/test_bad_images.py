@@ -2,7 +2,6 @@
 
 import io
 import os
-import struct
 
 import numpy as np
 import pytest
@@ -176,27 +175,6 @@ def test_tiff_that_begins_with_a_preview(tmp_path):
     Image.fromarray(PIXELS).save(tmp_path / "raw.tif", tiffinfo={254: 1})
     with pytest.raises(ImageError, match="begins with a reduced preview, as camera raw files do"):
         read(tmp_path / "raw.tif")
-
-
-def test_16_bit_gray_tiff_with_alpha_is_refused(tmp_path):
-    planes = np.zeros((2, 2, 2), np.uint16)
-    entries = [
-        (256, 2),
-        (257, 2),
-        (258, 16 | 16 << 16),
-        (259, 1),
-        (262, 1),
-        (273, 8),
-        (277, 2),
-        (278, 2),
-        (279, 16),
-        (338, 2),
-    ]
-    body = b"".join(struct.pack("<HHII", tag, 3, 2 if tag == 258 else 1, value) for tag, value in entries)
-    file = b"II*\0" + struct.pack("<I", 24) + planes.tobytes() + struct.pack("<H", len(entries)) + body + bytes(4)
-    (tmp_path / "la.tif").write_bytes(file)
-    with pytest.raises(ImageError, match="is a damaged TIFF, or of a kind that is not supported"):
-        read(tmp_path / "la.tif")
 
 
 def test_pil_images_without_integers_or_pixels():

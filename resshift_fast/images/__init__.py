@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from resshift_fast.images.alpha import resize_alpha as resize_alpha
-    from resshift_fast.images.codecs import ImageError as ImageError
+    from resshift_fast.images.errors import ImageError as ImageError
     from resshift_fast.images.masks import read_mask as read_mask
     from resshift_fast.images.photo import Photo as Photo
     from resshift_fast.images.photo import check_format as check_format
@@ -39,7 +39,7 @@ __all__ = [
     "write",
 ]
 
-_MODULES = {"ImageError": "codecs", "read_mask": "masks", "resize_alpha": "alpha"}  # the others are in photo
+_MODULES = {"ImageError": "errors", "read_mask": "masks", "resize_alpha": "alpha"}  # the others are in photo
 
 
 if not TYPE_CHECKING:  # a type checker would accept any name if it saw this function

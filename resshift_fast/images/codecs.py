@@ -1,12 +1,10 @@
-"""What the image libraries do not support: 16-bit PNG and TIFF with metadata, EXIF cleaning, colour conversion.
+"""What the image libraries do not support: 16-bit PNG with metadata, EXIF cleaning, colour conversion.
 
 Pillow has no 16-bit colour and OpenCV writes no metadata. So a 16-bit PNG is OpenCV's with two chunks inserted (iCCP
-and eXIf, PNG specification, third edition, 11.3), and a TIFF is zlib strips after tags that Pillow writes (TIFF 6.0
-with the horizontal predictor of its section 14; Deflate as in the Adobe Photoshop TIFF technical notes of 2002).
+and eXIf, PNG specification, third edition, 11.3).
 """
 
 import io
-import itertools
 import struct
 import zlib
 from typing import Any, cast
@@ -15,19 +13,18 @@ import cv2
 import numpy as np
 from PIL import Image, ImageCms
 from PIL.ExifTags import IFD, Base
-from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+
+from resshift_fast.images import tiff
+from resshift_fast.images.errors import ImageError
 
 # First bytes of files, from which the message about an unreadable one says what it is.
 _MAGIC = {
     b"\x89PNG": "PNG",
     b"\xff\xd8": "JPEG",
     b"RIFF": "WebP",
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
-    b"II+\0": "TIFF",
-    b"MM\0+": "TIFF",
     b"BM": "BMP",
-}
+} | dict.fromkeys(tiff.MAGIC, "TIFF")
 _FOREIGN_MAGIC = {b"GIF8": "a GIF", b"%PDF": "a PDF", b"8BPS": "a Photoshop document", b"PK\x03\x04": "a ZIP archive"}
 
 
@@ -57,10 +54,6 @@ _DESCRIPTIVE = {
 _WRONG_AFTER_RESIZE = {Base.ExifImageWidth, Base.ExifImageHeight, Base.ExifInteroperabilityOffset}
 
 
-class ImageError(ValueError):
-    """An image that cannot be read, or a photo that cannot be stored as asked; one line says why and what to do."""
-
-
 def what_it_is(name: str, data: bytes) -> str:
     """One line on a file that Pillow does not recognize, from its first bytes."""
     for magic, kind in _MAGIC.items():
@@ -74,21 +67,6 @@ def what_it_is(name: str, data: bytes) -> str:
         is_text = not any(byte < 9 or 13 < byte < 27 for byte in head)
         foreign = "a text file" if is_text and data[:16].isascii() else "not an image that is known here"
     return f"{name} is {foreign}; give a PNG, JPEG, WebP, TIFF or BMP"
-
-
-def refuse_strange_tiff(image: Image.Image, name: str) -> None:
-    """Raise ImageError for a TIFF without a defined white level (float, signed), and for previews in raw files."""
-    tags = getattr(image, "tag_v2", None)
-    if image.format != "TIFF" or tags is None:
-        return
-    bits, sample_format = max(tags.get(258, (1,))), tags.get(339, (1,))
-    kind = {2: "signed", 3: "float"}.get(sample_format[0], "")
-    if kind or bits not in (1, 2, 4, 8, 16):
-        raise ImageError(f"{name} holds {bits}-bit {kind or 'integer'} pixels; convert it to 8 or 16 bit first")
-    if tags.get(254, 0) & 1:
-        raise ImageError(
-            f"{name} begins with a reduced preview, as camera raw files do; develop it to a TIFF or PNG first"
-        )
 
 
 def decode_planes(
@@ -183,18 +161,15 @@ def _tags(image: Image.Image) -> Any:
     return cast(TiffImageFile, image).tag_v2
 
 
-def is_16_bit_color(image: Image.Image, data: bytes) -> bool:
-    """Whether the file ``data``, opened by Pillow as ``image``, holds 16-bit colour (or gray with alpha).
+def is_16_bit_png(image: Image.Image, data: bytes) -> bool:
+    """Whether the file ``data``, opened by Pillow as ``image``, is a PNG with 16-bit colour, or gray with alpha.
 
     Pillow reduces these to 8 bits; it reads other 16-bit files (gray) in full.
     """
-    if image.format == "PNG":
-        depth, color_type = png_header(data)
-        return depth == 16 and color_type != 0
-    if image.format == "TIFF":
-        bits = _tags(image).get(258, (1,))
-        return image.mode in ("RGB", "RGBA", "RGBX") and set(bits) == {16}
-    return False
+    if image.format != "PNG":
+        return False
+    depth, color_type = png_header(data)
+    return depth == 16 and color_type != 0
 
 
 def is_gray_png(image: Image.Image, data: bytes) -> bool:
@@ -207,16 +182,14 @@ def png_header(data: bytes) -> tuple[int, int]:
     return data[24], data[25]
 
 
-def decode_16_bit(image: Image.Image, data: bytes, name: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Decode a file of 16-bit colour with OpenCV.
+def decode_png_16(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Decode a PNG of 16-bit colour with OpenCV.
 
     Args:
-        image: the file as Pillow opened it.
-        data: the file.
-        name: for messages.
+        data: the file. name: for messages.
 
     Returns:
-        Pixels uint16 [H, W, 3] RGB and alpha uint16 [H, W] or None. A TIFF's orientation is applied, a PNG's is not.
+        Pixels uint16 [H, W, 3] RGB and alpha uint16 [H, W] or None. The orientation is not applied.
 
     Raises:
         ImageError: if OpenCV cannot read it as 16-bit colour.
@@ -226,17 +199,8 @@ def decode_16_bit(image: Image.Image, data: bytes, name: str) -> tuple[np.ndarra
     except cv2.error:
         planes = None
     if planes is None or planes.dtype != np.uint16 or planes.ndim != 3 or planes.shape[2] not in (3, 4):
-        raise ImageError(
-            f"{name} is a kind of 16-bit {image.format} that is not supported; export it as 16-bit RGB or RGBA"
-        )
-    pixels, alpha = cv2.cvtColor(planes[..., :3], cv2.COLOR_BGR2RGB), planes[..., 3] if planes.shape[2] == 4 else None
-    extra = _tags(image).get(338, (2,))[0] if image.format == "TIFF" else 2
-    if extra == 0:  # the fourth channel is something else
-        return pixels, None
-    if extra == 1 and alpha is not None:  # premultiplied alpha
-        straight = pixels.astype(np.float32) * 65535 / np.maximum(alpha, 1)[..., None]
-        pixels = np.rint(straight).clip(0, 65535).astype(np.uint16)
-    return pixels, alpha
+        raise ImageError(f"{name} is a kind of 16-bit PNG that is not supported; export it as 16-bit RGB or RGBA")
+    return cv2.cvtColor(planes[..., :3], cv2.COLOR_BGR2RGB), planes[..., 3] if planes.shape[2] == 4 else None
 
 
 def encode_png_16(planes: np.ndarray, icc_profile: bytes | None, exif: bytes | None) -> bytes:
@@ -260,59 +224,6 @@ def encode_png_16(planes: np.ndarray, icc_profile: bytes | None, exif: bytes | N
 
 def _png_chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
-def encode_tiff(planes: np.ndarray, icc_profile: bytes | None, exif: bytes | None) -> bytes:
-    """A TIFF (Deflate, horizontal predictor) with its profile and EXIF.
-
-    Args:
-        planes: uint8 or uint16; [H, W] gray, [H, W, 2] gray and alpha, [H, W, 3] RGB or [H, W, 4] RGBA.
-        icc_profile: the profile's bytes, if any.
-        exif: EXIF as ``clean_exif`` gives it, if any.
-
-    Raises:
-        ValueError: if the result would pass the 4 GB that TIFF can address.
-    """
-    height, width = planes.shape[:2]
-    planes = planes.reshape(height, width, -1)
-    channels, depth = planes.shape[2], planes.itemsize * 8
-    rows = max(1, min(height, 2**18 // planes[0].nbytes))
-    strips = [_predict_and_deflate(planes[top : top + rows]) for top in range(0, height, rows)]
-    sizes = [len(strip) for strip in strips]
-    if sum(sizes) > 2**32 - 2**24:
-        raise ValueError("the picture is too large for TIFF's 4 GB; write a .png instead")
-
-    tags = ImageFileDirectory_v2(prefix=b"II")
-    if exif:
-        old = Image.Exif()
-        old.load(exif)
-        for tag in old:
-            tags[tag] = old.get_ifd(tag) if tag in (IFD.Exif, IFD.GPSInfo) else old[tag]
-    tags[256], tags[257] = width, height
-    tags[258] = (depth,) * channels
-    tags[259] = 8  # Deflate
-    tags[262] = 1 if channels < 3 else 2  # black is zero, RGB
-    tags[277], tags[278] = channels, rows
-    # Offsets are relative to the end of the tags; Pillow adds its position when it writes them.
-    tags[273] = tuple(itertools.accumulate(sizes[:-1], initial=0))
-    tags[279] = tuple(sizes)
-    tags[284] = 1  # samples of a pixel are contiguous
-    tags[317] = 2  # horizontal differencing
-    tags[339] = (1,) * channels  # unsigned integers
-    if channels in (2, 4):
-        tags[338] = (2,)  # alpha, not premultiplied
-    if icc_profile:
-        tags[34675] = icc_profile
-    file = io.BytesIO()
-    tags.save(file)
-    file.writelines(strips)
-    return file.getvalue()
-
-
-def _predict_and_deflate(strip: np.ndarray) -> bytes:
-    differences = strip.copy()
-    differences[:, 1:] -= strip[:, :-1]
-    return zlib.compress(differences.astype(differences.dtype.newbyteorder("<"), copy=False).tobytes(), 6)
 
 
 def profile_space(icc_profile: bytes) -> bytes:

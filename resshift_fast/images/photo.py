@@ -19,20 +19,19 @@ import numpy as np
 from PIL import Image
 
 from resshift_fast.core.files import NotRegularError, open_regular, write_atomically
+from resshift_fast.images import tiff
 from resshift_fast.images.codecs import (
-    ImageError,
     clean_exif,
-    decode_16_bit,
     decode_planes,
+    decode_png_16,
     encode_png_16,
-    encode_tiff,
-    is_16_bit_color,
+    is_16_bit_png,
     is_gray_png,
     profile_space,
-    refuse_strange_tiff,
     to_srgb,
     what_it_is,
 )
+from resshift_fast.images.errors import ImageError, one_line, too_large
 from resshift_fast.images.files import FORMATS, missing_file
 
 _READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
@@ -120,11 +119,12 @@ def read(path: str | PathLike[str]) -> Photo:
     path = Path(path)
     name = str(path)
     data = _file_bytes(path)
+    samples = tiff.decode(data, name) if data.startswith(tiff.MAGIC) else None
+    if samples is not None:
+        return _tiff_photo(samples, name, data)
     image = _opened(io.BytesIO(data), name)
     photo = _photo(image, name, data)
-    if not is_16_bit_color(image, data):
-        return photo
-    return _with_16_bits(photo, image, data)
+    return _with_16_bits(photo, image, data) if is_16_bit_png(image, data) else photo
 
 
 def _opened(file: BinaryIO, name: str) -> Image.Image:
@@ -132,7 +132,7 @@ def _opened(file: BinaryIO, name: str) -> Image.Image:
     try:
         return Image.open(file, formats=_READ_FORMATS)
     except Image.DecompressionBombError as error:
-        raise _too_large(name) from error
+        raise too_large(name) from error
     except Exception as error:  # Pillow's parsers raise whatever a damaged file leads them to.
         file.seek(0)
         raise ImageError(what_it_is(name, file.read(1024))) from error
@@ -162,18 +162,6 @@ def _file_bytes(path: Path) -> bytes:
         raise OSError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _too_large(name: str) -> ImageError:
-    limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-    return ImageError(
-        f"{name} has more than {limit:,} pixels, the limit against decompression bombs; crop it, or raise "
-        f"PIL.Image.MAX_IMAGE_PIXELS if you trust it"
-    )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def from_pil(image: Image.Image, *, name: str = "image") -> Photo:
     """Convert a Pillow image of any mode but float to a ``Photo``; orientation, profile and EXIF as for ``read``.
 
@@ -195,49 +183,74 @@ def from_pil(image: Image.Image, *, name: str = "image") -> Photo:
 def _photo(image: Image.Image, name: str, data: bytes | None = None) -> Photo:
     if 0 in image.size:
         raise ImageError(f"{name} has no pixels ({image.width}×{image.height})")
-    refuse_strange_tiff(image, name)
+    if image.format == "TIFF" and hasattr(image, "tag_v2"):
+        tiff.refuse_strange(image.tag_v2, name)
     try:
         image.load()
     except Image.DecompressionBombError as error:
-        raise _too_large(name) from error
+        raise too_large(name) from error
     except Exception as error:  # as in read
-        raise ImageError(f"{name} is damaged or truncated ({_one_line(error)}); fetch or export it again") from error
+        raise ImageError(f"{name} is damaged or truncated ({one_line(error)}); fetch or export it again") from error
     # Not before loading: a PNG may have its EXIF after the pixels, and Pillow turns a TIFF upright while it loads.
     exif, orientation = _exif(image)
     icc_profile = image.info.get("icc_profile") or None
     pixels, alpha, gray = decode_planes(image, icc_profile, name, data)
     if icc_profile and (image.mode in ("CMYK", "LAB") or profile_space(icc_profile) not in (b"RGB ", b"GRAY")):
         icc_profile = None
-    upright = _UPRIGHT[orientation]
-    return Photo(
-        np.ascontiguousarray(upright(pixels)),
-        None if alpha is None else np.ascontiguousarray(upright(alpha)),
-        gray,
-        icc_profile,
-        exif,
-        name,
-    )
+    return _upright(pixels, alpha, gray, icc_profile, exif, orientation, name)
+
+
+def _upright(
+    pixels: np.ndarray,
+    alpha: np.ndarray | None,
+    gray: bool,
+    icc_profile: bytes | None,
+    exif: bytes | None,
+    orientation: int,
+    name: str,
+) -> Photo:
+    turn = _UPRIGHT.get(orientation, _UPRIGHT[1])
+    turned_alpha = None if alpha is None else np.ascontiguousarray(turn(alpha))
+    return Photo(np.ascontiguousarray(turn(pixels)), turned_alpha, gray, icc_profile, exif, name)
 
 
 def _exif(image: Image.Image) -> tuple[bytes | None, int]:
     try:
-        exif = image.getexif()
-        orientation = exif.get(0x0112, 1)
+        return _clean(image.getexif())
     except Exception:  # Pillow fails in many ways on damaged EXIF; the photo is read without it
         return None, 1
+
+
+def _clean(exif: Image.Exif) -> tuple[bytes | None, int]:
+    orientation = exif.get(0x0112, 1)
     return clean_exif(exif), orientation if orientation in _UPRIGHT else 1
 
 
 def _with_16_bits(photo: Photo, image: Image.Image, data: bytes) -> Photo:
-    pixels, alpha = decode_16_bit(image, data, photo.name)
-    # OpenCV, like Pillow, turns a TIFF upright, but not a PNG.
-    upright = _UPRIGHT[_exif(image)[1] if image.format == "PNG" else 1]
-    return replace(
-        photo,
-        pixels=np.ascontiguousarray(upright(pixels)),
-        alpha=None if alpha is None else np.ascontiguousarray(upright(alpha)),
-        gray=is_gray_png(image, data),
-    )
+    pixels, alpha = decode_png_16(data, photo.name)
+    gray, orientation = is_gray_png(image, data), _exif(image)[1]
+    return _upright(pixels, alpha, gray, photo.icc_profile, photo.exif, orientation, photo.name)
+
+
+def _tiff_photo(samples: tiff.Samples, name: str, data: bytes) -> Photo:
+    icc_profile = samples.tags.get(34675) or None
+    exif, orientation = None, samples.tags.get(274, 1)
+    if not data.startswith((b"II+", b"MM\0+")):  # Pillow reads no EXIF of a BigTIFF
+        try:
+            its_exif = Image.Exif()
+            its_exif.load(data)
+            exif, orientation = _clean(its_exif)
+        except Exception:  # as in _exif
+            pass
+    values, alpha, gray = samples.values, samples.alpha, samples.values.shape[2] == 1
+    if samples.photometric in (5, 8):  # CMYK and L*a*b*, which Pillow converts in 8 bits
+        values, alpha = _rounded(values), None if alpha is None else _rounded(alpha)
+        image = Image.fromarray(values, "CMYK" if samples.photometric == 5 else "LAB")
+        values, icc_profile = decode_planes(image, icc_profile, name, None)[0], None
+    pixels = np.repeat(values, 3, axis=2) if gray else values
+    if icc_profile and profile_space(icc_profile) not in (b"RGB ", b"GRAY"):
+        icc_profile = None
+    return _upright(pixels, alpha, gray, icc_profile, exif, orientation, name)
 
 
 def suffix_for(photo: Photo, wanted_suffix: str) -> str:
@@ -302,7 +315,7 @@ def write(path: str | Path, photo: Photo, quality: int = 95) -> None:
     try:
         data = _encode(photo, form, quality)
     except (OSError, ValueError, struct.error, cv2.error) as error:
-        raise ImageError(f"{path} cannot be encoded as {form} ({_one_line(error)}); write it as .png") from error
+        raise ImageError(f"{path} cannot be encoded as {form} ({one_line(error)}); write it as .png") from error
     write_atomically(path, data)
 
 
@@ -314,7 +327,7 @@ def _encode(photo: Photo, form: str, quality: int) -> bytes:
     if exif and not exif.startswith(b"Exif\0\0"):
         exif = b"Exif\0\0" + exif
     if form == "TIFF":
-        return encode_tiff(planes, icc_profile, exif)
+        return tiff.encode_tiff(planes, icc_profile, exif)
     if planes.dtype == np.uint16:
         return encode_png_16(planes, icc_profile, exif)
     image = Image.fromarray(planes)
@@ -339,8 +352,8 @@ def _stored_planes(photo: Photo, form: str) -> np.ndarray:
     if not photo.gray:
         return np.ascontiguousarray(photo.pixels) if alpha is None else np.dstack([photo.pixels, alpha])
     plane = luma(photo.pixels)
-    # WebP has no gray, and OpenCV, which reads 16-bit colour, reads no 16-bit gray with alpha.
-    if form == "WEBP" or (alpha is not None and photo.bits == 16):
+    # WebP has no gray, and OpenCV, which writes 16-bit PNG, writes no gray with alpha.
+    if form == "WEBP" or (form == "PNG" and alpha is not None and photo.bits == 16):
         return np.dstack([plane] * 3 if alpha is None else [plane] * 3 + [alpha])
     return plane if alpha is None else np.dstack([plane, alpha])
 
@@ -414,8 +427,15 @@ def in_8_bits(photo: Photo) -> Photo:
     """The photo rounded to 8 bits; itself if it has 8."""
     if photo.bits == 8:
         return photo
-    nearest = ((np.arange(65536, dtype=np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
-    return replace(photo, pixels=nearest[photo.pixels], alpha=None if photo.alpha is None else nearest[photo.alpha])
+    return replace(photo, pixels=_rounded(photo.pixels), alpha=None if photo.alpha is None else _rounded(photo.alpha))
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    """uint8 or uint16 values to the nearest uint8."""
+    if values.dtype == np.uint8:
+        return values
+    nearest: np.ndarray = ((np.arange(65536, dtype=np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    return nearest[values]
 
 
 def side_by_side(before: Photo, after: Photo) -> Photo:

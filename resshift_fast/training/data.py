@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from resshift_fast.images.alpha import bleed_colors
-from resshift_fast.images.codecs import ImageError
+from resshift_fast.images.errors import ImageError
 from resshift_fast.images.photo import in_8_bits, read
 from resshift_fast.training.degradations import Mixture
 

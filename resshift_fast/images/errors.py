@@ -1,0 +1,21 @@
+"""Errors of images in one line that says what was wrong, what was expected and what to do."""
+
+from PIL import Image
+
+
+class ImageError(ValueError):
+    """An image that cannot be read, or a photo that cannot be stored as asked; one line says why and what to do."""
+
+
+def too_large(name: str) -> ImageError:
+    """The error for an image with more pixels than Pillow's limit."""
+    limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+    return ImageError(
+        f"{name} has more than {limit:,} pixels, the limit against decompression bombs; crop it, or raise "
+        f"PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+    )
+
+
+def one_line(error: Exception) -> str:
+    """The text of an error without line breaks, or its class."""
+    return " ".join(str(error).split()) or type(error).__name__

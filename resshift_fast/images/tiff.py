@@ -1,0 +1,289 @@
+"""TIFF: files that Pillow reads in 8 bits, wrongly or not at all, and writing with metadata.
+
+Pillow has no 16-bit colour, and mixes up some planes that are stored one after the other. Its libtiff decompresses any
+single plane, though. So `decode` appends directories to the file that describe the same strips or tiles as gray images:
+one for each separate plane, or one for contiguous samples, as wide as all samples of a row together.
+
+A file is written as zlib strips after tags that Pillow writes (TIFF 6.0 with the horizontal predictor of its section
+14; Deflate as in the Adobe Photoshop TIFF technical notes of 2002).
+"""
+
+import io
+import itertools
+import struct
+import warnings
+import zlib
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageFile
+from PIL.ExifTags import IFD
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
+
+from resshift_fast.images.errors import ImageError, one_line, too_large
+
+MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+# Compressions whose result is the plain samples: none, LZW, Deflate (two numbers), PackBits, LZMA, Zstandard.
+_PLAIN_CODECS = (1, 5, 8, 32946, 32773, 34925, 50000)
+_PREDICTING_CODECS = (5, 8, 32946, 34925, 50000)
+_COLORS = {0: 1, 1: 1, 2: 3, 5: 4, 8: 3}  # samples of white-is-zero, black-is-zero, RGB, CMYK, CIE L*a*b*
+_SHORT, _LONG = 3, 4
+# Types of values, as letters of `struct`, without rationals and floats, which nothing here needs.
+_LETTERS = {1: "s", 2: "s", 3: "H", 4: "I", 6: "b", 7: "s", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
+_LONG_TAGS = (256, 257, 273, 278, 279, 322, 323, 324, 325)
+_SEQUENCES = (258, 273, 279, 324, 325, 330, 338, 339)
+
+
+class Samples(NamedTuple):
+    """A decoded TIFF.
+
+    Attributes:
+        values: uint8 or uint16 [H, W, C], as stored: gray with black at zero, RGB, CMYK or L*a*b*.
+        alpha: [H, W] in the same dtype, or None. Colours are not multiplied by it.
+        photometric: tag 262.
+        tags: of the first directory, by number.
+    """
+
+    values: np.ndarray
+    alpha: np.ndarray | None
+    photometric: int
+    tags: Any
+
+
+def read_tags(data: bytes, offset: int | None = None) -> dict[int, Any] | None:
+    """A directory of a TIFF, classic or BigTIFF in either byte order, by tag; None if it is damaged.
+
+    Tags that can have a value for each sample, strip or tile are tuples, others with one value are that value, and text
+    and bytes are bytes.
+
+    Args:
+        data: the file. offset: of the directory; None for the first one.
+    """
+    order, big = "<" if data[:2] == b"II" else ">", 43 in data[2:4]
+    word, entry = ("Q", "HHQ") if big else ("I", "HHI")
+    size = struct.calcsize(word)
+    try:
+        if offset is None:
+            offset = struct.unpack_from(order + word, data, size)[0]
+        counter = order + ("Q" if big else "H")
+        count, tags = struct.unpack_from(counter, data, offset)[0], {}
+        for i in range(min(count, 65535)):
+            place = offset + struct.calcsize(counter) + i * (4 + 2 * size)
+            tag, kind, number = struct.unpack_from(order + entry, data, place)
+            letter = _LETTERS.get(kind)
+            if letter is None or number == 0:
+                continue
+            place += 4 + size
+            if struct.calcsize(letter) * number > size:
+                place = struct.unpack_from(order + word, data, place)[0]
+            values = struct.unpack_from(f"{order}{number}{letter}", data, place)
+            tags[tag] = values[0] if letter == "s" or (number == 1 and tag not in _SEQUENCES) else values
+    except struct.error:
+        return None
+    return tags
+
+
+def refuse_strange(tags: Any, name: str) -> None:
+    """Raise ImageError for a TIFF without a defined white level (float, signed), and for previews in raw files.
+
+    Args:
+        tags: of its first directory. name: for the message.
+    """
+    bits, sample_formats = max(tags.get(258, (1,))), tags.get(339, (1,))
+    kind = next((word for value, word in ((2, "signed"), (3, "float")) if value in sample_formats), "")
+    if kind or bits not in (1, 2, 4, 8, 16):
+        raise ImageError(f"{name} holds {bits}-bit {kind or 'integer'} pixels; convert it to 8 or 16 bit first")
+    if tags.get(254, 0) & 1:
+        raise ImageError(
+            f"{name} begins with a reduced preview, as camera raw files do; develop it to a TIFF or PNG first"
+        )
+
+
+def decode(data: bytes, name: str) -> Samples | None:
+    """Decode a TIFF of 16-bit colour, of separate planes or of a kind unknown to Pillow; None for those it reads.
+
+    Args:
+        data: the file. name: for messages.
+
+    Raises:
+        ImageError: if it is damaged, too large, or of a kind that is not supported.
+    """
+    tags = read_tags(data)
+    if tags is None:
+        return None
+    if not {256, 257} <= tags.keys():
+        return None
+    bits, samples, codec = set(tags.get(258, (1,))), tags.get(277, 1), tags.get(259, 1)
+    photometric, separate = tags.get(262, -1), tags.get(284, 1) == 2 and samples > 1
+    unknown_to_pillow = data.startswith(b"MM\0+") or samples > _COLORS.get(photometric, 9) + 1
+    deep = bits == {16} and (samples > 1 or photometric == 0)
+    if not (deep or unknown_to_pillow or (bits == {8} and separate and codec in _PLAIN_CODECS)):
+        return None
+    refuse_strange(tags, name)
+    supported = photometric in _COLORS and codec in _PLAIN_CODECS and bits in ({8}, {16})
+    if not supported or (photometric == 8 and bits == {16}):
+        raise ImageError(
+            f"{name} is a kind of {max(bits)}-bit TIFF that is not supported (photometric {photometric}, compression "
+            f"{codec}); export it as RGB or RGBA with LZW or Deflate"
+        )
+    limit, pixels = Image.MAX_IMAGE_PIXELS or 0, tags[256] * tags[257]
+    if limit and pixels > 2 * limit:
+        raise too_large(name)
+    if limit and pixels > limit:
+        warnings.warn(f"{name} has {pixels:,} pixels", Image.DecompressionBombWarning, stacklevel=3)
+    try:
+        values = _pages(data, tags, samples, max(bits), samples if separate else 1)
+    except Exception as error:  # as in read_tags
+        text = f"{name} is damaged or truncated ({one_line(error)}); fetch or export it again"
+        raise ImageError(text) from error
+    return _separate_alpha(values, photometric, tags)
+
+
+class _GrayPages(TiffImageFile):
+    """Without Pillow's limit on pixels, which would count every sample as one."""
+
+    def load_prepare(self) -> None:
+        ImageFile.ImageFile.load_prepare(self)
+
+
+def _pages(data: bytes, tags: Any, samples: int, bits: int, pages: int) -> np.ndarray:
+    """All samples [H, W, samples], decoded as gray pages: one for each sample, or one with all."""
+    width, height = tags[256], tags[257]
+    tiled = 324 in tags
+    places, counts = (324, 325) if tiled else (273, 279)
+    offsets, sizes = tags[places], tags[counts]
+    if len(offsets) != len(sizes) or len(offsets) % pages:
+        raise ValueError("strips or tiles are missing")
+    each, across = len(offsets) // pages, samples // pages
+    predictor = tags.get(317, 1) if tags.get(259, 1) in _PREDICTING_CODECS else 1
+    common = {
+        256: (width * across,),
+        257: (height,),
+        258: (bits,),
+        259: (tags.get(259, 1),),
+        262: (1,),
+        266: (tags.get(266, 1),),
+        277: (1,),
+        284: (1,),
+        317: (predictor if pages == samples else 1,),
+        339: (1,),
+    }
+    common |= {322: (tags[322] * across,), 323: (tags[323],)} if tiled else {278: (tags.get(278, height),)}
+    page_tags = [
+        common | {places: offsets[i * each : (i + 1) * each], counts: sizes[i * each : (i + 1) * each]}
+        for i in range(pages)
+    ]
+    planes = []
+    with _GrayPages(io.BytesIO(_with_directories(data, page_tags))) as image:
+        for page in range(pages):
+            image.seek(page)
+            planes.append(np.array(image))
+    values = np.stack(planes, axis=2) if pages == samples else planes[0].reshape(height, width, samples)
+    values = values.astype(np.uint8 if bits == 8 else np.uint16, copy=False)
+    if predictor == 2 and pages != samples:
+        tile = tags[322] if tiled else width
+        for left in range(0, width, tile):
+            part = values[:, left : left + tile]
+            np.cumsum(part, axis=1, dtype=values.dtype, out=part)
+    elif predictor not in (1, 2):
+        raise ValueError(f"predictor {predictor} is not for integers")
+    return values
+
+
+def _with_directories(data: bytes, directories: list[dict[int, tuple[int, ...]]]) -> bytes:
+    """The file with these directories, in this order, in place of its own, as a classic TIFF."""
+    order = "<" if data[:2] == b"II" else ">"
+    out = bytearray(data) + b"\0" * (-len(data) % 4)
+    struct.pack_into(order + "H", out, 2, 42)
+    link = 4
+    for directory in directories:
+        struct.pack_into(order + "I", out, link, len(out))
+        start = len(out) + 2 + 12 * len(directory) + 4
+        entries, values = b"", b""
+        for tag, content in sorted(directory.items()):
+            kind, letter = (_LONG, "I") if tag in _LONG_TAGS else (_SHORT, "H")
+            packed = struct.pack(f"{order}{len(content)}{letter}", *content)
+            if len(packed) > 4:
+                place = struct.pack(order + "I", start + len(values))
+                values += packed + b"\0" * (-len(packed) % 4)
+            else:
+                place = packed.ljust(4, b"\0")
+            entries += struct.pack(f"{order}HHI", tag, kind, len(content)) + place
+        out += struct.pack(order + "H", len(directory)) + entries
+        link = len(out)
+        out += bytes(4) + values
+    return bytes(out)
+
+
+def _separate_alpha(values: np.ndarray, photometric: int, tags: Any) -> Samples:
+    colors = _COLORS[photometric]
+    if values.shape[2] < colors:
+        raise ImageError(f"the TIFF has {values.shape[2]} samples a pixel, too few for its kind of colours")
+    meanings = tags.get(338, (2,))[: values.shape[2] - colors]
+    alpha = None
+    for i, meaning in enumerate(meanings):
+        if meaning in (1, 2):  # premultiplied or not; others are not alpha
+            alpha = values[..., colors + i]
+            break
+    values = values[..., :colors]
+    if photometric == 0:
+        values = np.iinfo(values.dtype).max - values
+    if alpha is not None and meaning == 1:
+        top = np.iinfo(values.dtype).max
+        straight = values.astype(np.float64) * top / np.maximum(alpha, 1)[..., None]
+        values = np.rint(straight).clip(0, top).astype(values.dtype)
+    return Samples(values, alpha, photometric, tags)
+
+
+def encode_tiff(planes: np.ndarray, icc_profile: bytes | None, exif: bytes | None) -> bytes:
+    """A TIFF (Deflate, horizontal predictor) with its profile and EXIF.
+
+    Args:
+        planes: uint8 or uint16; [H, W] gray, [H, W, 2] gray and alpha, [H, W, 3] RGB or [H, W, 4] RGBA.
+        icc_profile: the profile's bytes, if any.
+        exif: EXIF as ``clean_exif`` gives it, if any.
+
+    Raises:
+        ValueError: if the result would pass the 4 GB that TIFF can address.
+    """
+    height, width = planes.shape[:2]
+    planes = planes.reshape(height, width, -1)
+    channels, depth = planes.shape[2], planes.itemsize * 8
+    rows = max(1, min(height, 2**18 // planes[0].nbytes))
+    strips = [_predict_and_deflate(planes[top : top + rows]) for top in range(0, height, rows)]
+    sizes = [len(strip) for strip in strips]
+    if sum(sizes) > 2**32 - 2**24:
+        raise ValueError("the picture is too large for TIFF's 4 GB; write a .png instead")
+
+    tags = ImageFileDirectory_v2(prefix=b"II")
+    if exif:
+        old = Image.Exif()
+        old.load(exif)
+        for tag in old:
+            tags[tag] = old.get_ifd(tag) if tag in (IFD.Exif, IFD.GPSInfo) else old[tag]
+    tags[256], tags[257] = width, height
+    tags[258] = (depth,) * channels
+    tags[259] = 8  # Deflate
+    tags[262] = 1 if channels < 3 else 2  # black is zero, RGB
+    tags[277], tags[278] = channels, rows
+    # Offsets are relative to the end of the tags; Pillow adds its position when it writes them.
+    tags[273] = tuple(itertools.accumulate(sizes[:-1], initial=0))
+    tags[279] = tuple(sizes)
+    tags[284] = 1  # samples of a pixel are contiguous
+    tags[317] = 2  # horizontal differencing
+    tags[339] = (1,) * channels  # unsigned integers
+    if channels in (2, 4):
+        tags[338] = (2,)  # alpha, not premultiplied
+    if icc_profile:
+        tags[34675] = icc_profile
+    file = io.BytesIO()
+    tags.save(file)
+    file.writelines(strips)
+    return file.getvalue()
+
+
+def _predict_and_deflate(strip: np.ndarray) -> bytes:
+    differences = strip.copy()
+    differences[:, 1:] -= strip[:, :-1]
+    return zlib.compress(differences.astype(differences.dtype.newbyteorder("<"), copy=False).tobytes(), 6)
