@@ -1,21 +1,14 @@
-"""What the image libraries do not support: 16-bit PNG with metadata, EXIF cleaning, colour conversion.
-
-Pillow has no 16-bit colour and OpenCV writes no metadata. So a 16-bit PNG is OpenCV's with two chunks inserted (iCCP
-and eXIf, PNG specification, third edition, 11.3).
-"""
+"""From Pillow's images to arrays, EXIF cleaning, colour conversion."""
 
 import io
-import struct
-import zlib
 from typing import Any, cast
 
-import cv2
 import numpy as np
 from PIL import Image, ImageCms
 from PIL.ExifTags import IFD, Base
 from PIL.TiffImagePlugin import TiffImageFile
 
-from resshift_fast.images import tiff
+from resshift_fast.images import png, tiff
 from resshift_fast.images.errors import ImageError
 
 # First bytes of files, from which the message about an unreadable one says what it is.
@@ -110,7 +103,7 @@ def decode_planes(
 def _scale_clear_gray(image: Image.Image, data: bytes | None) -> None:
     # Pillow scales 1- to 4-bit gray to 8 bits, but not always the value that a PNG declares transparent.
     if image.format == "PNG" and data is not None:
-        depth = png_header(data)[0]
+        depth = png.header(data)[0]
         clear = image.info["transparency"]
         if depth < 8 and clear < 2**depth:
             image.info["transparency"] = clear * 255 // (2**depth - 1)
@@ -159,71 +152,6 @@ def clean_exif(exif: Image.Exif) -> bytes | None:
 def _tags(image: Image.Image) -> Any:
     """The tags of a TIFF, by number."""
     return cast(TiffImageFile, image).tag_v2
-
-
-def is_16_bit_png(image: Image.Image, data: bytes) -> bool:
-    """Whether the file ``data``, opened by Pillow as ``image``, is a PNG with 16-bit colour, or gray with alpha.
-
-    Pillow reduces these to 8 bits; it reads other 16-bit files (gray) in full.
-    """
-    if image.format != "PNG":
-        return False
-    depth, color_type = png_header(data)
-    return depth == 16 and color_type != 0
-
-
-def is_gray_png(image: Image.Image, data: bytes) -> bool:
-    """Whether a file opened by Pillow is a gray PNG, with or without alpha."""
-    return image.format == "PNG" and png_header(data)[1] in (0, 4)
-
-
-def png_header(data: bytes) -> tuple[int, int]:
-    """Bit depth and colour type (0 gray, 2 RGB, 3 palette, 4 gray and alpha, 6 RGBA) of a PNG file."""
-    return data[24], data[25]
-
-
-def decode_png_16(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Decode a PNG of 16-bit colour with OpenCV.
-
-    Args:
-        data: the file. name: for messages.
-
-    Returns:
-        Pixels uint16 [H, W, 3] RGB and alpha uint16 [H, W] or None. The orientation is not applied.
-
-    Raises:
-        ImageError: if OpenCV cannot read it as 16-bit colour.
-    """
-    try:
-        planes = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        planes = None
-    if planes is None or planes.dtype != np.uint16 or planes.ndim != 3 or planes.shape[2] not in (3, 4):
-        raise ImageError(f"{name} is a kind of 16-bit PNG that is not supported; export it as 16-bit RGB or RGBA")
-    return cv2.cvtColor(planes[..., :3], cv2.COLOR_BGR2RGB), planes[..., 3] if planes.shape[2] == 4 else None
-
-
-def encode_png_16(planes: np.ndarray, icc_profile: bytes | None, exif: bytes | None) -> bytes:
-    """A 16-bit PNG with its profile and EXIF.
-
-    Args:
-        planes: uint16; [H, W] gray, [H, W, 3] RGB or [H, W, 4] RGBA.
-        icc_profile, exif: as in `encode_tiff`.
-    """
-    if planes.ndim == 3:
-        planes = cv2.cvtColor(planes, cv2.COLOR_RGB2BGR if planes.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
-    data = cv2.imencode(".png", planes, [cv2.IMWRITE_PNG_COMPRESSION, 6])[1].tobytes()
-    chunks = b""
-    if icc_profile:
-        chunks += _png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc_profile))
-    if exif:
-        chunks += _png_chunk(b"eXIf", exif.removeprefix(b"Exif\0\0"))
-    after_header = 8 + 25  # the signature and IHDR; both chunks belong before the pixels
-    return data[:after_header] + chunks + data[after_header:]
-
-
-def _png_chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def profile_space(icc_profile: bytes) -> bytes:

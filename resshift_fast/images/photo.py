@@ -19,14 +19,10 @@ import numpy as np
 from PIL import Image
 
 from resshift_fast.core.files import NotRegularError, open_regular, write_atomically
-from resshift_fast.images import tiff
+from resshift_fast.images import png, tiff
 from resshift_fast.images.codecs import (
     clean_exif,
     decode_planes,
-    decode_png_16,
-    encode_png_16,
-    is_16_bit_png,
-    is_gray_png,
     profile_space,
     to_srgb,
     what_it_is,
@@ -122,9 +118,15 @@ def read(path: str | PathLike[str]) -> Photo:
     samples = tiff.decode(data, name) if data.startswith(tiff.MAGIC) else None
     if samples is not None:
         return _tiff_photo(samples, name, data)
+    chunks: list[png.Chunk] = []
+    if data.startswith(png.SIGNATURE):
+        data, chunks = png.split(data)
     image = _opened(io.BytesIO(data), name)
+    image.info |= png.info(chunks)
     photo = _photo(image, name, data)
-    return _with_16_bits(photo, image, data) if is_16_bit_png(image, data) else photo
+    # Pillow reduces 16-bit colour, and gray with alpha, to 8 bits; it reads other gray in full.
+    is_deep = image.format == "PNG" and png.header(data)[0] == 16 and png.header(data)[1] != 0
+    return _with_16_bits(photo, image, data) if is_deep else photo
 
 
 def _opened(file: BinaryIO, name: str) -> Image.Image:
@@ -227,8 +229,8 @@ def _clean(exif: Image.Exif) -> tuple[bytes | None, int]:
 
 
 def _with_16_bits(photo: Photo, image: Image.Image, data: bytes) -> Photo:
-    pixels, alpha = decode_png_16(data, photo.name)
-    gray, orientation = is_gray_png(image, data), _exif(image)[1]
+    pixels, alpha = png.decode_16_bit(data, photo.name)
+    gray, orientation = png.header(data)[1] == 4, _exif(image)[1]
     return _upright(pixels, alpha, gray, photo.icc_profile, photo.exif, orientation, photo.name)
 
 
@@ -294,7 +296,7 @@ def write(path: str | Path, photo: Photo, quality: int = 95) -> None:
 
     PNG and TIFF are lossless, at 8 or 16 bits. JPEG is 4:4:4. WebP is lossless at quality 100. All but BMP keep the
     profile and EXIF (JPEG only up to 64 KB of EXIF); for BMP the colours are converted to sRGB. A gray photo is
-    written as gray (WebP and 16-bit gray with alpha: as three equal channels, without a gray profile).
+    written as gray (WebP: as three equal channels, without a gray profile).
 
     Args:
         path: ends in .png, .jpg, .jpeg, .jfif, .webp, .tif, .tiff or .bmp; its folder exists.
@@ -329,7 +331,9 @@ def _encode(photo: Photo, form: str, quality: int) -> bytes:
     if form == "TIFF":
         return tiff.encode_tiff(planes, icc_profile, exif)
     if planes.dtype == np.uint16:
-        return encode_png_16(planes, icc_profile, exif)
+        chunks = [png.profile_chunk(icc_profile)] if icc_profile else []
+        chunks += [png.exif_chunk(exif)] if exif else []
+        return png.with_chunks(png.encode_16_bit(planes), chunks)
     image = Image.fromarray(planes)
     options: dict[str, Any] = {"icc_profile": icc_profile, "exif": exif}
     if form == "JPEG":
@@ -352,8 +356,7 @@ def _stored_planes(photo: Photo, form: str) -> np.ndarray:
     if not photo.gray:
         return np.ascontiguousarray(photo.pixels) if alpha is None else np.dstack([photo.pixels, alpha])
     plane = luma(photo.pixels)
-    # WebP has no gray, and OpenCV, which writes 16-bit PNG, writes no gray with alpha.
-    if form == "WEBP" or (form == "PNG" and alpha is not None and photo.bits == 16):
+    if form == "WEBP":  # has no gray
         return np.dstack([plane] * 3 if alpha is None else [plane] * 3 + [alpha])
     return plane if alpha is None else np.dstack([plane, alpha])
 
@@ -434,8 +437,9 @@ def _rounded(values: np.ndarray) -> np.ndarray:
     """uint8 or uint16 values to the nearest uint8."""
     if values.dtype == np.uint8:
         return values
-    nearest: np.ndarray = ((np.arange(65536, dtype=np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
-    return nearest[values]
+    nearest = ((np.arange(65536, dtype=np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    rounded: np.ndarray = nearest[values]
+    return rounded
 
 
 def side_by_side(before: Photo, after: Photo) -> Photo:
