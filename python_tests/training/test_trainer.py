@@ -207,6 +207,24 @@ def test_an_untrained_residual_network_validates_close_to_bicubic(photos, tmp_pa
     assert result.bicubic_degraded < result.bicubic_clean
 
 
+def test_validation_photos_that_are_damaged_are_skipped_by_name(photos, tmp_path):
+    first = sorted(photos.iterdir())[0]
+    for name in ("a.png", "c.png"):
+        (tmp_path / name).write_bytes(first.read_bytes())
+    (tmp_path / "b.png").write_bytes(first.read_bytes()[:500])
+    (tmp_path / "._a.png").write_bytes(b"\0\5\x16\7" + bytes(60))
+    Image.new("RGB", (20, 20)).save(tmp_path / "small.png")
+    with pytest.warns(UserWarning, match="skipped") as caught:
+        validation = Validation(tmp_path, 4, Mixture(), limit=9)
+    assert len(validation.high) == 2
+    texts = [str(one.message) for one in caught]
+    assert len(texts) == 2 and "b.png: cannot be read" in texts[0] and "small.png: it is below 64 pixels" in texts[1]
+    for name in ("a.png", "c.png"):
+        (tmp_path / name).unlink()
+    with pytest.warns(UserWarning, match="skipped"), pytest.raises(ValueError, match="no usable photo"):
+        Validation(tmp_path, 4, Mixture(), limit=9)
+
+
 def test_validation_inputs_are_fixed(photos):
     first, second = (Validation(photos, 4, Mixture(), limit=2) for _ in range(2))
     for kind in ("clean", "degraded"):
@@ -223,17 +241,29 @@ def test_images_are_unchanged_after_conversion_to_tensors_and_back():
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"lr": 2e-3}, "lr was 0.001"),
+        ({"seed": 2}, "seed was 0"),
         ({"steps": 9}, "steps"),
         ({"mixture": Mixture(clean=0.5)}, "mixture.clean was 0.35"),
     ],
-    ids=["lr", "steps", "mixture"],
+    ids=["seed", "steps", "mixture"],
 )
 def test_resuming_with_other_settings_names_the_field(photos, tmp_path, changes, field):
     config = _config(photos, tmp_path)
     _trainer(config).run(stop_after=1)
     with pytest.raises(ValueError, match=field):
         _trainer(replace(config, **changes)).run()
+
+
+def test_a_diverged_run_resumes_as_its_error_says(photos, tmp_path, capsys):
+    config = _config(photos, tmp_path)
+    trainer = _trainer(config)
+    trainer.run(stop_after=1)
+    with pytest.raises(FloatingPointError, match="lower --lr or --grad-clip, or with --precision float32"):
+        trainer.train_step(torch.full((1, 3, 64, 64), float("nan")), torch.zeros(1, 3, 16, 16))
+    again = _trainer(replace(config, lr=1e-4, min_lr=1e-7, grad_clip=0.1, precision="bfloat16"))
+    assert again.run()
+    assert "at step 1; lr was 0.001 and is now 0.0001" in capsys.readouterr().err
+    assert float(_log(tmp_path)[-1]["lr"]) <= 1e-4
 
 
 def test_settings_that_change_nothing_may_differ(photos, tmp_path):
@@ -318,8 +348,12 @@ def test_training_can_start_from_saved_weights(photos, tmp_path):
         ({"steps": 0}, "steps"),
         ({"lr": 0.0}, "lr"),
         ({"ema_decay": 1.0}, "ema_decay"),
+        ({"workers": 0}, "workers must be at least 1"),
+        ({"warmup": -1}, "warmup must be at least 0"),
+        ({"max_megapixels": -1.0}, "max_megapixels must be at least 0"),
+        ({"grad_clip": float("nan")}, "grad_clip must be a number"),
     ],
-    ids=["loss", "precision", "rollout", "steps", "lr", "ema"],
+    ids=["loss", "precision", "rollout", "steps", "lr", "ema", "workers", "warmup", "megapixels", "nan"],
 )
 def test_settings_out_of_range_are_refused(changes, match):
     with pytest.raises(ValueError, match=match):
@@ -361,10 +395,19 @@ def test_the_command_trains_and_continues(photos, tmp_path, tiny_model):
     assert refused.exit_code == 1 and "last.pt exists" in refused.output
 
 
+def test_no_threads_are_wrong_usage(tmp_path):
+    result = _command(tmp_path, "--run", tmp_path / "run", "--threads", "0")
+    assert result.exit_code == 2 and "--threads" in result.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "match"),
-    [(["--steps", "0"], "error: steps must be at least 1"), ([], "error: no folder")],
-    ids=["steps", "folder"],
+    [
+        (["--steps", "0"], "error: steps must be at least 1"),
+        (["--workers", "0"], "error: workers must be at least 1"),
+        ([], "error: no folder"),
+    ],
+    ids=["steps", "workers", "folder"],
 )
 def test_the_command_reports_bad_input_in_one_line(tmp_path, tiny_model, arguments, match):
     result = _command(tmp_path / "nothing", "--run", tmp_path / "run", *arguments)

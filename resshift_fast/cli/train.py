@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,8 +12,8 @@ from resshift_fast.cli import console
 from resshift_fast.core.files import expand_home
 
 
-def _option(text: str, *names: str) -> typer.models.OptionInfo:
-    return typer.Option(*names, help=text, show_default=True)
+def _option(text: str, *names: str, **details: Any) -> typer.models.OptionInfo:
+    return typer.Option(*names, help=text, show_default=True, **details)
 
 
 def train(
@@ -52,7 +52,9 @@ def train(
         bool, _option("Compile the denoiser with torch.compile. Default: no.", "--compile")
     ] = False,
     device: Annotated[str, _option("cpu, cuda, cuda:1, …")] = "cpu",
-    threads: Annotated[int | None, _option("torch's threads on the CPU. Default: torch's choice.")] = None,
+    threads: Annotated[
+        int | None, _option("torch's threads on the CPU, at least 1. Default: torch's choice.", min=1)
+    ] = None,
     workers: Annotated[int, _option("Threads that prepare patches.")] = 1,
     seed: Annotated[int, _option("Seed of weights, patches and noise.")] = 0,
     max_megapixels: Annotated[
@@ -67,7 +69,10 @@ def train(
     save_minutes: Annotated[float, _option("Longest time between checkpoints, in minutes.")] = 10.0,
     resume: Annotated[bool, _option("Continue from the run folder's last.pt.")] = True,
 ) -> None:
-    """Train a model on a folder of photos. Ctrl-C saves the state; the same command continues from there."""
+    """Train a model on a folder of photos. Ctrl-C saves the state; the same command continues from there.
+
+    Of the settings that change the training, --lr, --min-lr, --grad-clip and --precision may differ when it continues.
+    """
     # locals() has only the arguments here; those that are settings of the run have the setting's name.
     settings = dict(locals())
     settings["compile"] = settings.pop("compile_model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 
 from resshift_fast.training.data import PatchPlan
@@ -28,6 +29,14 @@ FREE_FIELDS = frozenset(
         "init_from",
     )
 )
+# Settings that may be changed when a run is resumed, for instance after its loss has become infinite.
+ADJUSTABLE_FIELDS = frozenset(("lr", "min_lr", "grad_clip", "precision"))
+
+_AT_LEAST_1 = (
+    *("steps", "batch_size", "patch", "workers", "max_downscale", "log_every", "val_every", "val_limit", "val_batch"),
+    "save_every",
+)
+_NOT_NEGATIVE = ("warmup", "weight_decay", "grad_clip", "max_megapixels", "save_minutes")
 
 
 @dataclass(frozen=True)
@@ -113,9 +122,13 @@ class TrainConfig:
     """How low-quality patches are made."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "patch", "log_every", "val_every", "val_limit", "val_batch", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, value in _flat(self.to_dict()).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} must be a number, got {value}")
+        for names, least in (_AT_LEAST_1, 1), (_NOT_NEGATIVE, 0):
+            for name in names:
+                if getattr(self, name) < least:
+                    raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         for name in ("first_step_weight", "rollout", "recolour"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} is a probability, expected 0 to 1, got {getattr(self, name)}")
@@ -143,17 +156,26 @@ class TrainConfig:
         """The settings as plain values, for a checkpoint."""
         return asdict(self)
 
-    def check_resumable(self, saved: dict) -> None:
-        """Raise ValueError, naming the field, if a checkpoint's settings differ in one that changes the training."""
+    def check_resumable(self, saved: dict) -> list[str]:
+        """Compare with a checkpoint's settings; returns what was adjusted, one phrase for each setting.
+
+        Raises:
+            ValueError: naming the field, if one differs that changes the training and is not adjustable.
+        """
         own = _flat(self.to_dict())
         # A checkpoint from before a setting existed was trained with its default.
         before = _flat(TrainConfig(data="", run="").to_dict()) | _flat(saved)
+        adjusted = []
         for name, value in own.items():
-            if name not in FREE_FIELDS and before[name] != value:
+            if name in FREE_FIELDS or before[name] == value:
+                continue
+            if name not in ADJUSTABLE_FIELDS:
                 raise ValueError(
                     f"cannot resume {self.run}: {name} was {before[name]} and is now {value}; "
                     "give the old value, or start in another run folder"
                 )
+            adjusted.append(f"{name} was {before[name]} and is now {value}")
+        return adjusted
 
 
 def _flat(settings: dict) -> dict:

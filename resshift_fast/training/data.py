@@ -6,6 +6,7 @@ without a saved loader state.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -26,14 +27,18 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Image files in `folder` and its subfolders, sorted.
+    """Image files in `folder` and its subfolders, sorted; hidden ones, such as those of macOS, are left out.
 
     Raises:
         FileNotFoundError: if the folder does not exist or has no images.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}; give a folder that holds photos")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and os.path.isfile(path)
+    )
     if not paths:
         raise FileNotFoundError(f"no images in {folder}; expected files ending in {', '.join(SUFFIXES)}")
     return paths

@@ -149,6 +149,7 @@ class Trainer:
         )
         self._network = torch.compile(self.denoiser) if config.compile else self.denoiser
         self._stop_signal: int | None = None
+        self._adjusted: list[str] = []  # settings that differ from those of the checkpoint
 
     def _build_first_stage(self, spec: Any) -> VQAutoencoder | SpaceToDepth:
         from resshift_fast.models import catalog
@@ -241,7 +242,8 @@ class Trainer:
         value = float(loss.detach())
         if not math.isfinite(value):
             raise FloatingPointError(
-                f"the loss became {value} at step {self.step}; resume with a lower lr, or in float32"
+                f"the loss became {value} at step {self.step}; run the same command again with a lower --lr or "
+                "--grad-clip, or with --precision float32: it continues from the last checkpoint"
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -346,7 +348,7 @@ class Trainer:
         if not self.run_folder.last.exists():
             return False
         state = self.run_folder.load_last()
-        self.config.check_resumable(state["config"])
+        self._adjusted = self.config.check_resumable(state["config"])
         self.denoiser.load_state_dict(state["model"])
         self._set_ema(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -417,7 +419,7 @@ class Trainer:
         self.run_folder.start_log(self.step)
         progress = Progress(self.step, config.steps)
         if resumed:
-            progress.note(f"resumed {self.run_folder.last} at step {self.step}")
+            progress.note("; ".join([f"resumed {self.run_folder.last} at step {self.step}", *self._adjusted]))
         try:
             with self._catching_signals():
                 self._loop(batches, end, validation, progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,7 +56,8 @@ class Validation:
     """Held-out photos with their low-quality versions, which are the same in every run.
 
     Args:
-        folder: the photos; the central square of each is used.
+        folder: the photos; the central square of each is used. Those that are unreadable or below 64 pixels a side are
+            skipped with a warning.
         scale: of the model.
         mixture: degrades one of the two low-quality versions, without its clean share; the other is bicubic.
         limit: largest number of photos.
@@ -64,7 +66,7 @@ class Validation:
 
     Raises:
         FileNotFoundError: for a missing or empty folder.
-        ValueError: for a photo below 64 pixels a side.
+        ValueError: if no usable photo is left.
     """
 
     def __init__(self, folder: Path, scale: int, mixture: Mixture, *, limit: int, side: int = 256, batch: int = 4):
@@ -76,15 +78,22 @@ class Validation:
         degrading = replace(mixture, clean=0.0)
         multiple = 64
         for number, index in enumerate(picked):
-            image = read_rgb(paths[index])
+            try:
+                image = read_rgb(paths[index])
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                warnings.warn(f"skipped {paths[index]}: cannot be read ({error})", stacklevel=2)
+                continue
             size = min(side, *image.shape[:2]) // multiple * multiple
             if size == 0:
-                raise ValueError(f"{paths[index]} is below {multiple} pixels a side; use larger validation photos")
+                warnings.warn(f"skipped {paths[index]}: it is below {multiple} pixels a side", stacklevel=2)
+                continue
             top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
             high = np.ascontiguousarray(image[top : top + size, left : left + size])
             self.high.append(high)
             self.low["clean"].append(resize(high, size // scale, size // scale, "bicubic"))
             self.low["degraded"].append(degrading.degrade(high, scale, np.random.default_rng([20240319, number])))
+        if not self.high:
+            raise ValueError(f"no usable photo in {folder}; every side must be at least {multiple} pixels")
         self.bicubic = {
             kind: [to_images(upsample(to_tensor(low[None]), scale))[0] for low in lows]
             for kind, lows in self.low.items()
