@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from resshift_fast import backends, images
 from resshift_fast.core import devices
+from resshift_fast.core.memory import ResultTooLargeError, is_out_of_memory
 from resshift_fast.diffusion.noise import check_seed
 from resshift_fast.images.batches import Job, Tile, crop, crop_mask, needs_restoring, plan_batches, shape_of
 from resshift_fast.images.sources import Source, sources_of
@@ -299,7 +300,15 @@ class Pipeline:
 
     def _job(self, source: Source, mask: np.ndarray | None, seed: int, tile: int | None, overlap: int | None) -> Job:
         rows, columns = self.spec.plan_tiles(source.height, source.width, tile, overlap)
-        source.begin(self.spec.scale, mask)
+        try:
+            source.begin(self.spec.scale, mask)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise ResultTooLargeError(
+                f"{source.name}: there is not enough memory for the result of {source.width * self.spec.scale}×"
+                f"{source.height * self.spec.scale} pixels; restore a smaller photo, or its parts"
+            ) from error
         blender = Blender(rows, columns, self.spec.scale, partial(source.write, mask=mask))
         return Job(source, mask, rows, columns, seed, blender)
 

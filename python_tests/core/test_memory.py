@@ -16,14 +16,30 @@ def test_errors_of_real_allocations_are_recognized():
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("std::bad_alloc")], ids=repr
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("could not create a memory object"),
+        RuntimeError('torch_call_dispatcher( "aten::empty", "memory_format", stack.data()) API call failed at ops.h'),
+        RuntimeError("aoti_torch_empty_strided(2, sizes) API call failed at ops.h, line 4"),
+        OSError(12, "Cannot allocate memory"),
+    ],
+    ids=["cuda", "c++", "onednn", "dispatcher", "aoti", "system"],
 )
 def test_other_allocators(error):
     assert is_out_of_memory(error)
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError("illegal memory access"), ValueError("x"), OSError("No space")], ids=repr
+    "error",
+    [
+        RuntimeError("illegal memory access"),
+        RuntimeError('torch_call_dispatcher( "aten::copy_", stack) API call failed at ops.h'),
+        ValueError("x"),
+        OSError("No space"),
+    ],
+    ids=repr,
 )
 def test_other_errors(error):
     assert not is_out_of_memory(error)

@@ -7,7 +7,7 @@ import traceback
 from contextlib import suppress
 from typing import Any, TextIO
 
-from resshift_fast.core.memory import is_out_of_memory
+from resshift_fast.core.memory import ResultTooLargeError, is_out_of_memory
 from resshift_fast.core.text import visible
 
 DEBUG_VARIABLE = "RESSHIFT_FAST_DEBUG"
@@ -109,12 +109,14 @@ def explain(error: BaseException, subject: str = "", tile: int | None = None) ->
         subject: the file it is about; put in front if the message does not name it.
         tile: the tile side in input pixels that was used, for the advice when memory runs out.
     """
-    if is_out_of_memory(error):
+    if isinstance(error, ResultTooLargeError):
+        text = one_line(error)
+    elif is_out_of_memory(error):
         smaller = f"a smaller --tile than {tile}" if tile else "a smaller --tile"
         text = f"not enough memory; try {smaller}, --batch-size 1 or --dtype bfloat16"
     elif isinstance(error, OSError) and error.strerror:
         text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-    elif isinstance(error, (ValueError, TypeError, OSError)):
+    elif isinstance(error, (ValueError, TypeError, OSError, FloatingPointError)):
         text = one_line(error)
     else:
         text = (

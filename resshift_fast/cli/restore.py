@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -50,6 +53,7 @@ class Request:
         patterns: photos, folders and globs. out: file or folder.
         model, backend: their names; None for a backend takes that of the environment.
         skip_existing: skip photos whose results exist.
+        max_megapixels: largest photo; 0 for no limit, None for Pillow's.
         background, eight_bits: how photos and results are made to fit their formats.
         naming: suffix, compare and mask for `plan.plan_jobs`.
         files: weights of the model's networks; None for those that are published.
@@ -62,6 +66,7 @@ class Request:
     model: str
     backend: str | None
     skip_existing: bool
+    max_megapixels: float | None
     background: str | None
     eight_bits: bool
     naming: dict[str, Any]
@@ -160,6 +165,14 @@ def restore(
             "--8-bit",
         ),
     ] = False,
+    max_megapixels: Annotated[
+        float | None,
+        option(
+            "Refuse larger photos, in megapixels, as a protection against decompression bombs; 0: no limit. "
+            "Default: 179.",
+            metavar="N",
+        ),
+    ] = None,
     compare: Annotated[
         bool,
         option("Also write STEM_compare.png: bicubic enlargement left, result right. Default: no.", "--compare"),
@@ -189,6 +202,7 @@ def restore(
         model=model,
         backend=backend,
         skip_existing=skip_existing,
+        max_megapixels=max_megapixels,
         background=background,
         eight_bits=eight_bits,
         naming={
@@ -229,7 +243,7 @@ def _run(request: Request, tally: Tally) -> int:
     from resshift_fast.weights.checkpoints import CheckpointError
 
     try:
-        with use_backend(request.backend or preferred()):
+        with use_backend(request.backend or preferred()), _limit(request.max_megapixels):
             spec = catalog.get(request.model)
             _check(request, spec)
             fitting = _fitting(request, spec)
@@ -258,6 +272,27 @@ def _check(request: Request, spec: ModelSpec) -> None:
         spec.plan_tiles(1, 1, request.options["tile"], request.options["overlap"])
     except ValueError as error:
         raise ValueError(f"--{error}") from None
+
+
+@contextmanager
+def _limit(megapixels: float | None) -> Iterator[None]:
+    """Set Pillow's limit on the pixels of a photo within the block."""
+    if megapixels is None:
+        yield
+        return
+    if not megapixels >= 0:
+        raise ValueError(f"--max-megapixels must be at least 0, got {megapixels}")
+    from PIL import Image
+
+    before = Image.MAX_IMAGE_PIXELS
+    # Pillow refuses twice this number, and warns of more than it, which is not wanted of a limit that was chosen.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        Image.MAX_IMAGE_PIXELS = int(min(megapixels, 1e9) * 5e5) or None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 def _fitting(request: Request, spec: ModelSpec) -> Fitting:

@@ -11,8 +11,8 @@ def too_large(name: str) -> ImageError:
     """The error for an image with more pixels than Pillow's limit."""
     limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
     return ImageError(
-        f"{name} has more than {limit:,} pixels, the limit against decompression bombs; crop it, or raise "
-        f"PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+        f"{name} has more than {limit:,} pixels, the limit against decompression bombs; crop it, or raise the "
+        f"limit if you trust it: --max-megapixels N, or PIL.Image.MAX_IMAGE_PIXELS in Python"
     )
 
 

@@ -215,8 +215,12 @@ def _tensor_sources(tensor: Tensor) -> tuple[list[Source], Callable[[list[Any]],
         raise ValueError("the tensor has NaN or infinite values; values must be in [0, 1]")
     tensor = tensor.detach()
     low, high = float(tensor.min()), float(tensor.max())
-    if low < 0 or high > 1:
+    # Values that were scaled and scaled back are off by rounding errors.
+    tolerance = max(1e-5, 2 * torch.finfo(tensor.dtype).eps)
+    if low < -tolerance or high > 1 + tolerance:
         raise ValueError(f"the tensor's values are in [{low:.4g}, {high:.4g}], expected [0, 1]; scale or clamp them")
+    if low < 0 or high > 1:
+        tensor = tensor.clamp(0, 1)
     if tensor.dim() == 3:
         return [TensorSource(tensor)], lambda results: results[0]
     sources: list[Source] = [TensorSource(one, f"tensor[{i}]") for i, one in enumerate(tensor)]
