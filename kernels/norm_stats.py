@@ -43,7 +43,7 @@ from resshift_fast.kernels.counters import counters
 from resshift_fast.kernels.group_norm_tiles import reciprocal_deviation, sum_groups, to_channels
 
 PASSES = {"p_parts": 2}
-ENTRIES = 512  # of a warp of the last program, which combines them at a time: 16 a thread
+ENTRIES = 512  # that a warp of the last program combines at a time, 16 a thread; of two warps, which have little, half
 
 
 @triton.jit
@@ -98,10 +98,12 @@ def finish(
         b_count = tl.zeros((ROWS, ALL_GROUPS), tl.float32)
         b_mean = tl.zeros((ROWS, ALL_GROUPS), tl.float32)
         b_m2 = tl.zeros((ROWS, ALL_GROUPS), tl.float32)
+        b_offsets = tl.arange(0, ROWS)[:, None] * (3 * GROUPS) + o_g[None, :]
+        p_parts += i_image * parts * SLOTS * 3 * GROUPS
         for i_first in range(0, parts * SLOTS, ROWS):
             i_r = i_first + tl.arange(0, ROWS)
             m_r = (i_r < parts * SLOTS)[:, None] & ((i_r % SLOTS)[:, None] < b_slots[None, :])
-            p_entry = p_parts + (i_image * parts * SLOTS + i_r)[:, None] * 3 * GROUPS + o_g[None, :]
+            p_entry = p_parts + b_offsets
             # Past the L1 cache, which does not see what other multiprocessors write.
             b_more = tl.load(p_entry, mask=m_r, other=0.0, cache_modifier=".cg")
             b_other = tl.load(p_entry + GROUPS, mask=m_r, other=0.0, cache_modifier=".cg")
@@ -112,6 +114,7 @@ def finish(
             b_mean += b_delta * b_share
             b_m2 += b_other_m2 + b_delta * b_delta * b_count * b_share
             b_count = b_sum
+            p_parts += ROWS * 3 * GROUPS
         b_total = tl.maximum(tl.sum(b_count, axis=0), 1.0)
         b_guess = tl.sum(b_mean * b_count, axis=0) / b_total
         b_delta = b_mean - b_guess[None, :]
@@ -135,7 +138,8 @@ def constants(channels: int, num_groups: int, block_n: int, num_warps: int) -> d
     slots = max((g * size + size - 1) // block_n - g * size // block_n + 1 for g in range(num_groups))
     tiles = range(0, channels, block_n)
     groups = max((min(n + block_n, channels) - 1) // size - n // size + 1 for n in tiles)
-    rows = max(ENTRIES * num_warps // triton.next_power_of_2(num_groups), 1)
+    entries = ENTRIES * num_warps if num_warps > 2 else ENTRIES * num_warps // 2
+    rows = max(entries // triton.next_power_of_2(num_groups), 1)
     return {
         "NEXT_GROUPS": num_groups,
         "SLOTS": slots,

@@ -1,4 +1,6 @@
-"""Triton kernel for `swin_mlp`: normalization, both products, GELU and residual in one launch after the statistics.
+"""Triton kernel for `swin_mlp`: normalization, both products, GELU and residual in one launch.
+
+The statistics of the normalization are given, or from an earlier launch. Those of the next one are written in the end.
 
 A program takes BLOCK_M pixels of one image and loads them once: as the residual they initialize the sum of the second
 product, and normalized they are the operand of the first. It then iterates over the hidden width in steps of BLOCK_H:
@@ -7,13 +9,16 @@ hidden activation, four times as wide as x, is never written to memory. The usua
 two; channels are therefore divided into chunks of BLOCK_C, one accumulator each, and nothing is computed on padding.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from resshift_fast.kernels.group_norm import statistics
+from resshift_fast.kernels.group_norm import statistics as group_statistics
 from resshift_fast.kernels.launch import Start
+from resshift_fast.kernels.norm_stats import PASSES, buffers, constants, finish, store_part
 from resshift_fast.kernels.plans import planned
 from resshift_fast.kernels.pointwise_conv2d import normalized
 from resshift_fast.kernels.tuning import Config, Space, bucket
@@ -77,10 +82,18 @@ def swin_mlp_kernel(
     p_w2,  # [C, HIDDEN], x's dtype
     p_b2,  # [C]
     p_y,  # [B, pixels, C]
+    p_parts,  # [B, parts, SLOTS, 3, NEXT_GROUPS], float32, or None
+    p_counters,  # [B], int32 zeros before and after, or None
+    p_next,  # [B, 2, NEXT_GROUPS], float32, or None
     pixels,
+    next_eps,
     C: tl.constexpr,
     GROUPS: tl.constexpr,
     HIDDEN: tl.constexpr,
+    NEXT_GROUPS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    TILE_GROUPS: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -126,7 +139,16 @@ def swin_mlp_kernel(
     for i_c in tl.static_range(CHUNKS):
         o_c = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
         p_chunk = p_y + i_start + o_m[:, None] * C + o_c[None, :]
-        tl.store(p_chunk, b_y[i_c].to(p_y.dtype.element_ty), mask=m_m[:, None] & (o_c < C)[None, :])
+        b_chunk = b_y[i_c].to(p_y.dtype.element_ty)
+        tl.store(p_chunk, b_chunk, mask=m_m[:, None] & (o_c < C)[None, :])
+        if NEXT_GROUPS:
+            b_chunk = b_chunk.to(tl.float32)
+            i_part = tl.program_id(0) % m_blocks
+            store_part(
+                b_chunk, m_m, p_parts, i_image, i_part, m_blocks, i_c, C, NEXT_GROUPS, SLOTS, TILE_GROUPS, BLOCK_C
+            )
+    if NEXT_GROUPS:
+        finish(p_parts, p_counters, p_next, i_image, m_blocks, m_blocks, next_eps, C, NEXT_GROUPS, SLOTS, ROWS, BLOCK_C)
 
 
 def unsupported(x: Tensor, *_: object) -> str | None:
@@ -138,25 +160,46 @@ def unsupported(x: Tensor, *_: object) -> str | None:
     return None
 
 
-def _bucket(shape: tuple[int, ...], element_size: int, *_: int) -> tuple[int, int, int, int]:
+def _bucket(shape: tuple[int, ...], element_size: int, *_: object) -> tuple[int, int, int, int]:
     batch, channels, height, width = shape
     return bucket(batch * height * width), bucket(height * width), channels, element_size
 
 
+class Plan(NamedTuple):
+    """Plan of `forward`: its start, and parts and slots of the statistics that it writes."""
+
+    start: Start
+    parts: int
+    slots: int
+
+
 @planned(SPACE, _bucket)
-def _forward(config: Config, shape: tuple[int, ...], element_size: int, num_groups: int, hidden: int) -> Start:
+def _forward(
+    config: Config,
+    shape: tuple[int, ...],
+    element_size: int,
+    num_groups: int,
+    hidden: int,
+    next_groups: int,
+    next_eps: float,
+) -> Plan:
     batch, channels, height, width = shape
     pixels = height * width
-    return Start(
+    parts = triton.cdiv(pixels, config.blocks["BLOCK_M"])
+    following = constants(channels, next_groups, _chunk(channels), config.num_warps)
+    start = Start(
         swin_mlp_kernel,
-        (batch * triton.cdiv(pixels, config.blocks["BLOCK_M"]),),
-        pixels,
+        (batch * parts,),
+        *(pixels, next_eps),
         C=channels,
         GROUPS=num_groups,
         HIDDEN=hidden,
         BLOCK_C=_chunk(channels),
+        **following,
         **config.options,
+        passes=PASSES,
     )
+    return Plan(start, parts, following["SLOTS"])
 
 
 def forward(
@@ -169,20 +212,65 @@ def forward(
     w2: Tensor,
     b2: Tensor,
     eps: float,
+    statistics: Tensor | None = None,
 ) -> Tensor:
-    """Launch the kernel after that of the statistics; returns y [B, C, H, W] like x."""
+    """Launch the kernel, after that of the statistics if `statistics` [B, 2, num_groups] are None.
+
+    Returns y [B, C, H, W] like x.
+    """
+    return _launch(x, num_groups, norm_weight, norm_bias, w1, b1, w2, b2, eps, statistics, 0, 0.0)[0]
+
+
+def forward_with_statistics(
+    x: Tensor,
+    num_groups: int,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    eps: float,
+    statistics: Tensor | None,
+    next_groups: int,
+    next_eps: float,
+) -> tuple[Tensor, Tensor]:
+    """`forward`; returns y, and the statistics of its next_groups groups, float32 [B, 2, next_groups]."""
+    y, following = _launch(
+        x, num_groups, norm_weight, norm_bias, w1, b1, w2, b2, eps, statistics, next_groups, next_eps
+    )
+    assert following is not None
+    return y, following
+
+
+def _launch(
+    x: Tensor,
+    num_groups: int,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    eps: float,
+    statistics: Tensor | None,
+    next_groups: int,
+    next_eps: float,
+) -> tuple[Tensor, Tensor | None]:
     shape, dtype = x.shape, x.dtype
     rows = x.contiguous(memory_format=torch.channels_last)
     y = torch.empty_like(x)
     y_rows = y if y.is_contiguous(memory_format=torch.channels_last) else torch.empty_like(rows)
-    own = statistics(rows, num_groups, eps)
+    own = group_statistics(rows, num_groups, eps) if statistics is None else statistics.contiguous()
+    following = x.new_empty((shape[0], 2, next_groups), dtype=torch.float32) if next_groups else None
     # Float32 matrices would take twice the shared memory, and every program would round them.
     w1, w2 = (w if w.dtype is dtype else w.to(dtype) for w in (w1, w2))
     norm_weight, norm_bias, w1, b1, w2, b2 = (p.contiguous() for p in (norm_weight, norm_bias, w1, b1, w2, b2))
 
-    def run(start: Start) -> tuple[Tensor]:
-        start(rows, own, norm_weight, norm_bias, w1, b1, w2, b2, y_rows)
-        return (y_rows,)
+    def run(plan: Plan) -> tuple[Tensor | None, ...]:
+        written = buffers(y_rows, plan.parts, plan.slots, next_groups, following)
+        plan.start(rows, own, norm_weight, norm_bias, w1, b1, w2, b2, y_rows, *written)
+        return y_rows, following
 
-    run(_forward(x.device, shape, x.element_size(), num_groups, w1.shape[0], trial=run))
-    return y if y_rows is y else y.copy_(y_rows)
+    run(_forward(x.device, shape, x.element_size(), num_groups, w1.shape[0], next_groups, next_eps, trial=run))
+    return y if y_rows is y else y.copy_(y_rows), following

@@ -8,6 +8,7 @@ from interpreter import DTYPES, SIXTEEN_BITS
 
 from resshift_fast.kernels import swin_mlp, tuning
 from resshift_fast.kernels.launch import record
+from resshift_fast.ops import norm_stats
 from resshift_fast.ops.swin_mlp import reference
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
@@ -71,6 +72,27 @@ def test_matches_float64(case, dtype, device):
     arguments[0] = arguments[0].contiguous(memory_format=torch.channels_last)
     assert swin_mlp.unsupported(*arguments) is None
     assert_matches(arguments)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("case, groups", [((2, 96, 8, 24, 3, 7), 32), ((1, 192, 32, 20, 3, 6), 6), (CASES[2], 1)])
+def test_statistics_are_those_of_the_result(case, groups, dtype, device):
+    arguments = [*inputs(*case, device, dtype), None]
+    y, statistics = swin_mlp.forward_with_statistics(*arguments, groups, 1e-6)
+    assert torch.equal(y, swin_mlp.forward(*arguments))
+    exact = norm_stats.reference(y.double(), groups, 1e-6)
+    for name, ours, expected in zip(("mean", "rstd"), statistics.unbind(1), exact.unbind(1), strict=True):
+        assert_close(name, ours, expected, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_given_statistics_are_used(dtype, device):
+    arguments = inputs(2, 36, 4, 20, 4, 5, device, dtype)
+    statistics = torch.stack([array("mlp.mean", 2, 4), array("mlp.rstd", 2, 4).exp()], dim=1).to(device)
+    assert_matches([*arguments, statistics])
+    with record() as launches:
+        swin_mlp.forward(*arguments, statistics)
+    assert [launch.name for launch in launches] == ["swin_mlp_kernel"]
 
 
 @pytest.mark.parametrize("layout", ["contiguous", *LAYOUTS])

@@ -10,7 +10,7 @@ from golden_data import array
 from pairwise import BACKENDS, once, pairwise
 
 from resshift_fast.ops import swin_mlp
-from resshift_fast.ops.swin_mlp import reference
+from resshift_fast.ops.swin_mlp import reference, reference_with_statistics
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty", "backend")
 
@@ -18,21 +18,29 @@ CASES = [(2, 32, 8, 48, 5, 7), (1, 6, 3, 1, 3, 9), (3, 10, 1, 33, 1, 6), (1, 64,
 IDS = [f"B{b}-C{c}-G{g}-hidden{n}-H{h}-W{w}" for b, c, g, n, h, w in CASES]
 
 
-def exact(x, norm_weight, norm_bias, w1, b1, w2, b2, *, num_groups, eps=1e-5):
+def moments(x, num_groups, eps):
+    """Mean and 1 / √(variance + eps) of every group, [B, 2, G]."""
+    groups = x.reshape(x.shape[0], num_groups, -1)
+    mean = groups.mean(2)
+    return torch.stack([mean, ((groups - mean[..., None]).square().mean(2) + eps).rsqrt()], dim=1)
+
+
+def exact(x, norm_weight, norm_bias, w1, b1, w2, b2, *, num_groups, eps=1e-5, statistics=None, next_groups=None):
     """The formula as matrix products over channels, with gelu by the error function."""
-    batch, _channels, _height, _width = x.shape
-    groups = x.reshape(batch, num_groups, -1)
-    centred = groups - groups.mean(2, keepdim=True)
-    normalized = (centred * (centred.square().mean(2, keepdim=True) + eps).rsqrt()).reshape(x.shape)
+    statistics = moments(x, num_groups, eps) if statistics is None else statistics
+    mean, rstd = statistics[..., None].unbind(1)
+    normalized = ((x.reshape(x.shape[0], num_groups, -1) - mean) * rstd).reshape(x.shape)
     rows = normalized.permute(0, 2, 3, 1) * norm_weight + norm_bias
     hidden = rows @ w1.T + b1
     hidden = hidden * (1 + torch.erf(hidden / math.sqrt(2))) / 2
-    return x + (hidden @ w2.T + b2).permute(0, 3, 1, 2)
+    y = x + (hidden @ w2.T + b2).permute(0, 3, 1, 2)
+    return y if next_groups is None else (y, moments(y, next_groups, 1e-5))
 
 
-def plain(x, norm_weight, norm_bias, w1, b1, w2, b2, *, num_groups, eps=1e-5):
+def plain(x, norm_weight, norm_bias, w1, b1, w2, b2, *, num_groups, eps=1e-5, statistics=None, next_groups=None):
     """The plain PyTorch path, with keyword arguments."""
-    return reference(x, num_groups, norm_weight, norm_bias, w1, b1, w2, b2, eps)
+    arguments = (x, num_groups, norm_weight, norm_bias, w1, b1, w2, b2, eps, statistics)
+    return reference(*arguments) if next_groups is None else reference_with_statistics(*arguments, next_groups, 1e-5)
 
 
 def inputs(batch, channels, hidden, height, width):
@@ -53,6 +61,19 @@ def test_matches_float64(case, dtype):
     batch, channels, groups, hidden, height, width = case
     functions = (partial(f, num_groups=groups) for f in (swin_mlp, plain, exact))
     check_operator(*functions, inputs(batch, channels, hidden, height, width), dtype)
+
+
+@pytest.mark.parametrize("following", [1, 8])
+def test_statistics_of_the_result(following):
+    functions = (partial(f, num_groups=4, next_groups=following) for f in (swin_mlp, plain, exact))
+    check_operator(*functions, inputs(2, 16, 24, 6, 5), torch.float32)
+
+
+def test_given_statistics_are_used():
+    tensors = inputs(2, 16, 24, 6, 5)
+    tensors["statistics"] = torch.stack([array("mlp.mean", 2, 4), array("mlp.rstd", 2, 4).exp()], dim=1)
+    functions = (partial(f, num_groups=4) for f in (swin_mlp, plain, exact))
+    check_operator(*functions, tensors, torch.float32)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

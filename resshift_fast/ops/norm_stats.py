@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from resshift_fast import backends
 from resshift_fast.ops import checks
 
 
@@ -68,3 +69,12 @@ def check_next(op: str, channels: int, next_groups: int) -> None:
         raise ValueError(
             f"{op}: next_groups is {next_groups}, but {channels} channels do not divide into as many groups"
         )
+
+
+def writes_statistics(device_type: str) -> bool:
+    """Whether operators write statistics in the kernel of the image itself.
+
+    That needs a backend with such kernels, and that no gradient is wanted. Elsewhere statistics are an operation of
+    their own, and a caller does better not to ask for them.
+    """
+    return backends.has_kernel("pointwise_conv2d_statistics", device_type) and not torch.is_grad_enabled()

@@ -2,11 +2,12 @@ r"""The feed-forward half of a Swin block on images.
 
 .. math:: y = x + W_2\,\mathrm{gelu}(W_1\,\mathrm{norm}(x) + b_1) + b_2
 
-with group normalization, 1×1 convolutions and the erf GELU (Hendrycks and Gimpel, arXiv 1606.08415).
+with group normalization, 1×1 convolutions and the erf GELU (Hendrycks and Gimpel, arXiv 1606.08415). The statistics of
+the normalization can be given, and those of y's next normalization returned with it.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from resshift_fast import backends
 from resshift_fast.backends import Kernel
-from resshift_fast.ops import checks, drawing
+from resshift_fast.ops import checks, drawing, norm_stats
 from resshift_fast.ops.group_norm import reference as group_norm
 from resshift_fast.ops.pointwise_conv2d import normalization
 from resshift_fast.ops.registration import Native, recomputed, register, takes
@@ -32,13 +33,34 @@ class Arguments(NamedTuple):
     w2: Tensor
     b2: Tensor
     eps: float
+    statistics: Tensor | None = None
+
+
+class StatisticsArguments(NamedTuple):
+    """Arguments of the registered operator that returns y and its statistics."""
+
+    x: Tensor
+    num_groups: int
+    norm_weight: Tensor
+    norm_bias: Tensor
+    w1: Tensor
+    b1: Tensor
+    w2: Tensor
+    b2: Tensor
+    eps: float
+    statistics: Tensor | None
+    next_groups: int
+    next_eps: float
 
 
 @takes(Arguments)
 def reference(a: Arguments) -> Tensor:
     """The formula in plain PyTorch, in x's dtype."""
     x, dtype = a.x, a.x.dtype
-    y = group_norm(x, a.num_groups, a.norm_weight, a.norm_bias, a.eps)
+    if a.statistics is None:
+        y = group_norm(x, a.num_groups, a.norm_weight, a.norm_bias, a.eps)
+    else:
+        y = norm_stats.normalized(x, a.statistics, a.norm_weight, a.norm_bias)
     y = F.conv2d(y, a.w1.to(dtype)[:, :, None, None], a.b1.to(dtype))
     y = F.conv2d(F.gelu(y), a.w2.to(dtype)[:, :, None, None], a.b2.to(dtype))
     return x + y
@@ -52,6 +74,24 @@ def _plain(a: Arguments) -> Tensor:
 @takes(Arguments)
 def _fake(a: Arguments) -> Tensor:
     return torch.empty_like(a.x)
+
+
+@takes(StatisticsArguments)
+def reference_with_statistics(a: StatisticsArguments) -> tuple[Tensor, Tensor]:
+    """`reference`, and the statistics of its result."""
+    y = reference(*a[:-2])
+    return y, norm_stats.reference(y, a.next_groups, a.next_eps)
+
+
+@takes(StatisticsArguments)
+def _plain_with_statistics(a: StatisticsArguments) -> tuple[Tensor, Tensor]:
+    y, statistics = reference_with_statistics(*a)
+    return checks.match_memory_format(y, a.x), statistics
+
+
+@takes(StatisticsArguments)
+def _fake_with_statistics(a: StatisticsArguments) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(a.x), norm_stats.fake(a.x, a.next_groups)
 
 
 def _matrix_operations(
@@ -69,7 +109,14 @@ def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]
     norm = (normal(channels), normal(channels))
     fc1 = (normal(hidden, channels) / 10, normal(hidden))
     fc2 = (normal(channels, hidden) / 20, normal(channels))
-    return [(x, 32, *norm, *fc1, *fc2, 1e-5)]
+    return [(x, 32, *norm, *fc1, *fc2, 1e-5, None)]
+
+
+def _statistics_examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    """That of `_examples`, with and without given statistics."""
+    ((x, *parameters, _),) = _examples(device, dtype)
+    statistics = norm_stats.reference(x, 32, 1e-5)
+    return [(x, *parameters, statistics, 32, 1e-5), (x, *parameters, None, 4, 1e-6)]
 
 
 @takes(Arguments)
@@ -83,14 +130,34 @@ def _triton() -> Kernel:
     return Kernel(kernels.forward, kernels.unsupported)
 
 
+def _triton_with_statistics() -> Kernel:
+    from resshift_fast.kernels import swin_mlp as kernels
+
+    return Kernel(kernels.forward_with_statistics, kernels.unsupported)
+
+
+def _given(*args: Any) -> str | None:
+    return None if args[-1] is None else "statistics are given"
+
+
 _op = register(
     "swin_mlp",
     _plain,
     fake=_fake,
     examples=_examples,
-    loaders={"cpu": Native(_normalized), "triton": _triton},
+    loaders={"cpu": Native(_normalized, _given), "triton": _triton},
     matrix_operations=_matrix_operations,
     **recomputed(reference),
+)
+_op_with_statistics = register(
+    "swin_mlp_statistics",
+    _plain_with_statistics,
+    fake=_fake_with_statistics,
+    examples=_statistics_examples,
+    loaders={"triton": _triton_with_statistics},
+    matrix_operations=_matrix_operations,
+    public=False,
+    **recomputed(reference_with_statistics),
 )
 
 
@@ -112,9 +179,11 @@ def _check(a: Arguments) -> None:
     checks.shape("swin_mlp", "w2", a.w2, (channels, hidden), "to match w1 transposed")
     checks.shape("swin_mlp", "b2", a.b2, (channels,), "to match x's channels")
     tensors = {"norm_weight": a.norm_weight, "norm_bias": a.norm_bias, "w1": a.w1, "b1": a.b1, "w2": a.w2, "b2": a.b2}
+    norm_stats.check("swin_mlp", a.statistics, a.x, a.num_groups)
     checks.parameters("swin_mlp", a.x, **tensors)
 
 
+@overload
 def swin_mlp(
     x: Tensor,
     num_groups: int,
@@ -125,7 +194,41 @@ def swin_mlp(
     w2: Tensor,
     b2: Tensor,
     eps: float = 1e-5,
-) -> Tensor:
+    *,
+    statistics: Tensor | None = None,
+    next_groups: None = None,
+) -> Tensor: ...
+@overload
+def swin_mlp(
+    x: Tensor,
+    num_groups: int,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    eps: float = 1e-5,
+    *,
+    statistics: Tensor | None = None,
+    next_groups: int,
+    next_eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]: ...
+def swin_mlp(
+    x: Tensor,
+    num_groups: int,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    eps: float = 1e-5,
+    *,
+    statistics: Tensor | None = None,
+    next_groups: int | None = None,
+    next_eps: float = 1e-5,
+) -> Tensor | tuple[Tensor, Tensor]:
     """x + fc2(gelu(fc1(group_norm(x)))).
 
     Args:
@@ -134,16 +237,27 @@ def swin_mlp(
         norm_weight, norm_bias: [C].
         w1: [hidden, C]. b1: [hidden]. w2: [C, hidden]. b2: [C].
         eps: added to the variance.
+        statistics: float32 [B, 2, num_groups] (float64 for float64), mean and 1 / √(variance + eps) of x,
+            as the operator that made x returned them; None computes them.
+        next_groups: a divisor of C to also return the statistics of the result in so many groups, or None.
+        next_eps: added to their variance.
         Every parameter is in x's dtype or float32.
 
     Returns:
-        [B, C, H, W] in x's dtype (under autocast, the sum's). Differentiable in every tensor.
+        [B, C, H, W] in x's dtype (under autocast, the sum's); with `next_groups` a pair of that and its statistics
+        [B, 2, next_groups]. Differentiable in every tensor.
 
     Raises:
         ValueError: for a shape or device that does not fit.
         TypeError: for a dtype other than those named.
     """
-    arguments = (x, num_groups, norm_weight, norm_bias, w1, b1, w2, b2, eps)
+    arguments = (x, num_groups, norm_weight, norm_bias, w1, b1, w2, b2, eps, statistics)
     _check(*arguments)
+    if next_groups is not None:
+        norm_stats.check_next("swin_mlp", x.shape[1], next_groups)
+        if backends.fused("swin_mlp_statistics", x.device):
+            both: tuple[Tensor, Tensor] = _op_with_statistics(*arguments, next_groups, next_eps)
+            return both
     run = _op if backends.fused("swin_mlp", x.device) else reference
-    return run(*arguments)
+    y: Tensor = run(*arguments)
+    return y if next_groups is None else (y, norm_stats.reference(y, next_groups, next_eps))

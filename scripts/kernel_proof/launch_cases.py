@@ -78,7 +78,8 @@ def call(op: str, side: int, *, batch: int = 1, contiguous: str = "", channels_l
 _norm = partial(call, "group_norm", silu=True)
 _merge = partial(call, "add_concat_group_norm", silu=True)
 _attention = partial(call, "window_attention", channels=EMBED, heads=HEADS, shift=0)
-_mlp = partial(call, "swin_mlp", channels=192, hidden=768)
+_WIDE = {"channels": 192, "hidden": 768}
+_mlp = partial(call, "swin_mlp", **_WIDE)
 _pointwise = partial(call, "pointwise_conv2d")
 _quantize = partial(call, "vector_quantize", channels_last="z")
 _spatial = partial(call, "spatial_attention")
@@ -193,6 +194,8 @@ _TABLE = (
     *(_windows(*way) for way in _WORST_WINDOWS),
     ("swin_mlp.forward", "192x64x64", ALL, _mlp(64)),
     ("swin_mlp.forward", "192x8x8", BF16, _mlp(8)),
+    ("swin_mlp.forward_with_statistics", "192x64x64", ALL, _with_statistics("swin_mlp", 64, **_WIDE, given=True)),
+    ("swin_mlp.forward_with_statistics", "192x8x8", BF16, _with_statistics("swin_mlp", 8, **_WIDE, given=True)),
     ("pointwise_conv2d.forward", "192x64x64-to-576-norm", ALL, _pointwise(64, channels=192, out=576, norm=True)),
     ("pointwise_conv2d.forward", "192x64x64-to-192-add", ALL, _pointwise(64, channels=192, out=192, residual=True)),
     ("pointwise_conv2d.forward", "960x16x16-to-320", BF16, _pointwise(16, channels=960, out=320)),
