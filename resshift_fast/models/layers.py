@@ -1,7 +1,7 @@
 """Layers shared by the denoiser and the autoencoders. State-dict keys follow the official checkpoints."""
 
 import math
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -140,29 +140,55 @@ class Conv1x1(nn.Conv2d):
 
     def forward(self, x: Tensor, *, norm: GroupNorm | None = None, residual: Tensor | None = None) -> Tensor:
         """[B, in_channels, H, W] to [B, out_channels, H, W]; `residual` has the result's shape."""
-        return pointwise(x, self.weight.flatten(1), self.bias, norm=norm, residual=residual)
+        return self.before(None, x, norm=norm, residual=residual)[0]
+
+    def before(
+        self, following: GroupNorm | None, x: Tensor, *, norm: GroupNorm | None = None, residual: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The result of `forward`, and its statistics for the norm that follows it, as in `pointwise`."""
+        return pointwise(x, self.weight.flatten(1), self.bias, norm=norm, residual=residual, following=following)
 
 
 def pointwise(
-    x: Tensor, weight: Tensor, bias: Tensor | None, *, norm: GroupNorm | None = None, residual: Tensor | None = None
-) -> Tensor:
-    """`ops.pointwise_conv2d` with the normalization given as a layer.
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    norm: GroupNorm | None = None,
+    statistics: Tensor | None = None,
+    residual: Tensor | None = None,
+    following: GroupNorm | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """`ops.pointwise_conv2d` with normalizations given as layers.
 
     Args:
-        x: [B, C, H, W]. weight, bias: [O, C] and [O]. norm: of x. residual: [B, O, H, W], added to the result.
+        x: [B, C, H, W]. weight, bias: [O, C] and [O]. norm: of x. statistics: of x for `norm`, or None.
+        residual: [B, O, H, W], added to the result.
+        following: the norm of the result, or None.
+
+    Returns:
+        (the result, its statistics for `following`). They are None if an operation of their own would have to compute
+        them, which that norm can do as well.
     """
+    options = norm_options(norm, statistics) | following_options(following, x)
+    if "next_groups" not in options:
+        return ops.pointwise_conv2d(x, weight, bias, residual=residual, **options), None
+    return ops.pointwise_conv2d(x, weight, bias, residual=residual, **options)
+
+
+def norm_options(norm: GroupNorm | None, statistics: Tensor | None) -> dict[str, Any]:
+    """Arguments of an operator that normalizes its input; none without a norm."""
     if norm is None:
-        return ops.pointwise_conv2d(x, weight, bias, residual=residual)
-    return ops.pointwise_conv2d(
-        x,
-        weight,
-        bias,
-        residual=residual,
-        num_groups=NUM_GROUPS,
-        norm_weight=norm.weight,
-        norm_bias=norm.bias,
-        eps=norm.eps,
-    )
+        return {}
+    options = {"num_groups": NUM_GROUPS, "norm_weight": norm.weight, "norm_bias": norm.bias, "eps": norm.eps}
+    return options if statistics is None else options | {"statistics": statistics}
+
+
+def following_options(following: GroupNorm | None, x: Tensor) -> dict[str, Any]:
+    """Arguments with which an operator also returns the statistics of its result; none where its kernel can't."""
+    if following is None or not ops.writes_statistics(x.device.type):
+        return {}
+    return {"next_groups": NUM_GROUPS, "next_eps": following.eps}
 
 
 class UpsampleConv(nn.Module):

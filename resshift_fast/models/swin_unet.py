@@ -22,6 +22,7 @@ from resshift_fast.models.layers import (
     GroupNorm,
     PendingMerge,
     UpsampleConv,
+    following_options,
     merged,
     pointwise,
     timestep_embedding,
@@ -136,9 +137,14 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor, norm: GroupNorm) -> Tensor:
-        """x + attention(norm(x)) of x [B, C, H, W]."""
-        qkv = pointwise(x, self.qkv.weight, self.qkv.bias, norm=norm)
+    def forward(
+        self, x: Tensor, norm: GroupNorm, statistics: Tensor | None, following: GroupNorm | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """x + attention(norm(x)) of x [B, C, H, W], and its statistics.
+
+        `statistics` and `following` are as in `pointwise`.
+        """
+        qkv, _ = pointwise(x, self.qkv.weight, self.qkv.bias, norm=norm, statistics=statistics)
         out = ops.window_attention(
             qkv.permute(0, 2, 3, 1),
             self.relative_position_bias_table,
@@ -147,7 +153,7 @@ class WindowAttention(nn.Module):
             shift_size=self.shift_size,
             mask="resshift",
         )
-        return pointwise(out.permute(0, 3, 1, 2), self.proj.weight, self.proj.bias, residual=x)
+        return pointwise(out.permute(0, 3, 1, 2), self.proj.weight, self.proj.bias, residual=x, following=following)
 
 
 class Mlp(nn.Module):
@@ -160,7 +166,11 @@ class Mlp(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """x + attention(norm1(x)), then x + mlp(norm2(x)), on [B, C, H, W]."""
+    """x + attention(norm1(x)), then x + mlp(norm2(x)), on [B, C, H, W].
+
+    Statistics travel with the image, so that no norm has to read it for them: `statistics` are those of x for `norm1`,
+    `following` is the norm of the result, whose statistics are returned; both may be None.
+    """
 
     def __init__(self, channels: int, resolution: int, num_heads: int, window_size: int, shift_size: int, hidden: int):
         super().__init__()
@@ -172,12 +182,18 @@ class SwinBlock(nn.Module):
         mask = shift_mask(resolution, resolution, window_size, shift_size, "resshift") if shift_size else None
         self.register_buffer("attn_mask", None if mask is None else mask.clone())
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.attn(x, self.norm1)
+    def forward(
+        self, x: Tensor, statistics: Tensor | None = None, following: GroupNorm | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        x, statistics = self.attn(x, self.norm1, statistics, self.norm2)
         norm, fc1, fc2 = self.norm2, self.mlp.fc1, self.mlp.fc2
-        assert fc1.bias is not None and fc2.bias is not None
         w1, w2 = fc1.weight.flatten(1), fc2.weight.flatten(1)
-        return ops.swin_mlp(x, NUM_GROUPS, norm.weight, norm.bias, w1, fc1.bias, w2, fc2.bias, norm.eps)
+        parameters = norm.weight, norm.bias, w1, fc1.bias, w2, fc2.bias
+        options = following_options(following, x)
+        if statistics is not None:
+            options["statistics"] = statistics
+        y = ops.swin_mlp(x, NUM_GROUPS, *parameters, norm.eps, **options)
+        return y if isinstance(y, tuple) else (y, None)
 
 
 class _PointwiseProjection(nn.Module):
@@ -187,8 +203,8 @@ class _PointwiseProjection(nn.Module):
         super().__init__()
         self.proj = Conv1x1(in_channels, out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x)
+    def forward(self, x: Tensor, following: GroupNorm | None = None) -> tuple[Tensor, Tensor | None]:
+        return self.proj.before(following, x)
 
 
 class SwinLayer(nn.Module):
@@ -210,10 +226,11 @@ class SwinLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, h, w] to the same shape; h and w are multiples of the window's side."""
-        x = self.patch_embed(x)
-        for block in self.blocks:
-            x = block(x)
-        return self.patch_unembed(x)
+        norms = [block.norm1 for block in self.blocks]
+        x, statistics = self.patch_embed(x, norms[0])
+        for block, following in zip(self.blocks, [*norms[1:], None], strict=True):
+            x, statistics = block(x, statistics, following)
+        return self.patch_unembed(x)[0]
 
 
 class Stage(nn.Sequential):

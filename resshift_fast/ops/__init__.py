@@ -6,6 +6,7 @@ from resshift_fast.ops.conv2d import conv2d_reads_packed as conv2d_reads_packed
 from resshift_fast.ops.conv2d import conv2d_takes_norm as conv2d_takes_norm
 from resshift_fast.ops.conv2d_winograd import pack_conv2d as pack_conv2d
 from resshift_fast.ops.group_norm import group_norm
+from resshift_fast.ops.norm_stats import writes_statistics as writes_statistics
 from resshift_fast.ops.pointwise_conv2d import pointwise_conv2d
 from resshift_fast.ops.residual_shift import posterior_step, prior_sample, q_sample
 from resshift_fast.ops.spatial_attention import spatial_attention
