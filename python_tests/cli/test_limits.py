@@ -34,10 +34,10 @@ def test_a_limit_that_makes_no_sense(restore, photos, tmp_path, value):
 def test_no_smaller_tile_is_advised_where_the_result_is_too_large(restore, photos, tmp_path, monkeypatch, error):
     begin = PhotoSource.begin
 
-    def fail(self, scale):
+    def fail(self, scale, mask=None):
         if self.width == 24:
             raise error
-        begin(self, scale)
+        begin(self, scale, mask)
 
     monkeypatch.setattr(PhotoSource, "begin", fail)
     outcome = restore(photos, "-o", tmp_path / "out")
@@ -85,6 +85,7 @@ def test_rounding_errors_of_tensors_are_clamped(dtype, off, fits, side):
             sources_of(tensor)
         return
     (source,), _ = sources_of(tensor)
+    source.begin(1)
     pixels = source.crop(np.arange(4), np.arange(5))
     assert torch.equal(pixels, before.clamp(0, 1).float() * 2 - 1)
     assert torch.equal(tensor, before)

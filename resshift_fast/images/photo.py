@@ -148,11 +148,13 @@ def _file_bytes(path: Path) -> bytes:
             size = os.fstat(file.fileno()).st_size
             if not size:
                 raise ImageError(f"{path} is empty (0 bytes); fetch or export it again")
-            if size > _LARGE_FILE:
+            # Pillow alone cannot open every PNG and TIFF that is read here.
+            if size > _LARGE_FILE and not file.read(8).startswith((png.SIGNATURE, *tiff.MAGIC)):
+                file.seek(0)
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # about many pixels: reading the image warns again
                     _opened(file, str(path))
-                file.seek(0)
+            file.seek(0)
             return file.read()
     except NotRegularError as error:
         raise ImageError(str(error)) from error

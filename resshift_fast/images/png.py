@@ -25,6 +25,14 @@ def header(data: bytes) -> tuple[int, int]:
     return data[24], data[25]
 
 
+def size(head: bytes) -> tuple[int, int] | None:
+    """Width and height of a file with these first 24 bytes; None if it is no PNG."""
+    if len(head) < 24 or not head.startswith(SIGNATURE) or head[12:16] != b"IHDR":
+        return None
+    width, height = struct.unpack_from(">II", head, 16)
+    return width, height
+
+
 def split(data: bytes) -> tuple[bytes, list[Chunk]]:
     """A PNG without profile, text, cICP and animation, and these chunks, in their order.
 

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageColor
 
 from resshift_fast.core.files import open_regular
+from resshift_fast.images import png
 from resshift_fast.images.files import FORMATS
 from resshift_fast.images.photo import Photo, from_float, to_float
 
@@ -32,8 +33,13 @@ def read_header(path: str | os.PathLike[str]) -> Header | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a large image: reading it warns again
         try:
-            with open_regular(path) as file, Image.open(file, formats=tuple(set(FORMATS.values()))) as image:
-                return Header(image.format or "", image.width, image.height)
+            with open_regular(path) as file:
+                size = png.size(file.read(24))
+                if size is not None:  # Pillow refuses those with long texts or profiles
+                    return Header("PNG", *size)
+                file.seek(0)
+                with Image.open(file, formats=tuple(set(FORMATS.values()))) as image:
+                    return Header(image.format or "", image.width, image.height)
         except Exception:  # Pillow's parsers raise whatever a damaged file leads them to
             return None
 
