@@ -47,13 +47,13 @@ def test_no_smaller_tile_is_advised_where_the_result_is_too_large(restore, photo
 
 
 def test_other_errors_of_a_result_are_not_hidden(restore, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(PhotoSource, "begin", lambda self, scale: {}["gone"])
+    monkeypatch.setattr(PhotoSource, "begin", lambda self, scale, mask=None: {}["gone"])
     assert "internal error: KeyError" in restore(photos / "a.png", "-o", tmp_path / "out").errors[0]
 
 
 @pytest.mark.parametrize("error", [MemoryError, RuntimeError])
 def test_the_error_in_python(photos, monkeypatch, error):
-    def fail(self, scale):
+    def fail(self, scale, mask=None):
         raise error("not enough memory: you tried to allocate 9 bytes")
 
     monkeypatch.setattr(TensorSource, "begin", fail)
