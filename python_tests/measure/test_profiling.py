@@ -46,7 +46,7 @@ def test_steps_are_those_of_the_chain(steps, evaluations):
     assert workload.call(pipeline)().shape == (1, 3, 64, 64)
 
 
-def test_inpainting_fills_the_whole_image():
+def test_inpainting_has_a_mask():
     workload = Workload(**TINY | {"model": tiny_models.INPAINT, "size": 20, "batch": 2})
     assert workload.side == 32
     assert workload.call(workload.pipeline())().shape == (2, 3, 20, 20)

@@ -103,7 +103,9 @@ class Workload:
     def call(self, pipeline: Pipeline) -> Callable[[], Any]:
         """A function that restores the same images once, from the CPU to the CPU."""
         images = torch.rand(self.batch, 3, self.size, self.size, generator=torch.Generator().manual_seed(0))
-        mask = torch.ones(self.batch, 1, self.size, self.size) if self.spec.needs_mask else None
+        mask = torch.zeros(self.batch, 1, self.size, self.size) if self.spec.needs_mask else None
+        if mask is not None:
+            mask[..., : -(-self.size // 2)] = 1  # the left half
         return lambda: pipeline(images, mask, tile=self.side, batch_size=self.batch, progress=False)
 
     def floors(self, gpu: "GPU") -> "dict[str, Floor]":

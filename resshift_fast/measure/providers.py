@@ -162,7 +162,8 @@ class Runner:
         case = self._case
         mask = None
         if catalog.get(case.model).needs_mask:
-            mask = [np.ones((case.size, case.size), dtype=bool)] * case.batch
+            left_half = np.arange(case.size) < case.size / 2
+            mask = [np.broadcast_to(left_half, (case.size, case.size))] * case.batch
         with self._backend():
             return self._pipe(self._pictures, mask, seed=0, batch_size=case.batch_size, progress=False)
 
