@@ -19,12 +19,12 @@ from resshift_fast.kernels.window_attention_backward import backward, unsupporte
 from resshift_fast.kernels.window_attention_tiles import (
     ALL_REGISTERS,
     constants_of,
+    num_windows,
     relative_position_bias,
     small_warps,
     unsupported,
     window_pixels,
-    window_regions,
-    window_scores,
+    window_values,
 )
 
 __all__ = ["backward", "forward", "unsupported", "unsupported_backward"]
@@ -67,62 +67,33 @@ def window_attention_fwd_kernel(
     B_K: tl.constexpr,
     WINDOWS: tl.constexpr,
 ):
-    CHANNELS: tl.constexpr = HEADS * HEAD_DIM
     TOKENS: tl.constexpr = WINDOW * WINDOW
     Q_BLOCKS: tl.constexpr = (TOKENS + B_Q - 1) // B_Q
-    K_BLOCKS: tl.constexpr = (TOKENS + B_K - 1) // B_K
-    SCALE: tl.constexpr = HEAD_DIM**-0.5
     i_head = tl.program_id(0) % HEADS  # adjacent programs share the cache lines of the image
     i_q = tl.program_id(0) // HEADS % Q_BLOCKS
     i_first = tl.program_id(0) // (HEADS * Q_BLOCKS) * WINDOWS
     o_q = i_q * B_Q + tl.arange(0, B_Q)
     o_d = i_head * HEAD_DIM + tl.arange(0, HEAD_DIM)
     m_q = (o_q < TOKENS)[:, None]
-    if K_BLOCKS == 1:
+    b_bias = 0.0
+    if B_K >= TOKENS:
         b_bias = relative_position_bias(p_table, o_q, tl.arange(0, B_K), i_head, HEADS, WINDOW)
 
     for i in range(WINDOWS):
         # The last program may do its last window again, which costs less than a mask on all of them.
         i_window = tl.minimum(i_first + i, n_windows - 1)
-        b_pixel_q = window_pixels(i_window, o_q, height, width, shift, WINDOW)
-        b_region_q = window_regions(i_window, o_q, height, width, shift, WINDOW, MASK)
-        b_q = tl.load(p_qkv + b_pixel_q[:, None] * (3 * CHANNELS) + o_d[None, :], mask=m_q, other=0.0)
-
-        b_max = tl.full([B_Q], float("-inf"), tl.float32)
-        b_sum = tl.zeros([B_Q], tl.float32)
-        b_out = tl.zeros([B_Q, HEAD_DIM], tl.float32)
-        for i_k in range(K_BLOCKS):
-            o_k = i_k * B_K + tl.arange(0, B_K)
-            m_k = (o_k < TOKENS)[:, None]
-            b_pixel_k = window_pixels(i_window, o_k, height, width, shift, WINDOW)
-            b_region_k = window_regions(i_window, o_k, height, width, shift, WINDOW, MASK)
-            p_k = p_qkv + b_pixel_k[:, None] * (3 * CHANNELS) + o_d[None, :] + CHANNELS
-            b_k = tl.load(p_k, mask=m_k, other=0.0)
-            b_v = tl.load(p_k + CHANNELS, mask=m_k, other=0.0)
-            if K_BLOCKS > 1:
-                b_bias = relative_position_bias(p_table, o_q, o_k, i_head, HEADS, WINDOW)
-            b_s = window_scores(b_q, b_k, b_bias, b_region_q, b_region_k, MASK, SCALE)
-            b_before = b_max
-            b_max = tl.maximum(b_before, tl.max(b_s, axis=1))
-            b_p = tl.exp2(b_s - b_max[:, None])
-            if K_BLOCKS > 1:  # rescale the sums so far to the new maximum
-                b_decay = tl.exp2(b_before - b_max)
-                b_sum = b_sum * b_decay
-                b_out = b_out * b_decay[:, None]
-            b_sum += tl.sum(b_p, axis=1)
-            b_out += tl.dot(b_p.to(b_v.dtype), b_v, input_precision="ieee")
-
-        p_o = p_out + b_pixel_q[:, None] * CHANNELS + o_d[None, :]
-        tl.store(p_o, (b_out / b_sum[:, None]).to(p_out.dtype.element_ty), mask=m_q)
-
-
-def _num_windows(shape: tuple[int, ...], window_size: int) -> int:
-    return shape[0] * (shape[1] // window_size) * (shape[2] // window_size)
+        b_pixel = window_pixels(i_window, o_q, height, width, shift, WINDOW)
+        b_out = window_values(
+            p_qkv, p_table, b_pixel, b_bias, o_q, i_window, i_head, height, width, shift,
+            HEADS, HEAD_DIM, WINDOW, MASK, B_Q, B_K,
+        )  # fmt: skip
+        p_o = p_out + b_pixel[:, None] * (HEADS * HEAD_DIM) + o_d[None, :]
+        tl.store(p_o, b_out.to(p_out.dtype.element_ty), mask=m_q)
 
 
 def _bucket(shape: tuple[int, ...], dtype: torch.dtype, num_heads: int, window_size: int, *_: object) -> tuple:
     constants = constants_of(shape, num_heads, window_size, 0, "")
-    programs = bucket(_num_windows(shape, window_size) * num_heads)
+    programs = bucket(num_windows(shape, window_size) * num_heads)
     return constants["B_T"], constants["HEAD_DIM"], dtype.itemsize, programs
 
 
@@ -138,7 +109,7 @@ def _forward(
 ) -> Start:
     """Plan of the forward kernel for qkv of this shape."""
     _, height, width, _ = shape
-    n_windows = _num_windows(shape, window_size)
+    n_windows = num_windows(shape, window_size)
     q_blocks = triton.cdiv(window_size**2, config.blocks["B_Q"])
     return Start(
         window_attention_fwd_kernel,

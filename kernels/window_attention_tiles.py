@@ -73,6 +73,66 @@ def window_scores(b_q, b_k, b_bias, b_region_q, b_region_k, MASK: tl.constexpr, 
     return b_s
 
 
+@triton.jit
+def window_values(
+    p_qkv,
+    p_table,
+    b_pixel_q,
+    b_bias,
+    o_q,
+    i_window,
+    i_head,
+    height,
+    width,
+    shift,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    WINDOW: tl.constexpr,
+    MASK: tl.constexpr,
+    B_Q: tl.constexpr,
+    B_K: tl.constexpr,
+):
+    """softmax(scores) v of queries `o_q` in one head of one window, float32 [B_Q, HEAD_DIM].
+
+    `b_pixel_q` are their pixels. `b_bias` is their bias if the window is one block of keys; of larger windows, which
+    iterate over blocks of keys and rescale the sums as the maximum grows, it is read here block by block.
+    """
+    CHANNELS: tl.constexpr = HEADS * HEAD_DIM
+    TOKENS: tl.constexpr = WINDOW * WINDOW
+    K_BLOCKS: tl.constexpr = (TOKENS + B_K - 1) // B_K
+    SCALE: tl.constexpr = HEAD_DIM**-0.5
+    o_d = i_head * HEAD_DIM + tl.arange(0, HEAD_DIM)
+    b_region_q = window_regions(i_window, o_q, height, width, shift, WINDOW, MASK)
+    p_q = p_qkv + b_pixel_q[:, None] * (3 * CHANNELS) + o_d[None, :]
+    b_q = tl.load(p_q, mask=(o_q < TOKENS)[:, None], other=0.0)
+
+    b_max = tl.full([B_Q], float("-inf"), tl.float32)
+    b_sum = tl.zeros([B_Q], tl.float32)
+    b_out = tl.zeros([B_Q, HEAD_DIM], tl.float32)
+    for i_k in range(K_BLOCKS):
+        o_k = i_k * B_K + tl.arange(0, B_K)
+        m_k = (o_k < TOKENS)[:, None]
+        b_pixel_k = window_pixels(i_window, o_k, height, width, shift, WINDOW)
+        b_region_k = window_regions(i_window, o_k, height, width, shift, WINDOW, MASK)
+        p_k = p_qkv + b_pixel_k[:, None] * (3 * CHANNELS) + o_d[None, :] + CHANNELS
+        b_k = tl.load(p_k, mask=m_k, other=0.0)
+        b_v = tl.load(p_k + CHANNELS, mask=m_k, other=0.0)
+        b_block = b_bias
+        if K_BLOCKS > 1:
+            b_block = relative_position_bias(p_table, o_q, o_k, i_head, HEADS, WINDOW)
+        b_s = window_scores(b_q, b_k, b_block, b_region_q, b_region_k, MASK, SCALE)
+        b_before = b_max
+        b_max = tl.maximum(b_before, tl.max(b_s, axis=1))
+        b_p = tl.exp2(b_s - b_max[:, None])
+        if K_BLOCKS > 1:  # rescale the sums so far to the new maximum
+            b_decay = tl.exp2(b_before - b_max)
+            b_sum = b_sum * b_decay
+            b_out = b_out * b_decay[:, None]
+        b_sum += tl.sum(b_p, axis=1)
+        b_out += tl.dot(b_p.to(b_v.dtype), b_v, input_precision="ieee")
+    return b_out / b_sum[:, None]
+
+
 def small_warps(b_t: int, head_dim: int, itemsize: int) -> int:
     """Warps for a small window; float32, which has no matrix instruction, needs more registers."""
     return {16: 1, 32: 2, 64: 4}[b_t] * (2 if head_dim == 64 and itemsize == 4 else 1)
@@ -101,3 +161,8 @@ def constants_of(shape: tuple[int, ...], num_heads: int, window_size: int, shift
         "MASK": mask if shift_size else None,
         "B_T": max(triton.next_power_of_2(window_size**2), 16),
     }
+
+
+def num_windows(shape: tuple[int, ...], window_size: int) -> int:
+    """Windows of qkv of this shape."""
+    return shape[0] * (shape[1] // window_size) * (shape[2] // window_size)
