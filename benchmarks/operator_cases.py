@@ -177,6 +177,17 @@ def _window_attention(
     }
 
 
+def _window_attention_proj(draw: Draw, side: int, channels: int, shift: int, **sizes: Any) -> dict[str, Any]:
+    tensors = _window_attention(draw, side, channels, shift, **sizes)
+    options = {name: tensors.pop(name) for name in ("num_heads", "window_size", "shift_size", "mask")}
+    projection = {
+        "weight": draw.matrix(channels, channels),
+        "bias": draw.normal(channels),
+        "residual": draw.normal(draw.batch, side, side, channels),
+    }
+    return tensors | projection | options
+
+
 def _swin_mlp(draw: Draw, side: int, channels: int, hidden: int) -> dict[str, Any]:
     norm_weight, norm_bias = draw.norm(channels)
     return {
@@ -327,6 +338,12 @@ OPERATORS: dict[str, Operator] = {
             "add_concat_group_norm", _add_concat_group_norm, ("x", "other", "weight", "bias"), "add_concat_group_norm"
         ),
         Operator("window_attention", _window_attention, ("qkv", "bias_table"), "window_attention"),
+        Operator(
+            "window_attention_proj",
+            _window_attention_proj,
+            ("qkv", "bias_table", "weight", "bias", "residual"),
+            "window_attention_proj",
+        ),
         Operator("swin_mlp", _swin_mlp, ("x", "norm_weight", "norm_bias", "w1", "b1", "w2", "b2"), "swin_mlp"),
         Operator(
             "pointwise_conv2d",
@@ -361,8 +378,8 @@ def _merge(level: int, where: str, channels: int, other: int, mode: str, **sizes
     return Case("add_concat_group_norm", level, sizes, where)
 
 
-def _attention(level: int, shift: int, where: str) -> Case:
-    return Case("window_attention", level, {"channels": EMBED, "shift": shift}, where)
+def _attention(level: int, shift: int, where: str, op: str = "window_attention") -> Case:
+    return Case(op, level, {"channels": EMBED, "shift": shift}, where)
 
 
 def _mlp(level: int, where: str) -> Case:
@@ -406,6 +423,10 @@ CASES: tuple[Case, ...] = (
     _attention(1, 4, "U-Net level 1, shifted Swin blocks"),
     _attention(2, 4, "U-Net level 2, shifted Swin blocks"),
     _attention(3, 0, "U-Net level 3 and middle, one window"),
+    _attention(0, 4, "U-Net level 0, shifted Swin blocks", "window_attention_proj"),
+    _attention(1, 4, "U-Net level 1, shifted Swin blocks", "window_attention_proj"),
+    _attention(2, 4, "U-Net level 2, shifted Swin blocks", "window_attention_proj"),
+    _attention(3, 0, "U-Net level 3 and middle, one window", "window_attention_proj"),
     _mlp(0, "U-Net level 0, Swin blocks"),
     _mlp(1, "U-Net level 1, Swin blocks"),
     _mlp(2, "U-Net level 2, Swin blocks"),

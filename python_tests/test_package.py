@@ -46,7 +46,7 @@ def test_an_unknown_name_is_an_attribute_error():
 
 def test_operators_are_listed():
     names = {"conv2d", "group_norm", "posterior_step", "prior_sample", "q_sample", "swin_mlp"}
-    names |= {"upsample_conv2d", "vector_quantize", "window_attention"}
+    names |= {"upsample_conv2d", "vector_quantize", "window_attention", "window_attention_proj"}
     assert set(resshift_fast.ops.__all__) >= names
     assert all(callable(getattr(resshift_fast.ops, name)) for name in resshift_fast.ops.__all__)
 

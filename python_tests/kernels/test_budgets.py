@@ -44,6 +44,7 @@ FAST = (
     "upsample_conv2d.forward-640x8x8-bfloat16",
     "vector_quantize.forward-3x64x64-bfloat16",
     "window_attention.forward-64x32x32-window4-bfloat16",
+    "window_attention_proj.forward-192x8x8-bfloat16",
 )
 
 

@@ -18,6 +18,7 @@ from resshift_fast.kernels import (
     upsample_conv2d,
     vector_quantize,
     window_attention,
+    window_attention_proj,
 )
 from resshift_fast.kernels.group_norm_tiles import TILE, split_plan
 
@@ -65,6 +66,11 @@ def attention_large():
     return window_attention.forward(draw(1, 8, 8, 96), draw(225, 2), 2, 8, 4, "swin")
 
 
+def attention_projected():
+    qkv, table, weight = draw(1, 8, 8, 192), draw(225, 2), draw(128, 64)
+    return window_attention_proj.forward(qkv, table, weight, draw(128), draw(1, 8, 8, 128), 2, 8, 4, "swin")
+
+
 def attention_backward():
     return window_attention.backward(draw(1, 8, 8, 64), draw(1, 8, 8, 192), draw(225, 1), 1, 8, 0, "swin")
 
@@ -91,7 +97,7 @@ SAME = (norm_apply, norm_dx, q_sample, prior_sample, quantize_small, quantize_la
 # They differ in blocks of keys or input channels, over which the kernel sums.
 REORDERED = (attention_spatial, upsample)
 # They differ in blocks of a matrix product; its order of summation is the hardware's, here that of NumPy.
-PRODUCTS = (attention_large, pointwise, mlp)
+PRODUCTS = (attention_large, attention_projected, pointwise, mlp)
 
 
 def in_each_candidate(call, monkeypatch):

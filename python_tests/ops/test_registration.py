@@ -197,6 +197,7 @@ K = ones(5, 6, 3, 3)
 META = X.to("meta")
 MLP = (2, C, C, ones(12, 6), ones(12), ones(6, 12), C)
 TABLE = ones(49, 2)
+QKV, PROJECTED = ones(1, 4, 8, 12), (TABLE, ones(4, 4))
 ATTENTION = {"num_heads": 2, "window_size": 4}
 REFUSED = [  # operator, arguments, options, message
     ("conv2d", (X[0], K), {}, r"x must be \[B, C, H, W\]"),
@@ -294,6 +295,14 @@ REFUSED = [  # operator, arguments, options, message
     ("window_attention", (ones(1, 4, 8, 12), TABLE.to("meta")), ATTENTION, "bias_table is on meta"),
     ("window_attention", (ones(1, 4, 8, 12), None), ATTENTION, "bias_table must be a torch.Tensor, got NoneType"),
     ("window_attention", (ones(1, 4, 8, 12), TABLE), {**ATTENTION, "shift_size": 4}, "shift_size is 4"),
+    ("window_attention_proj", (ones(4, 8, 12), *PROJECTED), ATTENTION, r"qkv must be \[B, H, W, 3C\]"),
+    ("window_attention_proj", (ones(1, 4, 6, 12), *PROJECTED), ATTENTION, "4×6 is not a multiple of window_size=4"),
+    ("window_attention_proj", (QKV, TABLE[:9], PROJECTED[1]), ATTENTION, "bias_table has shape"),
+    ("window_attention_proj", (QKV, TABLE, ones(4, 5)), ATTENTION, "weight has shape"),
+    ("window_attention_proj", (QKV, TABLE, None), ATTENTION, "weight must be a torch.Tensor, got NoneType"),
+    ("window_attention_proj", (QKV, *PROJECTED, ones(3)), ATTENTION, "bias has shape"),
+    ("window_attention_proj", (QKV, *PROJECTED, ones(4).to("meta")), ATTENTION, "bias is on meta"),
+    ("window_attention_proj", (QKV, *PROJECTED, None, QKV), ATTENTION, "residual has shape"),
 ]
 
 

@@ -66,6 +66,7 @@ def backends() -> None:
 def operators(x: Tensor, weight: Tensor) -> None:
     assert_type(ops.group_norm(x, 32, weight, weight, scale=x, shift=x, activation="silu"), Tensor)
     assert_type(ops.window_attention(x, weight, num_heads=2, window_size=8), Tensor)
+    assert_type(ops.window_attention_proj(x, weight, weight, residual=x, num_heads=2, window_size=8), Tensor)
     assert_type(ops.vector_quantize(x, weight), tuple[Tensor, Tensor])
     assert_type(ops.conv2d(x, weight, residual=x), Tensor)
     assert_type(ops.pack_conv2d(weight), Tensor)

@@ -125,7 +125,7 @@ class Downsample(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """qkv projection, `ops.window_attention`, output projection."""
+    """qkv projection, then `ops.window_attention_proj`."""
 
     def __init__(self, channels: int, num_heads: int, window_size: int, shift_size: int):
         super().__init__()
@@ -145,15 +145,18 @@ class WindowAttention(nn.Module):
         `statistics` and `following` are as in `pointwise`.
         """
         qkv, _ = pointwise(x, self.qkv.weight, self.qkv.bias, norm=norm, statistics=statistics)
-        out = ops.window_attention(
+        y = ops.window_attention_proj(
             qkv.permute(0, 2, 3, 1),
             self.relative_position_bias_table,
+            self.proj.weight,
+            self.proj.bias,
+            x.permute(0, 2, 3, 1),
             num_heads=self.num_heads,
             window_size=self.window_size,
             shift_size=self.shift_size,
             mask="resshift",
         )
-        return pointwise(out.permute(0, 3, 1, 2), self.proj.weight, self.proj.bias, residual=x, following=following)
+        return y.permute(0, 3, 1, 2), None
 
 
 class Mlp(nn.Module):

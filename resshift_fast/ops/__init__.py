@@ -15,6 +15,7 @@ from resshift_fast.ops.upsample_conv2d import sum_upsample_taps as sum_upsample_
 from resshift_fast.ops.upsample_conv2d import upsample_conv2d
 from resshift_fast.ops.vector_quantize import vector_quantize
 from resshift_fast.ops.window_attention import window_attention
+from resshift_fast.ops.window_attention_proj import window_attention_proj
 
 __all__ = [
     "add_concat_group_norm",
@@ -29,4 +30,5 @@ __all__ = [
     "upsample_conv2d",
     "vector_quantize",
     "window_attention",
+    "window_attention_proj",
 ]

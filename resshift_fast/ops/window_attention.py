@@ -299,9 +299,18 @@ _op = register(
 
 
 @checks.once
-@takes(Arguments)
-def _check(a: Arguments) -> None:
-    op, qkv, window = "window_attention", a.qkv, a.window_size
+def _check(qkv: Tensor, bias_table: Tensor, num_heads: int, window_size: int, shift_size: int, mask: str) -> None:
+    check("window_attention", qkv, bias_table, num_heads, window_size, shift_size, mask)
+
+
+def check(op: str, *arguments: Any) -> None:
+    """Check the `Arguments` of an attention within windows, for operator `op`.
+
+    Raises:
+        ValueError, TypeError: as in `window_attention`.
+    """
+    a = Arguments(*arguments)
+    qkv, window = a.qkv, a.window_size
     checks.floating(op, "qkv", qkv)
     if qkv.dim() != 4 or qkv.numel() == 0 or a.num_heads < 1 or qkv.shape[3] % (3 * a.num_heads):
         raise ValueError(

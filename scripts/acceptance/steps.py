@@ -123,7 +123,8 @@ SANITIZED = ("-k", "float16 and not bfloat16 and not bitwise and not captured an
 # On a CPU the tests of the first file are skipped, which would count as a failure.
 TESTED = {
     "cuda": {
-        "memcheck": (ON_GPU, f"{KERNELS}/test_residual_shift.py", f"{KERNELS}/test_window_attention.py", *SANITIZED),
+        "memcheck": (ON_GPU, f"{KERNELS}/test_residual_shift.py", f"{KERNELS}/test_window_attention.py")
+        + (f"{KERNELS}/test_window_attention_proj.py", *SANITIZED),
         "racecheck": (ON_GPU, "-k", "agrees and float16 and not bfloat16"),
         "tests": (ON_GPU, KERNELS, "--ignore-glob=*test_budgets*", "python_tests/restoration/test_compilation.py")
         + ("python_tests/backends/test_dispatch.py", "python_tests/backends/test_native.py"),

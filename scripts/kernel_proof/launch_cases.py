@@ -78,6 +78,7 @@ def call(op: str, side: int, *, batch: int = 1, contiguous: str = "", channels_l
 _norm = partial(call, "group_norm", silu=True)
 _merge = partial(call, "add_concat_group_norm", silu=True)
 _attention = partial(call, "window_attention", channels=EMBED, heads=HEADS, shift=0)
+_projected = partial(call, "window_attention_proj", channels=EMBED, heads=HEADS, shift=4)
 _WIDE = {"channels": 192, "hidden": 768}
 _mlp = partial(call, "swin_mlp", **_WIDE)
 _pointwise = partial(call, "pointwise_conv2d")
@@ -189,6 +190,12 @@ _TABLE = (
     ("window_attention.forward", "192x64x64-window16", ALL, _attention(64, window=16)),
     ("window_attention.forward", "256x64x64-head64", BF16, _attention(64, channels=256, heads=4, shift=4)),
     ("window_attention.forward", "64x32x32-window4", BF16, _attention(32, channels=64, heads=4, window=4)),
+    ("window_attention_proj.forward", "192x64x64", ALL, _projected(64)),
+    ("window_attention_proj.forward", "192x8x8", FEW, _projected(8, shift=0)),
+    ("window_attention_proj.forward", "192x64x64-batch16", BF16, _projected(64, batch=16)),
+    ("window_attention_proj.forward", "64x64x64", BF16, _projected(64, channels=64, heads=2)),
+    ("window_attention_proj.forward", "256x64x64-head64", FEW, _projected(64, channels=256, heads=4)),
+    ("window_attention_proj.forward", "192x64x64-window16", BF16, _projected(64, window=16)),
     ("window_attention.backward", "192x64x64-shift4", ALL, _attention_backward(64, shift=4)),
     ("window_attention.backward", "192x64x64-window16", ALL, _attention_backward(64, window=16)),
     *(_windows(*way) for way in _WORST_WINDOWS),
