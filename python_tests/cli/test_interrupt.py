@@ -100,7 +100,7 @@ def test_ctrl_c_while_the_result_is_written(restore, photos, tmp_path, monkeypat
     ("function", "arguments"),
     [
         ("resshift_fast.backends.status", ["doctor"]),
-        ("resshift_fast.measure.counting.count_sample", ["bench", "count"]),
+        ("resshift_fast.measure.counting.measure_sample", ["bench", "count"]),
         ("resshift_fast.measure.end_to_end.measure", ["bench", "e2e", "--random-weights"]),
     ],
 )

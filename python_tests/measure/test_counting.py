@@ -1,12 +1,14 @@
 """Counts of operators and bytes: graphs counted by hand, and an upper bound for a whole sample."""
 
+import json
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from resshift_fast import ops, use_backend
 from resshift_fast.measure import roofline
-from resshift_fast.measure.counting import Counter, Row, count_sample, total
+from resshift_fast.measure.counting import Counter, Row, by_shape, count_sample, measure_sample, total
 from resshift_fast.models import catalog
 
 pytest.importorskip("triton")
@@ -101,6 +103,62 @@ def test_bad_arguments_are_refused(arguments, message):
         count_sample(*arguments[:2], **options)
 
 
+def test_a_batch_reads_the_weights_once_and_takes_no_more_memory_a_picture():
+    one, sixteen = (measure_sample("nano-x4", batch=batch) for batch in (1, 16))
+    # 15 pictures save the weights that are read in every step, most of all, and no more than that.
+    steps = catalog.get("nano-x4").schedule.num_steps
+    saved = 16 * total(one.rows).num_bytes - total(sixteen.rows).num_bytes
+    assert 0.5 * steps * one.weight_bytes < saved / 15 < 1.2 * steps * one.weight_bytes
+    assert sixteen.weight_bytes == one.weight_bytes and sixteen.prepared_bytes == one.prepared_bytes
+    assert 0.9 * one.peak_bytes < sixteen.peak_bytes / 16 <= one.peak_bytes
+
+
+def test_what_is_derived_once_is_counted_apart():
+    sample = measure_sample("nano-x4")
+    denoiser = catalog.build_denoiser(catalog.get("nano-x4"))
+    products = 2 + len(denoiser.modulation_layers())
+    assert sample.preparation["aten::addmm"].count == products and "aten::addmm" not in sample.rows
+    assert measure_sample("nano-x4", "plain").rows["aten::addmm"].count >= products
+    assert 0 < sample.prepared_bytes < sample.weight_bytes
+
+
+def test_peak_memory_is_that_by_hand():
+    with FakeTensorMode():
+        x = torch.empty(256, device="cuda")
+        with Counter() as counter:
+            y = x + 1  # 1024 bytes
+            z = y.view(16, 16) * 2  # and 1024
+            del y
+            z.add_(1)
+            w = torch.cat([z, z])  # and 2048, without those of y
+            del z
+            w.sum()
+    assert counter.live.peak == 3072
+    assert counter.live.now <= 2048 + 4
+
+
+def test_launches_by_shape():
+    with FakeTensorMode():
+        x, w = torch.empty(1, 64, 32, 32, device="cuda"), torch.empty(64, device="cuda")
+        weight = torch.empty(320, 64, 3, 3, device="cuda")
+        with Counter() as counter, torch.no_grad():
+            for _ in range(3):
+                ops.group_norm(x, 32, w, w)
+            torch.conv2d(x, weight, padding=1)
+    found = {launches.first.kernel: launches for launches in by_shape(counter.rows)}
+    norm = found["group_norm_fwd_kernel"]
+    assert (norm.operator, norm.count, norm.first.shape) == (
+        "resshift_fast::group_norm",
+        3,
+        "1x64x32x32 -> 1x64x32x32",
+    )
+    assert norm.first.blocks == 32 and not norm.first.estimated and norm.filled(128) == 0.25 and norm.filled(8) == 1
+    convolution = found["aten::convolution"]
+    assert convolution.first.shape == "1x64x32x32 -> 1x320x32x32"
+    assert convolution.first.blocks == 8 * 3 and convolution.first.estimated  # tiles of 128 pixels and 128 channels
+    assert sum(launches.num_bytes for launches in found.values()) == total(counter.rows).num_bytes
+
+
 def test_a_floor_is_the_larger_of_memory_and_compute_time():
     row = Row()
     row.add(3350, 1)  # a nanosecond of an H100's bandwidth
@@ -109,6 +167,55 @@ def test_a_floor_is_the_larger_of_memory_and_compute_time():
     assert floor.seconds == pytest.approx(3e-9) and floor.memory_bound == 1 and floor.count == 2
     slower = roofline.project({"op": row}, roofline.get("h100"), element_size=4)["op"]
     assert slower.seconds == pytest.approx(1e-9 + 2 * 989_000 / 67e12)
+
+
+@pytest.mark.parametrize(
+    "call, seconds, limit",
+    [
+        ((3_350_000_000, 0, "", "", 132), 1e-3, "bytes"),  # of the whole bandwidth
+        # a multiprocessor reads 5120 / 108 bytes in a clock
+        ((86_755_555, 0, "", "", 1), 1e-3, "bytes"),
+        ((0, 989_000_000_000, "", "", 132), 1e-3, "operations"),
+        ((0, 989_000_000_000, "", "", 33), 4e-3, "operations"),  # a quarter of the multiprocessors
+        ((0, 989_000_000_000, "", "", 133), 264 / 133 * 1e-3, "operations"),  # one has two blocks
+        ((1000, 1000, "", "", 132), 2e-6, "launch"),
+    ],
+    ids=["memory", "one block reads", "matrix rate", "33 blocks", "133 blocks", "small"],
+)
+def test_projected_time_of_a_call(call, seconds, limit):
+    row = Row()
+    row.add(*call)
+    (found,) = roofline.expect({"op": row}, roofline.get("h100")).values()
+    assert found.seconds == pytest.approx(seconds, rel=1e-5) and found.count == 1
+    assert [name for name, count in found.limited.items() if count] == [limit]
+
+
+def test_projected_times_by_kernel():
+    row = Row()
+    row.add(0, 0, "first_kernel")
+    row.add(0, 0, "second_kernel")
+    row.add(0, 0, "second_kernel")
+    found = roofline.expect({"op": row}, roofline.get("a100"), launch_seconds=1e-6, by_kernel=True)
+    assert {name: x.seconds for name, x in found.items()} == pytest.approx(
+        {"second_kernel": 2e-6, "first_kernel": 1e-6}
+    )
+
+
+def test_measured_times_of_an_acceptance(tmp_path):
+    kernels = [
+        {"kernel": "group_norm_fwd_kernel", "operator": "resshift_fast::group_norm", "calls": "3.0", "ms": "0.5"},
+        {"kernel": "void cudnn::one", "operator": "aten::convolution", "calls": "1.0", "ms": "0.25"},
+        {"kernel": "void cudnn::two", "operator": "aten::convolution", "calls": "2.0", "ms": "0.75"},
+    ]
+    tables = {"kernels.csv": kernels, "workload.json": {"title": "a case", "device_name": "NVIDIA H100"}}
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps({"steps": {"profile": {"tables": tables}}}))
+    times, workload = roofline.measured_kernels(path)
+    assert times == pytest.approx({"group_norm_fwd_kernel": 5e-4, "aten::convolution": 1e-3})
+    assert workload["title"] == "a case"
+    path.write_text(json.dumps({"steps": {"smoke": {}}}))
+    with pytest.raises(ValueError, match="has no profile of kernels .*'profile'"):
+        roofline.measured_kernels(path)
 
 
 def test_an_unknown_gpu_is_refused():

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from resshift_fast.cli.options import option
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
-    from resshift_fast.measure.counting import Row
+    from resshift_fast.measure.counting import Row, Sample
+    from resshift_fast.measure.roofline import Expected, Floor
 
 app = typer.Typer(name="bench", rich_markup_mode=None, no_args_is_help=True)
 
@@ -36,30 +39,76 @@ def count(
     size: Size = 64,
     batch: Batch = 1,
     dtype: Dtype = "bfloat16",
+    shapes: Annotated[bool, option("Print the launches of FUSED by shape instead. Default: no.", "--by-shape")] = False,
     table: Csv = None,
 ) -> None:
     """Count dispatched operators and bytes moved on a GPU, without a GPU and without running anything.
 
     PLAIN is PyTorch alone, FUSED the Triton kernels. MB are millions of bytes read and written. Views are not counted;
-    for an operator of this library its kernel launches are counted.
-    """
-    from resshift_fast.measure.counting import PATHS, count_sample, total
+    for an operator of this library its kernel launches are counted. What is derived from the weights once, not in every
+    restoration, is counted apart.
 
-    counted = {path: count_sample(model, path, size=(size, size), batch=batch, dtype=_dtype(dtype)) for path in PATHS}
-    plain, fused = counted["plain"], counted["fused"]
+    With --by-shape, BLOCKS are the thread blocks of a launch, and FILLED is the share of an H100's 132 multiprocessors
+    that have one; ~ marks an estimate for PyTorch's own operators, whose kernels cuDNN, cuBLAS and PyTorch choose.
+    """
+    from resshift_fast.measure.counting import PATHS, measure_sample, total
+
+    print(f"{model}, {size}x{size} input, batch {batch}, {dtype}, {_steps(model)} steps, from pixels to pixels")
+    paths = ("fused",) if shapes else PATHS
+    samples = {path: measure_sample(model, path, size=(size, size), batch=batch, dtype=_dtype(dtype)) for path in paths}
+    if shapes:
+        _print_shapes(samples["fused"].rows, table)
+        return
+    plain, fused = samples["plain"].rows, samples["fused"].rows
     names = sorted(
         {*plain, *fused}, key=lambda name: -max(rows[name].num_bytes for rows in (plain, fused) if name in rows)
     )
     columns = "{:<42} {:>8} {:>10} {:>8} {:>10}"
-    print(f"{model}, {size}x{size} input, batch {batch}, {dtype}, {_steps(model)} steps, from pixels to pixels")
     print(columns.format("OPERATOR", "PLAIN", "MB", "FUSED", "MB"))
     for name in [*names, None]:
         cells = [_cells(total(rows) if name is None else rows.get(name)) for rows in (plain, fused)]
         print(columns.format(name or "all", *cells[0], *cells[1]))
+    _print_memory(samples["fused"], batch)
     if table is not None:
         header = ("operator", "plain_count", "plain_bytes", "fused_count", "fused_bytes")
         counts = [[value for rows in (plain, fused) for value in _counts(rows.get(name))] for name in names]
         _write(table, header, [[name, *row] for name, row in zip(names, counts, strict=True)])
+
+
+def _print_memory(sample: Sample, batch: int) -> None:
+    """What a prepared pipeline derives once, and the memory that a restoration takes."""
+    from resshift_fast.measure.counting import total
+
+    once, moved = _cells(total(sample.preparation))
+    weights, prepared, peak = (x / 1e6 for x in (sample.weight_bytes, sample.prepared_bytes, sample.peak_bytes))
+    print(f"FUSED, once for all restorations: {once} operators that move {moved} MB derive {prepared:,.1f} MB")
+    held = f"{weights:,.1f} MB of weights, {prepared:,.1f} MB derived from them"
+    print(f"FUSED, memory: {held}, {peak:,.1f} MB of other tensors at once, {peak / batch:,.1f} MB a picture")
+
+
+def _print_shapes(rows: Mapping[str, Row], table: Path | None) -> None:
+    """The launches by kernel, shapes and blocks."""
+    from resshift_fast.measure.counting import by_shape, total
+    from resshift_fast.measure.roofline import GPUS
+
+    multiprocessors = GPUS["h100"].multiprocessors
+    columns = "{:<28} {:<40} {:>8} {:>9} {:>7} {:>10}"
+    print(columns.format("KERNEL", "SHAPE", "LAUNCHES", "BLOCKS", "FILLED", "MB"))
+    found = by_shape(rows)
+    for launches in found:
+        call, filled = launches.first, launches.filled(multiprocessors)
+        blocks = f"{'~' if call.estimated else ''}{call.blocks:,}"
+        moved = f"{launches.num_bytes / 1e6:,.1f}"
+        print(columns.format(call.kernel, call.shape, launches.count, blocks, f"{filled:.0%}", moved))
+    print(columns.format("all", "", *_cells(total(rows))[:1], "", "", _cells(total(rows))[1]))
+    if table is not None:
+        header = ("operator", "kernel", "shape", "launches", "blocks", "blocks_estimated", "filled_of_132", "bytes")
+        body = [
+            [x.operator, x.first.kernel, x.first.shape, x.count, x.first.blocks, x.first.estimated]
+            + [x.filled(multiprocessors), x.num_bytes]
+            for x in found
+        ]
+        _write(table, header, body)
 
 
 def roofline(
@@ -69,43 +118,83 @@ def roofline(
     size: Size = 64,
     batch: Batch = 1,
     dtype: Dtype = "bfloat16",
+    latency: Annotated[
+        float,
+        option("Least microseconds from one kernel to the next in a CUDA graph. Default: 2.", metavar="US", min=0),
+    ] = 2.0,
+    measured: Annotated[
+        Path | None, option("Compare with FILE, a result of scripts/gpu_acceptance.py.", metavar="FILE")
+    ] = None,
     table: Csv = None,
 ) -> None:
-    """Project the least time on a GPU from its data sheet: bytes over bandwidth, or operations over matrix rate.
+    """Project the time on a GPU from its data sheet, without a GPU.
 
-    Nothing is measured. MB are millions of bytes, FLOOR us is the projected least time in microseconds, and
-    MEMORY-BOUND is the number of calls that bandwidth limits.
+    FLOOR us is the least time in microseconds: of each call, bytes over bandwidth or operations over matrix rate.
+    MEMORY-BOUND is the number of calls that bandwidth limits. PROJECTED us also has the multiprocessors that a call's
+    thread blocks leave idle, and the latency of a launch, which limits the calls in LAUNCH-BOUND. MB are millions of
+    bytes. With --measured the table is by kernel, and compares the projection with measured times.
     """
     from resshift_fast.measure import roofline as model_of
-    from resshift_fast.measure.counting import count_sample, total
+    from resshift_fast.measure.counting import count_sample
 
     chosen = model_of.get(gpu)
     torch_dtype = _dtype(dtype)
+    times = None if measured is None else model_of.measured_kernels(measured)
     rows = count_sample(model, path, size=(size, size), batch=batch, dtype=torch_dtype, arch=chosen.arch)
-    floors = model_of.project(rows, chosen, torch_dtype.itemsize)
     case = f"{model}, {size}x{size} input, batch {batch}, {dtype}, {path}"
     print(f"PROJECTION for {chosen.title}, not a measurement: {case}")
-    columns = "{:<42} {:>8} {:>10} {:>10} {:>10} {:>14}"
-    print(columns.format("OPERATOR", "COUNT", "MB", "GFLOP", "FLOOR us", "MEMORY-BOUND"))
+    by_kernel = times is not None
+    expected = model_of.expect(rows, chosen, torch_dtype.itemsize, latency * 1e-6, by_kernel)
+    if times is not None:
+        _print_comparison(expected, *times, table)
+        return
+    _print_projection(rows, model_of.project(rows, chosen, torch_dtype.itemsize), expected, table)
+
+
+def _print_projection(
+    rows: Mapping[str, Row], floors: Mapping[str, Floor], expected: Mapping[str, Expected], table: Path | None
+) -> None:
+    from resshift_fast.measure.counting import total
+
+    columns = "{:<36} {:>7} {:>9} {:>9} {:>9} {:>12} {:>13} {:>12}"
+    print(
+        columns.format("OPERATOR", "COUNT", "MB", "GFLOP", "FLOOR us", "MEMORY-BOUND", "PROJECTED us", "LAUNCH-BOUND")
+    )
+    body = []
     for name, floor in floors.items():
-        print(columns.format(name, *_measures(rows[name]), f"{floor.seconds * 1e6:.1f}", floor.memory_bound))
-    seconds = sum(floor.seconds for floor in floors.values())
-    bound = sum(floor.memory_bound for floor in floors.values())
-    print(columns.format("all", *_measures(total(rows)), f"{seconds * 1e6:.1f}", bound))
+        row, slower = rows[name], expected[name]
+        bound = slower.limited["launch"]
+        cells = f"{floor.seconds * 1e6:.1f}", floor.memory_bound, f"{slower.seconds * 1e6:.1f}", bound
+        print(columns.format(name, *_measures(row), *cells))
+        times = [floor.seconds, floor.memory_bound, slower.seconds, bound]
+        body.append([name, row.count, row.num_bytes, row.matrix_operations, *times])
+    sums = [sum(row[i] for row in body) for i in range(4, 8)]
+    cells = f"{sums[0] * 1e6:.1f}", sums[1], f"{sums[2] * 1e6:.1f}", sums[3]
+    print(columns.format("all", *_measures(total(rows)), *cells))
     if table is not None:
         header = ("operator", "count", "bytes", "matrix_operations", "floor_seconds", "memory_bound_count")
-        body = [
-            [
-                name,
-                rows[name].count,
-                rows[name].num_bytes,
-                rows[name].matrix_operations,
-                floor.seconds,
-                floor.memory_bound,
-            ]
-            for name, floor in floors.items()
-        ]
-        _write(table, header, body)
+        _write(table, (*header, "projected_seconds", "launch_bound_count"), body)
+
+
+def _print_comparison(
+    expected: Mapping[str, Expected], times: Mapping[str, float], workload: Mapping[str, Any], table: Path | None
+) -> None:
+    """Projected and measured times by kernel; a measured one without a counted kernel has no projection."""
+    print(f"MEASURED: {workload.get('title')} on {workload.get('device_name')}; compare the same case only")
+    columns = "{:<44} {:>8} {:>13} {:>12} {:>6}"
+    print(columns.format("KERNEL", "COUNT", "PROJECTED us", "MEASURED us", "RATIO"))
+    body: list[list] = []
+    for name in (*expected, *sorted(times.keys() - expected.keys(), key=lambda name: -times[name])):
+        projected, seconds = expected.get(name), times.get(name)
+        count = 0 if projected is None else projected.count
+        body.append([name, count, None if projected is None else projected.seconds, seconds])
+    whole = [sum(row[i] or 0 for row in body) for i in (1, 2, 3)]
+    for name, count, projected, seconds in [*body, ["all", *whole]]:
+        shown = ["-" if value is None else f"{value * 1e6:.1f}" for value in (projected, seconds)]
+        ratio = f"{seconds / projected:.1f}" if projected and seconds else "-"
+        print(columns.format(name, count, *shown, ratio))
+    if table is not None:
+        _write(table, ("kernel", "count", "projected_seconds", "measured_seconds"), body)
 
 
 def _dtype(name: str) -> torch.dtype:
