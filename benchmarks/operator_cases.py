@@ -283,6 +283,25 @@ def _origin(draw: Draw) -> Tensor:
     return torch.zeros((draw.batch, 2), dtype=torch.int64, device=draw.device)
 
 
+def _residual_block(
+    draw: Draw, side: int, channels: int, out: int, other: int = 0, scale_shift: bool = True, eps: float = UNET_EPS
+) -> dict[str, Any]:
+    merged = channels + other
+    arguments: dict[str, Any] = {
+        "x": draw.image(channels, side, MEAN),
+        "other": draw.image(other, side, MEAN) if other else None,
+        "num_groups": NUM_GROUPS,
+    }
+    for i, width in ((1, merged), (2, out)):
+        arguments[f"norm{i}_weight"], arguments[f"norm{i}_bias"] = draw.norm(width)
+        arguments |= {f"weight{i}": draw.kernel(out, width), f"bias{i}": draw.normal(out)}
+    arguments["scale"], arguments["shift"] = draw.scale_shift(out) if scale_shift else (None, None)
+    is_identity = merged == out
+    arguments["skip_weight"] = None if is_identity else draw.matrix(out, merged)
+    arguments["skip_bias"] = None if is_identity else draw.normal(out)
+    return arguments | {"eps": eps, "statistics": None}
+
+
 def _posterior_step(
     draw: Draw,
     side: int,
@@ -361,6 +380,12 @@ OPERATORS: dict[str, Operator] = {
             "conv2d",
         ),
         Operator(
+            "residual_block",
+            _residual_block,
+            ("x", "weight1", "bias1", "norm2_weight", "norm2_bias", "weight2", "bias2", "scale", "shift"),
+            "residual_block",
+        ),
+        Operator(
             "posterior_step", _posterior_step, ("x_t", "prediction", "y"), "residual_shift", "posterior_step_reference"
         ),
         Operator("prior_sample", _prior_sample, ("y",), "residual_shift", "prior_sample_reference"),
@@ -388,6 +413,10 @@ def _mlp(level: int, where: str) -> Case:
 
 def _pointwise(level: int, where: str, channels: int, out: int, **sizes: Any) -> Case:
     return Case("pointwise_conv2d", level, {"channels": channels, "out": out, **sizes}, where)
+
+
+def _block(level: int, where: str, channels: int, out: int, **sizes: Any) -> Case:
+    return Case("residual_block", level, {"channels": channels, "out": out, **sizes}, where)
 
 
 def _convolution(level: int, where: str, channels: int, out: int, op: str = "conv2d", **sizes: Any) -> Case:
@@ -470,6 +499,12 @@ CASES: tuple[Case, ...] = (
     _convolution(3, "U-Net level 3 and middle, ResBlock.out_layers and its sum", 640, 640, **NORM_SUM),
     _convolution(0, "decoder middle and level 0, conv2 and its sum", 512, 512, **DECODER_NORM_SUM),
     _convolution(-2, "decoder level -2, conv2 and its sum", 128, 128, **DECODER_NORM_SUM),
+    _block(3, "U-Net level 3 and middle, ResBlocks", 640, 640),
+    _block(3, "U-Net level 3, ResBlocks after the skip", 640, 640, other=640),
+    _block(2, "U-Net level 2, ResBlocks", 320, 320),
+    _block(2, "U-Net level 2, ResBlocks after the skip", 320, 320, other=320),
+    _block(1, "U-Net level 1, ResBlocks", 320, 320),
+    _block(0, "U-Net level 0, ResBlocks", 160, 160),
     Case("posterior_step", 0, {"channels": 3}, "chain, every step but the last"),
     Case("posterior_step", 0, {"channels": 3, "last": True, "lq": False}, "chain, last step"),
     Case("prior_sample", 0, {"channels": 3}, "chain, start"),

@@ -68,7 +68,7 @@ def described(name, arguments):
 
 @pytest.fixture
 def network_calls(monkeypatch):
-    """Descriptions of all operator calls of realsr-x4-v3 for one 64×64 image, if conv2d fuses the norm and if not."""
+    """Descriptions of all operator calls of realsr-x4-v3 for one 64×64 image, if parts are fused, and if not."""
     calls = set()
 
     def recording(name, function):
@@ -92,6 +92,9 @@ def network_calls(monkeypatch):
         for takes_norm in (False, True):
             monkeypatch.setattr(ops, "conv2d_takes_norm", lambda _, takes_norm=takes_norm: takes_norm)
             LatentChain(denoiser, spec.schedule)(image, image, index)
+            with monkeypatch.context() as fusing:
+                fusing.setattr(ops, "residual_block_is_fused", lambda _: True)
+                LatentChain(denoiser, spec.schedule)(image, image, index)
             first_stage.decode(image)
         ops.q_sample(image, image, index, spec.schedule.table("meta"), image)
     return calls

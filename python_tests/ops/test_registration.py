@@ -196,6 +196,7 @@ X, C, ROW, SEED, STEP = ones(2, 6, 4, 8), ones(6), ones(8), torch.zeros(2, dtype
 K = ones(5, 6, 3, 3)
 META = X.to("meta")
 MLP = (2, C, C, ones(12, 6), ones(12), ones(6, 12), C)
+BLOCK = (C, C, ones(6, 6, 3, 3), C, C, C, ones(6, 6, 3, 3), C)
 TABLE = ones(49, 2)
 QKV, PROJECTED = ones(1, 4, 8, 12), (TABLE, ones(4, 4))
 ATTENTION = {"num_heads": 2, "window_size": 4}
@@ -256,6 +257,21 @@ REFUSED = [  # operator, arguments, options, message
     ("q_sample", (X, X, SEED, ROW[None], None), {}, "noise must be a torch.Tensor, got NoneType"),
     ("q_sample", (X, X, SEED, ROW[None][:0], X), {}, r"table has shape \(0, 8\)"),
     ("q_sample", (X, X, SEED, None, X), {}, "table must be a torch.Tensor, got NoneType"),
+    ("residual_block", (X[0], None, 2, *BLOCK), {}, r"x must be \[B, C, H, W\]"),
+    ("residual_block", (X[:0], None, 2, *BLOCK), {}, "x is empty"),
+    ("residual_block", (X, None, 4, *BLOCK), {}, "6 or 6 channels do not divide into 4 groups"),
+    ("residual_block", (X, X, 2, *BLOCK), {}, r"weight1 has shape \(6, 6, 3, 3\), expected \(O, 12, 3, 3\)"),
+    ("residual_block", (X, X[:, :, :3], 2, *BLOCK), {}, "other has shape"),
+    ("residual_block", (X, X.half(), 2, *BLOCK), {}, "other has dtype torch.float16"),
+    ("residual_block", (X, None, 2, C[:5], *BLOCK[1:]), {}, "norm1_weight has shape"),
+    ("residual_block", (X, None, 2, *BLOCK[:6], ones(5, 6, 3, 3), C), {}, "as many outputs as weight1"),
+    ("residual_block", (X, None, 2, *BLOCK[:7], None), {}, "bias2 must be a torch.Tensor, got NoneType"),
+    ("residual_block", (X, None, 2, *BLOCK[:7], C.to("meta")), {}, "bias2 is on meta"),
+    ("residual_block", (X, None, 2, *BLOCK[:7], C.half()), {}, "bias2 has dtype torch.float16"),
+    ("residual_block", (X, None, 2, *BLOCK), {"scale": C}, r"scale has shape \(6,\), expected \(\d, 6\)"),
+    ("residual_block", (X, None, 2, *BLOCK), {"skip_bias": C}, "skip_bias is given, but skip_weight is None"),
+    ("residual_block", (X, None, 2, *BLOCK), {"skip_weight": ones(6, 5)}, "skip_weight has shape"),
+    ("residual_block", (X, None, 2, *BLOCK), {"statistics": C}, "statistics has shape"),
     ("spatial_attention", (X[0], X, X), {}, r"q must be \[B, C, H, W\]"),
     ("spatial_attention", (X[:0], X[:0], X[:0]), {}, "q is empty"),
     ("spatial_attention", (X, X[:1], X), {}, "k has shape"),

@@ -103,6 +103,8 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor | PendingMerge, modulation: Tensor) -> Tensor:
         """[B, in_channels, h, w] to [B, out_channels, h, w]; modulation: [B, 2·out_channels], scale then shift."""
         scale, shift = modulation.chunk(2, dim=1)
+        if ops.residual_block_is_fused(modulation.device.type):
+            return self._fused(x, scale, shift)
         x, h = self.in_layers[2].after(self.in_layers[0], x)  # type: ignore[operator]
         norm, conv = self.out_layers[0], self.out_layers[3]
         if isinstance(self.skip_connection, Conv1x1):
@@ -110,6 +112,24 @@ class ResBlock(nn.Module):
             return self.skip_connection(x, residual=h)
         _, h = conv.after(norm, h, scale=scale, shift=shift, residual=x)  # type: ignore[operator]
         return merged(h)
+
+    def _fused(self, x: Tensor | PendingMerge, scale: Tensor, shift: Tensor) -> Tensor:
+        """`forward` by one operator."""
+        other = None
+        if isinstance(x, PendingMerge):
+            x, other = x.take()
+        norm1, _, conv1 = self.in_layers
+        norm2, _, _, conv2 = self.out_layers
+        skip = self.skip_connection if isinstance(self.skip_connection, Conv1x1) else None
+        return ops.residual_block(
+            *(x, other, NUM_GROUPS, norm1.weight, norm1.bias, conv1.weight, conv1.bias),
+            *(norm2.weight, norm2.bias, conv2.weight, conv2.bias),
+            scale=scale,
+            shift=shift,
+            skip_weight=None if skip is None else skip.weight.flatten(1),
+            skip_bias=None if skip is None else skip.bias,
+            eps=norm1.eps,
+        )
 
 
 class Downsample(nn.Module):

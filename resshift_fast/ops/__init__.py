@@ -8,6 +8,8 @@ from resshift_fast.ops.conv2d_winograd import pack_conv2d as pack_conv2d
 from resshift_fast.ops.group_norm import group_norm
 from resshift_fast.ops.norm_stats import writes_statistics as writes_statistics
 from resshift_fast.ops.pointwise_conv2d import pointwise_conv2d
+from resshift_fast.ops.residual_block import residual_block
+from resshift_fast.ops.residual_block import residual_block_is_fused as residual_block_is_fused
 from resshift_fast.ops.residual_shift import posterior_step, prior_sample, q_sample
 from resshift_fast.ops.spatial_attention import spatial_attention
 from resshift_fast.ops.swin_mlp import swin_mlp
@@ -25,6 +27,7 @@ __all__ = [
     "posterior_step",
     "prior_sample",
     "q_sample",
+    "residual_block",
     "spatial_attention",
     "swin_mlp",
     "upsample_conv2d",

@@ -25,6 +25,7 @@ META = torch.device("meta")
 FLOAT32, FLOAT16, BFLOAT16 = torch.float32, torch.float16, torch.bfloat16
 ALL = (FLOAT32, FLOAT16, BFLOAT16)
 BF16 = (BFLOAT16,)
+SIXTEEN = (FLOAT16, BFLOAT16)
 FEW = (FLOAT32, BFLOAT16)  # float16 compiles to the same code except for the names of instructions
 
 
@@ -83,6 +84,7 @@ _WIDE = {"channels": 192, "hidden": 768}
 _mlp = partial(call, "swin_mlp", **_WIDE)
 _pointwise = partial(call, "pointwise_conv2d")
 _quantize = partial(call, "vector_quantize", channels_last="z")
+_block = partial(call, "residual_block")
 _spatial = partial(call, "spatial_attention")
 _posterior_step = partial(call, "posterior_step", channels=3, contiguous="lq")
 _prior_sample = partial(call, "prior_sample", channels=3, contiguous="lq")
@@ -229,6 +231,8 @@ _TABLE = (
     ("upsample_conv2d.forward", "320x32x32", BF16, _upsample(320, 32)),
     ("upsample_conv2d.forward", "320x16x16-summed", BF16, _upsample(320, 16, summed=True)),
     ("upsample_conv2d.forward", "640x8x8", BF16, _upsample(640, 8)),
+    ("residual_block.forward", "640x8x8", SIXTEEN, _block(8, channels=640, out=640)),
+    ("residual_block.forward", "640x8x8-concat-640", BF16, _block(8, channels=640, other=640, out=640)),
     ("residual_shift.posterior_step", "3x64x64", ALL, _posterior_step(64)),
     ("residual_shift.posterior_step", "3x64x64-origin", BF16, _posterior_step(64, origin=True)),
     ("residual_shift.posterior_step", "3x64x64-given-noise", BF16, _posterior_step(64, given_noise=True)),
