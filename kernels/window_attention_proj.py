@@ -2,7 +2,8 @@
 
 A program takes a block of queries of one window and some of the output channels, and iterates over the heads. What a
 head attends to is rounded to qkv's dtype, as it would be in memory, and multiplied with the head's columns of the
-weight at once, so that the attention's result is never written. Bias and residual are added before the only store.
+weight at once, so that the attention's result is never written. Bias and residual are added before the only store. The
+statistics of the next group normalization can be written with it (norm_stats.py); a block of queries is a part of them.
 Output channels are divided into chunks of B_N, one accumulator each, because the usual widths are no powers of two.
 
 Small images have few windows: their queries, then their output channels are divided among programs, each of which
@@ -10,14 +11,16 @@ computes the attention of its queries for itself. The programs of one window are
 find its keys and values in the L2 cache, where the weight stays anyway.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from resshift_fast.kernels import norm_stats
 from resshift_fast.kernels.launch import Start
+from resshift_fast.kernels.norm_stats import finish, store_part
 from resshift_fast.kernels.plans import contiguous, planned
 from resshift_fast.kernels.tuning import Config, Space, bucket
 from resshift_fast.kernels.window_attention_tiles import (
@@ -97,15 +100,23 @@ def window_attention_proj_kernel(
     p_bias,  # [O] or None
     p_residual,  # [B, height, width, O] or None
     p_y,  # [B, height, width, O]
+    p_parts,  # [B, parts, SLOTS, 3, NEXT_GROUPS], float32, or None
+    p_counters,  # [B], int32 zeros before and after, or None
+    p_next,  # [B, 2, NEXT_GROUPS], float32, or None
     height,
     width,
     shift,
+    next_eps,
     O: tl.constexpr,  # noqa: E741
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     WINDOW: tl.constexpr,
     MASK: tl.constexpr,
     B_T: tl.constexpr,
+    NEXT_GROUPS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    TILE_GROUPS: tl.constexpr,
+    ROWS: tl.constexpr,
     B_Q: tl.constexpr,
     B_K: tl.constexpr,
     B_N: tl.constexpr,
@@ -140,17 +151,31 @@ def window_attention_proj_kernel(
             b_sum += (tl.dot(b_out, tl.trans(b_w), b_y[i_c], input_precision="ieee"),)  # type: ignore[assignment]
         b_y = b_sum
 
+    windows = (height // WINDOW) * (width // WINDOW)  # of an image
+    i_image = (i_window // windows).to(tl.int64)
+    i_part = i_window % windows * Q_BLOCKS + i_q
+    parts = windows * Q_BLOCKS
+    m_q = o_q < TOKENS
     for i_c in tl.static_range(CHUNKS):
         o_n = (i_n + i_c) * B_N + tl.arange(0, B_N)
         m_n = o_n < O
-        m_y = (o_q < TOKENS)[:, None] & m_n[None, :]
+        m_y = m_q[:, None] & m_n[None, :]
         o_y = b_pixel[:, None] * O + o_n[None, :]
         b_chunk = b_y[i_c]  # type: ignore[var-annotated]
         if p_bias is not None:
             b_chunk += tl.load(p_bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
         if p_residual is not None:
             b_chunk += tl.load(p_residual + o_y, mask=m_y, other=0.0).to(tl.float32)
-        tl.store(p_y + o_y, b_chunk.to(p_y.dtype.element_ty), mask=m_y)
+        b_stored = b_chunk.to(p_y.dtype.element_ty)
+        tl.store(p_y + o_y, b_stored, mask=m_y)
+        if NEXT_GROUPS:
+            b_stored = b_stored.to(tl.float32)
+            store_part(
+                b_stored, m_q, p_parts, i_image, i_part, parts, i_n + i_c, O, NEXT_GROUPS, SLOTS, TILE_GROUPS, B_N
+            )
+    if NEXT_GROUPS:
+        programs = parts * N_BLOCKS
+        finish(p_parts, p_counters, p_next, i_image, parts, programs, next_eps, O, NEXT_GROUPS, SLOTS, ROWS, B_N)
 
 
 def unsupported(
@@ -168,6 +193,14 @@ def _bucket(
     return constants["B_T"], constants["HEAD_DIM"], dtype.itemsize, n_windows, out_channels
 
 
+class Plan(NamedTuple):
+    """Plan of `forward`: its start, and parts and slots of the statistics that it writes."""
+
+    start: Start
+    parts: int
+    slots: int
+
+
 @planned(SPACE, _bucket)
 def _forward(
     config: Config,
@@ -178,18 +211,26 @@ def _forward(
     window_size: int,
     shift_size: int,
     mask: str,
-) -> Start:
+    next_groups: int,
+    next_eps: float,
+) -> Plan:
     """Plan of the kernel for qkv of this shape."""
     blocks = config.blocks
     programs = _programs(blocks["B_Q"], blocks["CHUNKS"], window_size**2, out_channels, blocks["B_N"])
-    return Start(
+    windows = num_windows(shape, window_size)
+    following = norm_stats.constants(out_channels, next_groups, blocks["B_N"], config.num_warps)
+    start = Start(
         window_attention_proj_kernel,
-        (num_windows(shape, window_size) * programs,),
-        *(shape[1], shape[2], shift_size),
+        (windows * programs,),
+        *(shape[1], shape[2], shift_size, next_eps),
         O=out_channels,
         **constants_of(shape, num_heads, window_size, shift_size, mask),
+        **following,
         **config.options,
+        passes=norm_stats.PASSES,
     )
+    parts = windows // shape[0] * triton.cdiv(window_size**2, blocks["B_Q"])
+    return Plan(start, parts, following["SLOTS"])
 
 
 def forward(
@@ -204,16 +245,56 @@ def forward(
     mask: str,
 ) -> Tensor:
     """Launch the kernel; returns [B, H, W, O], contiguous."""
+    return _launch(qkv, bias_table, weight, bias, residual, num_heads, window_size, shift_size, mask, 0, 0.0)[0]
+
+
+def forward_with_statistics(
+    qkv: Tensor,
+    bias_table: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    num_heads: int,
+    window_size: int,
+    shift_size: int,
+    mask: str,
+    next_groups: int,
+    next_eps: float,
+) -> tuple[Tensor, Tensor]:
+    """`forward`; returns y, and the statistics of its next_groups groups, float32 [B, 2, next_groups]."""
+    y, following = _launch(
+        qkv, bias_table, weight, bias, residual, num_heads, window_size, shift_size, mask, next_groups, next_eps
+    )
+    assert following is not None
+    return y, following
+
+
+def _launch(
+    qkv: Tensor,
+    bias_table: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    num_heads: int,
+    window_size: int,
+    shift_size: int,
+    mask: str,
+    next_groups: int,
+    next_eps: float,
+) -> tuple[Tensor, Tensor | None]:
     shape, dtype, out_channels = qkv.shape, qkv.dtype, weight.shape[0]
     # A float32 weight would take twice the shared memory, and every program would round it.
     weight = contiguous(weight if weight.dtype is dtype else weight.to(dtype))
     qkv, bias_table = contiguous(qkv), contiguous(bias_table)
     bias, residual = contiguous(bias), contiguous(residual)
     y = qkv.new_empty(*shape[:3], out_channels)
+    following = qkv.new_empty((shape[0], 2, next_groups), dtype=torch.float32) if next_groups else None
 
-    def run(start: Start) -> tuple[Tensor]:
-        start(qkv, bias_table, weight, bias, residual, y)
-        return (y,)
+    def run(plan: Plan) -> tuple[Tensor | None, ...]:
+        written = norm_stats.buffers(y, plan.parts, plan.slots, next_groups, following)
+        plan.start(qkv, bias_table, weight, bias, residual, y, *written)
+        return y, following
 
-    run(_forward(qkv.device, shape, dtype, out_channels, num_heads, window_size, shift_size, mask, trial=run))
-    return y
+    options = num_heads, window_size, shift_size, mask, next_groups, next_eps
+    run(_forward(qkv.device, shape, dtype, out_channels, *options, trial=run))
+    return y, following

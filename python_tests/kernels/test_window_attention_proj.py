@@ -8,6 +8,7 @@ from interpreter import SIXTEEN_BITS
 
 from resshift_fast.kernels import tuning, window_attention_proj
 from resshift_fast.kernels.launch import record
+from resshift_fast.ops import norm_stats
 from resshift_fast.ops.window_attention_proj import reference
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
@@ -81,6 +82,37 @@ def test_float32_tensors_with_16_bit_images(dtype, device):
     arguments = inputs((1, 8, 8, 2, 16, 4, 2, "resshift", 40, True, True), device)
     arguments[QKV] = arguments[QKV].to(dtype)
     assert_matches(arguments)
+
+
+NEXT_GROUPS = (32, 16, 3, 1, 40, 2)  # of the next normalization, for each of CASES
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *SIXTEEN_BITS], ids=name_of)
+@pytest.mark.parametrize("case, groups", list(zip(CASES, NEXT_GROUPS, strict=True)), ids=[*map(case_id, CASES)])
+def test_statistics_are_those_of_the_result(case, groups, dtype, device):
+    arguments = inputs(case, device, dtype)
+    y, statistics = window_attention_proj.forward_with_statistics(*arguments, groups, 1e-6)
+    assert torch.equal(y, window_attention_proj.forward(*arguments))
+    exact = norm_stats.reference(y.double().permute(0, 3, 1, 2), groups, 1e-6)
+    for name, ours, expected in zip(("mean", "rstd"), statistics.unbind(1), exact.unbind(1), strict=True):
+        assert_close(name, ours, expected, 1e-5)
+
+
+def test_statistics_survive_a_mean_far_above_the_deviation(device):
+    arguments = inputs((2, 8, 16, 2, 32, 8, 4, "resshift", 64, True, True), device)
+    arguments[RESIDUAL] = 0.01 * arguments[RESIDUAL] + 100
+    arguments[WEIGHT], arguments[BIAS] = 0.01 * arguments[WEIGHT], 0.01 * arguments[BIAS]
+    y, statistics = window_attention_proj.forward_with_statistics(*arguments, 8, 1e-6)
+    exact = norm_stats.reference(y.double().permute(0, 3, 1, 2), 8, 1e-6)
+    for name, ours, expected in zip(("mean", "rstd"), statistics.unbind(1), exact.unbind(1), strict=True):
+        assert_close(name, ours, expected, 1e-5)
+
+
+def test_statistics_need_no_launch_of_their_own(device):
+    arguments = inputs(CASES[0], "meta")
+    with record() as launches:
+        window_attention_proj.forward_with_statistics(*arguments, 32, 1e-5)
+    assert [launch.name for launch in launches] == ["window_attention_proj_kernel"]
 
 
 @pytest.mark.parametrize("index", [QKV, RESIDUAL], ids=["qkv", "residual"])

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from python_tests.ops import test_window_attention as attention
 from resshift_fast import use_backend
 from resshift_fast.backends import unavailable
-from resshift_fast.ops import window_attention_proj
+from resshift_fast.ops import norm_stats, window_attention_proj
 from resshift_fast.ops.window_attention_proj import reference
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty", "backend")
@@ -151,3 +151,21 @@ TENSORS = inputs(1, 8, 12, 2, 4, 4, 6)
 def test_refuses(change, error, message):
     with pytest.raises(error, match=message):
         window_attention_proj(**({**TENSORS, "num_heads": 2, "window_size": 4} | change))
+
+
+@pytest.mark.parametrize("grad", [False, True], ids=["inference", "gradient"])
+def test_the_statistics_of_the_result_are_returned_with_it(grad):
+    tensors = {name: x.requires_grad_(grad) for name, x in inputs(2, 8, 12, 2, 5, 4, 10).items()}
+    options = {"num_heads": 2, "window_size": 4, "shift_size": 1}
+    with torch.set_grad_enabled(grad):
+        y, statistics = window_attention_proj(**tensors, **options, next_groups=5, next_eps=1e-6)
+        alone = window_attention_proj(**tensors, **options)
+    expected = norm_stats.reference(y.detach().double().permute(0, 3, 1, 2), 5, 1e-6)
+    assert torch.equal(y, alone) and y.requires_grad == grad == statistics.requires_grad
+    assert_close("statistics", statistics.detach(), expected, 1e-5)
+
+
+def test_groups_that_do_not_divide_the_channels():
+    tensors = inputs(1, 4, 4, 1, 4, 4, 10)
+    with pytest.raises(ValueError, match="next_groups is 3, but 10 channels do not divide"):
+        window_attention_proj(**tensors, num_heads=1, window_size=4, next_groups=3)

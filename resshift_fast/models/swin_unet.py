@@ -175,8 +175,10 @@ class WindowAttention(nn.Module):
             window_size=self.window_size,
             shift_size=self.shift_size,
             mask="resshift",
+            **following_options(following, x),
         )
-        return y.permute(0, 3, 1, 2), None
+        y, of_y = y if isinstance(y, tuple) else (y, None)
+        return y.permute(0, 3, 1, 2), of_y
 
 
 class Mlp(nn.Module):

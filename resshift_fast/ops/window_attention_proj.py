@@ -2,12 +2,13 @@ r"""`window_attention` with the projection after it and the sum with a residual 
 
 .. math:: y = W\,\mathrm{attention}(q, k, v) + b + r
 
-where W mixes the heads of `window_attention`; b and the residual r may be missing. Where no backend has a kernel for
+where W mixes the heads of `window_attention`; b and the residual r may be missing. The statistics of y's next group
+normalization can be returned with it. Where no backend has a kernel for
 all of it, or a gradient is wanted, `window_attention` and `pointwise_conv2d` are called one after the other.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from resshift_fast import backends
 from resshift_fast.backends import Kernel
-from resshift_fast.ops import checks, drawing
+from resshift_fast.ops import checks, drawing, norm_stats
 from resshift_fast.ops.pointwise_conv2d import pointwise_conv2d
 from resshift_fast.ops.registration import recomputed, register, takes
 from resshift_fast.ops.window_attention import check as check_attention
@@ -35,6 +36,22 @@ class Arguments(NamedTuple):
     window_size: int
     shift_size: int
     mask: str
+
+
+class StatisticsArguments(NamedTuple):
+    """Arguments of the registered operator that returns y and its statistics."""
+
+    qkv: Tensor
+    bias_table: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    residual: Tensor | None
+    num_heads: int
+    window_size: int
+    shift_size: int
+    mask: str
+    next_groups: int
+    next_eps: float
 
 
 @takes(Arguments)
@@ -71,6 +88,28 @@ def _fake(a: Arguments) -> Tensor:
     return a.qkv.new_empty((*a.qkv.shape[:3], a.weight.shape[0]))
 
 
+def _statistics(y: Tensor, next_groups: int, next_eps: float) -> Tensor:
+    return norm_stats.reference(y.permute(0, 3, 1, 2), next_groups, next_eps)
+
+
+@takes(StatisticsArguments)
+def _plain_with_statistics(a: StatisticsArguments) -> tuple[Tensor, Tensor]:
+    y = _plain(*a[:-2])
+    return y, _statistics(y, a.next_groups, a.next_eps)
+
+
+@takes(StatisticsArguments)
+def _separately_with_statistics(a: StatisticsArguments) -> tuple[Tensor, Tensor]:
+    y = _separately(*a[:-2])
+    return y, _statistics(y, a.next_groups, a.next_eps)
+
+
+@takes(StatisticsArguments)
+def _fake_with_statistics(a: StatisticsArguments) -> tuple[Tensor, Tensor]:
+    y = _fake(*a[:-2])
+    return y, norm_stats.fake(y.permute(0, 3, 1, 2), a.next_groups)
+
+
 def _matrix_operations(
     qkv: torch.Size,
     bias_table: torch.Size,
@@ -103,10 +142,22 @@ def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]
     ]
 
 
+def _statistics_examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    """Those of `_examples`, with groups of several channels and one, and channels of several blocks."""
+    first, second = _examples(device, dtype)
+    return [(*first, 32, 1e-5), (*second, 5, 1e-6)]
+
+
 def _triton() -> Kernel:
     from resshift_fast.kernels import window_attention_proj as kernels
 
     return Kernel(kernels.forward, kernels.unsupported)
+
+
+def _triton_with_statistics() -> Kernel:
+    from resshift_fast.kernels import window_attention_proj as kernels
+
+    return Kernel(kernels.forward_with_statistics, lambda *args: kernels.unsupported(*args[:-2]))
 
 
 _op = register(
@@ -117,6 +168,16 @@ _op = register(
     loaders={"triton": _triton},
     matrix_operations=_matrix_operations,
     **recomputed(_separately),
+)
+_op_with_statistics = register(
+    "window_attention_proj_statistics",
+    _plain_with_statistics,
+    fake=_fake_with_statistics,
+    examples=_statistics_examples,
+    loaders={"triton": _triton_with_statistics},
+    matrix_operations=_matrix_operations,
+    public=False,
+    **recomputed(_separately_with_statistics),
 )
 
 
@@ -137,6 +198,7 @@ def _check(a: Arguments) -> None:
     checks.parameters(op, a.qkv, weight=a.weight, bias=a.bias, residual=a.residual)
 
 
+@overload
 def window_attention_proj(
     qkv: Tensor,
     bias_table: Tensor,
@@ -148,7 +210,37 @@ def window_attention_proj(
     window_size: int,
     shift_size: int = 0,
     mask: str = "resshift",
-) -> Tensor:
+    next_groups: None = None,
+) -> Tensor: ...
+@overload
+def window_attention_proj(
+    qkv: Tensor,
+    bias_table: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    num_heads: int,
+    window_size: int,
+    shift_size: int = 0,
+    mask: str = "resshift",
+    next_groups: int,
+    next_eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]: ...
+def window_attention_proj(
+    qkv: Tensor,
+    bias_table: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    num_heads: int,
+    window_size: int,
+    shift_size: int = 0,
+    mask: str = "resshift",
+    next_groups: int | None = None,
+    next_eps: float = 1e-5,
+) -> Tensor | tuple[Tensor, Tensor]:
     """`window_attention`, a linear projection of its result, plus a residual.
 
     Args:
@@ -161,10 +253,13 @@ def window_attention_proj(
         window_size: side of a window in pixels.
         shift_size: cyclic shift in pixels, 0 ≤ shift_size < window_size; 0 means no shift and no mask.
         mask: "resshift" (what the ResShift weights expect) or "swin" (the standard mask).
+        next_groups: a divisor of O to also return the statistics of the result in so many groups, or None.
+        next_eps: added to their variance.
         Every tensor is in qkv's dtype or float32.
 
     Returns:
-        [B, H, W, O] in qkv's dtype. Differentiable in every tensor.
+        [B, H, W, O] in qkv's dtype; with `next_groups` a pair of that and mean and 1 / √(variance + eps) of its groups,
+        float32 [B, 2, next_groups]. Differentiable in every tensor.
 
     Raises:
         ValueError: for a shape, size, device or mask that does not fit.
@@ -177,7 +272,12 @@ def window_attention_proj(
     """
     arguments = (qkv, bias_table, weight, bias, residual, num_heads, window_size, shift_size, mask)
     _check(*arguments)
+    if next_groups is not None:
+        norm_stats.check_next("window_attention_proj", weight.shape[0], next_groups)
     # Separately for gradients: the attention has a kernel for its own.
     fused = backends.has_kernel("window_attention_proj", qkv.device.type) and not torch.is_grad_enabled()
-    run = _op if fused else _separately
-    return run(*arguments)
+    if fused and next_groups is not None:
+        both: tuple[Tensor, Tensor] = _op_with_statistics(*arguments, next_groups, next_eps)
+        return both
+    y: Tensor = (_op if fused else _separately)(*arguments)
+    return y if next_groups is None else (y, _statistics(y, next_groups, next_eps))

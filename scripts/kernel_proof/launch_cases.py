@@ -101,6 +101,13 @@ def _with_statistics(op: str, side: int, *, groups: int = 32, given: bool = Fals
     return arguments
 
 
+def _projected_with_statistics(side: int, **sizes):
+    def arguments(dtype: torch.dtype) -> tuple:
+        return *_projected(side, **sizes)(dtype), 32, 1e-5
+
+    return arguments
+
+
 def _norm_backward(side: int, **sizes):
     def arguments(dtype: torch.dtype) -> tuple:
         x, groups, weight, bias, _, *options = _norm(side, **sizes)(dtype)
@@ -194,6 +201,8 @@ _TABLE = (
     ("window_attention.forward", "64x32x32-window4", BF16, _attention(32, channels=64, heads=4, window=4)),
     ("window_attention_proj.forward", "192x64x64", ALL, _projected(64)),
     ("window_attention_proj.forward", "192x8x8", FEW, _projected(8, shift=0)),
+    ("window_attention_proj.forward_with_statistics", "192x64x64", ALL, _projected_with_statistics(64)),
+    ("window_attention_proj.forward_with_statistics", "192x8x8", BF16, _projected_with_statistics(8, shift=0)),
     ("window_attention_proj.forward", "192x64x64-batch16", BF16, _projected(64, batch=16)),
     ("window_attention_proj.forward", "64x64x64", BF16, _projected(64, channels=64, heads=2)),
     ("window_attention_proj.forward", "256x64x64-head64", FEW, _projected(64, channels=256, heads=4)),
