@@ -11,6 +11,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from resshift_fast import ops
+from resshift_fast.models.autoencoder import _Downsample
 from resshift_fast.models.derived import Derived
 from resshift_fast.models.layers import UpsampleConv
 
@@ -224,3 +225,15 @@ def test_upsampling_follows_its_weight():
             assert layer.summed.current(lambda: [layer.conv.weight]) is None
             assert layer(x).equal(ops.upsample_conv2d(x, layer.conv.weight, layer.conv.bias))
             layer.prepare()
+
+
+def test_downsampling_follows_its_weight():
+    layer, x = fill_(_Downsample(16)), torch.ones(1, 16, 6, 8)
+    assert list(layer.state_dict()) == ["conv.weight", "conv.bias"]
+    with torch.no_grad():
+        for _ in range(2):
+            layer.conv.weight.add_(0.5)
+            expected = layer(x)  # computed in the call
+            layer.prepare()
+            assert layer.padded.current(lambda: [layer.conv.weight]) is not None
+            assert layer(x).equal(expected)

@@ -160,7 +160,7 @@ def _print_projection(
     print(
         columns.format("OPERATOR", "COUNT", "MB", "GFLOP", "FLOOR us", "MEMORY-BOUND", "PROJECTED us", "LAUNCH-BOUND")
     )
-    body = []
+    body: list[list[Any]] = []
     for name, floor in floors.items():
         row, slower = rows[name], expected[name]
         bound = slower.limited["launch"]
@@ -183,7 +183,7 @@ def _print_comparison(
     print(f"MEASURED: {workload.get('title')} on {workload.get('device_name')}; compare the same case only")
     columns = "{:<44} {:>8} {:>13} {:>12} {:>6}"
     print(columns.format("KERNEL", "COUNT", "PROJECTED us", "MEASURED us", "RATIO"))
-    body: list[list] = []
+    body: list[list[Any]] = []
     for name in (*expected, *sorted(times.keys() - expected.keys(), key=lambda name: -times[name])):
         projected, seconds = expected.get(name), times.get(name)
         count = 0 if projected is None else projected.count

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resshift_fast import ops
+from resshift_fast.models.derived import Derived, Preparable
 from resshift_fast.models.layers import Conv1x1, Conv3x3, GroupNorm, PendingMerge, UpsampleConv, merged
 
 EPS = 1e-6
@@ -98,10 +99,18 @@ class _Middle(nn.Module):
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
-class _Downsample(nn.Module):
+class _Downsample(Preparable):
     def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        self.padded = Derived()
+
+    def prepare(self, changed: bool = False) -> None:
+        """Pad the weight."""
+        self.padded.refresh([self.conv.weight], self._padded_weight, changed)
+
+    def _padded_weight(self) -> Tensor:
+        return F.pad(self.conv.weight, (1, 0, 1, 0))
 
     def forward(self, x: Tensor) -> Tensor:
         """The convolution of x padded on the right and at the bottom only.
@@ -109,7 +118,9 @@ class _Downsample(nn.Module):
         `F.conv2d` can only pad all sides. With a row of zeros above the weight and a column at its left, that gives the
         same result, without a padded copy of x.
         """
-        return F.conv2d(x, F.pad(self.conv.weight, (1, 0, 1, 0)), self.conv.bias, stride=2, padding=1)
+        weight = self.padded.current(lambda: [self.conv.weight])
+        weight = self._padded_weight() if weight is None else weight
+        return F.conv2d(x, weight, self.conv.bias, stride=2, padding=1)
 
 
 class _Level(nn.Module):

@@ -18,7 +18,7 @@ class _Source(NamedTuple):
 
     tensor: Tensor
     storage: torch.UntypedStorage
-    offset: int
+    offset: int | torch.SymInt
     version: int
 
     def is_unchanged(self, tensor: Tensor) -> bool:
@@ -29,6 +29,14 @@ class _Source(NamedTuple):
             and tensor.storage_offset() == self.offset
             and tensor._version == self.version
         )
+
+
+class Preparable(nn.Module):
+    """A module that can derive from its weights what every call would otherwise compute from them."""
+
+    def prepare(self, changed: bool = False) -> None:
+        """Derive it, unless it is current; `changed` as in `Derived.refresh`."""
+        raise NotImplementedError
 
 
 class Derived(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from resshift_fast import ops
-from resshift_fast.models.derived import Derived
+from resshift_fast.models.derived import Derived, Preparable
 
 NUM_GROUPS = 32
 
@@ -191,7 +191,7 @@ def following_options(following: GroupNorm | None, x: Tensor) -> dict[str, Any]:
     return {"next_groups": NUM_GROUPS, "next_eps": following.eps}
 
 
-class UpsampleConv(nn.Module):
+class UpsampleConv(Preparable):
     """Nearest ×2, then a 3×3 convolution; key `conv`."""
 
     def __init__(self, channels: int):
@@ -200,7 +200,7 @@ class UpsampleConv(nn.Module):
         self.summed = Derived()
 
     def prepare(self, changed: bool = False) -> None:
-        """Sum the weight's taps, unless the sums are current; `changed` as in `Derived.refresh`."""
+        """Sum the weight's taps."""
         self.summed.refresh([self.conv.weight], lambda: ops.sum_upsample_taps(self.conv.weight), changed)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from resshift_fast.core import nvtx
 from resshift_fast.models.autoencoder import SpaceToDepth, VQAutoencoder
 from resshift_fast.models.catalog import ModelSpec
-from resshift_fast.models.layers import UpsampleConv
+from resshift_fast.models.derived import Preparable
 from resshift_fast.models.swin_unet import SwinUNet
 from resshift_fast.restoration.sampler import LatentChain
 
@@ -38,7 +38,7 @@ class Restoration(nn.Module):
         self.margin = BICUBIC_MARGIN if spec.scale > 1 else 0
         self.first_stage = first_stage
         self.chain = LatentChain(denoiser, spec.schedule, prediction_type=spec.prediction_type, clamp_x0=spec.clamp_x0)
-        self._upsampling = [layer for layer in self.modules() if isinstance(layer, UpsampleConv)]
+        self._preparable = [part for part in self.modules() if isinstance(part, Preparable)]
 
     def prepare(self, changed: bool = False) -> None:
         """Derive from the weights what every call would otherwise compute from them, unless it is current.
@@ -49,9 +49,8 @@ class Restoration(nn.Module):
         Args:
             changed: derive it even if no weight seems to have changed, because one was written to through `.data`.
         """
-        self.chain.prepare(changed)
-        for layer in self._upsampling:
-            layer.prepare(changed)
+        for part in self._preparable:
+            part.prepare(changed)
 
     def forward(
         self,

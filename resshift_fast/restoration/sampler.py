@@ -7,12 +7,12 @@ too, unless `LatentChain.prepare` has derived it from the weights before.
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from resshift_fast import ops
 from resshift_fast.core import nvtx
 from resshift_fast.diffusion.schedule import Schedule
-from resshift_fast.models.derived import Derived
+from resshift_fast.models.derived import Derived, Preparable
 from resshift_fast.models.swin_unet import Modulation, SwinUNet
 
 
@@ -33,7 +33,7 @@ def torch_noise(y: Tensor, num_steps: int, generator: torch.Generator | None = N
     return [torch.randn(y.shape, dtype=y.dtype, device=y.device, generator=generator) for _ in range(num_steps + 1)]
 
 
-class LatentChain(nn.Module):
+class LatentChain(Preparable):
     """All reverse steps as one module of tensor operations, which can be compiled, exported and captured in a graph.
 
     It never synchronizes and does not depend on values: seeds, steps and coefficients are tensors.
