@@ -1,14 +1,14 @@
-"""From Pillow's images to arrays, EXIF cleaning, colour conversion."""
+"""From Pillow's images to arrays, what files are, EXIF cleaning."""
 
-import io
 from typing import Any, cast
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image
 from PIL.ExifTags import IFD, Base
 from PIL.TiffImagePlugin import TiffImageFile
 
 from resshift_fast.images import png, tiff
+from resshift_fast.images.color import to_srgb
 from resshift_fast.images.errors import ImageError
 
 # First bytes of files, from which the message about an unreadable one says what it is.
@@ -100,6 +100,14 @@ def decode_planes(
     return planes[..., :3], alpha, False
 
 
+def bmp_profile(data: bytes) -> bytes | None:
+    """The profile embedded in a BMP (version 5 of its header), which Pillow ignores; None without one."""
+    if len(data) < 138 or int.from_bytes(data[14:18], "little") < 124 or data[70:74] != b"DEBM":
+        return None
+    start, size = (int.from_bytes(data[place : place + 4], "little") for place in (126, 130))
+    return data[14 + start : 14 + start + size] or None
+
+
 def _scale_clear_gray(image: Image.Image, data: bytes | None) -> None:
     # Pillow scales 1- to 4-bit gray to 8 bits, but not always the value that a PNG declares transparent.
     if image.format == "PNG" and data is not None:
@@ -152,29 +160,3 @@ def clean_exif(exif: Image.Exif) -> bytes | None:
 def _tags(image: Image.Image) -> Any:
     """The tags of a TIFF, by number."""
     return cast(TiffImageFile, image).tag_v2
-
-
-def profile_space(icc_profile: bytes) -> bytes:
-    """Colour space of a profile, ``b"RGB "``, ``b"GRAY"`` or ``b"CMYK"``: header bytes 16 to 19 (ICC.1:2022)."""
-    return icc_profile[16:20]
-
-
-def to_srgb(image: Image.Image, icc_profile: bytes | None) -> Image.Image | None:
-    """Convert to RGB with the sRGB profile (relative colorimetric, black point compensation).
-
-    Returns:
-        An RGB image; None if there is no profile, or it is damaged or for another colour space.
-    """
-    if not icc_profile:
-        return None
-    try:
-        return ImageCms.profileToProfile(
-            image,
-            ImageCms.ImageCmsProfile(io.BytesIO(icc_profile)),
-            ImageCms.createProfile("sRGB"),
-            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            outputMode="RGB",
-            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
-        )
-    except (ImageCms.PyCMSError, OSError, ValueError, ImportError):
-        return None

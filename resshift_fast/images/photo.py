@@ -21,12 +21,12 @@ from PIL import Image
 from resshift_fast.core.files import NotRegularError, open_regular, write_atomically
 from resshift_fast.images import png, tiff
 from resshift_fast.images.codecs import (
+    bmp_profile,
     clean_exif,
     decode_planes,
-    profile_space,
-    to_srgb,
     what_it_is,
 )
+from resshift_fast.images.color import adobe_profile, is_adobe_rgb, profile_of, profile_space, to_srgb
 from resshift_fast.images.errors import ImageError, one_line, too_large
 from resshift_fast.images.files import FORMATS, missing_file
 
@@ -123,6 +123,8 @@ def read(path: str | PathLike[str]) -> Photo:
         data, chunks = png.split(data)
     image = _opened(io.BytesIO(data), name)
     image.info |= png.info(chunks)
+    if image.format == "BMP":
+        image.info["icc_profile"] = bmp_profile(data)
     photo = _photo(image, name, data)
     # Pillow reduces 16-bit colour, and gray with alpha, to 8 bits; it reads other gray in full.
     is_deep = image.format == "PNG" and png.header(data)[0] == 16 and png.header(data)[1] != 0
@@ -197,8 +199,10 @@ def _photo(image: Image.Image, name: str, data: bytes | None = None) -> Photo:
         raise ImageError(f"{name} is damaged or truncated ({one_line(error)}); fetch or export it again") from error
     # Not before loading: a PNG may have its EXIF after the pixels, and Pillow turns a TIFF upright while it loads.
     exif, orientation = _exif(image)
-    icc_profile = image.info.get("icc_profile") or None
-    pixels, alpha, gray = decode_planes(image, icc_profile, name, data)
+    pixels, alpha, gray = decode_planes(image, image.info.get("icc_profile"), name, data)
+    if image.format == "PNG" and data is not None:
+        gray = png.header(data)[1] in (0, 4)  # Pillow gives 16-bit gray with alpha as RGBA
+    icc_profile = profile_of(image, gray, name)
     if icc_profile and (image.mode in ("CMYK", "LAB") or profile_space(icc_profile) not in (b"RGB ", b"GRAY")):
         icc_profile = None
     return _upright(pixels, alpha, gray, icc_profile, exif, orientation, name)
@@ -244,6 +248,8 @@ def _tiff_photo(samples: tiff.Samples, name: str, data: bytes) -> Photo:
             its_exif = Image.Exif()
             its_exif.load(data)
             exif, orientation = _clean(its_exif)
+            if not icc_profile and samples.photometric not in (5, 8) and is_adobe_rgb(its_exif):
+                icc_profile = adobe_profile(samples.values.shape[2] == 1)
         except Exception:  # as in _exif
             pass
     values, alpha, gray = samples.values, samples.alpha, samples.values.shape[2] == 1
@@ -298,7 +304,7 @@ def write(path: str | Path, photo: Photo, quality: int = 95) -> None:
 
     PNG and TIFF are lossless, at 8 or 16 bits. JPEG is 4:4:4. WebP is lossless at quality 100. All but BMP keep the
     profile and EXIF (JPEG only up to 64 KB of EXIF); for BMP the colours are converted to sRGB. A gray photo is
-    written as gray (WebP: as three equal channels, without a gray profile).
+    written as gray (WebP: as three equal channels, converted to sRGB if it has a gray profile).
 
     Args:
         path: ends in .png, .jpg, .jpeg, .jfif, .webp, .tif, .tiff or .bmp; its folder exists.
@@ -326,8 +332,9 @@ def write(path: str | Path, photo: Photo, quality: int = 95) -> None:
 def _encode(photo: Photo, form: str, quality: int) -> bytes:
     planes = _stored_planes(photo, form)
     icc_profile, exif = photo.icc_profile or None, photo.exif or None
-    if icc_profile and planes.ndim == 3 and planes.shape[2] > 2 and profile_space(icc_profile) == b"GRAY":
-        icc_profile = None
+    is_rgb = planes.ndim == 3 and planes.shape[2] > 2
+    if icc_profile and profile_space(icc_profile) == b"GRAY" and is_rgb and not photo.gray:
+        icc_profile = None  # it describes no colours
     if exif and not exif.startswith(b"Exif\0\0"):
         exif = b"Exif\0\0" + exif
     if form == "TIFF":
@@ -337,6 +344,8 @@ def _encode(photo: Photo, form: str, quality: int) -> bytes:
         chunks += [png.exif_chunk(exif)] if exif else []
         return png.with_chunks(png.encode_16_bit(planes), chunks)
     image = Image.fromarray(planes)
+    if form == "BMP" or (is_rgb and icc_profile and profile_space(icc_profile) == b"GRAY"):
+        image, icc_profile = _in_srgb(image, photo, icc_profile), None
     options: dict[str, Any] = {"icc_profile": icc_profile, "exif": exif}
     if form == "JPEG":
         options |= {"quality": quality, "subsampling": 0}
@@ -346,10 +355,22 @@ def _encode(photo: Photo, form: str, quality: int) -> bytes:
         options |= {"quality": quality, "lossless": quality == 100, "exact": True}
     elif form == "BMP":
         options = {}
-        image = image if photo.gray else to_srgb(image, icc_profile) or image
     file = io.BytesIO()
     image.save(file, form, **{key: value for key, value in options.items() if value is not None})
     return file.getvalue()
+
+
+def _in_srgb(image: Image.Image, photo: Photo, icc_profile: bytes | None) -> Image.Image:
+    """The colours of an image in sRGB, for a format that cannot keep their profile; a gray image stays gray."""
+    source = image
+    if photo.gray and image.mode.startswith("RGB"):
+        source = image.convert("LA" if image.mode == "RGBA" else "L")
+    converted = to_srgb(source, icc_profile)
+    if converted is None:
+        if icc_profile:
+            warnings.warn(f"{photo.name}: its colour profile is damaged and was left out", UserWarning, stacklevel=4)
+        return image
+    return converted.convert(image.mode) if photo.gray else converted
 
 
 def _stored_planes(photo: Photo, form: str) -> np.ndarray:

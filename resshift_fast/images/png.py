@@ -59,7 +59,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def info(chunks: Sequence[Chunk]) -> dict[str, Any]:
-    """What the chunks say, with the keys of Pillow's ``Image.info``: the profile, and EXIF that is kept as text."""
+    """What the chunks say, by the keys of Pillow's ``Image.info``: profile, cICP, and EXIF that is kept as text."""
     found: dict[str, Any] = {}
     for kind, content in chunks:
         name, _, rest = content.partition(b"\0")
@@ -67,6 +67,8 @@ def info(chunks: Sequence[Chunk]) -> dict[str, Any]:
             profile = _inflated(rest[1:])
             if profile:
                 found["icc_profile"] = profile
+        elif kind == b"cICP":
+            found["cicp"] = content
         elif kind == b"zTXt" and name == _EXIF_AS_TEXT:
             found[name.decode()] = (_inflated(rest[1:]) or b"").decode("latin-1")
         elif kind == b"tEXt" and name == _EXIF_AS_TEXT:
