@@ -139,7 +139,7 @@ def swin_mlp_kernel(
     for i_c in tl.static_range(CHUNKS):
         o_c = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
         p_chunk = p_y + i_start + o_m[:, None] * C + o_c[None, :]
-        b_chunk = b_y[i_c].to(p_y.dtype.element_ty)
+        b_chunk = b_y[i_c].to(p_y.dtype.element_ty)  # type: ignore[var-annotated]
         tl.store(p_chunk, b_chunk, mask=m_m[:, None] & (o_c < C)[None, :])
         if NEXT_GROUPS:
             b_chunk = b_chunk.to(tl.float32)

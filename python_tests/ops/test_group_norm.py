@@ -57,6 +57,29 @@ def inputs(batch, channels, height, width, conditioning="", offset=-2.3):
     return tensors
 
 
+@pytest.mark.parametrize("conditioning, activation", [("", None), ("scale-shift", "silu")])
+def test_given_statistics_are_used(conditioning, activation):
+    tensors = inputs(2, 24, 5, 7, conditioning)
+    tensors["statistics"] = torch.stack([array("given.mean", 2, 8), (array("given.rstd", 2, 8) / 4).exp()], dim=1)
+
+    def formula(x, weight, bias, scale=None, shift=None, *, statistics):
+        mean, rstd = statistics.repeat_interleave(3, dim=2)[..., None, None].unbind(1)
+        y = (x - mean) * rstd * weight[:, None, None] + bias[:, None, None]
+        if scale is not None:
+            y = y * (1 + scale[..., None, None]) + shift[..., None, None]
+        return y / (1 + (-y).exp()) if activation else y
+
+    def ours(x, weight, bias, **options):
+        return group_norm(x, 8, weight, bias, activation=activation, **options)
+
+    check_operator(ours, formula, formula, tensors, torch.float32)
+
+
+def test_refuses_statistics_of_other_groups():
+    with pytest.raises(ValueError, match=r"statistics has shape \(1, 2, 2\), expected \(1, 2, 4\)"):
+        group_norm(torch.ones(1, 8, 3, 3), 4, torch.ones(8), torch.ones(8), statistics=torch.ones(1, 2, 2))
+
+
 @pairwise(
     strength=3,
     case=dict(zip(IDS, CASES, strict=True)),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from resshift_fast import ops
 from resshift_fast.models.derived import Derived, Preparable
-from resshift_fast.models.layers import Conv1x1, Conv3x3, GroupNorm, PendingMerge, UpsampleConv, merged
+from resshift_fast.models.layers import Conv1x1, Conv3x3, GroupNorm, Image, UpsampleConv, merged
 
 EPS = 1e-6
 
@@ -55,7 +55,10 @@ class SpaceToDepthConfig:
 
 
 class _ResnetBlock(nn.Module):
-    """GroupNorm, SiLU and convolution twice, plus the block's input; that sum may be returned as a `PendingMerge`."""
+    """GroupNorm, SiLU and convolution twice, plus the block's input.
+
+    That sum may be returned as a `PendingMerge` or with statistics: a norm with the same groups and epsilon follows.
+    """
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -66,12 +69,12 @@ class _ResnetBlock(nn.Module):
         if in_channels != out_channels:
             self.nin_shortcut = Conv1x1(in_channels, out_channels)
 
-    def forward(self, x: Tensor | PendingMerge) -> Tensor | PendingMerge:
+    def forward(self, x: Image) -> Image:
         x, h = self.conv1.after(self.norm1, x)
         if not hasattr(self, "nin_shortcut"):
             return self.conv2.after(self.norm2, h, residual=x)[1]
         _, h = self.conv2.after(self.norm2, h)
-        return self.nin_shortcut(x, residual=h)
+        return self.nin_shortcut.measured(x, residual=h, following=self.norm1)
 
 
 class _AttentionBlock(nn.Module):
@@ -83,9 +86,10 @@ class _AttentionBlock(nn.Module):
         self.v = Conv1x1(channels, channels)
         self.proj_out = Conv1x1(channels, channels)
 
-    def forward(self, x: Tensor | PendingMerge) -> Tensor:
+    def forward(self, x: Image) -> Image:
         x, h = self.norm.merge(x)
-        return self.proj_out(ops.spatial_attention(self.q(h), self.k(h), self.v(h)), residual=x)
+        attended = ops.spatial_attention(self.q(h), self.k(h), self.v(h))
+        return self.proj_out.measured(attended, residual=x, following=self.norm)
 
 
 class _Middle(nn.Module):
@@ -95,7 +99,7 @@ class _Middle(nn.Module):
         self.attn_1 = _AttentionBlock(channels)
         self.block_2 = _ResnetBlock(channels, channels)
 
-    def forward(self, x: Tensor | PendingMerge) -> Tensor | PendingMerge:
+    def forward(self, x: Image) -> Image:
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
@@ -142,7 +146,7 @@ class _Level(nn.Module):
         return getattr(self, "downsample", None) or getattr(self, "upsample", None)
 
 
-def _run(levels: Iterable[nn.Module], x: Tensor | PendingMerge) -> Tensor | PendingMerge:
+def _run(levels: Iterable[nn.Module], x: Image) -> Image:
     """Run all levels in one loop: a level's own forward would keep its input, the largest tensor, until it returns."""
     for level in levels:
         assert isinstance(level, _Level)

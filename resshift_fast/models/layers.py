@@ -1,7 +1,7 @@
 """Layers shared by the denoiser and the autoencoders. State-dict keys follow the official checkpoints."""
 
 import math
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,10 +32,22 @@ class PendingMerge:
         return x, other
 
 
-def merged(x: Tensor | PendingMerge) -> Tensor:
-    """Carry out a pending merge; a tensor is returned as it is."""
+class Measured(NamedTuple):
+    """An image [B, C, H, W] with its statistics for the norm that follows, [B, 2, 32]."""
+
+    image: Tensor
+    statistics: Tensor
+
+
+Image = Tensor | PendingMerge | Measured
+
+
+def merged(x: Image) -> Tensor:
+    """The image alone: a pending merge is carried out, a tensor is returned as it is."""
     if isinstance(x, Tensor):
         return x
+    if isinstance(x, Measured):
+        return x.image
     first, second = x.take()
     return first + second if x.mode == "add" else torch.cat([first, second], dim=1)
 
@@ -50,22 +62,39 @@ class GroupNorm(nn.Module):
         self.eps = eps
 
     def forward(
-        self, x: Tensor, *, scale: Tensor | None = None, shift: Tensor | None = None, activation: str | None = None
+        self,
+        x: Tensor,
+        *,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+        activation: str | None = None,
+        statistics: Tensor | None = None,
     ) -> Tensor:
-        """Normalize x [B, C, H, W]; `scale`, `shift` [B, C] and `activation` as in `ops.group_norm`."""
+        """Normalize x [B, C, H, W]; `scale`, `shift` [B, C] and the others as in `ops.group_norm`."""
         return ops.group_norm(
-            x, NUM_GROUPS, self.weight, self.bias, self.eps, scale=scale, shift=shift, activation=activation
+            x,
+            NUM_GROUPS,
+            self.weight,
+            self.bias,
+            self.eps,
+            scale=scale,
+            shift=shift,
+            activation=activation,
+            statistics=statistics,
         )
 
     def merge(
         self,
-        x: Tensor | PendingMerge,
+        x: Image,
         *,
         scale: Tensor | None = None,
         shift: Tensor | None = None,
         activation: str | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(the merged x [B, C, H, W], its normalization); arguments as in `forward`."""
+        if isinstance(x, Measured):
+            image, statistics = x
+            return image, self(image, scale=scale, shift=shift, activation=activation, statistics=statistics)
         if isinstance(x, Tensor):
             return x, self(x, scale=scale, shift=shift, activation=activation)
         return ops.add_concat_group_norm(
@@ -94,7 +123,7 @@ class Conv3x3(nn.Conv2d):
     def after(
         self,
         norm: GroupNorm,
-        x: Tensor | PendingMerge,
+        x: Image,
         *,
         scale: Tensor | None = None,
         shift: Tensor | None = None,
@@ -107,7 +136,7 @@ class Conv3x3(nn.Conv2d):
 
         Args:
             norm: of x.
-            x: [B, in_channels, H, W], or a pending merge with that result.
+            x: [B, in_channels, H, W], also with its statistics, or a pending merge with that result.
             scale, shift: [B, in_channels], as in `ops.group_norm`.
             residual: [B, out_channels, H, W].
         """
@@ -147,6 +176,11 @@ class Conv1x1(nn.Conv2d):
     ) -> tuple[Tensor, Tensor | None]:
         """The result of `forward`, and its statistics for the norm that follows it, as in `pointwise`."""
         return pointwise(x, self.weight.flatten(1), self.bias, norm=norm, residual=residual, following=following)
+
+    def measured(self, x: Tensor, *, following: GroupNorm | None, residual: Tensor | None = None) -> Tensor | Measured:
+        """The result of `before` as one value."""
+        y, statistics = self.before(following, x, residual=residual)
+        return y if statistics is None else Measured(y, statistics)
 
 
 def pointwise(

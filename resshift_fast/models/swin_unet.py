@@ -8,6 +8,7 @@ only on the low-quality image (`condition`) can be computed once per chain, so t
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from resshift_fast.models.layers import (
     Conv1x1,
     Conv3x3,
     GroupNorm,
+    Image,
+    Measured,
     PendingMerge,
     UpsampleConv,
     following_options,
@@ -100,7 +103,7 @@ class ResBlock(nn.Module):
         same = in_channels == out_channels
         self.skip_connection = nn.Identity() if same else Conv1x1(in_channels, out_channels)
 
-    def forward(self, x: Tensor | PendingMerge, modulation: Tensor) -> Tensor:
+    def forward(self, x: Image, modulation: Tensor) -> Tensor:
         """[B, in_channels, h, w] to [B, out_channels, h, w]; modulation: [B, 2·out_channels], scale then shift."""
         scale, shift = modulation.chunk(2, dim=1)
         if ops.residual_block_is_fused(modulation.device.type):
@@ -212,6 +215,7 @@ class SwinBlock(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         x, statistics = self.attn(x, self.norm1, statistics, self.norm2)
         norm, fc1, fc2 = self.norm2, self.mlp.fc1, self.mlp.fc2
+        assert fc1.bias is not None and fc2.bias is not None
         w1, w2 = fc1.weight.flatten(1), fc2.weight.flatten(1)
         parameters = norm.weight, norm.bias, w1, fc1.bias, w2, fc2.bias
         options = following_options(following, x)
@@ -249,23 +253,42 @@ class SwinLayer(nn.Module):
         )
         self.patch_unembed = _PointwiseProjection(width, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, h, w] to the same shape; h and w are multiples of the window's side."""
+    def forward(self, x: Tensor, following: GroupNorm | None = None) -> Tensor | Measured:
+        """[B, C, h, w] to the same shape; h and w are multiples of the window's side.
+
+        `following` is the norm of the result, which then may have statistics for it.
+        """
         norms = [block.norm1 for block in self.blocks]
         x, statistics = self.patch_embed(x, norms[0])
-        for block, following in zip(self.blocks, [*norms[1:], None], strict=True):
-            x, statistics = block(x, statistics, following)
-        return self.patch_unembed(x)[0]
+        for block, next_norm in zip(self.blocks, [*norms[1:], None], strict=True):
+            x, statistics = block(x, statistics, next_norm)
+        return self.patch_unembed.proj.measured(x, following=following)
 
 
 class Stage(nn.Sequential):
-    """Layers in sequence; each residual block takes the next modulation, and the first may take a `PendingMerge`."""
+    """Layers in sequence; each residual block takes the next modulation, and the first may take a `PendingMerge`.
 
-    def forward(self, x: Tensor | PendingMerge, modulations: Iterator[Tensor]) -> Tensor:  # type: ignore[override]
+    `following` is the norm of the result, or None; as a Swin layer's it may be returned with statistics for that norm.
+    """
+
+    def forward(  # type: ignore[override]
+        self, x: Image, modulations: Iterator[Tensor], following: GroupNorm | None = None
+    ) -> Tensor | Measured:
         y: Any = x  # a tensor after the first layer, which merges it
-        for layer in self:
-            y = layer(y, next(modulations)) if isinstance(layer, ResBlock) else layer(y)
+        for layer, next_layer in zip_longest(self, self[1:]):
+            if isinstance(layer, ResBlock):
+                y = layer(y, next(modulations))
+            elif isinstance(layer, SwinLayer):
+                y = layer(y, first_norm(next_layer) if next_layer is not None else following)
+            else:
+                y = layer(y)
         return y
+
+
+def first_norm(layer: nn.Module | None) -> GroupNorm | None:
+    """The norm with which a layer or stage begins, or None if it begins with something else."""
+    first = layer[0] if isinstance(layer, Stage) else layer
+    return first.in_layers[0] if isinstance(first, ResBlock) else None  # type: ignore[return-value]
 
 
 class SwinUNet(nn.Module):
@@ -393,14 +416,15 @@ class SwinUNet(nn.Module):
         """
         modulations = iter(modulation)
         skips = []
-        for block in self.input_blocks:
-            x = block(x, modulations)
-            skips.append(x)
-        x = self.middle_block(x, modulations)
+        y: Any = x
+        for block, next_block in zip(self.input_blocks, [*self.input_blocks[1:], self.middle_block], strict=True):
+            y = block(y, modulations, first_norm(next_block))
+            skips.append(merged(y))
+        y = self.middle_block(y, modulations)
         for block in self.output_blocks:
-            x = block(PendingMerge(x, skips.pop(), "concat"), modulations)
+            y = block(PendingMerge(y, skips.pop(), "concat"), modulations)
         norm, _, conv = self.out
-        return conv.after(norm, x)[1]  # type: ignore[operator]
+        return conv.after(norm, y)[1]  # type: ignore[operator]
 
     def forward(self, x: Tensor, timesteps: Tensor, lq: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Predict from a scaled x_t.

@@ -4,7 +4,8 @@ r"""Group normalization with conditioning and activation.
 
 over each group of C/G channels and all pixels of an image (Wu and He, arXiv 1803.08494); s and h are
 the per-image, per-channel scale and shift of the timestep (arXiv 2105.05233, adaptive group
-normalization) and the activation f(z) = z or z σ(z) comes last. Statistics are float32 whatever the input.
+normalization) and the activation f(z) = z or z σ(z) comes last. Statistics are float32 whatever the input. They can be
+given if the operator that made the image has written them.
 """
 
 from typing import Any, NamedTuple
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from resshift_fast import backends
 from resshift_fast.backends import Kernel
-from resshift_fast.ops import checks, drawing
-from resshift_fast.ops.registration import Native, register, takes
+from resshift_fast.ops import checks, drawing, norm_stats
+from resshift_fast.ops.registration import Native, recomputed, register, takes
 
 ACTIVATIONS = (None, "silu")
 
@@ -32,6 +33,18 @@ class Arguments(NamedTuple):
     scale: Tensor | None = None
     shift: Tensor | None = None
     activation: str | None = None
+
+
+class GivenArguments(NamedTuple):
+    """Arguments of the registered operator with given statistics [B, 2, G]."""
+
+    x: Tensor
+    statistics: Tensor
+    weight: Tensor
+    bias: Tensor
+    scale: Tensor | None
+    shift: Tensor | None
+    activation: str | None
 
 
 class BackwardArguments(NamedTuple):
@@ -93,6 +106,16 @@ def _plain(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
 def _fake(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     statistics = a.x.new_empty((a.x.shape[0], a.num_groups), dtype=checks.accumulation_dtype(a.x))
     return torch.empty_like(a.x), statistics, torch.empty_like(statistics)
+
+
+@takes(GivenArguments)
+def _plain_given(a: GivenArguments) -> Tensor:
+    return checks.match_memory_format(norm_stats.normalized(*a), a.x)
+
+
+@takes(GivenArguments)
+def _fake_given(a: GivenArguments) -> Tensor:
+    return torch.empty_like(a.x)
 
 
 @takes(BackwardArguments)
@@ -157,6 +180,13 @@ def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]
     return cases
 
 
+def _given_examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    return [
+        (x, norm_stats.reference(x, groups, eps), weight, bias, *options)
+        for x, groups, weight, bias, eps, *options in _examples(device, dtype)
+    ]
+
+
 def _backward_examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
     cases = []
     for x, groups, weight, bias, eps, *options in _examples(device, dtype):
@@ -181,6 +211,12 @@ def _triton_backward() -> Kernel:
     from resshift_fast.kernels import group_norm as kernels
 
     return Kernel(kernels.backward, kernels.unsupported_backward)
+
+
+def _triton_given() -> Kernel:
+    from resshift_fast.kernels import group_norm_given as kernels
+
+    return Kernel(kernels.forward, kernels.unsupported)
 
 
 _backward_op = register(
@@ -211,6 +247,17 @@ _op = register(
 )
 
 
+_given_op = register(
+    "group_norm_given",
+    _plain_given,
+    fake=_fake_given,
+    examples=_given_examples,
+    loaders={"triton": _triton_given},
+    public=False,
+    **recomputed(norm_stats.normalized),
+)
+
+
 @checks.once
 @takes(Arguments)
 def _check(a: Arguments) -> None:
@@ -237,6 +284,7 @@ def group_norm(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     activation: str | None = None,
+    statistics: Tensor | None = None,
 ) -> Tensor:
     """Group normalization, then norm · (1 + scale) + shift, then the activation.
 
@@ -247,6 +295,8 @@ def group_norm(
         eps: added to the variance.
         scale, shift: [B, C], x's dtype or float32, or None.
         activation: None or "silu".
+        statistics: float32 [B, 2, num_groups] (float64 for float64), mean and 1 / √(variance + eps) of x,
+            as the operator that made x returned them; None computes them.
 
     Returns:
         [B, C, H, W] in x's dtype. Differentiable in every tensor.
@@ -261,7 +311,13 @@ def group_norm(
     """
     arguments = (x, num_groups, weight, bias, eps, scale, shift, activation)
     _check(*arguments)
+    y: Tensor
+    if statistics is not None:
+        norm_stats.check("group_norm", statistics, x, num_groups)
+        given = (x, statistics, weight, bias, scale, shift, activation)
+        y = (_given_op if backends.fused("group_norm_given", x.device) else norm_stats.normalized)(*given)
+        return y
     if backends.fused("group_norm", x.device):
-        y: Tensor = _op(*arguments)[0]
+        y = _op(*arguments)[0]
         return y
     return reference(*arguments)

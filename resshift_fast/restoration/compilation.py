@@ -12,7 +12,8 @@ since a capture synchronizes the whole device, which makes another capture fail.
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -89,9 +90,28 @@ def capture(function: Callable[..., Any], arguments: tuple, pool: Any, tune: boo
         graph = torch.cuda.CUDAGraph()
         # A stream of this device: torch's default one belongs to the device of the process's first capture. The mode
         # "global" would forbid other threads to allocate meanwhile.
-        with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
+        with (
+            _reserved_counters(device) as counters,
+            torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"),
+        ):
             results = function(*arguments)
-    return graph.replay, results
+    return partial(_replay, graph, counters), results
+
+
+def _replay(graph: Any, counters: Tensor | None) -> None:
+    """Replay a graph, whose kernels count in `counters`: whoever can replay it keeps them."""
+    graph.replay()
+
+
+def _reserved_counters(device: torch.device) -> AbstractContextManager[Tensor | None]:
+    """Context manager in which a graph's Triton kernels get counters of its own; see `kernels.counters`."""
+    from resshift_fast.backends.descriptions import has_triton
+
+    if not has_triton():
+        return nullcontext()
+    from resshift_fast.kernels.counters import reserved
+
+    return reserved(device)
 
 
 class _Serializer:

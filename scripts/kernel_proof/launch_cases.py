@@ -108,6 +108,14 @@ def _projected_with_statistics(side: int, **sizes):
     return arguments
 
 
+def _norm_given(side: int, **sizes):
+    def arguments(dtype: torch.dtype) -> tuple:
+        x, groups, weight, bias, _, *options = _norm(side, **sizes)(dtype)
+        return x, torch.empty(x.shape[0], 2, groups, device=META), weight, bias, *options
+
+    return arguments
+
+
 def _norm_backward(side: int, **sizes):
     def arguments(dtype: torch.dtype) -> tuple:
         x, groups, weight, bias, _, *options = _norm(side, **sizes)(dtype)
@@ -170,6 +178,9 @@ _TABLE = (
     ("group_norm.forward", "128x256x256", ALL, _norm(256, channels=128)),
     ("group_norm.forward", "160x64x64-nchw", ALL, _norm(64, channels=160, contiguous="x")),
     ("group_norm.forward", "128x256x256-nchw", ALL, _norm(256, channels=128, contiguous="x")),
+    ("group_norm_given.forward", "160x64x64-modulated", ALL, _norm_given(64, channels=160, scale_shift=True)),
+    ("group_norm_given.forward", "128x256x256", ALL, _norm_given(256, channels=128)),
+    ("group_norm_given.forward", "160x64x64-nchw", BF16, _norm_given(64, channels=160, contiguous="x")),
     ("group_norm.backward", "160x64x64-modulated", ALL, _norm_backward(64, channels=160, scale_shift=True)),
     ("group_norm.backward", "640x8x8-batch4", BF16, _norm_backward(8, channels=640, batch=4)),
     ("group_norm.backward", "128x256x256", ALL, _norm_backward(256, channels=128)),
