@@ -9,10 +9,9 @@ float32, each normalization, convolution and sum is an operation of its own.
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from resshift_fast.kernels import add_concat_group_norm, conv2d, group_norm, pointwise_conv2d
+from resshift_fast.kernels import add_concat_group_norm, conv2d, group_norm, group_norm_given, pointwise_conv2d
 from resshift_fast.kernels.group_norm_tiles import MAX_GROUP_CHANNELS, affine_rows
 
 
@@ -82,7 +81,10 @@ def _small(a: Arguments) -> Tensor:
 
 def _large(a: Arguments) -> Tensor:
     groups, eps = a.num_groups, a.eps
-    if a.other is None:
+    if a.other is None and a.statistics is not None:
+        x = a.x
+        h = group_norm_given.forward(x, a.statistics, a.norm1_weight, a.norm1_bias, None, None, "silu")
+    elif a.other is None:
         x = a.x
         h = group_norm.forward(x, groups, a.norm1_weight, a.norm1_bias, eps, None, None, "silu")[0]
     else:
@@ -98,4 +100,14 @@ def _large(a: Arguments) -> Tensor:
 
 
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return F.conv2d(x, weight.to(x.dtype), bias.to(x.dtype), padding=1)
+    # As PyTorch's layers call it; the result is channels-last like x.
+    options = (
+        [1, 1],
+        [1, 1],
+        [1, 1],
+        False,
+        [0, 0],
+        1,
+    )  # stride, padding, dilation, not transposed, its padding, groups
+    y: Tensor = torch.ops.aten.convolution.default(x, weight.to(x.dtype), bias.to(x.dtype), *options)
+    return y

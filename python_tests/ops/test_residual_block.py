@@ -6,12 +6,14 @@ import pytest
 import torch
 from comparison import LAYOUTS, check_operator, layouts
 from golden_data import array
-from pairwise import BACKENDS, pairwise
+from pairwise import BACKENDS, once, pairwise
 
 from resshift_fast.ops import residual_block
 from resshift_fast.ops.residual_block import reference
 
-SIZES = [(2, 12, 0, 12, 5, 7), (2, 8, 4, 16, 3, 4), (1, 8, 0, 4, 6, 1)]  # B, C, C of other, O, H, W
+pytestmark = pytest.mark.usefixtures("backend")
+
+SIZES = [(2, 12, 0, 12, 5, 7), (2, 8, 4, 16, 3, 4), (1, 12, 0, 8, 6, 1)]  # B, C, C of other, O, H, W
 
 
 def inputs(batch, channels, other, out_channels, height, width, conditioned=True):
@@ -74,7 +76,7 @@ def public(other=None, **arguments):
     conditioned={"modulated": True, "": False},
     dtype=[torch.float32, torch.float64, torch.bfloat16],
     way=["public", "registered"],
-    backend=BACKENDS,
+    backend=BACKENDS[:1],  # the only other backend is in kernels/test_residual_block.py
 )
 def test_matches_float64(size, conditioned, dtype, way):
     ours = public if way == "public" else partial(by_name, torch.ops.resshift_fast.residual_block)
@@ -82,7 +84,7 @@ def test_matches_float64(size, conditioned, dtype, way):
     check_operator(*functions, inputs(*size, conditioned), dtype)
 
 
-@pytest.mark.parametrize("backend", BACKENDS[:1], indirect=True)
+@once
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_memory_layout(layout):
     tensors = inputs(*SIZES[0])
@@ -91,7 +93,7 @@ def test_any_memory_layout(layout):
     torch.testing.assert_close(public(**tensors, num_groups=4).double(), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("backend", BACKENDS[:1], indirect=True)
+@once
 def test_refuses_statistics_of_a_concatenation():
     tensors = inputs(*SIZES[1])
     with pytest.raises(ValueError, match="statistics are given, but x is to be concatenated"):

@@ -116,11 +116,13 @@ class ResBlock(nn.Module):
         _, h = conv.after(norm, h, scale=scale, shift=shift, residual=x)  # type: ignore[operator]
         return merged(h)
 
-    def _fused(self, x: Tensor | PendingMerge, scale: Tensor, shift: Tensor) -> Tensor:
+    def _fused(self, x: Image, scale: Tensor, shift: Tensor) -> Tensor:
         """`forward` by one operator."""
-        other = None
+        other = statistics = None
         if isinstance(x, PendingMerge):
             x, other = x.take()
+        elif isinstance(x, Measured):
+            x, statistics = x
         norm1, _, conv1 = self.in_layers
         norm2, _, _, conv2 = self.out_layers
         skip = self.skip_connection if isinstance(self.skip_connection, Conv1x1) else None
@@ -132,6 +134,7 @@ class ResBlock(nn.Module):
             skip_weight=None if skip is None else skip.weight.flatten(1),
             skip_bias=None if skip is None else skip.bias,
             eps=norm1.eps,
+            statistics=statistics,
         )
 
 
