@@ -5,15 +5,17 @@ and graphs, so that errors in this file are found before it runs on a GPU.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 
 import pytest
 import torch
 from comparison import name_of
+from pipelines import fresh
 from streams import StandIn, gpus
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from resshift_fast import use_backend
+from resshift_fast import Pipeline, use_backend
 from resshift_fast.backends import OPERATORS, chosen, kernel, native, verification
 
 GPUS = gpus()
@@ -160,3 +162,23 @@ def test_tensors_of_a_second_device_while_the_first_is_current(name, backend, mo
         outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
         assert {x.device for x in outputs} == {second.device}
         assert_same([x.to(WHERE.device) for x in outputs], run(name, backend, args))
+
+
+def test_a_pipeline_follows_weights_that_change_in_place():
+    """On a GPU through CUDA graphs, which read what was derived from the weights before."""
+    made = fresh("x4-vq", steps=2)
+    image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    pipeline, eager = (
+        Pipeline(
+            made.spec, deepcopy(made.denoiser), deepcopy(made.first_stage), WHERE.device, made.dtype, graphs=graphs
+        )
+        for graphs in (True, False)
+    )
+    before = [pipeline(image) for _ in range(3)]
+    assert before[0].allclose(before[2], atol=1e-5) and before[0].allclose(eager(image), atol=1e-5)
+    for one in (pipeline, eager):
+        one.denoiser.time_embed[2].bias.add_(0.5)
+        one.first_stage.decoder.up[1].upsample.conv.weight.mul_(1.5)
+    after = pipeline(image)
+    eager.restoration.prepare(changed=True)
+    assert after.allclose(eager(image), atol=1e-5) and not after.allclose(before[0], atol=1e-3)

@@ -13,7 +13,7 @@ from golden_data import array, arrays
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from pipelines import CPU, SPECS, WHOLE, integers, oracle, photo, pointwise, tensor_of, tiny, visible, zero
+from pipelines import CPU, SPECS, WHOLE, fresh, integers, oracle, photo, pointwise, tensor_of, tiny, visible, zero
 
 from resshift_fast import Pipeline, images
 from resshift_fast.images import Photo
@@ -302,3 +302,16 @@ def test_an_error_in_the_callback_stops_the_run_and_leaves_the_pipeline_usable()
     with pytest.raises(KeyboardInterrupt):
         pipe(photo(20, 20), progress=stop)
     assert pipe(photo(20, 20), progress=False).shape == (80, 80, 3)
+
+
+def test_weights_are_prepared_on_a_gpu_before_every_call(monkeypatch):
+    pipe = fresh("x4")
+    order = []
+    monkeypatch.setattr(pipe.restoration, "prepare", lambda: order.append("prepare"))
+    pipe(np.zeros((16, 16, 3), np.uint8))
+    assert order == []
+    pipe.device = torch.device("cuda")
+    pipe._compiled = lambda *arguments: order.append("run")
+    for _ in range(2):
+        pipe._run_networks((), lambda: None)
+    assert order == ["prepare", "run"] * 2
