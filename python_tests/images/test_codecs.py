@@ -234,4 +234,7 @@ def test_first_of_several_frames(tmp_path, suffix):
     frames = [Image.fromarray(noise(HEIGHT, WIDTH, 3, seed=seed)) for seed in range(3)]
     options = {"lossless": True} if suffix == ".webp" else {}
     frames[0].save(tmp_path / f"f{suffix}", save_all=True, append_images=frames[1:], **options)
-    np.testing.assert_array_equal(read(tmp_path / f"f{suffix}").pixels, np.asarray(frames[0]))
+    words = "has 3 pages" if suffix == ".tif" else "is an animation of 3 frames"
+    with pytest.warns(UserWarning, match=rf"f\{suffix} {words}, of which only the first is read"):
+        photo = read(tmp_path / f"f{suffix}")
+    np.testing.assert_array_equal(photo.pixels, np.asarray(frames[0]))

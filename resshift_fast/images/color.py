@@ -46,11 +46,15 @@ def _bt709_curve(v: np.ndarray) -> np.ndarray:
 
 
 # Decoding of a value to light: ITU-T H.273, table 3.
-_TRANSFERS: dict[int, Curve] = dict.fromkeys((1, 6, 14, 15), _bt709_curve) | {
+_TRANSFERS: dict[int, Curve] = {
+    1: _bt709_curve,
     4: 2.2,
     5: 2.8,
+    6: _bt709_curve,
     8: 1.0,
     13: _srgb_curve,
+    14: _bt709_curve,
+    15: _bt709_curve,
     17: 2.6,
 }
 

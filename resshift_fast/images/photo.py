@@ -8,7 +8,7 @@ import io
 import os
 import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -29,6 +29,7 @@ from resshift_fast.images.codecs import (
 from resshift_fast.images.color import adobe_profile, is_adobe_rgb, profile_of, profile_space, to_srgb
 from resshift_fast.images.errors import ImageError, one_line, too_large
 from resshift_fast.images.files import FORMATS, missing_file
+from resshift_fast.images.notes import Notes, chunks_of, clean_xmp, notes_of, options_of, warn_of_losses
 
 _READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 _LONGEST_SIDE = {"JPEG": 65500, "WEBP": 16383}
@@ -60,6 +61,7 @@ class Photo:
         icc_profile: the colour profile, byte for byte.
         exif: EXIF that begins with ``Exif\\0\\0``, orientation 1, without thumbnail and pixel sizes.
         name: where it came from, for messages.
+        notes: resolution, XMP, comment and text.
     """
 
     pixels: np.ndarray
@@ -68,6 +70,7 @@ class Photo:
     icc_profile: bytes | None = None
     exif: bytes | None = None
     name: str = "image"
+    notes: Notes = Notes()  # noqa: RUF009  it is frozen
 
     def __post_init__(self) -> None:
         pixels, alpha = self.pixels, self.alpha
@@ -103,8 +106,9 @@ def read(path: str | PathLike[str]) -> Photo:
 
     Supported are gray of 1 to 16 bits, RGB, palettes, every kind of transparency (16-bit ones too) and CMYK. CMYK is
     converted to sRGB through its profile, or by Pillow's formula without one; the profile is then dropped, since it
-    does not describe RGB. The EXIF orientation is applied. The first of several frames or pages is read. Float, signed
-    and 32-bit TIFFs are refused, because they do not define which value is white. The limit on pixels is Pillow's
+    does not describe RGB. The EXIF orientation is applied. The first of several frames or pages is read, with a
+    warning. Float, signed and 32-bit TIFFs are refused, because they do not define which value is white, and camera raw
+    files, because what can be read of them is a preview. The limit on pixels is Pillow's
     (``PIL.Image.MAX_IMAGE_PIXELS``: a warning above it, an error above twice that, 179 million by default).
 
     Raises:
@@ -115,17 +119,20 @@ def read(path: str | PathLike[str]) -> Photo:
     path = Path(path)
     name = str(path)
     data = _file_bytes(path)
-    samples = tiff.decode(data, name) if data.startswith(tiff.MAGIC) else None
-    if samples is not None:
-        return _tiff_photo(samples, name, data)
+    if data.startswith(tiff.MAGIC):
+        tiff.check_pages(data, name)
+        samples = tiff.decode(data, name)
+        if samples is not None:
+            return _tiff_photo(samples, name, data)
     chunks: list[png.Chunk] = []
     if data.startswith(png.SIGNATURE):
         data, chunks = png.split(data)
     image = _opened(io.BytesIO(data), name)
-    image.info |= png.info(chunks)
+    image.info.update(png.info(chunks))
     if image.format == "BMP":
         image.info["icc_profile"] = bmp_profile(data)
-    photo = _photo(image, name, data)
+    _warn_of_frames(image, chunks, name)
+    photo = _photo(image, name, data, chunks)
     # Pillow reduces 16-bit colour, and gray with alpha, to 8 bits; it reads other gray in full.
     is_deep = image.format == "PNG" and png.header(data)[0] == 16 and png.header(data)[1] != 0
     return _with_16_bits(photo, image, data) if is_deep else photo
@@ -140,6 +147,14 @@ def _opened(file: BinaryIO, name: str) -> Image.Image:
     except Exception as error:  # Pillow's parsers raise whatever a damaged file leads them to.
         file.seek(0)
         raise ImageError(what_it_is(name, file.read(1024))) from error
+
+
+def _warn_of_frames(image: Image.Image, chunks: Sequence[png.Chunk], name: str) -> None:
+    # Not of a JPEG: the further pictures of a camera's are previews and gain maps.
+    frames = {"PNG": png.frames(chunks), "WEBP": getattr(image, "n_frames", 1)}.get(image.format or "", 1)
+    if frames > 1:
+        text = f"{name} is an animation of {frames} frames, of which only the first is read"
+        warnings.warn(text, UserWarning, stacklevel=3)
 
 
 def _file_bytes(path: Path) -> bytes:
@@ -186,7 +201,7 @@ def from_pil(image: Image.Image, *, name: str = "image") -> Photo:
     return _photo(image, name)
 
 
-def _photo(image: Image.Image, name: str, data: bytes | None = None) -> Photo:
+def _photo(image: Image.Image, name: str, data: bytes | None = None, chunks: Sequence[png.Chunk] = ()) -> Photo:
     if 0 in image.size:
         raise ImageError(f"{name} has no pixels ({image.width}×{image.height})")
     if image.format == "TIFF" and hasattr(image, "tag_v2"):
@@ -205,7 +220,8 @@ def _photo(image: Image.Image, name: str, data: bytes | None = None) -> Photo:
     icc_profile = profile_of(image, gray, name)
     if icc_profile and (image.mode in ("CMYK", "LAB") or profile_space(icc_profile) not in (b"RGB ", b"GRAY")):
         icc_profile = None
-    return _upright(pixels, alpha, gray, icc_profile, exif, orientation, name)
+    photo = _upright(pixels, alpha, gray, icc_profile, exif, orientation, name)
+    return replace(photo, notes=notes_of(image, chunks))
 
 
 def _upright(
@@ -237,11 +253,14 @@ def _clean(exif: Image.Exif) -> tuple[bytes | None, int]:
 def _with_16_bits(photo: Photo, image: Image.Image, data: bytes) -> Photo:
     pixels, alpha = png.decode_16_bit(data, photo.name)
     gray, orientation = png.header(data)[1] == 4, _exif(image)[1]
-    return _upright(pixels, alpha, gray, photo.icc_profile, photo.exif, orientation, photo.name)
+    deep = _upright(pixels, alpha, gray, photo.icc_profile, photo.exif, orientation, photo.name)
+    return replace(deep, notes=photo.notes)
 
 
 def _tiff_photo(samples: tiff.Samples, name: str, data: bytes) -> Photo:
-    icc_profile = samples.tags.get(34675) or None
+    icc_profile = samples.tags.get(34675)
+    if not isinstance(icc_profile, bytes):
+        icc_profile = None
     exif, orientation = None, samples.tags.get(274, 1)
     if not data.startswith((b"II+", b"MM\0+")):  # Pillow reads no EXIF of a BigTIFF
         try:
@@ -260,7 +279,9 @@ def _tiff_photo(samples: tiff.Samples, name: str, data: bytes) -> Photo:
     pixels = np.repeat(values, 3, axis=2) if gray else values
     if icc_profile and profile_space(icc_profile) not in (b"RGB ", b"GRAY"):
         icc_profile = None
-    return _upright(pixels, alpha, gray, icc_profile, exif, orientation, name)
+    photo = _upright(pixels, alpha, gray, icc_profile, exif, orientation, name)
+    xmp = samples.tags.get(700)
+    return replace(photo, notes=Notes(xmp=clean_xmp(xmp) if isinstance(xmp, bytes) else None))
 
 
 def suffix_for(photo: Photo, wanted_suffix: str) -> str:
@@ -337,12 +358,13 @@ def _encode(photo: Photo, form: str, quality: int) -> bytes:
         icc_profile = None  # it describes no colours
     if exif and not exif.startswith(b"Exif\0\0"):
         exif = b"Exif\0\0" + exif
+    warn_of_losses(photo.notes, form, photo.name)
     if form == "TIFF":
-        return tiff.encode_tiff(planes, icc_profile, exif)
+        return tiff.encode_tiff(planes, icc_profile, exif, photo.notes.xmp, photo.notes.dpi)
     if planes.dtype == np.uint16:
         chunks = [png.profile_chunk(icc_profile)] if icc_profile else []
         chunks += [png.exif_chunk(exif)] if exif else []
-        return png.with_chunks(png.encode_16_bit(planes), chunks)
+        return png.with_chunks(png.encode_16_bit(planes), chunks + chunks_of(photo.notes))
     image = Image.fromarray(planes)
     if form == "BMP" or (is_rgb and icc_profile and profile_space(icc_profile) == b"GRAY"):
         image, icc_profile = _in_srgb(image, photo, icc_profile), None
@@ -355,9 +377,10 @@ def _encode(photo: Photo, form: str, quality: int) -> bytes:
         options |= {"quality": quality, "lossless": quality == 100, "exact": True}
     elif form == "BMP":
         options = {}
+    options |= options_of(photo.notes, form)
     file = io.BytesIO()
     image.save(file, form, **{key: value for key, value in options.items() if value is not None})
-    return file.getvalue()
+    return png.with_chunks(file.getvalue(), chunks_of(photo.notes)) if form == "PNG" else file.getvalue()
 
 
 def _in_srgb(image: Image.Image, photo: Photo, icc_profile: bytes | None) -> Image.Image:

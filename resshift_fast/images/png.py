@@ -13,6 +13,7 @@ from resshift_fast.images.errors import ImageError
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 Chunk = tuple[bytes, bytes]  # type and content
 
+XMP = b"XML:com.adobe.xmp"  # keyword of the chunk that holds it
 TEXT = (b"tEXt", b"zTXt", b"iTXt")
 _ANIMATION = (b"acTL", b"fcTL", b"fdAT")
 _OURS = (b"iCCP", b"cICP", *TEXT, *_ANIMATION)
@@ -59,7 +60,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def info(chunks: Sequence[Chunk]) -> dict[str, Any]:
-    """What the chunks say, by the keys of Pillow's ``Image.info``: profile, cICP, and EXIF that is kept as text."""
+    """What the chunks say, by the keys of Pillow's ``Image.info``: profile, cICP, XMP, EXIF as text."""
     found: dict[str, Any] = {}
     for kind, content in chunks:
         name, _, rest = content.partition(b"\0")
@@ -67,6 +68,11 @@ def info(chunks: Sequence[Chunk]) -> dict[str, Any]:
             profile = _inflated(rest[1:])
             if profile:
                 found["icc_profile"] = profile
+        elif kind == b"iTXt" and name == XMP:
+            text = rest[2:].partition(b"\0")[2].partition(b"\0")[2]
+            xmp = _inflated(text) if rest[:1] == b"\1" else text
+            if xmp:
+                found["xmp"] = xmp
         elif kind == b"cICP":
             found["cicp"] = content
         elif kind == b"zTXt" and name == _EXIF_AS_TEXT:
@@ -84,6 +90,11 @@ def _inflated(content: bytes) -> bytes | None:
     except zlib.error:
         return None
     return None if inflate.unconsumed_tail else plain
+
+
+def frames(chunks: Sequence[Chunk]) -> int:
+    """Number of frames of an animation; 1 for a still image."""
+    return next((int.from_bytes(content[:4], "big") for kind, content in chunks if kind == b"acTL"), 1)
 
 
 def with_chunks(data: bytes, chunks: Sequence[Chunk]) -> bytes:

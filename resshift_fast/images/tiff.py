@@ -51,37 +51,94 @@ class Samples(NamedTuple):
     tags: Any
 
 
-def read_tags(data: bytes, offset: int | None = None) -> dict[int, Any] | None:
-    """A directory of a TIFF, classic or BigTIFF in either byte order, by tag; None if it is damaged.
+def read_tags(data: bytes) -> dict[int, Any] | None:
+    """The first directory of a TIFF, by tag; None if it is damaged. See `read_directory`."""
+    order, big = _layout(data)
+    try:
+        first = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)[0]
+        return read_directory(data, first)[0]
+    except struct.error:
+        return None
+
+
+def _layout(data: bytes) -> tuple[str, bool]:
+    """Byte order for `struct`, and whether it is a BigTIFF."""
+    return "<" if data[:2] == b"II" else ">", 43 in data[2:4]
+
+
+def read_directory(data: bytes, offset: int) -> tuple[dict[int, Any], int]:
+    """A directory of a TIFF, classic or BigTIFF in either byte order: its tags, and the offset of the next one or 0.
 
     Tags that can have a value for each sample, strip or tile are tuples, others with one value are that value, and text
     and bytes are bytes.
 
-    Args:
-        data: the file. offset: of the directory; None for the first one.
+    Raises:
+        struct.error: if it is damaged.
     """
-    order, big = "<" if data[:2] == b"II" else ">", 43 in data[2:4]
-    word, entry = ("Q", "HHQ") if big else ("I", "HHI")
+    order, big = _layout(data)
+    word, counter = ("Q", "Q") if big else ("I", "H")
     size = struct.calcsize(word)
+    count, tags = struct.unpack_from(order + counter, data, offset)[0], {}
+    place = offset + struct.calcsize(order + counter)
+    if count > 65535:
+        raise struct.error("too many tags")
+    for _ in range(count):
+        tag, kind, number = struct.unpack_from(f"{order}HH{word}", data, place)
+        letter, values_at = _LETTERS.get(kind), place + 4 + size
+        place += 4 + 2 * size
+        if letter is None or number == 0:
+            continue
+        if struct.calcsize(letter) * number > size:
+            values_at = struct.unpack_from(order + word, data, values_at)[0]
+        values = struct.unpack_from(f"{order}{number}{letter}", data, values_at)
+        tags[tag] = values[0] if letter == "s" or (number == 1 and tag not in _SEQUENCES) else values
+    return tags, struct.unpack_from(order + word, data, place)[0]
+
+
+def check_pages(data: bytes, name: str) -> None:
+    """Refuse camera raw files, whose first page is a preview, and warn of pages beyond the first.
+
+    Raises:
+        ImageError: for a Canon CR2, and for a file that has a larger image in a subdirectory (DNG, NEF and others).
+
+    Warns:
+        UserWarning: if there are more pages. Thumbnails and masks of the first one do not count.
+    """
+    order, big = _layout(data)
+    pages: list[tuple[int, int]] = []
     try:
-        if offset is None:
-            offset = struct.unpack_from(order + word, data, size)[0]
-        counter = order + ("Q" if big else "H")
-        count, tags = struct.unpack_from(counter, data, offset)[0], {}
-        for i in range(min(count, 65535)):
-            place = offset + struct.calcsize(counter) + i * (4 + 2 * size)
-            tag, kind, number = struct.unpack_from(order + entry, data, place)
-            letter = _LETTERS.get(kind)
-            if letter is None or number == 0:
-                continue
-            place += 4 + size
-            if struct.calcsize(letter) * number > size:
-                place = struct.unpack_from(order + word, data, place)[0]
-            values = struct.unpack_from(f"{order}{number}{letter}", data, place)
-            tags[tag] = values[0] if letter == "s" or (number == 1 and tag not in _SEQUENCES) else values
-    except struct.error:
-        return None
-    return tags
+        offset = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)[0]
+        seen: set[int] = set()
+        while offset and offset not in seen and len(seen) < 10000:
+            seen.add(offset)
+            tags, offset = read_directory(data, offset)
+            if len(seen) == 1:
+                _refuse_raw(data, tags, name)
+            if len(seen) == 1 or not int(tags.get(254, 0)) & 5:
+                pages.append((int(tags.get(256, 0)), int(tags.get(257, 0))))
+    except (struct.error, TypeError, ValueError) as error:
+        if isinstance(error, ImageError):
+            raise
+    if len(pages) > 1:
+        largest = max(range(len(pages)), key=lambda i: pages[i][0] * pages[i][1])
+        width, height = pages[0]
+        hint = "" if largest == 0 else f"; page {largest + 1} is larger, {pages[largest][0]}×{pages[largest][1]}"
+        text = f"{name} has {len(pages)} pages, of which only the first is read, {width}×{height}{hint}"
+        warnings.warn(text, UserWarning, stacklevel=3)
+
+
+def _refuse_raw(data: bytes, tags: dict[int, Any], name: str) -> None:
+    own = tags.get(256, 0) * tags.get(257, 0)
+    larger = data[8:10] == b"CR"  # Canon's mark, in place of the first directory
+    offsets = tags.get(330, ())
+    for offset in offsets[:16] if isinstance(offsets, tuple) else ():
+        try:
+            child, _ = read_directory(data, offset)
+            larger = larger or child.get(256, 0) * child.get(257, 0) > own
+        except struct.error:
+            continue
+    if larger:
+        raise ImageError(f"{name} begins with a preview, as camera raw files do; develop it to a TIFF or PNG first")
 
 
 def refuse_strange(tags: Any, name: str) -> None:
@@ -112,6 +169,16 @@ def decode(data: bytes, name: str) -> Samples | None:
     tags = read_tags(data)
     if tags is None:
         return None
+    try:
+        return _decode(data, tags, name)
+    except (ImageError, Warning, MemoryError):
+        raise
+    except Exception as error:  # tags of a damaged file may have any type, and Pillow's parsers raise anything
+        text = f"{name} is damaged or truncated ({one_line(error)}); fetch or export it again"
+        raise ImageError(text) from error
+
+
+def _decode(data: bytes, tags: dict[int, Any], name: str) -> Samples | None:
     if not {256, 257} <= tags.keys():
         return None
     bits, samples, codec = set(tags.get(258, (1,))), tags.get(277, 1), tags.get(259, 1)
@@ -121,7 +188,7 @@ def decode(data: bytes, name: str) -> Samples | None:
     if not (deep or unknown_to_pillow or (bits == {8} and separate and codec in _PLAIN_CODECS)):
         return None
     refuse_strange(tags, name)
-    supported = photometric in _COLORS and codec in _PLAIN_CODECS and bits in ({8}, {16})
+    supported = photometric in _COLORS and codec in _PLAIN_CODECS and bits in ({8}, {16}) and samples <= 16
     if not supported or (photometric == 8 and bits == {16}):
         raise ImageError(
             f"{name} is a kind of {max(bits)}-bit TIFF that is not supported (photometric {photometric}, compression "
@@ -131,12 +198,8 @@ def decode(data: bytes, name: str) -> Samples | None:
     if limit and pixels > 2 * limit:
         raise too_large(name)
     if limit and pixels > limit:
-        warnings.warn(f"{name} has {pixels:,} pixels", Image.DecompressionBombWarning, stacklevel=3)
-    try:
-        values = _pages(data, tags, samples, max(bits), samples if separate else 1)
-    except Exception as error:  # as in read_tags
-        text = f"{name} is damaged or truncated ({one_line(error)}); fetch or export it again"
-        raise ImageError(text) from error
+        warnings.warn(f"{name} has {pixels:,} pixels", Image.DecompressionBombWarning, stacklevel=4)
+    values = _pages(data, tags, samples, max(bits), samples if separate else 1)
     return _separate_alpha(values, photometric, tags)
 
 
@@ -236,13 +299,20 @@ def _separate_alpha(values: np.ndarray, photometric: int, tags: Any) -> Samples:
     return Samples(values, alpha, photometric, tags)
 
 
-def encode_tiff(planes: np.ndarray, icc_profile: bytes | None, exif: bytes | None) -> bytes:
+def encode_tiff(
+    planes: np.ndarray,
+    icc_profile: bytes | None,
+    exif: bytes | None,
+    xmp: bytes | None = None,
+    dpi: tuple[float, float] | None = None,
+) -> bytes:
     """A TIFF (Deflate, horizontal predictor) with its profile and EXIF.
 
     Args:
         planes: uint8 or uint16; [H, W] gray, [H, W, 2] gray and alpha, [H, W, 3] RGB or [H, W, 4] RGBA.
         icc_profile: the profile's bytes, if any.
         exif: EXIF as ``clean_exif`` gives it, if any.
+        xmp: the XMP packet, if any. dpi: pixels per inch in x and y, which EXIF precedes.
 
     Raises:
         ValueError: if the result would pass the 4 GB that TIFF can address.
@@ -262,6 +332,10 @@ def encode_tiff(planes: np.ndarray, icc_profile: bytes | None, exif: bytes | Non
         old.load(exif)
         for tag in old:
             tags[tag] = old.get_ifd(tag) if tag in (IFD.Exif, IFD.GPSInfo) else old[tag]
+    if dpi and 282 not in tags:
+        tags[282], tags[283], tags[296] = *dpi, 2  # inches
+    if xmp:
+        tags[700] = xmp
     tags[256], tags[257] = width, height
     tags[258] = (depth,) * channels
     tags[259] = 8  # Deflate
