@@ -12,7 +12,7 @@ using cpu::Conv2d;
 // The sizes of x in a call.
 Conv2d sizes_of(const Tensor& x, int64_t padding) {
   STD_TORCH_CHECK(x.is_cpu() && x.dim() == 4 && x.numel() > 0, "x must be [B, C, H, W] on the CPU and not empty");
-  STD_TORCH_CHECK(padding >= 0, "padding must not be negative");
+  STD_TORCH_CHECK(padding >= 0 && padding <= 1 << 20, "padding must be 0 to 1048576");
   Conv2d call{};
   call.batch = x.size(0);
   call.channels = x.size(1);

@@ -22,9 +22,21 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+// Refuse a tensor whose storage was made smaller than the tensor, as programs do that free weights for a while.
+inline void check_memory(const Tensor& x, const char* name) {
+  if (x.numel() == 0) return;
+  int64_t end = 1, offset = 0, bytes = 0;
+  for (int64_t i = 0; i < x.dim(); ++i) end += (x.size(i) - 1) * x.stride(i);
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(x.get(), &offset));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(x.get(), &bytes));
+  STD_TORCH_CHECK((offset + end) * static_cast<int64_t>(x.element_size()) <= bytes, name, " has a storage of ", bytes,
+                  " bytes, which is smaller than the tensor: it was resized; restore it first");
+}
+
 template <>
 struct Traits<Tensor> {
   static Dtype dtype_of(const Tensor& x, const char* name) {
+    check_memory(x, name);
     const ScalarType type = x.scalar_type();
     STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16, name,
                     " must be float32, float16 or bfloat16");
@@ -44,6 +56,7 @@ inline void check_like(const Tensor& x, const Tensor& like, const char* name) {
     STD_TORCH_CHECK(x.size(i) == like.size(i), name, " has size ", x.size(i), " in dimension ", i, ", expected ",
                     like.size(i));
   }
+  check_memory(x, name);
 }
 
 // A contiguous tensor of one dtype, at least `count` elements long, on the device of `like`.
@@ -51,6 +64,7 @@ inline Tensor flat(const Tensor& x, ScalarType type, int64_t count, const Tensor
   check_device(x, like, name);
   STD_TORCH_CHECK(x.scalar_type() == type, name, " has another dtype than expected");
   STD_TORCH_CHECK(x.numel() >= count, name, " has ", x.numel(), " elements, expected ", count);
+  check_memory(x, name);
   return x.is_contiguous() ? x : torch::stable::contiguous(x);
 }
 

@@ -23,6 +23,8 @@ from resshift_fast.ops.group_norm import ACTIVATIONS, group_norm
 from resshift_fast.ops.group_norm import reference as group_norm_reference
 from resshift_fast.ops.registration import Native, recomputed, register, takes
 
+MAX_PADDING = 1 << 20  # sizes of results then stay far below 2⁶³
+
 
 class Arguments(NamedTuple):
     """Arguments of the registered operator; `conv2d` describes them."""
@@ -236,7 +238,7 @@ def conv2d(
         x: [B, C, H, W], floating point, contiguous or channels-last.
         weight: [O, C, 3, 3], x's dtype or float32; `pack_conv2d` gives it the strides that the CPU kernel reads.
         bias: [O], x's dtype or float32, or None.
-        padding: zeros added on every side, after the normalization, ≥ 0; with 0 the image must be at least 3×3.
+        padding: zeros added on every side, after the normalization, 0 to 2²⁰; with 0 the image must be at least 3×3.
         residual: like the result, added to it, or None.
         num_groups: a divisor of C to normalize x first, or 0.
         norm_weight, norm_bias, eps, scale, shift, activation: as in `group_norm`; None without `num_groups`.
@@ -286,8 +288,8 @@ def conv2d_reads_packed(device_type: str) -> bool:
 @takes(Arguments)
 def _check_options(a: Arguments) -> None:
     """Check all arguments but x, weight and bias, which `checked` takes."""
-    if a.padding < 0:
-        raise ValueError(f"conv2d: padding is {a.padding}, expected 0 or more")
+    if not 0 <= a.padding <= MAX_PADDING:
+        raise ValueError(f"conv2d: padding is {a.padding}, expected 0 to {MAX_PADDING}")
     batch, _, height, width = a.x.shape
     if min(height, width) + 2 * a.padding < 3:
         image = f"{height}×{width}"

@@ -61,6 +61,9 @@ def pack_conv2d(weight: Tensor) -> Tensor:
     out_channels, channels = weight.shape[:2]
     if weight.stride() == (1, out_channels, 3 * channels * out_channels, channels * out_channels):
         return weight
+    if not torch.compiler.is_compiling() and weight.device.type == "cpu" and not weight.untyped_storage().nbytes():
+        # A copy of it would end the process.
+        raise ValueError("pack_conv2d: weight has no memory, because its storage was resized; restore it first")
     taps_first = torch.empty((3, 3, channels, out_channels), dtype=weight.dtype, device=weight.device)
     return taps_first.permute(3, 2, 0, 1).copy_(weight)
 
