@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from resshift_fast import backends, images
-from resshift_fast.core import devices
+from resshift_fast.core import devices, forks
 from resshift_fast.core.memory import ResultTooLargeError, is_out_of_memory
 from resshift_fast.diffusion.noise import check_seed
 from resshift_fast.images.batches import Job, Tile, crop, crop_mask, needs_restoring, plan_batches, shape_of
@@ -67,6 +67,7 @@ class Pipeline:
         *,
         graphs: bool = True,
     ):
+        forks.prepare()
         self.spec, self.device, self.dtype = spec, device, dtype
         self.denoiser = _prepared(denoiser, device, dtype)
         self.first_stage = _prepared(first_stage, device, dtype)
