@@ -59,19 +59,18 @@ def forward(*args: Any) -> Tensor:
 
 def _small(a: Arguments) -> Tensor:
     groups, eps = a.num_groups, a.eps
-    following = {"next_groups": groups, "next_eps": eps}
     if a.other is None:
         x, statistics = a.x, a.statistics
         if statistics is None:
             statistics = group_norm.statistics(x, groups, eps)
         affine, strides = affine_rows(a.norm1_weight, a.norm1_bias, None, None)
         norm = conv2d.Norm(groups, statistics.contiguous(), affine, strides, True)
-        h, statistics = conv2d.forward(x, a.weight1, a.bias1, norm=norm, **following)
+        h, statistics = conv2d.forward(x, a.weight1, a.bias1, norm=norm, next_groups=groups, next_eps=eps)
     else:
         x, h = add_concat_group_norm.forward(
             a.x, a.other, groups, a.norm1_weight, a.norm1_bias, eps, "concat", None, None, "silu"
         )
-        h, statistics = conv2d.forward(h, a.weight1, a.bias1, **following)
+        h, statistics = conv2d.forward(h, a.weight1, a.bias1, next_groups=groups, next_eps=eps)
     affine, strides = affine_rows(a.norm2_weight, a.norm2_bias, a.scale, a.shift)
     norm = conv2d.Norm(groups, statistics, affine, strides, True)
     if a.skip_weight is None:

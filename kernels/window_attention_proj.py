@@ -166,7 +166,7 @@ def window_attention_proj_kernel(
             b_chunk += tl.load(p_bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
         if p_residual is not None:
             b_chunk += tl.load(p_residual + o_y, mask=m_y, other=0.0).to(tl.float32)
-        b_stored = b_chunk.to(p_y.dtype.element_ty)
+        b_stored = b_chunk.to(p_y.dtype.element_ty)  # type: ignore[var-annotated]
         tl.store(p_y + o_y, b_stored, mask=m_y)
         if NEXT_GROUPS:
             b_stored = b_stored.to(tl.float32)

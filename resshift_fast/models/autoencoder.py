@@ -74,7 +74,7 @@ class _ResnetBlock(nn.Module):
         if not hasattr(self, "nin_shortcut"):
             return self.conv2.after(self.norm2, h, residual=x)[1]
         _, h = self.conv2.after(self.norm2, h)
-        return self.nin_shortcut.measured(x, residual=h, following=self.norm1)
+        return self.nin_shortcut.measured(x, residual=merged(h), following=self.norm1)
 
 
 class _AttentionBlock(nn.Module):

@@ -8,7 +8,6 @@ only on the low-quality image (`condition`) can be computed once per chain, so t
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -123,8 +122,8 @@ class ResBlock(nn.Module):
             x, other = x.take()
         elif isinstance(x, Measured):
             x, statistics = x
-        norm1, _, conv1 = self.in_layers
-        norm2, _, _, conv2 = self.out_layers
+        layers: Any = (*self.in_layers, *self.out_layers)
+        norm1, _, conv1, norm2, _, _, conv2 = layers
         skip = self.skip_connection if isinstance(self.skip_connection, Conv1x1) else None
         return ops.residual_block(
             *(x, other, NUM_GROUPS, norm1.weight, norm1.bias, conv1.weight, conv1.bias),
@@ -278,7 +277,8 @@ class Stage(nn.Sequential):
         self, x: Image, modulations: Iterator[Tensor], following: GroupNorm | None = None
     ) -> Tensor | Measured:
         y: Any = x  # a tensor after the first layer, which merges it
-        for layer, next_layer in zip_longest(self, self[1:]):
+        layers: list[nn.Module] = list(self)
+        for layer, next_layer in zip(layers, [*layers[1:], None], strict=True):
             if isinstance(layer, ResBlock):
                 y = layer(y, next(modulations))
             elif isinstance(layer, SwinLayer):

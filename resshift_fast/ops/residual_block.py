@@ -75,9 +75,10 @@ def _fake(a: Arguments) -> Tensor:
 
 def _matrix_operations(*args: Any, out_shape: torch.Size, **_: Any) -> int:
     """Nine taps a value of both convolutions, and the skip connection."""
-    a = Arguments(*args)
-    channels, out_channels = a.norm1_weight[0], out_shape[1]  # type: ignore[index]
-    return 2 * math.prod(out_shape) * (9 * (channels + out_channels) + (channels if a.skip_weight is not None else 0))
+    a: Any = Arguments(*args)
+    channels, out_channels = a.norm1_weight[0], out_shape[1]
+    each: int = 9 * (channels + out_channels) + (channels if a.skip_weight is not None else 0)
+    return 2 * math.prod(out_shape) * each
 
 
 def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
@@ -93,12 +94,12 @@ def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]
         return drawing.channels_last(normal(2, channels, height, width) - 2.3)
 
     scale, shift = normal(2, 2 * 64).chunk(2, dim=1)
-    skip = (normal(64, 96) / 10, normal(64))
+    skip, rest = (normal(64, 96) / 10, normal(64)), (1e-5, None)
     return [
-        Arguments(image(64), None, 32, *parameters(64, 64), scale, shift),
-        Arguments(image(56), image(40), 32, *parameters(96, 64), scale, shift, *skip),
-        Arguments(image(96, 5, 4), None, 32, *parameters(96, 64), None, None, *skip),
-        Arguments(image(64, 33, 17), None, 32, *parameters(64, 64), scale, shift),
+        (image(64), None, 32, *parameters(64, 64), scale, shift, None, None, *rest),
+        (image(56), image(40), 32, *parameters(96, 64), scale, shift, *skip, *rest),
+        (image(96, 5, 4), None, 32, *parameters(96, 64), None, None, *skip, *rest),
+        (image(64, 33, 17), None, 32, *parameters(64, 64), scale, shift, None, None, *rest),
     ]
 
 
@@ -195,13 +196,11 @@ def residual_block(
         >>> residual_block(x, None, 4, *norm, weight, bias, *norm, weight, bias).shape
         torch.Size([2, 8, 5, 7])
     """
-    a = Arguments(
-        *(x, other, num_groups, norm1_weight, norm1_bias, weight1, bias1),
-        *(norm2_weight, norm2_bias, weight2, bias2, scale, shift, skip_weight, skip_bias, eps, statistics),
-    )
-    _check(*a)
+    first = x, other, num_groups, norm1_weight, norm1_bias, weight1, bias1, norm2_weight, norm2_bias, weight2, bias2
+    arguments = (*first, scale, shift, skip_weight, skip_bias, eps, statistics)
+    _check(*arguments)
     run = _op if backends.fused("residual_block", x.device) else reference
-    y: Tensor = run(*a)
+    y: Tensor = run(*arguments)
     return y
 
 
