@@ -24,7 +24,7 @@ def offline():
 def installed(offline, monkeypatch):
     """Versions by package, as if all requirements were installed, in a Python that the system does not manage."""
     wanted = {requirement.name: requirement.specifier for requirement in offline.requirements(build=True)}
-    numbers = [f"{number}.999" for number in range(1000)]
+    numbers = [f"{number}.999" for number in range(3000)]
     versions = {name: [n for n in numbers if specifier.contains(n)][-1] for name, specifier in wanted.items()}
 
     def version(name):
