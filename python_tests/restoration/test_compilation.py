@@ -8,6 +8,7 @@ from time import sleep
 import pytest
 import torch
 from pipelines import fresh
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from resshift_fast import Pipeline, use_backend
 from resshift_fast.restoration import compilation
@@ -349,3 +350,14 @@ def test_pipelines_in_several_threads_capture_and_replay(recwarn):
     for thread in threads:
         thread.join()
     assert not wrong and not recwarn.list
+
+
+def test_one_graph_serves_square_wide_and_tall_images_after_a_square_one():
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    call = compiled(double, torch.device("cpu"), None, tune=False, max_graphs=1, options={"backend": counter})
+    for size in ((6, 6), (6, 9), (9, 6), (5, 5), (7, 20)):
+        x = torch.randn(1, 3, *size)
+        assert torch.equal(call(x)[0], 2 * x)
+        assert counter.frame_count == 1, f"compiled again for {size}"
+    torch._dynamo.reset()

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental import _config
 from torch.utils._pytree import tree_leaves, tree_map
 
 from resshift_fast.core.capturing import capture_lock
@@ -56,7 +57,10 @@ class _Compiled:
 
     def __call__(self, *arguments: Any) -> Any:
         try:
-            return self._compiled(*arguments)
+            # Else sizes that are equal in the first call, as those of a square photo, are one size in the graph, which
+            # is then compiled again for others.
+            with _config.patch(use_duck_shape=False):
+                return self._compiled(*arguments)
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = " ".join(str(error).split())[:200]
             warnings.warn(f"torch.compile failed, running uncompiled: {reason}", RuntimeWarning, stacklevel=2)
