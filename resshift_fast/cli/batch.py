@@ -18,6 +18,7 @@ from resshift_fast.core.claims import claimed
 from resshift_fast.core.files import check_target
 from resshift_fast.core.text import visible
 from resshift_fast.images import ImageError, Photo, results
+from resshift_fast.images.photo import in_8_bits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,7 +118,7 @@ class Fitting:
 
     def fit_result(self, result: Photo) -> Photo:
         """A result as it is written."""
-        return results.in_8_bits(result) if self.eight_bits and result.bits == 16 else result
+        return in_8_bits(result) if self.eight_bits and result.bits == 16 else result
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from resshift_fast.images.photo import from_pil as from_pil
     from resshift_fast.images.photo import luma as luma
     from resshift_fast.images.photo import read as read
-    from resshift_fast.images.photo import side_by_side as side_by_side
     from resshift_fast.images.photo import suffix_for as suffix_for
     from resshift_fast.images.photo import to_float as to_float
     from resshift_fast.images.photo import to_pil as to_pil
     from resshift_fast.images.photo import write as write
+    from resshift_fast.images.results import side_by_side as side_by_side
 
 __all__ = [
     "ImageError",
@@ -39,7 +39,12 @@ __all__ = [
     "write",
 ]
 
-_MODULES = {"ImageError": "errors", "read_mask": "masks", "resize_alpha": "alpha"}  # the others are in photo
+_MODULES = {
+    "ImageError": "errors",
+    "read_mask": "masks",
+    "resize_alpha": "alpha",
+    "side_by_side": "results",
+}  # the others are in photo
 
 
 if not TYPE_CHECKING:  # a type checker would accept any name if it saw this function

@@ -486,22 +486,3 @@ def _rounded(values: np.ndarray) -> np.ndarray:
     nearest = ((np.arange(65536, dtype=np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
     rounded: np.ndarray = nearest[values]
     return rounded
-
-
-def side_by_side(before: Photo, after: Photo) -> Photo:
-    """A before/after picture: ``before`` (bicubically resized to the size of ``after``), a thin white line, ``after``.
-
-    Transparent pixels are composited over white; the result has 8 bits and the profile of ``after``.
-    """
-    left = Image.fromarray(_over_white(before)).resize((after.width, after.height), Image.Resampling.BICUBIC)
-    line = np.full((after.height, max(2, after.width // 128), 3), 255, np.uint8)
-    pixels = np.concatenate([np.asarray(left), line, _over_white(after)], axis=1)
-    return Photo(pixels, gray=before.gray and after.gray, icc_profile=after.icc_profile, name=after.name)
-
-
-def _over_white(photo: Photo) -> np.ndarray:
-    photo = in_8_bits(photo)
-    if photo.alpha is None:
-        return photo.pixels
-    opacity = to_float(photo.alpha)[..., None]
-    return from_float(to_float(photo.pixels) * opacity + (1 - opacity))

@@ -1,4 +1,4 @@
-"""Results: what one will be before it exists, how it is made to fit a format, and whether an earlier one is whole."""
+"""Results: what one will be before it exists, how it is made to fit a format, shown, and found whole."""
 
 import os
 import warnings
@@ -12,7 +12,7 @@ from PIL import Image, ImageColor
 from resshift_fast.core.files import open_regular
 from resshift_fast.images import png
 from resshift_fast.images.files import FORMATS
-from resshift_fast.images.photo import Photo, from_float, to_float
+from resshift_fast.images.photo import Photo, from_float, in_8_bits, to_float
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,16 @@ def laid_over(photo: Photo, background: tuple[int, int, int]) -> Photo:
     return replace(photo, pixels=pixels, alpha=None, gray=photo.gray and len(set(background)) == 1)
 
 
-def in_8_bits(photo: Photo) -> Photo:
-    """A photo with its values rounded to 8 bits."""
-    alpha = None if photo.alpha is None else from_float(to_float(photo.alpha))
-    return photo if photo.bits == 8 else replace(photo, pixels=from_float(to_float(photo.pixels)), alpha=alpha)
+def side_by_side(before: Photo, after: Photo) -> Photo:
+    """A before/after picture: ``before`` (bicubically resized to the size of ``after``), a thin white line, ``after``.
+
+    Transparent pixels are composited over white; the result has 8 bits and the profile of ``after``.
+    """
+    left = Image.fromarray(_over_white(before)).resize((after.width, after.height), Image.Resampling.BICUBIC)
+    line = np.full((after.height, max(2, after.width // 128), 3), 255, np.uint8)
+    pixels = np.concatenate([np.asarray(left), line, _over_white(after)], axis=1)
+    return Photo(pixels, gray=before.gray and after.gray, icc_profile=after.icc_profile, name=after.name)
+
+
+def _over_white(photo: Photo) -> np.ndarray:
+    return laid_over(in_8_bits(photo), (255, 255, 255)).pixels
