@@ -93,6 +93,7 @@ class Counter(FusedPath):
         _register_formulas()
         self.rows: dict[str, Row] = defaultdict(Row)
         self.live = LiveBytes()
+        self._by_pytorch = 0  # matrix operations of PyTorch's operators in the launcher that is running
 
     def dispatched(self, function: Any, args: tuple, kwargs: dict, result: Any) -> None:
         """Count one operator, unless it is a view."""
@@ -102,14 +103,17 @@ class Counter(FusedPath):
             operations = _matrix_operations(function, args, kwargs, result)
             details = _name(function), _shapes(args, result), _estimated_blocks(args, result, operations > 0)
             self.rows[self.inside or _name(function)].add(num_bytes, operations, *details)
+            if self.inside is not None:
+                self._by_pytorch += operations
 
     def _allocates(self, function: Any) -> bool:
         """Whether a launcher allocates here; the launch counts the bytes of that tensor."""
         return self.inside is not None and function.overloadpacket in _ALLOCATIONS
 
     def launched(self, name: str, function: Any, args: tuple, result: Any, launches: list) -> None:
-        """Count an operator's launches; its matrix operations are attributed to the last one."""
-        operations = _matrix_operations(function, args, {}, result)
+        """Count an operator's launches; its matrix operations, without PyTorch's, are attributed to the last one."""
+        operations = max(_matrix_operations(function, args, {}, result) - self._by_pytorch, 0)
+        self._by_pytorch = 0
         shape = _shapes(args, result)
         for i, launch in enumerate(launches):
             last = i == len(launches) - 1
