@@ -59,7 +59,7 @@ class _Compiled:
         try:
             # Else sizes that are equal in the first call, as those of a square photo, are one size in the graph, which
             # is then compiled again for others.
-            with _config.patch(use_duck_shape=False):
+            with _config.patch(use_duck_shape=False):  # type: ignore[attr-defined]
                 return self._compiled(*arguments)
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = " ".join(str(error).split())[:200]
