@@ -106,7 +106,7 @@ def ways(name: str, device: torch.device, dtype: torch.dtype) -> tuple[str, int,
     case = next(case for case in CASES if case.op == name)
     arguments = OPERATORS[name].make(Draw(device, dtype, batch=1), SIDE, **case.sizes)
     registered = backends.OPERATORS[name]
-    values = [arguments[parameter] for parameter in inspect.signature(registered.plain).parameters]
+    values = [arguments.get(parameter) for parameter in inspect.signature(registered.plain).parameters]
     calls = [bound(OPERATORS[name].public, arguments), lambda: backends.run(name, *values)]
     chosen = backend_of(name, arguments)
     if chosen == PLAIN:

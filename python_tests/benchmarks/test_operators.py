@@ -56,12 +56,12 @@ def test_every_public_operator_is_measured(cases):
 
 
 def described(name, arguments):
-    """(operator, arguments) of a call, with shapes instead of tensors and without arguments that are only values."""
-    ignored = ("eps", "seed", "step", "t", "next_dtype", "coefficients")
+    """(operator, arguments) of a call: shapes instead of tensors, without those that are None or only values."""
+    ignored = ("eps", "next_eps", "seed", "step", "t", "next_dtype", "coefficients")
     described = {
         key: tuple(value.shape) if isinstance(value, torch.Tensor) else value
         for key, value in arguments.items()
-        if key not in ignored
+        if key not in ignored and value is not None
     }
     return name, tuple(sorted((key, str(value)) for key, value in described.items()))
 
@@ -370,8 +370,9 @@ def test_overhead_measures_every_operator_up_to_its_launch(script, tmp_path):
     assert list(rows) == ops.__all__
     assert rows.pop("conv2d")["ends in"] == "plain PyTorch"
     recorded = "launcher, recorded" if script("overhead").interpreted() else "launcher, faked"
+    two = {"pointwise_conv2d", "residual_block", "swin_mlp"}
     assert {row["ends in"] for row in rows.values()} == {recorded}
-    assert {name for name, row in rows.items() if int(row["starts"]) == 2} == {"pointwise_conv2d", "swin_mlp"}
+    assert {name for name, row in rows.items() if int(row["starts"]) == 2} == two
     assert all(float(row[part]) > 0 for row in rows.values() for part in ("call µs", "start µs"))
 
 
