@@ -1,4 +1,4 @@
-"""Devices: check that one can be used, and make one current."""
+"""Devices: check that one can be used, make one current, and wait for one."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
@@ -31,3 +31,11 @@ def on(device: "torch.device") -> AbstractContextManager[None]:
     import torch
 
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def wait_for(x: "torch.Tensor") -> None:
+    """Wait until a tensor made on the current stream has its values, so that other streams can read it."""
+    import torch
+
+    if x.is_cuda and torch.cuda.is_available():  # fake tensors on CUDA exist without it
+        torch.cuda.current_stream(x.device).synchronize()

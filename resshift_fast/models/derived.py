@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from resshift_fast.core.devices import wait_for
+
 _deriving = Lock()  # two threads that use one module derive its tensor once
 
 
@@ -104,8 +106,7 @@ class Derived(nn.Module):
             held.copy_(value)
         else:
             self.value = value
-        if value.is_cuda and torch.cuda.is_available():  # for readers on other streams
-            torch.cuda.current_stream(value.device).synchronize()
+        wait_for(value)
 
     def _is_current(self, sources: tuple[Tensor, ...]) -> bool:
         held = self._sources
