@@ -45,9 +45,9 @@ def _tiles(key: tuple) -> list[tuple[int, int, int]]:
 
 
 def _default(arch: int, key: tuple) -> Config:
-    rows, _, out_channels, _, _ = key
-    # On 12.0 the normalization of a tile of 128 x 64 does not fit the registers of four warps.
-    tiles = [t for t in _tiles(key) if arch < 120 or t[:2] != (128, 64)]
+    rows, _, out_channels, _, itemsize = key
+    # On 12.0 neither the normalization of 128 × 64 fits the registers of four warps, nor statistics of 32 × 64 floats.
+    tiles = [t for t in _tiles(key) if arch < 120 or t[:2] != ((128, 64) if itemsize == 2 else (32, 64))]
     full = [t for t in tiles if triton.cdiv(rows, t[0]) * triton.cdiv(out_channels, t[1]) >= PROGRAMS]
     return _config(full[0] if full else tiles[-1], key)
 

@@ -196,6 +196,8 @@ def _forward(
         HIDDEN=hidden,
         BLOCK_C=_chunk(channels),
         **following,
+        # Without a limit, Triton 3.6's assembler spills a few registers to fit more programs on a multiprocessor.
+        **({"maxnreg": 255} if next_groups else {}),
         **config.options,
         passes=PASSES,
     )

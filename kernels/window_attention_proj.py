@@ -151,8 +151,8 @@ def window_attention_proj_kernel(
             b_sum += (tl.dot(b_out, tl.trans(b_w), b_y[i_c], input_precision="ieee"),)  # type: ignore[assignment]
         b_y = b_sum
 
-    windows = (height // WINDOW) * (width // WINDOW)  # of an image
-    i_image = (i_window // windows).to(tl.int64)
+    windows = (height // WINDOW).to(tl.int64) * (width // WINDOW)  # of an image
+    i_image = i_window // windows
     i_part = i_window % windows * Q_BLOCKS + i_q
     parts = windows * Q_BLOCKS
     m_q = o_q < TOKENS
@@ -226,7 +226,8 @@ def _forward(
         O=out_channels,
         **constants_of(shape, num_heads, window_size, shift_size, mask),
         **following,
-        **config.options,
+        # Without a limit, Triton 3.6's assembler spills a few registers to fit more programs on a multiprocessor.
+        **((ALL_REGISTERS if next_groups else {}) | config.options),
         passes=norm_stats.PASSES,
     )
     parts = windows // shape[0] * triton.cdiv(window_size**2, blocks["B_Q"])
