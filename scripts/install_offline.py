@@ -35,6 +35,7 @@ PARTS = {
     "matplotlib": "plots",
     "ninja": "compiling only what has changed",
     "pybind11": "tests that run CUDA kernels on the CPU",
+    "tifffile": "tests of TIFF",
     "triton": "Triton kernels, and scripts/gpu_acceptance.py",
     **dict.fromkeys(("pytest", "pytest-xdist", "hypothesis"), "tests, and scripts/gpu_acceptance.py"),
 }

@@ -6,7 +6,6 @@ import zlib
 
 import numpy as np
 import pytest
-import tifffile
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -25,6 +24,11 @@ CLEAN = (
     b"<tiff:Orientation>1</tiff:Orientation></rdf:Description></rdf:RDF></x:xmpmeta>"
 )
 SUFFIXES = (".png", ".jpg", ".webp", ".tif", ".bmp")
+
+
+@pytest.fixture
+def tifffile():
+    return pytest.importorskip("tifffile")
 
 
 def info_of(path):
@@ -136,7 +140,7 @@ def test_a_larger_second_page_is_named(tmp_path):
 
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("big", [False, True], ids=["classic", "big"])
-def test_pages_of_every_kind_are_counted(tmp_path, big, bits):
+def test_pages_of_every_kind_are_counted(tifffile, tmp_path, big, bits):
     values = PIXELS.astype(np.uint8 if bits == 8 else np.uint16)
     with tifffile.TiffWriter(tmp_path / "a.tif", bigtiff=big, byteorder=">") as file:
         file.write(values, photometric="rgb", metadata=None)
@@ -146,14 +150,14 @@ def test_pages_of_every_kind_are_counted(tmp_path, big, bits):
         np.testing.assert_array_equal(read(tmp_path / "a.tif").pixels, values)
 
 
-def test_a_pyramid_is_one_page(tmp_path):
+def test_a_pyramid_is_one_page(tifffile, tmp_path):
     with tifffile.TiffWriter(tmp_path / "a.tif") as file:
         file.write(PIXELS, photometric="rgb", metadata=None, subifds=1)
         file.write(PIXELS[::2, ::2], photometric="rgb", metadata=None, subfiletype=1)
     np.testing.assert_array_equal(read(tmp_path / "a.tif").pixels, PIXELS)
 
 
-def test_previews_of_raw_files_are_refused(tmp_path):
+def test_previews_of_raw_files_are_refused(tifffile, tmp_path):
     with tifffile.TiffWriter(tmp_path / "a.dng") as file:
         file.write(PIXELS[::2, ::2], photometric="rgb", metadata=None, subifds=1)
         file.write(PIXELS, photometric="rgb", metadata=None)

@@ -5,12 +5,13 @@ import struct
 
 import numpy as np
 import pytest
-import tifffile
 from pairwise import pairwise
 from PIL import Image
 
 from resshift_fast.images import ImageError, Photo, read, write
 from resshift_fast.images.tiff import read_tags
+
+tifffile = pytest.importorskip("tifffile")
 
 H, W = 33, 41
 COLORS = {  # samples, photometric, extra samples

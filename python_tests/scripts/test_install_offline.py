@@ -53,6 +53,15 @@ def test_requirements_are_those_of_pyproject(offline):
     assert set(offline.PARTS) <= names | {"ninja"}
 
 
+def test_only_what_the_package_needs_is_required(offline):
+    """A machine for measuring lacks some of what is at hand where the package is developed."""
+    project = offline.tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {
+        offline.Requirement(text).name for name in ("dev", "bench") for text in project["optional-dependencies"][name]
+    }
+    assert extras <= set(offline.PARTS)
+
+
 @pytest.mark.parametrize("wheel", [False, True], ids=["checkout", "wheel"])
 def test_pip_needs_no_network(wheel, offline, installed, commands, tmp_path):
     file = tmp_path / "made.whl"
