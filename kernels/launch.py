@@ -8,11 +8,11 @@ Triton looks the compiled kernel up at every launch, from all arguments, which t
 find the same kernel.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import local
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from triton import JITFunction, knobs
@@ -76,6 +76,7 @@ class _Recorder(local):
 
 
 _recorder = _Recorder()
+_device_of, _address_of = Tensor.get_device, Tensor.data_ptr  # called for every tensor of every launch: quicker unbound
 
 
 class Start:
@@ -99,9 +100,9 @@ class Start:
     ) -> None:
         self.kernel, self.grid, self.scalars = kernel, grid, scalars
         self.num_warps, self.num_stages, self.passes, self.constants = num_warps, num_stages, passes or {}, constants
-        # (device, dtypes) to the compiled kernel for tensors whose addresses are multiples of 16, its grid, and all
-        # other arguments. Those are the same in every launch, so Triton has nothing else to specialize on.
-        self._compiled: dict[tuple, tuple[CompiledKernel, tuple[int, ...], tuple]] = {}
+        # (device, dtypes) to the direct launch for tensors whose addresses are multiples of 16. All other arguments are
+        # the same in every launch, so Triton has nothing else to specialize on.
+        self._direct: dict[tuple, _Direct] = {}
 
     def __call__(self, *tensors: Tensor | None) -> None:
         """Launch the kernel on tensors, its first parameters; within `record()`, record the launch instead."""
@@ -123,10 +124,10 @@ class Start:
                 place.append(None)
                 addresses.append(None)
                 continue
-            if x.get_device() != device:  # Triton checks whether the GPU can read it
+            if _device_of(x) != device:  # Triton checks whether the GPU can read it
                 self._through_triton(tensors)
                 return
-            address = x.data_ptr()
+            address = _address_of(x)
             bits |= address
             place.append(x.dtype)
             addresses.append(address)
@@ -134,21 +135,18 @@ class Start:
             self._through_triton(tensors)
             return
         key = tuple(place)
-        compiled = self._compiled.get(key)
-        if compiled is None:
-            compiled = self._through_triton(tensors)
-            if compiled is not None:
-                self._compiled[key] = compiled
+        direct = self._direct.get(key)
+        if direct is None:
+            direct = self._through_triton(tensors)
+            if direct is not None:
+                self._direct[key] = direct
             return
-        kernel, grid, rest = compiled
-        stream = driver.active.get_current_stream(device)
+        run, grid, before, after, _ = direct
         # The end of JITFunction.run, without hooks.
-        kernel.run(*grid, stream, kernel.function, kernel.packed_metadata, None, None, None, *addresses, *rest)
+        run(*grid, driver.active.get_current_stream(device), *before, *addresses, *after)
 
-    def _through_triton(
-        self, tensors: tuple[Tensor | None, ...]
-    ) -> tuple[CompiledKernel, tuple[int, ...], tuple] | None:
-        """Launch the kernel through Triton; returns what a direct launch needs, or None where that is not possible."""
+    def _through_triton(self, tensors: tuple[Tensor | None, ...]) -> "_Direct | None":
+        """Launch the kernel through Triton; returns its direct launch, or None where that is not possible."""
         hash_callees_first(self.kernel)
         options = compiler_options(self.num_warps, self.num_stages)
         kernel = self.kernel[self.grid](*tensors, *self.scalars, **options, **self.constants)
@@ -156,7 +154,24 @@ class Start:
             return None
         others = self.kernel.params[len(tensors) + len(self.scalars) :]
         constants = [self.constants.get(p.name, p.default) for p in others]
-        return kernel, (*self.grid, 1, 1)[:3], (*self.scalars, *constants)
+        before = kernel.function, kernel.packed_metadata, None, None, None
+        return _Direct(kernel.run, (*self.grid, 1, 1)[:3], before, (*self.scalars, *constants), kernel)
+
+
+class _Direct(NamedTuple):
+    """A launch without Triton's lookup.
+
+    Args:
+        run: launches the kernel. grid: as in `Launch`, with three axes.
+        before, after: arguments between the stream and the tensors, and after them.
+        kernel: whose code is unloaded from the GPU when nothing refers to it any more.
+    """
+
+    run: Callable[..., None]
+    grid: tuple[int, ...]
+    before: tuple[Any, ...]
+    after: tuple[Any, ...]
+    kernel: CompiledKernel
 
 
 _hashed: set[int] = set()  # ids of kernels, which are never deleted

@@ -7,8 +7,8 @@ tensor which thread reads what, and converts the tile between layouts on chip. T
 NCHW and, in the same pass, the denoiser's next input channels-last: x scaled, then the low-quality image.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -283,23 +283,38 @@ def _unsupported_input(lq: Tensor | None, next_dtype: torch.dtype) -> str | None
     return "lq is float64" if lq is not None and lq.dtype is torch.float64 else None
 
 
+class _Plan(NamedTuple):
+    """A start, and the indices of the images whose rows do not follow one another, which are copied for it."""
+
+    start: Start
+    copied: tuple[int, ...]
+
+    def images(self, given: tuple[Tensor | None, ...]) -> Sequence[Tensor | None]:
+        """The images as the kernel takes them."""
+        return [contiguous(x) if i in self.copied else x for i, x in enumerate(given)] if self.copied else given
+
+
+def _layouts(images: tuple[Tensor | None, ...]) -> tuple[tuple[int, ...] | None, ...]:
+    """The strides of each image, by which a plan is found."""
+    return tuple([None if x is None else x.stride() for x in images])  # quicker than from a generator
+
+
 def _by_pixel(
-    images: tuple[Tensor | None, ...], height: int, width: int
-) -> tuple[list[Tensor | None], tuple[int, ...]]:
-    """The images, each copied unless its rows follow one another, and the image, channel and pixel strides of each."""
-    found: list[Tensor | None] = []
-    strides: tuple[int, ...] = ()
-    for x in images:
-        if x is None:
-            strides += (0, 0, 0)
-        else:
-            image, channel, row, column = x.stride()
-            if row != width * column and height > 1 and width > 1:
-                x = x.contiguous()
-                image, channel, row, column = x.stride()
-            strides += (image, channel, column if width > 1 else row)
-        found.append(x)
-    return found, strides
+    layouts: tuple[tuple[int, ...] | None, ...], channels: tuple[int, ...], height: int, width: int
+) -> tuple[list[int], tuple[int, ...]]:
+    """(image, channel and pixel strides of all images, 0 for None; indices of the images that have to be copied)."""
+    strides: list[int] = []
+    copied: tuple[int, ...] = ()
+    for i, layout in enumerate(layouts):
+        if layout is None:
+            strides += 0, 0, 0
+            continue
+        image, channel, row, column = layout
+        if row != width * column and height > 1 and width > 1:
+            copied += (i,)
+            image, channel, column = channels[i] * height * width, height * width, 1
+        strides += image, channel, column if width > 1 else row
+    return strides, copied
 
 
 def _new_latent(x: Tensor) -> Tensor:
@@ -309,12 +324,16 @@ def _new_latent(x: Tensor) -> Tensor:
     return torch.empty_like(x, dtype=torch.float32, memory_format=torch.contiguous_format)
 
 
-def _next_input(shape: tuple[int, ...], lq_channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A new tensor for the denoiser's next input, channels-last, for latents of this shape."""
+def _next_input(shape: tuple[int, ...], lq_channels: int, dtype: torch.dtype, *images: Tensor) -> Tensor:
+    """A new tensor for the denoiser's next input, channels-last, for latents of this shape, on the images' device."""
     batch, channels, height, width = shape
     channels += lq_channels
+    size = batch, channels, height, width
     strides = (height * width * channels, 1, width * channels, channels)  # a memory format would take longer to parse
-    return torch.empty_strided((batch, channels, height, width), strides, dtype=dtype, device=device)
+    for x in images:
+        if x.dtype is dtype:
+            return x.new_empty_strided(size, strides)  # like the memory format, options would take longer to parse
+    return x.new_empty_strided(size, strides, dtype=dtype)
 
 
 def _groups(channels: int) -> int:
@@ -332,19 +351,39 @@ def _bucket_of(kernel: Any) -> Callable[..., tuple]:
     return of
 
 
-def _start(kernel: Any, config: Config, shape: tuple[int, ...], *values: int, **constants: Any) -> Start:
-    """A start whose programs take blocks of the pixels of latents of this shape."""
-    batch, channels, height, width = shape
+def _plan(
+    kernel: Any,
+    config: Config,
+    shape: tuple[int, ...],
+    layouts: tuple[tuple[int, ...] | None, ...],
+    channels: tuple[int, ...],
+    value: int,
+    **constants: Any,
+) -> _Plan:
+    """A plan whose programs take blocks of the pixels of latents of this shape; `value` is the kernel's second scalar.
+
+    Args:
+        layouts, channels: the strides of each image, None where it is, and its number of channels.
+    """
+    batch, latent_channels, height, width = shape
+    strides, copied = _by_pixel(layouts, channels, height, width)
     grid = (batch * triton.cdiv(height * width, config.blocks["BLOCK_P"]),)
-    return Start(kernel, grid, height * width, *values, C=channels, **constants, **config.options)
+    scalars = (height * width, value, *strides)
+    return _Plan(Start(kernel, grid, *scalars, C=latent_channels, **constants, **config.options), copied)
 
 
 def _sampler(
-    kernel: Any, config: Config, shape: tuple[int, ...], lq_channels: int, strides: tuple[int, ...], **constants: Any
-) -> Start:
-    """A start of one of the chain's samplers."""
+    kernel: Any,
+    config: Config,
+    shape: tuple[int, ...],
+    lq_channels: int,
+    layouts: tuple[tuple[int, ...] | None, ...],
+    **constants: Any,
+) -> _Plan:
+    """A plan of one of the chain's samplers, whose last image is the low-quality one."""
     blocks = {"BLOCK_G": _groups(shape[1]), "BLOCK_L": min(bucket(max(lq_channels, 1)), MAX_LQ_BLOCK)}
-    return _start(kernel, config, shape, shape[3], *strides, C_LQ=lq_channels, **blocks, **constants)
+    channels = (*(len(layouts) - 1) * (shape[1],), lq_channels)
+    return _plan(kernel, config, shape, layouts, channels, shape[3], C_LQ=lq_channels, **blocks, **constants)
 
 
 @planned(SPACE, _bucket_of(posterior_step_kernel))
@@ -352,22 +391,27 @@ def _posterior_step(
     config: Config,
     shape: tuple[int, ...],
     lq_channels: int,
-    strides: tuple[int, ...],
+    layouts: tuple[tuple[int, ...] | None, ...],
     prediction_type: str,
     clamp_x0: bool,
-) -> Start:
+) -> _Plan:
     constants = {"PREDICTION_TYPE": prediction_type, "CLAMP_X0": clamp_x0}
-    return _sampler(posterior_step_kernel, config, shape, lq_channels, strides, **constants)
+    return _sampler(posterior_step_kernel, config, shape, lq_channels, layouts, **constants)
 
 
 @planned(SPACE, _bucket_of(prior_sample_kernel))
-def _prior_sample(config: Config, shape: tuple[int, ...], lq_channels: int, strides: tuple[int, ...]) -> Start:
-    return _sampler(prior_sample_kernel, config, shape, lq_channels, strides)
+def _prior_sample(
+    config: Config, shape: tuple[int, ...], lq_channels: int, layouts: tuple[tuple[int, ...] | None, ...]
+) -> _Plan:
+    return _sampler(prior_sample_kernel, config, shape, lq_channels, layouts)
 
 
 @planned(SPACE, _bucket_of(q_sample_kernel))
-def _q_sample(config: Config, shape: tuple[int, ...], num_steps: int, strides: tuple[int, ...]) -> Start:
-    return _start(q_sample_kernel, config, shape, num_steps, *strides, BLOCK_C=4 * _groups(shape[1]))
+def _q_sample(
+    config: Config, shape: tuple[int, ...], num_steps: int, layouts: tuple[tuple[int, ...] | None, ...]
+) -> _Plan:
+    channels = len(layouts) * (shape[1],)
+    return _plan(q_sample_kernel, config, shape, layouts, channels, num_steps, BLOCK_C=4 * _groups(shape[1]))
 
 
 def posterior_step(
@@ -387,21 +431,19 @@ def posterior_step(
 ) -> tuple[Tensor, Tensor]:
     """Launch one reverse step; returns (x_prev float32 [B, C, H, W] contiguous, next_input channels-last)."""
     draws = noise is None and not last
-    device = x_t.device
-    _, _, height, width = shape = x_t.shape
+    shape = x_t.shape
     given = (x_t, prediction, None if prediction_type == "x0" else y, None if last else noise, lq)
-    images, strides = _by_pixel(given, height, width)
     lq_channels = 0 if lq is None else lq.size(1)  # quicker than shape
     x_prev = _new_latent(x_t)
-    next_input = _next_input(shape, lq_channels, next_dtype, device)
+    next_input = _next_input(shape, lq_channels, next_dtype, x_t, prediction)
     coefficients = coefficients.contiguous()
     field = (seed.contiguous(), step, contiguous(origin)) if draws else (None, None, None)
 
-    def run(start: Start) -> tuple[Tensor, ...]:
-        start(*images, coefficients, *field, x_prev, next_input)
+    def run(plan: _Plan) -> tuple[Tensor, ...]:
+        plan.start(*plan.images(given), coefficients, *field, x_prev, next_input)
         return x_prev, next_input
 
-    run(_posterior_step(device, shape, lq_channels, strides, prediction_type, clamp_x0, trial=run))
+    run(_posterior_step(x_t.device, shape, lq_channels, _layouts(given), prediction_type, clamp_x0, trial=run))
     return x_prev, next_input
 
 
@@ -416,33 +458,31 @@ def prior_sample(
 ) -> tuple[Tensor, Tensor]:
     """Launch the chain's start; returns (x_T float32 [B, C, H, W] contiguous, next_input channels-last)."""
     field = (seed.contiguous(), contiguous(origin)) if noise is None else (None, None)
-    device = y.device
-    _, _, height, width = shape = y.shape
-    images, strides = _by_pixel((y, noise, lq), height, width)
+    given = (y, noise, lq)
+    shape = y.shape
     lq_channels = 0 if lq is None else lq.size(1)  # quicker than shape
     x = _new_latent(y)
-    next_input = _next_input(shape, lq_channels, next_dtype, device)
+    next_input = _next_input(shape, lq_channels, next_dtype, y)
     coefficients = coefficients.contiguous()
 
-    def run(start: Start) -> tuple[Tensor, ...]:
-        start(*images, coefficients, *field, x, next_input)
+    def run(plan: _Plan) -> tuple[Tensor, ...]:
+        plan.start(*plan.images(given), coefficients, *field, x, next_input)
         return x, next_input
 
-    run(_prior_sample(device, shape, lq_channels, strides, trial=run))
+    run(_prior_sample(y.device, shape, lq_channels, _layouts(given), trial=run))
     return x, next_input
 
 
 def q_sample(x0: Tensor, y: Tensor, t: Tensor, table: Tensor, noise: Tensor) -> Tensor:
     """Launch the forward process; returns x_t like x0."""
     x_t = torch.empty_like(x0)
-    _, _, height, width = x0.shape
-    (*images, out), strides = _by_pixel((x0, y, noise, x_t), height, width)
-    assert out is not None
+    given = (x0, y, noise, x_t)
     t, table = t.contiguous(), table.contiguous()
 
-    def run(start: Start) -> tuple[Tensor]:
-        start(*images, t, table, out)
-        return (out,)
+    def run(plan: _Plan) -> tuple[Tensor]:
+        *images, out = plan.images(given)
+        assert out is not None
+        plan.start(*images, t, table, out)
+        return (out if out is x_t else x_t.copy_(out),)
 
-    run(_q_sample(x0.device, x0.shape, table.shape[0], strides, trial=run))
-    return out if out is x_t else x_t.copy_(out)
+    return run(_q_sample(x0.device, x0.shape, table.shape[0], _layouts(given), trial=run))[0]

@@ -184,7 +184,7 @@ def goes_through_triton(gpu: FakeGpu) -> dict[str, bool]:
     gpu.device = 0
     try_start("tensors that are not on the device")
     gpu.device, gpu.target = -1, GPUTarget("hip", "gfx942", 64)
-    start._compiled.clear()
+    start._direct.clear()
     kernel.device_caches.clear()
     try_start("another vendor's GPU")
     gpu.target = GPUTarget("cuda", 90, 32)
