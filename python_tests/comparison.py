@@ -19,6 +19,12 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def double(arguments) -> list:
+    """An operator's arguments with floating-point tensors, and dtypes that it is asked for, in float64."""
+    wide = (x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in arguments)
+    return [torch.float64 if isinstance(x, torch.dtype) else x for x in wide]
+
+
 def relative_error(ours, reference) -> float:
     """‖ours − reference‖ / ‖reference‖ in float64; ‖ours‖ for a reference of zeros. Arrays are accepted."""
     return errors(torch.as_tensor(ours), torch.as_tensor(reference)).relative

@@ -14,6 +14,11 @@ def make_photo(path: Path, size: tuple[int, int], mode: str = "RGB") -> Path:
     return path
 
 
+def names(folder: Path) -> list[str]:
+    """The names of a folder's entries, in order."""
+    return sorted(path.name for path in folder.iterdir())
+
+
 def make_mask(path: Path, size: tuple[int, int]) -> Path:
     """Write a black mask of (width, height) pixels whose upper left quarter is white; returns the path."""
     mask = np.zeros((size[1], size[0]), np.uint8)

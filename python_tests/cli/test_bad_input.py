@@ -7,14 +7,10 @@ from dataclasses import replace
 
 import pytest
 import tiny_models
-from sample_photos import make_mask, make_photo
+from sample_photos import make_mask, make_photo, names
 
 from resshift_fast.models import catalog
 from resshift_fast.pipeline import Pipeline
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 def the_error(outcome, code):

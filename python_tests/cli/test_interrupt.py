@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from sample_photos import make_photo
+from sample_photos import make_photo, names
 
 from resshift_fast.pipeline import Pipeline
 
@@ -42,10 +42,6 @@ def many(tmp_path):
     for i in range(1, 7):
         make_photo(folder / f"{i}.png", (8 + i, 8))
     return folder
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C cannot be sent to one process there")

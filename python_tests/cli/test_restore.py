@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny_models
 from PIL import Image
-from sample_photos import make_mask, make_photo
+from sample_photos import make_mask, make_photo, names
 
 from resshift_fast.backends import dispatch
 from resshift_fast.cli.restore import OFFICIAL_SEED
@@ -25,10 +25,6 @@ def size_of(path):
 
 def pixels_of(path):
     return np.asarray(Image.open(path))
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 def test_a_folder_keeps_the_stems(restore, photos, tmp_path):

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from sample_photos import make_photo
+from sample_photos import make_photo, names
 
 from resshift_fast import cli
 from resshift_fast.cli import console
@@ -111,7 +111,7 @@ def full():
 def test_all_photos_are_restored_though_nothing_can_be_said(restore, photos, tmp_path, monkeypatch, full):
     monkeypatch.setattr("sys.stderr", full)
     assert restore(photos, "-o", tmp_path / "out").code == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png", "c.png"]
+    assert names(tmp_path / "out") == ["a.png", "b.png", "c.png"]
 
 
 @needs_full

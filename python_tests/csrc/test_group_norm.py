@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from comparison import LIMITS, assert_close, name_of, relative_error
+from comparison import LIMITS, assert_close, double, name_of, relative_error
 from emulation import array, filled
 from pairwise import pairwise
 
@@ -54,10 +54,6 @@ def affine(shape, dtype=torch.float32, conditioned=True):
     weight, bias = (normal(shape[1], seed=seed).to(dtype) for seed in (1, 2))
     halves = normal(shape[0], 2 * shape[1], seed=3).to(dtype).chunk(2, dim=1)
     return [weight, bias, *(halves if conditioned else (None, None))]
-
-
-def double(arguments):
-    return [x.double() if isinstance(x, torch.Tensor) else x for x in arguments]
 
 
 def forward(emulated, x, groups, weight, bias, scale, shift, silu, parts=0):

@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from comparison import assert_close, layouts, name_of
+from comparison import assert_close, double, layouts, name_of
 from emulation import array, filled
 from golden_data import array as random
 from golden_data import document
@@ -85,12 +85,6 @@ def exact_noise(seed, step, shape, origin):
     batch, channels, height, width = shape
     normals = exact_normals(noise_words(seed, step, channels, height, width, origin))
     return normals.permute(1, 2, 0, 3, 4).reshape(batch, -1, height, width)[:, :channels]
-
-
-def double(arguments):
-    """Arguments with every float tensor in float64; next_dtype becomes float64 too."""
-    wide = (x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in arguments)
-    return [torch.float64 if isinstance(x, torch.dtype) else x for x in wide]
 
 
 def assert_chain_step(ours, expected, scale, lq):

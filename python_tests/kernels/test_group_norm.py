@@ -4,7 +4,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from comparison import LAYOUTS, LIMITS, assert_close, layouts, name_of, relative_error
+from comparison import LAYOUTS, LIMITS, assert_close, double, layouts, name_of, relative_error
 from golden_data import array
 
 from resshift_fast.kernels import group_norm, group_norm_backward, group_norm_tiles
@@ -81,10 +81,6 @@ def affine(shape, device, dtype=torch.float32):
     """weight, bias, scale, shift."""
     sizes = {"weight": (shape[1],), "bias": (shape[1],), "scale": shape[:2], "shift": shape[:2]}
     return [array(f"group_norm.{name}", *size).to(device, dtype) for name, size in sizes.items()]
-
-
-def double(arguments):
-    return [x.double() if isinstance(x, torch.Tensor) else x for x in arguments]
 
 
 def launched(function, *arguments):

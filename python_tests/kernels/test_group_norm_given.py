@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from comparison import LAYOUTS, LIMITS, assert_close, layouts, name_of
+from comparison import LAYOUTS, LIMITS, assert_close, double, layouts, name_of
 from golden_data import array
 from interpreter import DTYPES
 
@@ -39,7 +39,7 @@ def check(arguments):
     x = arguments[0]
     y = group_norm_given.forward(*arguments)
     assert y.dtype == x.dtype and y.stride() == torch.empty_like(x).stride()
-    doubles = [a.double() if isinstance(a, torch.Tensor) else a for a in arguments]
+    doubles = double(arguments)
     assert_close("y", y, norm_stats.normalized(*doubles), LIMITS[x.dtype])
 
 

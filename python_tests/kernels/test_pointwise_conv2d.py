@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from comparison import LAYOUTS, LIMITS, assert_close, layouts, name_of, relative_error
+from comparison import LAYOUTS, LIMITS, assert_close, double, layouts, name_of, relative_error
 from golden_data import array
 from interpreter import DTYPES, SIXTEEN_BITS
 
@@ -59,11 +59,6 @@ def channels_last(arguments):
         if arguments[i] is not None:
             arguments[i] = arguments[i].contiguous(memory_format=torch.channels_last)
     return arguments
-
-
-def double(arguments):
-    """The arguments in float64."""
-    return [a.double() if isinstance(a, torch.Tensor) else a for a in arguments]
 
 
 def assert_matches(arguments):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from comparison import LIMITS, assert_close, name_of, relative_error
+from comparison import LIMITS, assert_close, double, name_of, relative_error
 from interpreter import DTYPES, SIXTEEN_BITS
 
 from resshift_fast.kernels import residual_block
@@ -13,11 +13,6 @@ from resshift_fast.ops.residual_block import Arguments, _examples, reference
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
 CASES = ["identity", "concatenated", "skip", "large"]  # of the verification
-
-
-def double(arguments):
-    """The arguments in float64."""
-    return [a.double() if isinstance(a, torch.Tensor) else a for a in arguments]
 
 
 def assert_matches(arguments):

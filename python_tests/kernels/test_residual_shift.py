@@ -7,7 +7,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from comparison import LAYOUTS, assert_close, layouts
+from comparison import LAYOUTS, assert_close, double, layouts
 from golden_data import array, document
 from interpreter import truncates
 from pairwise import pairwise
@@ -101,12 +101,6 @@ def field_arguments(shape, device):
     """Coefficients, and the seeds, step and origins of a batch of that shape."""
     batch = shape[0]
     return ROW.to(device), SEEDS[:batch].to(device), STEP.to(device), ORIGINS[:batch].to(device)
-
-
-def double(arguments):
-    """Arguments with every float tensor in float64; next_dtype becomes float64 too."""
-    wide = (x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in arguments)
-    return [torch.float64 if isinstance(x, torch.dtype) else x for x in wide]
 
 
 def rounding(dtype):

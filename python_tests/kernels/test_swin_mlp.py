@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from comparison import LAYOUTS, LIMITS, assert_close, layouts, name_of, relative_error
+from comparison import LAYOUTS, LIMITS, assert_close, double, layouts, name_of, relative_error
 from golden_data import array
 from interpreter import DTYPES, SIXTEEN_BITS
 
@@ -46,11 +46,6 @@ def inputs(batch, channels, groups, hidden, height, width, device, dtype=torch.f
     ]
     x, *parameters = (tensor.to(dtype).to(device) for tensor in tensors)
     return [x, groups, *parameters, 1e-5]
-
-
-def double(arguments):
-    """The arguments in float64."""
-    return [a.double() if isinstance(a, torch.Tensor) else a for a in arguments]
 
 
 def assert_matches(arguments):

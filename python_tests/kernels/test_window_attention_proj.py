@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from comparison import LIMITS, assert_close, name_of, relative_error
+from comparison import LIMITS, assert_close, double, name_of, relative_error
 from golden_data import array
 from interpreter import SIXTEEN_BITS
 
@@ -45,11 +45,6 @@ def inputs(case, device, dtype=torch.float32):
     ]
     tensors = [x if x is None else x.to(dtype).to(device) for x in tensors]
     return [*tensors, heads, window, shift, mask]
-
-
-def double(arguments):
-    """The arguments in float64."""
-    return [a.double() if isinstance(a, torch.Tensor) else a for a in arguments]
 
 
 def assert_matches(arguments):
