@@ -58,7 +58,7 @@ quick: $(INSTALLED)
 
 # KNOWN=SEED takes over what is recorded of Triton kernels that are as they were when their budgets were accepted, but for
 # a sample of one in twenty, which that text selects; OBJECTS=build/native/cuda reads the library for CUDA that was built there.
-# CASES: of a test that has more, so many are run, here and of the emulated kernels in `make sanitize`.
+# CASES: of a test that has more, so many are run, here and in `make sanitize`.
 # The older Triton's interpreter needs a NumPy before 2.4.
 KNOWN ?=
 OBJECTS ?=
@@ -77,7 +77,7 @@ $(OLDER_TRITON)/installed: | $(INSTALLED)
 
 sanitize: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/sanitize.py emulation -q -n $(WORKERS) $(if $(CASES),--most-cases=$(CASES))
-	OMP_NUM_THREADS=1 $(BIN)/python scripts/sanitize.py memory threads -q -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/sanitize.py memory threads -q -n $(WORKERS) $(if $(CASES),--most-cases=$(CASES))
 
 # The installation is not begun where there is no GPU. ACCEPTANCE: options of scripts/gpu_acceptance.py.
 NEEDS_GPU = $(if $(filter --rehearse,$(ACCEPTANCE)),true,{ nvidia-smi -L >/dev/null 2>&1 || \
