@@ -17,7 +17,7 @@ WIDTH, BOX, ROW, TOP = 880, (112, 34), 66, 20
 # The path of an image: the file or folder of each stage, and its name.
 WAY = (
     ("images/sources.py", "kind of input"),
-    ("images/photo.py", "read, colour"),
+    ("images/reading.py", "read, colour"),
     ("images/batches.py", "tiles, batches"),
     ("restoration/model.py", "pixels to pixels"),
     ("models/autoencoder.py", "encode"),

@@ -47,7 +47,7 @@ def test_a_png_with_a_large_or_damaged_chunk_is_read(tmp_path, kind, bits):
 @pytest.mark.parametrize("kind", ["zTXt", "iCCP"])
 def test_a_large_chunk_in_a_large_file(tmp_path, kind, monkeypatch):
     """The header of a large file is checked before its pixels are read, and that of a result that exists."""
-    monkeypatch.setattr("resshift_fast.images.photo._LARGE_FILE", 100)
+    monkeypatch.setattr("resshift_fast.images.reading._LARGE_FILE", 100)
     path = tmp_path / "a.png"
     Image.fromarray(noise(H, W, 3)).save(path)
     path.write_bytes(with_chunks(path.read_bytes(), [LARGE[kind]]))

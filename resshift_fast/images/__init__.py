@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from resshift_fast.images.photo import Photo as Photo
     from resshift_fast.images.photo import check_format as check_format
     from resshift_fast.images.photo import from_float as from_float
-    from resshift_fast.images.photo import from_pil as from_pil
     from resshift_fast.images.photo import luma as luma
-    from resshift_fast.images.photo import read as read
     from resshift_fast.images.photo import suffix_for as suffix_for
     from resshift_fast.images.photo import to_float as to_float
     from resshift_fast.images.photo import to_pil as to_pil
     from resshift_fast.images.photo import write as write
+    from resshift_fast.images.reading import from_pil as from_pil
+    from resshift_fast.images.reading import read as read
     from resshift_fast.images.results import side_by_side as side_by_side
 
 __all__ = [
@@ -41,6 +41,8 @@ __all__ = [
 
 _MODULES = {
     "ImageError": "errors",
+    "from_pil": "reading",
+    "read": "reading",
     "read_mask": "masks",
     "resize_alpha": "alpha",
     "side_by_side": "results",

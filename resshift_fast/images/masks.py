@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from resshift_fast.images.photo import Photo, from_pil, luma, read
+from resshift_fast.images.photo import Photo, luma
+from resshift_fast.images.reading import from_pil, read
 
 
 def read_mask(mask: str | Path | Image.Image | Photo | np.ndarray) -> np.ndarray:

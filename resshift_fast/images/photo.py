@@ -1,52 +1,29 @@
-"""Reading and writing photos with their colour profile, alpha channel and metadata.
+"""Photos in memory, with their colour profile, alpha channel and metadata, and writing them.
 
-A file becomes a ``Photo`` (upright RGB pixels of 8 or 16 bits, alpha beside them, profile and EXIF as bytes) and a
-``Photo`` becomes a file. Between them the pipeline changes only pixels and alpha.
+``reading`` makes a ``Photo`` of a file (upright RGB pixels of 8 or 16 bits, alpha beside them, profile and EXIF as
+bytes), and here a ``Photo`` becomes a file. Between them the pipeline changes only pixels and alpha.
 """
 
 import io
-import os
 import struct
 import warnings
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from resshift_fast.core.files import NotRegularError, open_regular, write_atomically
+from resshift_fast.core.files import write_atomically
 from resshift_fast.images import png, tiff
-from resshift_fast.images.codecs import (
-    bmp_profile,
-    clean_exif,
-    decode_planes,
-    what_it_is,
-)
-from resshift_fast.images.color import adobe_profile, is_adobe_rgb, profile_of, profile_space, to_srgb
-from resshift_fast.images.errors import ImageError, one_line, too_large
-from resshift_fast.images.files import FORMATS, missing_file
-from resshift_fast.images.notes import Notes, chunks_of, clean_xmp, notes_of, options_of, warn_of_losses
+from resshift_fast.images.color import profile_space, to_srgb
+from resshift_fast.images.errors import ImageError, one_line
+from resshift_fast.images.files import FORMATS
+from resshift_fast.images.notes import Notes, chunks_of, options_of, warn_of_losses
 
-_READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 _LONGEST_SIDE = {"JPEG": 65500, "WEBP": 16383}
-_LARGE_FILE = 32_000_000  # bytes, from which on the header is checked before all of the file is read
 _JPEG_SEGMENT = 65533  # the most bytes that one EXIF segment holds
-
-# EXIF orientation (tag 274) to the transform that turns the stored pixels upright.
-_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-    8: lambda a: np.rot90(a, 1),
-}
 
 
 @dataclass(eq=False)
@@ -99,189 +76,6 @@ class Photo:
     def bits(self) -> int:
         """Bits per channel, 8 or 16."""
         return self.pixels.itemsize * 8
-
-
-def read(path: str | PathLike[str]) -> Photo:
-    """Read a PNG, JPEG, WebP, TIFF or BMP; the content decides, not the suffix.
-
-    Supported are gray of 1 to 16 bits, RGB, palettes, every kind of transparency (16-bit ones too) and CMYK. CMYK is
-    converted to sRGB through its profile, or by Pillow's formula without one; the profile is then dropped, since it
-    does not describe RGB. The EXIF orientation is applied. The first of several frames or pages is read, with a
-    warning. Float, signed and 32-bit TIFFs are refused, because they do not define which value is white, and camera raw
-    files, because what can be read of them is a preview. The limit on pixels is Pillow's
-    (``PIL.Image.MAX_IMAGE_PIXELS``: a warning above it, an error above twice that, 179 million by default).
-
-    Raises:
-        FileNotFoundError: with the nearest name in the folder.
-        IsADirectoryError, PermissionError, OSError: if the file cannot be opened or read.
-        ImageError: if it is empty, not an image, damaged, truncated, too large or of a kind that is refused.
-    """
-    path = Path(path)
-    name = str(path)
-    data = _file_bytes(path)
-    if data.startswith(tiff.MAGIC):
-        tiff.check_pages(data, name)
-        samples = tiff.decode(data, name)
-        if samples is not None:
-            return _tiff_photo(samples, name, data)
-    chunks: list[png.Chunk] = []
-    if data.startswith(png.SIGNATURE):
-        data, chunks = png.split(data)
-    image = _opened(io.BytesIO(data), name)
-    image.info.update(png.info(chunks))
-    if image.format == "BMP":
-        image.info["icc_profile"] = bmp_profile(data)
-    _warn_of_frames(image, chunks, name)
-    photo = _photo(image, name, data, chunks)
-    # Pillow reduces 16-bit colour, and gray with alpha, to 8 bits; it reads other gray in full.
-    is_deep = image.format == "PNG" and png.header(data)[0] == 16 and png.header(data)[1] != 0
-    return _with_16_bits(photo, image, data) if is_deep else photo
-
-
-def _opened(file: BinaryIO, name: str) -> Image.Image:
-    """The image in a file, of which only the header has been read."""
-    try:
-        return Image.open(file, formats=_READ_FORMATS)
-    except Image.DecompressionBombError as error:
-        raise too_large(name) from error
-    except Exception as error:  # Pillow's parsers raise whatever a damaged file leads them to.
-        file.seek(0)
-        raise ImageError(what_it_is(name, file.read(1024))) from error
-
-
-def _warn_of_frames(image: Image.Image, chunks: Sequence[png.Chunk], name: str) -> None:
-    # Not of a JPEG: the further pictures of a camera's are previews and gain maps.
-    frames = {"PNG": png.frames(chunks), "WEBP": getattr(image, "n_frames", 1)}.get(image.format or "", 1)
-    if frames > 1:
-        text = f"{name} is an animation of {frames} frames, of which only the first is read"
-        warnings.warn(text, UserWarning, stacklevel=3)
-
-
-def _file_bytes(path: Path) -> bytes:
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, not an image; name the files in it")
-    try:
-        with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            if not size:
-                raise ImageError(f"{path} is empty (0 bytes); fetch or export it again")
-            # Pillow alone cannot open every PNG and TIFF that is read here.
-            if size > _LARGE_FILE and not file.read(8).startswith((png.SIGNATURE, *tiff.MAGIC)):
-                file.seek(0)
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # about many pixels: reading the image warns again
-                    _opened(file, str(path))
-            file.seek(0)
-            return file.read()
-    except NotRegularError as error:
-        raise ImageError(str(error)) from error
-    except FileNotFoundError as error:
-        raise missing_file(path) from error
-    except PermissionError as error:
-        raise PermissionError(f"{path} cannot be read: permission denied; check its rights") from error
-    except OSError as error:
-        raise OSError(f"{path} cannot be read: {error.strerror or error}") from error
-
-
-def from_pil(image: Image.Image, *, name: str = "image") -> Photo:
-    """Convert a Pillow image of any mode but float to a ``Photo``; orientation, profile and EXIF as for ``read``.
-
-    Mode I;16 gives uint16, and so does mode I if its values are within 0 to 65535. All others give uint8.
-
-    Args:
-        image: the image; loaded if it is not yet.
-        name: where it came from, for messages.
-
-    Raises:
-        TypeError: if it is not a Pillow image.
-        ImageError: if it is damaged, has no pixels, or holds float or signed values.
-    """
-    if not isinstance(image, Image.Image):
-        raise TypeError(f"from_pil: expected a PIL.Image.Image, got {type(image).__name__}; see read for paths")
-    return _photo(image, name)
-
-
-def _photo(image: Image.Image, name: str, data: bytes | None = None, chunks: Sequence[png.Chunk] = ()) -> Photo:
-    if 0 in image.size:
-        raise ImageError(f"{name} has no pixels ({image.width}×{image.height})")
-    if image.format == "TIFF" and hasattr(image, "tag_v2"):
-        tiff.refuse_strange(image.tag_v2, name)
-    try:
-        image.load()
-    except Image.DecompressionBombError as error:
-        raise too_large(name) from error
-    except Exception as error:  # as in read
-        raise ImageError(f"{name} is damaged or truncated ({one_line(error)}); fetch or export it again") from error
-    # Not before loading: a PNG may have its EXIF after the pixels, and Pillow turns a TIFF upright while it loads.
-    exif, orientation = _exif(image)
-    pixels, alpha, gray = decode_planes(image, image.info.get("icc_profile"), name, data)
-    if image.format == "PNG" and data is not None:
-        gray = png.header(data)[1] in (0, 4)  # Pillow gives 16-bit gray with alpha as RGBA
-    icc_profile = profile_of(image, gray, name)
-    if icc_profile and (image.mode in ("CMYK", "LAB") or profile_space(icc_profile) not in (b"RGB ", b"GRAY")):
-        icc_profile = None
-    photo = _upright(pixels, alpha, gray, icc_profile, exif, orientation, name)
-    return replace(photo, notes=notes_of(image, chunks))
-
-
-def _upright(
-    pixels: np.ndarray,
-    alpha: np.ndarray | None,
-    gray: bool,
-    icc_profile: bytes | None,
-    exif: bytes | None,
-    orientation: int,
-    name: str,
-) -> Photo:
-    turn = _UPRIGHT.get(orientation, _UPRIGHT[1])
-    turned_alpha = None if alpha is None else np.ascontiguousarray(turn(alpha))
-    return Photo(np.ascontiguousarray(turn(pixels)), turned_alpha, gray, icc_profile, exif, name)
-
-
-def _exif(image: Image.Image) -> tuple[bytes | None, int]:
-    try:
-        return _clean(image.getexif())
-    except Exception:  # Pillow fails in many ways on damaged EXIF; the photo is read without it
-        return None, 1
-
-
-def _clean(exif: Image.Exif) -> tuple[bytes | None, int]:
-    orientation = exif.get(0x0112, 1)
-    return clean_exif(exif), orientation if orientation in _UPRIGHT else 1
-
-
-def _with_16_bits(photo: Photo, image: Image.Image, data: bytes) -> Photo:
-    pixels, alpha = png.decode_16_bit(data, photo.name)
-    gray, orientation = png.header(data)[1] == 4, _exif(image)[1]
-    deep = _upright(pixels, alpha, gray, photo.icc_profile, photo.exif, orientation, photo.name)
-    return replace(deep, notes=photo.notes)
-
-
-def _tiff_photo(samples: tiff.Samples, name: str, data: bytes) -> Photo:
-    icc_profile = samples.tags.get(34675)
-    if not isinstance(icc_profile, bytes):
-        icc_profile = None
-    exif, orientation = None, samples.tags.get(274, 1)
-    if not data.startswith((b"II+", b"MM\0+")):  # Pillow reads no EXIF of a BigTIFF
-        try:
-            its_exif = Image.Exif()
-            its_exif.load(data)
-            exif, orientation = _clean(its_exif)
-            if not icc_profile and samples.photometric not in (5, 8) and is_adobe_rgb(its_exif):
-                icc_profile = adobe_profile(samples.values.shape[2] == 1)
-        except Exception:  # as in _exif
-            pass
-    values, alpha, gray = samples.values, samples.alpha, samples.values.shape[2] == 1
-    if samples.photometric in (5, 8):  # CMYK and L*a*b*, which Pillow converts in 8 bits
-        values, alpha = _rounded(values), None if alpha is None else _rounded(alpha)
-        image = Image.fromarray(values, "CMYK" if samples.photometric == 5 else "LAB")
-        values, icc_profile = decode_planes(image, icc_profile, name, None)[0], None
-    pixels = np.repeat(values, 3, axis=2) if gray else values
-    if icc_profile and profile_space(icc_profile) not in (b"RGB ", b"GRAY"):
-        icc_profile = None
-    photo = _upright(pixels, alpha, gray, icc_profile, exif, orientation, name)
-    xmp = samples.tags.get(700)
-    return replace(photo, notes=Notes(xmp=clean_xmp(xmp) if isinstance(xmp, bytes) else None))
 
 
 def suffix_for(photo: Photo, wanted_suffix: str) -> str:
@@ -476,13 +270,13 @@ def in_8_bits(photo: Photo) -> Photo:
     """The photo rounded to 8 bits; itself if it has 8."""
     if photo.bits == 8:
         return photo
-    return replace(photo, pixels=_rounded(photo.pixels), alpha=None if photo.alpha is None else _rounded(photo.alpha))
+    return replace(photo, pixels=rounded(photo.pixels), alpha=None if photo.alpha is None else rounded(photo.alpha))
 
 
-def _rounded(values: np.ndarray) -> np.ndarray:
+def rounded(values: np.ndarray) -> np.ndarray:
     """uint8 or uint16 values to the nearest uint8."""
     if values.dtype == np.uint8:
         return values
     nearest = ((np.arange(65536, dtype=np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
-    rounded: np.ndarray = nearest[values]
-    return rounded
+    result: np.ndarray = nearest[values]
+    return result

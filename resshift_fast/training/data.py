@@ -20,7 +20,8 @@ from PIL import Image
 
 from resshift_fast.images.alpha import bleed_colors
 from resshift_fast.images.errors import ImageError
-from resshift_fast.images.photo import in_8_bits, read
+from resshift_fast.images.photo import in_8_bits
+from resshift_fast.images.reading import read
 from resshift_fast.training.degradations import Mixture
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
