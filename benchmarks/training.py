@@ -69,6 +69,8 @@ def measure(args: argparse.Namespace) -> common.Report:
     """Time the steps."""
     import torch
 
+    from resshift_fast.training.interfaces import Batch
+
     if args.threads:
         torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
@@ -76,14 +78,14 @@ def measure(args: argparse.Namespace) -> common.Report:
     device, scale = trainers["ours"].device, trainers["ours"].spec.scale
     high = torch.rand(args.batch, 3, args.patch, args.patch, generator=torch.Generator().manual_seed(0)) * 2 - 1
     low = torch.nn.functional.avg_pool2d(high, scale)
-    high, low = high.to(device), low.to(device)
+    batch = Batch(high, low).to(device)
 
     seconds: dict[str, list[float]] = {provider: [] for provider in PROVIDERS}
     first: dict[str, float] = {}
     for run in range(args.runs + 1):  # the first one warms up
         for provider in PROVIDERS[:: 1 if run % 2 else -1]:
             with choice(provider):
-                taken, (loss, _) = timing.seconds(lambda p=provider: trainers[p].train_step(high, low), device)
+                taken, (loss, _) = timing.seconds(lambda p=provider: trainers[p].train_step(batch), device)
             first.setdefault(provider, loss)
             if run:
                 seconds[provider].append(taken)

@@ -25,7 +25,7 @@ def test_both_providers_have_the_same_first_loss(training, tmp_path):
 
 def test_different_losses_give_no_speed_up(training, monkeypatch, tmp_path, capsys):
     losses = iter([1.0, 1.1] * 2)
-    monkeypatch.setattr(Trainer, "train_step", lambda self, high, low: (next(losses), 1.0))
+    monkeypatch.setattr(Trainer, "train_step", lambda self, batch: (next(losses), 1.0))
     found = tmp_path / "training.json"
     assert training.main([*SMALL, "--json", str(found)]) == 1
     assert all(row["speed-up"] is None for row in json.loads(found.read_text())["rows"])

@@ -23,7 +23,7 @@ def photos():
     return [np.random.default_rng(i).integers(0, 256, (70 + i, 90 - i, 3), dtype=np.uint8) for i in range(3)]
 
 
-PLAN = PatchPlan(patch=32, scale=4)
+PLAN = PatchPlan(patch=32, scale=4, degradation=Mixture())
 
 
 def test_pairs_are_a_function_of_seed_step_and_index(photos):
@@ -37,10 +37,17 @@ def test_pairs_are_a_function_of_seed_step_and_index(photos):
 
 
 def test_the_low_side_is_the_high_side_downscaled(photos):
-    plan = PatchPlan(patch=32, scale=4, mixture=Mixture(clean=1.0))
+    plan = PatchPlan(patch=32, scale=4, degradation=Mixture(clean=1.0))
     high, low = make_pair(photos, plan, 0, 0, 0)
     expected = Image.fromarray(high).resize((8, 8), Image.Resampling.BICUBIC)
     assert np.array_equal(low, np.asarray(expected))
+
+
+def test_without_a_degradation_there_is_no_low_side(photos):
+    plan = PatchPlan(patch=32, scale=4)
+    high, low = make_pair(photos, plan, 3, 7, 1)
+    assert low is None and make_batch(photos, plan, 3, 7, 2)[1] is None
+    assert np.array_equal(high, make_pair(photos, PLAN, 3, 7, 1)[0])
 
 
 def test_the_most_detailed_candidate_is_chosen():

@@ -20,11 +20,15 @@ from resshift_fast.cli.train import train
 from resshift_fast.diffusion.schedule import Schedule
 from resshift_fast.models.autoencoder import SpaceToDepth, SpaceToDepthConfig
 from resshift_fast.models.swin_unet import SwinUNet, SwinUNetConfig
+from resshift_fast.training import choices
 from resshift_fast.training.config import TrainConfig
 from resshift_fast.training.data import PatchPlan, load_photos, make_batch
 from resshift_fast.training.degradations import Mixture
-from resshift_fast.training.trainer import Trainer, learning_rate, loss_between
-from resshift_fast.training.validation import Validation, to_images, to_tensor, upsample
+from resshift_fast.training.interfaces import Batch, Loss
+from resshift_fast.training.optimization import learning_rate
+from resshift_fast.training.pixels import to_images, to_tensor, upsample
+from resshift_fast.training.trainer import Trainer
+from resshift_fast.training.validation import Validation
 
 TINY = SwinUNetConfig(
     image_size=16,
@@ -38,7 +42,7 @@ TINY = SwinUNetConfig(
     mlp_ratio=1.0,
     lq_size=16,
 )
-PLAN = PatchPlan(patch=64, mixture=Mixture(clean=1.0))
+PLAN = PatchPlan(patch=64, degradation=Mixture(clean=1.0))
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +94,14 @@ def _trainer(config, spec=None):
     return Trainer(config, spec or _spec(), denoiser=SwinUNet(TINY), first_stage=SpaceToDepth(SpaceToDepthConfig()))
 
 
+def _random_batch():
+    return Batch(torch.rand(2, 3, 64, 64) * 2 - 1, torch.rand(2, 3, 16, 16) * 2 - 1)
+
+
+def _loss(trainer, batch):
+    return float(trainer.loss(batch, 0).by_sample.detach().mean())
+
+
 def _log(run):
     with open(run / "log.csv", newline="") as file:
         return list(csv.DictReader(file))
@@ -103,11 +115,14 @@ def test_resuming_gives_the_uninterrupted_weights_bit_for_bit(photos, tmp_path, 
     assert not _trainer(_config(photos, tmp_path / "parts", **options)).run(stop_after=3)
     resumed = _trainer(_config(photos, tmp_path / "parts", **options))
     assert resumed.run()
-    for mine, theirs in ((whole.denoiser.state_dict(), resumed.denoiser.state_dict()), (whole.ema, resumed.ema)):
+    for mine, theirs in (
+        (whole.denoiser.state_dict(), resumed.denoiser.state_dict()),
+        (whole.average.state, resumed.average.state),
+    ):
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
     losses = [[(row["step"], row["loss"], row["lr"]) for row in _log(tmp_path / name)] for name in ("whole", "parts")]
     assert losses[0] == losses[1] and len(losses[0]) == 6
-    assert any(not torch.equal(value, whole.ema[name]) for name, value in whole.denoiser.state_dict().items())
+    assert any(not torch.equal(value, whole.average.state[name]) for name, value in whole.denoiser.state_dict().items())
 
 
 def test_steps_logged_after_the_checkpoint_are_logged_once(photos, tmp_path):
@@ -121,52 +136,25 @@ def test_steps_logged_after_the_checkpoint_are_logged_once(photos, tmp_path):
 @pytest.mark.parametrize("rollout", [0.0, 1.0])
 def test_the_loss_falls(photos, tmp_path, rollout):
     trainer = _trainer(_config(photos, tmp_path, lr=3e-3, steps=20, rollout=rollout))
-    high, lq = (to_tensor(array) for array in make_batch(load_photos(photos, min_side=64), PLAN, 0, 0, 1))
-    before = float(trainer.loss(high, lq, 0).detach())
+    batch = Batch(*(to_tensor(array) for array in make_batch(load_photos(photos, min_side=64), PLAN, 0, 0, 1)))
+    before = _loss(trainer, batch)
     for _ in range(12):
-        trainer.train_step(high, lq)
-    assert float(trainer.loss(high, lq, 0).detach()) < 0.9 * before
+        trainer.train_step(batch)
+    assert _loss(trainer, batch) < 0.9 * before
 
 
 @pytest.mark.parametrize("prediction_type", ["x0", "residual", "epsilon", "epsilon_scaled"])
 def test_every_prediction_type_has_a_finite_loss_and_gradient(photos, tmp_path, prediction_type):
     trainer = _trainer(_config(photos, tmp_path), _spec(prediction_type=prediction_type))
-    loss, norm = trainer.train_step(torch.rand(2, 3, 64, 64) * 2 - 1, torch.rand(2, 3, 16, 16) * 2 - 1)
+    loss, norm = trainer.train_step(_random_batch())
     assert 0 < loss < 10 and 0 < norm < 1e3
 
 
 def test_a_zero_network_has_the_residuals_own_loss(photos, tmp_path):
     trainer = _trainer(_config(photos, tmp_path))
-    high, lq = torch.rand(2, 3, 64, 64) * 2 - 1, torch.rand(2, 3, 16, 16) * 2 - 1
-    expected = (upsample(lq, 4) - high).abs().mean()
-    assert float(trainer.loss(high, lq, 0).detach()) == pytest.approx(float(expected), rel=1e-5)
-
-
-def test_the_first_step_of_the_chain_does_not_depend_on_x0(photos, tmp_path):
-    trainer = _trainer(_config(photos, tmp_path))
-    y, noise = torch.rand(1, 48, 4, 4), torch.randn(1, 48, 4, 4)
-    last = torch.tensor([2])
-    x_t = [trainer._x_t(torch.full_like(y, value), y, last, noise) for value in (-1.0, 1.0)]
-    assert torch.equal(*x_t)
-    assert not torch.equal(*[trainer._x_t(torch.full_like(y, v), y, torch.tensor([1]), noise) for v in (-1.0, 1.0)])
-
-
-def test_rollout_shows_the_network_its_own_estimate(photos, tmp_path):
-    trainer = _trainer(_config(photos, tmp_path, rollout=1.0, first_step_weight=0.0))
-    seen = []
-    trainer.denoiser.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs))
-    high, lq = torch.ones(2, 3, 64, 64), torch.zeros(2, 3, 16, 16)
-    trainer.loss(high, lq, 0)
-    assert len(seen) == 2 and seen[0][1].tolist() == [2, 2]
-    # The untrained network's estimate is y = 0, so x_t may not depend on the true x_0 = 1.
-    assert abs(float(seen[1][0].mean())) < 0.05
-
-
-def test_the_share_of_the_first_step_is_as_configured(photos, tmp_path):
-    trainer = _trainer(_config(photos, tmp_path, first_step_weight=0.7))
-    t = trainer._draw_t(torch.Generator().manual_seed(0), 4000)
-    shares = torch.bincount(t, minlength=3) / 4000
-    assert shares.tolist() == pytest.approx([0.15, 0.15, 0.7], abs=0.03)
+    batch = _random_batch()
+    expected = (upsample(batch.low, 4) - batch.high).abs().mean()
+    assert _loss(trainer, batch) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_learning_rate_warms_up_and_falls_to_the_minimum():
@@ -174,12 +162,6 @@ def test_learning_rate_warms_up_and_falls_to_the_minimum():
     rates = [learning_rate(config, step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0) and rates[99] == pytest.approx(0.1)
     assert all(a >= b for a, b in pairwise(rates[10:]))
-
-
-@pytest.mark.parametrize(("kind", "expected"), [("l1", 1.5), ("mse", 2.5), ("charbonnier", 1.5)])
-def test_losses_have_known_values(kind, expected):
-    value = loss_between(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 4.0]), kind)
-    assert float(value) == pytest.approx(expected, abs=1e-4)
 
 
 def test_validation_measures_keeps_the_best_and_draws_a_sheet(photos, tmp_path):
@@ -244,8 +226,9 @@ def test_images_are_unchanged_after_conversion_to_tensors_and_back():
         ({"seed": 2}, "seed was 0"),
         ({"steps": 9}, "steps"),
         ({"mixture": Mixture(clean=0.5)}, "mixture.clean was 0.35"),
+        ({"objective_options": {"weight": 2.0}}, "objective_options.weight was None and is now 2.0"),
     ],
-    ids=["seed", "steps", "mixture"],
+    ids=["seed", "steps", "mixture", "options"],
 )
 def test_resuming_with_other_settings_names_the_field(photos, tmp_path, changes, field):
     config = _config(photos, tmp_path)
@@ -259,11 +242,45 @@ def test_a_diverged_run_resumes_as_its_error_says(photos, tmp_path, capsys):
     trainer = _trainer(config)
     trainer.run(stop_after=1)
     with pytest.raises(FloatingPointError, match="lower --lr or --grad-clip, or with --precision float32"):
-        trainer.train_step(torch.full((1, 3, 64, 64), float("nan")), torch.zeros(1, 3, 16, 16))
+        trainer.train_step(Batch(torch.full((1, 3, 64, 64), float("nan")), torch.zeros(1, 3, 16, 16)))
     again = _trainer(replace(config, lr=1e-4, min_lr=1e-7, grad_clip=0.1, precision="bfloat16"))
     assert again.run()
     assert "at step 1; lr was 0.001 and is now 0.0001" in capsys.readouterr().err
     assert float(_log(tmp_path)[-1]["lr"]) <= 1e-4
+
+
+class _Darker:
+    """A degradation of whole batches that also changes the high-quality side."""
+
+    def degrade_batch(self, high, scale, draws):
+        shift = draws.uniform()[:, None, None, None]
+        return Batch(high - shift, torch.nn.functional.avg_pool2d(high, scale) - shift)
+
+
+class _MeanError:
+    """An objective that ignores the network but for its gradient."""
+
+    def __init__(self, config, parts):
+        self.weight, self.parts = config.objective_options["weight"], parts
+
+    def __call__(self, batch, draws):
+        t = torch.zeros(len(batch), dtype=torch.int64)
+        prediction = self.parts.predict(self.parts.first_stage.encode(batch.high), t, batch.low, None)
+        return Loss(self.weight * (1 + prediction.flatten(1).square().mean(1)), t)
+
+
+def test_objectives_and_degradations_can_be_registered(photos, tmp_path, monkeypatch):
+    monkeypatch.setitem(choices.OBJECTIVES, "mean", _MeanError)
+    monkeypatch.setitem(choices.DEGRADATIONS, "darker", lambda config, spec: _Darker())
+    options = {"objective": "mean", "objective_options": {"weight": 3.0}, "degradation": "darker", "val": str(photos)}
+    trainer = _trainer(_config(photos, tmp_path, steps=1, **options))
+    seen = []
+    trainer.train_step = lambda batch, step=trainer.train_step: (seen.append(batch), step(batch))[1]
+    assert trainer.run()
+    assert float(_log(tmp_path)[0]["loss"]) == pytest.approx(3.0)
+    # The same patches and draws again: a batch is a function of seed and step.
+    low, high = seen[0].low, seen[0].high
+    assert torch.allclose(torch.nn.functional.avg_pool2d(high, 4), low, atol=1e-5) and float(low.min()) < -1
 
 
 def test_settings_that_change_nothing_may_differ(photos, tmp_path):
@@ -311,10 +328,10 @@ def test_a_signal_ends_after_the_step_and_the_run_continues(photos, tmp_path):
     trainer = _trainer(config)
     step = trainer.train_step
 
-    def interrupted(high, lq):
+    def interrupted(batch):
         if trainer.step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(high, lq)
+        return step(batch)
 
     trainer.train_step = interrupted
     before = signal.getsignal(signal.SIGTERM)
@@ -327,7 +344,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(photos, tmp_p
     trainer = _trainer(_config(photos, tmp_path))
     before = {name: value.clone() for name, value in trainer.denoiser.state_dict().items()}
     with pytest.raises(FloatingPointError, match="step 0"):
-        trainer.train_step(torch.full((1, 3, 64, 64), float("nan")), torch.zeros(1, 3, 16, 16))
+        trainer.train_step(Batch(torch.full((1, 3, 64, 64), float("nan")), torch.zeros(1, 3, 16, 16)))
     assert all(torch.equal(value, before[name]) for name, value in trainer.denoiser.state_dict().items())
 
 
@@ -335,7 +352,7 @@ def test_training_can_start_from_saved_weights(photos, tmp_path):
     first = _trainer(_config(photos, tmp_path / "first", steps=2))
     first.run()
     second = _trainer(_config(photos, tmp_path / "second", init_from=str(tmp_path / "first" / "last.pt")))
-    assert all(torch.equal(value, first.ema[name]) for name, value in second.denoiser.state_dict().items())
+    assert all(torch.equal(value, first.average.state[name]) for name, value in second.denoiser.state_dict().items())
     assert second.step == 0
 
 
@@ -352,8 +369,25 @@ def test_training_can_start_from_saved_weights(photos, tmp_path):
         ({"warmup": -1}, "warmup must be at least 0"),
         ({"max_megapixels": -1.0}, "max_megapixels must be at least 0"),
         ({"grad_clip": float("nan")}, "grad_clip must be a number"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"objective": "none"}, "unknown objective 'none'; expected one of rollout"),
+        ({"degradation": "none"}, "unknown degradation 'none'; expected one of mixture"),
     ],
-    ids=["loss", "precision", "rollout", "steps", "lr", "ema", "workers", "warmup", "megapixels", "nan"],
+    ids=[
+        "loss",
+        "precision",
+        "rollout",
+        "steps",
+        "lr",
+        "ema",
+        "workers",
+        "warmup",
+        "megapixels",
+        "nan",
+        "seed",
+        "objective",
+        "degradation",
+    ],
 )
 def test_settings_out_of_range_are_refused(changes, match):
     with pytest.raises(ValueError, match=match):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
+from resshift_fast.training import choices
 from resshift_fast.training.data import PatchPlan
 from resshift_fast.training.degradations import Mixture
+from resshift_fast.training.interfaces import PatchDegradation
 
 LOSSES = ("l1", "mse", "charbonnier")
 PRECISIONS = ("float32", "bfloat16")
@@ -36,7 +39,7 @@ _AT_LEAST_1 = (
     *("steps", "batch_size", "patch", "workers", "max_downscale", "log_every", "val_every", "val_limit", "val_batch"),
     "save_every",
 )
-_NOT_NEGATIVE = ("warmup", "weight_decay", "grad_clip", "max_megapixels", "save_minutes")
+_NOT_NEGATIVE = ("seed", "warmup", "weight_decay", "grad_clip", "max_megapixels", "save_minutes")
 
 
 @dataclass(frozen=True)
@@ -118,8 +121,16 @@ class TrainConfig:
     """Steps between checkpoints."""
     save_minutes: float = 10.0
     """Longest time between checkpoints, in minutes."""
+    objective: str = "rollout"
+    """What is minimized, a name in `choices.OBJECTIVES`."""
+    objective_options: dict[str, Any] = field(default_factory=dict)
+    """Settings of the objective, plain values by name."""
+    degradation: str = "mixture"
+    """How low-quality patches are made, a name in `choices.DEGRADATIONS`."""
+    degradation_options: dict[str, Any] = field(default_factory=dict)
+    """Settings of the degradation, plain values by name; those of "mixture" are in `mixture`."""
     mixture: Mixture = field(default_factory=Mixture)
-    """How low-quality patches are made."""
+    """Settings of the degradation "mixture"."""
 
     def __post_init__(self) -> None:
         for name, value in _flat(self.to_dict()).items():
@@ -139,8 +150,10 @@ class TrainConfig:
         for name, allowed in (("loss", LOSSES), ("precision", PRECISIONS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; expected one of {', '.join(allowed)}")
+        choices.check(choices.OBJECTIVES, "objective", self.objective)
+        choices.check(choices.DEGRADATIONS, "degradation", self.degradation)
 
-    def plan(self, scale: int) -> PatchPlan:
+    def plan(self, scale: int, degradation: PatchDegradation | None) -> PatchPlan:
         """The patches for a model with this scale. Raises ValueError if `patch` is not a multiple of it."""
         if self.patch % scale:
             raise ValueError(f"patch must be a multiple of the model's scale {scale}, got {self.patch}")
@@ -149,7 +162,7 @@ class TrainConfig:
             scale=scale,
             max_downscale=self.max_downscale,
             recolour=self.recolour,
-            mixture=self.mixture,
+            degradation=degradation,
         )
 
     def to_dict(self) -> dict:
@@ -167,18 +180,23 @@ class TrainConfig:
         before = _flat(TrainConfig(data="", run="").to_dict()) | _flat(saved)
         adjusted = []
         for name, value in own.items():
-            if name in FREE_FIELDS or before[name] == value:
+            if name in FREE_FIELDS or before.get(name) == value:
                 continue
             if name not in ADJUSTABLE_FIELDS:
                 raise ValueError(
-                    f"cannot resume {self.run}: {name} was {before[name]} and is now {value}; "
+                    f"cannot resume {self.run}: {name} was {before.get(name)} and is now {value}; "
                     "give the old value, or start in another run folder"
                 )
             adjusted.append(f"{name} was {before[name]} and is now {value}")
         return adjusted
 
 
-def _flat(settings: dict) -> dict:
-    """Flatten the mixture's settings to mixture.NAME."""
-    mixture = {f"mixture.{name}": value for name, value in settings.get("mixture", {}).items()}
-    return {name: value for name, value in settings.items() if name != "mixture"} | mixture
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested settings to names such as mixture.clean."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

@@ -22,8 +22,9 @@ from resshift_fast.images.alpha import bleed_colors
 from resshift_fast.images.errors import ImageError
 from resshift_fast.images.photo import in_8_bits
 from resshift_fast.images.reading import read
-from resshift_fast.training.degradations import Mixture
+from resshift_fast.training.interfaces import PatchDegradation
 
+Pair = tuple[np.ndarray, np.ndarray | None]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 
 
@@ -131,8 +132,8 @@ class PatchPlan:
     contribute little to the training."""
     recolour: float = 0.3
     """Probability of permuted channels and a changed exposure, an augmentation for small sets of photos."""
-    mixture: Mixture = Mixture()  # noqa: RUF009  it is frozen
-    """How the low-quality patch is made."""
+    degradation: PatchDegradation | None = None
+    """Makes the low-quality patch; None where that is done for the whole batch later."""
 
 
 def _region(photo: np.ndarray, plan: PatchPlan, rng: np.random.Generator) -> np.ndarray:
@@ -158,9 +159,7 @@ def _recoloured(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return table[image[..., rng.permutation(3)]]
 
 
-def make_pair(
-    photos: Sequence[np.ndarray], plan: PatchPlan, seed: int, step: int, index: int
-) -> tuple[np.ndarray, np.ndarray]:
+def make_pair(photos: Sequence[np.ndarray], plan: PatchPlan, seed: int, step: int, index: int) -> Pair:
     """Make one training pair; equal arguments give equal arrays, independent of earlier calls.
 
     Args:
@@ -169,7 +168,7 @@ def make_pair(
         seed, step, index: of the run, the batch and the pair in the batch.
 
     Returns:
-        uint8 (high [P, P, 3], low [P/scale, P/scale, 3]).
+        uint8 (high [P, P, 3], low [P/scale, P/scale, 3] or None without a degradation).
     """
     rng = np.random.default_rng([seed, step, index])
     high = _region(photos[int(rng.integers(len(photos)))], plan, rng)
@@ -184,24 +183,23 @@ def make_pair(
     if rng.random() < plan.recolour:
         high = _recoloured(high, rng)
     high = np.ascontiguousarray(high)
-    return high, plan.mixture.degrade(high, plan.scale, rng)
+    return high, None if plan.degradation is None else plan.degradation.degrade(high, plan.scale, rng)
 
 
-def make_batch(
-    photos: Sequence[np.ndarray], plan: PatchPlan, seed: int, step: int, size: int
-) -> tuple[np.ndarray, np.ndarray]:
+def make_batch(photos: Sequence[np.ndarray], plan: PatchPlan, seed: int, step: int, size: int) -> Pair:
     """Make a batch of `size` pairs; arguments as in `make_pair`.
 
     Returns:
-        uint8 (high [B, P, P, 3], low [B, P/scale, P/scale, 3]).
+        uint8 (high [B, P, P, 3], low [B, P/scale, P/scale, 3] or None without a degradation).
     """
     pairs = [make_pair(photos, plan, seed, step, index) for index in range(size)]
-    return np.stack([high for high, _ in pairs]), np.stack([low for _, low in pairs])
+    lows = [low for _, low in pairs if low is not None]
+    return np.stack([high for high, _ in pairs]), np.stack(lows) if lows else None
 
 
 def prefetch(
     photos: Sequence[np.ndarray], plan: PatchPlan, seed: int, size: int, steps: range, workers: int = 1
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+) -> Iterator[Pair]:
     """The batches of `steps` in order, prepared by `workers` threads. Closing the iterator stops them.
 
     Args:

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from PIL import Image
+
+if TYPE_CHECKING:
+    from resshift_fast.training.config import TrainConfig
 
 _PIL_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
 _CV2_FILTERS = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}
@@ -192,3 +196,8 @@ class Mixture:
         subsampling = "4:2:0" if rng.random() < 0.7 else "4:4:4"
         down, right = rng.integers(0, 8, 2) if rng.random() < self.jpeg_shift else (0, 0)
         return jpeg(image, quality, subsampling, (int(down), int(right)))
+
+
+def from_config(config: TrainConfig, _spec: object) -> Mixture:
+    """The degradation "mixture" of a configuration."""
+    return config.mixture

@@ -8,33 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from resshift_fast.training.data import list_images, read_rgb
 from resshift_fast.training.degradations import Mixture, resize
+from resshift_fast.training.interfaces import BatchDegradation, Degradation, Draws
 from resshift_fast.training.metrics import psnr_y
+from resshift_fast.training.pixels import to_images, to_tensor, upsample
 
 SHEET_ROWS = 4
-
-
-def to_tensor(images: np.ndarray) -> Tensor:
-    """uint8 [B, H, W, 3] to float32 [B, 3, H, W] in [−1, 1]."""
-    pixels = torch.from_numpy(np.require(images, requirements=["C", "W"]))
-    return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
-
-
-def to_images(tensor: Tensor) -> np.ndarray:
-    """[B, 3, H, W] in [−1, 1] to uint8 [B, H, W, 3], clamped and rounded."""
-    pixels = tensor.float().add(1.0).mul(127.5).round().clamp(0, 255)
-    return pixels.permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy()
-
-
-def upsample(lq: Tensor, scale: int) -> Tensor:
-    """Enlarge the low-quality image `scale` times by bicubic interpolation, which needs no antialiasing."""
-    return lq if scale == 1 else F.interpolate(lq, scale_factor=scale, mode="bicubic", align_corners=False)
+SEED = 20240319  # of the degradations
 
 
 @dataclass(frozen=True)
@@ -52,6 +36,12 @@ class ValidationResult:
         return (self.clean - self.bicubic_clean + self.degraded - self.bicubic_degraded) / 2
 
 
+def _degraded(degradation: Degradation, high: np.ndarray, scale: int, number: int) -> np.ndarray:
+    if isinstance(degradation, BatchDegradation):
+        return to_images(degradation.degrade_batch(to_tensor(high[None]), scale, Draws(SEED, 0, [number])).low)[0]
+    return degradation.degrade(high, scale, np.random.default_rng([SEED, number]))
+
+
 class Validation:
     """Held-out photos with their low-quality versions, which are the same in every run.
 
@@ -59,7 +49,8 @@ class Validation:
         folder: the photos; the central square of each is used. Those that are unreadable or below 64 pixels a side are
             skipped with a warning.
         scale: of the model.
-        mixture: degrades one of the two low-quality versions, without its clean share; the other is bicubic.
+        degradation: makes one of the two low-quality versions, without the clean share of a `Mixture`; the other is
+            bicubic.
         limit: largest number of photos.
         side: largest side of the squares in pixels.
         batch: photos restored at once.
@@ -69,13 +60,16 @@ class Validation:
         ValueError: if no usable photo is left.
     """
 
-    def __init__(self, folder: Path, scale: int, mixture: Mixture, *, limit: int, side: int = 256, batch: int = 4):
+    def __init__(
+        self, folder: Path, scale: int, degradation: Degradation, *, limit: int, side: int = 256, batch: int = 4
+    ):
         self.scale, self.batch = scale, batch
         paths = list_images(folder)
         picked = np.unique(np.linspace(0, len(paths) - 1, min(limit, len(paths))).round().astype(int))
         self.high: list[np.ndarray] = []
         self.low: dict[str, list[np.ndarray]] = {"clean": [], "degraded": []}
-        degrading = replace(mixture, clean=0.0)
+        if isinstance(degradation, Mixture):
+            degradation = replace(degradation, clean=0.0)
         multiple = 64
         for number, index in enumerate(picked):
             try:
@@ -91,7 +85,7 @@ class Validation:
             high = np.ascontiguousarray(image[top : top + size, left : left + size])
             self.high.append(high)
             self.low["clean"].append(resize(high, size // scale, size // scale, "bicubic"))
-            self.low["degraded"].append(degrading.degrade(high, scale, np.random.default_rng([20240319, number])))
+            self.low["degraded"].append(_degraded(degradation, high, scale, number))
         if not self.high:
             raise ValueError(f"no usable photo in {folder}; every side must be at least {multiple} pixels")
         self.bicubic = {

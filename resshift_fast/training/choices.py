@@ -1,0 +1,41 @@
+"""The objectives and degradations that a configuration can name.
+
+Each is a factory, called with (config, parts) for an objective and (config, spec) for a degradation, or the place of
+one, "module:name", which is imported with its first use. Settings of its own are in the configuration's
+`objective_options` and `degradation_options`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+Factory = Callable[..., Any]
+
+OBJECTIVES: dict[str, str | Factory] = {"rollout": "resshift_fast.training.rollout:Rollout"}
+DEGRADATIONS: dict[str, str | Factory] = {"mixture": "resshift_fast.training.degradations:from_config"}
+
+
+def chosen(choices: dict[str, str | Factory], kind: str, name: str) -> Factory:
+    """The factory called `name`.
+
+    Args:
+        choices: one of the tables above.
+        kind: what they are, for the message.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    check(choices, kind, name)
+    found = choices[name]
+    if isinstance(found, str):
+        module, _, attribute = found.partition(":")
+        return getattr(import_module(module), attribute)
+    return found
+
+
+def check(choices: dict[str, str | Factory], kind: str, name: str) -> None:
+    """Raise ValueError unless there is a choice called `name`."""
+    if name not in choices:
+        raise ValueError(f"unknown {kind} {name!r}; expected one of {', '.join(choices)}")

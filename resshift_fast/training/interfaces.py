@@ -1,0 +1,150 @@
+"""What the trainer, its objectives and its degradations give one another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from resshift_fast.models.autoencoder import SpaceToDepth, VQAutoencoder
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Training pairs.
+
+    Attributes:
+        high: float32 [B, 3, P, P] in [−1, 1].
+        low: float32 [B, 3, P/scale, P/scale] in [−1, 1].
+        mask: float32 [B, 1, P, P], 1 = unknown and −1 = known, for inpainting; else None.
+    """
+
+    high: Tensor
+    low: Tensor
+    mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.high)
+
+    def __getitem__(self, part: slice) -> Batch:
+        return Batch(self.high[part], self.low[part], None if self.mask is None else self.mask[part])
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        mask = None if self.mask is None else self.mask.to(device)
+        return replace(self, high=self.high.to(device), low=self.low.to(device), mask=mask)
+
+
+class Draws:
+    """Random values of the samples of one step.
+
+    Those of a sample are a function of (seed, step, its index in the whole batch, stream) and of the earlier draws, so
+    they do not depend on how the batch is divided among processes and micro-batches, nor on the device.
+
+    Args:
+        seed, step: of the run and the batch, at least 0.
+        indices: of the samples in the whole batch.
+        device: of the results; the values are drawn on the CPU.
+        stream: separates independent users of one step's values.
+    """
+
+    def __init__(
+        self, seed: int, step: int, indices: Sequence[int], device: torch.device | str = "cpu", *, stream: int = 0
+    ):
+        self._key, self._stream, self._device = (seed, step), stream, torch.device(device)
+        self._samples = [self._generator(1 + index) for index in indices]
+        self._batch: torch.Generator | None = None
+
+    def _generator(self, index: int) -> torch.Generator:
+        state = np.random.SeedSequence([*self._key, index, self._stream]).generate_state(1, np.uint64)
+        return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal values, float32 [B, *shape]."""
+        return torch.stack([torch.randn(shape, generator=one) for one in self._samples]).to(self._device)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform values in [0, 1), float32 [B, *shape]."""
+        return torch.stack([torch.rand(shape, generator=one) for one in self._samples]).to(self._device)
+
+    def integers(self, low: int, high: int, *shape: int) -> Tensor:
+        """Uniform integers from `low` to below `high`, int64 [B, *shape]."""
+        drawn = [torch.randint(low, high, shape, generator=one) for one in self._samples]
+        return torch.stack(drawn).to(self._device)
+
+    def of_batch(self) -> float:
+        """A uniform value in [0, 1) that all samples of the whole batch share."""
+        if self._batch is None:
+            self._batch = self._generator(0)
+        return float(torch.rand((), generator=self._batch))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an objective works with.
+
+    Attributes:
+        spec: the model, as for `Trainer`.
+        first_stage: the frozen autoencoder; gradients may flow through it, not into it.
+        table: the schedule's coefficients, float32 [T, columns] on the device; see `diffusion.schedule`.
+        predict: (x_t, t, low, mask or None) to the denoiser's prediction, with x_t [B, C, h, w] not yet scaled and t
+            int64 [B] from 0 to T − 1. It scales the input and runs in the configured precision.
+        autocast: the context in which other networks run in the configured precision.
+        device: of the training.
+    """
+
+    spec: Any
+    first_stage: VQAutoencoder | SpaceToDepth
+    table: Tensor
+    predict: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    autocast: Callable[[], AbstractContextManager]
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Loss of a batch.
+
+    Attributes:
+        by_sample: float32 [B]; their mean is minimized.
+        t: int64 [B], the timestep of each sample, for the log.
+    """
+
+    by_sample: Tensor
+    t: Tensor
+
+
+class Objective(Protocol):
+    """Computes the loss of a batch; its random values come from the draws alone."""
+
+    def __call__(self, batch: Batch, draws: Draws) -> Loss: ...
+
+
+@runtime_checkable
+class PatchDegradation(Protocol):
+    """Makes the low-quality versions one by one, in the threads that prepare patches."""
+
+    def degrade(self, image: np.ndarray, scale: int, rng: np.random.Generator) -> np.ndarray:
+        """uint8 RGB [H, W, 3] to uint8 [H/scale, W/scale, 3]."""
+        ...
+
+
+@runtime_checkable
+class BatchDegradation(Protocol):
+    """Makes a batch from high-quality patches, on the training's device."""
+
+    def degrade_batch(self, high: Tensor, scale: int, draws: Draws) -> Batch:
+        """float32 [B, 3, P, P] in [−1, 1] to a batch; its high-quality side may differ, sharpened for instance."""
+        ...
+
+
+Degradation = PatchDegradation | BatchDegradation

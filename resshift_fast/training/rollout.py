@@ -1,0 +1,89 @@
+"""The objective for models whose inference starts at y plus noise, with the chain's own estimates as inputs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from resshift_fast import ops
+from resshift_fast.diffusion import schedule as columns
+from resshift_fast.training.config import TrainConfig
+from resshift_fast.training.interfaces import Batch, Draws, Loss, Parts
+from resshift_fast.training.pixels import upsample
+
+
+def loss_between(prediction: Tensor, target: Tensor, kind: str) -> Tensor:
+    """Mean error of each sample of two tensors of one shape [B, ...], float32 [B].
+
+    Args:
+        prediction, target: of any floating-point dtype.
+        kind: "l1", "mse" or "charbonnier" (√(e² + 10⁻⁶)).
+    """
+    error = (prediction.float() - target.float()).flatten(1)
+    if kind == "l1":
+        return error.abs().mean(1)
+    if kind == "mse":
+        return error.square().mean(1)
+    return (error.square() + 1e-6).sqrt().mean(1)
+
+
+class Rollout:
+    """Error of the prediction at a random timestep; x_t may be built from the network's own estimate of x_0.
+
+    Args:
+        config: `loss`, `first_step_weight` and `rollout` are used.
+        parts: of the training.
+
+    Raises:
+        ValueError: for an inpainting model, or where rollout needs an x_0 that the model does not predict.
+    """
+
+    def __init__(self, config: TrainConfig, parts: Parts):
+        kind = parts.spec.prediction_type
+        if getattr(parts.spec, "needs_mask", False):
+            raise ValueError(f"{config.model} is an inpainting model; this objective trains models without a mask only")
+        if config.rollout and kind not in ("x0", "residual"):
+            raise ValueError(f"rollout needs a model that predicts x0 or the residual, not {kind}; set rollout to 0")
+        self.config, self.parts = config, parts
+        self._last = len(parts.table) - 1
+
+    def __call__(self, batch: Batch, draws: Draws) -> Loss:
+        parts = self.parts
+        with torch.no_grad():
+            x0 = parts.first_stage.encode(batch.high)
+            y = parts.first_stage.encode(upsample(batch.low, parts.spec.scale))
+        t = self.draw_t(draws).to(parts.device)
+        noise = draws.normal(*x0.shape[1:])
+        source = x0
+        if draws.of_batch() < self.config.rollout:
+            source = self._own_x0(y, batch.low, draws.normal(*x0.shape[1:]))
+        prediction = parts.predict(self.x_t(source, y, t, noise), t, batch.low, None)
+        target = {
+            "x0": lambda: x0,
+            "residual": lambda: y - x0,
+            "epsilon": lambda: noise,
+            "epsilon_scaled": lambda: noise * parts.table[t, columns.KAPPA_SQRT_ETA][:, None, None, None],
+        }[parts.spec.prediction_type]()
+        return Loss(loss_between(prediction, target, self.config.loss), t)
+
+    def draw_t(self, draws: Draws) -> Tensor:
+        """Timesteps, int64 [B]; T − 1 with the probability `first_step_weight`."""
+        if self._last == 0:
+            return torch.zeros(len(draws), dtype=torch.int64)
+        first = draws.uniform() < self.config.first_step_weight
+        return torch.where(first, self._last, draws.integers(0, self._last))
+
+    def x_t(self, x0: Tensor, y: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """The denoiser's input before scaling: q(x_t | x_0), but at T − 1 the start of the inference.
+
+        At inference the chain starts at y plus noise, not at q(x_T | x_0), which still depends on x_0.
+        """
+        start = (t == self._last)[:, None, None, None]
+        return ops.q_sample(torch.where(start, y, x0), y, t, self.parts.table, noise)
+
+    @torch.no_grad()
+    def _own_x0(self, y: Tensor, low: Tensor, noise: Tensor) -> Tensor:
+        t = torch.full((len(y),), self._last, dtype=torch.int64, device=y.device)
+        prediction = self.parts.predict(self.x_t(y, y, t, noise), t, low, None).float()
+        x0 = y - prediction if self.parts.spec.prediction_type == "residual" else prediction
+        return x0.clamp(-1, 1) if self.parts.spec.clamp_x0 else x0
