@@ -22,10 +22,11 @@ from resshift_fast.models.autoencoder import SpaceToDepth, SpaceToDepthConfig
 from resshift_fast.models.swin_unet import SwinUNet, SwinUNetConfig
 from resshift_fast.training import choices
 from resshift_fast.training.config import TrainConfig
-from resshift_fast.training.data import PatchPlan, load_photos, make_batch
+from resshift_fast.training.data import Patches, PatchPlan
 from resshift_fast.training.degradations import Mixture
 from resshift_fast.training.interfaces import Batch, Loss
 from resshift_fast.training.optimization import learning_rate
+from resshift_fast.training.photos import Photos
 from resshift_fast.training.pixels import to_images, to_tensor, upsample
 from resshift_fast.training.trainer import Trainer
 from resshift_fast.training.validation import Validation
@@ -136,7 +137,8 @@ def test_steps_logged_after_the_checkpoint_are_logged_once(photos, tmp_path):
 @pytest.mark.parametrize("rollout", [0.0, 1.0])
 def test_the_loss_falls(photos, tmp_path, rollout):
     trainer = _trainer(_config(photos, tmp_path, lr=3e-3, steps=20, rollout=rollout))
-    batch = Batch(*(to_tensor(array) for array in make_batch(load_photos(photos, min_side=64), PLAN, 0, 0, 1)))
+    patches = Patches(Photos([photos], min_side=64), PLAN, 0, 1)
+    batch = Batch(*(to_tensor(array) for array in patches.batch(0, [0])))
     before = _loss(trainer, batch)
     for _ in range(12):
         trainer.train_step(batch)
@@ -200,7 +202,11 @@ def test_validation_photos_that_are_damaged_are_skipped_by_name(photos, tmp_path
         validation = Validation(tmp_path, 4, Mixture(), limit=9)
     assert len(validation.high) == 2
     texts = [str(one.message) for one in caught]
-    assert len(texts) == 2 and "b.png: cannot be read" in texts[0] and "small.png: it is below 64 pixels" in texts[1]
+    assert (
+        len(texts) == 2
+        and "b.png is damaged or truncated" in texts[0]
+        and "small.png: it is below 64 pixels" in texts[1]
+    )
     for name in ("a.png", "c.png"):
         (tmp_path / name).unlink()
     with pytest.warns(UserWarning, match="skipped"), pytest.raises(ValueError, match="no usable photo"):
@@ -367,7 +373,7 @@ def test_training_can_start_from_saved_weights(photos, tmp_path):
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"workers": 0}, "workers must be at least 1"),
         ({"warmup": -1}, "warmup must be at least 0"),
-        ({"max_megapixels": -1.0}, "max_megapixels must be at least 0"),
+        ({"cache_mb": -1}, "cache_mb must be at least 0"),
         ({"grad_clip": float("nan")}, "grad_clip must be a number"),
         ({"seed": -1}, "seed must be at least 0"),
         ({"objective": "none"}, "unknown objective 'none'; expected one of rollout"),
@@ -382,7 +388,7 @@ def test_training_can_start_from_saved_weights(photos, tmp_path):
         "ema",
         "workers",
         "warmup",
-        "megapixels",
+        "cache",
         "nan",
         "seed",
         "objective",
@@ -439,7 +445,7 @@ def test_no_threads_are_wrong_usage(tmp_path):
     [
         (["--steps", "0"], "error: steps must be at least 1"),
         (["--workers", "0"], "error: workers must be at least 1"),
-        ([], "error: no folder"),
+        ([], "nothing does not exist"),
     ],
     ids=["steps", "workers", "folder"],
 )

@@ -1,4 +1,4 @@
-"""`resshift-fast train`: train a model on a folder of photos."""
+"""`resshift-fast train`: train a model on photos."""
 
 from __future__ import annotations
 
@@ -17,9 +17,15 @@ def _option(text: str, *names: str, **details: Any) -> typer.models.OptionInfo:
 
 
 def train(
-    data: Annotated[Path, typer.Argument(help="Folder with training photos (searched with its subfolders).")],
+    data: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Training photos: folders, which are searched with those below them, or text files with one path on "
+            "each line.",
+        ),
+    ],
     run: Annotated[Path, _option("Folder for checkpoints, log.csv and validation sheets.", "--run", "-o")],
-    val: Annotated[Path | None, _option("Folder with validation photos. Default: no validation.")] = None,
+    val: Annotated[Path | None, _option("Validation photos: a folder or list file. Default: no validation.")] = None,
     model: Annotated[str, _option("Model to train.")] = "nano-x4",
     init_from: Annotated[
         Path | None, _option("Weights to start from: safetensors or a last.pt. Default: random weights.")
@@ -29,7 +35,9 @@ def train(
     ] = None,
     steps: Annotated[int, _option("Optimizer steps of the whole run.")] = 10_000,
     batch_size: Annotated[int, _option("Patches per step.")] = 8,
-    patch: Annotated[int, _option("Side of a high-quality patch in pixels.")] = 128,
+    patch: Annotated[
+        int | None, _option("Side of a high-quality patch in pixels. Default: 128, or the least that the model takes.")
+    ] = None,
     lr: Annotated[float, _option("Peak learning rate.")] = 6e-4,
     min_lr: Annotated[float, _option("Learning rate at the last step.")] = 1e-6,
     warmup: Annotated[int, _option("Steps of linear warm-up.")] = 100,
@@ -57,9 +65,9 @@ def train(
     ] = None,
     workers: Annotated[int, _option("Threads that prepare patches.")] = 1,
     seed: Annotated[int, _option("Seed of weights, patches and noise.")] = 0,
-    max_megapixels: Annotated[
-        float, _option("Limit on all photos in memory, in megapixels of 3 MB; the largest are downscaled to fit.")
-    ] = 500.0,
+    cache_mb: Annotated[
+        int, _option("Memory of each process for photos that may be needed again, in MB; 0: read them every time.")
+    ] = 500,
     max_downscale: Annotated[float, _option("Largest factor by which a region is downscaled to a patch.")] = 4.0,
     recolour: Annotated[float, _option("Probability, 0 to 1, of permuted channels and a changed exposure.")] = 0.3,
     log_every: Annotated[int, _option("Steps between rows of the log.")] = 50,
@@ -69,7 +77,7 @@ def train(
     save_minutes: Annotated[float, _option("Longest time between checkpoints, in minutes.")] = 10.0,
     resume: Annotated[bool, _option("Continue from the run folder's last.pt.")] = True,
 ) -> None:
-    """Train a model on a folder of photos. Ctrl-C saves the state; the same command continues from there.
+    """Train a model on photos. Ctrl-C saves the state; the same command continues from there.
 
     Of the settings that change the training, --lr, --min-lr, --grad-clip and --precision may differ when it continues.
     """
@@ -101,6 +109,7 @@ def _run(settings: dict, clean: float, threads: int | None, resume: bool) -> boo
     from resshift_fast.training.trainer import Trainer
 
     settings = {name: str(expand_home(value)) if isinstance(value, Path) else value for name, value in settings.items()}
+    settings["data"] = tuple(str(expand_home(path)) for path in settings["data"])
     config = TrainConfig(**settings, mixture=Mixture(clean=clean))
     last = Path(config.run) / "last.pt"
     if not resume and last.exists():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from resshift_fast.training import choices
@@ -13,6 +13,7 @@ from resshift_fast.training.interfaces import PatchDegradation
 
 LOSSES = ("l1", "mse", "charbonnier")
 PRECISIONS = ("float32", "bfloat16")
+LEAST_PATCH = 128  # pixels, unless another is given
 
 # Settings that may differ between a checkpoint and the run that resumes it, because they do not change the training.
 FREE_FIELDS = frozenset(
@@ -23,6 +24,7 @@ FREE_FIELDS = frozenset(
         "device",
         "compile",
         "workers",
+        "cache_mb",
         "log_every",
         "val_every",
         "val_limit",
@@ -36,10 +38,10 @@ FREE_FIELDS = frozenset(
 ADJUSTABLE_FIELDS = frozenset(("lr", "min_lr", "grad_clip", "precision"))
 
 _AT_LEAST_1 = (
-    *("steps", "batch_size", "patch", "workers", "max_downscale", "log_every", "val_every", "val_limit", "val_batch"),
+    *("steps", "batch_size", "workers", "max_downscale", "log_every", "val_every", "val_limit", "val_batch"),
     "save_every",
 )
-_NOT_NEGATIVE = ("seed", "warmup", "weight_decay", "grad_clip", "max_megapixels", "save_minutes")
+_NOT_NEGATIVE = ("seed", "warmup", "weight_decay", "grad_clip", "cache_mb", "save_minutes")
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,12 @@ class TrainConfig:
         ValueError: for a value outside its range.
     """
 
-    data: str
-    """Folder with the training photos."""
+    data: str | tuple[str, ...]
+    """Training photos: a folder or list file, or several; see `photos.list_photos`."""
     run: str
     """Folder for checkpoints, the log and validation sheets."""
     val: str | None = None
-    """Folder with validation photos; without it, best.safetensors holds the last averaged weights."""
+    """Validation photos: a folder or list file; without it, best.safetensors holds the last averaged weights."""
     model: str = "nano-x4"
     """Catalogue name of the model to train."""
     init_from: str | None = None
@@ -66,8 +68,8 @@ class TrainConfig:
     """Optimizer steps of the whole run, at whose end the learning rate reaches its minimum."""
     batch_size: int = 8
     """Patches per step."""
-    patch: int = 128
-    """Side of a high-quality patch in pixels."""
+    patch: int | None = None
+    """Side of a high-quality patch in pixels, a multiple of what the model needs; None: the first such from 128 on."""
     lr: float = 6e-4
     """Peak learning rate."""
     min_lr: float = 1e-6
@@ -103,8 +105,8 @@ class TrainConfig:
     """Device to train on."""
     workers: int = 1
     """Threads that prepare patches."""
-    max_megapixels: float = 500.0
-    """Limit on all photos in memory together, in megapixels of 3 MB; the largest are downscaled until all fit."""
+    cache_mb: int = 500
+    """Memory of each process for photos that may be needed again, in MB; 0 reads them every time."""
     max_downscale: float = 4.0
     """Largest factor by which a region of a photo is downscaled to a patch."""
     recolour: float = 0.3
@@ -153,10 +155,30 @@ class TrainConfig:
         choices.check(choices.OBJECTIVES, "objective", self.objective)
         choices.check(choices.DEGRADATIONS, "degradation", self.degradation)
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """`data` as a tuple."""
+        return (self.data,) if isinstance(self.data, str) else tuple(self.data)
+
+    def for_model(self, spec: Any) -> TrainConfig:
+        """The same with `patch` chosen for a model.
+
+        Raises:
+            ValueError: if it was given and the model cannot be trained with it.
+        """
+        multiple = spec.scale * getattr(spec, "pad_multiple", 1)
+        if self.patch is None:
+            return replace(self, patch=-(-LEAST_PATCH // multiple) * multiple)
+        if self.patch < 1 or self.patch % multiple:
+            raise ValueError(
+                f"patch must be a multiple of {multiple} for this model, got {self.patch}; "
+                f"give {max(1, round(self.patch / multiple)) * multiple}, for instance"
+            )
+        return self
+
     def plan(self, scale: int, degradation: PatchDegradation | None) -> PatchPlan:
-        """The patches for a model with this scale. Raises ValueError if `patch` is not a multiple of it."""
-        if self.patch % scale:
-            raise ValueError(f"patch must be a multiple of the model's scale {scale}, got {self.patch}")
+        """The patches for a model with this scale; `patch` must be known."""
+        assert self.patch is not None
         return PatchPlan(
             patch=self.patch,
             scale=scale,

@@ -6,114 +6,18 @@ without a saved loader state.
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from resshift_fast.images.alpha import bleed_colors
-from resshift_fast.images.errors import ImageError
-from resshift_fast.images.photo import in_8_bits
-from resshift_fast.images.reading import read
 from resshift_fast.training.interfaces import PatchDegradation
+from resshift_fast.training.photos import Photos
 
 Pair = tuple[np.ndarray, np.ndarray | None]
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-
-
-def list_images(folder: Path) -> list[Path]:
-    """Image files in `folder` and its subfolders, sorted; hidden ones, such as those of macOS, are left out.
-
-    Raises:
-        FileNotFoundError: if the folder does not exist or has no images.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}; give a folder that holds photos")
-    paths = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and os.path.isfile(path)
-    )
-    if not paths:
-        raise FileNotFoundError(f"no images in {folder}; expected files ending in {', '.join(SUFFIXES)}")
-    return paths
-
-
-def read_rgb(path: Path, max_pixels: float | None = None) -> np.ndarray:
-    """Read an image as `restore` does (`images.read`), upright as uint8 RGB [H, W, 3].
-
-    16 bits are rounded to 8. Alpha is dropped; transparent pixels get the colours of the visible ones around them.
-
-    Args:
-        path: the file.
-        max_pixels: a larger image is downscaled to about this many pixels.
-
-    Raises:
-        OSError, ImageError: for a file that cannot be read, or whose white level is undefined (float, signed).
-    """
-    photo = in_8_bits(read(path))
-    pixels = photo.pixels if photo.alpha is None else bleed_colors(photo.pixels, photo.alpha)
-    if max_pixels is not None and photo.width * photo.height > max_pixels:
-        factor = (max_pixels / (photo.width * photo.height)) ** 0.5
-        size = (max(1, int(photo.width * factor)), max(1, int(photo.height * factor)))
-        pixels = np.array(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0))
-    return pixels
-
-
-def _pixel_limit(sizes: Sequence[int], total: float) -> float:
-    """The largest limit L with Σ min(size, L) ≤ total."""
-    remaining, left = total, len(sizes)
-    for size in sorted(sizes):
-        if size * left > remaining:
-            return remaining / left
-        remaining, left = remaining - size, left - 1
-    return float("inf")
-
-
-def load_photos(folder: Path, *, min_side: int, max_megapixels: float = 500.0) -> list[np.ndarray]:
-    """Load all photos of a folder and its subfolders, as uint8 [H, W, 3] in the order of their paths.
-
-    Args:
-        folder: the folder. Files that are unreadable or too small are skipped with a warning.
-        min_side: shortest side of a photo that is used, in pixels.
-        max_megapixels: limit on all photos together (3 MB per megapixel); the largest are downscaled until all fit.
-
-    Raises:
-        FileNotFoundError: for a missing or empty folder.
-        ValueError: if no usable photo is left.
-    """
-    readable: list[tuple[Path, int]] = []
-    for path in list_images(folder):
-        try:
-            with Image.open(path) as image:
-                width, height = image.size
-        except Exception as error:  # Pillow's parsers raise whatever a damaged file leads them to
-            warnings.warn(f"skipped {path}: cannot be read ({error})", stacklevel=2)
-            continue
-        if min(width, height) < min_side:
-            warnings.warn(f"skipped {path}: {width}×{height} is below {min_side} pixels a side", stacklevel=2)
-            continue
-        readable.append((path, width * height))
-    limit = _pixel_limit([pixels for _, pixels in readable], max_megapixels * 1e6)
-    photos: list[np.ndarray] = []
-    for path, _ in readable:
-        try:
-            photo = read_rgb(path, limit)
-        except (OSError, ImageError) as error:
-            warnings.warn(f"skipped {path}: {error}", stacklevel=2)
-            continue
-        if min(photo.shape[:2]) >= min_side:
-            photos.append(photo)
-    if not photos:
-        raise ValueError(f"no usable photo in {folder}; every side must be at least {min_side} pixels")
-    return photos
 
 
 @dataclass(frozen=True)
@@ -159,53 +63,62 @@ def _recoloured(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return table[image[..., rng.permutation(3)]]
 
 
-def make_pair(photos: Sequence[np.ndarray], plan: PatchPlan, seed: int, step: int, index: int) -> Pair:
-    """Make one training pair; equal arguments give equal arrays, independent of earlier calls.
+@dataclass(frozen=True)
+class Patches:
+    """Patches of photos; each is a function of the step and its index in the whole batch.
 
     Args:
-        photos: uint8 [H, W, 3], with sides of at least `plan.patch`.
+        photos: with sides of at least `plan.patch`.
         plan: how patches are made.
-        seed, step, index: of the run, the batch and the pair in the batch.
-
-    Returns:
-        uint8 (high [P, P, 3], low [P/scale, P/scale, 3] or None without a degradation).
+        seed: of the run.
+        size: pairs in a whole batch.
     """
-    rng = np.random.default_rng([seed, step, index])
-    high = _region(photos[int(rng.integers(len(photos)))], plan, rng)
-    if high.shape[0] != plan.patch:
-        high = cv2.resize(high, (plan.patch, plan.patch), interpolation=cv2.INTER_AREA)
-    if rng.random() < 0.5:
-        high = high[:, ::-1]
-    if rng.random() < 0.5:
-        high = high[::-1]
-    if rng.random() < 0.5:
-        high = high.transpose(1, 0, 2)
-    if rng.random() < plan.recolour:
-        high = _recoloured(high, rng)
-    high = np.ascontiguousarray(high)
-    return high, None if plan.degradation is None else plan.degradation.degrade(high, plan.scale, rng)
+
+    photos: Photos
+    plan: PatchPlan
+    seed: int
+    size: int
+
+    def pair(self, step: int, index: int) -> Pair:
+        """Make one training pair; equal arguments give equal arrays, independent of earlier calls.
+
+        Returns:
+            uint8 (high [P, P, 3], low [P/scale, P/scale, 3] or None without a degradation).
+        """
+        plan = self.plan
+        rng = np.random.default_rng([self.seed, step, index])
+        high = _region(self.photos.at(self.seed, step * self.size + index, rng), plan, rng)
+        if high.shape[0] != plan.patch:
+            high = cv2.resize(high, (plan.patch, plan.patch), interpolation=cv2.INTER_AREA)
+        if rng.random() < 0.5:
+            high = high[:, ::-1]
+        if rng.random() < 0.5:
+            high = high[::-1]
+        if rng.random() < 0.5:
+            high = high.transpose(1, 0, 2)
+        if rng.random() < plan.recolour:
+            high = _recoloured(high, rng)
+        high = np.ascontiguousarray(high)
+        return high, None if plan.degradation is None else plan.degradation.degrade(high, plan.scale, rng)
+
+    def batch(self, step: int, indices: Sequence[int]) -> Pair:
+        """Make the pairs of some indices.
+
+        Returns:
+            uint8 (high [B, P, P, 3], low [B, P/scale, P/scale, 3] or None without a degradation).
+        """
+        pairs = [self.pair(step, index) for index in indices]
+        lows = [low for _, low in pairs if low is not None]
+        return np.stack([high for high, _ in pairs]), np.stack(lows) if lows else None
 
 
-def make_batch(photos: Sequence[np.ndarray], plan: PatchPlan, seed: int, step: int, size: int) -> Pair:
-    """Make a batch of `size` pairs; arguments as in `make_pair`.
-
-    Returns:
-        uint8 (high [B, P, P, 3], low [B, P/scale, P/scale, 3] or None without a degradation).
-    """
-    pairs = [make_pair(photos, plan, seed, step, index) for index in range(size)]
-    lows = [low for _, low in pairs if low is not None]
-    return np.stack([high for high, _ in pairs]), np.stack(lows) if lows else None
-
-
-def prefetch(
-    photos: Sequence[np.ndarray], plan: PatchPlan, seed: int, size: int, steps: range, workers: int = 1
-) -> Iterator[Pair]:
+def prefetch(patches: Patches, steps: range, indices: Sequence[int], workers: int = 1) -> Iterator[Pair]:
     """The batches of `steps` in order, prepared by `workers` threads. Closing the iterator stops them.
 
     Args:
-        photos, plan, seed: as in `make_pair`.
-        size: pairs per batch.
+        patches: makes the batches.
         steps: batches to make.
+        indices: of the pairs to make of each batch.
         workers: threads; at most `workers` + 1 batches are in memory.
     """
     pool = ThreadPoolExecutor(max_workers=max(1, workers), thread_name_prefix="patches")
@@ -217,7 +130,7 @@ def prefetch(
                 step = next(upcoming, None)
                 if step is None:
                     break
-                pending.append(pool.submit(make_batch, photos, plan, seed, step, size))
+                pending.append(pool.submit(patches.batch, step, indices))
             if not pending:
                 return
             yield pending.popleft().result()

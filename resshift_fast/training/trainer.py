@@ -19,7 +19,7 @@ from resshift_fast.diffusion import schedule as columns
 from resshift_fast.models.layers import prepack_weights_
 from resshift_fast.training import choices
 from resshift_fast.training.config import TrainConfig
-from resshift_fast.training.data import load_photos, prefetch
+from resshift_fast.training.data import Patches, prefetch
 from resshift_fast.training.interfaces import (
     Batch,
     BatchDegradation,
@@ -31,6 +31,7 @@ from resshift_fast.training.interfaces import (
     PatchDegradation,
 )
 from resshift_fast.training.optimization import AveragedWeights, learning_rate
+from resshift_fast.training.photos import Photos
 from resshift_fast.training.pixels import to_tensor, upsample
 from resshift_fast.training.progress import Progress
 from resshift_fast.training.run_folder import RunFolder
@@ -68,7 +69,6 @@ class Trainer:
         denoiser: SwinUNet | None = None,
         first_stage: VQAutoencoder | SpaceToDepth | None = None,
     ):
-        self.config = config
         self.device = devices.usable_device(config.device)
         torch.manual_seed(config.seed)
         if spec is None or denoiser is None or first_stage is None:
@@ -76,7 +76,8 @@ class Trainer:
 
             spec = spec or catalog.get(config.model)
             denoiser = denoiser or catalog.build_denoiser(spec)
-            first_stage = first_stage or self._build_first_stage(spec)
+            first_stage = first_stage or _build_first_stage(config, spec)
+        self.config = config = config.for_model(spec)
         self.spec, self.schedule = spec, spec.schedule
         self.denoiser = denoiser.to(self.device).train()
         self.first_stage = first_stage.to(self.device).eval().requires_grad_(False)
@@ -100,17 +101,6 @@ class Trainer:
         )
         self._stop_signal: int | None = None
         self._adjusted: list[str] = []  # settings that differ from those of the checkpoint
-
-    def _build_first_stage(self, spec: Any) -> VQAutoencoder | SpaceToDepth:
-        from resshift_fast.models import catalog
-        from resshift_fast.weights.checkpoints import load_into, read_state_dict
-
-        first_stage = catalog.build_first_stage(spec)
-        if any(True for _ in first_stage.parameters()):
-            if self.config.autoencoder is None:
-                raise ValueError(f"{self.config.model} needs the weights of its autoencoder; give --autoencoder FILE")
-            load_into(first_stage, read_state_dict(self.config.autoencoder), self.config.autoencoder)
-        return first_stage
 
     # ---- one step
 
@@ -265,20 +255,24 @@ class Trainer:
             for number, old in previous.items():
                 signal.signal(number, old)
 
-    def _batches(self) -> Generator[Batch, None, None]:
+    def _patches(self) -> Patches:
         config = self.config
         in_workers = self.degradation if isinstance(self.degradation, PatchDegradation) else None
         plan = config.plan(self.spec.scale, in_workers)
-        photos = load_photos(Path(config.data), min_side=config.patch, max_megapixels=config.max_megapixels)
+        photos = Photos(config.sources, min_side=plan.patch, cache_mb=config.cache_mb)
+        return Patches(photos, plan, config.seed, config.batch_size)
+
+    def _batches(self, patches: Patches) -> Generator[Batch, None, None]:
+        config = self.config
         steps = range(self.step, config.steps)
-        batches = prefetch(photos, plan, config.seed, config.batch_size, steps, config.workers)
+        batches = prefetch(patches, steps, range(config.batch_size), config.workers)
         for step, (high, low) in zip(steps, batches, strict=True):
-            patches = to_tensor(high).to(self.device)
+            truth = to_tensor(high).to(self.device)
             if low is not None:
-                yield Batch(patches, to_tensor(low).to(self.device))
+                yield Batch(truth, to_tensor(low).to(self.device))
             elif isinstance(self.degradation, BatchDegradation):
-                draws = Draws(config.seed, step, range(len(patches)), self.device, stream=1)
-                yield self.degradation.degrade_batch(patches, self.spec.scale, draws)
+                draws = Draws(config.seed, step, range(len(truth)), self.device, stream=1)
+                yield self.degradation.degrade_batch(truth, self.spec.scale, draws)
 
     def run(self, *, stop_after: int | None = None) -> bool:
         """Train to config.steps, or until `stop_after` more steps or a signal; always writes last.pt at the end.
@@ -296,9 +290,10 @@ class Trainer:
         validation = None
         if config.val is not None:
             validation = Validation(
-                Path(config.val), self.spec.scale, self.degradation, limit=config.val_limit, batch=config.val_batch
+                config.val, self.spec.scale, self.degradation, limit=config.val_limit, batch=config.val_batch
             )
-        batches = self._batches()
+        patches = self._patches()
+        batches = self._batches(patches)
         end = config.steps if stop_after is None else min(config.steps, self.step + stop_after)
         self.run_folder.start_log(self.step)
         progress = Progress(self.step, config.steps)
@@ -306,13 +301,20 @@ class Trainer:
             progress.note("; ".join([f"resumed {self.run_folder.last} at step {self.step}", *self._adjusted]))
         try:
             with self._catching_signals():
-                self._loop(batches, end, validation, progress)
+                self._loop(batches, patches.photos, end, validation, progress)
         finally:
             progress.close()
             batches.close()
         return self.step >= config.steps
 
-    def _loop(self, batches: Iterator[Batch], end: int, validation: Validation | None, progress: Progress) -> None:
+    def _loop(
+        self,
+        batches: Iterator[Batch],
+        photos: Photos,
+        end: int,
+        validation: Validation | None,
+        progress: Progress,
+    ) -> None:
         config = self.config
         began, saved = time.monotonic() - self.elapsed, time.monotonic()
         loss_sum, loss_count = 0.0, 0
@@ -321,6 +323,8 @@ class Trainer:
             loss_sum, loss_count = loss_sum + loss, loss_count + 1
             self.elapsed = time.monotonic() - began
             progress.advance()
+            for report in photos.reports():
+                progress.note(f"skipped {report}")
             row: dict[str, object] = {}
             if self.step % config.log_every == 0 or self.step == config.steps:
                 lr = learning_rate(config, self.step - 1)
@@ -352,3 +356,15 @@ class Trainer:
             "bicubic_psnr_y_clean": f"{result.bicubic_clean:.4f}",
             "bicubic_psnr_y_degraded": f"{result.bicubic_degraded:.4f}",
         }
+
+
+def _build_first_stage(config: TrainConfig, spec: Any) -> VQAutoencoder | SpaceToDepth:
+    from resshift_fast.models import catalog
+    from resshift_fast.weights.checkpoints import load_into, read_state_dict
+
+    first_stage = catalog.build_first_stage(spec)
+    if any(True for _ in first_stage.parameters()):
+        if config.autoencoder is None:
+            raise ValueError(f"{config.model} needs the weights of its autoencoder; give --autoencoder FILE")
+        load_into(first_stage, read_state_dict(config.autoencoder), config.autoencoder)
+    return first_stage

@@ -11,10 +11,11 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from resshift_fast.training.data import list_images, read_rgb
+from resshift_fast.images.errors import ImageError
 from resshift_fast.training.degradations import Mixture, resize
 from resshift_fast.training.interfaces import BatchDegradation, Degradation, Draws
 from resshift_fast.training.metrics import psnr_y
+from resshift_fast.training.photos import list_photos, read_rgb
 from resshift_fast.training.pixels import to_images, to_tensor, upsample
 
 SHEET_ROWS = 4
@@ -46,8 +47,8 @@ class Validation:
     """Held-out photos with their low-quality versions, which are the same in every run.
 
     Args:
-        folder: the photos; the central square of each is used. Those that are unreadable or below 64 pixels a side are
-            skipped with a warning.
+        source: the photos, as in `list_photos`; the central square of each is used. Those that are unreadable or below
+            64 pixels a side are skipped with a warning.
         scale: of the model.
         degradation: makes one of the two low-quality versions, without the clean share of a `Mixture`; the other is
             bicubic.
@@ -61,10 +62,10 @@ class Validation:
     """
 
     def __init__(
-        self, folder: Path, scale: int, degradation: Degradation, *, limit: int, side: int = 256, batch: int = 4
+        self, source: str | Path, scale: int, degradation: Degradation, *, limit: int, side: int = 256, batch: int = 4
     ):
         self.scale, self.batch = scale, batch
-        paths = list_images(folder)
+        paths = list_photos([source])
         picked = np.unique(np.linspace(0, len(paths) - 1, min(limit, len(paths))).round().astype(int))
         self.high: list[np.ndarray] = []
         self.low: dict[str, list[np.ndarray]] = {"clean": [], "degraded": []}
@@ -74,8 +75,8 @@ class Validation:
         for number, index in enumerate(picked):
             try:
                 image = read_rgb(paths[index])
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                warnings.warn(f"skipped {paths[index]}: cannot be read ({error})", stacklevel=2)
+            except (OSError, ImageError) as error:
+                warnings.warn(f"skipped {error}", stacklevel=2)
                 continue
             size = min(side, *image.shape[:2]) // multiple * multiple
             if size == 0:
@@ -87,7 +88,7 @@ class Validation:
             self.low["clean"].append(resize(high, size // scale, size // scale, "bicubic"))
             self.low["degraded"].append(_degraded(degradation, high, scale, number))
         if not self.high:
-            raise ValueError(f"no usable photo in {folder}; every side must be at least {multiple} pixels")
+            raise ValueError(f"no usable photo in {source}; every side must be at least {multiple} pixels")
         self.bicubic = {
             kind: [to_images(upsample(to_tensor(low[None]), scale))[0] for low in lows]
             for kind, lows in self.low.items()
