@@ -10,7 +10,7 @@ from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 from sample_photos import camera_exif
 
-from resshift_fast.images import Photo, read, results, write
+from resshift_fast.images import Photo, headers, read, write
 from resshift_fast.images.png import split, with_chunks
 
 H, W = 9, 14
@@ -47,12 +47,12 @@ def test_a_png_with_a_large_or_damaged_chunk_is_read(tmp_path, kind, bits):
 @pytest.mark.parametrize("kind", ["zTXt", "iCCP"])
 def test_a_large_chunk_in_a_large_file(tmp_path, kind, monkeypatch):
     """The header of a large file is checked before its pixels are read, and that of a result that exists."""
-    monkeypatch.setattr("resshift_fast.images.reading._LARGE_FILE", 100)
+    monkeypatch.setattr("resshift_fast.images.headers._LARGE_FILE", 100)
     path = tmp_path / "a.png"
     Image.fromarray(noise(H, W, 3)).save(path)
     path.write_bytes(with_chunks(path.read_bytes(), [LARGE[kind]]))
     assert (read(path).width, read(path).height) == (W, H)
-    assert results.read_header(path) == results.Header("PNG", W, H) and results.is_whole(path)
+    assert headers.read_header(path) == headers.Header("PNG", W, H) and headers.is_whole(path)
 
 
 def test_many_texts_are_read(tmp_path):

@@ -1,12 +1,9 @@
-"""Results before they exist: what fits which format; and earlier results: which of them are whole."""
-
-import os
+"""Results before they exist: what fits which format."""
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from resshift_fast.images import Photo, results, suffix_for, write
+from resshift_fast.images import Photo, results, suffix_for
 
 
 def photo(dtype=np.uint8, alpha=None, gray=False):
@@ -67,38 +64,3 @@ def test_rounded_to_8_bits():
 def test_what_is_no_colour(text):
     with pytest.raises(ValueError, match="is not a colour; give a name such as white"):
         results.colour(text)
-
-
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", ".bmp"])
-def test_whole_files(tmp_path, suffix):
-    path = tmp_path / f"a{suffix}"
-    write(path, photo())
-    assert results.is_whole(path)
-    data = path.read_bytes()
-    if suffix != ".tif":
-        path.write_bytes(data[: len(data) - 20])
-        assert not results.is_whole(path)
-    path.write_bytes(data[:3])
-    assert not results.is_whole(path)
-    path.write_bytes(data + b"\0" * 20)  # some programs append to a whole file
-    assert results.is_whole(path)
-
-
-def test_what_is_no_result(tmp_path):
-    path = tmp_path / "a.png"
-    assert not results.is_whole(path)
-    path.touch()
-    assert not results.is_whole(path)
-    path.write_text("a note")
-    assert not results.is_whole(path)
-    Image.new("RGB", (3, 4)).save(path, "JPEG")
-    assert not results.is_whole(path)
-    path.unlink()
-    path.mkdir()
-    assert not results.is_whole(path)
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
-def test_a_pipe_is_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / "a.png")
-    assert results.read_header(tmp_path / "a.png") is None and not results.is_whole(tmp_path / "a.png")

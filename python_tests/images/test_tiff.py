@@ -8,8 +8,8 @@ import pytest
 from pairwise import pairwise
 from PIL import Image
 
-from resshift_fast.images import ImageError, Photo, read, write
-from resshift_fast.images.tiff import read_tags
+from resshift_fast.images import ImageError, Photo, directories, headers, read, write
+from resshift_fast.images.directories import read_tags
 
 tifffile = pytest.importorskip("tifffile")
 
@@ -73,6 +73,33 @@ def test_every_layout(tmp_path, bits, name, planar, compression, order, layout, 
     options = {"compression": compression, "byteorder": order, "bigtiff": big, "predictor": predictor}
     save(path, values, photometric, extra, planar, **options, **LAYOUTS[layout])
     assert_read(path, values, name)
+
+
+@pairwise(
+    bits=[8, 16],
+    name=list(COLORS),
+    planar=["contig", "separate"],
+    order=["<", ">"],
+    layout=list(LAYOUTS),
+    big=[False, True],
+)
+def test_the_first_page_of_a_large_file(tmp_path, monkeypatch, bits, name, planar, order, layout, big):
+    """It alone is read, wherever it is."""
+    channels, photometric, extra = COLORS[name]
+    values = noise(H, W, channels, bits=bits)
+    path = tmp_path / "a.tif"
+    options = {"byteorder": order, "bigtiff": big, "description": "a beach", **LAYOUTS[layout]}
+    save(path, values, photometric, extra, planar, **options)
+    with tifffile.TiffWriter(path, append=True) as file:
+        file.write(np.zeros((1 << 10, 1 << 10), np.uint8))
+    monkeypatch.setattr(headers, "_LARGE_FILE", 0)
+    with pytest.warns(UserWarning, match="has 2 pages"):
+        assert_read(path, values, name)
+    with open(path, "rb") as file:
+        assert len(directories.first_page(file, "a")) < 1 << 16
+    with pytest.warns(UserWarning, match="has 2 pages"):
+        exif = read(path).exif
+    assert exif and b"a beach" in exif
 
 
 def compressed_by_pillow(values, codec, predictor, separate):
@@ -221,4 +248,4 @@ def test_the_limit_on_pixels_counts_pixels_not_samples(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("damage", [b"", b"II*\0", b"MM\0+" + bytes(12), b"II*\0" + b"\xff" * 12])
 def test_damaged_directories_have_no_tags(damage):
-    assert not read_tags(damage)
+    assert not read_tags(io.BytesIO(damage))

@@ -17,7 +17,7 @@ from resshift_fast.cli.plan import Job, Tally
 from resshift_fast.core.claims import claimed
 from resshift_fast.core.files import check_target
 from resshift_fast.core.text import visible
-from resshift_fast.images import ImageError, Photo, results
+from resshift_fast.images import ImageError, Photo, headers, results
 from resshift_fast.images.photo import in_8_bits
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _is_written_since(began: float, job: Job) -> bool:
     """Whether another run has written a job's result since this one began."""
     for output in {job.output, job.output if job.exact else job.fallback}:
         with suppress(OSError):
-            if output.stat().st_mtime > began and results.is_whole(output):
+            if output.stat().st_mtime > began and headers.is_whole(output):
                 return True
     return False
 
@@ -164,11 +164,11 @@ def check_targets(job: Job) -> None:
 
 def is_done(job: Job, fitting: Fitting) -> bool:
     """Whether everything that a job would write is there: whole images, of the format that it would write."""
-    if job.compare and not results.is_whole(job.compare):
+    if job.compare and not headers.is_whole(job.compare):
         return False
-    if results.is_whole(job.output):
+    if headers.is_whole(job.output):
         return True
-    if job.exact or not results.is_whole(job.fallback):
+    if job.exact or not headers.is_whole(job.fallback):
         return False
     try:  # a PNG beside it may be the result of a run with another --format
         return _output_of(job, fitting.fit(images.read(job.source))[0], fitting) == job.fallback
@@ -245,5 +245,5 @@ class _Clock:
 
 def _pixels(path: Path) -> int:
     """Number of pixels by the file's header; 0 if it cannot be read, since the photo will then fail at once."""
-    header = results.read_header(path)
+    header = headers.read_header(path)
     return header.width * header.height if header else 0

@@ -7,7 +7,7 @@ from PIL import Image
 from PIL.ExifTags import IFD, Base
 from PIL.TiffImagePlugin import TiffImageFile
 
-from resshift_fast.images import png, tiff
+from resshift_fast.images import directories, png
 from resshift_fast.images.color import to_srgb
 from resshift_fast.images.errors import ImageError
 
@@ -17,7 +17,7 @@ _MAGIC = {
     b"\xff\xd8": "JPEG",
     b"RIFF": "WebP",
     b"BM": "BMP",
-} | dict.fromkeys(tiff.MAGIC, "TIFF")
+} | dict.fromkeys(directories.MAGIC, "TIFF")
 _FOREIGN_MAGIC = {b"GIF8": "a GIF", b"%PDF": "a PDF", b"8BPS": "a Photoshop document", b"PK\x03\x04": "a ZIP archive"}
 
 

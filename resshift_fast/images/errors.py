@@ -16,6 +16,14 @@ def too_large(name: str) -> ImageError:
     )
 
 
+def too_heavy(name: str, size: int, width: int, height: int) -> ImageError:
+    """The error for a file that holds many more bytes than its pixels need."""
+    return ImageError(
+        f"{name} is damaged, or an animation: it holds {size / 1e6:.0f} MB for {width}×{height} pixels; "
+        "fetch or export it again"
+    )
+
+
 def one_line(error: Exception) -> str:
     """The text of an error without line breaks, or its class."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -48,6 +48,12 @@ def split(data: bytes) -> tuple[bytes, list[Chunk]]:
     return b"".join([*kept, data[start:]]), chunks
 
 
+def ended(data: bytes) -> bytes:
+    """The first bytes of a PNG as a whole file: its last chunk that is whole, then the end."""
+    end = max((end for _, _, end in _chunks(data)), default=len(SIGNATURE))
+    return data[:end] + _chunk(b"IEND", b"")
+
+
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """(type, start, end) of every whole chunk."""
     place = len(SIGNATURE)

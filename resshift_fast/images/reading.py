@@ -13,16 +13,16 @@ import numpy as np
 from PIL import Image
 
 from resshift_fast.core.files import NotRegularError, open_regular
-from resshift_fast.images import png, tiff
+from resshift_fast.images import directories, png, tiff
 from resshift_fast.images.codecs import bmp_profile, clean_exif, decode_planes, what_it_is
 from resshift_fast.images.color import adobe_profile, is_adobe_rgb, profile_of, profile_space
 from resshift_fast.images.errors import ImageError, one_line, too_large
 from resshift_fast.images.files import missing_file
+from resshift_fast.images.headers import needed_bytes
 from resshift_fast.images.notes import Notes, clean_xmp, notes_of
 from resshift_fast.images.photo import Photo, rounded
 
 _READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
-_LARGE_FILE = 32_000_000  # bytes, from which on the header is checked before all of the file is read
 
 # EXIF orientation (tag 274) to the transform that turns the stored pixels upright.
 _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -55,8 +55,7 @@ def read(path: str | PathLike[str]) -> Photo:
     path = Path(path)
     name = str(path)
     data = _file_bytes(path)
-    if data.startswith(tiff.MAGIC):
-        tiff.check_pages(data, name)
+    if data.startswith(directories.MAGIC):
         samples = tiff.decode(data, name)
         if samples is not None:
             return _tiff_photo(samples, name, data)
@@ -87,7 +86,8 @@ def _opened(file: BinaryIO, name: str) -> Image.Image:
 
 def _warn_of_frames(image: Image.Image, chunks: Sequence[png.Chunk], name: str) -> None:
     # Not of a JPEG: the further pictures of a camera's are previews and gain maps.
-    frames = {"PNG": png.frames(chunks), "WEBP": getattr(image, "n_frames", 1)}.get(image.format or "", 1)
+    # Nor of a TIFF, whose pages have been counted: Pillow raises what it likes on damaged ones.
+    frames = int(getattr(image, "n_frames", 1)) if image.format == "WEBP" else png.frames(chunks)
     if frames > 1:
         text = f"{name} is an animation of {frames} frames, of which only the first is read"
         warnings.warn(text, UserWarning, stacklevel=3)
@@ -98,17 +98,12 @@ def _file_bytes(path: Path) -> bytes:
         raise IsADirectoryError(f"{path} is a folder, not an image; name the files in it")
     try:
         with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            if not size:
+            if not os.fstat(file.fileno()).st_size:
                 raise ImageError(f"{path} is empty (0 bytes); fetch or export it again")
-            # Pillow alone cannot open every PNG and TIFF that is read here.
-            if size > _LARGE_FILE and not file.read(8).startswith((png.SIGNATURE, *tiff.MAGIC)):
-                file.seek(0)
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # about many pixels: reading the image warns again
-                    _opened(file, str(path))
+            if file.read(4) in directories.MAGIC:
+                directories.check_pages(file, str(path))
             file.seek(0)
-            return file.read()
+            return needed_bytes(file, str(path))
     except NotRegularError as error:
         raise ImageError(str(error)) from error
     except FileNotFoundError as error:

@@ -1,74 +1,11 @@
-"""Results: what one will be before it exists, how it is made to fit a format, shown, and found whole."""
+"""Results: what one will be before it exists, how it is made to fit a format, and shown."""
 
-import os
-import warnings
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import BinaryIO
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image, ImageColor
 
-from resshift_fast.core.files import open_regular
-from resshift_fast.images import png
-from resshift_fast.images.files import FORMATS
 from resshift_fast.images.photo import Photo, from_float, in_8_bits, to_float
-
-
-@dataclass(frozen=True)
-class Header:
-    """What the first bytes of an image file say.
-
-    Attributes:
-        format: Pillow's name of the format. width, height: in pixels, as stored.
-    """
-
-    format: str
-    width: int
-    height: int
-
-
-def read_header(path: str | os.PathLike[str]) -> Header | None:
-    """The header of an image file; None if it is no image, or no regular file."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a large image: reading it warns again
-        try:
-            with open_regular(path) as file:
-                size = png.size(file.read(24))
-                if size is not None:  # Pillow refuses those with long texts or profiles
-                    return Header("PNG", *size)
-                file.seek(0)
-                with Image.open(file, formats=tuple(set(FORMATS.values()))) as image:
-                    return Header(image.format or "", image.width, image.height)
-        except Exception:  # Pillow's parsers raise whatever a damaged file leads them to
-            return None
-
-
-def is_whole(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is an image of its suffix's format, with its end where that format marks one."""
-    header = read_header(path)
-    if header is None or header.format != FORMATS.get(Path(path).suffix.lower()):
-        return False
-    try:
-        with open_regular(path) as file:
-            return _has_end(file, header.format)
-    except OSError:
-        return False
-
-
-def _has_end(file: BinaryIO, form: str) -> bool:
-    head = file.read(8)
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - 64))
-    tail = file.read()
-    if form == "PNG":
-        return b"IEND" in tail
-    if form == "JPEG":
-        return b"\xff\xd9" in tail
-    if form in ("WEBP", "BMP"):  # the file's size follows the name of the format
-        start, rest = (4, 8) if form == "WEBP" else (2, 0)
-        return size >= int.from_bytes(head[start : start + 4], "little") + rest
-    return True
 
 
 def expected(photo: Photo, scale: int, bits: int) -> Photo:

@@ -10,7 +10,6 @@ A file is written as zlib strips after tags that Pillow writes (TIFF 6.0 with th
 
 import io
 import itertools
-import struct
 import warnings
 import zlib
 from typing import Any, NamedTuple
@@ -20,19 +19,13 @@ from PIL import Image, ImageFile
 from PIL.ExifTags import IFD
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
+from resshift_fast.images.directories import read_tags, with_directories
 from resshift_fast.images.errors import ImageError, one_line, too_large
-
-MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 # Compressions whose result is the plain samples: none, LZW, Deflate (two numbers), PackBits, LZMA, Zstandard.
 _PLAIN_CODECS = (1, 5, 8, 32946, 32773, 34925, 50000)
 _PREDICTING_CODECS = (5, 8, 32946, 34925, 50000)
 _COLORS = {0: 1, 1: 1, 2: 3, 5: 4, 8: 3}  # samples of white-is-zero, black-is-zero, RGB, CMYK, CIE L*a*b*
-_SHORT, _LONG = 3, 4
-# Types of values, as letters of `struct`, without rationals and floats, which nothing here needs.
-_LETTERS = {1: "s", 2: "s", 3: "H", 4: "I", 6: "b", 7: "s", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
-_LONG_TAGS = (256, 257, 273, 278, 279, 322, 323, 324, 325)
-_SEQUENCES = (258, 273, 279, 324, 325, 330, 338, 339)
 
 
 class Samples(NamedTuple):
@@ -49,96 +42,6 @@ class Samples(NamedTuple):
     alpha: np.ndarray | None
     photometric: int
     tags: Any
-
-
-def read_tags(data: bytes) -> dict[int, Any] | None:
-    """The first directory of a TIFF, by tag; None if it is damaged. See `read_directory`."""
-    order, big = _layout(data)
-    try:
-        first = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)[0]
-        return read_directory(data, first)[0]
-    except struct.error:
-        return None
-
-
-def _layout(data: bytes) -> tuple[str, bool]:
-    """Byte order for `struct`, and whether it is a BigTIFF."""
-    return "<" if data[:2] == b"II" else ">", 43 in data[2:4]
-
-
-def read_directory(data: bytes, offset: int) -> tuple[dict[int, Any], int]:
-    """A directory of a TIFF, classic or BigTIFF in either byte order: its tags, and the offset of the next one or 0.
-
-    Tags that can have a value for each sample, strip or tile are tuples, others with one value are that value, and text
-    and bytes are bytes.
-
-    Raises:
-        struct.error: if it is damaged.
-    """
-    order, big = _layout(data)
-    word, counter = ("Q", "Q") if big else ("I", "H")
-    size = struct.calcsize(word)
-    count, tags = struct.unpack_from(order + counter, data, offset)[0], {}
-    place = offset + struct.calcsize(order + counter)
-    if count > 65535:
-        raise struct.error("too many tags")
-    for _ in range(count):
-        tag, kind, number = struct.unpack_from(f"{order}HH{word}", data, place)
-        letter, values_at = _LETTERS.get(kind), place + 4 + size
-        place += 4 + 2 * size
-        if letter is None or number == 0:
-            continue
-        if struct.calcsize(letter) * number > size:
-            values_at = struct.unpack_from(order + word, data, values_at)[0]
-        values = struct.unpack_from(f"{order}{number}{letter}", data, values_at)
-        tags[tag] = values[0] if letter == "s" or (number == 1 and tag not in _SEQUENCES) else values
-    return tags, struct.unpack_from(order + word, data, place)[0]
-
-
-def check_pages(data: bytes, name: str) -> None:
-    """Refuse camera raw files, whose first page is a preview, and warn of pages beyond the first.
-
-    Raises:
-        ImageError: for a Canon CR2, and for a file that has a larger image in a subdirectory (DNG, NEF and others).
-
-    Warns:
-        UserWarning: if there are more pages. Thumbnails and masks of the first one do not count.
-    """
-    order, big = _layout(data)
-    pages: list[tuple[int, int]] = []
-    try:
-        offset = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)[0]
-        seen: set[int] = set()
-        while offset and offset not in seen and len(seen) < 10000:
-            seen.add(offset)
-            tags, offset = read_directory(data, offset)
-            if len(seen) == 1:
-                _refuse_raw(data, tags, name)
-            if len(seen) == 1 or not int(tags.get(254, 0)) & 5:
-                pages.append((int(tags.get(256, 0)), int(tags.get(257, 0))))
-    except (struct.error, TypeError, ValueError) as error:
-        if isinstance(error, ImageError):
-            raise
-    if len(pages) > 1:
-        largest = max(range(len(pages)), key=lambda i: pages[i][0] * pages[i][1])
-        width, height = pages[0]
-        hint = "" if largest == 0 else f"; page {largest + 1} is larger, {pages[largest][0]}×{pages[largest][1]}"
-        text = f"{name} has {len(pages)} pages, of which only the first is read, {width}×{height}{hint}"
-        warnings.warn(text, UserWarning, stacklevel=3)
-
-
-def _refuse_raw(data: bytes, tags: dict[int, Any], name: str) -> None:
-    own = tags.get(256, 0) * tags.get(257, 0)
-    larger = data[8:10] == b"CR"  # Canon's mark, in place of the first directory
-    offsets = tags.get(330, ())
-    for offset in offsets[:16] if isinstance(offsets, tuple) else ():
-        try:
-            child, _ = read_directory(data, offset)
-            larger = larger or child.get(256, 0) * child.get(257, 0) > own
-        except struct.error:
-            continue
-    if larger:
-        raise ImageError(f"{name} begins with a preview, as camera raw files do; develop it to a TIFF or PNG first")
 
 
 def refuse_strange(tags: Any, name: str) -> None:
@@ -166,7 +69,7 @@ def decode(data: bytes, name: str) -> Samples | None:
     Raises:
         ImageError: if it is damaged, too large, or of a kind that is not supported.
     """
-    tags = read_tags(data)
+    tags = read_tags(io.BytesIO(data))
     if tags is None:
         return None
     try:
@@ -238,7 +141,7 @@ def _pages(data: bytes, tags: Any, samples: int, bits: int, pages: int) -> np.nd
         for i in range(pages)
     ]
     planes = []
-    with _GrayPages(io.BytesIO(_with_directories(data, page_tags))) as image:
+    with _GrayPages(io.BytesIO(with_directories(data, page_tags))) as image:
         for page in range(pages):
             image.seek(page)
             planes.append(np.array(image))
@@ -252,31 +155,6 @@ def _pages(data: bytes, tags: Any, samples: int, bits: int, pages: int) -> np.nd
     elif predictor not in (1, 2):
         raise ValueError(f"predictor {predictor} is not for integers")
     return values
-
-
-def _with_directories(data: bytes, directories: list[dict[int, tuple[int, ...]]]) -> bytes:
-    """The file with these directories, in this order, in place of its own, as a classic TIFF."""
-    order = "<" if data[:2] == b"II" else ">"
-    out = bytearray(data) + b"\0" * (-len(data) % 4)
-    struct.pack_into(order + "H", out, 2, 42)
-    link = 4
-    for directory in directories:
-        struct.pack_into(order + "I", out, link, len(out))
-        start = len(out) + 2 + 12 * len(directory) + 4
-        entries, values = b"", b""
-        for tag, content in sorted(directory.items()):
-            kind, letter = (_LONG, "I") if tag in _LONG_TAGS else (_SHORT, "H")
-            packed = struct.pack(f"{order}{len(content)}{letter}", *content)
-            if len(packed) > 4:
-                place = struct.pack(order + "I", start + len(values))
-                values += packed + b"\0" * (-len(packed) % 4)
-            else:
-                place = packed.ljust(4, b"\0")
-            entries += struct.pack(f"{order}HHI", tag, kind, len(content)) + place
-        out += struct.pack(order + "H", len(directory)) + entries
-        link = len(out)
-        out += bytes(4) + values
-    return bytes(out)
 
 
 def _separate_alpha(values: np.ndarray, photometric: int, tags: Any) -> Samples:

@@ -1,0 +1,176 @@
+"""What the first bytes of an image file say, and how much of the file is read because of that.
+
+A file may be much larger than its picture, by accident or on purpose. So of a large one only as much is read as a
+picture of the size in its header can need, with some room for metadata and for what cameras append.
+"""
+
+import os
+import struct
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, BinaryIO, cast
+
+from PIL import Image
+
+from resshift_fast.core.files import open_regular
+from resshift_fast.images import directories, png
+from resshift_fast.images.errors import ImageError, one_line, too_heavy, too_large
+from resshift_fast.images.files import FORMATS
+
+_LARGE_FILE = 32_000_000  # bytes, up to which a file is read as it is
+_MOST_HEADER = 32_000_000  # bytes before the size of a JPEG, which may be much metadata
+_MOST_BESIDES = 1 << 26  # bytes of metadata and of what is not read at all
+_BYTES_PER_PIXEL = 10  # more than any format needs for a pixel, compressed badly
+_HEAD = 32  # bytes that tell the format, and the size of a PNG or WebP
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the first bytes of an image file say.
+
+    Attributes:
+        format: Pillow's name of the format. width, height: in pixels, as stored.
+    """
+
+    format: str
+    width: int
+    height: int
+
+
+class _Beginning:
+    """The first bytes of an open file, for Pillow."""
+
+    def __init__(self, file: BinaryIO, size: int):
+        self._file, self._size = file, size
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._size - self.tell())
+        return self._file.read(left if size < 0 else min(size, left))
+
+
+def read_header(path: str | os.PathLike[str]) -> Header | None:
+    """The header of an image file; None if it is no image, or no regular file."""
+    try:
+        with open_regular(path) as file:
+            return _header(file)
+    except (OSError, Image.DecompressionBombError):
+        return None
+
+
+def _header(file: BinaryIO) -> Header | None:
+    """The header of an open file, from a bounded number of bytes; None if it is no image, or damaged.
+
+    Raises:
+        Image.DecompressionBombError: if a JPEG or BMP has more pixels than Pillow's limit.
+    """
+    file.seek(0)
+    head = file.read(_HEAD)
+    size = png.size(head)  # Pillow refuses a PNG with long texts or profiles
+    if size is not None:
+        return Header("PNG", *size)
+    if head.startswith(directories.MAGIC):
+        tags = directories.read_tags(file) or {}
+        width, height = tags.get(256), tags.get(257)
+        return Header("TIFF", width, height) if isinstance(width, int) and isinstance(height, int) else None
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":  # Pillow reads all of a WebP
+        size = _webp_size(head)
+        return Header("WEBP", *size) if size else None
+    file.seek(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a large image: reading it warns again
+        try:
+            beginning = cast(IO[bytes], _Beginning(file, _MOST_HEADER))
+            with Image.open(beginning, formats=("JPEG", "BMP")) as image:
+                return Header("JPEG" if image.format == "MPO" else image.format or "", image.width, image.height)
+        except Image.DecompressionBombError:
+            raise
+        except Exception:  # Pillow's parsers raise whatever a damaged file leads them to
+            return None
+
+
+def _webp_size(head: bytes) -> tuple[int, int] | None:
+    """Width and height of a WebP with these first 32 bytes (RFC 9649, sections 2.5 to 2.7)."""
+    kind = head[12:16]
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
+    if kind == b"VP8L":
+        bits = int.from_bytes(head[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if kind == b"VP8 ":
+        width, height = struct.unpack_from("<HH", head, 26)
+        return width & 0x3FFF, height & 0x3FFF
+    return None
+
+
+def needed_bytes(file: BinaryIO, name: str) -> bytes:
+    """As much of an open file as its picture needs: all of a small one, and of a TIFF with many pages the first.
+
+    Raises:
+        ImageError: if it is a large file that is no image or is damaged, has more pixels than Pillow's limit, or more
+            bytes than they need.
+    """
+    size = os.fstat(file.fileno()).st_size
+    head = file.read(_HEAD)
+    file.seek(0)
+    is_tiff = head.startswith(directories.MAGIC)
+    if size <= _LARGE_FILE and not (is_tiff and directories.tags_exceed(file, size)):
+        file.seek(0)
+        return file.read()
+    try:
+        header = _header(file)
+    except Image.DecompressionBombError as error:
+        raise too_large(name) from error
+    if header is None:
+        raise ImageError(f"{name} is damaged, or no image that is known here; fetch or export it again")
+    limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+    if limit and header.width * header.height > limit:
+        raise too_large(name)
+    if is_tiff:
+        return _first_page(file, name)
+    most = _MOST_BESIDES + _BYTES_PER_PIXEL * header.width * header.height
+    if header.format == "WEBP":
+        size = min(size, 8 + int.from_bytes(head[4:8], "little"))  # which follows the name of the format
+        if size > most:
+            raise too_heavy(name, size, header.width, header.height)
+    file.seek(0)
+    data = file.read(min(size, most))
+    return png.ended(data) if header.format == "PNG" and size > most else data
+
+
+def _first_page(file: BinaryIO, name: str) -> bytes:
+    try:
+        return directories.first_page(file, name)
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # tags of a damaged file may have any type
+        text = f"{name} is damaged or truncated ({one_line(error)}); fetch or export it again"
+        raise ImageError(text) from error
+
+
+def is_whole(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is an image of its suffix's format, with its end where that format marks one."""
+    header = read_header(path)
+    if header is None or header.format != FORMATS.get(Path(path).suffix.lower()):
+        return False
+    try:
+        with open_regular(path) as file:
+            return _has_end(file, header.format)
+    except OSError:
+        return False
+
+
+def _has_end(file: BinaryIO, form: str) -> bool:
+    head = file.read(8)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 64))
+    tail = file.read()
+    if form == "PNG":
+        return b"IEND" in tail
+    if form == "JPEG":
+        return b"\xff\xd9" in tail
+    if form in ("WEBP", "BMP"):  # the file's size follows the name of the format
+        start, rest = (4, 8) if form == "WEBP" else (2, 0)
+        return size >= int.from_bytes(head[start : start + 4], "little") + rest
+    return directories.has_pixels(file)
