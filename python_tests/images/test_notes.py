@@ -56,6 +56,22 @@ def test_resolution_is_kept(tmp_path, suffix, bits):
     assert info_of(tmp_path / f"b{suffix}")[0] == (300, 150)
 
 
+@pytest.mark.parametrize("with_exif", [False, True])
+def test_webp_keeps_the_resolution_in_its_exif(tmp_path, with_exif):
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    exif.get_ifd(0x8769)[0x9003] = "2020:01:02 03:04:05"
+    Image.fromarray(PIXELS).save(tmp_path / "a.png", dpi=(300, 150), **({"exif": exif} if with_exif else {}))
+    write(tmp_path / "a.webp", read(tmp_path / "a.png"))
+    with Image.open(tmp_path / "a.webp") as image:
+        found = image.getexif()
+        assert (round(found[282]), round(found[283]), found[296]) == (300, 150, 2)
+        assert found.get(0x010F) == ("Maker" if with_exif else None)
+        assert found.get_ifd(0x8769).get(0x9003) == ("2020:01:02 03:04:05" if with_exif else None)
+    write(tmp_path / "b.png", read(tmp_path / "a.webp"))
+    assert [round(float(value)) for value in read(tmp_path / "b.png").notes.dpi or (0,)] == [300, 150]
+
+
 def test_no_resolution_is_made_up(tmp_path):
     exif = Image.Exif()
     exif[0x010F] = "Maker"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
+from PIL.ExifTags import Base
 
 from resshift_fast.images import png
 
@@ -50,12 +51,26 @@ def notes_of(image: Image.Image, chunks: Sequence[png.Chunk] = ()) -> Notes:
 
 
 def _dpi(image: Image.Image) -> tuple[float, float] | None:
-    if image.format in ("JPEG", "MPO") and not image.info.get("jfif_unit"):
-        return None  # Pillow takes it from EXIF, which is kept apart, or makes it up
+    is_jpeg = image.format in ("JPEG", "MPO")
+    if "dpi" not in image.info or (is_jpeg and not image.info.get("jfif_unit")):  # Pillow makes up that of a JPEG
+        try:
+            return dpi_of(image.getexif())
+        except Exception:  # Pillow fails in many ways on damaged EXIF
+            return None
+    return _plausible(*image.info["dpi"])
+
+
+def dpi_of(exif: Image.Exif) -> tuple[float, float] | None:
+    """Pixels per inch by EXIF; None if it has none."""
+    per_inch = {1: 0.0, 2: 1.0, 3: 2.54}.get(exif.get(Base.ResolutionUnit, 2), 0.0)
+    found = _plausible(exif.get(Base.XResolution), exif.get(Base.YResolution))
+    return _plausible(found[0] * per_inch, found[1] * per_inch) if found else None
+
+
+def _plausible(x: Any, y: Any) -> tuple[float, float] | None:
     try:
-        x, y = image.info["dpi"]
         x, y = float(x), float(y)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+    except (TypeError, ValueError, ZeroDivisionError):
         return None
     return (x, y) if 1 < x < 1e5 and 1 < y < 1e5 else None
 
@@ -90,6 +105,19 @@ def options_of(notes: Notes, form: str) -> dict[str, Any]:
     if notes.comment and form == "JPEG" and len(notes.comment) <= _JPEG_COMMENT:
         options["comment"] = notes.comment
     return options
+
+
+def with_resolution(exif: bytes | None, notes: Notes) -> bytes | None:
+    """EXIF with the resolution, for a format that has no other place for it; an own one of the EXIF precedes."""
+    if not notes.dpi:
+        return exif
+    tags = Image.Exif()
+    if exif:
+        tags.load(exif)
+    if Base.XResolution in tags:
+        return exif
+    tags[Base.XResolution], tags[Base.YResolution], tags[Base.ResolutionUnit] = *notes.dpi, 2  # inches
+    return tags.tobytes()
 
 
 def warn_of_losses(notes: Notes, form: str, name: str) -> None:

@@ -20,7 +20,7 @@ from resshift_fast.images import png, tiff
 from resshift_fast.images.color import profile_space, to_srgb
 from resshift_fast.images.errors import ImageError, one_line
 from resshift_fast.images.files import FORMATS
-from resshift_fast.images.notes import Notes, chunks_of, options_of, warn_of_losses
+from resshift_fast.images.notes import Notes, chunks_of, options_of, warn_of_losses, with_resolution
 
 _LONGEST_SIDE = {"JPEG": 65500, "WEBP": 16383}
 _JPEG_SEGMENT = 65533  # the most bytes that one EXIF segment holds
@@ -169,6 +169,7 @@ def _encode(photo: Photo, form: str, quality: int) -> bytes:
             del options["exif"]
     elif form == "WEBP":
         options |= {"quality": quality, "lossless": quality == 100, "exact": True}
+        options["exif"] = with_resolution(exif, photo.notes)
     elif form == "BMP":
         options = {}
     options |= options_of(photo.notes, form)
