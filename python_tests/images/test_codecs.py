@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pairwise import pairwise
 from PIL import ExifTags, Image
-from sample_photos import camera_exif
+from sample_photos import camera_exif, cmyk_profile
 
 from resshift_fast.images import read
 
@@ -18,30 +18,6 @@ HEIGHT, WIDTH = 9, 14
 def noise(*shape, bits=8, seed=0):
     dtype = np.uint8 if bits == 8 else np.uint16
     return np.random.default_rng(seed).integers(0, 2**bits, shape).astype(dtype)
-
-
-def cmyk_profile():
-    """A 2-point lut8 CMYK profile: paper is white and any cyan gives a mid gray, unlike a plain conversion."""
-    grid = b"".join(bytes([128 if cmyk & 8 else 255, 128, 128]) for cmyk in range(16))
-    ramp = bytes(range(256))
-    identity = struct.pack(">9i", *(65536 if i % 4 == 0 else 0 for i in range(9)))
-    lut = b"mft1\0\0\0\0" + bytes([4, 3, 2, 0]) + identity + ramp * 4 + grid + ramp * 3
-    white = b"XYZ \0\0\0\0" + struct.pack(">3i", 63190, 65536, 54061)
-    text = b"text\0\0\0\0none\0\0\0\0"
-    tags, offset, table, body = (
-        [(b"A2B0", lut), (b"A2B1", lut), (b"wtpt", white), (b"cprt", text)],
-        128 + 4 + 48,
-        b"",
-        b"",
-    )
-    for name, content in tags:
-        content += b"\0" * (-len(content) % 4)
-        table += name + struct.pack(">2I", offset + len(body), len(content))
-        body += content
-    size = offset + len(body)
-    header = struct.pack(">I4xI4s4s4s12x4s24x", size, 0x02400000, b"prtr", b"CMYK", b"Lab ", b"acsp")
-    header += struct.pack(">I3i", 0, 63190, 65536, 54061)
-    return header.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + body
 
 
 def png_bytes(planes, color_type, depth, chunks=()):

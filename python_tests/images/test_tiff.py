@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from pairwise import pairwise
 from PIL import Image
+from sample_photos import cmyk_profile
 
 from resshift_fast.images import ImageError, Photo, directories, headers, read, write
 from resshift_fast.images.directories import read_tags
+from resshift_fast.images.photo import in_8_bits
 
 tifffile = pytest.importorskip("tifffile")
 
@@ -162,8 +164,70 @@ def test_cmyk_is_the_same_in_every_layout(tmp_path, planar, bits):
     expected = np.asarray(Image.fromarray(values, "CMYK").convert("RGB"))
     save(tmp_path / "a.tif", values if bits == 8 else values.astype(np.uint16) * 257, "separated", (), planar)
     photo = read(tmp_path / "a.tif")
-    np.testing.assert_array_equal(photo.pixels, expected)
-    assert photo.alpha is None and not photo.gray
+    np.testing.assert_array_equal(in_8_bits(photo).pixels, expected)
+    assert (photo.bits, photo.alpha, photo.gray) == (bits, None, False)
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("alpha", [False, True], ids=["opaque", "alpha"])
+def test_cmyk_of_16_bits_keeps_them(tmp_path, planar, alpha):
+    values = noise(H, W, 5 if alpha else 4)
+    save(tmp_path / "a.tif", values, "separated", (2,) if alpha else (), planar)
+    photo = read(tmp_path / "a.tif")
+    left = 1 - values.astype(np.float64) / 65535
+    assert photo.bits == 16 and np.abs(photo.pixels - left[..., :3] * left[..., 3:4] * 65535).max() <= 0.501
+    assert not alpha or np.array_equal(photo.alpha, values[..., 4])
+
+
+def test_cmyk_of_16_bits_with_a_profile_is_converted_in_8_with_a_word(tmp_path):
+    values = noise(H, W, 4, bits=8)
+    save(tmp_path / "8.tif", values, "separated", iccprofile=cmyk_profile())
+    save(tmp_path / "16.tif", values.astype(np.uint16) * 257, "separated", iccprofile=cmyk_profile())
+    with pytest.warns(UserWarning, match="16.tif: its 16-bit CMYK is converted through its profile in 8 bits"):
+        photo = read(tmp_path / "16.tif")
+    np.testing.assert_array_equal(photo.pixels, read(tmp_path / "8.tif").pixels)
+
+
+def test_other_inks_are_not_read_as_cmyk(tmp_path):
+    names = b"orange\0green\0violet\0gray\0"
+    inks = [(332, 3, 1, 2, True), (333, 2, len(names), names, True)]
+    for bits in (8, 16):
+        save(tmp_path / "a.tif", noise(H, W, 4, bits=bits), "separated", extratags=inks)
+        with pytest.raises(ImageError, match="holds other inks than cyan"):
+            read(tmp_path / "a.tif")
+
+
+# XYZ of white D50 to sRGB, adapted by Bradford, as published by B. Lindbloom.
+XYZ_TO_SRGB = [
+    [3.1338561, -1.6168667, -0.4906146],
+    [-0.9787684, 1.9161415, 0.0334540],
+    [0.0719453, -0.2289914, 1.4052427],
+]
+
+
+def srgb_of_lab(lab):
+    """[H, W, 3] of L* in 0 to 100, a* and b* as sRGB in 0 to 1; ISO/CIE 11664-4 and IEC 61966-2-1."""
+    y = (lab[..., 0] + 16) / 116
+    roots = np.stack([y + lab[..., 1] / 500, y, y - lab[..., 2] / 200], axis=-1)
+    xyz = np.where(roots > 6 / 29, roots**3, 3 * (6 / 29) ** 2 * (roots - 4 / 29)) * [0.96422, 1, 0.82521]
+    light = np.clip(np.einsum("ij,hwj->hwi", XYZ_TO_SRGB, xyz), 0, 1)
+    return np.where(light <= 0.0031308, 12.92 * light, 1.055 * np.power(light, 1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_lab_of_16_bits_keeps_them(tmp_path, planar, order):
+    rng = np.random.default_rng(0)
+    lab = np.stack([rng.uniform(0, 100, (H, W)), *rng.uniform(-70, 70, (2, H, W))], axis=-1)
+    lab[0, :3] = [[0, 0, 0], [100, 0, 0], [50, 0, 0]]
+    values = np.rint(lab * [655.35, 256, 256]).astype(np.int64) & 0xFFFF
+    save(tmp_path / "a.tif", values.astype(np.uint16), "cielab", (), planar, byteorder=order)
+    photo = read(tmp_path / "a.tif")
+    # The published matrix has the primaries of IEC 61966-2-1 to more digits, which shows at the edge of the gamut.
+    errors = np.abs(photo.pixels - srgb_of_lab(lab) * 65535)
+    assert photo.bits == 16 and errors.max() < 64 and np.median(errors) < 1
+    assert photo.pixels[0, 0].tolist() == [0, 0, 0] and photo.pixels[0, 1].min() > 65500
+    assert len(set(photo.pixels[0, 2].tolist())) <= 3 and np.ptp(photo.pixels[0, 2].astype(int)) <= 8
 
 
 def test_lab_planes_are_read_as_contiguous_lab(tmp_path):
@@ -214,9 +278,8 @@ def test_16_bit_gray_with_alpha_comes_back(tmp_path):
         (noise(H, W, 3).astype(np.float32), {}, "32-bit float"),
         (noise(H, W, 3).astype(np.int16), {}, "16-bit signed"),
         (noise(H, W, 3).astype(np.uint32), {}, "32-bit integer"),
-        (noise(H, W, 3), {"photometric": "cielab"}, "not supported"),
     ],
-    ids=["float", "signed", "32-bit", "lab-16"],
+    ids=["float", "signed", "32-bit"],
 )
 @pytest.mark.parametrize("planar", ["contig", "separate"])
 def test_unsupported_values_are_refused(tmp_path, planar, values, options, message):
@@ -235,6 +298,34 @@ def test_a_file_cut_anywhere_is_refused_in_one_line(tmp_path, planar):
         with pytest.raises(ImageError, match="cut.tif") as caught:
             read(tmp_path / "cut.tif")
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tag", "value", "what"),
+    [
+        (259, 50002, "compressed with JPEG XL"),
+        (259, 50001, "compressed with WebP"),
+        (259, 34887, "compressed with LERC"),
+        (259, 34712, "compressed with JPEG 2000"),
+        (259, 60001, "compressed with method 60001"),
+        (262, 9, "with ICC L"),
+        (262, 32803, "with a camera's raw colours"),
+        (262, 77, "with colours of kind 77"),
+    ],
+)
+@pytest.mark.parametrize("bits", [8, 16])
+def test_what_is_not_read_is_named(tmp_path, tag, value, what, bits, capfd):
+    save(tmp_path / "a.tif", noise(H, W, 3, bits=bits), "rgb", compression="zlib")
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    struct.pack_into("<H", data, data.index(struct.pack("<HHI", tag, 3, 1)) + 8, value)
+    (tmp_path / "a.tif").write_bytes(data)
+    try:
+        read(tmp_path / "a.tif")
+    except ImageError as error:
+        assert f"a.tif is a TIFF {what}" in str(error) and "export it as RGB" in str(error)
+    else:
+        assert value == 50001, "only WebP is read by some builds of Pillow"
+    assert capfd.readouterr().err == ""
 
 
 def test_the_limit_on_pixels_counts_pixels_not_samples(tmp_path, monkeypatch):

@@ -33,6 +33,7 @@ _PRIMARIES = {
 }
 _ADOBE_RGB = (*_D65, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06)  # Adobe RGB (1998), 4.3.1
 _ADOBE_GAMMA = 563 / 256
+_LAB_ROWS = 64  # converted at once, to bound the memory of float64
 _HDR = {16: "PQ", 18: "HLG"}
 Curve = float | Callable[[np.ndarray], np.ndarray]
 
@@ -201,6 +202,38 @@ def _matrix(points: Sequence[float]) -> np.ndarray | None:
     adaptation = np.linalg.inv(_BRADFORD) @ np.diag(_BRADFORD @ _D50 / cones) @ _BRADFORD
     adapted: np.ndarray = adaptation @ (columns * np.linalg.solve(columns, white))
     return adapted if np.abs(adapted).max() < 100 else None
+
+
+def srgb_of_cmyk(values: np.ndarray) -> np.ndarray:
+    """uint16 [H, W, 4] CMYK as uint16 [H, W, 3]: what an ink leaves times what black leaves, as Pillow in 8 bits."""
+    left: np.ndarray = 65535 - values.astype(np.uint32)
+    return ((left[..., :3] * left[..., 3:] + 32767) // 65535).astype(np.uint16)
+
+
+def srgb_of_lab(values: np.ndarray) -> np.ndarray:
+    """CIE L*a*b* of a TIFF as sRGB; colours that sRGB does not have are clipped.
+
+    Args:
+        values: uint16 [H, W, 3]; L* from 0 to 65535 for 0 to 100, a* and b* signed, in steps of 1/256 (Adobe Photoshop
+            TIFF technical notes, 2002), under D50.
+
+    Returns:
+        uint16 [H, W, 3].
+    """
+    matrix = _matrix(_PRIMARIES[1])
+    assert matrix is not None
+    from_xyz, srgb = np.linalg.inv(matrix), np.empty(values.shape, np.uint16)
+    for top in range(0, len(values), _LAB_ROWS):
+        part = values[top : top + _LAB_ROWS]
+        y = (part[..., 0] * (100 / 65535) + 16) / 116
+        a, b = (part[..., i].astype(np.int16) / 256 for i in (1, 2))
+        roots = np.stack([y + a / 500, y, y - b / 200], axis=-1)
+        # ISO/CIE 11664-4: the cube, and a line below (24/116)³.
+        xyz = _D50 * np.where(roots > 24 / 116, roots**3, (roots - 16 / 116) * 108 / 841)
+        light = np.clip(xyz @ from_xyz.T, 0, 1)
+        encoded = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+        srgb[top : top + _LAB_ROWS] = np.rint(encoded * 65535)
+    return srgb
 
 
 def profile_space(icc_profile: bytes) -> bytes:

@@ -13,7 +13,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 from resshift_fast.images.errors import ImageError, too_heavy
 
-MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+BIG = (b"II+\0", b"MM\0+")
+MAGIC = (b"II*\0", b"MM\0*", *BIG)
 
 _SHORT, _LONG = 3, 4
 # Types of values, as letters of `struct`; rationals are pairs of integers.

@@ -7,6 +7,15 @@ class ImageError(ValueError):
     """An image that cannot be read, or a photo that cannot be stored as asked; one line says why and what to do."""
 
 
+class DamagedError(ImageError):
+    """An image whose data are damaged, incomplete, or of a kind that the decoder does not know."""
+
+
+def damaged(name: str, reason: str) -> DamagedError:
+    """The error for an image that could not be decoded."""
+    return DamagedError(f"{name} is damaged or truncated ({reason}); fetch or export it again")
+
+
 def too_large(name: str) -> ImageError:
     """The error for an image with more pixels than Pillow's limit."""
     limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from resshift_fast.core.files import open_regular
 from resshift_fast.images import directories, png
-from resshift_fast.images.errors import ImageError, one_line, too_heavy, too_large
+from resshift_fast.images.errors import ImageError, damaged, one_line, too_heavy, too_large
 from resshift_fast.images.files import FORMATS
 
 _LARGE_FILE = 32_000_000  # bytes, up to which a file is read as it is
@@ -115,7 +115,9 @@ def needed_bytes(file: BinaryIO, name: str) -> bytes:
     head = file.read(_HEAD)
     file.seek(0)
     is_tiff = head.startswith(directories.MAGIC)
-    if size <= _LARGE_FILE and not (is_tiff and directories.tags_exceed(file, size)):
+    # Pillow reads no big-endian BigTIFF, and of none the EXIF, and copies the values of tags whatever their size.
+    is_strange = is_tiff and (head.startswith(directories.BIG) or directories.tags_exceed(file, size))
+    if size <= _LARGE_FILE and not is_strange:
         file.seek(0)
         return file.read()
     try:
@@ -145,8 +147,7 @@ def _first_page(file: BinaryIO, name: str) -> bytes:
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # tags of a damaged file may have any type
-        text = f"{name} is damaged or truncated ({one_line(error)}); fetch or export it again"
-        raise ImageError(text) from error
+        raise damaged(name, one_line(error)) from error
 
 
 def is_whole(path: str | os.PathLike[str]) -> bool:

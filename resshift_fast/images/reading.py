@@ -13,13 +13,20 @@ import numpy as np
 from PIL import Image
 
 from resshift_fast.core.files import NotRegularError, open_regular
-from resshift_fast.images import directories, png, tiff
+from resshift_fast.images import directories, libtiff, png, tiff
 from resshift_fast.images.codecs import bmp_profile, clean_exif, decode_planes, what_it_is
-from resshift_fast.images.color import adobe_profile, is_adobe_rgb, profile_of, profile_space
-from resshift_fast.images.errors import ImageError, one_line, too_large
+from resshift_fast.images.color import (
+    adobe_profile,
+    is_adobe_rgb,
+    profile_of,
+    profile_space,
+    srgb_of_cmyk,
+    srgb_of_lab,
+)
+from resshift_fast.images.errors import DamagedError, ImageError, damaged, one_line, too_large
 from resshift_fast.images.files import missing_file
 from resshift_fast.images.headers import needed_bytes
-from resshift_fast.images.notes import Notes, clean_xmp, notes_of
+from resshift_fast.images.notes import Notes, clean_xmp, dpi_of, notes_of
 from resshift_fast.images.photo import Photo, rounded
 
 _READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
@@ -41,11 +48,12 @@ def read(path: str | PathLike[str]) -> Photo:
     """Read a PNG, JPEG, WebP, TIFF or BMP; the content decides, not the suffix.
 
     Supported are gray of 1 to 16 bits, RGB, palettes, every kind of transparency (16-bit ones too) and CMYK. CMYK is
-    converted to sRGB through its profile, or by Pillow's formula without one; the profile is then dropped, since it
-    does not describe RGB. The EXIF orientation is applied. The first of several frames or pages is read, with a
-    warning. Float, signed and 32-bit TIFFs are refused, because they do not define which value is white, and camera raw
-    files, because what can be read of them is a preview. The limit on pixels is Pillow's
-    (``PIL.Image.MAX_IMAGE_PIXELS``: a warning above it, an error above twice that, 179 million by default).
+    converted to sRGB through its profile (in 8 bits), or without one by the product of what the inks leave; the profile
+    is then dropped, since it does not describe RGB. L*a*b* is converted too. The EXIF orientation is applied. The first
+    of several frames or pages is read, with a warning. Float, signed and 32-bit TIFFs are refused, because they do not
+    define which value is white, and camera raw files, because what can be read of them is a preview. The limit on
+    pixels is Pillow's (``PIL.Image.MAX_IMAGE_PIXELS``: a warning above it, an error above twice that, 179 million by
+    default).
 
     Raises:
         FileNotFoundError: with the nearest name in the folder.
@@ -56,9 +64,7 @@ def read(path: str | PathLike[str]) -> Photo:
     name = str(path)
     data = _file_bytes(path)
     if data.startswith(directories.MAGIC):
-        samples = tiff.decode(data, name)
-        if samples is not None:
-            return _tiff_photo(samples, name, data)
+        return _read_tiff(data, name)
     chunks: list[png.Chunk] = []
     if data.startswith(png.SIGNATURE):
         data, chunks = png.split(data)
@@ -73,6 +79,22 @@ def read(path: str | PathLike[str]) -> Photo:
     return _with_16_bits(photo, image, data) if is_deep else photo
 
 
+def _read_tiff(data: bytes, name: str) -> Photo:
+    with libtiff.errors() as lines:
+        try:
+            samples = tiff.decode(data, name)
+            if samples is not None:
+                photo = _tiff_photo(samples, name, data)
+            else:
+                photo = _photo(_opened(io.BytesIO(data), name), name, data)
+        except DamagedError as error:
+            raise tiff.explained(error, data, name, lines) from error
+    if lines:
+        text = f"{name} is damaged, and parts of the picture may be wrong ({lines[0]}); fetch or export it again"
+        warnings.warn(text, UserWarning, stacklevel=3)
+    return photo
+
+
 def _opened(file: BinaryIO, name: str) -> Image.Image:
     """The image in a file, of which only the header has been read."""
     try:
@@ -81,7 +103,7 @@ def _opened(file: BinaryIO, name: str) -> Image.Image:
         raise too_large(name) from error
     except Exception as error:  # Pillow's parsers raise whatever a damaged file leads them to.
         file.seek(0)
-        raise ImageError(what_it_is(name, file.read(1024))) from error
+        raise DamagedError(what_it_is(name, file.read(1024))) from error
 
 
 def _warn_of_frames(image: Image.Image, chunks: Sequence[png.Chunk], name: str) -> None:
@@ -142,7 +164,7 @@ def _photo(image: Image.Image, name: str, data: bytes | None = None, chunks: Seq
     except Image.DecompressionBombError as error:
         raise too_large(name) from error
     except Exception as error:  # as in read
-        raise ImageError(f"{name} is damaged or truncated ({one_line(error)}); fetch or export it again") from error
+        raise damaged(name, one_line(error)) from error
     # Not before loading: a PNG may have its EXIF after the pixels, and Pillow turns a TIFF upright while it loads.
     exif, orientation = _exif(image)
     pixels, alpha, gray = decode_planes(image, image.info.get("icc_profile"), name, data)
@@ -188,28 +210,42 @@ def _with_16_bits(photo: Photo, image: Image.Image, data: bytes) -> Photo:
     return replace(deep, notes=photo.notes)
 
 
+def _in_rgb(samples: tiff.Samples, icc_profile: bytes | None, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """CMYK or L*a*b* as sRGB, and the alpha in the same number of bits."""
+    values, alpha = samples.values, samples.alpha
+    is_cmyk = samples.photometric == 5
+    if values.dtype == np.uint16:
+        if not is_cmyk:
+            return srgb_of_lab(values), alpha
+        if not icc_profile:
+            return srgb_of_cmyk(values), alpha
+        text = f"{name}: its 16-bit CMYK is converted through its profile in 8 bits; convert it to RGB first for 16"
+        warnings.warn(text, UserWarning, stacklevel=5)
+        values, alpha = rounded(values), None if alpha is None else rounded(alpha)
+    return decode_planes(Image.fromarray(values, "CMYK" if is_cmyk else "LAB"), icc_profile, name, None)[0], alpha
+
+
 def _tiff_photo(samples: tiff.Samples, name: str, data: bytes) -> Photo:
     icc_profile = samples.tags.get(34675)
     if not isinstance(icc_profile, bytes):
         icc_profile = None
-    exif, orientation = None, samples.tags.get(274, 1)
-    if not data.startswith((b"II+", b"MM\0+")):  # Pillow reads no EXIF of a BigTIFF
-        try:
-            its_exif = Image.Exif()
-            its_exif.load(data)
-            exif, orientation = _clean(its_exif)
-            if not icc_profile and samples.photometric not in (5, 8) and is_adobe_rgb(its_exif):
-                icc_profile = adobe_profile(samples.values.shape[2] == 1)
-        except Exception:  # as in _exif
-            pass
+    exif, orientation, dpi = None, samples.tags.get(274, 1), None
+    try:
+        its_exif = Image.Exif()
+        its_exif.load(data)
+        exif, orientation = _clean(its_exif)
+        dpi = dpi_of(its_exif)
+        if not icc_profile and samples.photometric not in (5, 8) and is_adobe_rgb(its_exif):
+            icc_profile = adobe_profile(samples.values.shape[2] == 1)
+    except Exception:  # as in _exif
+        pass
     values, alpha, gray = samples.values, samples.alpha, samples.values.shape[2] == 1
-    if samples.photometric in (5, 8):  # CMYK and L*a*b*, which Pillow converts in 8 bits
-        values, alpha = rounded(values), None if alpha is None else rounded(alpha)
-        image = Image.fromarray(values, "CMYK" if samples.photometric == 5 else "LAB")
-        values, icc_profile = decode_planes(image, icc_profile, name, None)[0], None
+    if samples.photometric in (5, 8):
+        values, alpha = _in_rgb(samples, icc_profile, name)
+        icc_profile = None
     pixels = np.repeat(values, 3, axis=2) if gray else values
     if icc_profile and profile_space(icc_profile) not in (b"RGB ", b"GRAY"):
         icc_profile = None
     photo = _upright(pixels, alpha, gray, icc_profile, exif, orientation, name)
     xmp = samples.tags.get(700)
-    return replace(photo, notes=Notes(xmp=clean_xmp(xmp) if isinstance(xmp, bytes) else None))
+    return replace(photo, notes=Notes(dpi, clean_xmp(xmp) if isinstance(xmp, bytes) else None))

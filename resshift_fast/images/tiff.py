@@ -12,6 +12,7 @@ import io
 import itertools
 import warnings
 import zlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,12 +21,67 @@ from PIL.ExifTags import IFD
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 from resshift_fast.images.directories import read_tags, with_directories
-from resshift_fast.images.errors import ImageError, one_line, too_large
+from resshift_fast.images.errors import DamagedError, ImageError, damaged, one_line, too_large
 
 # Compressions whose result is the plain samples: none, LZW, Deflate (two numbers), PackBits, LZMA, Zstandard.
 _PLAIN_CODECS = (1, 5, 8, 32946, 32773, 34925, 50000)
 _PREDICTING_CODECS = (5, 8, 32946, 34925, 50000)
 _COLORS = {0: 1, 1: 1, 2: 3, 5: 4, 8: 3}  # samples of white-is-zero, black-is-zero, RGB, CMYK, CIE L*a*b*
+# Those that Pillow decodes too: CCITT and JPEG, and palettes and YCbCr.
+_KNOWN_CODECS = (*_PLAIN_CODECS, 2, 3, 4, 7)
+_KNOWN_COLORS = (*_COLORS, 3, 6)
+_CODEC_NAMES = {
+    1: "nothing",
+    2: "CCITT run lengths",
+    3: "CCITT group 3",
+    4: "CCITT group 4",
+    5: "LZW",
+    6: "old-style JPEG",
+    7: "JPEG",
+    8: "Deflate",
+    9: "JBIG",
+    10: "JBIG",
+    22610: "JPEG XR",
+    32766: "NeXT run lengths",
+    32773: "PackBits",
+    32809: "ThunderScan run lengths",
+    32946: "Deflate",
+    33003: "JPEG 2000",
+    33004: "JPEG 2000",
+    33005: "JPEG 2000",
+    34661: "JBIG",
+    34676: "SGI Log",
+    34677: "SGI Log",
+    34712: "JPEG 2000",
+    34887: "LERC",
+    34892: "lossy JPEG",
+    34925: "LZMA",
+    34926: "Zstandard",
+    34927: "WebP",
+    34933: "PNG",
+    34934: "JPEG XR",
+    50000: "Zstandard",
+    50001: "WebP",
+    50002: "JPEG XL",
+    52546: "JPEG XL",
+}
+_COLOR_NAMES = {
+    0: "gray",
+    1: "gray",
+    2: "RGB",
+    3: "a palette",
+    4: "a transparency mask",
+    5: "CMYK",
+    6: "YCbCr",
+    8: "L*a*b*",
+    9: "ICC L*a*b*",
+    10: "ITU L*a*b*",
+    32803: "a camera's raw colours",
+    32844: "log luminance",
+    32845: "log luminance",
+    34892: "a camera's raw colours",
+}
+_REMEDY = "export it as RGB or RGBA with LZW or Deflate"
 
 
 class Samples(NamedTuple):
@@ -54,10 +110,34 @@ def refuse_strange(tags: Any, name: str) -> None:
     kind = next((word for value, word in ((2, "signed"), (3, "float")) if value in sample_formats), "")
     if kind or bits not in (1, 2, 4, 8, 16):
         raise ImageError(f"{name} holds {bits}-bit {kind or 'integer'} pixels; convert it to 8 or 16 bit first")
+    if tags.get(262) == 5 and tags.get(332, 1) != 1 and "cyan" not in str(tags.get(333, "")).lower():
+        raise ImageError(f"{name} holds other inks than cyan, magenta, yellow and black; export it as RGB")
     if tags.get(254, 0) & 1:
         raise ImageError(
             f"{name} begins with a reduced preview, as camera raw files do; develop it to a TIFF or PNG first"
         )
+
+
+def what_is_unsupported(tags: Any, lines: Sequence[str] = ()) -> str:
+    """Why a TIFF that could not be decoded was not, as part of a sentence; empty if its kind is known.
+
+    Args:
+        tags: of its first directory. lines: what libtiff said.
+    """
+    codec, photometric = tags.get(259, 1), tags.get(262, 1)
+    if codec not in _KNOWN_CODECS or any("not configured" in line for line in lines):
+        return f"compressed with {_CODEC_NAMES.get(codec, f'method {codec}')}"
+    if photometric not in _KNOWN_COLORS:
+        return f"with {_COLOR_NAMES.get(photometric, f'colours of kind {photometric}')}"
+    return ""
+
+
+def explained(error: DamagedError, data: bytes, name: str, lines: Sequence[str]) -> ImageError:
+    """The error of a TIFF that could not be decoded, with its reason: its kind, or what libtiff said."""
+    what = what_is_unsupported(read_tags(io.BytesIO(data)) or {}, lines)
+    if what:
+        return ImageError(f"{name} is a TIFF {what}, which is not read here; {_REMEDY}")
+    return damaged(name, lines[0]) if lines else error
 
 
 def decode(data: bytes, name: str) -> Samples | None:
@@ -77,8 +157,7 @@ def decode(data: bytes, name: str) -> Samples | None:
     except (ImageError, Warning, MemoryError):
         raise
     except Exception as error:  # tags of a damaged file may have any type, and Pillow's parsers raise anything
-        text = f"{name} is damaged or truncated ({one_line(error)}); fetch or export it again"
-        raise ImageError(text) from error
+        raise damaged(name, one_line(error)) from error
 
 
 def _decode(data: bytes, tags: dict[int, Any], name: str) -> Samples | None:
@@ -86,17 +165,14 @@ def _decode(data: bytes, tags: dict[int, Any], name: str) -> Samples | None:
         return None
     bits, samples, codec = set(tags.get(258, (1,))), tags.get(277, 1), tags.get(259, 1)
     photometric, separate = tags.get(262, -1), tags.get(284, 1) == 2 and samples > 1
-    unknown_to_pillow = data.startswith(b"MM\0+") or samples > _COLORS.get(photometric, 9) + 1
+    unknown_to_pillow = samples > _COLORS.get(photometric, 9) + 1
     deep = bits == {16} and (samples > 1 or photometric == 0)
     if not (deep or unknown_to_pillow or (bits == {8} and separate and codec in _PLAIN_CODECS)):
         return None
     refuse_strange(tags, name)
-    supported = photometric in _COLORS and codec in _PLAIN_CODECS and bits in ({8}, {16}) and samples <= 16
-    if not supported or (photometric == 8 and bits == {16}):
-        raise ImageError(
-            f"{name} is a kind of {max(bits)}-bit TIFF that is not supported (photometric {photometric}, compression "
-            f"{codec}); export it as RGB or RGBA with LZW or Deflate"
-        )
+    if photometric not in _COLORS or codec not in _PLAIN_CODECS or bits not in ({8}, {16}) or samples > 16:
+        what = what_is_unsupported(tags) or f"of {samples} samples of {max(bits)} bits in {_COLOR_NAMES[photometric]}"
+        raise ImageError(f"{name} is a TIFF {what}, which is not read here; {_REMEDY}")
     limit, pixels = Image.MAX_IMAGE_PIXELS or 0, tags[256] * tags[257]
     if limit and pixels > 2 * limit:
         raise too_large(name)
