@@ -1,8 +1,10 @@
 """Zip archives of torch.save: whether they are whole, and those that another program has packed again."""
 
 import io
+import tempfile
 import zipfile
 from pathlib import Path
+from typing import IO
 
 _MOST_INFLATED = 10  # times the size of the archive; weights can hardly be compressed
 _SMALL = 1 << 27  # bytes, that may be inflated from any archive
@@ -54,14 +56,15 @@ def is_repacked(found: list[zipfile.ZipInfo]) -> bool:
     )
 
 
-def as_saved(path: Path) -> io.BytesIO:
-    """An archive as torch.save writes it, from one that was packed again.
+def as_saved(path: Path) -> IO[bytes]:
+    """An archive as torch.save writes it, from one that was packed again; a large one is a temporary file.
 
     Raises:
         ArchiveError: if a file in it is damaged.
     """
-    packed = io.BytesIO()
     try:
+        inflated = sum(entry.file_size for entry in entries(path))
+        packed: IO[bytes] = io.BytesIO() if inflated <= _SMALL else tempfile.TemporaryFile()  # noqa: SIM115  returned
         with zipfile.ZipFile(path) as archive, zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as new:
             names = {entry.filename for entry in entries(path) if not entry.is_dir()}
             (pickled,) = (name for name in names if name.rsplit("/", 1)[-1] == "data.pkl")

@@ -13,13 +13,11 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as deserialize
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from resshift_fast.core.files import write_atomically
-from resshift_fast.weights import archives
+from resshift_fast.weights import archives, safetensors_file
 
 # Keys under which training programs store the weights in a checkpoint; the first that holds tensors is taken.
 WRAPPERS = ("params_ema", "ema", "params", "state_dict", "model")
@@ -251,8 +249,8 @@ def _is_text(head: bytes) -> bool:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        return deserialize(path.read_bytes())
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        return safetensors_file.read(path)
+    except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} is truncated or damaged ({_reason(error)}); download it again") from error
 
 
