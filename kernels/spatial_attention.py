@@ -7,25 +7,31 @@ the running sum l of exponentials and the unnormalized output, all float32: a bl
           o' = o\,e^{m - m'} + e^{s - m'} v
 
 With 512 channels the output of 64 queries alone takes half of an SM's registers (128 of a thread's 255 in 8 warps).
-Other partitions were considered. 128 queries would need all registers. Splitting the channels of v over programs
-computes every score twice, 1.5 times the operations. Reading q and k in chunks of channels with 64 keys a block spills,
-because all of a block's values then pass through registers. What fits: q whole in shared memory, and blocks of few keys
-with all their channels, so that both products are single `tl.dot`s and the next keys and values are loaded while one
-block is computed. Registers and shared memory decide how many keys: 32 on sm_100 (193 KB), 16 elsewhere, in three
-stages on sm_80 and 90 (130 and 160 KB), in two where a program has 99 KB (sm_86, 89, 120). Nothing spills: 230 to 255
-registers in 16 bit. On sm_90 the loop has to compute its addresses each time (`HOIST`), because precomputed ones don't
-fit into registers with the output. float32 has no ieee matrix instruction; 32 queries and 16 keys in one stage take 175
-to 214 registers.
+Reading q and k in chunks of channels with 64 keys a block spills, because all of a block's values then pass through
+registers. What fits: q whole in shared memory, and blocks of few keys with all their channels, so that both products
+are single `tl.dot`s and the next keys and values are loaded while one block is computed. On sm_80 that is 64 queries
+and 16 keys in three stages (130 KB), in two where a program has 99 KB (sm_86, 89, 120). Nothing spills: 218 to 255
+registers in 16 bit. float32 has no ieee matrix instruction; 32 queries and 16 keys in one stage take 175 to 214
+registers.
 
-Where there are too few blocks of queries for the GPU (64 for a 64² latent), the keys too are divided over programs.
-Each part is normalized and stored in float32 with its log-sum-exp, and a second kernel combines the parts in order.
-That writes and reads 4·C bytes a query and part, 34 MB in all for 64² pixels in two parts. It costs 10 µs of an H100's
-memory bandwidth, and makes 128 instead of 64 of its 132 SMs share 34 GFLOP, which 64 can't do in less than 70 µs.
+On sm_90 and 100 a program has 128 queries, 32 keys a step and half of v's channels (`B_D`, 224 KB), because a matrix
+instruction of a group of four warps has 64 rows. With 64 queries two groups share the rows and divide the keys: of 16
+keys each multiplies 8. An instruction for 64 rows, 16 channels and n keys takes n/2 cycles and reads 2,048 + 32·n bytes
+of shared memory at 128 a cycle: 18 cycles for 8 keys, 22 % of the rate, 24 for 32 keys, 67 %. So scores computed twice,
+once for either half of v, still cost a third less than once in steps of 16 keys: for 64² pixels 98,000 cycles a program
+of 128 for the scores, where it was 147,000, beside 33,000 for the second product. Keys and values are read by half as
+many blocks of queries: 403 instead of 537 MB from L2. 64 queries with 32 keys spill.
+
+Where there are too few blocks for the GPU (64 for a 64² latent), the keys too are divided over programs. Each part is
+normalized and stored with its log-sum-exp, and a second kernel combines the parts in order. A part is an average of
+values, so it is stored in their dtype: its rounding is as large as that of the result, and the weights, which sum to 1,
+do not increase it. That writes and reads 2·C bytes a query and part in 16 bit, 17 MB in all for 64² pixels in two
+parts, 5 µs of an H100's memory bandwidth, and makes 128 instead of 64 of its 132 SMs share 51 GFLOP.
 
 Traffic: every block of queries reads all keys and values, but while these fit into two thirds of L2 they are read from
 memory once (8 MB for 64² pixels in 16 bit). Otherwise programs that run at the same time iterate over the keys in about
 the same order at the same speed and share what they read, so that keys and values are read from memory once for each
-wave of programs: `passes` counts the waves, with one program an SM.
+wave of programs: `passes` counts the waves, with one program an SM. A wave has programs of the same half of v.
 """
 
 from typing import NamedTuple
@@ -48,8 +54,9 @@ COMBINE_ELEMENTS = 2048  # of a program of the combining kernel
 LOG2_E = tl.constexpr(1.4426950408889634)  # e^x is computed as 2^(x log2 e), because the hardware has exp2
 
 
-def _config(b_m: int, b_n: int, num_warps: int, num_stages: int, hoist: bool = True) -> Config:
-    return Config({"B_M": b_m, "B_N": b_n, "HOIST": hoist}, num_warps=num_warps, num_stages=num_stages)
+def _config(b_m: int, b_n: int, num_warps: int, num_stages: int, hoist: bool = True, b_d: int = MAX_CHANNELS) -> Config:
+    blocks = {"B_M": b_m, "B_N": b_n, "B_D": b_d, "HOIST": hoist}
+    return Config(blocks, num_warps=num_warps, num_stages=num_stages)
 
 
 def _candidates(key: tuple) -> list[Config]:
@@ -61,7 +68,14 @@ def _candidates(key: tuple) -> list[Config]:
         }
         return [_config(*c) for c in blocks.get(channels, ((64, 32, 8, 2), (32, 32, 4, 2), (32, 32, 8, 2)))]
     blocks = {
-        512: ((64, 32, 8, 2), (64, 32, 8, 1, False), (64, 16, 8, 2), (64, 16, 8, 3), (64, 16, 8, 3, False)),
+        512: (
+            (128, 32, 8, 2, True, 256),
+            (64, 32, 8, 2),
+            (64, 32, 8, 1, False),
+            (64, 16, 8, 2),
+            (64, 16, 8, 3),
+            (64, 16, 8, 3, False),
+        ),
         256: ((128, 64, 8, 2), (128, 32, 8, 2), (64, 32, 8, 2), (64, 32, 4, 2), (64, 32, 4, 3)),
         128: ((128, 64, 8, 2), (128, 64, 8, 3), (64, 64, 4, 2), (64, 64, 4, 3)),
     }
@@ -78,7 +92,9 @@ def _default(arch: int, key: tuple) -> Config:
             return _config(32, 16, 8, 2)
         return _config(32, 32, 8 if channels == 128 else 4, 2)
     if channels == 512:
-        return _config(64, 32, 8, 2) if arch == 100 else _config(64, 16, 8, 2 if small else 3, arch != 90)
+        if arch in (90, 100):
+            return _config(128, 32, 8, 2, b_d=256)
+        return _config(64, 16, 8, 2 if small else 3)
     if channels == 256:
         return _config(64, 32, 4 if arch in (90, 100) else 8, 2)  # with mma.sync, 4 warps have too few registers
     return _config(64, 64, 4, 2 if channels == 128 else 3)
@@ -93,7 +109,7 @@ def spatial_attention_kernel(
     p_q,  # [B, n_tokens, CHANNELS]
     p_k,  # [B, n_tokens, CHANNELS]
     p_v,  # [B, n_tokens, CHANNELS]
-    p_out,  # [n_parts, B, n_tokens, CHANNELS], float32 if the parts are to be combined
+    p_out,  # [n_parts, B, n_tokens, CHANNELS]
     p_lse,  # [n_parts, B, n_tokens], float32: log2 of the sum of exponentials; None for a single part
     n_rows,  # B · n_tokens
     n_tokens,
@@ -103,13 +119,16 @@ def spatial_attention_kernel(
     B_M: tl.constexpr,
     B_N: tl.constexpr,
     B_C: tl.constexpr,
+    B_D: tl.constexpr,  # channels of v of a program
     HOIST: tl.constexpr,  # whether addresses may be computed before the loop and stay in registers
 ):
     SCALE: tl.constexpr = CHANNELS**-0.5
+    D_BLOCKS: tl.constexpr = (CHANNELS + B_D - 1) // B_D
     n_blocks = tl.cdiv(n_tokens, B_M)
     i_block = tl.program_id(0) % n_blocks  # adjacent programs share keys and values
-    i_part = tl.program_id(0) // n_blocks % n_parts
-    i_image = (tl.program_id(0) // n_blocks // n_parts).to(tl.int64)
+    i_d = tl.program_id(0) // n_blocks % D_BLOCKS
+    i_part = tl.program_id(0) // (n_blocks * D_BLOCKS) % n_parts
+    i_image = (tl.program_id(0) // (n_blocks * D_BLOCKS) // n_parts).to(tl.int64)
     i_first = i_part * tokens_each
     i_last = tl.minimum(i_first + tokens_each, n_tokens)
     i_m = i_block * B_M
@@ -119,18 +138,20 @@ def spatial_attention_kernel(
     m_c = o_c < CHANNELS
     m_q = (i_m + o_m < n_tokens)[:, None] & m_c[None, :]
     o_q = o_m[:, None] * CHANNELS + o_c[None, :]
-    o_kv = o_n[:, None] * CHANNELS + o_c[None, :]
+    o_k = o_n[:, None] * CHANNELS + o_c[None, :]
+    o_d = i_d * B_D + tl.arange(0, B_D)
+    m_d = o_d < CHANNELS
+    o_v = o_n[:, None] * CHANNELS + o_d[None, :]
     i_first_row = i_image * n_tokens  # int64, as all offsets made of it
     b_q = tl.load(p_q + (i_first_row + i_m) * CHANNELS + o_q, mask=m_q, other=0.0)
 
     b_max = tl.full([B_M], float("-inf"), tl.float32)
     b_sum = tl.zeros([B_M], tl.float32)
-    b_out = tl.zeros([B_M, B_C], tl.float32)
+    b_out = tl.zeros([B_M, B_D], tl.float32)
     for i_n in tl.range(i_first, i_last, B_N, disable_licm=not HOIST):
         m_n = i_n + o_n < i_last
         i_offset = (i_first_row + i_n) * CHANNELS
-        m_kv = m_n[:, None] & m_c[None, :]
-        b_k = tl.load(p_k + i_offset + o_kv, mask=m_kv, other=0.0)
+        b_k = tl.load(p_k + i_offset + o_k, mask=m_n[:, None] & m_c[None, :], other=0.0)
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * (SCALE * LOG2_E)
         b_s = tl.where(m_n[None, :], b_s, float("-inf"))
         b_next = tl.maximum(b_max, tl.max(b_s, axis=1))
@@ -138,19 +159,21 @@ def spatial_attention_kernel(
         b_decay = tl.exp2(b_max - b_next)
         b_sum = b_sum * b_decay + tl.sum(b_p, axis=1)
         b_max = b_next
-        b_v = tl.load(p_v + i_offset + o_kv, mask=m_kv, other=0.0)
+        b_v = tl.load(p_v + i_offset + o_v, mask=m_n[:, None] & m_d[None, :], other=0.0)
         b_out = tl.dot(b_p.to(b_v.dtype), b_v, b_out * b_decay[:, None], input_precision="ieee")
 
     i_row = i_part * n_rows.to(tl.int64) + i_first_row + i_m
     b_out = b_out * (1.0 / b_sum)[:, None]
-    tl.store(p_out + i_row * CHANNELS + o_q, b_out.to(p_out.dtype.element_ty), mask=m_q)
+    m_m = i_m + o_m < n_tokens
+    o_out = o_m[:, None] * CHANNELS + o_d[None, :]
+    tl.store(p_out + i_row * CHANNELS + o_out, b_out.to(p_out.dtype.element_ty), mask=m_m[:, None] & m_d[None, :])
     if p_lse is not None:
-        tl.store(p_lse + i_row + o_m, b_max + tl.log2(b_sum), mask=i_m + o_m < n_tokens)
+        tl.store(p_lse + i_row + o_m, b_max + tl.log2(b_sum), mask=i_m + o_m < tl.where(i_d == 0, n_tokens, 0))
 
 
 @triton.jit(do_not_specialize=["n_rows", "n_parts"])
 def combine_parts_kernel(
-    p_parts,  # [n_parts, n_rows, CHANNELS], float32
+    p_parts,  # [n_parts, n_rows, CHANNELS]
     p_lse,  # [n_parts, n_rows], float32
     p_out,  # [n_rows, CHANNELS]
     n_rows,
@@ -174,7 +197,8 @@ def combine_parts_kernel(
         i_row = i_part * n_rows.to(tl.int64)
         b_weight = tl.exp2(tl.load(p_lse + i_row + o_r, mask=m_r, other=0.0) - b_max)
         b_sum += b_weight
-        b_out += b_weight[:, None] * tl.load(p_parts + i_row * CHANNELS + o_out, mask=m_out, other=0.0)
+        b_part = tl.load(p_parts + i_row * CHANNELS + o_out, mask=m_out, other=0.0).to(tl.float32)
+        b_out += b_weight[:, None] * b_part
     tl.store(p_out + o_out, (b_out / b_sum[:, None]).to(p_out.dtype.element_ty), mask=m_out)
 
 
@@ -195,11 +219,12 @@ def _parts(n_programs: int, n_tokens: int, b_n: int, arch: int) -> tuple[int, in
     return triton.cdiv(n_tokens, tokens_each), tokens_each
 
 
-def _passes(image_bytes: int, n_blocks: int, arch: int) -> int:
-    """How often keys and values are read from memory, each of so many bytes an image."""
+def _passes(image_bytes: int, q_blocks: int, d_blocks: int, arch: int) -> dict[str, float]:
+    """How often q, k and v, each of so many bytes an image, are read from memory."""
     n_sms, l2_megabytes = GPUS[arch]
-    resident = 2 * image_bytes <= l2_megabytes * 2**20 * 2 // 3
-    return 1 if resident else triton.cdiv(n_blocks, n_sms)
+    if 2 * image_bytes <= l2_megabytes * 2**20 * 2 // 3:
+        return {}
+    return {"p_q": d_blocks, "p_k": triton.cdiv(q_blocks * d_blocks, n_sms), "p_v": triton.cdiv(q_blocks, n_sms)}
 
 
 def _architecture(device: torch.device) -> int:
@@ -224,17 +249,18 @@ def _forward(config: Config, shape: tuple[int, ...], element_size: int, device: 
     batch, channels, height, width = shape
     n_tokens = height * width
     n_rows, arch, b_c = batch * n_tokens, _architecture(device), triton.next_power_of_2(channels)
-    n_blocks = triton.cdiv(n_tokens, config.blocks["B_M"])
+    b_d = min(config.blocks["B_D"], b_c)
+    q_blocks, d_blocks = triton.cdiv(n_tokens, config.blocks["B_M"]), triton.cdiv(channels, b_d)
+    n_blocks = q_blocks * d_blocks
     n_parts, tokens_each = _parts(batch * n_blocks, n_tokens, config.blocks["B_N"], arch)
-    passes = _passes(n_tokens * channels * element_size, n_blocks, arch)
     attention = Start(
         spatial_attention_kernel,
         (batch * n_blocks * n_parts,),
         *(n_rows, n_tokens, n_parts, tokens_each),
-        passes={"p_k": passes, "p_v": passes},
+        passes=_passes(n_tokens * channels * element_size, q_blocks, d_blocks, arch),
         CHANNELS=channels,
         B_C=b_c,
-        **config.options,
+        **(config.options | {"B_D": b_d}),
     )
     b_r = max(COMBINE_ELEMENTS // b_c, 1)
     grid = (triton.cdiv(n_rows, b_r),)
@@ -255,7 +281,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             plan.attention(q, k, v, out, None)
             return (out,)
         n_rows = batch * height * width
-        parts = q.new_empty((plan.n_parts, n_rows, channels), dtype=torch.float32)
+        parts = q.new_empty((plan.n_parts, n_rows, channels))
         lse = q.new_empty((plan.n_parts, n_rows), dtype=torch.float32)
         plan.attention(q, k, v, parts, lse)
         plan.combine(parts, lse, out)

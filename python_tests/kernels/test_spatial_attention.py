@@ -82,6 +82,20 @@ def test_keys_split_over_programs(batch, channels, size, dtype, device, monkeypa
     check(module.forward(q, k, v), q, k, v)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("channels, min_keys", [(512, 256), (384, 64)], ids=["C512-whole", "C384-split"])
+def test_values_split_over_programs(channels, min_keys, dtype, device, monkeypatch):
+    monkeypatch.setattr(module, "MIN_KEYS", min_keys)
+    config = module._config(32, 16, 4, 2, b_d=256)
+    monkeypatch.setattr(module.SPACE, "default", lambda arch, key: config)
+    q, k, v = inputs(2, channels, 13, 10, dtype, device)
+    with targeting(90):
+        with record() as launches:
+            module.forward(q, k, v)
+        assert launches[0].grid == (2 * 5 * 2 * (1 if min_keys == 256 else 2),)
+        check(module.forward(q, k, v), q, k, v)
+
+
 @pytest.mark.parametrize("min_keys", [16, 256], ids=["split", "whole"])
 @pytest.mark.parametrize("sign", [1, -1], ids=["large", "very negative"])
 def test_extreme_scores(min_keys, sign, device, monkeypatch):
@@ -114,15 +128,16 @@ def test_bytes_of_a_64_by_64_latent():
     (launch,) = recorded(80, 1, 512, 64, 64)
     assert launch.grid == (64,) and launch.num_bytes == 4 * image
     attention, combine = recorded(90, 1, 512, 64, 64)  # 64 blocks of queries would leave half of its SMs idle
-    parts, sums = 2 * 2 * image, 2 * 4096 * 4
+    parts, sums = 2 * image, 2 * 4096 * 4
     assert attention.grid == (128,) and attention.num_bytes == 3 * image + parts + sums
     assert combine.num_bytes == parts + sums + image
 
 
 def test_bytes_beyond_the_cache():
     (launch,) = recorded(90, 1, 512, 512, 512)
-    image, waves = 512**3 * 2, 32  # 4,096 blocks of queries on 132 SMs
-    assert launch.grid == (4096,) and launch.num_bytes == (2 + 2 * waves) * image
+    # 2,048 blocks of queries, once for either half of the values, on 132 SMs.
+    image, waves, of_a_half = 512**3 * 2, 32, 16
+    assert launch.grid == (4096,) and launch.num_bytes == (2 + 1 + waves + of_a_half) * image
 
 
 def test_huge_grids_are_on_the_first_axis():
