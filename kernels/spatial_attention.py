@@ -34,7 +34,7 @@ the same order at the same speed and share what they read, so that keys and valu
 wave of programs: `passes` counts the waves, with one program an SM. A wave has programs of the same half of v.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -62,12 +62,12 @@ def _config(b_m: int, b_n: int, num_warps: int, num_stages: int, hoist: bool = T
 def _candidates(key: tuple) -> list[Config]:
     channels, itemsize, _tokens = key
     if itemsize == 4:
-        blocks = {
+        float32: dict[int, tuple[tuple[Any, ...], ...]] = {
             512: ((32, 16, 8, 1, False), (32, 16, 8, 2), (16, 16, 8, 2)),
             256: ((32, 16, 8, 2), (32, 16, 4, 2)),
         }
-        return [_config(*c) for c in blocks.get(channels, ((64, 32, 8, 2), (32, 32, 4, 2), (32, 32, 8, 2)))]
-    blocks = {
+        return [_config(*c) for c in float32.get(channels, ((64, 32, 8, 2), (32, 32, 4, 2), (32, 32, 8, 2)))]
+    blocks: dict[int, tuple[tuple[Any, ...], ...]] = {
         512: (
             (128, 32, 8, 2, True, 256),
             (64, 32, 8, 2),

@@ -36,7 +36,9 @@ def _normal(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def array(name: str, *shape: int) -> Tensor:
-    """The input called `name`: standard normal, float32."""
+    """The input called `name`: standard normal, float32. Without values within `torch.device("meta")`."""
+    if torch.get_default_device().type == "meta":
+        return torch.empty(shape)
     return torch.from_numpy(_normal(name, shape).astype(np.float32))
 
 

@@ -174,7 +174,8 @@ def test_results_are_bitwise_the_same(device):
 def recorded(batch, side, heads=6, head_dim=32, out_channels=192, shift=4, dtype=torch.bfloat16, arch=90):
     """The arguments, the launch and the result for windows of 8 × 8, on the meta device."""
     case = (batch, side, side, heads, head_dim, 8, shift, "resshift", out_channels, True, True)
-    arguments = inputs(case, "meta", dtype)
+    with torch.device("meta"):
+        arguments = inputs(case, "meta", dtype)
     with tuning.targeting(arch), record() as launches:
         y = window_attention_proj.forward(*arguments)
     assert len(launches) == 1
