@@ -8,6 +8,7 @@ import pytest
 import torch
 from golden_data import OfficialNetworks
 from hypothesis import settings
+from interpreter import quicken
 from pairwise import ISAS
 
 from resshift_fast.backends import descriptions, dispatch, registry
@@ -16,6 +17,8 @@ from resshift_fast.core import devices
 # Without a GPU Triton's interpreter runs the kernels. Their decorator chooses it, so this comes before their import.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+    if descriptions.has_triton():
+        quicken()
 
 # With TF32, convolutions on a GPU would round their float32 inputs to 10 bits.
 torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
