@@ -465,10 +465,11 @@ def _load(
     checkpoints.load_into(module, state, path)
 
 
-def _check_download(module: nn.Module, path: os.PathLike[str]) -> None:
-    """Raise CheckpointError for a download that is damaged, or lacks a weight of the network."""
-    checkpoints.check_whole(path)
+def _check_download(module: nn.Module, path: os.PathLike[str]) -> str:
+    """Raise CheckpointError for a download that is damaged, or lacks a weight of the network; says what was checked."""
+    sums = "the checksums in its archive, " if checkpoints.check_whole(path) else ""
     checkpoints.load_into(module, checkpoints.read_state_dict(path), path)
+    return f"{sums}the names and shapes of its weights"
 
 
 def _seeds(seed: inputs.Seeds, count: int) -> list[int]:

@@ -34,6 +34,27 @@ def test_a_file_without_a_length_that_is_cut_is_not_kept(site, cache):
     assert fetch(site.file(), progress=False, check=whole).read_bytes() == site.content
 
 
+@pytest.mark.parametrize("size", [None, 300_000])
+@pytest.mark.parametrize("sha", ["published", "pinned", "unknown"])
+@pytest.mark.parametrize("length", [True, False])
+@pytest.mark.parametrize("words", ["its keys", None])
+def test_one_line_says_what_was_verified(site, cache, capsys, size, sha, length, words):
+    digest, site.says_length = sha256(site.content), length
+    if sha == "pinned":
+        cache.mkdir()
+        (cache / f"{NAME}.sha256").write_text(f"{digest}  {NAME}\n")
+    fetch(site.file(size=size, sha256=digest if sha == "published" else None), progress=False, check=lambda _: words)
+    (line,) = capsys.readouterr().err.splitlines()
+    verified, _, unverified = line.removeprefix(f"{NAME}: 300,000 bytes; ").partition("; not verified: ")
+    assert ("its size" in verified) == (size is not None)
+    assert ("the length that the server announced" in verified) == (size is None and length)
+    assert ("its length" in unverified) == (size is None and not length)
+    assert ("its keys" in verified) == (words is not None)
+    assert ("its published sha256" in verified) == (sha == "published")
+    assert (f"the sha256 in {cache / NAME}.sha256" in verified) == (sha == "pinned")
+    assert (f"its sha256 {digest}, since none is" in unverified) == (sha == "unknown")
+
+
 @pytest.mark.parametrize("lengths", [["-5"], ["3e5"], ["+300000"], ["²"], ["10" * 20], ["300000", "5"], [""]])
 def test_a_length_that_makes_no_sense(site, cache, lengths, monkeypatch):
     real = Handler.send_header

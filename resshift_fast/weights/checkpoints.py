@@ -86,16 +86,21 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return state
 
 
-def check_whole(path: str | os.PathLike[str]) -> None:
+def check_whole(path: str | os.PathLike[str]) -> bool:
     """Compare every file in an archive of torch.save with its checksum; other kinds of weights have none.
+
+    Returns:
+        Whether there were checksums.
 
     Raises:
         CheckpointError: as `read_state_dict`, and for a wrong checksum.
     """
     path = Path(path)
     try:
-        if _recognize(path) in ("zip", "packed"):
+        has_sums = _recognize(path) in ("zip", "packed")
+        if has_sums:
             archives.check_sums(path)
+        return has_sums
     except archives.ArchiveError as error:
         raise CheckpointError(f"{path} is damaged ({error}); download it again") from error
 

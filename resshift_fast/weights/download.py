@@ -93,7 +93,7 @@ def fetch(
         verify: hash the whole file even if its size and modification time have not changed.
         option: the argument that takes a local file instead, for messages ("weights" or "autoencoder").
         check: called with a file that has been downloaded, before it is kept; raises ValueError if it is damaged or
-            another file.
+            another file, and returns what it has verified, in words for the user, or None.
 
     Returns:
         The file's absolute path.
@@ -169,23 +169,43 @@ def _download(
     file: "WeightFile", target: Path, part: Path, progress: bool, check: Callable[[Path], object] | None
 ) -> None:
     """Receive the whole file, over as many connections as it takes, check it and rename it to the target."""
-    resumed = _receive_all(file, part, progress)
+    resumed, total = _receive_all(file, part, progress)
     try:
-        digest = _checked(file, target, part, check)
+        digest, verified = _checked(file, target, part, check)
     except _Failure:
         if not resumed:
             raise
         # What was kept of an earlier try may be damaged, as by a power failure: once more, from the beginning.
-        _receive_all(file, part, progress)
-        digest = _checked(file, target, part, check)
+        _, total = _receive_all(file, part, progress)
+        digest, verified = _checked(file, target, part, check)
     os.replace(part, target)
     remove_state(part)
     status = target.stat()
+    _say_what_was_verified(file, target, total, digest, verified)
     write_record(target, Record(status.st_size, status.st_mtime_ns, digest))
 
 
-def _receive_all(file: "WeightFile", part: Path, progress: bool) -> bool:
-    """Receive the whole file; returns whether an earlier try had received some of it."""
+def _say_what_was_verified(file: "WeightFile", target: Path, total: int | None, digest: str, verified: str) -> None:
+    """Print what of a download was compared with something known, and what was not."""
+    done, left = [], []
+    if total is None:
+        left.append("its length, which the server did not announce")
+    else:
+        done.append("its size" if file.size is not None else "the length that the server announced")
+    done += [verified] * bool(verified)
+    if file.sha256:
+        done.append("its published sha256")
+    elif read_record(target):
+        done.append(f"the sha256 in {beside(target, '.sha256')}")
+    else:
+        left.append(f"its sha256 {digest}, since none is published or pinned")
+    lists = {"verified": done or ["nothing"], "not verified": left}
+    parts = [f"{word}: {', '.join(items)}" for word, items in lists.items() if items]
+    print(f"{file.filename}: {target.stat().st_size:,} bytes; {'; '.join(parts)}", file=sys.stderr)
+
+
+def _receive_all(file: "WeightFile", part: Path, progress: bool) -> tuple[bool, int | None]:
+    """Receive the whole file; returns whether an earlier try had received some of it, and its length if announced."""
     from tqdm import tqdm
 
     began = read_partial(part, file).received
@@ -195,8 +215,7 @@ def _receive_all(file: "WeightFile", part: Path, progress: bool) -> bool:
     with tqdm(desc=file.filename, **options) as bar:
         while True:
             try:
-                _transfer(file, part, bar)
-                return began > 0
+                return began > 0, _transfer(file, part, bar)
             except _Interruption as error:
                 # Compared with the furthest byte ever: a restart that breaks off at the same byte is no progress.
                 failures = 0 if size_of(part) > furthest else failures + 1
@@ -206,8 +225,8 @@ def _receive_all(file: "WeightFile", part: Path, progress: bool) -> bool:
                 time.sleep(RETRY_DELAY_SECONDS * 2 ** max(0, failures - 1))
 
 
-def _checked(file: "WeightFile", target: Path, part: Path, check: Callable[[Path], object] | None) -> str:
-    """The SHA-256 of a complete part; one that is another file is discarded."""
+def _checked(file: "WeightFile", target: Path, part: Path, check: Callable[[Path], object] | None) -> tuple[str, str]:
+    """The SHA-256 of a complete part, and what its check has verified; one that is another file is discarded."""
     digest = _sha256(part)
     record = read_record(target)
     expected = (file.sha256 or (record.sha256 if record else digest)).lower()
@@ -217,19 +236,22 @@ def _checked(file: "WeightFile", target: Path, part: Path, check: Callable[[Path
                 "" if file.sha256 else f" as {beside(target, '.sha256')} says; delete that to accept another version"
             )
             raise _Failure(f"its sha256 is {digest}, not {expected}{accept}")
-        if check is not None:
-            check(part)
+        verified = check(part) if check is not None else None
     except (_Failure, ValueError) as error:
         discard(part)
         raise _Failure(str(error).replace(str(part), "what was received")) from error
-    return digest
+    return digest, verified if isinstance(verified, str) else ""
 
 
-def _transfer(file: "WeightFile", part: Path, bar: Any) -> None:
-    """One request: resume at the end of the part, or restart if the server can't resume or the file has changed."""
+def _transfer(file: "WeightFile", part: Path, bar: Any) -> int | None:
+    """One request: resume at the end of the part, or restart if the server can't resume or the file has changed.
+
+    Returns:
+        The length of the file; None if it is not known.
+    """
     partial = read_partial(part, file)
     if partial.received and partial.received == partial.total:
-        return
+        return partial.total
     assert file.url is not None
     request = urllib.request.Request(file.url, headers={"User-Agent": "resshift-fast"})
     if partial.received and partial.validator is not None:
@@ -255,6 +277,7 @@ def _transfer(file: "WeightFile", part: Path, bar: Any) -> None:
     received = size_of(part)
     if received == 0 or (total is not None and received != total):
         raise _Interruption(f"the connection ended after {received} of {total or 'an unknown number of'} bytes")
+    return total
 
 
 def _connect(request: urllib.request.Request, part: Path) -> http.client.HTTPResponse:
