@@ -15,7 +15,8 @@ from PIL import Image
 
 from resshift_fast.core.files import open_regular
 from resshift_fast.images import directories, png
-from resshift_fast.images.errors import ImageError, damaged, one_line, too_heavy, too_large
+from resshift_fast.images.codecs import what_it_is
+from resshift_fast.images.errors import DamagedError, ImageError, damaged, one_line, too_heavy, too_large
 from resshift_fast.images.files import FORMATS
 
 _LARGE_FILE = 32_000_000  # bytes, up to which a file is read as it is
@@ -125,7 +126,8 @@ def needed_bytes(file: BinaryIO, name: str) -> bytes:
     except Image.DecompressionBombError as error:
         raise too_large(name) from error
     if header is None:
-        raise ImageError(f"{name} is damaged, or no image that is known here; fetch or export it again")
+        file.seek(0)
+        raise DamagedError(what_it_is(name, file.read(1024)))
     limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
     if limit and header.width * header.height > limit:
         raise too_large(name)
