@@ -34,11 +34,17 @@ def test_a_named_output_with_the_inode_of_the_input(restore, photos, tmp_path):
     assert outcome.code == 2 and "would replace the input" in outcome.errors[0]
 
 
-BIND = """
-import subprocess, sys
-photos, mounted, weights, model = sys.argv[1:5]
+MOUNT = """
+import os, subprocess, sys
+photos, mounted, weights, model, kind = sys.argv[1:6]
+mount = ["mount", "--bind", photos, mounted]
+if kind == "overlay":  # whose device differs from that of the folder below it
+    for name in ("lower", "work"):
+        os.mkdir(mounted + name)
+    options = f"lowerdir={mounted}lower,upperdir={photos},workdir={mounted}work"
+    mount = ["mount", "-t", "overlay", "overlay", "-o", options, mounted]
 try:
-    subprocess.run(["mount", "--bind", photos, mounted], check=True, stderr=subprocess.DEVNULL)
+    subprocess.run(mount, check=True, stderr=subprocess.DEVNULL)
 except (OSError, subprocess.CalledProcessError):
     sys.exit(77)
 import tiny_models
@@ -49,14 +55,15 @@ cli.main()
 """
 
 
-def test_one_folder_under_two_mounts(weights, photos, tmp_path):
+@pytest.mark.parametrize("kind", ["bind", "overlay"])
+def test_one_folder_under_two_mounts(weights, photos, tmp_path, kind):
     mounted = tmp_path / "mounted"
     mounted.mkdir()
     before = contents(photos)
     try:
         done = subprocess.run(
-            ["unshare", "-rm", sys.executable, "-c", BIND]
-            + [str(photos), str(mounted), str(weights[tiny_models.ENLARGE]), tiny_models.ENLARGE],
+            ["unshare", "-rm", sys.executable, "-c", MOUNT]
+            + [str(photos), str(mounted), str(weights[tiny_models.ENLARGE]), tiny_models.ENLARGE, kind],
             capture_output=True,
             text=True,
             timeout=120,
@@ -66,8 +73,43 @@ def test_one_folder_under_two_mounts(weights, photos, tmp_path):
         pytest.skip("needs unshare")
     if done.returncode == 77 or "unshare" in done.stderr:
         pytest.skip("needs a user namespace in which folders may be mounted")
-    assert done.returncode == 2 and "would replace the input" in done.stderr, done.stderr
+    message = "would replace the input" if kind == "bind" else "is an input, or a mask, by way of another mount"
+    assert done.returncode == 2 and message in done.stderr, done.stderr
     assert contents(photos) == before
+
+
+@pytest.fixture
+def only_paths_tell_files_apart(monkeypatch):
+    """As for two mounts of a network drive; a link to a folder stands for the other mount."""
+    monkeypatch.setattr(FileSet, "_keys_of", staticmethod(lambda path: {os.path.abspath(path)}))
+
+
+@pytest.mark.parametrize("arguments", [["--format", "same"], ["--format", "jpg"], []], ids=["same", "jpg", "png"])
+def test_one_folder_on_two_devices(restore, photos, tmp_path, arguments, only_paths_tell_files_apart):
+    (tmp_path / "other").symlink_to(photos)
+    before = contents(photos)
+    outcome = restore(photos, "-o", tmp_path / "other", *arguments)
+    assert outcome.code == 2 and "by way of another mount" in outcome.errors[0]
+    assert contents(photos) == before
+
+
+def test_compare_pictures_and_fallbacks_on_two_devices(restore, tmp_path, only_paths_tell_files_apart):
+    folder, other = tmp_path / "folder", tmp_path / "other"
+    folder.mkdir()
+    other.symlink_to(folder)
+    photo, picture = (make_photo(folder / name, (12, 16)) for name in ("a.jpg", "b_compare.png"))
+    outcome = restore(photo, picture, "-o", other / "x", "--compare")
+    assert outcome.code == 0  # a folder below it is another one
+    before = picture.read_bytes()
+    make_photo(folder / "b.webp", (12, 16))
+    outcome = restore(folder / "b.webp", picture, "-o", other, "--format", "jpg", "--compare")
+    assert picture.read_bytes() == before and outcome.code in (0, 2)
+
+
+def test_other_folders_are_not_taken_for_one(restore, photos, tmp_path, only_paths_tell_files_apart):
+    (tmp_path / "out").mkdir()
+    assert restore(photos, "-o", tmp_path / "out", "--format", "same").code == 0
+    assert not [path for path in (*photos.iterdir(), *(tmp_path / "out").iterdir()) if path.name.startswith(".")]
 
 
 @pytest.mark.parametrize("where", ["file", "folder"])

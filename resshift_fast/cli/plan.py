@@ -95,6 +95,19 @@ def plan_jobs(
     ]
 
 
+def refuse_originals(jobs: Sequence[Job], folder: Path) -> None:
+    """Raise ValueError if a job would replace an original by way of another mount of its folder.
+
+    Args:
+        jobs: of one run. folder: that of the outputs; it exists.
+    """
+    originals = jobs[0].originals  # which all have in common
+    originals.find_mounts(folder)
+    for output in (path for job in jobs for path in (job.output, job.compare) if path is not None):
+        if output in originals:
+            raise ValueError(f"{output} is an input, or a mask, by way of another mount; choose another output folder")
+
+
 def _key(path: Path) -> str:
     """Key of an output's path; equal for two that may be the same file, also on case-insensitive file systems."""
     return os.path.realpath(path).casefold()

@@ -16,7 +16,7 @@ import typer
 from resshift_fast.backends import names
 from resshift_fast.cli import console
 from resshift_fast.cli.options import option
-from resshift_fast.cli.plan import Job, Tally, plan_jobs
+from resshift_fast.cli.plan import Job, Tally, plan_jobs, refuse_originals
 from resshift_fast.images.search import Found, search
 
 if TYPE_CHECKING:
@@ -336,7 +336,7 @@ def _restore(jobs: list[Job], request: Request, tally: Tally, fitting: Fitting) 
     from resshift_fast.pipeline import Pipeline
 
     # What cannot be written is reported before a download of minutes.
-    make_folder(jobs[0].output.parent)
+    refuse_originals(jobs, make_folder(jobs[0].output.parent))
     writable, prepared = [], None
     for job in jobs:
         try:

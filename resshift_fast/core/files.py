@@ -22,7 +22,8 @@ class FileSet:
     """Files that are found again by any of their names.
 
     One file may have several: links, two mounts of one folder, and spellings on a file system that ignores case. So the
-    device and the inode are compared besides the path, which is all that a missing file has.
+    device and the inode are compared besides the path, which is all that a missing file has. Two mounts of a network
+    drive or of an overlay may differ in all of them; `find_mounts` finds these.
 
     Args:
         paths: the files; they need not exist.
@@ -30,11 +31,25 @@ class FileSet:
 
     def __init__(self, paths: Iterable[str | Path] = ()):
         self._keys: set[object] = set()
+        self._folders: set[Path] = set()
+        self._mounts: dict[Path, list[Path]] = {}
         for path in paths:
             self._keys |= self._keys_of(path)
+            self._folders |= {Path(path).parent, Path(os.path.realpath(path)).parent}
 
     def __contains__(self, path: str | Path) -> bool:
-        return not self._keys.isdisjoint(self._keys_of(path))
+        path = Path(path)
+        folders = (path.parent, *self._mounts.get(path.parent, ()))
+        return any(not self._keys.isdisjoint(self._keys_of(folder / path.name)) for folder in folders)
+
+    def find_mounts(self, folder: Path) -> None:
+        """Find out which folders of these files are this one: an empty file that is made in it shows up there.
+
+        Args:
+            folder: it exists, and files can be written there (see `make_folder`).
+        """
+        with suppress(OSError), _probe(folder) as name:
+            self._mounts[folder] = [other for other in self._folders if os.path.lexists(other / name)]
 
     @staticmethod
     def _keys_of(path: str | Path) -> set[object]:
@@ -132,9 +147,8 @@ def make_folder(folder: str | Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         claims.remove_dead(folder)
-        probe = folder / _temporary_name()
-        os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        probe.unlink()
+        with _probe(folder):
+            pass
     except (FileExistsError, NotADirectoryError) as error:
         raise NotADirectoryError(
             f"the output folder {folder} is, or lies under, a file; choose another name"
@@ -142,6 +156,17 @@ def make_folder(folder: str | Path) -> Path:
     except OSError as error:
         raise _write_error(error, folder) from error
     return folder
+
+
+@contextmanager
+def _probe(folder: Path) -> Iterator[str]:
+    """The name of an empty file that exists in a folder within the block."""
+    path = folder / _temporary_name()
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    try:
+        yield path.name
+    finally:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
