@@ -22,8 +22,8 @@ C → O, size     weights     normalizing here  as a launch
 160 → 160, 64²  0.1         9.8               3 to 4
 ==============  ==========  ================  ===============
 
-At 32×32 the product itself gains nothing either: 64×64 tiles read 59 MB from the L2 cache, some 10 µs, about as long as
-cuDNN's 24 tiles of 128×128 take. Hence `MAX_PIXELS`: above it, callers take cuDNN.
+Hence `MAX_PIXELS`: above it, callers normalize in a pass of its own, and take the convolution in conv2d_sum.py, which
+needs no split of the sum to fill most multiprocessors.
 """
 
 from typing import NamedTuple

@@ -1,9 +1,10 @@
-"""Launcher of `residual_block`: two launches of the kernel in conv2d.py on small planes, elsewhere cuDNN.
+"""Launcher of `residual_block`: two launches of a convolution, each with all that is around it.
 
-On small planes the first convolution normalizes as it reads and writes the statistics of its result, with which the
-second normalizes as it reads. The second also computes the skip connection. Two images are concatenated and normalized
-in a launch before, and the statistics of a single image, if they are not given, are made in one. Elsewhere, and in
-float32, each normalization, convolution and sum is an operation of its own.
+The first writes the statistics of its result, with which the second norm reads it only once, and the second computes
+the skip connection or adds the image. On small planes, by the kernel in conv2d.py, they also normalize as they read;
+on others, by that in conv2d_sum.py, a pass of its own does. Two images are concatenated and normalized in a launch
+before, and the statistics of a single image, if they are not given, are made in one. In float32 each normalization,
+convolution and sum is an operation of its own.
 """
 
 from typing import Any, NamedTuple
@@ -11,7 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from resshift_fast.kernels import add_concat_group_norm, conv2d, group_norm, group_norm_given, pointwise_conv2d
+from resshift_fast.kernels import (
+    add_concat_group_norm,
+    conv2d,
+    conv2d_sum,
+    group_norm,
+    group_norm_given,
+    pointwise_conv2d,
+)
 from resshift_fast.kernels.group_norm_tiles import MAX_GROUP_CHANNELS, affine_rows
 
 
@@ -53,11 +61,12 @@ def forward(*args: Any) -> Tensor:
     a = Arguments(*args)
     out_channels, channels = a.weight1.shape[:2]
     batch, _, height, width = a.x.shape
-    small = conv2d.unsupported(a.x.dtype, batch * height * width, channels, out_channels) is None
-    return _small(a) if small else _large(a)
+    if conv2d.unsupported(a.x.dtype, batch * height * width, channels, out_channels) is None:
+        return _normalizing(a)
+    return _summing(a) if conv2d_sum.unsupported(a.x, a.weight1) is None else _separate(a)
 
 
-def _small(a: Arguments) -> Tensor:
+def _normalizing(a: Arguments) -> Tensor:
     groups, eps = a.num_groups, a.eps
     if a.other is None:
         x, statistics = a.x, a.statistics
@@ -78,24 +87,34 @@ def _small(a: Arguments) -> Tensor:
     return conv2d.forward(h, a.weight2, a.bias2, norm=norm, skip=conv2d.Skip(x, a.skip_weight, a.skip_bias))[0]
 
 
-def _large(a: Arguments) -> Tensor:
+def _summing(a: Arguments) -> Tensor:
     groups, eps = a.num_groups, a.eps
-    if a.other is None and a.statistics is not None:
-        x = a.x
-        h = group_norm_given.forward(x, a.statistics, a.norm1_weight, a.norm1_bias, None, None, "silu")
-    elif a.other is None:
-        x = a.x
-        h = group_norm.forward(x, groups, a.norm1_weight, a.norm1_bias, eps, None, None, "silu")[0]
-    else:
-        x, h = add_concat_group_norm.forward(
-            a.x, a.other, groups, a.norm1_weight, a.norm1_bias, eps, "concat", None, None, "silu"
-        )
+    x, h = _merged(a)
+    h, statistics = conv2d_sum.forward(h, a.weight1, a.bias1, next_groups=groups, next_eps=eps)
+    h = group_norm_given.forward(h, statistics, a.norm2_weight, a.norm2_bias, a.scale, a.shift, "silu")
+    if a.skip_weight is None:
+        return conv2d_sum.forward(h, a.weight2, a.bias2, x)[0]
+    return conv2d_sum.forward(h, a.weight2, a.bias2, None, x, None, a.skip_weight, a.skip_bias)[0]
+
+
+def _separate(a: Arguments) -> Tensor:
+    x, h = _merged(a)
     h = _convolution(h, a.weight1, a.bias1)
-    h = group_norm.forward(h, groups, a.norm2_weight, a.norm2_bias, eps, a.scale, a.shift, "silu")[0]
+    h = group_norm.forward(h, a.num_groups, a.norm2_weight, a.norm2_bias, a.eps, a.scale, a.shift, "silu")[0]
     h = _convolution(h, a.weight2, a.bias2)
     if a.skip_weight is not None:
-        return pointwise_conv2d.forward(x, a.skip_weight, a.skip_bias, h, 0, None, None, eps)
+        return pointwise_conv2d.forward(x, a.skip_weight, a.skip_bias, h, 0, None, None, a.eps)
     return (x + h).contiguous(memory_format=torch.channels_last)
+
+
+def _merged(a: Arguments) -> tuple[Tensor, Tensor]:
+    """The image, or the concatenation of both, and its normalization with SiLU."""
+    groups, norm = a.num_groups, (a.norm1_weight, a.norm1_bias)
+    if a.other is not None:
+        return add_concat_group_norm.forward(a.x, a.other, groups, *norm, a.eps, "concat", None, None, "silu")
+    if a.statistics is not None:
+        return a.x, group_norm_given.forward(a.x, a.statistics, *norm, None, None, "silu")
+    return a.x, group_norm.forward(a.x, groups, *norm, a.eps, None, None, "silu")[0]
 
 
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

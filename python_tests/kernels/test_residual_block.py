@@ -66,8 +66,15 @@ def test_small_planes_take_two_launches_of_the_convolution():
     assert launched(56, 16, other=40) == [norm, *convolutions]
 
 
-def test_other_planes_and_float32_take_separate_operations():
-    assert "conv2d_kernel" not in launched(64, 32) + launched(64, 8, torch.float32)
+def test_other_planes_normalize_in_passes_of_their_own():
+    rest = ["conv2d_sum_kernel", "group_norm_given_kernel", "conv2d_sum_kernel"]
+    assert launched(64, 32) == ["group_norm_fwd_kernel", *rest]
+    assert launched(64, 32, statistics=torch.empty(1, 2, 32, device="meta")) == ["group_norm_given_kernel", *rest]
+    assert launched(56, 32, other=40) == ["add_concat_group_norm_kernel", *rest]
+
+
+def test_float32_takes_separate_operations():
+    assert not {"conv2d_kernel", "conv2d_sum_kernel"} & {*launched(64, 8, torch.float32)}
 
 
 def test_unsupported_arguments_have_a_reason(device):

@@ -70,9 +70,12 @@ class _ResnetBlock(nn.Module):
             self.nin_shortcut = Conv1x1(in_channels, out_channels)
 
     def forward(self, x: Image) -> Image:
-        x, h = self.conv1.after(self.norm1, x)
+        x, h = self.conv1.after(self.norm1, x, following=self.norm2)
         if not hasattr(self, "nin_shortcut"):
-            return self.conv2.after(self.norm2, h, residual=x)[1]
+            return self.conv2.after(self.norm2, h, residual=x, following=self.norm1)[1]
+        if ops.conv2d_sums(x):
+            _, h = self.norm2.merge(h, activation="silu")
+            return self.conv2.summed(h, skip=(self.nin_shortcut, x), following=self.norm1)
         _, h = self.conv2.after(self.norm2, h)
         return self.nin_shortcut.measured(x, residual=merged(h), following=self.norm1)
 
@@ -181,8 +184,8 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] in [−1, 1] to [B, latent_channels, H/factor, W/factor]."""
-        x = self.mid(_run(self.down, self.conv_in(x)))
-        return merged(self.conv_out.after(self.norm_out, x)[1])
+        y = _run(self.down, self.conv_in.measured(x, following=self.norm_out))
+        return merged(self.conv_out.after(self.norm_out, self.mid(y))[1])
 
 
 class Decoder(nn.Module):
@@ -205,7 +208,7 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, latent_channels, h, w] to [B, 3, h·factor, w·factor], not clamped."""
-        y = _run(reversed(self.up), self.mid(self.conv_in(x)))
+        y = _run(reversed(self.up), self.mid(self.conv_in.measured(x, following=self.norm_out)))
         return merged(self.conv_out.after(self.norm_out, y)[1])
 
 

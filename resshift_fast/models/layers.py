@@ -128,17 +128,20 @@ class Conv3x3(nn.Conv2d):
         scale: Tensor | None = None,
         shift: Tensor | None = None,
         residual: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | PendingMerge]:
+        following: GroupNorm | None = None,
+    ) -> tuple[Tensor, Image]:
         """The merged x, and conv(silu(norm(x))) plus `residual` if that is given.
 
         If the convolution's kernel can normalize as it reads and add as it writes, there is no intermediate tensor.
-        Otherwise the norm merges x, and the sum is returned as a `PendingMerge`.
+        Otherwise the norm merges x. If the kernel can only add, its result has statistics for `following`; if not even
+        that, the sum is returned as a `PendingMerge`.
 
         Args:
             norm: of x.
             x: [B, in_channels, H, W], also with its statistics, or a pending merge with that result.
             scale, shift: [B, in_channels], as in `ops.group_norm`.
             residual: [B, out_channels, H, W].
+            following: the norm of the result, or None.
         """
         if ops.conv2d_takes_norm(self.weight.device.type):
             x = merged(x)
@@ -157,8 +160,41 @@ class Conv3x3(nn.Conv2d):
             )
             return x, y
         x, h = norm.merge(x, scale=scale, shift=shift, activation="silu")
-        y = self(h)
-        return x, y if residual is None else PendingMerge(residual, y, "add")
+        if residual is not None and ops.conv2d_sums(h):
+            return x, self.summed(h, residual=residual, following=following)
+        if residual is None:
+            return x, self.measured(h, following=following)
+        return x, PendingMerge(residual, self(h), "add")
+
+    def measured(self, x: Tensor, *, following: GroupNorm | None) -> Tensor | Measured:
+        """The result of `forward`, with its statistics for `following` if the convolution's kernel can make them."""
+        if following is None or not ops.conv2d_sums(x):
+            return self(x)
+        return self.summed(x, following=following)
+
+    def summed(
+        self,
+        x: Tensor,
+        *,
+        residual: Tensor | None = None,
+        skip: "tuple[Conv1x1, Tensor] | None" = None,
+        following: GroupNorm | None = None,
+    ) -> Tensor | Measured:
+        """conv(x) plus all sums that are given, with statistics for `following`; only where `ops.conv2d_sums`.
+
+        Args:
+            x: [B, in_channels, H, W]. residual: [B, out_channels, H, W].
+            skip: a 1×1 convolution, and the image of which it is added.
+            following: the norm of the result, or None.
+        """
+        options: dict[str, Any] = {"residual": residual}
+        if skip is not None:
+            layer, image = skip
+            options |= {"skip": image, "skip_weight": layer.weight.flatten(1), "skip_bias": layer.bias}
+        if following is None:
+            return ops.conv2d_sum(x, self.weight, self.bias, **options)[0]
+        options |= {"next_groups": NUM_GROUPS, "next_eps": following.eps}
+        return Measured(*ops.conv2d_sum(x, self.weight, self.bias, **options))
 
 
 class Conv1x1(nn.Conv2d):

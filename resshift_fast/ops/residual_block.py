@@ -5,8 +5,8 @@ r"""A residual block with adaptive group normalization.
 
 with 3×3 convolutions, group normalizations, f(z) = z σ(z), and per-channel scale s and shift t from the timestep
 (arXiv 2105.05233, section 3 and appendix A). The skip connection g is the identity or a 1×1 convolution. x may be the
-concatenation of the channels of two images. On small images a kernel computes each convolution with all that is around
-it; elsewhere this is a sequence of separate operations.
+concatenation of the channels of two images. In 16 bit, kernels compute each convolution with what is after it, and on
+small images also with the normalization before it; in float32 this is a sequence of separate operations.
 """
 
 import math

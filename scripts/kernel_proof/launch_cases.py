@@ -108,6 +108,19 @@ def _projected_with_statistics(side: int, **sizes):
     return arguments
 
 
+def _summed(side: int, channels: int, out: int, *, residual: bool = False, skip: int = 0, groups: int = 32):
+    """Arguments of `conv2d_sum`."""
+
+    def arguments(dtype: torch.dtype) -> tuple:
+        draw = Draw(META, dtype, batch=1)
+        x, weight, bias, *_ = call("conv2d", side, channels=channels, out=out)(dtype)
+        added = draw.image(out, side) if residual else None
+        connection = (draw.image(skip, side), None, draw.matrix(out, skip), bias) if skip else (None,) * 4
+        return x, weight, bias, added, *connection, groups, 1e-5
+
+    return arguments
+
+
 def _norm_given(side: int, **sizes):
     def arguments(dtype: torch.dtype) -> tuple:
         x, groups, weight, bias, _, *options = _norm(side, **sizes)(dtype)
@@ -167,6 +180,14 @@ _PRODUCERS = (  # 1×1 convolutions whose results are normalized next: side, cha
     (8, 192, 640, BF16, False),
     (64, 512, 512, FEW, True),
     (256, 256, 128, FEW, True),
+)
+
+_SUMS = (  # 3×3 convolutions: side, channels, output channels, dtypes, residual, channels of the skip connection
+    (256, 128, 128, SIXTEEN, True, 0),
+    (64, 320, 160, BF16, False, 480),
+    (64, 160, 160, BF16, True, 0),
+    (32, 320, 320, BF16, True, 0),
+    (256, 3, 128, BF16, False, 0),
 )
 
 # (launcher, case, dtypes, arguments)
@@ -251,6 +272,15 @@ _TABLE = (
     ("upsample_conv2d.forward", "320x32x32", BF16, _upsample(320, 32)),
     ("upsample_conv2d.forward", "320x16x16-summed", BF16, _upsample(320, 16, summed=True)),
     ("upsample_conv2d.forward", "640x8x8", BF16, _upsample(640, 8)),
+    *(
+        (
+            "conv2d_sum.forward",
+            f"{channels}x{side}x{side}-to-{out}{'-add' * residual}{f'-skip-{skip}' if skip else ''}",
+            dtypes,
+            _summed(side, channels, out, residual=residual, skip=skip),
+        )
+        for side, channels, out, dtypes, residual, skip in _SUMS
+    ),
     ("residual_block.forward", "640x8x8", SIXTEEN, _block(8, channels=640, out=640)),
     ("residual_block.forward", "640x8x8-concat-640", BF16, _block(8, channels=640, other=640, out=640)),
     ("residual_shift.posterior_step", "3x64x64", ALL, _posterior_step(64)),
