@@ -2,11 +2,29 @@
 
 The statistics of the normalization are given, or from an earlier launch. Those of the next one are written in the end.
 
-A program takes BLOCK_M pixels of one image and loads them once: as the residual they initialize the sum of the second
-product, and normalized they are the operand of the first. It then iterates over the hidden width in steps of BLOCK_H:
-BLOCK_H columns of the hidden activation are computed, rounded to x's dtype and consumed in registers, so that the
-hidden activation, four times as wide as x, is never written to memory. The usual widths (96, 160, 192) are no powers of
-two; channels are therefore divided into chunks of BLOCK_C, one accumulator each, and nothing is computed on padding.
+A program takes BLOCK_M pixels of one image and iterates over the hidden width in steps of BLOCK_H: BLOCK_H columns of
+the hidden activation are computed, rounded to x's dtype and consumed in registers, so that the hidden activation, four
+times as wide as x, is never written to memory. The usual widths (96, 160, 192) are no powers of two; channels are
+therefore divided into chunks, and nothing is computed on padding: of BLOCK_C where they are summed, of BLOCK_N where
+they are the result's, one accumulator each.
+
+Small images have few blocks of pixels, and a program that has 16 of them with all of both weights reads 590 KB (192
+channels, 768 hidden) at some 47 bytes a cycle. Two ways divide this work. Programs that have only CHUNKS of the
+result's channels each compute the hidden activation for themselves; they read a part of the second weight, but all of
+the first. Programs that have a part of the hidden width (SPLIT of them) read a part of both, but write and read partial
+sums (split_sums.py), of which a program adds fewer the fewer channels it has. Cycles of a multiprocessor, by the bytes
+that a program and the last one of a tile read, and 2,000 for storing, counting and reading partial sums:
+
+=====  ============  ========================  ===================  ================  ==================
+plane  16 pixels     all channels, SPLIT       CHUNKS, SPLIT        these blocks      partial sums in MB
+=====  ============  ========================  ===================  ================  ==================
+8²     4: 12,500     24 parts, 96: 8,700       1 of 32, 5 parts     120: 3,700        0.2 instead of 1.2
+16²    16: 12,500    8 parts, 128: 5,700       3 of 32, 4 parts     128: 4,900        0.8 instead of 1.6
+32²    64: 12,500    2 parts, 128: 8,800       3 of 32, none        128: 9,400        0 instead of 1.6
+=====  ============  ========================  ===================  ================  ==================
+
+Hence `_shapes`: of the partitions that fill the GPU, the one with the fewest partial sums. The sums of 4,096 pixels and
+more are not divided.
 """
 
 from typing import NamedTuple
@@ -16,19 +34,35 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from resshift_fast.kernels import norm_stats
+from resshift_fast.kernels.conv2d import split
+from resshift_fast.kernels.counters import counters
 from resshift_fast.kernels.group_norm import statistics as group_statistics
+from resshift_fast.kernels.group_norm_tiles import PROCESSORS
 from resshift_fast.kernels.launch import Start
-from resshift_fast.kernels.norm_stats import PASSES, buffers, constants, finish, store_part
+from resshift_fast.kernels.norm_stats import finish, store_part
 from resshift_fast.kernels.plans import planned
 from resshift_fast.kernels.pointwise_conv2d import normalized
+from resshift_fast.kernels.split_sums import is_last_part, store_part_of_sum, sum_of_parts
 from resshift_fast.kernels.tuning import Config, Space, bucket
 
 BLOCKS_M = {2: (16, 32, 64), 4: (16, 32)}  # by bytes of an element
 # Values of y that a block accumulates: together with as many of x they fill the registers, in float32 sooner.
 ACCUMULATED = {2: 64 * 192, 4: 32 * 192}
 MAX_CHANNELS = 512  # with which the smallest block fits
+FULL = 108  # programs that count as filling the multiprocessors
+PASSES = {"p_workspace": 2, **norm_stats.PASSES}  # written and read
 
 SQRT_HALF = tl.constexpr(0.7071067811865476)
+
+
+class Shape(NamedTuple):
+    """What a program computes: block_m pixels, chunks of block_n channels, the hidden width in steps of block_h."""
+
+    block_m: int
+    block_h: int
+    block_n: int
+    chunks: int
 
 
 def _chunk(channels: int) -> int:
@@ -36,22 +70,56 @@ def _chunk(channels: int) -> int:
     return 64 if channels % 64 == 0 else 32 if channels > 16 else 16
 
 
+def _columns(channels: int) -> list[tuple[int, int]]:
+    """(BLOCK_N, CHUNKS) of a program: all channels, then fewer."""
+    found: dict[int, tuple[int, int]] = {}
+    for width in sorted({_chunk(channels), min(_chunk(channels), 32)}, reverse=True):
+        chunks = triton.cdiv(channels, width)
+        for each in range(chunks, 0, -1):
+            if chunks % each == 0:
+                found.setdefault(chunks // each, (width, each))
+    return [found[parts] for parts in sorted(found)]
+
+
 def _blocks_m(key: tuple) -> list[int]:
     """Blocks that fit the registers and are not mostly padding."""
-    _, pixels, channels, itemsize = key
+    _, pixels, channels, _, itemsize = key
     return [b for b in BLOCKS_M[itemsize] if b * channels <= ACCUMULATED[itemsize] and b <= pixels] or [16]
 
 
-def _block_h(block_m: int, channels: int, itemsize: int) -> int:
-    """The largest step whose weights fit 99 KB of shared memory, twice for the pipeline."""
+def _blocks_h(block_m: int, channels: int, itemsize: int) -> list[int]:
+    """The largest step whose weights fit 99 KB of shared memory, twice for the pipeline, and half of it."""
     if itemsize == 4:
-        return 16
-    return 64 if block_m < 64 and channels <= 192 else 32
+        return [16]
+    return [64, 32] if block_m < 64 and channels <= 192 else [32]
 
 
-def _config(block_m: int, key: tuple, num_stages: int = 2) -> Config:
-    *_, channels, itemsize = key
-    blocks = {"BLOCK_M": block_m, "BLOCK_H": _block_h(block_m, channels, itemsize)}
+def _tiles(shape: Shape, pixels: int, channels: int) -> int:
+    return triton.cdiv(pixels, shape.block_m) * triton.cdiv(channels, shape.block_n * shape.chunks)
+
+
+def _shapes(block_m: int, key: tuple) -> list[Shape]:
+    """Partitions of the result and of the hidden width, the best one first."""
+    pixels, _, channels, hidden, itemsize = key
+
+    def rank(shape: Shape) -> tuple[int, int, int]:
+        tiles = _tiles(shape, pixels, channels)
+        parts = split(tiles, triton.cdiv(hidden, shape.block_h))[0]
+        return -min(tiles * parts, FULL), parts, -shape.block_h
+
+    whole, *others = (
+        Shape(block_m, block_h, *columns)
+        for columns in _columns(channels)
+        for block_h in _blocks_h(block_m, channels, itemsize)
+    )
+    # More programs than multiprocessors only read the weights more often.
+    return sorted([whole, *(s for s in others if _tiles(s, pixels, channels) <= PROCESSORS)], key=rank)
+
+
+def _config(shape: Shape, key: tuple, num_stages: int = 2) -> Config:
+    *_, channels, _, itemsize = key
+    block_m, block_h, block_n, chunks = shape
+    blocks = {"BLOCK_M": block_m, "BLOCK_H": block_h, "BLOCK_N": block_n, "CHUNKS": chunks}
     # In float32 the accumulators and operands of the products need the registers of more threads.
     num_warps = 8 if itemsize == 4 and channels > (192 if block_m == 16 else 128) else 4
     return Config(blocks, num_warps=num_warps, num_stages=num_stages)
@@ -60,15 +128,17 @@ def _config(block_m: int, key: tuple, num_stages: int = 2) -> Config:
 def _default(arch: int, key: tuple) -> Config:
     # Small blocks fill the GPU, large ones read the weights less often.
     wanted = 16 if key[0] <= 1024 else 32 if key[0] <= 4096 else 64
-    return _config(min(wanted, _blocks_m(key)[-1]), key)
+    return _config(_shapes(min(wanted, _blocks_m(key)[-1]), key)[0], key)
 
 
-# Bucket: pixels of the batch, pixels of an image, channels, bytes of an element.
-SPACE = Space(
-    "swin_mlp_kernel",
-    candidates=lambda key: [_config(block_m, key, stages) for block_m in _blocks_m(key) for stages in (2, 3)],
-    default=_default,
-)
+def _candidates(key: tuple) -> list[Config]:
+    first, *others = (_shapes(block_m, key) for block_m in _blocks_m(key))
+    shapes = [*first[:2], *(found[0] for found in others)]
+    return [_config(shape, key, stages) for shape in shapes for stages in (2, 3)]
+
+
+# Bucket: pixels of the batch, pixels of an image, channels, hidden width, bytes of an element.
+SPACE = Space("swin_mlp_kernel", _candidates, _default)
 
 
 @triton.jit(do_not_specialize=["pixels"])
@@ -82,14 +152,17 @@ def swin_mlp_kernel(
     p_w2,  # [C, HIDDEN], x's dtype
     p_b2,  # [C]
     p_y,  # [B, pixels, C]
+    p_workspace,  # [tiles, CHUNKS, SPLIT, BLOCK_M, BLOCK_N], float32, or None where SPLIT is 1
     p_parts,  # [B, parts, SLOTS, 3, NEXT_GROUPS], float32, or None
-    p_counters,  # [B], int32 zeros before and after, or None
+    p_counters,  # [B + tiles], int32 zeros before and after, or None without workspace and statistics
     p_next,  # [B, 2, NEXT_GROUPS], float32, or None
     pixels,
     next_eps,
     C: tl.constexpr,
     GROUPS: tl.constexpr,
     HIDDEN: tl.constexpr,
+    SPLIT: tl.constexpr,
+    STEPS: tl.constexpr,  # of one part of the hidden width
     NEXT_GROUPS: tl.constexpr,
     SLOTS: tl.constexpr,
     TILE_GROUPS: tl.constexpr,
@@ -97,31 +170,39 @@ def swin_mlp_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    CHUNKS: tl.constexpr,
 ):
-    CHUNKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    N_BLOCKS: tl.constexpr = (C + BLOCK_N * CHUNKS - 1) // (BLOCK_N * CHUNKS)
     m_blocks = tl.cdiv(pixels, BLOCK_M)
-    i_image = (tl.program_id(0) // m_blocks).to(tl.int64)
-    i_first = (tl.program_id(0) % m_blocks) * BLOCK_M
+    # Programs with the same weights are neighbours.
+    tiles_m = tl.num_programs(0) // (N_BLOCKS * SPLIT)
+    i_m = tl.program_id(0) % tiles_m
+    i_n = tl.program_id(0) // tiles_m % N_BLOCKS
+    i_split = tl.program_id(0) // tiles_m // N_BLOCKS
+    i_image = (i_m // m_blocks).to(tl.int64)
+    i_first = i_m % m_blocks * BLOCK_M
     o_m = tl.arange(0, BLOCK_M)
     m_m = o_m < pixels - i_first
     i_start = (i_image * pixels + i_first) * C  # of the block's first pixel
     p_own = p_statistics + i_image * 2 * GROUPS
 
     b_normalized = ()
-    b_y = ()
-    for i_c in tl.static_range(CHUNKS):
+    for i_c in tl.static_range((C + BLOCK_C - 1) // BLOCK_C):
         o_c = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
         m_c = o_c < C
         b_x = tl.load(p_x + i_start + o_m[:, None] * C + o_c[None, :], mask=m_m[:, None] & m_c[None, :], other=0.0)
-        b_b2 = tl.load(p_b2 + o_c, mask=m_c, other=0.0).to(tl.float32)
         b_normalized += (normalized(b_x, p_own, p_norm_weight, p_norm_bias, o_c, m_c, GROUPS, C // GROUPS),)  # type: ignore[assignment]
-        b_y += (b_x.to(tl.float32) + b_b2[None, :],)  # type: ignore[assignment]
 
-    for i_h in range(0, HIDDEN, BLOCK_H):
-        o_h = i_h + tl.arange(0, BLOCK_H)
+    b_y = ()
+    for _ in tl.static_range(CHUNKS):
+        b_y += (tl.zeros((BLOCK_M, BLOCK_N), tl.float32),)  # type: ignore[assignment]
+    i_hidden = i_split * (STEPS * BLOCK_H)
+    for i_step in range(STEPS):
+        o_h = i_hidden + i_step * BLOCK_H + tl.arange(0, BLOCK_H)
         m_h = o_h < HIDDEN
         b_h = tl.zeros((BLOCK_M, BLOCK_H), tl.float32)
-        for i_c in tl.static_range(CHUNKS):
+        for i_c in tl.static_range((C + BLOCK_C - 1) // BLOCK_C):
             o_c = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
             m_w1 = m_h[:, None] & (o_c < C)[None, :]
             b_w1 = tl.load(p_w1 + o_h[:, None] * C + o_c[None, :], mask=m_w1, other=0.0)
@@ -130,25 +211,44 @@ def swin_mlp_kernel(
         b_h = (0.5 * b_h * (1.0 + tl.erf(b_h * SQRT_HALF))).to(p_x.dtype.element_ty)
         b_sum = ()
         for i_c in tl.static_range(CHUNKS):
-            o_c = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
-            m_w2 = (o_c < C)[:, None] & m_h[None, :]
-            b_w2 = tl.load(p_w2 + o_c[:, None] * HIDDEN + o_h[None, :], mask=m_w2, other=0.0)
+            o_n = (i_n * CHUNKS + i_c) * BLOCK_N + tl.arange(0, BLOCK_N)
+            m_w2 = (o_n < C)[:, None] & m_h[None, :]
+            b_w2 = tl.load(p_w2 + o_n[:, None] * HIDDEN + o_h[None, :], mask=m_w2, other=0.0)
             b_sum += (tl.dot(b_h, tl.trans(b_w2), b_y[i_c], input_precision="ieee"),)  # type: ignore[assignment]
         b_y = b_sum
 
-    for i_c in tl.static_range(CHUNKS):
-        o_c = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
-        p_chunk = p_y + i_start + o_m[:, None] * C + o_c[None, :]
-        b_chunk = b_y[i_c].to(p_y.dtype.element_ty)  # type: ignore[var-annotated]
-        tl.store(p_chunk, b_chunk, mask=m_m[:, None] & (o_c < C)[None, :])
+    i_tile = i_n * tiles_m + i_m
+    is_last = True
+    if SPLIT > 1:
+        p_tile = p_workspace + i_tile.to(tl.int64) * (CHUNKS * SPLIT * BLOCK_M * BLOCK_N)
+        for i_c in tl.static_range(CHUNKS):
+            p_chunk = p_tile + i_c * (SPLIT * BLOCK_M * BLOCK_N)
+            store_part_of_sum(p_chunk, b_y[i_c], i_split, BLOCK_M, BLOCK_N)
+        is_last = is_last_part(p_counters + tiles_m // m_blocks + i_tile, SPLIT)
+    if is_last:
+        for i_c in tl.static_range(CHUNKS):
+            b_chunk = b_y[i_c]  # type: ignore[var-annotated]
+            if SPLIT > 1:
+                b_chunk = sum_of_parts(p_tile + i_c * (SPLIT * BLOCK_M * BLOCK_N), SPLIT, BLOCK_M, BLOCK_N)
+            o_n = (i_n * CHUNKS + i_c) * BLOCK_N + tl.arange(0, BLOCK_N)
+            m_n = o_n < C
+            o_y = i_start + o_m[:, None] * C + o_n[None, :]
+            m_y = m_m[:, None] & m_n[None, :]
+            b_chunk += tl.load(p_b2 + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
+            b_chunk += tl.load(p_x + o_y, mask=m_y, other=0.0).to(tl.float32)
+            b_stored = b_chunk.to(p_y.dtype.element_ty)  # type: ignore[var-annotated]
+            tl.store(p_y + o_y, b_stored, mask=m_y)
+            if NEXT_GROUPS:
+                i_part = i_m % m_blocks
+                store_part(
+                    b_stored.to(tl.float32), m_m, p_parts, i_image, i_part, m_blocks, i_n * CHUNKS + i_c,
+                    C, NEXT_GROUPS, SLOTS, TILE_GROUPS, BLOCK_N,
+                )  # fmt: skip
         if NEXT_GROUPS:
-            b_chunk = b_chunk.to(tl.float32)
-            i_part = tl.program_id(0) % m_blocks
-            store_part(
-                b_chunk, m_m, p_parts, i_image, i_part, m_blocks, i_c, C, NEXT_GROUPS, SLOTS, TILE_GROUPS, BLOCK_C
-            )
-    if NEXT_GROUPS:
-        finish(p_parts, p_counters, p_next, i_image, m_blocks, m_blocks, next_eps, C, NEXT_GROUPS, SLOTS, ROWS, BLOCK_C)
+            finish(
+                p_parts, p_counters, p_next, i_image, m_blocks, m_blocks * N_BLOCKS, next_eps,
+                C, NEXT_GROUPS, SLOTS, ROWS, BLOCK_N,
+            )  # fmt: skip
 
 
 def unsupported(x: Tensor, *_: object) -> str | None:
@@ -160,16 +260,18 @@ def unsupported(x: Tensor, *_: object) -> str | None:
     return None
 
 
-def _bucket(shape: tuple[int, ...], element_size: int, *_: object) -> tuple[int, int, int, int]:
+def _bucket(shape: tuple[int, ...], element_size: int, num_groups: int, hidden: int, *_: object) -> tuple:
     batch, channels, height, width = shape
-    return bucket(batch * height * width), bucket(height * width), channels, element_size
+    return bucket(batch * height * width), bucket(height * width), channels, hidden, element_size
 
 
 class Plan(NamedTuple):
-    """Plan of `forward`: its start, and parts and slots of the statistics that it writes."""
+    """Plan of `forward`: its start, and the sizes of the tensors that it works with."""
 
     start: Start
-    parts: int
+    workspace: int  # elements
+    tiles: int
+    parts: int  # of an image's statistics
     slots: int
 
 
@@ -185,15 +287,20 @@ def _forward(
 ) -> Plan:
     batch, channels, height, width = shape
     pixels = height * width
-    parts = triton.cdiv(pixels, config.blocks["BLOCK_M"])
-    following = constants(channels, next_groups, _chunk(channels), config.num_warps)
+    computed = Shape(*(config.blocks[name] for name in ("BLOCK_M", "BLOCK_H", "BLOCK_N", "CHUNKS")))
+    m_blocks = triton.cdiv(pixels, computed.block_m)
+    tiles = batch * m_blocks * triton.cdiv(channels, computed.block_n * computed.chunks)
+    parts, steps = split(tiles, triton.cdiv(hidden, computed.block_h))
+    following = norm_stats.constants(channels, next_groups, computed.block_n, config.num_warps)
     start = Start(
         swin_mlp_kernel,
-        (batch * parts,),
+        (tiles * parts,),
         *(pixels, next_eps),
         C=channels,
         GROUPS=num_groups,
         HIDDEN=hidden,
+        SPLIT=parts,
+        STEPS=steps,
         BLOCK_C=_chunk(channels),
         **following,
         # Without a limit, Triton 3.6's assembler spills a few registers to fit more programs on a multiprocessor.
@@ -201,7 +308,8 @@ def _forward(
         **config.options,
         passes=PASSES,
     )
-    return Plan(start, parts, following["SLOTS"])
+    workspace = tiles * parts * computed.chunks * computed.block_m * computed.block_n if parts > 1 else 0
+    return Plan(start, workspace, tiles, m_blocks, following["SLOTS"])
 
 
 def forward(
@@ -270,8 +378,13 @@ def _launch(
     norm_weight, norm_bias, w1, b1, w2, b2 = (p.contiguous() for p in (norm_weight, norm_bias, w1, b1, w2, b2))
 
     def run(plan: Plan) -> tuple[Tensor | None, ...]:
-        written = buffers(y_rows, plan.parts, plan.slots, next_groups, following)
-        plan.start(rows, own, norm_weight, norm_bias, w1, b1, w2, b2, y_rows, *written)
+        workspace = x.new_empty(plan.workspace, dtype=torch.float32) if plan.workspace else None
+        parts = None
+        if next_groups:
+            parts = x.new_empty((shape[0], plan.parts, plan.slots, 3, next_groups), dtype=torch.float32)
+        counts = counters(x, shape[0] + plan.tiles) if plan.workspace or next_groups else None
+        tensors = norm_weight, norm_bias, w1, b1, w2, b2, y_rows, workspace, parts, counts, following
+        plan.start(rows, own, *tensors)
         return y_rows, following
 
     run(_forward(x.device, shape, x.element_size(), num_groups, w1.shape[0], next_groups, next_eps, trial=run))

@@ -22,14 +22,14 @@ CASES = [  # B, C, groups, hidden, H, W
     (1, 256, 4, 48, 3, 3),
 ]
 IDS = [f"B{b}-C{c}-G{g}-hidden{n}-H{h}-W{w}" for b, c, g, n, h, w in CASES]
-SIZES = [  # pixels, channels and bytes per element, which determine the configurations
-    (64, 192, 2),
-    (4096, 192, 2),
-    (1 << 16, 192, 2),
-    (1 << 16, 512, 2),
-    (64, 192, 4),
-    (1 << 16, 192, 4),
-    (1 << 16, 96, 4),
+SIZES = [  # pixels, channels, hidden width and bytes per element, which determine the configurations
+    (64, 192, 768, 2),
+    (4096, 192, 768, 2),
+    (1 << 16, 192, 768, 2),
+    (1 << 16, 512, 2048, 2),
+    (64, 192, 768, 4),
+    (1 << 16, 192, 768, 4),
+    (1 << 16, 96, 384, 4),
 ]
 
 
@@ -80,6 +80,42 @@ def test_statistics_are_those_of_the_result(case, groups, dtype, device):
         assert_close(name, ours, expected, 1e-5)
 
 
+@pytest.mark.parametrize(
+    "columns, parts, dtype",
+    [
+        ((16, 3), 3, torch.float32),
+        ((16, 3), 2, torch.float16),
+        ((16, 1), 3, torch.float16),
+        ((32, 1), 2, torch.float32),
+    ],
+    ids=["all-channels-3", "all-channels-2", "a-third-3", "padded-2"],
+)
+def test_partial_sums(columns, parts, dtype, device, monkeypatch):
+    """The hidden width, which is no multiple of a step, and the channels are divided over programs."""
+    monkeypatch.setattr(swin_mlp, "split", lambda tiles, steps: (parts, -(-steps // parts)))
+    config = tuning.Config(dict(zip(("BLOCK_M", "BLOCK_H", "BLOCK_N", "CHUNKS"), (16, 16, *columns), strict=True)))
+    monkeypatch.setattr(swin_mlp.SPACE, "default", lambda arch, key: config)
+    arguments = [*inputs(2, 48, 8, 40, 3, 7, device, dtype), None]
+    programs = -(-48 // (columns[0] * columns[1])) * parts
+    with record() as launches:
+        swin_mlp.forward(*arguments)
+    assert launches[-1].constants["SPLIT"] == parts and launches[-1].grid == (2 * 2 * programs,)
+    y = assert_matches(arguments)
+    again, statistics = swin_mlp.forward_with_statistics(*arguments, 6, 1e-6)
+    assert torch.equal(again, y)
+    exact = norm_stats.reference(y.double(), 6, 1e-6)
+    for name, ours, expected in zip(("mean", "rstd"), statistics.unbind(1), exact.unbind(1), strict=True):
+        assert_close(name, ours, expected, 1e-5)
+
+
+@pytest.mark.parametrize("side, blocks", [(8, 120), (16, 128), (32, 128), (64, 128)])
+def test_small_planes_have_many_programs(side, blocks):
+    arguments = inputs(1, 192, 32, 768, side, side, "meta", torch.bfloat16)
+    with tuning.targeting(90), record() as launches:
+        swin_mlp.forward_with_statistics(*arguments, None, 32, 1e-5)
+    assert launches[-1].grid == (blocks,)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 def test_given_statistics_are_used(dtype, device):
     arguments = inputs(2, 36, 4, 20, 4, 5, device, dtype)
@@ -111,15 +147,16 @@ def test_float32_parameters_with_16_bit_images(dtype, device):
     assert_matches(arguments)
 
 
-@pytest.mark.parametrize("size", SIZES, ids=lambda size: "rows{}-C{}-{}bytes".format(*size))
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: "rows{}-C{}-hidden{}-{}bytes".format(*size))
 def test_every_configuration(size, device, monkeypatch):
-    rows, channels, itemsize = size
+    rows, channels, hidden, itemsize = size
     dtype = torch.float32 if itemsize == 4 else torch.float16
     arguments = inputs(2, channels, 4, 24, 3, 6, device, dtype)
-    candidates = swin_mlp.SPACE.candidates((rows, rows, channels, itemsize))
+    key = rows, rows, channels, hidden, itemsize
+    candidates = swin_mlp.SPACE.candidates(key)
     assert len(candidates) <= 8
     for arch in tuning.ARCHITECTURES:
-        assert swin_mlp.SPACE.default(arch, (rows, rows, channels, itemsize)) in candidates
+        assert swin_mlp.SPACE.default(arch, key) in candidates
     for config in candidates:
         if config.num_stages == 2 or device.type == "cuda":  # the interpreter ignores num_stages
             monkeypatch.setattr(swin_mlp.SPACE, "default", lambda arch, key, config=config: config)

@@ -247,9 +247,10 @@ def test_launches_of_all_candidates_are_recorded():
     parameters = [torch.empty(s, device="meta") for s in ((64,), (64,), (128, 64), (128,), (64, 128), (64,))]
     with launch.record() as launches, enumerating():
         swin_mlp.forward(x, 32, *parameters[:2], *parameters[2:], 1e-5)
-    found = [(x.constants["BLOCK_M"], x.num_stages) for x in launches if x.name == "swin_mlp_kernel"]
-    expected = [(c.blocks["BLOCK_M"], c.num_stages) for c in swin_mlp.SPACE.candidates((256, 256, 64, 4))]
-    assert set(found) == set(expected) and len(expected) > 2
+    expected = [(c.blocks, c.num_stages) for c in swin_mlp.SPACE.candidates((256, 256, 64, 128, 4))]
+    names = expected[0][0]
+    found = [({n: x.constants[n] for n in names}, x.num_stages) for x in launches if x.name == "swin_mlp_kernel"]
+    assert all(x in expected for x in found) and all(x in found for x in expected) and len(expected) > 2
     assert len(found) == len(expected) + 1  # and the chosen one
 
 
@@ -375,7 +376,9 @@ def test_on_a_gpu_candidates_that_do_not_fit_are_rejected(dtype, monkeypatch):
     shapes = (2, 96, 32, 32), (96,), (96,), (384, 96), (384,), (96, 384), (96,)
     x, *parameters = (torch.randn(shape, device="cuda", dtype=dtype) for shape in shapes)
     candidates = swin_mlp.SPACE.candidates
-    too_large = Config({"BLOCK_M": 64, "BLOCK_H": 64}, num_stages=40)  # more shared memory than there is
+    too_large = Config(
+        {"BLOCK_M": 64, "BLOCK_H": 64, "BLOCK_N": 32, "CHUNKS": 3}, num_stages=40
+    )  # more shared memory than there is
     monkeypatch.setattr(swin_mlp.SPACE, "candidates", lambda key: [*candidates(key), too_large])
     monkeypatch.setattr(swin_mlp.SPACE, "_chosen", {})
     expected = swin_mlp.forward(x, 32, *parameters, 1e-5)
