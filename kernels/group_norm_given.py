@@ -19,8 +19,20 @@ from resshift_fast.kernels.group_norm_tiles import (
 )
 from resshift_fast.kernels.launch import Start
 from resshift_fast.kernels.plans import planned
+from resshift_fast.kernels.tuning import Config, Space, bucket
 
-TILE = 4096  # elements of a program
+
+def _config(block_c: int, tile: int, num_warps: int) -> Config:
+    return Config({"BLOCK_P": max(tile // block_c, 1)}, num_warps=num_warps)
+
+
+# Elements of a program and its warps. No block changes a sum.
+# Bucket: BLOCK_C, pixels of the batch.
+SPACE = Space(
+    "group_norm_given_kernel",
+    candidates=lambda key: [_config(key[0], *c) for c in ((4096, 4), (2048, 2), (8192, 4), (8192, 8))],
+    default=lambda arch, key: _config(key[0], 4096, 4),
+)
 
 
 @triton.jit
@@ -73,8 +85,21 @@ def unsupported(x: Tensor, statistics: Tensor, *_: object) -> str | None:
     return None
 
 
-@planned()
+def _chunk(shape: tuple[int, ...], element_size: int, num_groups: int, channels_last: bool) -> int:
+    """Channels of a program: whole groups."""
+    return row_groups(shape[1], num_groups, element_size, channels_last) * shape[1] // num_groups
+
+
+def _bucket(
+    shape: tuple[int, ...], element_size: int, num_groups: int, channels_last: bool, *_: object
+) -> tuple[int, int]:
+    chunk = _chunk(shape, element_size, num_groups, channels_last)
+    return triton.next_power_of_2(chunk), bucket(shape[0] * shape[2] * shape[3])
+
+
+@planned(SPACE, _bucket)
 def _forward(
+    config: Config,
     shape: tuple[int, ...],
     element_size: int,
     num_groups: int,
@@ -83,9 +108,9 @@ def _forward(
     strides: tuple[int, int],
 ) -> Start:
     batch, channels, pixels = shape[0], shape[1], shape[2] * shape[3]
-    chunk = row_groups(channels, num_groups, element_size, channels_last) * channels // num_groups
+    chunk = _chunk(shape, element_size, num_groups, channels_last)
     block_c = triton.next_power_of_2(chunk)
-    block_p = max(min(TILE // block_c, triton.next_power_of_2(pixels)), 1)
+    block_p = min(config.blocks["BLOCK_P"], triton.next_power_of_2(pixels))
     return Start(
         group_norm_given_kernel,
         (batch * (channels // chunk) * triton.cdiv(pixels, block_p),),
@@ -97,7 +122,8 @@ def _forward(
         SILU=activation == "silu",
         BLOCK_P=block_p,
         BLOCK_C=block_c,
-        num_warps=min(max(block_p * block_c // 1024, 1), 4),
+        # A small image does not have 32 elements for each thread.
+        num_warps=min(max(block_p * block_c // 1024, 1), config.num_warps),
     )
 
 
@@ -115,6 +141,11 @@ def forward(
     y = torch.empty_like(values)
     affine, strides = affine_rows(weight, bias, scale, shift)
     sizes = x.shape, x.element_size(), statistics.shape[2], channels_last
-    start = _forward(x.device, *sizes, activation, strides)
-    start(values, statistics.contiguous(), *affine, y)
+    statistics = statistics.contiguous()
+
+    def run(start: Start) -> tuple[Tensor]:
+        start(values, statistics, *affine, y)
+        return (y,)
+
+    run(_forward(x.device, *sizes, activation, strides, trial=run))
     return like(y, x)

@@ -10,6 +10,7 @@ import torch
 
 from resshift_fast.kernels import (
     group_norm,
+    group_norm_given,
     pointwise_conv2d,
     residual_shift,
     spatial_attention,
@@ -35,6 +36,11 @@ def images(*shape):
 
 def norm_apply():
     return group_norm.forward(images(1, 32, 24, 24), 4, draw(32), draw(32), 1e-5, None, None, "silu")
+
+
+def norm_given():
+    x, statistics = images(1, 32, 24, 24), torch.stack([draw(1, 4), draw(1, 4).exp()], dim=1)
+    return group_norm_given.forward(x, statistics, draw(32), draw(32), None, None, "silu")
 
 
 def norm_dx():
@@ -93,7 +99,7 @@ def upsample():
 
 
 # The configurations differ in blocks of pixels, over which nothing is summed.
-SAME = (norm_apply, norm_dx, q_sample, prior_sample, quantize_small, quantize_large)
+SAME = (norm_apply, norm_given, norm_dx, q_sample, prior_sample, quantize_small, quantize_large)
 # They differ in blocks of keys or input channels, over which the kernel sums.
 REORDERED = (attention_spatial, upsample)
 # They differ in blocks of a matrix product; its order of summation is the hardware's, here that of NumPy.
