@@ -61,6 +61,7 @@ def _config(b_m: int, b_n: int, num_warps: int, num_stages: int, hoist: bool = T
 
 def _candidates(key: tuple) -> list[Config]:
     channels, itemsize, _tokens = key
+    blocks: dict[int, tuple[tuple[Any, ...], ...]]
     if itemsize == 4:
         float32: dict[int, tuple[tuple[Any, ...], ...]] = {
             512: ((32, 16, 8, 1, False), (32, 16, 8, 2), (16, 16, 8, 2)),

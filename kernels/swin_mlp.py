@@ -236,7 +236,7 @@ def swin_mlp_kernel(
             m_y = m_m[:, None] & m_n[None, :]
             b_chunk += tl.load(p_b2 + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
             b_chunk += tl.load(p_x + o_y, mask=m_y, other=0.0).to(tl.float32)
-            b_stored = b_chunk.to(p_y.dtype.element_ty)  # type: ignore[var-annotated]
+            b_stored = b_chunk.to(p_y.dtype.element_ty)
             tl.store(p_y + o_y, b_stored, mask=m_y)
             if NEXT_GROUPS:
                 i_part = i_m % m_blocks
