@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from resshift_fast.kernels.dependents import launch_options
 from resshift_fast.kernels.launch import Launch, compiler_options, hash_callees_first
 
 _POINTERS = {
@@ -195,7 +196,7 @@ def compile_job(job: Job) -> Any:
         name: constants[name] if name in constants else _stand_in(kind, index in job.aligned)
         for index, (name, kind) in enumerate(job.signature)
     }
-    options = compiler_options(job.num_warps, job.num_stages)
+    options = compiler_options(job.num_warps, job.num_stages) | launch_options(kernel, job.arch)
     maxnreg = {"maxnreg": job.maxnreg} if job.maxnreg else {}
     return kernel.run(grid=(1,), warmup=True, **arguments, **options, **maxnreg)
 

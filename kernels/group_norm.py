@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from resshift_fast.kernels.dependents import wait_for_previous
 from resshift_fast.kernels.group_norm_backward import backward, unsupported_backward
 from resshift_fast.kernels.group_norm_tiles import (
     Plan,
@@ -76,6 +77,7 @@ def group_norm_fwd_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    wait_for_previous()
     CG: tl.constexpr = C // GROUPS
     CHUNK: tl.constexpr = K * CG
     CHUNKS: tl.constexpr = GROUPS // K
@@ -136,6 +138,7 @@ def group_stats_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    wait_for_previous()
     CG: tl.constexpr = C // GROUPS
     CHUNKS: tl.constexpr = GROUPS // K
     i_row = (tl.program_id(0) // CHUNKS).to(tl.int64)  # of [B, parts]
@@ -175,6 +178,7 @@ def group_stats_combine_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    wait_for_previous()
     i_image = (tl.program_id(0) // (GROUPS // K)).to(tl.int64)
     i_group = tl.program_id(0) % (GROUPS // K) * K
     b_guess, b_rest, b_m2 = combine_parts(
@@ -215,6 +219,7 @@ def group_norm_apply_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    wait_for_previous()
     CG: tl.constexpr = C // GROUPS
     CHUNK: tl.constexpr = K * CG
     CHUNKS: tl.constexpr = GROUPS // K

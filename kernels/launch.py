@@ -19,6 +19,8 @@ from triton import JITFunction, knobs
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
 
+from resshift_fast.kernels.dependents import launch_options
+
 # Fuse a·b + c into one rounded operation, in every kernel. The default depends on the version of Triton.
 FP_FUSION = True
 
@@ -149,6 +151,8 @@ class Start:
         """Launch the kernel through Triton; returns its direct launch, or None where that is not possible."""
         hash_callees_first(self.kernel)
         options = compiler_options(self.num_warps, self.num_stages)
+        if isinstance(self.kernel, JITFunction):
+            options |= launch_options(self.kernel, driver.active.get_current_target().arch)
         kernel = self.kernel[self.grid](*tensors, *self.scalars, **options, **self.constants)
         if not isinstance(kernel, CompiledKernel) or driver.active.get_current_target().backend != "cuda":
             return None

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from resshift_fast.kernels.dependents import wait_for_previous
 from resshift_fast.kernels.group_norm import statistics as group_statistics
 from resshift_fast.kernels.launch import Start
 from resshift_fast.kernels.norm_stats import PASSES, buffers, constants, finish, store_part
@@ -100,6 +101,7 @@ def pointwise_conv2d_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    wait_for_previous()
     N_BLOCKS: tl.constexpr = (O + BLOCK_N - 1) // BLOCK_N
     m_blocks = tl.cdiv(pixels, BLOCK_M)
     i_n = tl.program_id(0) % N_BLOCKS

@@ -41,6 +41,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from resshift_fast.kernels.dependents import wait_for_previous
 from resshift_fast.kernels.launch import Start
 from resshift_fast.kernels.plans import planned
 from resshift_fast.kernels.tuning import Config, Space, architecture, bucket
@@ -123,6 +124,7 @@ def spatial_attention_kernel(
     B_D: tl.constexpr,  # channels of v of a program
     HOIST: tl.constexpr,  # whether addresses may be computed before the loop and stay in registers
 ):
+    wait_for_previous()
     SCALE: tl.constexpr = CHANNELS**-0.5
     D_BLOCKS: tl.constexpr = (CHANNELS + B_D - 1) // B_D
     n_blocks = tl.cdiv(n_tokens, B_M)
@@ -183,6 +185,7 @@ def combine_parts_kernel(
     B_R: tl.constexpr,
     B_C: tl.constexpr,
 ):
+    wait_for_previous()
     o_r = tl.program_id(0).to(tl.int64) * B_R + tl.arange(0, B_R)
     o_c = tl.arange(0, B_C)
     m_r = o_r < n_rows

@@ -37,6 +37,7 @@ from torch import Tensor
 from resshift_fast.kernels import norm_stats
 from resshift_fast.kernels.conv2d import split
 from resshift_fast.kernels.counters import counters
+from resshift_fast.kernels.dependents import wait_for_previous
 from resshift_fast.kernels.group_norm import statistics as group_statistics
 from resshift_fast.kernels.group_norm_tiles import PROCESSORS
 from resshift_fast.kernels.launch import Start
@@ -173,6 +174,7 @@ def swin_mlp_kernel(
     BLOCK_N: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):
+    wait_for_previous()
     N_BLOCKS: tl.constexpr = (C + BLOCK_N * CHUNKS - 1) // (BLOCK_N * CHUNKS)
     m_blocks = tl.cdiv(pixels, BLOCK_M)
     # Programs with the same weights are neighbours.

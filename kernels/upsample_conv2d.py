@@ -37,6 +37,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from resshift_fast.kernels.dependents import wait_for_previous
 from resshift_fast.kernels.launch import Start
 from resshift_fast.kernels.plans import contiguous, planned
 from resshift_fast.kernels.tuning import Config, Space, bucket
@@ -113,6 +114,7 @@ def sum_taps_kernel(
     CHANNELS: tl.constexpr,
     B_C: tl.constexpr,
 ):
+    wait_for_previous()
     CHUNKS: tl.constexpr = (CHANNELS + B_C - 1) // B_C
     i_o = (tl.program_id(0) // CHUNKS).to(tl.int64)
     o_c = tl.program_id(0) % CHUNKS * B_C + tl.arange(0, B_C)
@@ -146,6 +148,7 @@ def upsample_conv2d_kernel(
     B_N: tl.constexpr,
     B_K: tl.constexpr,
 ):
+    wait_for_previous()
     CHUNKS: tl.constexpr = (CHANNELS + B_K - 1) // B_K
     COLUMNS: tl.constexpr = 4 * ((OUT + B_N - 1) // B_N)  # blocks of outputs of all phases
     i_program = tl.program_id(0).to(tl.int64)

@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from resshift_fast.kernels import norm_stats
+from resshift_fast.kernels.dependents import wait_for_previous
 from resshift_fast.kernels.launch import Start
 from resshift_fast.kernels.norm_stats import finish, store_part
 from resshift_fast.kernels.plans import contiguous, planned
@@ -122,6 +123,7 @@ def window_attention_proj_kernel(
     B_N: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):
+    wait_for_previous()
     TOKENS: tl.constexpr = WINDOW * WINDOW
     Q_BLOCKS: tl.constexpr = (TOKENS + B_Q - 1) // B_Q
     N_BLOCKS: tl.constexpr = (O + B_N * CHUNKS - 1) // (B_N * CHUNKS)
