@@ -58,5 +58,4 @@ def launch_options(kernel: Any, arch: int | str) -> dict[str, bool]:
     """
     if not ENABLED.value or not isinstance(kernel, JITFunction) or not isinstance(arch, int) or arch < ARCHITECTURE:
         return {}
-    waits = wait_for_previous.fn.__name__ in kernel.fn.__code__.co_names
-    return {"launch_pdl": True} if waits else {}
+    return {"launch_pdl": True} if "wait_for_previous" in kernel.fn.__code__.co_names else {}
