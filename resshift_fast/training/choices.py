@@ -14,7 +14,10 @@ from typing import Any
 Factory = Callable[..., Any]
 
 OBJECTIVES: dict[str, str | Factory] = {"rollout": "resshift_fast.training.rollout:Rollout"}
-DEGRADATIONS: dict[str, str | Factory] = {"mixture": "resshift_fast.training.degradations:from_config"}
+DEGRADATIONS: dict[str, str | Factory] = {
+    "mixture": "resshift_fast.training.degradations:from_config",
+    "bicubic": "resshift_fast.training.degradations.resizing:from_config",
+}
 
 
 def chosen(choices: dict[str, str | Factory], kind: str, name: str) -> Factory:

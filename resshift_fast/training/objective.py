@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from resshift_fast import ops
 from resshift_fast.diffusion import schedule as columns
 from resshift_fast.ops.residual_shift import x0_from_prediction
-from resshift_fast.training.validation import upsample
+from resshift_fast.training.pixels import upsample
 
 OBJECTIVES = ("rollout", "official")
 
