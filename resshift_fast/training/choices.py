@@ -16,6 +16,7 @@ Factory = Callable[..., Any]
 OBJECTIVES: dict[str, str | Factory] = {"rollout": "resshift_fast.training.rollout:Rollout"}
 DEGRADATIONS: dict[str, str | Factory] = {
     "mixture": "resshift_fast.training.degradations:from_config",
+    "second_order": "resshift_fast.training.degradations.second_order:from_config",
     "bicubic": "resshift_fast.training.degradations.resizing:from_config",
 }
 
