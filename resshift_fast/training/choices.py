@@ -18,6 +18,7 @@ DEGRADATIONS: dict[str, str | Factory] = {
     "mixture": "resshift_fast.training.degradations:from_config",
     "second_order": "resshift_fast.training.degradations.second_order:from_config",
     "bicubic": "resshift_fast.training.degradations.resizing:from_config",
+    "face": "resshift_fast.training.degradations.face:from_config",
 }
 
 
