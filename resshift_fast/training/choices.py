@@ -19,6 +19,7 @@ DEGRADATIONS: dict[str, str | Factory] = {
     "second_order": "resshift_fast.training.degradations.second_order:from_config",
     "bicubic": "resshift_fast.training.degradations.resizing:from_config",
     "face": "resshift_fast.training.degradations.face:from_config",
+    "masks": "resshift_fast.training.degradations.masks:from_config",
 }
 
 
