@@ -1,5 +1,6 @@
 """The official objective against its formula, written out in float64."""
 
+import contextlib
 import copy
 from types import SimpleNamespace
 
@@ -13,8 +14,10 @@ from resshift_fast.diffusion.schedule import Schedule
 from resshift_fast.models import catalog
 from resshift_fast.models.autoencoder import AutoencoderConfig, SpaceToDepth, SpaceToDepthConfig, VQAutoencoder
 from resshift_fast.models.swin_unet import SwinUNet, SwinUNetConfig
+from resshift_fast.training import choices
+from resshift_fast.training.interfaces import Batch, Draws, Parts
 from resshift_fast.training.lpips import LPIPS
-from resshift_fast.training.objective import LPIPS_WEIGHTS, OfficialObjective, target
+from resshift_fast.training.objective import LPIPS_WEIGHTS, Official, target
 
 SIZES = dict(
     image_size=4,
@@ -52,8 +55,12 @@ def spec(prediction_type="x0", scale=4, steps=4):
     return SimpleNamespace(schedule=Schedule(steps=steps), prediction_type=prediction_type, scale=scale)
 
 
+def parts(model, first_stage, predict):
+    return Parts(model, first_stage, model.schedule.table(), predict, contextlib.nullcontext, torch.device("cpu"))
+
+
 def predictor(denoiser, schedule):
-    def predict(x_t, t, lq, mask=None):
+    def predict(x_t, t, lq, mask):
         scale = torch.as_tensor(schedule.coefficients[:, 6]).to(x_t)[t][:, None, None, None]
         return denoiser(x_t * scale, t, lq, mask)
 
@@ -94,14 +101,13 @@ def test_loss_and_gradients_are_those_of_the_formula(kind, c, quantize, networks
     lq = torch.rand(2, 3, 4, 4, generator=generator) * 2 - 1
     # The last step for one of them: x_T is q(x_T | x_0), which still depends on x_0. There x̂_0 from ε divides by 0.02.
     t, noise = torch.tensor([2 if kind == "epsilon" else 3, 1]), torch.randn(2, 3, 4, 4, generator=generator)
-    objective = OfficialObjective(
-        model, first_stage, model.schedule.table(), lpips=c, perceptual=perceptual, quantize=quantize
-    )
+    predict = predictor(denoiser, model.schedule)
+    objective = Official(parts(model, first_stage, predict), lpips=c, perceptual=perceptual, quantize=quantize)
     with torch.no_grad():
         x0 = first_stage.encode(high)
         y = first_stage.encode(torch.nn.functional.interpolate(lq, scale_factor=4, mode="bicubic"))
     denoiser.zero_grad()
-    loss = objective.loss(predictor(denoiser, model.schedule), high, x0, y, lq, t, noise)
+    loss = objective.by_sample(Batch(high, lq), x0, y, t, noise).mean()
     loss.backward()
 
     exact, stage = copy.deepcopy(denoiser).double(), copy.deepcopy(first_stage).double()
@@ -119,35 +125,50 @@ def test_loss_and_gradients_are_those_of_the_formula(kind, c, quantize, networks
     assert all(parameter.grad is None for parameter in first_stage.parameters())
 
 
-def test_steps_are_uniform_and_repeatable(networks):
+def test_steps_are_uniform_and_repeatable():
     model, seen = spec(steps=5), []
     stage = SpaceToDepth(SpaceToDepthConfig(factor=4))
 
-    def predict(x_t, t, lq, mask=None):
-        seen.append((x_t, t))
+    def predict(x_t, t, lq, mask):
+        seen.append(x_t)
         return x_t
 
-    objective = OfficialObjective(model, stage, model.schedule.table())
-    high, lq = torch.zeros(2000, 3, 4, 4), torch.zeros(2000, 3, 1, 1)
-    losses = [objective(predict, high, lq, torch.Generator().manual_seed(7)) for _ in range(2)]
-    assert torch.equal(losses[0], losses[1]) and torch.equal(seen[0][0], seen[1][0])
-    counts = torch.bincount(seen[0][1], minlength=5)
+    objective = Official(parts(model, stage, predict))
+    batch = Batch(torch.zeros(1500, 3, 4, 4), torch.zeros(1500, 3, 1, 1))
+    first, again = (objective(batch, Draws(7, 3, range(1500))) for _ in range(2))
+    assert torch.equal(first.by_sample, again.by_sample) and torch.equal(*seen)
+    assert first.by_sample.shape == (1500,)
+    counts = torch.bincount(first.t, minlength=5)
     # Five standard deviations of a binomial count.
-    assert (counts - 400).abs().max() < 5 * (2000 * 0.2 * 0.8) ** 0.5
+    assert (counts - 300).abs().max() < 5 * (1500 * 0.2 * 0.8) ** 0.5
 
 
 def test_the_mask_reaches_the_denoiser():
     model, seen = spec(scale=1), []
-    stage = SpaceToDepth(SpaceToDepthConfig(factor=4))
-    objective = OfficialObjective(model, stage, model.schedule.table())
     mask = torch.ones(1, 1, 8, 8)
 
-    def predict(x_t, t, lq, given=None):
+    def predict(x_t, t, lq, given):
         seen.append(given)
         return x_t
 
-    objective(predict, torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8), torch.Generator(), mask)
+    objective = Official(parts(model, SpaceToDepth(SpaceToDepthConfig(factor=4)), predict))
+    objective(Batch(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8), mask), Draws(0, 0, range(1)))
     assert seen == [mask]
+
+
+def test_a_configuration_gives_the_weights(tmp_path):
+    vgg, linear = random_weights()
+    torch.save(vgg, tmp_path / "vgg.pth")
+    torch.save(linear, tmp_path / "linear.pth")
+    make = choices.chosen(choices.OBJECTIVES, "objective", "official")
+    given = parts(spec(), SpaceToDepth(SpaceToDepthConfig(factor=4)), None)
+    files = {"vgg": str(tmp_path / "vgg.pth"), "lpips_weights": str(tmp_path / "linear.pth")}
+    made = make(SimpleNamespace(model="faceir", objective_options=files), given)
+    assert (made.mse, made.lpips, made.quantize) == (1.0, 10.0, False)
+    assert torch.equal(made.perceptual.features["0"].weight, vgg["features.0.weight"])
+    assert make(SimpleNamespace(model="nano-x4", objective_options={"mse": 2.0}), given).perceptual is None
+    with pytest.raises(ValueError, match="no setting lpip; it has lpips"):
+        make(SimpleNamespace(model="faceir", objective_options={"lpip": 1.0}), given)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +178,7 @@ def test_the_mask_reaches_the_denoiser():
 def test_bad_weights_are_refused(options, message):
     model = spec()
     with pytest.raises(ValueError, match=message):
-        OfficialObjective(model, SpaceToDepth(SpaceToDepthConfig()), model.schedule.table(), **options)
+        Official(parts(model, SpaceToDepth(SpaceToDepthConfig()), None), **options)
 
 
 def test_every_published_model_has_its_weight():

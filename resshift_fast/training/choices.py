@@ -13,7 +13,10 @@ from typing import Any
 
 Factory = Callable[..., Any]
 
-OBJECTIVES: dict[str, str | Factory] = {"rollout": "resshift_fast.training.rollout:Rollout"}
+OBJECTIVES: dict[str, str | Factory] = {
+    "rollout": "resshift_fast.training.rollout:Rollout",
+    "official": "resshift_fast.training.objective:from_config",
+}
 DEGRADATIONS: dict[str, str | Factory] = {
     "mixture": "resshift_fast.training.degradations:from_config",
     "second_order": "resshift_fast.training.degradations.second_order:from_config",

@@ -8,9 +8,10 @@ frozen decoder. At inference the chain starts at y plus noise, which at the last
 1 − η_T = 2 % of x_0 − y.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,12 @@ from torch import Tensor, nn
 from resshift_fast import ops
 from resshift_fast.diffusion import schedule as columns
 from resshift_fast.ops.residual_shift import x0_from_prediction
+from resshift_fast.training.degradations.drawing import from_options
+from resshift_fast.training.interfaces import Batch, Draws, Loss, Parts
 from resshift_fast.training.pixels import upsample
 
-OBJECTIVES = ("rollout", "official")
+if TYPE_CHECKING:
+    from resshift_fast.training.config import TrainConfig
 
 # Weights of LPIPS with which the published models were trained; the squared error has weight 1.
 LPIPS_WEIGHTS = {
@@ -35,24 +39,30 @@ LPIPS_WEIGHTS = {
 }
 
 
-class Predict(Protocol):
-    """A denoiser: from x_t, its step t and the low-quality image to the prediction."""
+@dataclass(frozen=True)
+class Options:
+    """Settings of the objective."""
 
-    def __call__(self, x_t: Tensor, t: Tensor, lq: Tensor, mask: Tensor | None = None, /) -> Tensor:
-        """x_t float32 [B, C, h, w], not yet scaled; t int64 [B], rows of the schedule; lq [B, 3, H, W]; mask as ±1."""
+    mse: float = 1.0
+    """Weight of the squared error."""
+    lpips: float | None = None
+    """Weight of LPIPS; None takes the one of the published model of this name, 0 for others."""
+    vgg: str | None = None
+    """Weights of torchvision's VGG16 for LPIPS; None downloads them (553 MB)."""
+    lpips_weights: str | None = None
+    """Linear weights of LPIPS, or a wheel of the lpips package; None takes those of the installed package."""
+    quantize: bool = False
+    """Quantize x̂_0 before it is decoded for LPIPS; the gradient passes the quantization unchanged."""
 
 
-class OfficialObjective:
+class Official:
     """Squared error of the prediction plus LPIPS of the decoded x̂_0.
 
     Args:
-        spec: the model, with the attributes `schedule`, `prediction_type` and `scale`.
-        first_stage: encodes and decodes; frozen.
-        table: the schedule's, on the device.
+        parts: of the training; the first stage is frozen here.
         mse, lpips: weights a and c of the two terms.
         perceptual: the LPIPS module, on the device; needed if `lpips` is not 0.
-        quantize: quantize x̂_0 before it is decoded for LPIPS; the gradient passes the quantization unchanged.
-        autocast: makes the context in which images are decoded and compared.
+        quantize: as in `Options`.
 
     Raises:
         ValueError: for a weight that is negative, both being 0, or a missing `perceptual`.
@@ -60,89 +70,61 @@ class OfficialObjective:
 
     def __init__(
         self,
-        spec: Any,
-        first_stage: nn.Module,
-        table: Tensor,
+        parts: Parts,
         *,
         mse: float = 1.0,
         lpips: float = 0.0,
         perceptual: nn.Module | None = None,
         quantize: bool = False,
-        autocast: Callable[[], AbstractContextManager] = nullcontext,
     ):
         if mse < 0 or lpips < 0 or mse + lpips == 0:
             raise ValueError(f"expected weights of the loss ≥ 0, not both 0, got mse {mse} and lpips {lpips}")
         if lpips and perceptual is None:
             raise ValueError(f"lpips has weight {lpips}, but no LPIPS module was given; pass one or set lpips to 0")
-        self.spec, self.table = spec, table
-        self.first_stage: Any = first_stage.requires_grad_(False)
+        self.parts = parts
+        parts.first_stage.requires_grad_(False)
         self.mse, self.lpips, self.perceptual, self.quantize = mse, lpips, perceptual, quantize
-        self.autocast = autocast
 
-    def __call__(
-        self, predict: Predict, high: Tensor, lq: Tensor, generator: torch.Generator, mask: Tensor | None = None
-    ) -> Tensor:
-        """The loss of one batch for random steps and noise.
-
-        Args:
-            predict: the denoiser.
-            high: float32 [B, 3, H, W] in [−1, 1].
-            lq: float32 [B, 3, H/scale, W/scale] in [−1, 1]; for inpainting −1 where the mask is 1.
-            generator: on the CPU, so that every device has the same steps and noise.
-            mask: for inpainting, float32 [B, 1, H, W], 1 = unknown and −1 = known.
-
-        Returns:
-            A float32 scalar.
-        """
+    def __call__(self, batch: Batch, draws: Draws) -> Loss:
+        """The loss of a batch for random steps and noise."""
+        parts = self.parts
         with torch.no_grad():
-            x0 = self.first_stage.encode(high)
-            y = self.first_stage.encode(upsample(lq, self.spec.scale))
-        t = torch.randint(0, self.spec.schedule.num_steps, (len(x0),), generator=generator).to(high.device)
-        noise = torch.randn(x0.shape, generator=generator).to(x0)
-        return self.loss(predict, high, x0, y, lq, t, noise, mask)
+            x0 = parts.first_stage.encode(batch.high)
+            y = parts.first_stage.encode(upsample(batch.low, parts.spec.scale))
+        t = draws.integers(0, len(parts.table))
+        return Loss(self.by_sample(batch, x0, y, t, draws.normal(*x0.shape[1:])), t)
 
-    def loss(
-        self,
-        predict: Predict,
-        high: Tensor,
-        x0: Tensor,
-        y: Tensor,
-        lq: Tensor,
-        t: Tensor,
-        noise: Tensor,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """The loss for given steps and noise.
+    def by_sample(self, batch: Batch, x0: Tensor, y: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """The loss for given steps and noise, [B], at least float32.
 
         Args:
-            predict, high, lq, mask: as in `__call__`.
-            x0, y: latents of the high- and of the enlarged low-quality image, [B, C, h, w].
-            t: int64 [B], rows of the schedule.
+            batch: the pictures.
+            x0, y: latents of the high- and of the enlarged low-quality pictures, [B, C, h, w].
+            t: int64 [B], rows of the schedule's table.
             noise: ε, like x0.
-
-        Returns:
-            A scalar, at least float32.
         """
-        x_t = ops.q_sample(x0, y, t, self.table, noise)
-        prediction = predict(x_t, t, lq, mask).to(x0.dtype)
-        row = self.table[t].T[..., None, None, None]
-        kind = self.spec.prediction_type
-        total = self.mse * (prediction - target(kind, x0, y, noise, row)).square().mean()
+        parts, kind = self.parts, self.parts.spec.prediction_type
+        x_t = ops.q_sample(x0, y, t, parts.table, noise)
+        prediction = parts.predict(x_t, t, batch.low, batch.mask).to(x0.dtype)
+        row = parts.table[t].T[..., None, None, None]
+        total = self.mse * (prediction - target(kind, x0, y, noise, row)).square().mean((1, 2, 3))
         if self.lpips:
             assert self.perceptual is not None
             estimate = x0_from_prediction(x_t, prediction, y, row, kind)
-            with self.autocast():
-                distance = self.perceptual(self._decode(estimate), high)
-            total = total + self.lpips * distance.mean()
+            with parts.autocast():
+                total = total + self.lpips * self.perceptual(self._decode(estimate), batch.high)
         return total
 
     def _decode(self, latent: Tensor) -> Tensor:
-        if not hasattr(self.first_stage, "quantize"):
-            return self.first_stage.decode(latent)
+        from resshift_fast.models.autoencoder import VQAutoencoder
+
+        first_stage = self.parts.first_stage
+        if not isinstance(first_stage, VQAutoencoder):
+            return first_stage.decode(latent)
         if self.quantize:
-            quantized, _ = ops.vector_quantize(latent.detach(), self.first_stage.quantize.embedding.weight)
+            quantized, _ = ops.vector_quantize(latent.detach(), first_stage.quantize.embedding.weight)
             latent = latent + (quantized - latent).detach()
-        return self.first_stage.decode(latent, quantize=False)
+        return first_stage.decode(latent, quantize=False)
 
 
 def target(prediction_type: str, x0: Tensor, y: Tensor, noise: Tensor, row: Tensor) -> Tensor:
@@ -158,3 +140,20 @@ def target(prediction_type: str, x0: Tensor, y: Tensor, noise: Tensor, row: Tens
     if prediction_type == "residual":
         return y - x0
     return noise if prediction_type == "epsilon" else noise * row[columns.KAPPA_SQRT_ETA]
+
+
+def from_config(config: TrainConfig, parts: Parts) -> Official:
+    """The objective "official" of a configuration.
+
+    Raises:
+        ValueError: for an unknown setting, weights of the loss that are not possible, or bad weights of LPIPS.
+        OSError: if the weights of LPIPS are missing.
+    """
+    options = from_options(Options, config.objective_options)
+    lpips = LPIPS_WEIGHTS.get(config.model, 0.0) if options.lpips is None else options.lpips
+    perceptual = None
+    if lpips > 0:
+        from resshift_fast.training.lpips import LPIPS
+
+        perceptual = LPIPS.from_files(options.vgg, options.lpips_weights).to(parts.device)
+    return Official(parts, mse=options.mse, lpips=lpips, perceptual=perceptual, quantize=options.quantize)
