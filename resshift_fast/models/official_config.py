@@ -48,7 +48,7 @@ def read(path: str | PathLike) -> ModelSpec:
         ImportError: if omegaconf is not installed.
         ValueError: if it is not YAML, a needed entry is missing or of another type, or a setting is not supported.
     """
-    tree = _load(Path(path))
+    tree = load(Path(path))
     for key, value in FIXED.items():
         found = _get(tree, key, default=value)
         if found is not None and found != value:
@@ -59,7 +59,14 @@ def read(path: str | PathLike) -> ModelSpec:
         raise ValueError(f"{path}: not an official configuration: {error}") from None
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load(path: Path) -> dict[str, Any]:
+    """The file as nested dictionaries, references between its entries resolved.
+
+    Raises:
+        FileNotFoundError, OSError: if it cannot be read.
+        ImportError: if omegaconf is not installed.
+        ValueError: if it is not YAML or has no sections.
+    """
     try:
         from omegaconf import OmegaConf
         from yaml import YAMLError
