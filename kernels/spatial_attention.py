@@ -64,12 +64,12 @@ def _candidates(key: tuple) -> list[Config]:
     channels, itemsize, _tokens = key
     blocks: dict[int, tuple[tuple[Any, ...], ...]]
     if itemsize == 4:
-        float32: dict[int, tuple[tuple[Any, ...], ...]] = {
+        blocks = {
             512: ((32, 16, 8, 1, False), (32, 16, 8, 2), (16, 16, 8, 2)),
             256: ((32, 16, 8, 2), (32, 16, 4, 2)),
         }
-        return [_config(*c) for c in float32.get(channels, ((64, 32, 8, 2), (32, 32, 4, 2), (32, 32, 8, 2)))]
-    blocks: dict[int, tuple[tuple[Any, ...], ...]] = {
+        return [_config(*c) for c in blocks.get(channels, ((64, 32, 8, 2), (32, 32, 4, 2), (32, 32, 8, 2)))]
+    blocks = {
         512: (
             (128, 32, 8, 2, True, 256),
             (64, 32, 8, 2),
