@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import common
-import operator_cases
 import operator_measure as measure
 import torch
 import typer
-from operator_cases import CASES, OPERATORS, Case
+from operator_arguments import OPERATORS, SPEC
+from operator_cases import CASES, Case
 
 from resshift_fast import backends, ops
 from resshift_fast.cli import console
@@ -319,8 +319,8 @@ def operators(
 def _report(benchmark: Benchmark, path: Path) -> None:
     """Print the table, draw the plots, and exit with 1 if a check failed."""
     line = common.machine_line(common.machine(device=benchmark.device))
-    side = operator_cases.SPEC.first_stage.factor * benchmark.latent
-    title = f"Operators of {operator_cases.SPEC.name} for {benchmark.batch} of {side}×{side}, {benchmark.repeats} runs"
+    side = SPEC.first_stage.factor * benchmark.latent
+    title = f"Operators of {SPEC.name} for {benchmark.batch} of {side}×{side}, {benchmark.repeats} runs"
     notes = [
         "backward: time of that pass alone, memory of it and the forward pass before it. error: of the tensor nearest "
         "to its limit, against float64.",

@@ -36,7 +36,8 @@ import common
 import operator_measure as measure
 import torch
 import typer
-from operator_cases import CASES, OPERATORS, Draw
+from operator_arguments import OPERATORS, Draw
+from operator_cases import CASES
 from operators import PLAIN, backend_of
 
 from resshift_fast import backends, ops

@@ -25,7 +25,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import operator_measure as measure  # noqa: E402
 import torch  # noqa: E402
-from operator_cases import CASES, OPERATORS, Case  # noqa: E402
+from operator_arguments import OPERATORS  # noqa: E402
+from operator_cases import CASES, Case  # noqa: E402
 from operators import SIDE_MULTIPLE, backend_of  # noqa: E402
 
 from resshift_fast import backends  # noqa: E402

@@ -15,7 +15,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import operator_measure as measure  # noqa: E402
 import torch  # noqa: E402
-from operator_cases import CASES, OPERATORS, Case  # noqa: E402
+from operator_arguments import OPERATORS  # noqa: E402
+from operator_cases import CASES, Case  # noqa: E402
 from operators import full_float32  # noqa: E402
 
 from resshift_fast.cli import console  # noqa: E402

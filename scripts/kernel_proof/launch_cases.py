@@ -17,7 +17,7 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from operator_cases import EMBED, HEADS, OPERATORS, Draw
+from operator_arguments import EMBED, HEADS, OPERATORS, Draw
 
 from .budgets import Exemption
 
