@@ -9,7 +9,7 @@ import time
 import pytest
 
 from resshift_fast.core import claims, files
-from resshift_fast.core.claims import claimed, remove_dead
+from resshift_fast.core.claims import announced, claimed, remove_dead
 from resshift_fast.core.files import make_folder, replacing, write_atomically
 
 pytest.importorskip("fcntl")
@@ -84,6 +84,39 @@ def test_what_a_dead_process_leaves_is_removed(tmp_path, function, monkeypatch):
     monkeypatch.setattr(files, "_tidied", set())
     write_atomically(tmp_path / "b.png", b"x")
     assert [one.name for one in tmp_path.iterdir()] == ["b.png"]
+
+
+def test_runs_with_other_settings_know_of_each_other(tmp_path):
+    one, two = [tmp_path / "a.png", tmp_path / "b.png"], [tmp_path / "b.jpg"]
+    with announced(tmp_path, {"seed": "1", "tile": "None"}, one) as first:
+        with announced(tmp_path, {"seed": "1", "tile": "None"}, two) as same:
+            pass
+        with announced(tmp_path, {"seed": "2", "tile": "None"}, two) as other:
+            pass
+        with announced(tmp_path, {"seed": "2"}, [tmp_path / "c.png"]) as elsewhere:
+            pass
+        remove_dead(tmp_path)  # not what lives
+        with announced(tmp_path, {"seed": "2", "tile": "8"}, one) as both:
+            pass
+    with announced(tmp_path, {"seed": "2"}, one) as later:
+        pass
+    assert first == same == elsewhere == later == []
+    assert other == ["seed 1 instead of 2"] and both == ["seed 1 instead of 2", "tile None instead of 8"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[" * 100_000, b"[]", b'{"settings": 1, "outputs": {}}'])
+def test_junk_in_the_file_of_a_run(tmp_path, content):
+    path = tmp_path / ".resshift-1.run"
+    path.write_bytes(content)
+    with open(path) as file:
+        claims.lock(file.fileno())
+        with announced(tmp_path, {"seed": "1"}, [tmp_path / "a.png"]) as found:
+            assert found == []
+    os.mkfifo(tmp_path / ".resshift-2.run")
+    (tmp_path / ".resshift-3.run").mkdir()
+    with announced(tmp_path, {"seed": "1"}, [tmp_path / "a.png"]) as found:
+        assert found == []
 
 
 def test_what_a_living_process_holds_is_kept(tmp_path):

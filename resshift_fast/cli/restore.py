@@ -17,6 +17,8 @@ from resshift_fast.backends import names
 from resshift_fast.cli import console
 from resshift_fast.cli.options import option
 from resshift_fast.cli.plan import Job, Tally, plan_jobs, refuse_originals
+from resshift_fast.core.claims import announced
+from resshift_fast.core.files import expand_home, make_folder
 from resshift_fast.images.search import Found, search
 
 if TYPE_CHECKING:
@@ -331,12 +333,33 @@ def _say_what_is_left_out(found: Found) -> None:
 
 
 def _restore(jobs: list[Job], request: Request, tally: Tally, fitting: Fitting) -> None:
+    # What cannot be written is reported before a download of minutes.
+    folder = make_folder(jobs[0].output.parent)
+    refuse_originals(jobs, folder)
+    with announced(folder, _settings(request), (job.output for job in jobs)) as differences:
+        if differences:
+            raise ValueError(
+                f"another run restores some of these photos into {folder}, with {', '.join(differences)}; wait for it, "
+                "or choose another output folder"
+            )
+        _restore_writable(jobs, request, tally, fitting)
+
+
+def _settings(request: Request) -> dict[str, str]:
+    """All that results depend on, but for rounding errors, by the names of the options."""
+    found = {"model": request.model, "dtype": request.loading["dtype"], "background": request.background}
+    found |= {"8-bit": request.eight_bits, "format": request.naming["suffix"], "compare": request.naming["compare"]}
+    found |= {name: request.options[name] for name in ("seed", "tile", "overlap", "noise")}
+    for name, path in (*request.files.items(), ("mask", request.naming["mask"])):
+        found[name] = path and expand_home(path).name
+    return {name: str(value) for name, value in found.items()}
+
+
+def _restore_writable(jobs: list[Job], request: Request, tally: Tally, fitting: Fitting) -> None:
+    """Load the model, and restore the photos whose outputs can be written."""
     from resshift_fast.cli.batch import check_targets, prepare, run_jobs
-    from resshift_fast.core.files import expand_home, make_folder
     from resshift_fast.pipeline import Pipeline
 
-    # What cannot be written is reported before a download of minutes.
-    refuse_originals(jobs, make_folder(jobs[0].output.parent))
     writable, prepared = [], None
     for job in jobs:
         try:
