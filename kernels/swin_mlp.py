@@ -199,17 +199,19 @@ def swin_mlp_kernel(
     b_y = ()
     for _ in tl.static_range(CHUNKS):
         b_y += (tl.zeros((BLOCK_M, BLOCK_N), tl.float32),)  # type: ignore[assignment]
-    i_hidden = i_split * (STEPS * BLOCK_H)
+    i_hidden = i_split.to(tl.int64) * (STEPS * BLOCK_H)  # the first column of this part
+    p_w1 += i_hidden * C
+    p_w2 += i_hidden
     for i_step in range(STEPS):
-        o_h = i_hidden + i_step * BLOCK_H + tl.arange(0, BLOCK_H)
-        m_h = o_h < HIDDEN
+        o_h = i_step * BLOCK_H + tl.arange(0, BLOCK_H)
+        m_h = o_h < HIDDEN - i_hidden
         b_h = tl.zeros((BLOCK_M, BLOCK_H), tl.float32)
         for i_c in tl.static_range((C + BLOCK_C - 1) // BLOCK_C):
             o_c = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
             m_w1 = m_h[:, None] & (o_c < C)[None, :]
             b_w1 = tl.load(p_w1 + o_h[:, None] * C + o_c[None, :], mask=m_w1, other=0.0)
             b_h = tl.dot(b_normalized[i_c], tl.trans(b_w1), b_h, input_precision="ieee")
-        b_h += tl.load(p_b1 + o_h, mask=m_h, other=0.0).to(tl.float32)[None, :]
+        b_h += tl.load(p_b1 + i_hidden + o_h, mask=m_h, other=0.0).to(tl.float32)[None, :]
         b_h = (0.5 * b_h * (1.0 + tl.erf(b_h * SQRT_HALF))).to(p_x.dtype.element_ty)
         b_sum = ()
         for i_c in tl.static_range(CHUNKS):
