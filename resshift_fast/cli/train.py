@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,13 +29,17 @@ def train(
     val: Annotated[Path | None, _option("Validation photos: a folder or list file. Default: no validation.")] = None,
     model: Annotated[str, _option("Model to train.")] = "nano-x4",
     init_from: Annotated[
-        Path | None, _option("Weights to start from: safetensors or a last.pt. Default: random weights.")
+        Path | None,
+        _option("Weights to start from: any file that `restore` loads, or a last.pt. Default: random weights."),
     ] = None,
     autoencoder: Annotated[
-        Path | None, _option("Weights of the model's autoencoder. Required for models that have one.")
+        Path | None, _option("Weights of the model's autoencoder, if it has one. Default: the published ones.")
     ] = None,
     steps: Annotated[int, _option("Optimizer steps of the whole run.")] = 10_000,
-    batch_size: Annotated[int, _option("Patches per step.")] = 8,
+    batch_size: Annotated[int, _option("Patches per step, of all processes together.")] = 8,
+    accumulate: Annotated[
+        int, _option("Parts of a process's patches that are computed one after the other, for less memory.")
+    ] = 1,
     patch: Annotated[
         int | None, _option("Side of a high-quality patch in pixels. Default: 128, or the least that the model takes.")
     ] = None,
@@ -54,12 +59,15 @@ def train(
     clean: Annotated[
         float, _option("Share, 0 to 1, of purely bicubic low-quality patches; the rest are degraded.")
     ] = 0.35,
-    precision: Annotated[str, _option("float32, or bfloat16 by autocast.")] = "float32",
+    precision: Annotated[str, _option("float32, or bfloat16 or float16 by autocast.")] = "float32",
     channels_last: Annotated[bool, _option("Channels-last memory format.")] = True,
     compile_model: Annotated[
         bool, _option("Compile the denoiser with torch.compile. Default: no.", "--compile")
     ] = False,
-    device: Annotated[str, _option("cpu, cuda, cuda:1, …")] = "cpu",
+    recompute: Annotated[
+        bool, _option("Compute activations again in the backward pass, for less memory and a third more time.")
+    ] = False,
+    device: Annotated[str, _option("cpu, cuda, cuda:1, …; under torchrun, cuda is a GPU for each process.")] = "cpu",
     threads: Annotated[
         int | None, _option("torch's threads on the CPU, at least 1. Default: torch's choice.", min=1)
     ] = None,
@@ -76,20 +84,29 @@ def train(
     save_every: Annotated[int, _option("Steps between checkpoints.")] = 1000,
     save_minutes: Annotated[float, _option("Longest time between checkpoints, in minutes.")] = 10.0,
     resume: Annotated[bool, _option("Continue from the run folder's last.pt.")] = True,
+    changes: Annotated[
+        str | None,
+        _option(
+            "Settings to continue with other values of, such as lr=1e-4,steps=20000,batch=16,precision=float32; "
+            "they are noted in log.csv. Default: none.",
+            "--override",
+        ),
+    ] = None,
 ) -> None:
     """Train a model on photos. Ctrl-C saves the state; the same command continues from there.
 
-    Of the settings that change the training, --lr, --min-lr, --grad-clip and --precision may differ when it continues.
+    A setting that changes the training must be the same when it continues, unless --override names it. Started by
+    torchrun, several processes train together.
     """
     # locals() has only the arguments here; those that are settings of the run have the setting's name.
     settings = dict(locals())
     settings["compile"] = settings.pop("compile_model")
-    for name in ("clean", "threads", "resume"):
+    for name in ("clean", "threads", "resume", "changes"):
         del settings[name]
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: console.say(f"warning: {console.one_line(message)}")
         try:
-            finished = _run(settings, clean, threads, resume)
+            finished = _run(settings, clean, threads, resume, changes)
         except Exception as error:
             console.report(error)
             raise typer.Exit(1) from None
@@ -97,10 +114,11 @@ def train(
             raise typer.Exit(130) from None
     if not finished:
         raise typer.Exit(130)
-    console.say(f"done: {run / 'best.safetensors'}")
+    if os.environ.get("RANK", "0") == "0":
+        console.say(f"done: {run / 'best.safetensors'}")
 
 
-def _run(settings: dict, clean: float, threads: int | None, resume: bool) -> bool:
+def _run(settings: dict, clean: float, threads: int | None, resume: bool, changes: str | None) -> bool:
     """Train; returns whether the run is complete."""
     import torch
 
@@ -110,10 +128,14 @@ def _run(settings: dict, clean: float, threads: int | None, resume: bool) -> boo
 
     settings = {name: str(expand_home(value)) if isinstance(value, Path) else value for name, value in settings.items()}
     settings["data"] = tuple(str(expand_home(path)) for path in settings["data"])
-    config = TrainConfig(**settings, mixture=Mixture(clean=clean))
+    config = TrainConfig(**settings, mixture=Mixture(clean=clean)).overridden(changes or "")
     last = Path(config.run) / "last.pt"
     if not resume and last.exists():
         raise FileExistsError(f"{last} exists and --no-resume was given; choose another --run folder")
     if threads is not None:
         torch.set_num_threads(threads)
-    return Trainer(config).run()
+    trainer = Trainer(config)
+    try:
+        return trainer.run()
+    finally:
+        trainer.processes.leave()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from resshift_fast.training import choices
@@ -12,7 +13,7 @@ from resshift_fast.training.degradations import Mixture
 from resshift_fast.training.interfaces import PatchDegradation
 
 LOSSES = ("l1", "mse", "charbonnier")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "float16")
 LEAST_PATCH = 128  # pixels, unless another is given
 
 # Settings that may differ between a checkpoint and the run that resumes it, because they do not change the training.
@@ -32,13 +33,26 @@ FREE_FIELDS = frozenset(
         "save_every",
         "save_minutes",
         "init_from",
+        "override",
+        "recompute",
     )
 )
-# Settings that may be changed when a run is resumed, for instance after its loss has become infinite.
-ADJUSTABLE_FIELDS = frozenset(("lr", "min_lr", "grad_clip", "precision"))
+# Settings that name the network, with which an optimizer's state cannot be continued.
+FIXED_FIELDS = frozenset(("model", "autoencoder"))
+SHORT_NAMES = {"batch": "batch_size"}  # in overrides
 
 _AT_LEAST_1 = (
-    *("steps", "batch_size", "workers", "max_downscale", "log_every", "val_every", "val_limit", "val_batch"),
+    *(
+        "steps",
+        "batch_size",
+        "accumulate",
+        "workers",
+        "max_downscale",
+        "log_every",
+        "val_every",
+        "val_limit",
+        "val_batch",
+    ),
     "save_every",
 )
 _NOT_NEGATIVE = ("seed", "warmup", "weight_decay", "grad_clip", "cache_mb", "save_minutes")
@@ -61,13 +75,15 @@ class TrainConfig:
     model: str = "nano-x4"
     """Catalogue name of the model to train."""
     init_from: str | None = None
-    """Weights to start from instead of random ones: a safetensors file or a last.pt (its averaged weights)."""
+    """Weights to start from instead of random ones: any file that `restore` loads, or a last.pt (its averages)."""
     autoencoder: str | None = None
-    """Weights of the model's autoencoder; required for models that have one."""
+    """Weights of the model's autoencoder, if it has one; None: the published ones."""
     steps: int = 10_000
     """Optimizer steps of the whole run, at whose end the learning rate reaches its minimum."""
     batch_size: int = 8
-    """Patches per step."""
+    """Patches per step, of all processes together."""
+    accumulate: int = 1
+    """Parts of a process's patches whose gradients are computed one after the other, for less memory."""
     patch: int | None = None
     """Side of a high-quality patch in pixels, a multiple of what the model needs; None: the first such from 128 on."""
     lr: float = 6e-4
@@ -94,15 +110,17 @@ class TrainConfig:
     noise a network that is trained on true x_t only learns to copy x_0 from it, but at inference x_t contains its own
     estimate (exposure bias). Such a batch costs one more forward pass."""
     precision: str = "float32"
-    """float32, or bfloat16 by autocast."""
+    """float32, or bfloat16 or float16 by autocast; with float16 the loss is scaled, and steps that overflow skipped."""
     channels_last: bool = True
     """Keep activations and weights in channels-last memory format."""
     compile: bool = False
     """Compile the denoiser with torch.compile."""
+    recompute: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
     seed: int = 0
     """Seed of weights, patches, steps and noise."""
     device: str = "cpu"
-    """Device to train on."""
+    """Device to train on; with several processes "cuda" is a GPU for each."""
     workers: int = 1
     """Threads that prepare patches."""
     cache_mb: int = 500
@@ -131,6 +149,8 @@ class TrainConfig:
     """How low-quality patches are made, a name in `choices.DEGRADATIONS`."""
     degradation_options: dict[str, Any] = field(default_factory=dict)
     """Settings of the degradation, plain values by name; those of "mixture" are in `mixture`."""
+    override: tuple[str, ...] = ()
+    """Settings that may differ from those of the run that is resumed; see `overridden`."""
     mixture: Mixture = field(default_factory=Mixture)
     """Settings of the degradation "mixture"."""
 
@@ -191,26 +211,79 @@ class TrainConfig:
         """The settings as plain values, for a checkpoint."""
         return asdict(self)
 
-    def check_resumable(self, saved: dict) -> list[str]:
-        """Compare with a checkpoint's settings; returns what was adjusted, one phrase for each setting.
+    def overridden(self, text: str) -> TrainConfig:
+        """The same with other values, with which a run may be resumed.
+
+        Args:
+            text: such as "lr=1e-4,steps=20000,batch=16,precision=float32". `min_lr` follows a lower `lr`.
 
         Raises:
-            ValueError: naming the field, if one differs that changes the training and is not adjustable.
+            ValueError: for a name that is no such setting, or a value outside its range.
+        """
+        changes: dict[str, Any] = {}
+        for part in filter(None, (part.strip() for part in text.split(","))):
+            name, equals, value = (piece.strip() for piece in part.partition("="))
+            name = SHORT_NAMES.get(name, name)
+            if not equals:
+                raise ValueError(f"override {part!r} has no value; write {part}=VALUE")
+            changes[name] = _value(name, value)
+        if "lr" in changes and "min_lr" not in changes and changes["lr"] < self.min_lr:
+            changes["min_lr"] = changes["lr"]
+        return replace(self, **changes, override=(*self.override, *changes))
+
+    def check_resumable(self, saved: dict) -> list[str]:
+        """Compare with a checkpoint's settings; returns what was overridden, one phrase for each setting.
+
+        Raises:
+            ValueError: naming the field, if one differs that changes the training and is not in `override`.
         """
         own = _flat(self.to_dict())
         # A checkpoint from before a setting existed was trained with its default.
         before = _flat(TrainConfig(data="", run="").to_dict()) | _flat(saved)
-        adjusted = []
-        for name, value in own.items():
+        changed = []
+        options = {name: None for name in before if "." in name}  # those that are not set any more
+        for name, value in (options | own).items():
             if name in FREE_FIELDS or before.get(name) == value:
                 continue
-            if name not in ADJUSTABLE_FIELDS:
+            if name not in self.override:
+                way = (
+                    f"give --override {name}={value} to change it, or the old value"
+                    if name in overridable()
+                    else ("give the old value")
+                )
                 raise ValueError(
                     f"cannot resume {self.run}: {name} was {before.get(name)} and is now {value}; "
-                    "give the old value, or start in another run folder"
+                    f"{way}, or start in another run folder"
                 )
-            adjusted.append(f"{name} was {before[name]} and is now {value}")
-        return adjusted
+            changed.append(f"{name} was {before.get(name)} and is now {value}")
+        return changed
+
+
+def overridable() -> dict[str, type]:
+    """The settings that `TrainConfig.overridden` takes, with the types of their values."""
+    types = {"int": int, "int | None": int, "float": float, "str": str, "bool": bool}
+    return {
+        one.name: types[str(one.type)]
+        for one in fields(TrainConfig)
+        if one.type in types and one.name not in FREE_FIELDS | FIXED_FIELDS
+    }
+
+
+def _value(name: str, text: str) -> Any:
+    known = overridable()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"{name} cannot be overridden; {hint}settings: {', '.join(known)}")
+    if known[name] is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(f"override {name}={text}: expected true or false")
+        return text.lower() == "true"
+    try:
+        return known[name](text)
+    except ValueError:
+        kind = "an integer" if known[name] is int else "a number"
+        raise ValueError(f"override {name}={text}: expected {kind}") from None
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

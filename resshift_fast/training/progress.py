@@ -7,12 +7,13 @@ import time
 
 
 class Progress:
-    """Progress from step `start` to `total`."""
+    """Progress from step `start` to `total`; a quiet one shows notes alone."""
 
-    def __init__(self, start: int, total: int):
+    def __init__(self, start: int, total: int, *, quiet: bool = False):
+        self._quiet = quiet
         self._start, self._total, self._began = start, total, time.monotonic()
         self._bar = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not quiet:
             from tqdm import tqdm
 
             self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.05)
@@ -23,6 +24,8 @@ class Progress:
 
     def show(self, step: int, text: str) -> None:
         """Report the state after `step` steps."""
+        if self._quiet:
+            return
         if self._bar is not None:
             self._bar.set_postfix_str(text)
             return

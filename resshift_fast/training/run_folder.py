@@ -24,6 +24,7 @@ LOG_FIELDS = (
     "bicubic_psnr_y_clean",
     "bicubic_psnr_y_degraded",
     "seconds",
+    "note",
 )
 
 

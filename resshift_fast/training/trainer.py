@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import torch
 from torch import Tensor, nn
 
-from resshift_fast.core import devices
+from resshift_fast.core import claims
 from resshift_fast.diffusion import schedule as columns
 from resshift_fast.models.layers import prepack_weights_
-from resshift_fast.training import choices
+from resshift_fast.training import choices, networks
 from resshift_fast.training.config import TrainConfig
 from resshift_fast.training.data import Patches, prefetch
+from resshift_fast.training.distributed import Processes, accumulating, parts_of
 from resshift_fast.training.interfaces import (
     Batch,
     BatchDegradation,
@@ -32,9 +31,10 @@ from resshift_fast.training.interfaces import (
 )
 from resshift_fast.training.optimization import AveragedWeights, learning_rate
 from resshift_fast.training.photos import Photos
-from resshift_fast.training.pixels import to_tensor, upsample
+from resshift_fast.training.pixels import to_tensor
 from resshift_fast.training.progress import Progress
 from resshift_fast.training.run_folder import RunFolder
+from resshift_fast.training.stopping import StopSignals
 from resshift_fast.training.validation import Validation, ValidationResult
 
 if TYPE_CHECKING:
@@ -43,9 +43,11 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainConfig", "Trainer"]
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 class Trainer:
-    """Trains one model.
+    """Trains one model, in this process or, started by torchrun, in several.
 
     Everything random in a step is a function of (seed, step), so that a run that was stopped and resumed gives the same
     weights as an uninterrupted one.
@@ -69,45 +71,61 @@ class Trainer:
         denoiser: SwinUNet | None = None,
         first_stage: VQAutoencoder | SpaceToDepth | None = None,
     ):
-        self.device = devices.usable_device(config.device)
+        self.processes = Processes(config.device)
+        self.device = self.processes.device
         torch.manual_seed(config.seed)
         if spec is None or denoiser is None or first_stage is None:
             from resshift_fast.models import catalog
 
             spec = spec or catalog.get(config.model)
             denoiser = denoiser or catalog.build_denoiser(spec)
-            first_stage = first_stage or _build_first_stage(config, spec)
+            first_stage = first_stage or networks.build_first_stage(config, spec)
         self.config = config = config.for_model(spec)
+        self._check_division()
         self.spec, self.schedule = spec, spec.schedule
         self.denoiser = denoiser.to(self.device).train()
         self.first_stage = first_stage.to(self.device).eval().requires_grad_(False)
         if config.channels_last:
             prepack_weights_(self.denoiser)
+        if config.recompute:
+            networks.recompute_activations(self.denoiser)
         self.table = self.schedule.table(self.device)
         self.timesteps = torch.as_tensor(self.schedule.timesteps, dtype=torch.int64, device=self.device)
         self.run_folder = RunFolder(config.run)
         self.step, self.best_gain, self.elapsed = 0, -math.inf, 0.0
+        self._validated = ""  # fingerprint of the validation set that best_gain was reached on
         if config.init_from is not None and not self.run_folder.last.exists():
-            self._load_initial(Path(config.init_from))
+            networks.load_weights(self.denoiser, config.init_from)
         self.average = AveragedWeights(self.denoiser, config.ema_decay)
         self.optimizer = torch.optim.AdamW(
             self.denoiser.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
         )
-        self._network = torch.compile(self.denoiser) if config.compile else self.denoiser
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
+        compiled: Any = torch.compile(self.denoiser) if config.compile else self.denoiser
+        self._network = self.processes.wrap(compiled)
         parts = Parts(spec, self.first_stage, self.table, self._predict, self._autocast, self.device)
         self.objective: Objective = choices.chosen(choices.OBJECTIVES, "objective", config.objective)(config, parts)
         self.degradation: Degradation = choices.chosen(choices.DEGRADATIONS, "degradation", config.degradation)(
             config, spec
         )
-        self._stop_signal: int | None = None
-        self._adjusted: list[str] = []  # settings that differ from those of the checkpoint
+        self.signals = StopSignals()
+        self._stopping = False  # all processes know of the signal
+        self._changed: list[str] = []  # settings that differ from those of the checkpoint
+
+    def _check_division(self) -> None:
+        config, count = self.config, self.processes.count
+        if config.batch_size % (count * config.accumulate):
+            raise ValueError(
+                f"batch_size must be a multiple of {count} processes × {config.accumulate} accumulated parts, "
+                f"got {config.batch_size}"
+            )
 
     # ---- one step
 
     def _autocast(self):
         if self.config.precision == "float32":
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return torch.autocast(self.device.type, dtype=DTYPES[self.config.precision])
 
     def _predict(self, x_t: Tensor, t: Tensor, low: Tensor, mask: Tensor | None) -> Tensor:
         scaled = x_t * self.table[t, columns.INPUT_SCALE][:, None, None, None]
@@ -116,60 +134,64 @@ class Trainer:
         with self._autocast():
             return self._network(scaled, self.timesteps[t], low, mask)
 
-    def loss(self, batch: Batch, step: int) -> Loss:
-        """Loss of one batch on the device, whose noise and timesteps depend on `step`."""
-        return self.objective(batch, Draws(self.config.seed, step, range(len(batch)), self.device))
+    def loss(self, batch: Batch, step: int, part: slice = slice(None)) -> Loss:
+        """Loss of this process's batch on the device, or a part of it, whose noise and timesteps depend on `step`."""
+        indices = self.processes.indices(len(batch) * self.processes.count)[part]
+        return self.objective(batch[part], Draws(self.config.seed, step, indices, self.device))
 
     def train_step(self, batch: Batch) -> tuple[float, float]:
-        """One optimizer step on a batch on the device; returns (loss, gradient norm before clipping).
+        """One optimizer step on this process's batch on the device; returns (loss, gradient norm before clipping).
 
         Raises:
             FloatingPointError: if the loss is not finite; the weights are then those of the previous step.
         """
         config = self.config
+        # For networks that draw values of their own.
+        torch.manual_seed((config.seed * 0x9E3779B1 + self.step * 0x85EBCA77 + self.processes.rank) % (1 << 63))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, self.step)
-        loss = self.loss(batch, self.step).by_sample.mean()
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"the loss became {value} at step {self.step}; run the same command again with a lower --lr or "
-                "--grad-clip, or with --precision float32: it continues from the last checkpoint"
-            )
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.denoiser.parameters(), config.grad_clip or math.inf)
-        self.optimizer.step()
+        total = torch.zeros((), dtype=torch.float64)
+        parts = list(parts_of(len(batch), config.accumulate))
+        for part in parts:
+            with accumulating(self._network, last=part is parts[-1]):
+                loss = self.loss(batch, self.step, part)
+                mean = loss.by_sample.mean() / len(parts)
+                self.scaler.scale(mean).backward()
+            total += mean.detach().cpu()
+        state = torch.stack([total / self.processes.count, total.new_tensor(float(self.signals.received))])
+        value, stop = self.processes.sum(state.float()).tolist()
+        self._stopping = stop > 0
+        self._check_finite("loss", value)
+        self.scaler.unscale_(self.optimizer)
+        norm = float(nn.utils.clip_grad_norm_(self.denoiser.parameters(), config.grad_clip or math.inf))
+        if not self.scaler.is_enabled():
+            self._check_finite("gradient", norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.average.update(self.step)
         self.step += 1
-        return value, float(norm)
+        return value, norm
+
+    def _check_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the {what} became {value} at step {self.step}; run the same command again with --override "
+                "lr=…, grad_clip=… or precision=float32: it continues from the last checkpoint"
+            )
 
     # ---- validation and files
 
-    @torch.no_grad()
-    def restore(self, lq: Tensor) -> Tensor:
+    def restore(self, low: Tensor) -> Tensor:
         """Run the whole chain with the current weights and seed 0.
 
         Args:
-            lq: [B, 3, h, w] in [−1, 1].
+            low: [B, 3, h, w] in [−1, 1], of any size.
 
         Returns:
             [B, 3, scale·h, scale·w], nominally in [−1, 1], not clamped.
         """
-        from resshift_fast.restoration.sampler import sample_latents
-
-        lq = lq.to(self.device)
-        y = self.first_stage.encode(upsample(lq, self.spec.scale))
-        x0 = sample_latents(
-            self.denoiser,
-            self.schedule,
-            y,
-            lq,
-            seed=torch.zeros(len(lq), dtype=torch.int64, device=self.device),
-            prediction_type=self.spec.prediction_type,
-            clamp_x0=self.spec.clamp_x0,
-        )
-        return self.first_stage.decode(x0)
+        return networks.restore(self.spec, self.denoiser, self.first_stage, low.to(self.device))
 
     def validate(self, validation: Validation) -> ValidationResult:
         """Validate the averaged weights, write the sheet, and save the weights as best.safetensors if they improved."""
@@ -183,7 +205,7 @@ class Trainer:
     def _save_best(self, result: ValidationResult | None) -> None:
         from resshift_fast.weights.checkpoints import save_safetensors
 
-        metadata = {"model": self.config.model, "step": str(self.step)}
+        metadata = {"model": getattr(self.spec, "name", self.config.model), "step": str(self.step)}
         if result is not None:
             metadata |= {
                 "psnr_y_clean_gain": f"{result.clean - result.bicubic_clean:.4f}",
@@ -199,10 +221,11 @@ class Trainer:
                 "model": self.denoiser.state_dict(),
                 "ema": self.average.state,
                 "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
                 "config": self.config.to_dict(),
                 "best_gain": self.best_gain,
+                "validated": self._validated,
                 "elapsed": self.elapsed,
-                "rng": torch.get_rng_state(),
             }
         )
 
@@ -215,45 +238,19 @@ class Trainer:
         if not self.run_folder.last.exists():
             return False
         state = self.run_folder.load_last()
-        self._adjusted = self.config.check_resumable(state["config"])
+        self._changed = self.config.check_resumable(state["config"])
         self.denoiser.load_state_dict(state["model"])
         self.average.set(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:  # which the state has replaced
+            group |= {"betas": self.config.betas, "weight_decay": self.config.weight_decay}
+        if self.scaler.is_enabled() and state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
         self.step, self.best_gain, self.elapsed = state["step"], state["best_gain"], state["elapsed"]
-        torch.set_rng_state(state["rng"])
+        self._validated = state.get("validated", "")
         return True
 
-    def _load_initial(self, path: Path) -> None:
-        from resshift_fast.weights.checkpoints import load_into, read_state_dict
-
-        if path.suffix == ".pt":
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-            weights = weights["ema"] if isinstance(weights, dict) and "ema" in weights else weights
-        else:
-            weights = read_state_dict(path)
-        load_into(self.denoiser, weights, path)
-
     # ---- the loop
-
-    @contextmanager
-    def _catching_signals(self) -> Iterator[None]:
-        """The first SIGINT or SIGTERM ends the loop after the current step; a second SIGINT ends it at once."""
-
-        def handler(number: int, _frame: object) -> None:
-            if self._stop_signal is not None and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self._stop_signal = number
-
-        try:
-            previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread, which alone can handle signals
-            yield
-            return
-        try:
-            yield
-        finally:
-            for number, old in previous.items():
-                signal.signal(number, old)
 
     def _patches(self) -> Patches:
         config = self.config
@@ -264,14 +261,14 @@ class Trainer:
 
     def _batches(self, patches: Patches) -> Generator[Batch, None, None]:
         config = self.config
-        steps = range(self.step, config.steps)
-        batches = prefetch(patches, steps, range(config.batch_size), config.workers)
+        steps, indices = range(self.step, config.steps), self.processes.indices(config.batch_size)
+        batches = prefetch(patches, steps, indices, config.workers)
         for step, (high, low) in zip(steps, batches, strict=True):
             truth = to_tensor(high).to(self.device)
             if low is not None:
                 yield Batch(truth, to_tensor(low).to(self.device))
             elif isinstance(self.degradation, BatchDegradation):
-                draws = Draws(config.seed, step, range(len(truth)), self.device, stream=1)
+                draws = Draws(config.seed, step, indices, self.device, stream=1)
                 yield self.degradation.degrade_batch(truth, self.spec.scale, draws)
 
     def run(self, *, stop_after: int | None = None) -> bool:
@@ -280,32 +277,53 @@ class Trainer:
         Continues from last.pt if the run folder has one. Returns whether the run is complete.
 
         Raises:
+            BlockingIOError: if another training uses the run folder.
             FileNotFoundError, ValueError: for unusable photos or settings, before anything is written.
             FloatingPointError: as in `train_step`.
         """
+        if not self.processes.is_main:
+            return self._run(stop_after)
+        with claims.claimed(self.run_folder.last) as free:
+            if not free:
+                raise BlockingIOError(
+                    f"another training uses {self.run_folder.folder}; choose another --run folder, or stop that one"
+                )
+            return self._run(stop_after)
+
+    def _run(self, stop_after: int | None) -> bool:
         # Patches are made in threads already; OpenCV's own would compete with the training for the cores.
         cv2.setNumThreads(1)
+        self._stopping = False
         resumed = self.resume()
-        config = self.config
-        validation = None
-        if config.val is not None:
-            validation = Validation(
-                config.val, self.spec.scale, self.degradation, limit=config.val_limit, batch=config.val_batch
-            )
+        config, main = self.config, self.processes.is_main
+        validation = self._validation() if main else None
         patches = self._patches()
         batches = self._batches(patches)
         end = config.steps if stop_after is None else min(config.steps, self.step + stop_after)
-        self.run_folder.start_log(self.step)
-        progress = Progress(self.step, config.steps)
+        progress = Progress(self.step, config.steps, quiet=not main)
+        if main:
+            self.run_folder.start_log(self.step)
         if resumed:
-            progress.note("; ".join([f"resumed {self.run_folder.last} at step {self.step}", *self._adjusted]))
+            progress.note("; ".join([f"resumed {self.run_folder.last} at step {self.step}", *self._changed]))
+        if validation is not None and validation.fingerprint != self._validated:
+            if self._validated:
+                progress.note("the validation photos have changed: the best weights are chosen anew")
+            self._validated, self.best_gain = validation.fingerprint, -math.inf
+        if main and self._changed:
+            self.run_folder.append_log(step=self.step, note="; ".join(self._changed))
         try:
-            with self._catching_signals():
+            with self.signals:
                 self._loop(batches, patches.photos, end, validation, progress)
         finally:
             progress.close()
             batches.close()
         return self.step >= config.steps
+
+    def _validation(self) -> Validation | None:
+        config = self.config
+        if config.val is None:
+            return None
+        return Validation(config.val, self.spec.scale, self.degradation, limit=config.val_limit, batch=config.val_batch)
 
     def _loop(
         self,
@@ -315,10 +333,10 @@ class Trainer:
         validation: Validation | None,
         progress: Progress,
     ) -> None:
-        config = self.config
+        config, main = self.config, self.processes.is_main
         began, saved = time.monotonic() - self.elapsed, time.monotonic()
         loss_sum, loss_count = 0.0, 0
-        while self.step < end and self._stop_signal is None:
+        while self.step < end and not self._stopping:
             loss, norm = self.train_step(next(batches))
             loss_sum, loss_count = loss_sum + loss, loss_count + 1
             self.elapsed = time.monotonic() - began
@@ -333,15 +351,19 @@ class Trainer:
                 loss_sum, loss_count = 0.0, 0
             if validation is not None and (self.step % config.val_every == 0 or self.step == config.steps):
                 row |= self._validation_row(self.validate(validation), progress)
-            if row:
+            if row and main:
                 self.run_folder.append_log(step=self.step, seconds=f"{self.elapsed:.1f}", **row)
-            if self.step % config.save_every == 0 or time.monotonic() - saved > 60 * config.save_minutes:
+            if main and (self.step % config.save_every == 0 or time.monotonic() - saved > 60 * config.save_minutes):
                 self.save()
                 saved = time.monotonic()
+        if main:
+            self._finish(validation, progress)
+
+    def _finish(self, validation: Validation | None, progress: Progress) -> None:
         self.save()
-        if self._stop_signal is not None:
+        if self._stopping:
             progress.note(f"stopped at step {self.step}; the same command continues from {self.run_folder.last}")
-        elif validation is None and self.step >= config.steps:
+        elif validation is None and self.step >= self.config.steps:
             self._save_best(None)
 
     def _validation_row(self, result: ValidationResult, progress: Progress) -> dict[str, object]:
@@ -356,15 +378,3 @@ class Trainer:
             "bicubic_psnr_y_clean": f"{result.bicubic_clean:.4f}",
             "bicubic_psnr_y_degraded": f"{result.bicubic_degraded:.4f}",
         }
-
-
-def _build_first_stage(config: TrainConfig, spec: Any) -> VQAutoencoder | SpaceToDepth:
-    from resshift_fast.models import catalog
-    from resshift_fast.weights.checkpoints import load_into, read_state_dict
-
-    first_stage = catalog.build_first_stage(spec)
-    if any(True for _ in first_stage.parameters()):
-        if config.autoencoder is None:
-            raise ValueError(f"{config.model} needs the weights of its autoencoder; give --autoencoder FILE")
-        load_into(first_stage, read_state_dict(config.autoencoder), config.autoencoder)
-    return first_stage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from resshift_fast.training.photos import list_photos, read_rgb
 from resshift_fast.training.pixels import to_images, to_tensor, upsample
 
 SHEET_ROWS = 4
+LEAST_SIDE = 64  # pixels of a photo
 SEED = 20240319  # of the degradations
 
 
@@ -43,6 +45,14 @@ def _degraded(degradation: Degradation, high: np.ndarray, scale: int, number: in
     return degradation.degrade(high, scale, np.random.default_rng([SEED, number]))
 
 
+def _fingerprint(arrays: list[np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(repr(array.shape).encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
 class Validation:
     """Held-out photos with their low-quality versions, which are the same in every run.
 
@@ -59,6 +69,9 @@ class Validation:
     Raises:
         FileNotFoundError: for a missing or empty folder.
         ValueError: if no usable photo is left.
+
+    Attributes:
+        fingerprint: differs if the photos or their low-quality versions do.
     """
 
     def __init__(
@@ -71,16 +84,15 @@ class Validation:
         self.low: dict[str, list[np.ndarray]] = {"clean": [], "degraded": []}
         if isinstance(degradation, Mixture):
             degradation = replace(degradation, clean=0.0)
-        multiple = 64
         for number, index in enumerate(picked):
             try:
                 image = read_rgb(paths[index])
             except (OSError, ImageError) as error:
                 warnings.warn(f"skipped {error}", stacklevel=2)
                 continue
-            size = min(side, *image.shape[:2]) // multiple * multiple
-            if size == 0:
-                warnings.warn(f"skipped {paths[index]}: it is below {multiple} pixels a side", stacklevel=2)
+            size = min(side, *image.shape[:2]) // scale * scale
+            if size < LEAST_SIDE:
+                warnings.warn(f"skipped {paths[index]}: it is below {LEAST_SIDE} pixels a side", stacklevel=2)
                 continue
             top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
             high = np.ascontiguousarray(image[top : top + size, left : left + size])
@@ -88,7 +100,8 @@ class Validation:
             self.low["clean"].append(resize(high, size // scale, size // scale, "bicubic"))
             self.low["degraded"].append(_degraded(degradation, high, scale, number))
         if not self.high:
-            raise ValueError(f"no usable photo in {source}; every side must be at least {multiple} pixels")
+            raise ValueError(f"no usable photo in {source}; every side must be at least {LEAST_SIDE} pixels")
+        self.fingerprint = _fingerprint([*self.high, *self.low["clean"], *self.low["degraded"]])
         self.bicubic = {
             kind: [to_images(upsample(to_tensor(low[None]), scale))[0] for low in lows]
             for kind, lows in self.low.items()

@@ -1,0 +1,65 @@
+"""Trainings in two processes, as torchrun starts them, against one process with the whole batch."""
+
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from training_runs import read_log
+
+from resshift_fast.training.distributed import Processes, parts_of
+
+WORKER = Path(__file__).parents[1] / "training_worker.py"
+
+
+def _train(photos, run, processes, steps=20):
+    start = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    start += [] if processes == 1 else [f"--nproc-per-node={processes}"]
+    paths = os.pathsep.join([str(WORKER.parent), str(WORKER.parents[1])])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    command = [*start, str(WORKER), str(photos), str(run), str(steps)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does_and_write_one_log(photos, tmp_path):
+    _train(photos, tmp_path / "one", 1)
+    said = _train(photos, tmp_path / "two", 2)
+    one = torch.load(tmp_path / "one" / "gradients-0.pt")
+    both = [torch.load(tmp_path / "two" / f"gradients-{rank}.pt") for rank in range(2)]
+    largest = max(float(gradient.abs().max()) for gradient in one)
+    for reference, first, second in zip(one, *both, strict=True):
+        assert torch.equal(first, second)
+        assert float((first - reference).abs().max()) <= 1e-5 * largest
+    logs = [read_log(tmp_path / name) for name in ("one", "two")]
+    for column, count in (("loss", 20), ("val_psnr_y_clean", 2)):
+        expected, found = ([float(row[column]) for row in log if row[column]] for log in logs)
+        assert found == pytest.approx(expected, rel=1e-4) and len(found) == count
+    names = {path.name for path in (tmp_path / "two").iterdir()} - {"gradients-0.pt", "gradients-1.pt"}
+    assert names == {path.name for path in (tmp_path / "one").iterdir()} - {"gradients-0.pt"}
+    assert said.count("step 20/20") == 1
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 6), (2, 6), (3, 6)])
+def test_processes_share_a_batch_without_gap_or_overlap(monkeypatch, count, size):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setenv("WORLD_SIZE", str(count))
+    found = []
+    for rank in range(count):
+        monkeypatch.setenv("RANK", str(rank))
+        processes = Processes("cpu")
+        found += processes.indices(size)
+        assert processes.is_main == (rank == 0)
+    assert found == list(range(size))
+
+
+def test_parts_cover_a_batch_in_order():
+    parts = list(parts_of(6, 3))
+    assert [part.stop - part.start for part in parts] == [2, 2, 2] and parts[0].start == 0
+    assert all(first.stop == second.start for first, second in pairwise(parts))
+    assert list(parts_of(5, 3)) == [slice(0, 5)]

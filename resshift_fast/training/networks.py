@@ -1,0 +1,81 @@
+"""The networks of a training: their weights, what they keep for the backward pass, and restoring with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from resshift_fast.images.tiling import reflect
+from resshift_fast.training.config import TrainConfig
+from resshift_fast.training.pixels import upsample
+from resshift_fast.training.recomputation import recompute_activations as recompute_activations
+
+if TYPE_CHECKING:
+    from resshift_fast.models.autoencoder import SpaceToDepth, VQAutoencoder
+    from resshift_fast.models.swin_unet import SwinUNet
+
+
+def build_first_stage(config: TrainConfig, spec: Any) -> VQAutoencoder | SpaceToDepth:
+    """A model's first stage with its trained weights, downloaded on first use unless a file is given.
+
+    Raises:
+        ValueError: if weights are needed and none are given or published, or they do not fit.
+        OSError: if they cannot be read or downloaded.
+    """
+    from resshift_fast.models import catalog
+    from resshift_fast.weights import download
+
+    first_stage = catalog.build_first_stage(spec)
+    if any(True for _ in first_stage.parameters()):
+        path: str | Path | None = config.autoencoder
+        if path is None:
+            if spec.autoencoder_weights is None:
+                raise ValueError(f"{spec.name} needs the weights of its autoencoder; give --autoencoder FILE")
+            path = download.fetch(spec.autoencoder_weights, option="autoencoder")
+        load_weights(first_stage, path)
+    return first_stage
+
+
+def load_weights(module: nn.Module, path: str | Path) -> None:
+    """Load any file of weights that `restore` takes, or the averaged weights of a last.pt.
+
+    Raises:
+        FileNotFoundError, ValueError: if it does not exist, cannot be read or does not fit.
+    """
+    from resshift_fast.weights.checkpoints import load_into, read_state_dict
+
+    load_into(module, read_state_dict(path), path)
+
+
+@torch.no_grad()
+def restore(spec: Any, denoiser: SwinUNet, first_stage: VQAutoencoder | SpaceToDepth, low: Tensor) -> Tensor:
+    """Run the whole chain with seed 0.
+
+    Args:
+        spec: as for `Trainer`.
+        denoiser, first_stage: of the model.
+        low: [B, 3, h, w] in [−1, 1]; it is padded by reflection to the sides that the model takes.
+
+    Returns:
+        [B, 3, scale·h, scale·w], nominally in [−1, 1], not clamped.
+    """
+    from resshift_fast.restoration.sampler import sample_latents
+
+    height, width = low.shape[2:]
+    multiple = getattr(spec, "pad_multiple", 1)
+    rows, columns = (torch.from_numpy(reflect(0, -(-side // multiple) * multiple, side)) for side in (height, width))
+    low = low[:, :, rows][:, :, :, columns]
+    y = first_stage.encode(upsample(low, spec.scale))
+    x0 = sample_latents(
+        denoiser,
+        spec.schedule,
+        y,
+        low,
+        seed=torch.zeros(len(low), dtype=torch.int64, device=low.device),
+        prediction_type=spec.prediction_type,
+        clamp_x0=spec.clamp_x0,
+    )
+    return first_stage.decode(x0)[:, :, : height * spec.scale, : width * spec.scale]
