@@ -9,7 +9,8 @@ and the columns likewise. Each of the four phases (p, r) is a 2×2 convolution o
 upsampled image never exists. Zero padding works as it is: a tap outside the upsampled image is one outside x.
 
 One kernel computes it as an implicit matrix product: rows are pixels of x, the inner dimension is tap × channel, and
-the rows of a phase are stored at their pixels of the channels-last output. The alternative, cuDNN on
+the rows of a phase are stored at their pixels of the channels-last output, of which it can also make the statistics for
+the next normalization. The alternative, cuDNN on
 weights [4·O, C, 2, 2], writes (H + 1)(W + 1) pixels of 4·O channels that a further pass must read, shift and
 interleave. In 16 bit, at batch 1, in 10⁹ operations and 10⁶ bytes (x, weights and scratch, results, all passes):
 
@@ -32,6 +33,8 @@ calls: 25·C·O elements more, read and written by a launch of its own. That is 
 but most of the traffic of the U-Net's small images; with the launch it pays from 500 pixels on in 16 bit.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -39,6 +42,7 @@ from torch import Tensor
 
 from resshift_fast.kernels.dependents import wait_for_previous
 from resshift_fast.kernels.launch import Start
+from resshift_fast.kernels.norm_stats import PASSES, buffers, constants, finish, store_part
 from resshift_fast.kernels.plans import contiguous, planned
 from resshift_fast.kernels.tuning import Config, Space, bucket
 
@@ -134,16 +138,24 @@ def sum_taps_kernel(
 
 @triton.jit(do_not_specialize=["n_pixels", "height", "width"])
 def upsample_conv2d_kernel(
-    p_x,  # [B, height, width, CHANNELS]
+    p_x,  # [images, height, width, CHANNELS]
     p_weight,  # [4 phases, OUT, 2, 2, CHANNELS] if TAPS is 2, [OUT, 3, 3, CHANNELS] if 3
     p_bias,  # [OUT], or None
-    p_y,  # [B, 2 · height, 2 · width, OUT]
-    n_pixels,  # B · height · width
+    p_y,  # [images, 2 · height, 2 · width, OUT]
+    p_parts,  # [images, 4 · blocks of pixels, SLOTS, 3, NEXT_GROUPS], float32, or None
+    p_counters,  # [images], int32 zeros before and after, or None
+    p_next,  # [images, 2, NEXT_GROUPS], float32, or None
+    n_pixels,  # of an image; without statistics those of the batch, as if it were one
     height,
     width,
+    next_eps,
     CHANNELS: tl.constexpr,
     OUT: tl.constexpr,
     TAPS: tl.constexpr,
+    NEXT_GROUPS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    TILE_GROUPS: tl.constexpr,
+    ROWS: tl.constexpr,
     B_M: tl.constexpr,
     B_N: tl.constexpr,
     B_K: tl.constexpr,
@@ -154,8 +166,12 @@ def upsample_conv2d_kernel(
     i_program = tl.program_id(0).to(tl.int64)
     i_group = i_program // (GROUP_M * COLUMNS)
     i_in_group = i_program % (GROUP_M * COLUMNS)
-    group_size = tl.minimum(tl.cdiv(n_pixels, B_M) - i_group * GROUP_M, GROUP_M)
-    i_first = (i_group * GROUP_M + i_in_group % group_size) * B_M
+    group_size = tl.minimum(tl.num_programs(0) // COLUMNS - i_group * GROUP_M, GROUP_M)
+    i_m = i_group * GROUP_M + i_in_group % group_size
+    m_blocks = tl.cdiv(n_pixels, B_M)
+    i_image = i_m // m_blocks
+    i_in_image = i_m % m_blocks * B_M
+    i_first = i_image * n_pixels + i_in_image
     i_column = (i_in_group // group_size).to(tl.int32)
     i_phase = i_column % 4
     i_phase_y, i_phase_x = i_phase // 2, i_phase % 2
@@ -167,7 +183,7 @@ def upsample_conv2d_kernel(
     b_row_in_block = b_column // width
     b_column = b_column % width
     b_row = ((i_row % height).to(tl.int32) + b_row_in_block) % height
-    m_pixel = i_first + o_m < n_pixels
+    m_pixel = i_in_image + o_m < n_pixels
 
     o_n = i_column // 4 * B_N + tl.arange(0, B_N)
     o_k = tl.arange(0, B_K)
@@ -207,10 +223,19 @@ def upsample_conv2d_kernel(
     b_out_row = (i_row + b_row_in_block) * 2 + i_phase_y
     b_pixel = (b_out_row * width + b_column) * 2 + i_phase_x
     p_store = p_y + b_pixel[:, None] * OUT + o_n[None, :]
-    tl.store(p_store, b_y.to(p_y.dtype.element_ty), mask=m_pixel[:, None] & m_n[None, :])
+    b_y = b_y.to(p_y.dtype.element_ty)
+    tl.store(p_store, b_y, mask=m_pixel[:, None] & m_n[None, :])
+    if NEXT_GROUPS:  # a part has the pixels of one phase
+        b_y = b_y.to(tl.float32)
+        i_part = i_m % m_blocks * 4 + i_phase
+        parts = m_blocks * 4
+        i_n = i_column // 4
+        store_part(b_y, m_pixel, p_parts, i_image, i_part, parts, i_n, OUT, NEXT_GROUPS, SLOTS, TILE_GROUPS, B_N)
+        programs = m_blocks * COLUMNS
+        finish(p_parts, p_counters, p_next, i_image, parts, programs, next_eps, OUT, NEXT_GROUPS, SLOTS, ROWS, B_N)
 
 
-def unsupported(x: Tensor, weight: Tensor, bias: Tensor | None, summed: Tensor | None = None) -> str | None:
+def unsupported(x: Tensor, *_: object) -> str | None:
     """Why these kernels can't run a call; None if they can."""
     if x.dtype not in DTYPES:
         return f"{x.dtype} is not float32, float16 or bfloat16"
@@ -235,25 +260,49 @@ def _sum_taps(shape: tuple[int, ...], strides: tuple[int, ...]) -> Start:
     )
 
 
-def _bucket(shape: tuple[int, ...], out_channels: int, _: int, element_size: int) -> tuple[int, int, int, int]:
-    batch, channels, height, width = shape
-    return bucket(batch * height * width), bucket(channels), bucket(out_channels), element_size
+class Plan(NamedTuple):
+    """Plan of `forward`: its start, and parts and slots of the statistics that it writes."""
+
+    start: Start
+    parts: int
+    slots: int
+
+
+def _bucket(
+    images: int, pixels: int, sizes: tuple[int, ...], out_channels: int, _: int, element_size: int, *__: object
+) -> tuple[int, int, int, int]:
+    return bucket(images * pixels), bucket(sizes[0]), bucket(out_channels), element_size
 
 
 @planned(SPACE, _bucket)
-def _forward(config: Config, shape: tuple[int, ...], out_channels: int, taps: int, _: int) -> Start:
-    batch, channels, height, width = shape
-    n_pixels = batch * height * width
-    columns = 4 * triton.cdiv(out_channels, config.blocks["B_N"])
-    return Start(
+def _forward(
+    config: Config,
+    images: int,
+    pixels: int,
+    sizes: tuple[int, ...],
+    out_channels: int,
+    taps: int,
+    _: int,
+    next_groups: int,
+    next_eps: float,
+) -> Plan:
+    """Plan for so many pixels of each image; `sizes` are channels, height and width of x."""
+    channels, height, width = sizes
+    block_n = config.blocks["B_N"]
+    m_blocks = triton.cdiv(pixels, config.blocks["B_M"])
+    following = constants(out_channels, next_groups, block_n, config.num_warps)
+    start = Start(
         upsample_conv2d_kernel,
-        (triton.cdiv(n_pixels, config.blocks["B_M"]) * columns,),
-        *(n_pixels, height, width),
+        (images * m_blocks * 4 * triton.cdiv(out_channels, block_n),),
+        *(pixels, height, width, next_eps),
         CHANNELS=channels,
         OUT=out_channels,
         TAPS=taps,
+        **following,
         **config.options,
+        passes=PASSES,
     )
+    return Plan(start, 4 * m_blocks, following["SLOTS"])
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, summed: Tensor | None = None) -> Tensor:
@@ -261,12 +310,28 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, summed: Tensor | Non
 
     `summed` is what `sum_taps_kernel` writes, in x's dtype, or None.
     """
-    shape = batch, channels, height, width = x.shape
+    return _launch(x, weight, bias, summed, 0, 0.0)[0]
+
+
+def forward_with_statistics(
+    x: Tensor, weight: Tensor, bias: Tensor | None, summed: Tensor | None, next_groups: int, next_eps: float
+) -> tuple[Tensor, Tensor]:
+    """`forward`; returns y, and the statistics of its next_groups groups, float32 [B, 2, next_groups]."""
+    y, following = _launch(x, weight, bias, summed, next_groups, next_eps)
+    assert following is not None
+    return y, following
+
+
+def _launch(
+    x: Tensor, weight: Tensor, bias: Tensor | None, summed: Tensor | None, next_groups: int, next_eps: float
+) -> tuple[Tensor, Tensor | None]:
+    batch, channels, height, width = x.shape
     out_channels, device = weight.shape[0], x.device
     memory_format = torch.contiguous_format if x.is_contiguous() else torch.channels_last
     x = x.contiguous(memory_format=torch.channels_last)
     size = (batch, out_channels, 2 * height, 2 * width)
     y = torch.empty(size, dtype=x.dtype, device=device, memory_format=torch.channels_last)
+    following = x.new_empty((batch, 2, next_groups), dtype=torch.float32) if next_groups else None
     bias = contiguous(bias)
     least = SUMMED_PIXELS if summed is None else GIVEN_PIXELS
     taps = 2 if batch * height * width >= least[x.element_size()] else 3
@@ -278,9 +343,12 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, summed: Tensor | Non
     else:
         weight = weight.contiguous(memory_format=torch.channels_last)
 
-    def run(start: Start) -> tuple[Tensor]:
-        start(x, weight, bias, y)
-        return (y,)
+    def run(plan: Plan) -> tuple[Tensor | None, ...]:
+        plan.start(x, weight, bias, y, *buffers(y, plan.parts, plan.slots, next_groups, following))
+        return y, following
 
-    run(_forward(device, shape, out_channels, taps, x.element_size(), trial=run))
-    return y.contiguous(memory_format=memory_format)
+    # Without statistics the pixels of all images can be treated as those of one.
+    images, pixels = (batch, height * width) if next_groups else (1, batch * height * width)
+    sizes = images, pixels, (channels, height, width), out_channels, taps, x.element_size(), next_groups, next_eps
+    run(_forward(device, *sizes, trial=run))
+    return y.contiguous(memory_format=memory_format), following

@@ -12,7 +12,7 @@ from interpreter import DTYPES, SIXTEEN_BITS
 from resshift_fast.kernels import upsample_conv2d as module
 from resshift_fast.kernels.launch import record
 from resshift_fast.kernels.tuning import ARCHITECTURES, Config, targeting
-from resshift_fast.ops import sum_upsample_taps
+from resshift_fast.ops import norm_stats, sum_upsample_taps
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
@@ -115,6 +115,19 @@ def test_groups_of_blocks_cover_the_image(form, device, monkeypatch):
     monkeypatch.setattr(module.SPACE, "default", lambda arch, key: blocks)
     arguments = inputs(1, 16, 12, 10, 13, True, torch.float32, device)
     check(module.forward(*arguments), *arguments)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("size, groups", [((2, 8, 6, 7, 9), 3), ((3, 16, 48, 1, 1), 48), ((1, 16, 40, 9, 8), 8)])
+def test_statistics_are_those_of_the_result(size, groups, dtype, form, device, monkeypatch):
+    """With a tile within each image, whose groups have channels of several blocks, and whose images have several."""
+    blocks = Config({"B_M": 32, "B_N": 16, "B_K": 16})
+    monkeypatch.setattr(module.SPACE, "default", lambda arch, key: blocks)
+    arguments = inputs(*size, True, dtype, device)
+    y, statistics = module.forward_with_statistics(*arguments, None, groups, 1e-3)
+    check(y, *arguments)
+    assert_close("statistics", statistics, norm_stats.reference(y.double(), groups, 1e-3), 1e-5)
+    assert torch.equal(statistics, module.forward_with_statistics(*arguments, None, groups, 1e-3)[1])
 
 
 def test_results_repeat_bitwise(form, device):

@@ -6,7 +6,7 @@ from comparison import DTYPES, LAYOUTS, assert_close, check_operator, layouts, n
 from golden_data import array
 from pairwise import BACKENDS, once, pairwise
 
-from resshift_fast.ops import sum_upsample_taps, upsample_conv2d
+from resshift_fast.ops import norm_stats, sum_upsample_taps, upsample_conv2d
 from resshift_fast.ops.conv2d_winograd import DIRECT, algorithm
 from resshift_fast.ops.upsample_conv2d import reference
 
@@ -67,6 +67,25 @@ def inputs(batch, channels, out_channels, height, width, bias=True):
 def test_matches_float64(case, dtype):
     batch, channels, out_channels, height, width, bias = case
     check_operator(upsample_conv2d, plain, exact, inputs(batch, channels, out_channels, height, width, bias), dtype)
+
+
+@pairwise(groups=[1, 5], way=["public", "registered"], dtype=DTYPES[:2], backend=BACKENDS)
+def test_statistics_of_the_result_match_float64(groups, way, dtype):
+    def both(function):
+        def with_statistics(**tensors):
+            y = function(**tensors)
+            return y, norm_stats.reference(y, groups, 1e-3)
+
+        return with_statistics
+
+    def registered(x, weight, bias):
+        return torch.ops.resshift_fast.upsample_conv2d_statistics(x, weight, bias, None, groups, 1e-3)
+
+    def public(**tensors):
+        return upsample_conv2d(**tensors, next_groups=groups, next_eps=1e-3)
+
+    ours = public if way == "public" else registered
+    check_operator(ours, both(plain), both(exact), inputs(*CASES[0]), dtype)
 
 
 @pairwise(case=dict(zip(IDS[:2], CASES[:2], strict=True)), dtype=DTYPES, backend=BACKENDS)

@@ -155,7 +155,10 @@ def _run(levels: Iterable[nn.Module], x: Image) -> Image:
         assert isinstance(level, _Level)
         for block in level.block:
             x = block(x)
-        if level.resample is not None:
+        if isinstance(level.resample, UpsampleConv):
+            # Every norm has these groups and this epsilon.
+            x = level.resample.measured(merged(x), following=level.block[0].norm1)  # type: ignore[arg-type]
+        elif level.resample is not None:
             x = level.resample(merged(x))
     return x
 

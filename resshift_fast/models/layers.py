@@ -275,8 +275,16 @@ class UpsampleConv(Preparable):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to [B, C, 2H, 2W]."""
+        return merged(self.measured(x, following=None))
+
+    def measured(self, x: Tensor, *, following: GroupNorm | None) -> Tensor | Measured:
+        """The result of `forward`, with its statistics for `following` if the convolution's kernel can make them."""
+        parameters = x, self.conv.weight, self.conv.bias
         summed = self.summed.current(lambda: [self.conv.weight])
-        return ops.upsample_conv2d(x, self.conv.weight, self.conv.bias, summed=summed)
+        options = following_options(following, x)
+        if not options:
+            return ops.upsample_conv2d(*parameters, summed=summed)
+        return Measured(*ops.upsample_conv2d(*parameters, summed=summed, **options))
 
 
 def prepack_weights_(module: Module) -> Module:

@@ -1,7 +1,7 @@
 """Nearest-neighbour upsampling by 2, then a 3×3 convolution with padding 1."""
 
 import math
-from typing import Any
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from torch import Tensor
 from resshift_fast import backends
 from resshift_fast.backends import Kernel
 from resshift_fast.backends import native as libraries
-from resshift_fast.ops import checks, drawing
+from resshift_fast.ops import checks, drawing, norm_stats
 from resshift_fast.ops.conv2d import checked, examples
 from resshift_fast.ops.conv2d_winograd import DIRECT, cpu_kernel, pack_conv2d
 from resshift_fast.ops.registration import recomputed, register
@@ -32,9 +32,30 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, summed: Tensor | None 
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=checks.image_format(x))
 
 
-def _matrix_operations(x: torch.Size, weight: torch.Size, *_: Any, out_shape: torch.Size, **__: Any) -> int:
+def reference_with_statistics(
+    x: Tensor, weight: Tensor, bias: Tensor | None, summed: Tensor | None, next_groups: int, next_eps: float
+) -> tuple[Tensor, Tensor]:
+    """`reference`, and the statistics of its result."""
+    y = reference(x, weight, bias)
+    return y, norm_stats.reference(y, next_groups, next_eps)
+
+
+def _plain_with_statistics(
+    x: Tensor, weight: Tensor, bias: Tensor | None, summed: Tensor | None, next_groups: int, next_eps: float
+) -> tuple[Tensor, Tensor]:
+    y, statistics = reference_with_statistics(x, weight, bias, summed, next_groups, next_eps)
+    return checks.image_like(y, x), statistics
+
+
+def _fake_with_statistics(
+    x: Tensor, weight: Tensor, bias: Tensor | None, summed: Tensor | None, next_groups: int, next_eps: float
+) -> tuple[Tensor, Tensor]:
+    return _fake(x, weight, bias), norm_stats.fake(x, next_groups)
+
+
+def _matrix_operations(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
     """Four taps a value of the result: the phase convolutions' operations, not the formula's nine."""
-    return 2 * 4 * weight[1] * math.prod(out_shape)
+    return 2 * 4 * weight[0] * 4 * math.prod(x)
 
 
 def _cpu() -> Kernel:
@@ -57,12 +78,22 @@ def _triton() -> Kernel:
     return Kernel(kernels.forward, kernels.unsupported)
 
 
+def _triton_with_statistics() -> Kernel:
+    from resshift_fast.kernels import upsample_conv2d as kernels
+
+    return Kernel(kernels.forward_with_statistics, kernels.unsupported)
+
+
 def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
     """Those of `conv2d`, and one whose taps are summed."""
     cases = [(*case, None) for case in examples(device, dtype)]
     normal = drawing.normal(device, dtype, seed=1)
     x, weight, bias = drawing.channels_last(normal(2, 16, 13, 11) - 2.3), normal(24, 16, 3, 3) / 12, normal(24)
     return [*cases, (x, weight, bias, sum_upsample_taps(weight))]
+
+
+def _statistics_examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    return [(*case, 8, 1e-5) for case in _examples(device, dtype)]
 
 
 _op = register(
@@ -73,6 +104,16 @@ _op = register(
     loaders={"cpu": _cpu, "triton": _triton},
     matrix_operations=_matrix_operations,
     **recomputed(reference),
+)
+_op_with_statistics = register(
+    "upsample_conv2d_statistics",
+    _plain_with_statistics,
+    fake=_fake_with_statistics,
+    examples=_statistics_examples,
+    loaders={"triton": _triton_with_statistics},
+    matrix_operations=_matrix_operations,
+    public=False,
+    **recomputed(reference_with_statistics),
 )
 
 
@@ -106,7 +147,29 @@ def sum_upsample_taps(weight: Tensor) -> Tensor:
     return phases.reshape(4, out_channels, 4, channels).to(weight.dtype)
 
 
-def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, summed: Tensor | None = None) -> Tensor:
+@overload
+def upsample_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, summed: Tensor | None = None, next_groups: None = None
+) -> Tensor: ...
+@overload
+def upsample_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    summed: Tensor | None = None,
+    next_groups: int,
+    next_eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]: ...
+def upsample_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    summed: Tensor | None = None,
+    next_groups: int | None = None,
+    next_eps: float = 1e-5,
+) -> Tensor | tuple[Tensor, Tensor]:
     """conv2d(nearest ×2 (x), weight, bias, padding=1).
 
     Args:
@@ -115,13 +178,16 @@ def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, su
         bias: [O], x's dtype or float32, or None.
         summed: `sum_upsample_taps(weight)`, which a kernel may read instead of the weight; else it sums the taps in
             every call. Not read where gradients are wanted, or if its dtype is not that of x.
+        next_groups: a divisor of O to also return the statistics of the result in so many groups, or None.
+        next_eps: added to their variance.
 
     Returns:
-        [B, O, 2H, 2W] in x's dtype. Differentiable in x, weight and bias. Under autocast x is taken in autocast's
-        dtype, as by PyTorch's convolution.
+        [B, O, 2H, 2W] in x's dtype; with `next_groups` a pair of that and its statistics [B, 2, next_groups].
+        Differentiable in x, weight and bias. Under autocast x is taken in autocast's dtype, as by PyTorch's
+        convolution.
 
     Raises:
-        ValueError: for a shape or device that does not fit.
+        ValueError: for a shape, device or number of groups that does not fit.
         TypeError: for a dtype other than those named.
     """
     x = checked("upsample_conv2d", x, weight, bias)
@@ -129,8 +195,14 @@ def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, su
         _check_summed(x, weight, summed)
         if summed.dtype != x.dtype or torch.is_grad_enabled():
             summed = None
+    if next_groups is not None:
+        norm_stats.check_next("upsample_conv2d", weight.shape[0], next_groups)
+        if backends.fused("upsample_conv2d_statistics", x.device):
+            both: tuple[Tensor, Tensor] = _op_with_statistics(x, weight, bias, summed, next_groups, next_eps)
+            return both
     run = _op if backends.fused("upsample_conv2d", x.device) else reference
-    return run(x, weight, bias, summed)
+    y: Tensor = run(x, weight, bias, summed)
+    return y if next_groups is None else (y, norm_stats.reference(y, next_groups, next_eps))
 
 
 @checks.once
