@@ -4,6 +4,9 @@ Everything is channels-last. A program takes whole groups of the merged image, a
 an image fit into registers, one launch does it all. Otherwise the first launch reads both images and writes the merged
 one and the statistics of its parts, and the apply kernel of `group_norm` is the second launch. Statistics are those of
 the rounded values. A chunk of groups may have channels of both images of a concatenation: each is loaded from its own.
+
+`normalized` is for callers that need only the normalization of a concatenation: both of its launches read the two
+images, and the concatenation is never written.
 """
 
 from typing import Any, NamedTuple
@@ -21,6 +24,7 @@ from resshift_fast.kernels.group_norm_tiles import (
     Plan,
     add_pixels,
     affine_rows,
+    combine_parts,
     combine_slots,
     forward_plan,
     group_members,
@@ -73,7 +77,7 @@ def add_concat_group_norm_kernel(
     p_bias,  # [C]
     p_scale,  # [B, C], or None
     p_shift,  # [B, C], or None
-    p_merged,  # [B, pixels, C]
+    p_merged,  # [B, pixels, C], or None
     p_y,  # [B, pixels, C]
     pixels,
     scale_stride,
@@ -97,7 +101,8 @@ def add_concat_group_norm_kernel(
     b_merged = load_merged(p_x, p_other, i_image * pixels, i_channel, m_p, C, C1, CHUNK, BLOCK_P, BLOCK_C)
     m_tile = m_p[:, None] & (tl.arange(0, BLOCK_C) < CHUNK)[None, :]
     b_offsets = i_image * pixels * C + i_channel + tile_offsets(pixels, C, True, BLOCK_P, BLOCK_C)
-    tl.store(p_merged + b_offsets, b_merged, mask=m_tile)
+    if p_merged is not None:
+        tl.store(p_merged + b_offsets, b_merged, mask=m_tile)
 
     b_x = b_merged.to(tl.float32)
     m_member = group_members(CG, K, BLOCK_C, BLOCK_K)
@@ -117,7 +122,7 @@ def add_concat_group_norm_kernel(
 def merge_group_stats_kernel(
     p_x,  # [B, pixels, C1]
     p_other,  # like x, or [B, pixels, C − C1]
-    p_merged,  # [B, pixels, C]
+    p_merged,  # [B, pixels, C], or None
     p_mean,  # [B, parts, GROUPS], float32
     p_m2,  # [B, parts, GROUPS], float32: sum of squared deviations
     pixels,
@@ -150,7 +155,8 @@ def merge_group_stats_kernel(
         m_p = pixel + b_p < pixels
         i_pixel = i_image * pixels + pixel
         b_merged = load_merged(p_x, p_other, i_pixel, i_chunk * CHUNK, m_p, C, C1, CHUNK, BLOCK_P, BLOCK_C)
-        tl.store(p_merged + i_pixel * C + i_chunk * CHUNK + b_offsets, b_merged, mask=m_p[:, None] & m_c)
+        if p_merged is not None:
+            tl.store(p_merged + i_pixel * C + i_chunk * CHUNK + b_offsets, b_merged, mask=m_p[:, None] & m_c)
         seen += 1.0
         b_mean, b_m2 = add_pixels(b_merged.to(tl.float32), m_p, seen, b_mean, b_m2)
         b_count += m_p.to(tl.float32)
@@ -160,6 +166,57 @@ def merge_group_stats_kernel(
     o_groups = i_row * GROUPS + i_chunk * K + b_k
     tl.store(p_mean + o_groups, b_guess + b_rest, mask=b_k < K)
     tl.store(p_m2 + o_groups, b_sum, mask=b_k < K)
+
+
+@triton.jit
+def concat_group_norm_kernel(
+    p_x,  # [B, pixels, C1]
+    p_other,  # [B, pixels, C − C1]
+    p_part_mean,  # [B, parts, GROUPS], float32
+    p_part_m2,  # [B, parts, GROUPS], float32
+    p_weight,  # [C]
+    p_bias,  # [C]
+    p_y,  # [B, pixels, C]
+    pixels,
+    parts,
+    part_pixels,
+    eps,
+    C: tl.constexpr,
+    C1: tl.constexpr,
+    GROUPS: tl.constexpr,
+    K: tl.constexpr,
+    SILU: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    CG: tl.constexpr = C // GROUPS
+    CHUNK: tl.constexpr = K * CG
+    CHUNKS: tl.constexpr = GROUPS // K
+    i_row = (tl.program_id(0) // CHUNKS).to(tl.int64)  # of [B, parts]
+    i_chunk = tl.program_id(0) % CHUNKS
+    i_image = i_row // parts
+    first = (i_row % parts * part_pixels).to(tl.int32)
+    last = tl.minimum(first + part_pixels, pixels)
+    b_guess, b_rest, b_m2 = combine_parts(
+        p_part_mean, p_part_m2, i_image, i_chunk * K, parts, part_pixels, pixels, GROUPS, CG, K, BLOCK_N, BLOCK_K
+    )
+    b_rstd = reciprocal_deviation(b_m2, group_size(pixels, CG), eps)
+    m_member = group_members(CG, K, BLOCK_C, BLOCK_K)
+    b_gain, b_offset = load_affine(p_weight, p_bias, None, None, 0, 0, i_image, i_chunk * CHUNK, CHUNK, BLOCK_C)
+    b_gain *= to_channels(b_rstd, m_member)
+    b_guess, b_rest = to_channels(b_guess, m_member), to_channels(b_rest, m_member)
+    b_p = tl.arange(0, BLOCK_P)
+    m_c = (tl.arange(0, BLOCK_C) < CHUNK)[None, :]
+    b_offsets = tile_offsets(pixels, C, True, BLOCK_P, BLOCK_C)
+    for pixel in range(first, last, BLOCK_P):
+        m_p = pixel + b_p < pixels
+        i_pixel = i_image * pixels + pixel
+        b_x = load_merged(p_x, p_other, i_pixel, i_chunk * CHUNK, m_p, C, C1, CHUNK, BLOCK_P, BLOCK_C)
+        b_y = normalize(b_x.to(tl.float32), b_guess, b_rest, b_gain, b_offset, SILU)
+        p_tile = p_y + i_pixel * C + i_chunk * CHUNK
+        tl.store(p_tile + b_offsets, b_y.to(p_y.dtype.element_ty), mask=m_p[:, None] & m_c)
 
 
 def unsupported(x: Tensor, other: Tensor, num_groups: int, weight: Tensor, *_: object) -> str | None:
@@ -244,3 +301,44 @@ def forward(
 
     run(apply_parts(device, shape, plan.tiles, num_groups, True, activation, strides, eps, trial=run))
     return merged, y
+
+
+@planned()
+def _apply(
+    shape: tuple[int, ...], tiles: Plan, first_channels: int, num_groups: int, activation: str | None, eps: float
+) -> Start:
+    """Plan of the second launch of `normalized`, in the tiles of the first."""
+    return Start(
+        concat_group_norm_kernel,
+        (shape[0] * tiles.parts * (num_groups // tiles.groups),),
+        *(shape[2] * shape[3], tiles.parts, tiles.part_pixels, eps),
+        C=shape[1],
+        C1=first_channels,
+        GROUPS=num_groups,
+        K=tiles.groups,
+        SILU=activation == "silu",
+        BLOCK_N=triton.next_power_of_2(tiles.parts),
+        BLOCK_P=tiles.block_p,
+        BLOCK_C=tiles.block_c,
+        BLOCK_K=triton.next_power_of_2(tiles.groups),
+        num_warps=tiles.num_warps,
+    )
+
+
+def normalized(
+    x: Tensor, other: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float, activation: str | None
+) -> Tensor:
+    """Launch one kernel or two; returns the normalization of the concatenation, channels-last."""
+    batch, first, height, width = x.shape
+    shape, device = (batch, weight.shape[0], height, width), x.device
+    x, other = (t.contiguous(memory_format=torch.channels_last) for t in (x, other))
+    y = torch.empty(shape, dtype=x.dtype, device=device, memory_format=torch.channels_last)
+    affine, strides = affine_rows(weight, bias, None, None)
+    plan = _forward(device, shape, x.element_size(), first, num_groups, activation, strides, eps)
+    if plan.resident:
+        plan.first(x, other, *affine, None, y)
+        return y
+    parts = new_parts(y, plan.tiles.parts, num_groups)
+    plan.first(x, other, None, *parts)
+    _apply(device, shape, plan.tiles, first, num_groups, activation, eps)(x, other, *parts, *affine[:2], y)
+    return y

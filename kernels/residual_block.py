@@ -88,13 +88,17 @@ def _normalizing(a: Arguments) -> Tensor:
 
 
 def _summing(a: Arguments) -> Tensor:
-    groups, eps = a.num_groups, a.eps
-    x, h = _merged(a)
+    groups, eps, x, other = a.num_groups, a.eps, a.x, a.other
+    if other is not None and a.skip_weight is not None:
+        # Only the skip connection needs the concatenation, and it reads both images.
+        h = add_concat_group_norm.normalized(x, other, groups, a.norm1_weight, a.norm1_bias, eps, "silu")
+    else:
+        (x, h), other = _merged(a), None
     h, statistics = conv2d_sum.forward(h, a.weight1, a.bias1, next_groups=groups, next_eps=eps)
     h = group_norm_given.forward(h, statistics, a.norm2_weight, a.norm2_bias, a.scale, a.shift, "silu")
     if a.skip_weight is None:
         return conv2d_sum.forward(h, a.weight2, a.bias2, x)[0]
-    return conv2d_sum.forward(h, a.weight2, a.bias2, None, x, None, a.skip_weight, a.skip_bias)[0]
+    return conv2d_sum.forward(h, a.weight2, a.bias2, None, x, other, a.skip_weight, a.skip_bias)[0]
 
 
 def _separate(a: Arguments) -> Tensor:

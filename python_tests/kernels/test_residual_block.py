@@ -71,6 +71,7 @@ def test_other_planes_normalize_in_passes_of_their_own():
     assert launched(64, 32) == ["group_norm_fwd_kernel", *rest]
     assert launched(64, 32, statistics=torch.empty(1, 2, 32, device="meta")) == ["group_norm_given_kernel", *rest]
     assert launched(56, 32, other=40) == ["add_concat_group_norm_kernel", *rest]
+    assert launched(56, 128, other=40) == ["merge_group_stats_kernel", "concat_group_norm_kernel", *rest]
 
 
 def test_float32_takes_separate_operations():
