@@ -18,14 +18,23 @@ def _option(text: str, *names: str, **details: Any) -> typer.models.OptionInfo:
 
 
 def train(
+    ctx: typer.Context,
+    run: Annotated[Path, _option("Folder for checkpoints, log.csv and validation sheets.", "--run", "-o")],
     data: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(
             help="Training photos: folders, which are searched with those below them, or text files with one path on "
-            "each line.",
+            "each line. Required unless the file of --config names some that exist.",
         ),
-    ],
-    run: Annotated[Path, _option("Folder for checkpoints, log.csv and validation sheets.", "--run", "-o")],
+    ] = None,
+    config_file: Annotated[
+        Path | None,
+        _option(
+            "YAML file in the layout of the official code, with the model and settings to use where no option is "
+            "given. Default: none.",
+            "--config",
+        ),
+    ] = None,
     val: Annotated[Path | None, _option("Validation photos: a folder or list file. Default: no validation.")] = None,
     model: Annotated[str, _option("Model to train.")] = "nano-x4",
     init_from: Annotated[
@@ -49,6 +58,22 @@ def train(
     weight_decay: Annotated[float, _option("AdamW's weight decay.")] = 0.0,
     grad_clip: Annotated[float, _option("Gradient norm to clip to; 0: no clipping.")] = 1.0,
     ema_decay: Annotated[float, _option("Decay of the moving average of the weights.")] = 0.999,
+    objective: Annotated[
+        str,
+        _option(
+            "rollout, or official: the squared error of the published models, and LPIPS. --loss, --first-step-weight "
+            "and --rollout are settings of rollout."
+        ),
+    ] = "rollout",
+    lpips: Annotated[
+        float | None, _option("Weight of LPIPS. Default: 0, 1 or 10 as the published model; 0 for other models.")
+    ] = None,
+    vgg: Annotated[
+        Path | None, _option("torchvision's VGG16 weights for LPIPS. Default: download them (553 MB).")
+    ] = None,
+    lpips_weights: Annotated[
+        Path | None, _option("Linear weights of LPIPS, or the lpips wheel. Default: those of the installed package.")
+    ] = None,
     loss: Annotated[str, _option("l1, mse or charbonnier.")] = "l1",
     first_step_weight: Annotated[
         float, _option("Probability, 0 to 1, that a patch trains the chain's first step.")
@@ -56,8 +81,15 @@ def train(
     rollout: Annotated[
         float, _option("Probability, 0 to 1, that a batch uses the network's own estimate of x0 for x_t.")
     ] = 1.0,
+    degradation: Annotated[
+        str,
+        _option(
+            "How low-quality patches are made: mixture, second_order (Real-ESRGAN), bicubic, face (GFPGAN) or masks "
+            "(inpainting)."
+        ),
+    ] = "mixture",
     clean: Annotated[
-        float, _option("Share, 0 to 1, of purely bicubic low-quality patches; the rest are degraded.")
+        float, _option("Share, 0 to 1, of purely bicubic low-quality patches of mixture; the rest are degraded.")
     ] = 0.35,
     precision: Annotated[str, _option("float32, or bfloat16 or float16 by autocast.")] = "float32",
     channels_last: Annotated[bool, _option("Channels-last memory format.")] = True,
@@ -101,7 +133,10 @@ def train(
     # locals() has only the arguments here; those that are settings of the run have the setting's name.
     settings = dict(locals())
     settings["compile"] = settings.pop("compile_model")
-    for name in ("clean", "threads", "resume", "changes"):
+    # Compared by name, since the module of this enumeration depends on typer's version.
+    given = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+    settings["given"] = {"compile" if name == "compile_model" else name for name in given}
+    for name in ("ctx", "clean", "threads", "resume", "changes"):
         del settings[name]
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: console.say(f"warning: {console.one_line(message)}")
@@ -126,16 +161,45 @@ def _run(settings: dict, clean: float, threads: int | None, resume: bool, change
     from resshift_fast.training.degradations import Mixture
     from resshift_fast.training.trainer import Trainer
 
-    settings = {name: str(expand_home(value)) if isinstance(value, Path) else value for name, value in settings.items()}
-    settings["data"] = tuple(str(expand_home(path)) for path in settings["data"])
+    spec, settings = _described(settings)
     config = TrainConfig(**settings, mixture=Mixture(clean=clean)).overridden(changes or "")
     last = Path(config.run) / "last.pt"
     if not resume and last.exists():
         raise FileExistsError(f"{last} exists and --no-resume was given; choose another --run folder")
     if threads is not None:
         torch.set_num_threads(threads)
-    trainer = Trainer(config)
+    trainer = Trainer(config) if spec is None else Trainer(config, spec)
     try:
         return trainer.run()
     finally:
         trainer.processes.leave()
+
+
+def _described(settings: dict) -> tuple[Any, dict]:
+    """The model and the settings of --config where no option was given; without a file the model is None."""
+    from resshift_fast.training.official_config import read
+
+    settings = {name: str(expand_home(value)) if isinstance(value, Path) else value for name, value in settings.items()}
+    given, path = settings.pop("given"), settings.pop("config_file")
+    options = {name: settings.pop(name) for name in ("lpips", "vgg", "lpips_weights")}
+    options = {name: value for name, value in options.items() if value is not None}
+    settings["data"] = tuple(str(expand_home(one)) for one in settings["data"] or ())
+    spec = None
+    if path is not None:
+        if "model" in given:
+            raise ValueError(f"--model {settings['model']} and --config {path} both name a model; leave one out")
+        training = read(path)
+        spec, described = training.spec, training.settings
+        options = described["objective_options"] | options
+        settings["degradation_options"] = {} if "degradation" in given else described["degradation_options"]
+        taken = described.keys() - given - {"objective_options", "degradation_options"}
+        settings |= {name: described[name] for name in taken}
+        if training.without_effect:
+            console.say(f"{path}: without effect here: {', '.join(training.without_effect)}")
+    if not settings["data"]:
+        raise ValueError("no training photos; give a folder or a list file")
+    if settings["objective"] == "official":
+        settings["objective_options"] = options
+    elif given & options.keys():
+        raise ValueError(f"--{sorted(given & options.keys())[0]} needs --objective official")
+    return spec, settings

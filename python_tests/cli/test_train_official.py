@@ -1,0 +1,115 @@
+"""`train` with the official objective, other degradations and --config."""
+
+import csv
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from official_yaml import REALSR, of_type
+from PIL import Image
+from safetensors import safe_open
+from typer.testing import CliRunner
+
+from resshift_fast.cli.app import app
+from resshift_fast.models import official_config
+from resshift_fast.models.catalog import build_first_stage
+
+pytest.importorskip("omegaconf", reason="omegaconf, which reads YAML, is not installed")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two photos, a YAML file and weights of its autoencoder."""
+    (tmp_path / "photos").mkdir()
+    for index in range(2):
+        pixels = np.random.default_rng(index).integers(0, 256, (12, 10, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((60, 48), Image.Resampling.BICUBIC).save(tmp_path / "photos" / f"{index}.png")
+    (tmp_path / "realsr.yaml").write_text(REALSR.replace("PHOTOS", str(tmp_path / "photos")))
+    torch.manual_seed(0)
+    first_stage = build_first_stage(official_config.read(tmp_path / "realsr.yaml"))
+    torch.save(first_stage.state_dict(), tmp_path / "vq.pth")
+    return tmp_path
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["train", *map(str, arguments)])
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The configuration and the model of each Trainer that the command makes, none of which trains."""
+    calls = []
+
+    class Recorder:
+        processes = SimpleNamespace(leave=lambda: None)
+
+        def __init__(self, config, spec=None):
+            calls.append((config, spec))
+
+        def run(self):
+            return True
+
+    monkeypatch.setattr("resshift_fast.training.trainer.Trainer", Recorder)
+    return calls
+
+
+def test_a_realsr_file_trains_and_continues(folder):
+    arguments = ["--config", folder / "realsr.yaml", "-o", folder / "run", "--autoencoder", folder / "vq.pth"]
+    first = run(*arguments, "--steps", 2, "--log-every", 1)
+    assert first.exit_code == 0, first.output
+    assert "without effect here: " in first.output and "train.microbatch" in first.output
+    with safe_open(folder / "run" / "best.safetensors", "pt") as weights:
+        assert weights.metadata()["model"] == "realsr" and "input_blocks.0.0.weight" in weights.keys()  # noqa: SIM118
+    rows = list(csv.DictReader((folder / "run" / "log.csv").read_text().splitlines()))
+    assert [row["step"] for row in rows] == ["1", "2"] and all(0 < float(row["loss"]) < 100 for row in rows)
+
+
+@pytest.mark.parametrize("kind, params", [("face", "{gt_size: 32}"), ("inpainting", "{gt_size: 32}")])
+def test_other_degradations_train(kind, params, folder):
+    text = of_type(kind, params).replace("lq_size: 8", "lq_size: 32")
+    if kind == "inpainting":
+        text = text.replace("cond_lq: True", "cond_lq: True\n    cond_mask: True")
+    (folder / "other.yaml").write_text(text)
+    found = run(folder / "photos", "--config", folder / "other.yaml", "-o", folder / "run", "--steps", 1,
+                "--autoencoder", folder / "vq.pth")  # fmt: skip
+    assert found.exit_code == 0, found.output
+
+
+def test_options_come_before_the_file(folder, made):
+    found = run(folder / "photos", "--config", folder / "realsr.yaml", "-o", folder / "run", "--lr", "1e-4",
+                "--degradation", "bicubic", "--lpips", "2")  # fmt: skip
+    assert found.exit_code == 0, found.output
+    config, spec = made[0]
+    assert (config.lr, config.min_lr, config.steps) == (1e-4, 2e-5, 500_000)
+    assert config.degradation == "bicubic" and config.degradation_options == {}
+    assert config.objective_options == {"mse": 1.0, "lpips": 2.0}
+    assert spec.name == "realsr" and config.data == (str(folder / "photos"),)
+
+
+def test_objective_and_degradation_need_no_file(folder, made):
+    found = run(folder / "photos", "-o", folder / "run", "--objective", "official", "--degradation", "second_order",
+                "--lpips", "1", "--vgg", folder / "vgg.pth")  # fmt: skip
+    assert found.exit_code == 0, found.output
+    config, spec = made[0]
+    assert spec is None and (config.objective, config.degradation) == ("official", "second_order")
+    assert config.objective_options == {"lpips": 1.0, "vgg": str(folder / "vgg.pth")}
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("PHOTOS", "--config", "FILE", "--model", "nano-x4"), "--model nano-x4 and --config .*both name a model"),
+        (("PHOTOS", "--lpips", "1"), "--lpips needs --objective official"),
+        ((), "no training photos"),
+        (("PHOTOS", "--degradation", "rain"), "unknown degradation 'rain'; expected one of mixture, second_order"),
+    ],
+)
+def test_contradictions_are_refused(arguments, message, folder, made):
+    places = {"PHOTOS": folder / "photos", "FILE": folder / "realsr.yaml"}
+    found = run(*(places.get(word, word) for word in arguments), "-o", folder / "run")
+    assert found.exit_code == 1 and not made and not Path(folder / "run").exists()
+
+    assert re.search(message, " ".join(found.output.split()))
