@@ -1,7 +1,5 @@
 """Statistics written in a kernel's epilogue against float64: tiles and groups of any width, means far from 0."""
 
-import threading
-
 import pytest
 import torch
 import triton
@@ -10,7 +8,6 @@ from comparison import assert_close, name_of
 from golden_data import array
 from interpreter import DTYPES
 
-from resshift_fast.kernels.counters import counters, reserved
 from resshift_fast.kernels.launch import Start, record
 from resshift_fast.kernels.norm_stats import NONE, PASSES, buffers, constants, finish, store_part
 from resshift_fast.ops import norm_stats
@@ -183,30 +180,3 @@ def test_recorded_launches_count_parts_twice():
         own = buffers(x, 3, 2, 32)
         Start(copy_kernel, (1,), passes=PASSES)(None, None, *own)
     assert launches[0].num_bytes == (2 * 3 * 2 * 3 * 32) * 2 * 4 + 2 * 4 + 2 * 2 * 32 * 4
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="streams and graphs are those of a GPU")
-def test_streams_and_graphs_have_counters_of_their_own(device):
-    x = torch.empty(1, device="cuda")
-    first = counters(x, 5)
-    assert counters(x, 7) is first
-    with torch.cuda.stream(torch.cuda.Stream()):
-        assert counters(x, 5) is not first
-    with reserved(x.device) as own:
-        assert counters(x, 5) is first
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            assert counters(x, 5) is own
-            assert counters(x, own.numel() + 1) is not own
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        assert counters(x, 5) is not first
-
-
-def test_counters_on_a_cpu_belong_to_one_launch():
-    x = torch.empty(1)
-    found = []
-    thread = threading.Thread(target=lambda: found.append(counters(x, 2)))
-    thread.start()
-    thread.join()
-    assert counters(x, 2) is not found[0] and not found[0].any()

@@ -12,7 +12,7 @@ since a capture synchronizes the whole device, which makes another capture fail.
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from threading import Lock
 from typing import Any
@@ -23,6 +23,7 @@ from torch.fx.experimental import _config
 from torch.utils._pytree import tree_leaves, tree_map
 
 from resshift_fast.core.capturing import capture_lock
+from resshift_fast.core.counters import reserved
 
 WARMUPS = 3
 MAX_GRAPHS = 8  # each holds its arguments and results; together they hold the intermediate tensors of the largest
@@ -95,27 +96,16 @@ def capture(function: Callable[..., Any], arguments: tuple, pool: Any, tune: boo
         # A stream of this device: torch's default one belongs to the device of the process's first capture. The mode
         # "global" would forbid other threads to allocate meanwhile.
         with (
-            _reserved_counters(device) as counters,
+            reserved(device) as counters,
             torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"),
         ):
             results = function(*arguments)
     return partial(_replay, graph, counters), results
 
 
-def _replay(graph: Any, counters: Tensor | None) -> None:
+def _replay(graph: Any, counters: Tensor) -> None:
     """Replay a graph, whose kernels count in `counters`: whoever can replay it keeps them."""
     graph.replay()
-
-
-def _reserved_counters(device: torch.device) -> AbstractContextManager[Tensor | None]:
-    """Context manager in which a graph's Triton kernels get counters of its own; see `kernels.counters`."""
-    from resshift_fast.backends.descriptions import has_triton
-
-    if not has_triton():
-        return nullcontext()
-    from resshift_fast.kernels.counters import reserved
-
-    return reserved(device)
 
 
 class _Serializer:
