@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from resshift_fast.backends import descriptions, registry
 from resshift_fast.backends.registry import BACKENDS, OPERATORS, Kernel, Operator, check, kernel
 from resshift_fast.core import nvtx
 from resshift_fast.core.devices import on
 
 if TYPE_CHECKING:
+    import torch
+
     from resshift_fast.kernels import tuning
 
 VARIABLE = "RESSHIFT_FAST_BACKEND"
@@ -71,7 +71,7 @@ def use_backend(name: str) -> Iterator[None]:
         _forget()
 
 
-def fused(name: str, device: torch.device, opaque: bool = False) -> bool:
+def fused(name: str, device: "torch.device", opaque: bool = False) -> bool:
     """Whether a public function should call its registered operator; if not, it runs the reference itself.
 
     In eager mode it should if a backend has a kernel for the device, even if the reference was measured to be faster:
@@ -83,6 +83,8 @@ def fused(name: str, device: torch.device, opaque: bool = False) -> bool:
         name: the operator. device: that of its tensors.
         opaque: never trace the reference, because it is long, or depends on sizes and would be traced again for each.
     """
+    import torch
+
     if torch.compiler.is_compiling():
         if opaque or torch.compiler.is_exporting():
             return _preferred != "reference"
@@ -115,7 +117,7 @@ def _order(name: str, device_type: str) -> tuple[str, ...]:
     return tuple(b for b in order if b in loaders and BACKENDS[b].installed())
 
 
-def _measured_order(name: str, device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
+def _measured_order(name: str, device: "torch.device", dtype: "torch.dtype") -> tuple[str, ...]:
     """Backends to try for an operator; under "auto" in their measured order on this device model."""
     order = _order(name, device.type)
     if _preferred != "auto" or not order:
@@ -126,7 +128,7 @@ def _measured_order(name: str, device: torch.device, dtype: torch.dtype) -> tupl
 
 
 def measured_algorithms(
-    name: str, device: torch.device, dtype: torch.dtype, allowed: tuple[str, ...]
+    name: str, device: "torch.device", dtype: "torch.dtype", allowed: tuple[str, ...]
 ) -> Mapping[str, str]:
     """The measured fastest algorithms of an operator's kernel: shape to name, each one `allowed`.
 
@@ -157,7 +159,7 @@ class _Choice:
 
 
 _kernels_for: frozenset[tuple[str, str]] = frozenset()
-_fused: dict[tuple[str, torch.device], bool] = {}
+_fused: dict[tuple[str, "torch.device"], bool] = {}
 _choices: dict[tuple[Any, ...], _Choice] = {}
 _algorithms: dict[tuple[Any, ...], Mapping[str, str]] = {}
 
@@ -205,6 +207,8 @@ def _on_device_without_autocast(choice: _Choice, function: Callable[..., Any], *
 
     Within plain PyTorch and launchers, autocast would change dtypes that the operator's fake promises.
     """
+    import torch
+
     if choice.current() != choice.index or torch.is_autocast_enabled(choice.device_type):
         with torch.autocast(choice.device_type, enabled=False), on(args[0].device):
             return function(*args)
@@ -213,6 +217,8 @@ def _on_device_without_autocast(choice: _Choice, function: Callable[..., Any], *
 
 def _choose(key: tuple[Any, ...]) -> _Choice:
     """Make the choice for (operator, device, dtype), verifying kernels that are used for the first time."""
+    import torch
+
     from resshift_fast.backends import verification
 
     name, device, _ = key
@@ -225,7 +231,7 @@ def _choose(key: tuple[Any, ...]) -> _Choice:
     return choice
 
 
-def _verified(name: str, device: torch.device, dtype: torch.dtype) -> list[str]:
+def _verified(name: str, device: "torch.device", dtype: "torch.dtype") -> list[str]:
     """Backends to try for an operator, without those that fail their verification."""
     from resshift_fast.backends import verification
 
@@ -238,7 +244,7 @@ def chosen(name: str, *args: Any) -> str:
     return next((b for b in found if kernel(name, b).unsupported(*args) is None), "reference")
 
 
-def verify(device: torch.device, dtype: torch.dtype) -> None:
+def verify(device: "torch.device", dtype: "torch.dtype") -> None:
     """Verify every kernel that inference may call on a device, which is slow the first time.
 
     Later calls only read the verdicts, which is all that is possible while a CUDA graph is captured or torch.compile
@@ -253,18 +259,20 @@ def verify(device: torch.device, dtype: torch.dtype) -> None:
     operators = verified_operators(device, dtype)
     if not operators:
         return
+    import torch
+
     device = torch.empty(0, device=device).device  # with the index that tensors on it have
     for operator, kind in operators:
         _verified(operator.name, device, kind)
 
 
-def verified_operators(device: torch.device, dtype: torch.dtype) -> "list[tuple[Operator, torch.dtype]]":
+def verified_operators(device: "torch.device", dtype: "torch.dtype") -> "list[tuple[Operator, torch.dtype]]":
     """The operators that `verify` verifies, each with the dtype of its verification."""
     found = [o for o in OPERATORS.values() if (o.name, device.type) in _kernels_for and not o.training]
     return [(o, dtype if not o.dtypes or dtype in o.dtypes else o.dtypes[0]) for o in found]
 
 
-def order(name: str, device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
+def order(name: str, device: "torch.device", dtype: "torch.dtype") -> tuple[str, ...]:
     """Backends to try for an operator, without those with a verdict that they failed; nothing is verified.
 
     Args:
