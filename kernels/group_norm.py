@@ -1,7 +1,10 @@
 """Triton kernels for `group_norm`: statistics, affine, scale-shift and SiLU; `statistics` alone for other kernels.
 
 A group small enough for one program takes one launch: the program normalizes what it holds in registers, or reads x
-again. Larger groups take two: `group_stats_kernel` writes a mean and a sum of squares for each part of the image, and
+again. Where there are fewer groups than multiprocessors, several programs read all pixels of a group for its
+statistics, in the same order, and each normalizes some of them: 32 groups of 32² pixels in 128 programs.
+
+Larger groups take two launches: `group_stats_kernel` writes a mean and a sum of squares for each part of the image, and
 every program of `group_norm_apply_kernel` combines the parts of its groups in the same order before it normalizes.
 Tiles and statistics are in group_norm_tiles.py, the backward pass in group_norm_backward.py.
 """
@@ -16,7 +19,9 @@ from torch import Tensor
 from resshift_fast.kernels.dependents import wait_for_previous
 from resshift_fast.kernels.group_norm_backward import backward, unsupported_backward
 from resshift_fast.kernels.group_norm_tiles import (
+    PROCESSORS,
     Plan,
+    add_pixels,
     affine_rows,
     combine_parts,
     combine_slots,
@@ -49,8 +54,35 @@ APPLY = Space(
 )
 
 
+MAX_WRITERS = 8  # programs of one group, which all read it
+MIN_WRITTEN = 1024  # elements of one of them, at least: four warps with 8 a thread
+
+
 def _apply_config(block_c: int, tile: int, num_warps: int) -> Config:
     return Config({"BLOCK_P": max(tile // block_c, 1)}, num_warps=num_warps)
+
+
+@triton.jit
+def read_and_keep(
+    p_x, i_image, i_chunk, i_writer, pixels, C: tl.constexpr, CHUNK: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    WRITERS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """The i_writer-th of WRITERS tiles [BLOCK_P, BLOCK_C] of a chunk, and what `slot_statistics` returns of all."""
+    b_p = tl.arange(0, BLOCK_P)
+    m_c = (tl.arange(0, BLOCK_C) < CHUNK)[None, :]
+    b_offsets = tile_offsets(pixels, C, CHANNELS_LAST, BLOCK_P, BLOCK_C)
+    b_own = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    b_mean = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    b_m2 = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    b_count = tl.zeros((BLOCK_P,), tl.float32)
+    for i in tl.static_range(WRITERS):  # unrolled, so that all tiles are loaded before the first is needed
+        m_p = i * BLOCK_P + b_p < pixels
+        p_tile = p_x + tile_start(i_image, i_chunk, i * BLOCK_P, pixels, C, CHUNK, CHANNELS_LAST)
+        b_x = tl.load(p_tile + b_offsets, mask=m_p[:, None] & m_c, other=0.0).to(tl.float32)
+        b_mean, b_m2 = add_pixels(b_x, m_p, i + 1.0, b_mean, b_m2)
+        b_count += m_p.to(tl.float32)
+        b_own = tl.where(i_writer == i, b_x, b_own)
+    return b_own, b_mean, b_m2, b_count
 
 
 @triton.jit
@@ -73,6 +105,7 @@ def group_norm_fwd_kernel(
     CHANNELS_LAST: tl.constexpr,
     SILU: tl.constexpr,
     RESIDENT: tl.constexpr,
+    WRITERS: tl.constexpr,  # programs that normalize one tile each of the same chunk
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -81,18 +114,26 @@ def group_norm_fwd_kernel(
     CG: tl.constexpr = C // GROUPS
     CHUNK: tl.constexpr = K * CG
     CHUNKS: tl.constexpr = GROUPS // K
-    i_image = (tl.program_id(0) // CHUNKS).to(tl.int64)
-    i_chunk = tl.program_id(0) % CHUNKS
+    i_writer = tl.program_id(0) % WRITERS
+    i_image = (tl.program_id(0) // WRITERS // CHUNKS).to(tl.int64)
+    i_chunk = tl.program_id(0) // WRITERS % CHUNKS
     b_p, b_k = tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_K)
     m_member = group_members(CG, K, BLOCK_C, BLOCK_K)
     m_c = (tl.arange(0, BLOCK_C) < CHUNK)[None, :]
     b_offsets = tile_offsets(pixels, C, CHANNELS_LAST, BLOCK_P, BLOCK_C)
     total = group_size(pixels, CG)
     if RESIDENT:
-        m_x = (b_p < pixels)[:, None] & m_c
-        o_tile = tile_start(i_image, i_chunk, 0, pixels, C, CHUNK, CHANNELS_LAST)
-        b_x = tl.load(p_x + o_tile + b_offsets, mask=m_x, other=0.0).to(tl.float32)
-        b_guess, b_rest, b_m2 = combine_slots(b_x, 0.0, (b_p < pixels).to(tl.float32), total, m_member)
+        first = i_writer * BLOCK_P
+        m_x = (first + b_p < pixels)[:, None] & m_c
+        o_tile = tile_start(i_image, i_chunk, first, pixels, C, CHUNK, CHANNELS_LAST)
+        if WRITERS > 1:
+            b_x, b_mean, b_m2, b_count = read_and_keep(
+                p_x, i_image, i_chunk, i_writer, pixels, C, CHUNK, CHANNELS_LAST, WRITERS, BLOCK_P, BLOCK_C
+            )
+            b_guess, b_rest, b_m2 = combine_slots(b_mean, b_m2, b_count, total, m_member)
+        else:
+            b_x = tl.load(p_x + o_tile + b_offsets, mask=m_x, other=0.0).to(tl.float32)
+            b_guess, b_rest, b_m2 = combine_slots(b_x, 0.0, (b_p < pixels).to(tl.float32), total, m_member)
     else:
         b_mean, b_m2, b_count = slot_statistics(
             p_x, i_image, i_chunk, 0, pixels, pixels, C, CHUNK, CHANNELS_LAST, BLOCK_P, BLOCK_C
@@ -100,8 +141,9 @@ def group_norm_fwd_kernel(
         b_guess, b_rest, b_m2 = combine_slots(b_mean, b_m2, b_count, total, m_member)
     b_rstd = reciprocal_deviation(b_m2, total, eps)
     o_groups = i_image * GROUPS + i_chunk * K + b_k
-    tl.store(p_mean + o_groups, b_guess + b_rest, mask=b_k < K)
-    tl.store(p_rstd + o_groups, b_rstd, mask=b_k < K)
+    m_k = b_k < tl.where(i_writer == 0, K, 0)
+    tl.store(p_mean + o_groups, b_guess + b_rest, mask=m_k)
+    tl.store(p_rstd + o_groups, b_rstd, mask=m_k)
 
     b_gain, b_offset = load_affine(
         p_weight, p_bias, p_scale, p_shift, scale_stride, shift_stride, i_image, i_chunk * CHUNK, CHUNK, BLOCK_C
@@ -370,6 +412,21 @@ def apply_parts(
     )
 
 
+def _shared(plan: Plan, chunks: int) -> tuple[Plan, int]:
+    """The plan of a program that normalizes a part of its chunk, and the number of these programs.
+
+    Args:
+        plan: of a program that normalizes its whole chunk, which it holds in registers.
+        chunks: of the batch.
+    """
+    most = min(PROCESSORS // chunks, MAX_WRITERS, plan.block_p * plan.block_c // MIN_WRITTEN)
+    if most < 2:
+        return plan, 1
+    block_p = triton.next_power_of_2(triton.cdiv(plan.part_pixels, most))
+    num_warps = min(max(block_p * plan.block_c // 256, 1), 16)  # statistics and two values of 8 elements a thread
+    return plan._replace(block_p=block_p, num_warps=num_warps), triton.cdiv(plan.part_pixels, block_p)
+
+
 class Forward(NamedTuple):
     """Plan of `forward`: the only start, or the first of two."""
 
@@ -392,12 +449,15 @@ def _forward(
     if plan.parts > 1:
         return Forward(plan, _stats(shape, plan, num_groups, channels_last, eps))
     resident = plan.block_p >= height * width
+    chunks = batch * (num_groups // plan.groups)
+    plan, writers = _shared(plan, chunks) if resident else (plan, 1)
     start = Start(
         group_norm_fwd_kernel,
-        (batch * (num_groups // plan.groups),),
+        (chunks * writers,),
         *(height * width, *strides, eps),
         **tile_constants(channels, num_groups, plan, channels_last, activation),
         RESIDENT=resident,
+        WRITERS=writers,
         BLOCK_P=plan.block_p,
         num_warps=plan.num_warps,
         passes={} if resident else {"p_x": 2},

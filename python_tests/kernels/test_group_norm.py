@@ -15,8 +15,8 @@ from resshift_fast.ops.group_norm import _plain, _plain_backward
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
 EPS = 1e-5
-PATHS = ("registers", "loop", "split")
-VARIANTS = [("nhwc", path) for path in PATHS] + [("nchw", "registers"), ("nchw", "split")]
+PATHS = ("registers", "shared", "loop", "split")
+VARIANTS = [("nhwc", path) for path in PATHS] + [("nchw", "registers"), ("nchw", "shared"), ("nchw", "split")]
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 SHAPES = [  # B, C, H, W, groups: every C/G of the models, powers of two or not, rows aligned or not
     (1, 8, 5, 3, 8),
@@ -49,7 +49,7 @@ FORWARD = [
     pytest.param(shape, *variant, id=f"{shape_id(shape)}-{'-'.join(variant)}")
     for i, shape in enumerate(SHAPES)
     for variant in VARIANTS
-    if variant not in (VARIANTS[i % 3], VARIANTS[3 + i % 2])
+    if variant not in (VARIANTS[i % 4], VARIANTS[4 + i % 3])
 ]
 BACKWARD = [
     pytest.param(shape, *variant, id=f"{shape_id(shape)}-{'-'.join(variant)}")
@@ -65,7 +65,9 @@ def force_path(path, monkeypatch):
         monkeypatch.setattr(group_norm_tiles, "MAX_PARTS", 2)
     else:
         monkeypatch.setattr(group_norm_tiles, "LAUNCH_CYCLES", 1e9)
-    if path != "registers":
+    monkeypatch.setattr(group_norm, "MAX_WRITERS", 3 if path == "shared" else 1)
+    monkeypatch.setattr(group_norm, "MIN_WRITTEN", 1)
+    if path not in ("registers", "shared"):
         monkeypatch.setattr(group_norm_tiles, "RESIDENT_TILE", 0)
         monkeypatch.setattr(group_norm_tiles, "TILE", 128)
         monkeypatch.setattr(group_norm_backward, "TILE", 128)
@@ -162,8 +164,18 @@ def test_a_forced_path_is_taken(path, device, monkeypatch):
         sizes = launches[0].parameters
         assert sizes["parts"] > 1 and sizes["part_pixels"] > launches[0].constants["BLOCK_P"]
     else:
-        assert launches[0].constants["RESIDENT"] == (path == "registers")
-        assert launches[0].passes == ({} if path == "registers" else {"p_x": 2})
+        assert launches[0].constants["RESIDENT"] == (path != "loop")
+        assert launches[0].constants["WRITERS"] == (2 if path == "shared" else 1)
+        assert launches[0].passes == ({"p_x": 2} if path == "loop" else {})
+
+
+@pytest.mark.parametrize("channels, side, blocks", [(320, 32, 128), (160, 32, 128), (320, 16, 128), (640, 8, 64)])
+def test_small_planes_have_many_programs(channels, side, blocks):
+    x = torch.empty(1, channels, side, side, dtype=torch.bfloat16, device="meta")
+    x = x.contiguous(memory_format=torch.channels_last)
+    parameters = torch.empty(2, channels, device="meta")
+    (launch,) = launched(group_norm.forward, x, 32, *parameters, EPS, None, None, "silu")
+    assert launch.grid == (blocks,) and launch.num_bytes == 2 * 2 * x.numel() + 2 * 4 * channels + 2 * 4 * 32
 
 
 @pytest.mark.parametrize("parameters", ["same", "float32"])

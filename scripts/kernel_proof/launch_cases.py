@@ -201,6 +201,8 @@ _SUMS = (  # 3×3 convolutions: side, channels, output channels, dtypes, residua
 _TABLE = (
     ("group_norm.forward", "160x64x64-modulated", ALL, _norm(64, channels=160, scale_shift=True)),
     ("group_norm.forward", "960x16x16", ALL, _norm(16, channels=960)),
+    ("group_norm.forward", "320x32x32-modulated", BF16, _norm(32, channels=320, scale_shift=True)),
+    ("group_norm.forward", "160x32x32", BF16, _norm(32, channels=160)),
     ("group_norm.forward", "640x8x8-batch4", BF16, _norm(8, channels=640, batch=4)),
     ("group_norm.forward", "512x64x64-plain", BF16, _norm(64, channels=512, silu=False)),
     ("group_norm.forward", "128x256x256", ALL, _norm(256, channels=128)),
