@@ -24,8 +24,8 @@ def offline():
 def installed(offline, monkeypatch):
     """Versions by package, as if all requirements were installed, in a Python that the system does not manage."""
     wanted = {requirement.name: requirement.specifier for requirement in offline.requirements(build=True)}
-    numbers = [f"{number}.999" for number in range(3000)]
-    versions = {name: [n for n in numbers if specifier.contains(n)][-1] for name, specifier in wanted.items()}
+    numbers = [f"{number}.999" for number in (*range(2030, 2020, -1), *range(300, -1, -1))]
+    versions = {name: next(filter(specifier.contains, numbers)) for name, specifier in wanted.items()}
 
     def version(name):
         if name not in versions:
