@@ -148,6 +148,7 @@ for path in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs sparse files and a peak of memory in KB")
 def test_memory_for_a_small_picture_in_a_file_of_5_gb(tmp_path):
     paths = [tmp_path / f"a{suffix}" for suffix in SUFFIXES]
