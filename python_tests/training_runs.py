@@ -58,9 +58,10 @@ def make_config(photos, run, **changes):
     return TrainConfig(data=str(photos), run=str(run), **(values | changes))
 
 
-def make_trainer(config, spec=None):
+def make_trainer(config, spec=None, **options):
     torch.manual_seed(0)
-    return Trainer(config, spec or make_spec(), denoiser=SwinUNet(TINY), first_stage=SpaceToDepth(SpaceToDepthConfig()))
+    stage = SpaceToDepth(SpaceToDepthConfig())
+    return Trainer(config, spec or make_spec(), denoiser=SwinUNet(TINY), first_stage=stage, **options)
 
 
 def random_batch():

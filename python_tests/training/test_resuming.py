@@ -33,7 +33,7 @@ def test_resuming_gives_the_uninterrupted_weights_bit_for_bit(photos, tmp_path, 
 def test_steps_logged_after_the_checkpoint_are_logged_once(photos, tmp_path):
     trainer = make_trainer(make_config(photos, tmp_path))
     trainer.run(stop_after=2)
-    trainer.run_folder.append_log(step=3, loss="9.9")
+    trainer.run_folder.log.append(step=3, loss="9.9")
     make_trainer(make_config(photos, tmp_path)).run()
     assert [row["step"] for row in read_log(tmp_path)] == list("123456")
 
@@ -167,7 +167,12 @@ def test_a_folder_in_use_is_refused(photos, tmp_path):
     trainer.train_step = meanwhile
     assert trainer.run() and make_trainer(make_config(photos, tmp_path)).run()
     assert problems == [f"another training uses {tmp_path}; choose another --run folder, or stop that one"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.safetensors", "last.pt", "log.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "best.safetensors",
+        "last.pt",
+        "log.csv",
+        "timesteps.csv",
+    ]
 
 
 def test_files_of_a_killed_training_are_removed(photos, tmp_path):

@@ -36,6 +36,13 @@ def train(
         ),
     ] = None,
     val: Annotated[Path | None, _option("Validation photos: a folder or list file. Default: no validation.")] = None,
+    val_lq: Annotated[
+        Path | None,
+        _option(
+            "Their low-quality versions: a folder or list file, with equal names or names ending in xSCALE. "
+            "Default: made from them.",
+        ),
+    ] = None,
     model: Annotated[str, _option("Model to train.")] = "nano-x4",
     init_from: Annotated[
         Path | None,
@@ -113,6 +120,17 @@ def train(
     log_every: Annotated[int, _option("Steps between rows of the log.")] = 50,
     val_every: Annotated[int, _option("Steps between validations.")] = 1000,
     val_limit: Annotated[int, _option("Largest number of validation photos.")] = 16,
+    val_side: Annotated[
+        int, _option("Side of the central squares of validation photos in pixels; 0: whole photos.")
+    ] = 256,
+    val_lpips: Annotated[
+        Path | None,
+        _option("VGG16 weights in torchvision's format, with which LPIPS is measured too. Default: no LPIPS."),
+    ] = None,
+    val_metrics: Annotated[
+        str, _option("Further metrics by their names in pyiqa, which must be installed, such as niqe,musiq.")
+    ] = "",
+    tensorboard: Annotated[bool, _option("Also write the log for TensorBoard, where it is installed.")] = True,
     save_every: Annotated[int, _option("Steps between checkpoints.")] = 1000,
     save_minutes: Annotated[float, _option("Longest time between checkpoints, in minutes.")] = 10.0,
     resume: Annotated[bool, _option("Continue from the run folder's last.pt.")] = True,
@@ -161,6 +179,7 @@ def _run(settings: dict, clean: float, threads: int | None, resume: bool, change
     from resshift_fast.training.degradations import Mixture
     from resshift_fast.training.trainer import Trainer
 
+    settings["val_metrics"] = tuple(filter(None, settings["val_metrics"].split(",")))
     spec, settings = _described(settings)
     config = TrainConfig(**settings, mixture=Mixture(clean=clean)).overridden(changes or "")
     last = Path(config.run) / "last.pt"

@@ -30,6 +30,11 @@ FREE_FIELDS = frozenset(
         "val_every",
         "val_limit",
         "val_batch",
+        "val_lq",
+        "val_side",
+        "val_lpips",
+        "val_metrics",
+        "tensorboard",
         "save_every",
         "save_minutes",
         "init_from",
@@ -55,7 +60,7 @@ _AT_LEAST_1 = (
     ),
     "save_every",
 )
-_NOT_NEGATIVE = ("seed", "warmup", "weight_decay", "grad_clip", "cache_mb", "save_minutes")
+_NOT_NEGATIVE = ("seed", "val_side", "warmup", "weight_decay", "grad_clip", "cache_mb", "save_minutes")
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,8 @@ class TrainConfig:
     """Folder for checkpoints, the log and validation sheets."""
     val: str | None = None
     """Validation photos: a folder or list file; without it, best.safetensors holds the last averaged weights."""
+    val_lq: str | None = None
+    """Low-quality versions of the validation photos, instead of those that are made."""
     model: str = "nano-x4"
     """Catalogue name of the model to train."""
     init_from: str | None = None
@@ -137,6 +144,14 @@ class TrainConfig:
     """Largest number of validation photos."""
     val_batch: int = 4
     """Photos that are validated at once."""
+    val_side: int = 256
+    """Side of the central squares of validation photos in pixels; 0 takes whole photos."""
+    val_lpips: str | None = None
+    """VGG16 weights in torchvision's format, with which LPIPS is measured too."""
+    val_metrics: tuple[str, ...] = ()
+    """Further metrics by their names in pyiqa, which must be installed."""
+    tensorboard: bool = True
+    """Also write the log for TensorBoard, where it is installed."""
     save_every: int = 1000
     """Steps between checkpoints."""
     save_minutes: float = 10.0
@@ -172,6 +187,8 @@ class TrainConfig:
         for name, allowed in (("loss", LOSSES), ("precision", PRECISIONS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; expected one of {', '.join(allowed)}")
+        if self.val_lq is not None and self.val is None:
+            raise ValueError("val_lq needs val, the high-quality photos to compare with")
         choices.check(choices.OBJECTIVES, "objective", self.objective)
         choices.check(choices.DEGRADATIONS, "degradation", self.degradation)
 

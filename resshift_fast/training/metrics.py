@@ -1,8 +1,16 @@
-"""Fidelity measures of the super-resolution literature: PSNR and SSIM on the luma channel."""
+"""Fidelity measures of the super-resolution literature: PSNR and SSIM on the luma channel, and others on request."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
 import numpy as np
+import torch
+from torch import Tensor
+
+from resshift_fast.training.config import TrainConfig
 
 # Y of ITU-R BT.601 in studio range, as in MATLAB's rgb2ycbcr, for RGB in [0, 255].
 _LUMA = np.array([65.481, 128.553, 24.966]) / 255.0
@@ -88,3 +96,54 @@ def ssim_y(image: np.ndarray, reference: np.ndarray, border: int = 0) -> float:
     covariance = _filter_valid(first * second, window) - mean1 * mean2
     numerator = (2 * mean1 * mean2 + c1) * (2 * covariance + c2)
     return float(np.mean(numerator / ((mean1**2 + mean2**2 + c1) * (variance1 + variance2 + c2))))
+
+
+Metric = Callable[[np.ndarray, np.ndarray], float]
+"""Compares a restored image with the true one, both uint8 RGB [H, W, 3]; the second is not used by some."""
+
+
+def from_config(config: TrainConfig, device: torch.device) -> dict[str, Metric]:
+    """The metrics of a validation by name: PSNR and SSIM of Y, and those that the settings add.
+
+    Raises:
+        ImportError: if pyiqa is needed and not installed.
+        ValueError, OSError: for an unknown metric of pyiqa, or weights of LPIPS that cannot be read.
+    """
+    found: dict[str, Metric] = {"psnr_y": psnr_y, "ssim_y": ssim_y}
+    if config.val_lpips is not None:
+        found["lpips"] = _lpips(config.val_lpips, device)
+    for name in config.val_metrics:
+        found[name] = _pyiqa(name, device)
+    return found
+
+
+def _unit_tensor(image: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].to(device).float() / 255.0
+
+
+def _lpips(vgg: str, device: torch.device) -> Metric:
+    lpips: Any = import_module("resshift_fast.training.lpips").LPIPS.from_files(vgg).to(device)
+
+    @torch.no_grad()
+    def measure(image: np.ndarray, reference: np.ndarray) -> float:
+        return float(lpips(*(_unit_tensor(one, device) * 2 - 1 for one in (image, reference))))
+
+    return measure
+
+
+def _pyiqa(name: str, device: torch.device) -> Metric:
+    try:
+        pyiqa: Any = import_module("pyiqa")
+    except ImportError as error:
+        raise ImportError(f"the metric {name} needs {error.name}, which is not installed; pip install pyiqa") from None
+    try:
+        metric = pyiqa.create_metric(name, device=device)
+    except (KeyError, AssertionError) as error:
+        raise ValueError(f"pyiqa has no metric {name!r} ({error}); pyiqa.list_models() names them") from None
+
+    @torch.no_grad()
+    def measure(image: np.ndarray, reference: np.ndarray) -> float:
+        images = (image, reference) if metric.metric_mode == "FR" else (image,)
+        return float(metric(*(_unit_tensor(one, device) for one in images)))
+
+    return measure

@@ -51,13 +51,20 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
 
 
 @torch.no_grad()
-def restore(spec: Any, denoiser: SwinUNet, first_stage: VQAutoencoder | SpaceToDepth, low: Tensor) -> Tensor:
+def restore(
+    spec: Any,
+    denoiser: SwinUNet,
+    first_stage: VQAutoencoder | SpaceToDepth,
+    low: Tensor,
+    mask: Tensor | None = None,
+) -> Tensor:
     """Run the whole chain with seed 0.
 
     Args:
         spec: as for `Trainer`.
         denoiser, first_stage: of the model.
         low: [B, 3, h, w] in [−1, 1]; it is padded by reflection to the sides that the model takes.
+        mask: [B, 1, h, w], 1 = unknown and −1 = known, for inpainting; known pixels are those of `low`.
 
     Returns:
         [B, 3, scale·h, scale·w], nominally in [−1, 1], not clamped.
@@ -67,15 +74,18 @@ def restore(spec: Any, denoiser: SwinUNet, first_stage: VQAutoencoder | SpaceToD
     height, width = low.shape[2:]
     multiple = getattr(spec, "pad_multiple", 1)
     rows, columns = (torch.from_numpy(reflect(0, -(-side // multiple) * multiple, side)) for side in (height, width))
-    low = low[:, :, rows][:, :, :, columns]
-    y = first_stage.encode(upsample(low, spec.scale))
+    padded = low[:, :, rows][:, :, :, columns]
+    unknown = None if mask is None else mask[:, :, rows][:, :, :, columns]
+    y = first_stage.encode(upsample(padded, spec.scale))
     x0 = sample_latents(
         denoiser,
         spec.schedule,
         y,
-        low,
+        padded,
+        mask=unknown,
         seed=torch.zeros(len(low), dtype=torch.int64, device=low.device),
         prediction_type=spec.prediction_type,
         clamp_x0=spec.clamp_x0,
     )
-    return first_stage.decode(x0)[:, :, : height * spec.scale, : width * spec.scale]
+    pixels = first_stage.decode(x0)[:, :, : height * spec.scale, : width * spec.scale]
+    return pixels if mask is None else torch.where(mask > 0, pixels, low)

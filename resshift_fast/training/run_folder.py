@@ -1,4 +1,4 @@
-"""The files of a run: last.pt, best.safetensors, log.csv.
+"""The files of a run: last.pt, best.safetensors, log.csv, timesteps.csv.
 
 The first two are replaced atomically, so that a crash leaves either the old or the new file.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,18 +15,46 @@ import torch
 from resshift_fast.core.files import make_folder, replacing, write_atomically
 
 FORMAT = 1
-LOG_FIELDS = (
-    "step",
-    "loss",
-    "lr",
-    "grad_norm",
-    "val_psnr_y_clean",
-    "val_psnr_y_degraded",
-    "bicubic_psnr_y_clean",
-    "bicubic_psnr_y_degraded",
-    "seconds",
-    "note",
-)
+LOG_FIELDS = ("step", "loss", "lr", "grad_norm", "seconds", "note")
+TIMESTEP_FIELDS = ("step", "t", "loss", "samples")
+
+
+class Table:
+    """A CSV file whose rows belong to steps.
+
+    Args:
+        path: the file.
+        fields: its columns; the first is "step".
+    """
+
+    def __init__(self, path: Path, fields: Sequence[str]):
+        self.path, self.fields = path, list(fields)
+
+    def start(self, step: int, more: Sequence[str] = ()) -> None:
+        """Start the file with the old rows up to `step` (0: none), so that a resumed run doesn't log a step twice.
+
+        Args:
+            step: that the run is at.
+            more: further columns; those of the old rows are kept too.
+        """
+        rows: list[dict] = []
+        fields = [*self.fields, *more]
+        if step and self.path.exists():
+            with open(self.path, newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                rows = [row for row in reader if row["step"].isdigit() and int(row["step"]) <= step]
+                fields += reader.fieldnames or ()
+        self.fields = list(dict.fromkeys(fields))
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.fields, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(self.path, text.getvalue().encode())
+
+    def append(self, **values: object) -> None:
+        """Add a row; fields that are not given are empty."""
+        with open(self.path, "a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.fields).writerow(values)
 
 
 class RunFolder:
@@ -35,7 +64,8 @@ class RunFolder:
         self.folder = make_folder(folder)
         self.last = self.folder / "last.pt"
         self.best = self.folder / "best.safetensors"
-        self.log = self.folder / "log.csv"
+        self.log = Table(self.folder / "log.csv", LOG_FIELDS)
+        self.timesteps = Table(self.folder / "timesteps.csv", TIMESTEP_FIELDS)
 
     def sheet(self, step: int) -> Path:
         """Path of the validation sheet of a step."""
@@ -57,20 +87,3 @@ class RunFolder:
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             raise ValueError(f"{self.last} is not a training state of this version; start in another run folder")
         return state
-
-    def start_log(self, step: int) -> None:
-        """Start the log with the old rows up to `step` (0: none), so that a resumed run doesn't log a step twice."""
-        rows: list[dict] = []
-        if step and self.log.exists():
-            with open(self.log, newline="", encoding="utf-8") as file:
-                rows = [row for row in csv.DictReader(file) if row["step"].isdigit() and int(row["step"]) <= step]
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, LOG_FIELDS, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomically(self.log, text.getvalue().encode())
-
-    def append_log(self, **values: object) -> None:
-        """Add a row; fields that are not given are empty."""
-        with open(self.log, "a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, LOG_FIELDS).writerow(values)

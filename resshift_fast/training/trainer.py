@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from resshift_fast.core import claims
 from resshift_fast.diffusion import schedule as columns
 from resshift_fast.models.layers import prepack_weights_
-from resshift_fast.training import choices, networks
+from resshift_fast.training import choices, networks, validation
 from resshift_fast.training.config import TrainConfig
 from resshift_fast.training.data import Patches, prefetch
 from resshift_fast.training.distributed import Processes, accumulating, parts_of
@@ -29,12 +29,15 @@ from resshift_fast.training.interfaces import (
     Parts,
     PatchDegradation,
 )
+from resshift_fast.training.metrics import Metric
+from resshift_fast.training.metrics import from_config as metrics_from_config
 from resshift_fast.training.optimization import AveragedWeights, learning_rate
 from resshift_fast.training.photos import Photos
 from resshift_fast.training.pixels import to_tensor
 from resshift_fast.training.progress import Progress
 from resshift_fast.training.run_folder import RunFolder
 from resshift_fast.training.stopping import StopSignals
+from resshift_fast.training.tensorboard import TensorBoard
 from resshift_fast.training.validation import Validation, ValidationResult
 
 if TYPE_CHECKING:
@@ -57,6 +60,7 @@ class Trainer:
         spec: the model, an entry of the catalogue or an object with its attributes `schedule`, `prediction_type`,
             `scale` and `clamp_x0`; None looks config.model up.
         denoiser, first_stage: modules to use instead of new ones.
+        metrics: further ones for the validation, by the names that they have in the log.
 
     Raises:
         ValueError: for a model or settings that cannot be trained, or weights that do not fit.
@@ -70,6 +74,7 @@ class Trainer:
         *,
         denoiser: SwinUNet | None = None,
         first_stage: VQAutoencoder | SpaceToDepth | None = None,
+        metrics: Mapping[str, Metric] | None = None,
     ):
         self.processes = Processes(config.device)
         self.device = self.processes.device
@@ -108,6 +113,8 @@ class Trainer:
         self.degradation: Degradation = choices.chosen(choices.DEGRADATIONS, "degradation", config.degradation)(
             config, spec
         )
+        self._metrics = metrics or {}
+        self._by_t = torch.zeros(2, len(self.timesteps))  # sums of the losses, and their numbers
         self.signals = StopSignals()
         self._stopping = False  # all processes know of the signal
         self._changed: list[str] = []  # settings that differ from those of the checkpoint
@@ -159,6 +166,8 @@ class Trainer:
                 mean = loss.by_sample.mean() / len(parts)
                 self.scaler.scale(mean).backward()
             total += mean.detach().cpu()
+            losses = loss.by_sample.detach().float().cpu()
+            self._by_t.index_add_(1, loss.t.cpu(), torch.stack([losses, torch.ones_like(losses)]))
         state = torch.stack([total / self.processes.count, total.new_tensor(float(self.signals.received))])
         value, stop = self.processes.sum(state.float()).tolist()
         self._stopping = stop > 0
@@ -182,21 +191,15 @@ class Trainer:
 
     # ---- validation and files
 
-    def restore(self, low: Tensor) -> Tensor:
-        """Run the whole chain with the current weights and seed 0.
+    def restore(self, low: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Run the whole chain with the current weights and seed 0; arguments and result as in `networks.restore`."""
+        mask = None if mask is None else mask.to(self.device)
+        return networks.restore(self.spec, self.denoiser, self.first_stage, low.to(self.device), mask)
 
-        Args:
-            low: [B, 3, h, w] in [−1, 1], of any size.
-
-        Returns:
-            [B, 3, scale·h, scale·w], nominally in [−1, 1], not clamped.
-        """
-        return networks.restore(self.spec, self.denoiser, self.first_stage, low.to(self.device))
-
-    def validate(self, validation: Validation) -> ValidationResult:
+    def validate(self, held_out: Validation) -> ValidationResult:
         """Validate the averaged weights, write the sheet, and save the weights as best.safetensors if they improved."""
         with self.average.applied():
-            result = validation.run(self.restore, self.run_folder.sheet(self.step))
+            result = held_out.run(self.restore, self.run_folder.sheet(self.step))
         if result.gain > self.best_gain:
             self.best_gain = result.gain
             self._save_best(result)
@@ -207,10 +210,7 @@ class Trainer:
 
         metadata = {"model": getattr(self.spec, "name", self.config.model), "step": str(self.step)}
         if result is not None:
-            metadata |= {
-                "psnr_y_clean_gain": f"{result.clean - result.bicubic_clean:.4f}",
-                "psnr_y_degraded_gain": f"{result.degraded - result.bicubic_degraded:.4f}",
-            }
+            metadata |= {f"psnr_y_{kind}_gain": f"{gain:.4f}" for kind, gain in result.gains().items()}
         save_safetensors(self.average.state, self.run_folder.best, metadata, dtype=torch.float16)
 
     def save(self) -> None:
@@ -296,42 +296,52 @@ class Trainer:
         self._stopping = False
         resumed = self.resume()
         config, main = self.config, self.processes.is_main
-        validation = self._validation() if main else None
+        held_out = self._validation() if main else None
         patches = self._patches()
         batches = self._batches(patches)
         end = config.steps if stop_after is None else min(config.steps, self.step + stop_after)
         progress = Progress(self.step, config.steps, quiet=not main)
+        board = TensorBoard(self.run_folder.folder / "tensorboard", self.step, main and config.tensorboard)
         if main:
-            self.run_folder.start_log(self.step)
+            self.run_folder.log.start(self.step, held_out.columns() if held_out else ())
+            self.run_folder.timesteps.start(self.step)
         if resumed:
             progress.note("; ".join([f"resumed {self.run_folder.last} at step {self.step}", *self._changed]))
-        if validation is not None and validation.fingerprint != self._validated:
+        if held_out is not None and held_out.fingerprint != self._validated:
             if self._validated:
                 progress.note("the validation photos have changed: the best weights are chosen anew")
-            self._validated, self.best_gain = validation.fingerprint, -math.inf
+            self._validated, self.best_gain = held_out.fingerprint, -math.inf
         if main and self._changed:
-            self.run_folder.append_log(step=self.step, note="; ".join(self._changed))
+            self.run_folder.log.append(step=self.step, note="; ".join(self._changed))
         try:
             with self.signals:
-                self._loop(batches, patches.photos, end, validation, progress)
+                self._loop(batches, patches.photos, end, held_out, progress, board)
         finally:
             progress.close()
+            board.close()
             batches.close()
         return self.step >= config.steps
 
     def _validation(self) -> Validation | None:
-        config = self.config
+        config, scale = self.config, self.spec.scale
         if config.val is None:
             return None
-        return Validation(config.val, self.spec.scale, self.degradation, limit=config.val_limit, batch=config.val_batch)
+        side = config.val_side or None
+        if config.val_lq is not None:
+            pairs = validation.from_pairs(config.val, config.val_lq, scale, limit=config.val_limit, side=side)
+        else:
+            pairs = validation.from_photos(config.val, scale, self.degradation, limit=config.val_limit, side=side)
+        found = {**metrics_from_config(config, self.device), **self._metrics}
+        return Validation(pairs, scale, batch=config.val_batch, metrics=found)
 
     def _loop(
         self,
         batches: Iterator[Batch],
         photos: Photos,
         end: int,
-        validation: Validation | None,
+        held_out: Validation | None,
         progress: Progress,
+        board: TensorBoard,
     ) -> None:
         config, main = self.config, self.processes.is_main
         began, saved = time.monotonic() - self.elapsed, time.monotonic()
@@ -344,37 +354,39 @@ class Trainer:
             for report in photos.reports():
                 progress.note(f"skipped {report}")
             row: dict[str, object] = {}
+            by_timestep: dict[str, object] = {}
             if self.step % config.log_every == 0 or self.step == config.steps:
                 lr = learning_rate(config, self.step - 1)
                 row = {"loss": f"{loss_sum / loss_count:.6f}", "lr": f"{lr:.3e}", "grad_norm": f"{norm:.4f}"}
+                by_timestep = self._log_timesteps()
                 progress.show(self.step, f"loss {row['loss']}  lr {row['lr']}")
                 loss_sum, loss_count = 0.0, 0
-            if validation is not None and (self.step % config.val_every == 0 or self.step == config.steps):
-                row |= self._validation_row(self.validate(validation), progress)
+            if held_out is not None and (self.step % config.val_every == 0 or self.step == config.steps):
+                result = self.validate(held_out)
+                progress.note(f"step {self.step}: {result.text()}")
+                row |= result.row()
             if row and main:
-                self.run_folder.append_log(step=self.step, seconds=f"{self.elapsed:.1f}", **row)
+                board.add(self.step, row | by_timestep, self.run_folder.sheet(self.step))
+                self.run_folder.log.append(step=self.step, seconds=f"{self.elapsed:.1f}", **row)
             if main and (self.step % config.save_every == 0 or time.monotonic() - saved > 60 * config.save_minutes):
                 self.save()
                 saved = time.monotonic()
         if main:
-            self._finish(validation, progress)
+            self._finish(held_out, progress)
 
-    def _finish(self, validation: Validation | None, progress: Progress) -> None:
+    def _log_timesteps(self) -> dict[str, object]:
+        """Write the mean loss of each timestep since the last call; returns them by name for TensorBoard."""
+        sums, counts = self.processes.sum(self._by_t).tolist()
+        self._by_t.zero_()
+        means = {t: sums[t] / counts[t] for t in range(len(counts)) if counts[t]}
+        if self.processes.is_main:
+            for t, mean in means.items():
+                self.run_folder.timesteps.append(step=self.step, t=t, loss=f"{mean:.6f}", samples=int(counts[t]))
+        return {f"loss_by_timestep/{t}": mean for t, mean in means.items()}
+
+    def _finish(self, held_out: Validation | None, progress: Progress) -> None:
         self.save()
         if self._stopping:
             progress.note(f"stopped at step {self.step}; the same command continues from {self.run_folder.last}")
-        elif validation is None and self.step >= self.config.steps:
+        elif held_out is None and self.step >= self.config.steps:
             self._save_best(None)
-
-    def _validation_row(self, result: ValidationResult, progress: Progress) -> dict[str, object]:
-        clean, degraded = result.clean - result.bicubic_clean, result.degraded - result.bicubic_degraded
-        progress.note(
-            f"step {self.step}: PSNR-Y clean {result.clean:.3f} ({clean:+.3f} over bicubic), "
-            f"degraded {result.degraded:.3f} ({degraded:+.3f})"
-        )
-        return {
-            "val_psnr_y_clean": f"{result.clean:.4f}",
-            "val_psnr_y_degraded": f"{result.degraded:.4f}",
-            "bicubic_psnr_y_clean": f"{result.bicubic_clean:.4f}",
-            "bicubic_psnr_y_degraded": f"{result.bicubic_degraded:.4f}",
-        }

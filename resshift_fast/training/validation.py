@@ -1,156 +1,267 @@
-"""Validation: the whole chain on held-out photos, each with a fixed clean and a fixed degraded low-quality version."""
+"""Validation: the whole chain on held-out photos.
+
+Each photo has a fixed clean and a fixed degraded low-quality version, or a given one.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from resshift_fast.images.errors import ImageError
-from resshift_fast.training.degradations import Mixture, resize
+from resshift_fast.training.degradations import Mixture
+from resshift_fast.training.degradations import resize as resized
 from resshift_fast.training.interfaces import BatchDegradation, Degradation, Draws
-from resshift_fast.training.metrics import psnr_y
+from resshift_fast.training.metrics import Metric, psnr_y
 from resshift_fast.training.photos import list_photos, read_rgb
 from resshift_fast.training.pixels import to_images, to_tensor, upsample
+
+Restore = Callable[[Tensor, Tensor | None], Tensor]
 
 SHEET_ROWS = 4
 LEAST_SIDE = 64  # pixels of a photo
 SEED = 20240319  # of the degradations
+BEST = "psnr_y"  # the metric that chooses the best weights
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A photo and its low-quality versions.
+
+    Attributes:
+        high: uint8 [H, W, 3].
+        low: by kind, each uint8 [H/scale, W/scale, 3].
+        mask: float32 [H, W], 1 = unknown and −1 = known, for inpainting; else None.
+    """
+
+    high: np.ndarray
+    low: dict[str, np.ndarray]
+    mask: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """Mean PSNR-Y in dB over all photos, of restored and of bicubically enlarged ones, for both kinds of input."""
+    """Means over all photos by kind of input, then by metric, of restored and of bicubically enlarged images."""
 
-    clean: float
-    degraded: float
-    bicubic_clean: float
-    bicubic_degraded: float
+    restored: dict[str, dict[str, float]]
+    bicubic: dict[str, dict[str, float]]
+
+    def gains(self) -> dict[str, float]:
+        """Gain in PSNR-Y over bicubic interpolation in dB, by kind of input."""
+        return {kind: scores[BEST] - self.bicubic[kind][BEST] for kind, scores in self.restored.items()}
 
     @property
     def gain(self) -> float:
-        """Mean gain over bicubic interpolation in dB."""
-        return (self.clean - self.bicubic_clean + self.degraded - self.bicubic_degraded) / 2
+        """Mean of the gains."""
+        return float(np.mean(list(self.gains().values())))
 
+    def row(self) -> dict[str, str]:
+        """Columns of the log: val_METRIC_KIND, and bicubic_METRIC_KIND."""
+        return {
+            f"{start}_{metric}_{kind}": f"{value:.4f}"
+            for start, means in (("val", self.restored), ("bicubic", self.bicubic))
+            for kind, scores in means.items()
+            for metric, value in scores.items()
+        }
 
-def _degraded(degradation: Degradation, high: np.ndarray, scale: int, number: int) -> np.ndarray:
-    if isinstance(degradation, BatchDegradation):
-        return to_images(degradation.degrade_batch(to_tensor(high[None]), scale, Draws(SEED, 0, [number])).low)[0]
-    return degradation.degrade(high, scale, np.random.default_rng([SEED, number]))
-
-
-def _fingerprint(arrays: list[np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(repr(array.shape).encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+    def text(self) -> str:
+        """One line for people."""
+        parts = []
+        for kind, gain in self.gains().items():
+            others = "".join(f", {name} {value:.4f}" for name, value in self.restored[kind].items() if name != BEST)
+            parts.append(f"{kind} PSNR-Y {self.restored[kind][BEST]:.3f} ({gain:+.3f} over bicubic){others}")
+        return "; ".join(parts)
 
 
 class Validation:
     """Held-out photos with their low-quality versions, which are the same in every run.
 
     Args:
-        source: the photos, as in `list_photos`; the central square of each is used. Those that are unreadable or below
-            64 pixels a side are skipped with a warning.
+        pairs: at least one; all have the same kinds. See `from_photos` and `from_pairs`.
         scale: of the model.
-        degradation: makes one of the two low-quality versions, without the clean share of a `Mixture`; the other is
-            bicubic.
-        limit: largest number of photos.
-        side: largest side of the squares in pixels.
-        batch: photos restored at once.
-
-    Raises:
-        FileNotFoundError: for a missing or empty folder.
-        ValueError: if no usable photo is left.
+        batch: images of one size that are restored at once.
+        metrics: by name; "psnr_y" must be among them.
 
     Attributes:
-        fingerprint: differs if the photos or their low-quality versions do.
+        fingerprint: differs if the images or their low-quality versions do.
     """
 
-    def __init__(
-        self, source: str | Path, scale: int, degradation: Degradation, *, limit: int, side: int = 256, batch: int = 4
-    ):
+    def __init__(self, pairs: list[Pair], scale: int, *, batch: int = 4, metrics: Mapping[str, Metric] | None = None):
         self.scale, self.batch = scale, batch
-        paths = list_photos([source])
-        picked = np.unique(np.linspace(0, len(paths) - 1, min(limit, len(paths))).round().astype(int))
-        self.high: list[np.ndarray] = []
-        self.low: dict[str, list[np.ndarray]] = {"clean": [], "degraded": []}
-        if isinstance(degradation, Mixture):
-            degradation = replace(degradation, clean=0.0)
-        for number, index in enumerate(picked):
-            try:
-                image = read_rgb(paths[index])
-            except (OSError, ImageError) as error:
-                warnings.warn(f"skipped {error}", stacklevel=2)
-                continue
-            size = min(side, *image.shape[:2]) // scale * scale
-            if size < LEAST_SIDE:
-                warnings.warn(f"skipped {paths[index]}: it is below {LEAST_SIDE} pixels a side", stacklevel=2)
-                continue
-            top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
-            high = np.ascontiguousarray(image[top : top + size, left : left + size])
-            self.high.append(high)
-            self.low["clean"].append(resize(high, size // scale, size // scale, "bicubic"))
-            self.low["degraded"].append(_degraded(degradation, high, scale, number))
-        if not self.high:
-            raise ValueError(f"no usable photo in {source}; every side must be at least {LEAST_SIDE} pixels")
-        self.fingerprint = _fingerprint([*self.high, *self.low["clean"], *self.low["degraded"]])
+        self.metrics: Mapping[str, Metric] = {"psnr_y": psnr_y} if metrics is None else metrics
+        self.high = [pair.high for pair in pairs]
+        self.low = {kind: [pair.low[kind] for pair in pairs] for kind in pairs[0].low}
+        self.masks = [pair.mask for pair in pairs]
         self.bicubic = {
             kind: [to_images(upsample(to_tensor(low[None]), scale))[0] for low in lows]
             for kind, lows in self.low.items()
         }
+        digest = hashlib.sha256()
+        for array in (*self.high, *(low for lows in self.low.values() for low in lows)):
+            digest.update(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes())
+        self.fingerprint = digest.hexdigest()
+        # They do not change, and some metrics are slow.
+        self._bicubic_means = {kind: self._means(images) for kind, images in self.bicubic.items()}
 
-    def run(self, restore: Callable[[Tensor], Tensor], sheet: Path | None = None) -> ValidationResult:
+    def run(self, restore: Restore, sheet: Path | None = None) -> ValidationResult:
         """Restore all photos and measure the results.
 
         Args:
-            restore: [B, 3, h, w] in [−1, 1] to [B, 3, scale·h, scale·w].
-            sheet: PNG to write, each row of which is bicubic | restored | ground truth, clean left and degraded right.
+            restore: ([B, 3, h, w] in [−1, 1], mask [B, 1, h, w] or None) to [B, 3, scale·h, scale·w].
+            sheet: PNG to write, each row of which is bicubic | restored | ground truth for each kind of input.
         """
         restored = {kind: self._restored(restore, lows) for kind, lows in self.low.items()}
         if sheet is not None:
             self._write_sheet(sheet, restored)
+        means = {kind: self._means(images) for kind, images in restored.items()}
+        return ValidationResult(means, self._bicubic_means)
 
-        def mean(images: list[np.ndarray]) -> float:
-            return float(np.mean([psnr_y(image, high) for image, high in zip(images, self.high, strict=True)]))
+    def columns(self) -> list[str]:
+        """The columns of `ValidationResult.row`."""
+        return list(ValidationResult(self._bicubic_means, self._bicubic_means).row())
 
-        return ValidationResult(
-            clean=mean(restored["clean"]),
-            degraded=mean(restored["degraded"]),
-            bicubic_clean=mean(self.bicubic["clean"]),
-            bicubic_degraded=mean(self.bicubic["degraded"]),
-        )
+    def _means(self, images: list[np.ndarray]) -> dict[str, float]:
+        pairs = list(zip(images, self.high, strict=True))
+        return {name: float(np.mean([metric(*pair) for pair in pairs])) for name, metric in self.metrics.items()}
 
-    def _restored(self, restore: Callable[[Tensor], Tensor], lows: list[np.ndarray]) -> list[np.ndarray]:
+    def _restored(self, restore: Restore, lows: list[np.ndarray]) -> list[np.ndarray]:
         results: list[np.ndarray] = []
         start = 0
         while start < len(lows):
             end = start + 1
             while end < len(lows) and end - start < self.batch and lows[end].shape == lows[start].shape:
                 end += 1
-            results.extend(to_images(restore(to_tensor(np.stack(lows[start:end])))))
+            masks = [torch.from_numpy(mask)[None] for mask in self.masks[start:end] if mask is not None]
+            low = to_tensor(np.stack(lows[start:end]))
+            results.extend(to_images(restore(low, torch.stack(masks) if masks else None)))
             start = end
         return results
 
     def _write_sheet(self, path: Path, restored: dict[str, list[np.ndarray]]) -> None:
         rows = []
         # Spread over the list, since neighbours in it are often two views of one scene.
-        chosen = np.unique(np.linspace(0, len(self.high) - 1, min(SHEET_ROWS, len(self.high))).round().astype(int))
-        width = max(high.shape[1] for high in self.high)
+        chosen = _spread(len(self.high), SHEET_ROWS)
+        width = max(self.high[index].shape[1] for index in chosen)
         for index in chosen:
             cells = [
                 picture
-                for kind in ("clean", "degraded")
+                for kind in self.low
                 for picture in (self.bicubic[kind][index], restored[kind][index], self.high[index])
             ]
             pad = width - cells[0].shape[1]
             rows.append(np.concatenate([np.pad(cell, ((0, 0), (0, pad), (0, 0))) for cell in cells], axis=1))
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.concatenate(rows)).save(path)
+
+
+def from_photos(
+    source: str | Path, scale: int, degradation: Degradation, *, limit: int, side: int | None = 256
+) -> list[Pair]:
+    """Pairs of photos, whose low-quality versions "clean" (bicubic) and "degraded", or "masked", are made here.
+
+    Args:
+        source: the photos, as in `list_photos`. Those that are unreadable or below 64 pixels a side are skipped with a
+            warning.
+        scale: of the model.
+        degradation: makes the degraded version; the clean share of a `Mixture` is left out.
+        limit: largest number of photos, spread over the list.
+        side: their central squares have at most this side in pixels; None takes whole photos.
+
+    Raises:
+        FileNotFoundError: for a missing or empty folder.
+        ValueError: if no usable photo is left.
+    """
+    paths = list_photos([source])
+    if isinstance(degradation, Mixture):
+        degradation = replace(degradation, clean=0.0)
+    pairs: list[Pair] = []
+    for number, index in enumerate(_spread(len(paths), limit)):
+        try:
+            image = read_rgb(paths[index])
+        except (OSError, ImageError) as error:
+            warnings.warn(f"skipped {error}", stacklevel=2)
+            continue
+        if min(image.shape[:2]) < LEAST_SIDE:
+            warnings.warn(f"skipped {paths[index]}: it is below {LEAST_SIDE} pixels a side", stacklevel=2)
+            continue
+        high = _central(image, scale, side)
+        low, mask = _degraded(degradation, high, scale, number)
+        if mask is not None:
+            pairs.append(Pair(high, {"masked": low}, mask))
+        else:
+            clean = resized(high, high.shape[0] // scale, high.shape[1] // scale, "bicubic")
+            pairs.append(Pair(high, {"clean": clean, "degraded": low}))
+    if not pairs:
+        raise ValueError(f"no usable photo in {source}; every side must be at least {LEAST_SIDE} pixels")
+    return pairs
+
+
+def from_pairs(
+    source: str | Path, low_source: str | Path, scale: int, *, limit: int, side: int | None = 256
+) -> list[Pair]:
+    """Pairs of photos and their given low-quality versions, of the kind "paired".
+
+    Args:
+        source, low_source: high- and low-quality photos, as in `list_photos`. Two belong together if their names
+            without suffix are equal, or the low-quality one's ends in xSCALE besides, such as 0001x4.
+        scale, limit, side: as in `from_photos`.
+
+    Raises:
+        FileNotFoundError, OSError, ImageError: for a photo that is missing or cannot be read.
+        ValueError: if a high-quality photo has no other side than `scale` times the low-quality one's.
+    """
+    lows = {Path(path).stem: path for path in list_photos([low_source])}
+    highs = list_photos([source])
+    pairs: list[Pair] = []
+    for index in _spread(len(highs), limit):
+        stem = Path(highs[index]).stem
+        path = lows.get(stem) or lows.get(f"{stem}x{scale}")
+        if path is None:
+            raise FileNotFoundError(
+                f"{low_source} has no low-quality version of {highs[index]}; it must be called {stem} or {stem}x{scale}"
+            )
+        high, low = read_rgb(highs[index]), read_rgb(path)
+        height, width = low.shape[0] * scale, low.shape[1] * scale
+        if high.shape[:2] != (height, width):
+            raise ValueError(
+                f"{highs[index]} is {high.shape[1]}×{high.shape[0]}, but {path} is {low.shape[1]}×{low.shape[0]} and "
+                f"this model enlarges ×{scale}; expected {width}×{height}"
+            )
+        low = _central(low, 1, None if side is None else max(1, side // scale))
+        high = _central(high, scale, None if side is None else max(1, side // scale) * scale)
+        pairs.append(Pair(high, {"paired": low}))
+    return pairs
+
+
+def _central(image: np.ndarray, multiple: int, side: int | None) -> np.ndarray:
+    """The central square of at most this side, or the whole image; sides are rounded down to multiples."""
+    height, width = image.shape[:2]
+    if side is not None:
+        height = width = min(side, height, width)
+    height, width = height // multiple * multiple, width // multiple * multiple
+    # Where the margins are odd, low- and high-quality images are cut at the same place: by whole multiples.
+    top = (image.shape[0] // multiple - height // multiple) // 2 * multiple
+    left = (image.shape[1] // multiple - width // multiple) // 2 * multiple
+    return np.ascontiguousarray(image[top : top + height, left : left + width])
+
+
+def _degraded(
+    degradation: Degradation, high: np.ndarray, scale: int, number: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    if isinstance(degradation, BatchDegradation):
+        batch = degradation.degrade_batch(to_tensor(high[None]), scale, Draws(SEED, 0, [number]))
+        return to_images(batch.low)[0], None if batch.mask is None else batch.mask[0, 0].numpy()
+    return degradation.degrade(high, scale, np.random.default_rng([SEED, number])), None
+
+
+def _spread(count: int, limit: int) -> list[int]:
+    """At most `limit` indices of `count`, equally spaced."""
+    return [int(one) for one in np.unique(np.linspace(0, count - 1, min(limit, count)).round())]
