@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from resshift_fast.kernels.dependents import wait_for_previous
 from resshift_fast.kernels.group_norm import apply_parts, new_parts, tile_constants
 from resshift_fast.kernels.group_norm_tiles import (
     DTYPES,
@@ -92,6 +93,7 @@ def add_concat_group_norm_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    wait_for_previous()
     CG: tl.constexpr = C // GROUPS
     CHUNK: tl.constexpr = K * CG
     CHUNKS: tl.constexpr = GROUPS // K
@@ -136,6 +138,7 @@ def merge_group_stats_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    wait_for_previous()
     CG: tl.constexpr = C // GROUPS
     CHUNK: tl.constexpr = K * CG
     CHUNKS: tl.constexpr = GROUPS // K
