@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -123,6 +124,38 @@ def test_tags_that_claim_more_than_the_file_has_are_not_read(tmp_path, monkeypat
     monkeypatch.setattr(directories, "_bytes_at", lambda f, at, n: read_sizes.append(n) or entries(f, at, n))
     np.testing.assert_array_equal(read(path).pixels, PIXELS)
     assert sum(read_sizes) < 4 << 26 and len(Image.open(io.BytesIO(needed(path))).tag_v2) < 500
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp"])
+def test_exif_that_claims_more_than_it_has_is_left_out(tmp_path, suffix):
+    size, count = 20_000, 500
+    tags = b"".join(struct.pack(">HHII", 40000 + i, 7, size, 16 + 12 * count) for i in range(count))
+    exif = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, count) + tags + bytes(4 + size)
+    Image.fromarray(PIXELS).save(tmp_path / f"a{suffix}", exif=exif)
+    with pytest.warns(UserWarning, match="its EXIF is damaged and was left out") as found:
+        assert read(tmp_path / f"a{suffix}").exif is None
+    assert len(found) == 1
+
+
+def test_a_jpeg_of_nothing_is_refused_at_once(tmp_path):
+    path = tmp_path / "a.jpg"
+    for start in (b"", b"\xe0\0\4ab" + bytes(9)):
+        path.write_bytes(b"\xff\xd8\xff" + start)
+        os.truncate(path, 30_000_000)
+        began = time.process_time()
+        assert headers.read_header(path) is None
+        with pytest.raises(ImageError, match="is a damaged JPEG"):
+            read(path)
+        assert time.process_time() - began < 1
+
+
+def test_junk_before_the_frame_of_a_jpeg(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(PIXELS).save(path)
+    data, before = path.read_bytes(), read(path).pixels
+    path.write_bytes(data[:2] + b"\xff\xff" + data[2:20] + b"\0junk\xff\0\xff" + data[20:])
+    np.testing.assert_array_equal(read(path).pixels, before)
+    assert headers.read_header(path) == headers.Header("JPEG", 23, 19)
 
 
 def needed(path):

@@ -30,6 +30,7 @@ _PAGE_TAGS = (254, 256, 257, 330)
 _MOST_VALUES = 1 << 26  # bytes of all tags of a directory that are read; strips, profiles and EXIF need less
 _MOST_PAGES = 10_000
 _CHILDREN = (34665, 34853, 40965)  # directories of EXIF, GPS and interoperability
+_MOST_BELOW = 16
 _ELSEWHERE = (288, 289, 330, 513, 514)  # tags that say where something is that is not copied
 
 
@@ -175,13 +176,20 @@ def _refuse_raw(file: BinaryIO, tags: dict[int, Any], name: str) -> None:
 
 
 def tags_exceed(file: BinaryIO, size: int) -> bool:
-    """Whether the tags of the first directory claim more bytes than the file has; none is read then."""
-    try:
-        _, _, first = _layout(file)
-        entries, _ = _entries(file, first, only=())
-        return sum(struct.calcsize("=" + _LETTERS[entry.kind]) * entry.number for entry in entries) > size
-    except struct.error:
-        return False
+    """Whether the tags of the first directory, or of one below it, claim more bytes than these; none is read then."""
+    total = 0
+    with suppress(struct.error):
+        order, _, first = _layout(file)
+        places, seen = [first], {first}
+        while places:
+            entries, _ = _entries(file, places.pop(), _CHILDREN)
+            total += sum(struct.calcsize("=" + _LETTERS[entry.kind]) * entry.number for entry in entries)
+            below = {_value(entry, order) for entry in entries if entry.tag in _CHILDREN and entry.number == 1}
+            places += [place for place in below if isinstance(place, int) and place not in seen]
+            seen |= below
+            if len(seen) > _MOST_BELOW:
+                break
+    return total > size
 
 
 def has_pixels(file: BinaryIO) -> bool:

@@ -9,7 +9,7 @@ import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, BinaryIO, cast
+from typing import BinaryIO
 
 from PIL import Image
 
@@ -23,6 +23,10 @@ _LARGE_FILE = 32_000_000  # bytes, up to which a file is read as it is
 _MOST_HEADER = 32_000_000  # bytes before the size of a JPEG, which may be much metadata
 _MOST_BESIDES = 1 << 26  # bytes of metadata and of what is not read at all
 _BYTES_PER_PIXEL = 10  # more than any format needs for a pixel, compressed badly
+_MOST_BETWEEN = 1 << 16  # bytes between two markers of a JPEG
+_JPEG = b"\xff\xd8\xff"
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of frame headers
+_ALONE = {1, *range(0xD0, 0xDA)}  # markers without a segment
 _HEAD = 32  # bytes that tell the format, and the size of a PNG or WebP
 
 
@@ -39,18 +43,6 @@ class Header:
     height: int
 
 
-class _Beginning:
-    """The first bytes of an open file, for Pillow."""
-
-    def __init__(self, file: BinaryIO, size: int):
-        self._file, self._size = file, size
-        self.seek, self.tell = file.seek, file.tell
-
-    def read(self, size: int = -1) -> bytes:
-        left = max(0, self._size - self.tell())
-        return self._file.read(left if size < 0 else min(size, left))
-
-
 def read_header(path: str | os.PathLike[str]) -> Header | None:
     """The header of an image file; None if it is no image, or no regular file."""
     try:
@@ -64,7 +56,7 @@ def _header(file: BinaryIO) -> Header | None:
     """The header of an open file, from a bounded number of bytes; None if it is no image, or damaged.
 
     Raises:
-        Image.DecompressionBombError: if a JPEG or BMP has more pixels than Pillow's limit.
+        Image.DecompressionBombError: if a BMP has more pixels than Pillow's limit.
     """
     file.seek(0)
     head = file.read(_HEAD)
@@ -78,13 +70,15 @@ def _header(file: BinaryIO) -> Header | None:
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":  # Pillow reads all of a WebP
         size = _webp_size(head)
         return Header("WEBP", *size) if size else None
+    if head.startswith(_JPEG):
+        size = _jpeg_size(file)
+        return Header("JPEG", *size) if size else None
     file.seek(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a large image: reading it warns again
         try:
-            beginning = cast(IO[bytes], _Beginning(file, _MOST_HEADER))
-            with Image.open(beginning, formats=("JPEG", "BMP")) as image:
-                return Header("JPEG" if image.format == "MPO" else image.format or "", image.width, image.height)
+            with Image.open(file, formats=("BMP",)) as image:
+                return Header("BMP", image.width, image.height)
         except Image.DecompressionBombError:
             raise
         except Exception:  # Pillow's parsers raise whatever a damaged file leads them to
@@ -105,6 +99,30 @@ def _webp_size(head: bytes) -> tuple[int, int] | None:
     return None
 
 
+def _jpeg_size(file: BinaryIO) -> tuple[int, int] | None:
+    """Width and height of a JPEG (ITU-T T.81, annex B); None without a frame header, or far from the marker before it.
+
+    Pillow goes through whatever is between markers byte by byte, which takes minutes if that is much.
+    """
+    place = len(_JPEG) - 1
+    while place < _MOST_HEADER:
+        file.seek(place)
+        part = file.read(_MOST_BETWEEN)
+        start = part.find(b"\xff")
+        while start >= 0 and part[start + 1 : start + 2] in (b"\xff", b"\0"):  # fill bytes, and no marker
+            start = part.find(b"\xff", start + (1 if part[start + 1] else 2))
+        if start < 0 or start + 2 > len(part):
+            return None
+        place, marker = place + start, part[start + 1]
+        file.seek(place + 2)
+        segment = file.read(7)
+        if marker in _FRAMES and len(segment) == 7:
+            height, width = struct.unpack_from(">HH", segment, 3)
+            return width, height
+        place += 2 if marker in _ALONE else 2 + int.from_bytes(segment[:2], "big")
+    return None
+
+
 def needed_bytes(file: BinaryIO, name: str) -> bytes:
     """As much of an open file as its picture needs: all of a small one, and of a TIFF with many pages the first.
 
@@ -118,6 +136,8 @@ def needed_bytes(file: BinaryIO, name: str) -> bytes:
     is_tiff = head.startswith(directories.MAGIC)
     # Pillow reads no big-endian BigTIFF, and of none the EXIF, and copies the values of tags whatever their size.
     is_strange = is_tiff and (head.startswith(directories.BIG) or directories.tags_exceed(file, size))
+    if head.startswith(_JPEG) and _jpeg_size(file) is None:
+        raise DamagedError(what_it_is(name, head))
     if size <= _LARGE_FILE and not is_strange:
         file.seek(0)
         return file.read()

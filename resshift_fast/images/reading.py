@@ -72,6 +72,7 @@ def read(path: str | PathLike[str]) -> Photo:
     image.info.update(png.info(chunks))
     if image.format == "BMP":
         image.info["icc_profile"] = bmp_profile(data)
+    _leave_out_large_exif(image, name)
     _warn_of_frames(image, chunks, name)
     photo = _photo(image, name, data, chunks)
     # Pillow reduces 16-bit colour, and gray with alpha, to 8 bits; it reads other gray in full.
@@ -104,6 +105,16 @@ def _opened(file: BinaryIO, name: str) -> Image.Image:
     except Exception as error:  # Pillow's parsers raise whatever a damaged file leads them to.
         file.seek(0)
         raise DamagedError(what_it_is(name, file.read(1024))) from error
+
+
+def _leave_out_large_exif(image: Image.Image, name: str) -> None:
+    """Leave out EXIF whose tags claim much more than there is, since Pillow copies it for each."""
+    exif = image.info.get("exif")
+    if isinstance(exif, bytes):
+        plain = exif.removeprefix(b"Exif\0\0")
+        if directories.tags_exceed(io.BytesIO(plain), 2 * len(plain) + (1 << 16)):
+            del image.info["exif"]
+            warnings.warn(f"{name}: its EXIF is damaged and was left out", UserWarning, stacklevel=3)
 
 
 def _warn_of_frames(image: Image.Image, chunks: Sequence[png.Chunk], name: str) -> None:
