@@ -167,7 +167,7 @@ def test_launches_by_shape():
         3,
         "1x64x32x32 -> 1x64x32x32",
     )
-    assert norm.first.blocks == 32 and not norm.first.estimated and norm.filled(128) == 0.25 and norm.filled(8) == 1
+    assert norm.first.blocks == 64 and not norm.first.estimated and norm.filled(128) == 0.5 and norm.filled(8) == 1
     convolution = found["aten::convolution"]
     assert convolution.first.shape == "1x64x32x32 -> 1x320x32x32"
     assert convolution.first.blocks == 8 * 3 and convolution.first.estimated  # tiles of 128 pixels and 128 channels
