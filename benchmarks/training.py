@@ -1,42 +1,63 @@
-"""Seconds of a training step: plain PyTorch against the backends chosen here, in turns.
+"""Seconds and peak memory of a training step: plain PyTorch against the backends chosen here.
 
     python benchmarks/training.py
+    python benchmarks/training.py --model realsr-x4-v3 --batch 1 --patch 256 --recompute
     python benchmarks/training.py --batch 4 --patch 64 --precision bfloat16
 
-Both train from the same weights with the same noise on a batch of random images. If the losses of the first steps do
-not agree, no speed-up is shown.
+Both train from the same random weights with the same noise on a batch of random images, in turns for the time and each
+in a process of its own for the memory. If the losses of the first steps do not agree, no speed-up is shown.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
 import sys
 import tempfile
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import common
 
-from resshift_fast.measure import timing
+from resshift_fast.measure import memory, timing
 
 if TYPE_CHECKING:
+    from resshift_fast.training.interfaces import Batch
     from resshift_fast.training.trainer import Trainer
 
 PROVIDERS = ("reference", "ours")
-MOST_APART = {"float32": 1e-4, "bfloat16": 2e-2}  # relative difference of the losses of the first step
-COLUMNS = {"provider": "", "median s": ".4f", "least s": ".4f", "most s": ".4f", "speed-up": ".2f", "first loss": ".6f"}
+# Relative difference of the losses of the first step.
+MOST_APART = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 5e-3}
+COLUMNS = {
+    "provider": "",
+    "median s": ".4f",
+    "least s": ".4f",
+    "most s": ".4f",
+    "steps/s": ".3f",
+    "speed-up": ".2f",
+    "peak MiB": ".0f",
+    "first loss": ".6f",
+}
+STEPS_OF_CHILD = 2  # the optimizer's state exists from the first one on
 
 
 def options() -> argparse.ArgumentParser:
     """The command line."""
-    made = common.parser("Seconds of a training step by plain PyTorch and by the backends chosen here.")
-    common.option(made, "--model", default="nano-x4", help="A model of the catalogue without an autoencoder.")
+    made = common.parser("Seconds and memory of a training step by plain PyTorch and by the backends chosen here.")
+    common.option(made, "--model", default="nano-x4", help="A model of the catalogue without a mask.")
     common.option(made, "--batch", type=common.positive, default=8, help="Patches per step.")
-    common.option(made, "--patch", type=common.positive, default=128, help="Side of a high-quality patch in pixels.")
+    common.option(
+        made, "--patch", type=common.positive, help="Side of a high-quality patch in pixels. Default: as in training."
+    )
     common.option(made, "--precision", choices=list(MOST_APART), default="float32", help="As in training.")
+    common.option(made, "--recompute", action="store_true", help="Compute activations again in the backward pass.")
+    common.option(made, "--accumulate", type=common.positive, default=1, help="Parts that a batch is computed in.")
     common.option(made, "--device", default="cpu", help="cpu, cuda, ...")
     common.option(made, "--threads", type=common.positive, help="torch's threads. Default: torch's choice.")
     common.option(made, "--runs", type=common.positive, default=9, help="Timed steps of each.")
+    common.option(made, "--child", choices=PROVIDERS, help=argparse.SUPPRESS)
     return made
 
 
@@ -48,7 +69,10 @@ def choice(provider: str):
 
 
 def build(provider: str, args: argparse.Namespace, folder: str) -> Trainer:
-    """A trainer, from the weights that its seed gives."""
+    """A trainer, from the weights that its seed gives, also in the autoencoder."""
+    import torch
+
+    from resshift_fast.models import catalog
     from resshift_fast.training.config import TrainConfig
     from resshift_fast.training.trainer import Trainer
 
@@ -59,27 +83,63 @@ def build(provider: str, args: argparse.Namespace, folder: str) -> Trainer:
         batch_size=args.batch,
         patch=args.patch,
         precision=args.precision,
+        recompute=args.recompute,
+        accumulate=args.accumulate,
         device=args.device,
     )
+    spec = catalog.get(args.model)
+    torch.manual_seed(config.seed)
     with choice(provider):
-        return Trainer(config)
+        denoiser, first_stage = catalog.build_denoiser(spec), catalog.build_first_stage(spec)
+        for parameter in denoiser.parameters():  # a new network predicts zero, in which all providers agree
+            parameter.data += 0.02 * torch.randn(parameter.shape)
+        return Trainer(config, spec, denoiser=denoiser, first_stage=first_stage)
 
 
-def measure(args: argparse.Namespace) -> common.Report:
-    """Time the steps."""
+def random_batch(trainer: Trainer) -> Batch:
+    """Images of random values on the trainer's device."""
     import torch
 
     from resshift_fast.training.interfaces import Batch
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    size, patch = trainer.config.batch_size, trainer.config.patch
+    assert patch is not None
+    high = torch.rand(size, 3, patch, patch, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return Batch(high, torch.nn.functional.avg_pool2d(high, trainer.spec.scale)).to(trainer.device)
+
+
+def child(args: argparse.Namespace) -> dict[str, float]:
+    """Peak memory of some steps of one provider in this process, in MiB."""
+    _set_threads(args)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = build(args.child, args, folder)
+    batch = random_batch(trainer)
+    with choice(args.child):
+        for _ in range(STEPS_OF_CHILD):
+            trainer.train_step(batch)
+    return {"peak MiB": memory.peak_bytes(trainer.device) / common.MIB}
+
+
+def peak_mib(provider: str, argv: list[str]) -> float:
+    """Run `child` in a new process with the given arguments.
+
+    Raises:
+        OSError: if it fails; with the last line that it printed.
+    """
+    command = [sys.executable, str(Path(__file__).resolve()), *argv, "--child", provider]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines()
+        raise OSError(f"{provider} failed with code {done.returncode}: {said[-1] if said else 'killed'}")
+    return float(json.loads(done.stdout.strip().splitlines()[-1])["peak MiB"])
+
+
+def time_steps(args: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, float], Trainer]:
+    """Time the steps of both, in turns: seconds and the loss of the first step by provider, and one of the trainers."""
     with tempfile.TemporaryDirectory() as folder:
         trainers = {provider: build(provider, args, folder) for provider in PROVIDERS}
-    device, scale = trainers["ours"].device, trainers["ours"].spec.scale
-    high = torch.rand(args.batch, 3, args.patch, args.patch, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    low = torch.nn.functional.avg_pool2d(high, scale)
-    batch = Batch(high, low).to(device)
-
+    device = trainers["ours"].device
+    batch = random_batch(trainers["ours"])
     seconds: dict[str, list[float]] = {provider: [] for provider in PROVIDERS}
     first: dict[str, float] = {}
     for run in range(args.runs + 1):  # the first one warms up
@@ -89,27 +149,51 @@ def measure(args: argparse.Namespace) -> common.Report:
             first.setdefault(provider, loss)
             if run:
                 seconds[provider].append(taken)
+    return seconds, first, trainers["ours"]
+
+
+def measure(args: argparse.Namespace, argv: list[str]) -> common.Report:
+    """Time the steps, then measure the memory."""
+    _set_threads(args)
+    seconds, first, trainer = time_steps(args)
+    device, patch = trainer.device, trainer.config.patch
+    del trainer  # the others need its memory
     agree = abs(first["ours"] - first["reference"]) <= MOST_APART[args.precision] * abs(first["reference"])
     plain = common.median(seconds["reference"])
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "provider": provider,
             "median s": common.median(values),
             "least s": min(values),
             "most s": max(values),
+            "steps/s": 1.0 / common.median(values),
             "speed-up": plain / common.median(values) if agree else None,
+            "peak MiB": peak_mib(provider, argv),
             "first loss": first[provider],
         }
         for provider, values in seconds.items()
     ]
-    title = f"A training step of {args.model}, {args.batch} patches of {args.patch}², {args.precision}"
+    title = f"A training step of {args.model}, {args.batch} patches of {patch}², {args.precision}"
     problem = "" if agree else f"the first losses differ: {first['ours']:.6g}, expected {first['reference']:.6g}"
-    return common.Report(title, COLUMNS, rows, summary={"device": device}, problem=problem)
+    notes = [f"Peaks of whole processes after {STEPS_OF_CHILD} steps; on a GPU, of the memory that torch allocated."]
+    return common.Report(title, COLUMNS, rows, notes, summary={"device": device}, problem=problem)
+
+
+def _set_threads(args: argparse.Namespace) -> None:
+    import torch
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit code."""
-    return common.run(measure, options(), argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args = options().parse_args(argv)
+    if args.child:
+        print(json.dumps(child(args)))
+        return 0
+    return common.run(lambda args: measure(args, argv), options(), argv)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,12 @@ def test_both_providers_have_the_same_first_loss(training, tmp_path):
     assert (reference["provider"], ours["provider"]) == ("reference", "ours")
     assert reference["speed-up"] == 1 and ours["speed-up"] == pytest.approx(reference["median s"] / ours["median s"])
     assert ours["first loss"] == pytest.approx(reference["first loss"], rel=1e-4)
+    assert ours["steps/s"] == pytest.approx(1 / ours["median s"]) and ours["peak MiB"] > 100
 
 
 def test_different_losses_give_no_speed_up(training, monkeypatch, tmp_path, capsys):
     losses = iter([1.0, 1.1] * 2)
+    monkeypatch.setattr(training, "peak_mib", lambda provider, argv: 1.0)
     monkeypatch.setattr(Trainer, "train_step", lambda self, batch: (next(losses), 1.0))
     found = tmp_path / "training.json"
     assert training.main([*SMALL, "--json", str(found)]) == 1
