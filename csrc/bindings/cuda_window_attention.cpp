@@ -18,14 +18,7 @@ struct Cuda : OnCuda {
     STD_TORCH_CHECK(cuda::window_attention_supported(call), "there are too many windows for one launch");
   }
 
-  // A contiguous tensor whose memory can be read 16 bytes at a time, copied only if it is not one.
-  static Tensor readable(const Tensor& x) {
-    const Tensor dense = x.is_contiguous() ? x : torch::stable::contiguous(x);
-    if (reinterpret_cast<std::uintptr_t>(dense.const_data_ptr()) % 16 == 0) return dense;
-    Tensor copy = torch::stable::new_empty(dense, dense.sizes());
-    torch::stable::copy_(copy, dense);
-    return copy;
-  }
+  static Tensor readable(const Tensor& x) { return bindings::readable(x); }
 
   static int64_t scratch(const WindowAttention& call) { return cuda::window_attention_scratch(call); }
 

@@ -82,6 +82,15 @@ RSF_DEVICE void store_words(void* address, const std::uint32_t (&words)[4]) {
 #endif
 }
 
+// Load 16 aligned bytes past the L1 cache, which does not see what other multiprocessors write.
+RSF_DEVICE Vector<float, 4> load_fresh(const float* address) {
+#if RSF_ON_GPU
+  return bit_cast<Vector<float, 4>>(__ldcg(reinterpret_cast<const float4*>(address)));
+#else
+  return load_vector<4>(address);
+#endif
+}
+
 // 2^x, and 0 where that is subnormal; exp2f takes three more instructions to get subnormals right.
 RSF_DEVICE float power_of_two(float x) {
 #if RSF_ON_GPU

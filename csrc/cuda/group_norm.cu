@@ -9,9 +9,9 @@
 #include "group_norm.h"
 
 #include "../common/activations.h"
-#include "../common/moments.h"
 #include "device.h"
 #include "group_norm_plan.h"
+#include "moments.h"
 
 namespace resshift::cuda {
 namespace {
@@ -136,30 +136,6 @@ class StoredParts {
   const float* parts_;
   int part_;
 };
-
-// Combine moments of `total` elements by a warp; every lane gets the result. Only deviations from an estimate of the
-// mean are squared, so that no large squares are summed.
-template <class Source>
-RSF_DEVICE Moments combine(const Source& source, float total) {
-  float sum = 0.0f, rest = 0.0f, squares = 0.0f;
-  for (Source from = source; from.more(); from.advance()) {
-    const Moments part = from.get();
-    sum += part.count * part.mean;
-  }
-  const float estimate = warp_sum(sum) / total;
-  for (Source from = source; from.more(); from.advance()) {
-    const Moments part = from.get();
-    const float difference = part.mean - estimate;
-    rest += part.count * difference;
-    squares += part.squares + part.count * difference * difference;
-  }
-  rest = warp_sum(rest) / total;
-  Moments result;
-  result.count = total;
-  result.mean = estimate + rest;
-  result.squares = warp_sum(squares) - total * rest * rest;
-  return result;
-}
 
 // A group's statistics; the mean is `mean` + `rest`, the second being what float32 cannot hold in the first.
 struct Statistics {

@@ -14,34 +14,6 @@
 namespace resshift::cuda {
 namespace {
 
-// The bias of a warp's 16 rows of scores of an 8 × 8 window. A thread's scores belong to queries in 2 rows of the
-// window and one column, and to keys in 8 rows and two columns. The bias depends on the distance of the rows only, so
-// that 18 values serve 32 scores.
-struct SquareBias {
-  float entries[9][2];
-
-  RSF_DEVICE void load(const float* bias) {
-    const float* const first = bias + (2 * warp_index() * 15 + lane_index() / 4 + 7) - 2 * (lane_index() % 4);
-#pragma unroll
-    for (int i = 0; i < 9; ++i) {
-#pragma unroll
-      for (int j = 0; j < 2; ++j) entries[i][j] = first[15 * i - j];
-    }
-  }
-
-  template <class Tiles>
-  RSF_DEVICE void add(typename Tiles::Scores& scores) const {
-#pragma unroll
-    for (int i = 0; i < Tiles::kRows; ++i) {
-#pragma unroll
-      for (int j = 0; j < Tiles::kColumns; ++j) {
-        float& score = Tiles::at(scores, i, j);
-        score = score * (Tiles::kScale * kLog2E) + entries[i - j / 2 + 7][j % 2];
-      }
-    }
-  }
-};
-
 template <class Tiles, int WINDOW>
 __global__ void __launch_bounds__(Tiles::kThreads, WINDOW ? 0 : kMinBlocks)
     window_attention_kernel(const __grid_constant__ WindowAttention call, void* out, unsigned windows,

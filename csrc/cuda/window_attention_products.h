@@ -44,6 +44,9 @@ struct MatrixTiles {
 
   static constexpr int kHeadDim = D, kTile = 64, kThreads = 128, kRows = 2, kColumns = 16, kRowLanes = 4;
   static constexpr int kTileElements = kTile * D, kScratch = 0;
+  static constexpr int kRowPitch = D;     // of a tile in shared memory
+  static constexpr int kMostWidth = 192;  // of a projection; with more the registers spill
+  using Sums = float[kMostWidth / 8][4];
   static constexpr int kPitch = kTile + 8;  // of a tile of float32 scores in shared memory: at most 2 lanes in a bank
   static constexpr int kChunk = 8;          // elements that are loaded and stored at once
   static constexpr float kScale = D == 16 ? 0.25f : D == 32 ? 0.17677669529663687f : 0.125f;
@@ -121,6 +124,41 @@ struct MatrixTiles {
     }
   }
 
+  // sums += values weightᵀ, for the first `width` rows of weight
+  RSF_DEVICE static void multiply_weight(Sums& sums, const Values& values, const T* weight, int width, float*) {
+    const unsigned lane = lane_index();
+#pragma unroll
+    for (int k = 0; k < D / 16; ++k) {
+      std::uint32_t left[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float* pair = values[2 * k + i / 2] + i % 2 * 2;
+        left[i] = pack2<T>(pair[0], pair[1]);
+      }
+#pragma unroll
+      for (int j = 0; j < kMostWidth / 8; j += 2) {
+        if (8 * j >= width) break;
+        std::uint32_t right[4];
+        load_matrices(right, weight + place(8 * j + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
+        mma_16x8x16<T>(sums[j], left, {right[0], right[1]});
+        mma_16x8x16<T>(sums[j + 1], left, {right[2], right[3]});
+      }
+    }
+  }
+
+  // Write sums to rows of float32 in shared memory.
+  RSF_DEVICE static void store_sums(float* tile, int pitch, const Sums& sums, int width) {
+#pragma unroll
+    for (int j = 0; j < kMostWidth / 8; ++j) {
+      if (8 * j >= width) break;
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        float* const pair = tile + row(i) * static_cast<unsigned>(pitch) + column(2 * j);
+        store_vector(pair, Vector<float, 2>{{sums[j][2 * i], sums[j][2 * i + 1]}});
+      }
+    }
+  }
+
   // Store each row at address_of(row), unless that is null. A thread has pieces of several chunks; four lanes exchange
   // them so that each can store whole ones.
   template <class AddressOf>
@@ -154,6 +192,8 @@ struct FloatTiles {
   static constexpr int kRowPitch = D + 4;  // of a tile in shared memory: eight rows' chunks lie in different banks
   static constexpr int kTileElements = kTile * kRowPitch;
   static constexpr int kPitch = kTile + 4, kScratch = kTile * kPitch;
+  static constexpr int kMostWidth = 96;  // of a projection, whose weight is in shared memory
+  using Sums = float[kRows][kMostWidth / 16];
   static constexpr int kChunk = 4;
   static constexpr float kScale = D == 16 ? 0.25f : D == 32 ? 0.17677669529663687f : 0.125f;
 
@@ -227,6 +267,43 @@ struct FloatTiles {
     }
   }
 
+  // The values of a row are exchanged through `scratch`, [kTile, kRowPitch].
+  RSF_DEVICE static void multiply_weight(Sums& sums, const Values& values, const float* weight, int width,
+                                         float* scratch) {
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+      for (int j = 0; j < D / 16; ++j) scratch[row(i) * kRowPitch + own_values() + j] = values[i][j];
+    }
+    __syncwarp();
+#pragma unroll 1
+    for (int k = 0; k < D; k += 4) {
+      Vector<float, 4> left[kRows];
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) left[i] = load_vector<4>(scratch + row(i) * kRowPitch + k);
+#pragma unroll
+      for (int j = 0; j < kMostWidth / 16; ++j) {
+        if (16 * j >= width) break;
+        const auto right = load_vector<4>(weight + column(j) * kRowPitch + k);
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+          for (int n = 0; n < 4; ++n) sums[i][j] = fmaf(left[i][n], right[n], sums[i][j]);
+        }
+      }
+    }
+  }
+
+  RSF_DEVICE static void store_sums(float* tile, int pitch, const Sums& sums, int width) {
+#pragma unroll
+    for (int j = 0; j < kMostWidth / 16; ++j) {
+      if (16 * j >= width) break;
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) tile[row(i) * static_cast<unsigned>(pitch) + column(j)] = sums[i][j];
+    }
+  }
+
   template <class AddressOf>
   RSF_DEVICE static void store(const Values& values, const AddressOf& address_of) {
 #pragma unroll
@@ -245,7 +322,52 @@ struct FloatTiles {
   }
 };
 
-// Begin to copy a head's channels of a tile of tokens, from pixels `stride` apart; tokens that pad the tile are zero.
+// The bias of a warp's 16 rows of scores of an 8 × 8 window. A thread's scores belong to queries in 2 rows of the
+// window and one column, and to keys in 8 rows and two columns. The bias depends on the distance of the rows only, so
+// that 18 values serve 32 scores.
+struct SquareBias {
+  float entries[9][2];
+
+  RSF_DEVICE void load(const float* bias) {
+    const float* const first = bias + (2 * warp_index() * 15 + lane_index() / 4 + 7) - 2 * (lane_index() % 4);
+#pragma unroll
+    for (int i = 0; i < 9; ++i) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) entries[i][j] = first[15 * i - j];
+    }
+  }
+
+  template <class Tiles>
+  RSF_DEVICE void add(typename Tiles::Scores& scores) const {
+#pragma unroll
+    for (int i = 0; i < Tiles::kRows; ++i) {
+#pragma unroll
+      for (int j = 0; j < Tiles::kColumns; ++j) {
+        float& score = Tiles::at(scores, i, j);
+        score = score * (Tiles::kScale * kLog2E) + entries[i - j / 2 + 7][j % 2];
+      }
+    }
+  }
+};
+
+// Begin to copy a head's channels of `rows` tokens, from pixels `stride` apart; tokens that pad the tile are zero.
+template <class Tiles, class TilingType>
+RSF_DEVICE void load_rows(typename Tiles::Element* tile, const typename Tiles::Element* image, std::int64_t stride,
+                          const TilingType& tiling, const Window& window, int first, unsigned rows) {
+  constexpr unsigned kChunks = Tiles::kHeadDim / Tiles::kChunk;
+#pragma unroll 2
+  for (unsigned i = threadIdx.x; i < rows * kChunks; i += blockDim.x) {
+    const unsigned row = i / kChunks, chunk = i % kChunks;
+    const Token token = tiling.token(first, row);
+    if (token.inside) {
+      Tiles::load_chunk(tile, row, chunk, image + window.pixel(token) * stride + chunk * Tiles::kChunk);
+    } else {
+      Tiles::clear_chunk(tile, row, chunk);
+    }
+  }
+}
+
+// The same for all tokens of a tile.
 template <class Tiles, class TilingType>
 RSF_DEVICE void load_tile(typename Tiles::Element* tile, const typename Tiles::Element* image, std::int64_t stride,
                           const TilingType& tiling, const Window& window, int first) {
@@ -259,16 +381,7 @@ RSF_DEVICE void load_tile(typename Tiles::Element* tile, const typename Tiles::E
     }
     return;
   }
-#pragma unroll 2
-  for (unsigned i = threadIdx.x; i < Tiles::kTile * kChunks; i += blockDim.x) {
-    const unsigned row = i / kChunks, chunk = i % kChunks;
-    const Token token = tiling.token(first, row);
-    if (token.inside) {
-      Tiles::load_chunk(tile, row, chunk, image + window.pixel(token) * stride + chunk * Tiles::kChunk);
-    } else {
-      Tiles::clear_chunk(tile, row, chunk);
-    }
-  }
+  load_rows<Tiles>(tile, image, stride, tiling, window, first, Tiles::kTile);
 }
 
 // Wait for all tiles that the block's threads copy.

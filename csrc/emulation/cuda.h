@@ -99,6 +99,9 @@ T atomicAdd(T* address, T value) {
   return before;
 }
 
+// Threads run one after another, so that what one has written is there for all.
+inline void __threadfence() {}
+
 using std::max;
 using std::min;
 

@@ -12,8 +12,10 @@ PYBIND11_MODULE(resshift_emulation, module) {
   module.def("set_order", &set_order,
              "Order in which a block's threads run between barriers, and the blocks of a grid.");
   bind_group_norm(module);
+  bind_next_norm(module);
   bind_residual_shift(module);
   bind_selftest(module);
   bind_vector_quantize(module);
   bind_window_attention(module);
+  bind_window_attention_proj(module);
 }

@@ -240,12 +240,13 @@ def _backward_examples(device: torch.device, dtype: torch.dtype) -> list[tuple[A
     return [(_plain(*args).flip(1), *args) for args in _examples(device, dtype)]
 
 
-def _indexed(*args: Any) -> tuple[Any, ...]:
+def indexed(*args: Any) -> tuple[Any, ...]:
     """Arguments for C++, where the mask, which is the last, is an index."""
     return *args[:-1], MASKS.index(args[-1])
 
 
-def _not_compiled(qkv: Tensor, bias_table: Tensor, num_heads: int, window_size: int, *_: Any) -> str | None:
+def not_compiled(qkv: Tensor, bias_table: Tensor, num_heads: int, window_size: int, *_: Any) -> str | None:
+    """Why the CUDA C++ kernels can't run a call; None if they can."""
     head_dim = qkv.shape[3] // (3 * num_heads)
     if head_dim not in (16, 32, 64):
         return f"head size {head_dim} is not 16, 32 or 64"
@@ -275,8 +276,8 @@ _backward_op = register(
     examples=_backward_examples,
     matrix_operations=_matrix_operations_backward,
     loaders={
-        "cpu": Native(_indexed, lambda dout, *args: _too_large(*args)),
-        "cuda": Native(_indexed, lambda dout, *args: _not_compiled(*args)),
+        "cpu": Native(indexed, lambda dout, *args: _too_large(*args)),
+        "cuda": Native(indexed, lambda dout, *args: not_compiled(*args)),
         "triton": _triton_backward,
     },
     training=True,
@@ -289,8 +290,8 @@ _op = register(
     examples=_examples,
     matrix_operations=_matrix_operations,
     loaders={
-        "cpu": Native(_indexed, _too_large),
-        "cuda": Native(_indexed, _not_compiled),
+        "cpu": Native(indexed, _too_large),
+        "cuda": Native(indexed, not_compiled),
         "triton": _triton,
     },
     backward=_backward,

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from resshift_fast import backends
 from resshift_fast.backends import Kernel
+from resshift_fast.core.counters import counters
 from resshift_fast.ops import checks, drawing, norm_stats
 from resshift_fast.ops.pointwise_conv2d import pointwise_conv2d
-from resshift_fast.ops.registration import recomputed, register, takes
+from resshift_fast.ops.registration import Native, recomputed, register, takes
 from resshift_fast.ops.window_attention import check as check_attention
+from resshift_fast.ops.window_attention import indexed, not_compiled, window_attention
 from resshift_fast.ops.window_attention import reference as attention_reference
-from resshift_fast.ops.window_attention import window_attention
 
 
 class Arguments(NamedTuple):
@@ -148,6 +149,24 @@ def _statistics_examples(device: torch.device, dtype: torch.dtype) -> list[tuple
     return [(*first, 32, 1e-5), (*second, 5, 1e-6)]
 
 
+HEAD_DIM = 32  # of the CUDA C++ kernel: kProjHeadDim of csrc/cuda/window_attention_proj.h
+
+
+def _with_counters(*args: Any) -> tuple[Any, ...]:
+    """Arguments for CUDA C++, where the mask is an index, and the last are counters of the call's images."""
+    return *indexed(*args[:-2]), *args[-2:], counters(args[0], args[0].shape[0])
+
+
+def _not_compiled(
+    qkv: Tensor, bias_table: Tensor, weight: Tensor, bias: Any, residual: Any, num_heads: int, window_size: int, *_: Any
+) -> str | None:
+    """Why the CUDA C++ kernel can't run a call; None if it can."""
+    head_dim = weight.shape[1] // num_heads
+    if head_dim != HEAD_DIM:
+        return f"head size {head_dim} is not {HEAD_DIM}"
+    return not_compiled(qkv, bias_table, num_heads, window_size)
+
+
 def _triton() -> Kernel:
     from resshift_fast.kernels import window_attention_proj as kernels
 
@@ -165,7 +184,7 @@ _op = register(
     _plain,
     fake=_fake,
     examples=_examples,
-    loaders={"triton": _triton},
+    loaders={"cuda": Native(indexed, _not_compiled), "triton": _triton},
     matrix_operations=_matrix_operations,
     **recomputed(_separately),
 )
@@ -174,7 +193,7 @@ _op_with_statistics = register(
     _plain_with_statistics,
     fake=_fake_with_statistics,
     examples=_statistics_examples,
-    loaders={"triton": _triton_with_statistics},
+    loaders={"cuda": Native(_with_counters, _not_compiled), "triton": _triton_with_statistics},
     matrix_operations=_matrix_operations,
     public=False,
     **recomputed(_separately_with_statistics),

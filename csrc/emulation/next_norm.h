@@ -1,0 +1,20 @@
+// The statistics of the next group normalization, as tests pass them.
+#pragma once
+
+#include "../bindings/result_call.h"
+#include "bindings.h"
+
+namespace emulation {
+
+struct Next {
+  std::int64_t groups = 0;  // 0: no statistics
+  float eps = 0.0f;
+  OptionalArray counters, statistics;
+
+  resshift::NextNorm call(std::int64_t channels, std::int64_t images) {
+    if (!groups) return {};
+    return resshift::bindings::next_norm_call(groups, eps, channels, images, *counters, *statistics);
+  }
+};
+
+}  // namespace emulation
