@@ -7,8 +7,8 @@
 
 It needs nvcc, and the triton package for its disassembler; without nvcc it says so in one line and passes. With another
 version of nvcc than that of the budget file, only limits for all versions are checked: no spills, shared memory,
-128-bit access, and matrix instructions in 16-bit window attention. Shared memory is what a kernel declares; the dynamic
-part is checked by the tests of the emulated kernels.
+128-bit access, and matrix instructions in 16-bit window attention and 1×1 convolution. Shared memory is what a kernel
+declares; the dynamic part is checked by the tests of the emulated kernels.
 """
 
 import argparse
@@ -90,8 +90,9 @@ def _compile(files: list[Path], options: argparse.Namespace) -> dict[str, tuple[
 
 
 def _slow(name: str, code: MachineCode) -> list[tuple[str, str]]:
-    """16-bit window attention without matrix instructions."""
-    is_16_bit = "window_attention" in name and ("Half" in name or "BFloat16" in name)
+    """16-bit window attention and 1×1 convolution without matrix instructions."""
+    multiplies = any(operator in name for operator in ("window_attention", "pointwise_conv2d"))
+    is_16_bit = multiplies and ("Half" in name or "BFloat16" in name)
     return [("matrix", "16-bit products use no matrix instruction")] if is_16_bit and code.matrix == "none" else []
 
 

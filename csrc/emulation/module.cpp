@@ -13,6 +13,7 @@ PYBIND11_MODULE(resshift_emulation, module) {
              "Order in which a block's threads run between barriers, and the blocks of a grid.");
   bind_group_norm(module);
   bind_next_norm(module);
+  bind_pointwise_conv2d(module);
   bind_residual_shift(module);
   bind_selftest(module);
   bind_vector_quantize(module);

@@ -21,7 +21,8 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 def test_every_operator_of_the_extension_is_bound():
     assert [
-        *("group_norm", "group_norm_backward", "posterior_step", "prior_sample", "q_sample", "vector_quantize"),
+        *("group_norm", "group_norm_backward", "pointwise_conv2d", "pointwise_conv2d_statistics"),
+        *("posterior_step", "prior_sample", "q_sample", "vector_quantize"),
         *("window_attention", "window_attention_backward", "window_attention_proj", "window_attention_proj_statistics"),
     ] == BOUND
 
@@ -69,7 +70,8 @@ def test_whole_restorations_run_on_the_bindings(emulated_library, model, monkeyp
         monkeypatch.setitem(OPERATORS, name, replace(OPERATORS[name], loaders=loaders))
     with use_backend("auto"):
         ours = pipe(image, seed=3)
-    expected_calls = {"group_norm", "window_attention_proj", "prior_sample", "posterior_step"}
+    expected_calls = {"group_norm", "pointwise_conv2d", "pointwise_conv2d_statistics", "window_attention_proj"}
+    expected_calls |= {"window_attention_proj_statistics", "prior_sample", "posterior_step"}
     expected_calls |= {"vector_quantize"} if "vq" in model else set()
     assert {name for name in BOUND if used[name].calls} == expected_calls
     assert_close("image", ours, expected, 1e-4)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from resshift_fast import backends
 from resshift_fast.backends import Kernel
+from resshift_fast.core.counters import counters
 from resshift_fast.ops import checks, drawing, norm_stats
 from resshift_fast.ops.group_norm import reference as group_norm
 from resshift_fast.ops.registration import Native, recomputed, register, takes
@@ -136,6 +137,25 @@ def _normalized(a: Arguments) -> tuple[Any, ...]:
     return a.x, a.weight, a.bias, a.residual, norm
 
 
+MOST_NORMALIZED = 2048  # channels that the CUDA C++ kernel normalizes: kMostNormalized of csrc/cuda/pointwise_conv2d.h
+
+
+@takes(Arguments)
+def _not_compiled(a: Arguments) -> str | None:
+    """Why the CUDA C++ kernel can't run a call; None if it can."""
+    if not a.num_groups:
+        return None
+    if a.statistics is None:
+        return "statistics are not given"
+    channels = a.x.shape[1]
+    return f"{channels} normalized channels are more than {MOST_NORMALIZED}" if channels > MOST_NORMALIZED else None
+
+
+def _with_counters(*args: Any) -> tuple[Any, ...]:
+    """Arguments for CUDA C++, where the last are counters of the call's images."""
+    return *args, counters(args[0], args[0].shape[0])
+
+
 def _triton() -> Kernel:
     from resshift_fast.kernels import pointwise_conv2d as kernels
 
@@ -157,7 +177,7 @@ _op = register(
     _plain,
     fake=_fake,
     examples=_examples,
-    loaders={"cpu": Native(_normalized, _given), "triton": _triton},
+    loaders={"cpu": Native(_normalized, _given), "cuda": Native(None, _not_compiled), "triton": _triton},
     matrix_operations=_matrix_operations,
     **recomputed(reference),
 )
@@ -166,7 +186,10 @@ _op_with_statistics = register(
     _plain_with_statistics,
     fake=_fake_with_statistics,
     examples=_statistics_examples,
-    loaders={"triton": _triton_with_statistics},
+    loaders={
+        "cuda": Native(_with_counters, lambda *args: _not_compiled(*args[:-2])),
+        "triton": _triton_with_statistics,
+    },
     matrix_operations=_matrix_operations,
     public=False,
     **recomputed(reference_with_statistics),
