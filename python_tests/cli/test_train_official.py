@@ -44,10 +44,9 @@ def made(monkeypatch):
     calls = []
 
     class Recorder:
-        processes = SimpleNamespace(leave=lambda: None)
-
         def __init__(self, config, spec=None):
             calls.append((config, spec))
+            self.processes = SimpleNamespace(leave=lambda: None)
 
         def run(self):
             return True
@@ -60,7 +59,7 @@ def test_a_realsr_file_trains_and_continues(folder):
     arguments = ["--config", folder / "realsr.yaml", "-o", folder / "run", "--autoencoder", folder / "vq.pth"]
     first = run(*arguments, "--steps", 2, "--log-every", 1)
     assert first.exit_code == 0, first.output
-    assert "without effect here: " in first.output and "train.microbatch" in first.output
+    assert "without effect here: " in first.output and "train.prefetch_factor" in first.output
     with safe_open(folder / "run" / "best.safetensors", "pt") as weights:
         assert weights.metadata()["model"] == "realsr" and "input_blocks.0.0.weight" in weights.keys()  # noqa: SIM118
     rows = list(csv.DictReader((folder / "run" / "log.csv").read_text().splitlines()))

@@ -25,6 +25,7 @@ def test_every_entry_of_a_realsr_file_is_understood(write, tmp_path):
     training = read(write(REALSR))
     config = TrainConfig(**training.settings, run="run")
     assert (config.lr, config.min_lr, config.warmup, config.steps) == (5e-5, 2e-5, 5000, 500_000)
+    assert config.accumulate == 2
     assert (config.batch_size, config.patch, config.ema_decay, config.seed) == (2, 32, 0.999, 123456)
     assert (config.save_every, config.val_every, config.log_every) == (10_000, 10_000, 200)
     assert (config.precision, config.compile, config.weight_decay, config.betas) == ("float32", False, 0, (0.9, 0.999))
@@ -35,7 +36,7 @@ def test_every_entry_of_a_realsr_file_is_understood(write, tmp_path):
     assert SecondOrder(**options) == SecondOrder(blur_kernel_size2=15, second_order_prob=0.5)
     assert set(options) == set(SecondOrder.__dataclass_fields__) - {"gt_size"}
     assert training.spec.scale == 4 and training.spec.schedule.steps == 4
-    assert "train.microbatch" in training.without_effect and "train.lr" not in training.without_effect
+    assert "train.prefetch_factor" in training.without_effect and "train.lr" not in training.without_effect
 
 
 def test_a_constant_rate_and_half_precision(write):

@@ -43,7 +43,7 @@ _UNUSED = {
     "transform_kwargs.mean transform_kwargs.std use_hflip use_rot rescale_gt crop_pad_size matlab_mode sf",
     "degradation": "queue_size",
     "lpips": "net target",
-    "train": "microbatch prefetch_factor local_logging tf_logging use_ema_val val_y_channel val_resolution "
+    "train": "prefetch_factor local_logging tf_logging use_ema_val val_y_channel val_resolution "
     "val_padding_mode global_seeding compile.mode use_fp16",
 }
 WITHOUT_EFFECT = frozenset(f"{section}.{name}" for section, names in _UNUSED.items() for name in names.split())
@@ -161,7 +161,9 @@ def _training(entries: dict[str, Any], used: set[str]) -> dict[str, Any]:
     for name in ("lr", "iterations", "batch"):
         if entries.get(f"train.{name}") is None:
             raise ValueError(f"train.{name} is missing")
-    used.update({"train.lr_schedule", "train.lr_min", "train.loss_coef"})
+    if entries.get("train.microbatch"):
+        settings["accumulate"] = max(1, settings["batch_size"] // int(entries["train.microbatch"]))
+    used.update({"train.microbatch", "train.lr_schedule", "train.lr_min", "train.loss_coef"})
     schedule = entries.get("train.lr_schedule")
     if schedule not in (None, "cosin", "cosine"):
         raise ValueError(f"train.lr_schedule is {schedule!r}, expected nothing (constant) or cosin")
