@@ -74,7 +74,10 @@ def _default(arch: int, key: tuple) -> Config:
     """The largest tile of which there are enough, else the smallest."""
     small_memory = arch in (86, 89) or arch >= 120
     tiles = _fitting(key, NARROW if small_memory or 0 < key[3] % 64 <= 32 else TILES)
-    return _config(key, next((t for t in tiles if _programs(key, t) >= FULL), tiles[-1]))
+    block_m, block_n, block_k, num_warps, num_stages = next((t for t in tiles if _programs(key, t) >= FULL), tiles[-1])
+    if arch == 80 and (block_m, block_n) == (128, 64):
+        num_warps = 8  # four have too few registers for the addresses of two images
+    return _config(key, (block_m, block_n, block_k, num_warps, num_stages))
 
 
 def _candidates(key: tuple) -> list[Config]:

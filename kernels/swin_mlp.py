@@ -307,8 +307,7 @@ def _forward(
         STEPS=steps,
         BLOCK_C=_chunk(channels),
         **following,
-        # Without a limit, Triton 3.6's assembler spills a few registers to fit more programs on a multiprocessor.
-        **({"maxnreg": 255} if next_groups else {}),
+        maxnreg=255,  # without a limit the assembler spills a few to fit more programs on a multiprocessor
         **config.options,
         passes=PASSES,
     )

@@ -282,7 +282,7 @@ def _forward(
     sizes: tuple[int, ...],
     out_channels: int,
     taps: int,
-    _: int,
+    element_size: int,
     next_groups: int,
     next_eps: float,
 ) -> Plan:
@@ -298,6 +298,7 @@ def _forward(
         CHANNELS=channels,
         OUT=out_channels,
         TAPS=taps,
+        **({"maxnreg": 255} if element_size == 4 else {}),  # as above
         **following,
         **config.options,
         passes=PASSES,
