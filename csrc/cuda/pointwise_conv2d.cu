@@ -111,8 +111,9 @@ struct Factor {
   }
 };
 
+// Blocks of a multiprocessor are given, because by itself the compiler aims for more on some architectures, and spills.
 template <class Product>
-__global__ void __launch_bounds__(Product::kThreads)
+__global__ void __launch_bounds__(Product::kThreads, Product::kBlocks)
     pointwise_conv2d_kernel(const __grid_constant__ PointwiseConv2d call, const __grid_constant__ PointwisePlan plan) {
   using T = typename Product::Element;
   using Pixels = Factor<Product, Product::kRows>;

@@ -16,7 +16,7 @@ struct MatrixProduct {
   using Element = T;
   using Sums = float[ROWS / 32][COLUMNS / 16][4];
 
-  static constexpr int kRows = ROWS, kColumns = COLUMNS, kThreads = 128, kStages = 3;
+  static constexpr int kRows = ROWS, kColumns = COLUMNS, kThreads = 128, kBlocks = 3, kStages = 3;
   static constexpr int kDepth = 64, kChunk = 8, kPitch = kDepth;
 
   RSF_DEVICE static int first_row() { return static_cast<int>(threadIdx.x) / kWarpSize / 2 * (ROWS / 2); }
@@ -70,7 +70,7 @@ struct FloatProduct {
   using Element = float;
   using Sums = float[ROWS / 8][COLUMNS / 16];
 
-  static constexpr int kRows = ROWS, kColumns = COLUMNS, kThreads = 128, kStages = 2;
+  static constexpr int kRows = ROWS, kColumns = COLUMNS, kThreads = 128, kBlocks = 4, kStages = 2;
   static constexpr int kDepth = 32, kChunk = 4, kPitch = kDepth + 4;  // eight rows' chunks lie in different banks
 
   RSF_DEVICE static int row(int i) { return static_cast<int>(threadIdx.x) / 16 * (ROWS / 8) + i; }
