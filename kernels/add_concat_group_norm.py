@@ -5,8 +5,8 @@ an image fit into registers, one launch does it all. Otherwise the first launch 
 one and the statistics of its parts, and the apply kernel of `group_norm` is the second launch. Statistics are those of
 the rounded values. A chunk of groups may have channels of both images of a concatenation: each is loaded from its own.
 
-`normalized` is for callers that need only the normalization of a concatenation: both of its launches read the two
-images, and the concatenation is never written.
+`concat_group_norm` is for callers that need only the normalization of a concatenation: both of its launches read the
+two images, and the concatenation is never written.
 """
 
 from typing import Any, NamedTuple
@@ -310,7 +310,7 @@ def forward(
 def _apply(
     shape: tuple[int, ...], tiles: Plan, first_channels: int, num_groups: int, activation: str | None, eps: float
 ) -> Start:
-    """Plan of the second launch of `normalized`, in the tiles of the first."""
+    """Plan of the second launch of `concat_group_norm`, in the tiles of the first."""
     return Start(
         concat_group_norm_kernel,
         (shape[0] * tiles.parts * (num_groups // tiles.groups),),
@@ -325,10 +325,11 @@ def _apply(
         BLOCK_C=tiles.block_c,
         BLOCK_K=triton.next_power_of_2(tiles.groups),
         num_warps=tiles.num_warps,
+        maxnreg=255,  # without a limit the assembler spills a few to fit one more program on a multiprocessor
     )
 
 
-def normalized(
+def concat_group_norm(
     x: Tensor, other: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float, activation: str | None
 ) -> Tensor:
     """Launch one kernel or two; returns the normalization of the concatenation, channels-last."""

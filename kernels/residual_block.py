@@ -91,7 +91,7 @@ def _summing(a: Arguments) -> Tensor:
     groups, eps, x, other = a.num_groups, a.eps, a.x, a.other
     if other is not None and a.skip_weight is not None:
         # Only the skip connection needs the concatenation, and it reads both images.
-        h = add_concat_group_norm.normalized(x, other, groups, a.norm1_weight, a.norm1_bias, eps, "silu")
+        h = add_concat_group_norm.concat_group_norm(x, other, groups, a.norm1_weight, a.norm1_bias, eps, "silu")
     else:
         (x, h), other = _merged(a), None
     h, statistics = conv2d_sum.forward(h, a.weight1, a.bias1, next_groups=groups, next_eps=eps)

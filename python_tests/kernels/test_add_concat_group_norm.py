@@ -85,7 +85,7 @@ def test_matches_float64(case, path, device, monkeypatch):
 def test_a_normalization_without_the_concatenation(case, path, device, monkeypatch):
     force_path(path, monkeypatch)
     x, other, groups, weight, bias, *_ = inputs(case, device)
-    y = add_concat_group_norm.normalized(x, other, groups, weight, bias, EPS, "silu")
+    y = add_concat_group_norm.concat_group_norm(x, other, groups, weight, bias, EPS, "silu")
     both = torch.cat([x, other], dim=1).double()
     exact = group_norm(both, groups, weight.double(), bias.double(), EPS, None, None, "silu")
     assert y.is_contiguous(memory_format=torch.channels_last)
@@ -97,7 +97,7 @@ def test_the_concatenation_is_not_written_without_need(path, monkeypatch):
     force_path(path, monkeypatch)
     x, other, groups, weight, bias, *_ = inputs((1, 20, 20, 8, 9, 8), "meta")
     with record() as launches:
-        add_concat_group_norm.normalized(x, other, groups, weight, bias, EPS, None)
+        add_concat_group_norm.concat_group_norm(x, other, groups, weight, bias, EPS, None)
     assert [x.name for x in launches] == (ONE if path == "registers" else [TWO[0], "concat_group_norm_kernel"])
     assert launches[0].parameters["p_merged"] is None
 
