@@ -352,9 +352,11 @@ def test_pipelines_in_several_threads_capture_and_replay(recwarn):
     assert not wrong and not recwarn.list
 
 
-def test_one_graph_serves_square_wide_and_tall_images_after_a_square_one():
+@pytest.mark.filterwarnings("ignore:.*script_method.* is deprecated:DeprecationWarning")  # torch's own import
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_one_graph_serves_square_wide_and_tall_images_after_a_square_one(backend):
     torch._dynamo.reset()
-    counter = CompileCounterWithBackend("eager")
+    counter = CompileCounterWithBackend(backend)
     call = compiled(double, torch.device("cpu"), None, tune=False, max_graphs=1, options={"backend": counter})
     for size in ((6, 6), (6, 9), (9, 6), (5, 5), (7, 20)):
         x = torch.randn(1, 3, *size)
