@@ -103,6 +103,7 @@ BAD = {
     "schedule": (text("realsr-x2").replace("exponential", "linear"), "schedule_name is 'linear'"),
     "prediction": (text("realsr-x2").replace("xstart", "velocity"), "predict_type is 'velocity'"),
     "codebook": (text("realsr-x2").replace("z_channels: 3", "z_channels: 4"), "z_channels and embed_dim differ"),
+    "reference": (text("realsr-x2").replace("kappa: 2.0", "kappa: ${no.entry}"), "bad.yaml: .*no.entry"),
     "kappa": (text("realsr-x2").replace("kappa: 2.0", "kappa: 0"), "kappa is 0.0"),
 }
 

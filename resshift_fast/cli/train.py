@@ -31,7 +31,7 @@ def train(
         Path | None,
         _option(
             "YAML file in the layout of the official code, with the model and settings to use where no option is "
-            "given. Default: none.",
+            "given; --model replaces its model. Default: none.",
             "--config",
         ),
     ] = None,
@@ -205,9 +205,7 @@ def _described(settings: dict) -> tuple[Any, dict]:
     settings["data"] = tuple(str(expand_home(one)) for one in settings["data"] or ())
     spec = None
     if path is not None:
-        if "model" in given:
-            raise ValueError(f"--model {settings['model']} and --config {path} both name a model; leave one out")
-        training = read(path)
+        training = read(path, settings["model"] if "model" in given else None)
         spec, described = training.spec, training.settings
         options = described["objective_options"] | options
         settings["degradation_options"] = {} if "degradation" in given else described["degradation_options"]

@@ -65,10 +65,11 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError, OSError: if it cannot be read.
         ImportError: if omegaconf is not installed.
-        ValueError: if it is not YAML or has no sections.
+        ValueError: if it is not YAML, has no sections, or refers to an entry that it lacks.
     """
     try:
         from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
         from yaml import YAMLError
     except ImportError as error:
         raise ImportError(f"{path}: reading YAML needs {error.name}, not installed; pip install omegaconf") from None
@@ -76,6 +77,8 @@ def load(path: Path) -> dict[str, Any]:
         tree: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a YAML file: {str(error).splitlines()[0]}") from None
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: expected sections model, diffusion and autoencoder, found none")
     return tree

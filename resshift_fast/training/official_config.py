@@ -71,17 +71,17 @@ class OfficialTraining:
     """A training that a file describes.
 
     Attributes:
-        spec: the model.
+        spec: the model, or None if the caller has named one.
         settings: fields of `TrainConfig`, without those that the file leaves open.
-        without_effect: names of entries that change nothing here.
+        without_effect: names of sections and entries that change nothing here.
     """
 
-    spec: ModelSpec
+    spec: ModelSpec | None
     settings: dict[str, Any]
     without_effect: tuple[str, ...]
 
 
-def read(path: str | PathLike[str]) -> OfficialTraining:
+def read(path: str | PathLike[str], model: str | None = None) -> OfficialTraining:
     """The training that an official YAML file describes.
 
     Folders and files in it that do not exist, such as its author's, are left out of the settings.
@@ -89,17 +89,21 @@ def read(path: str | PathLike[str]) -> OfficialTraining:
     Args:
         path: a file with the sections of the model and of the training: `train`, `data` and, for Real-ESRGAN's
             degradation, `degradation`.
+        model: name of the model to train instead of the file's, whose sections `model`, `diffusion` and `autoencoder`
+            are then without effect. Default: the file's.
 
     Raises:
         FileNotFoundError, OSError, ImportError: as of `models.official_config.read`.
         ValueError: naming the entry, if one is unknown, missing or has a value that is not supported.
     """
     path = Path(path)
-    spec = official_config.read(path)
-    entries = _flat(official_config.load(path))
+    spec = official_config.read(path) if model is None else None
+    tree = official_config.load(path)
+    replaced = [] if model is None else sorted(tree.keys() & {"model", "diffusion", "autoencoder"})
+    entries = _flat({name: section for name, section in tree.items() if name not in replaced})
     used: set[str] = set(_MODEL)
-    settings: dict[str, Any] = {"model": path.stem, "objective": "official", "recolour": 0.0, "max_downscale": 1.0}
-    settings |= {"grad_clip": 0.0, "betas": (0.9, 0.999)}
+    settings: dict[str, Any] = {"model": model or path.stem, "objective": "official", "grad_clip": 0.0}
+    settings |= {"recolour": 0.0, "max_downscale": 1.0, "betas": (0.9, 0.999)}
     try:
         for entry, allowed in FIXED.items():
             used.add(entry)
@@ -118,7 +122,7 @@ def read(path: str | PathLike[str]) -> OfficialTraining:
     unknown = sorted(entries.keys() - used - ignored)
     if unknown:
         raise ValueError(f"{path}: unknown entries {', '.join(unknown)}; remove them if the training can do without")
-    return OfficialTraining(spec, settings, tuple(sorted(ignored)))
+    return OfficialTraining(spec, settings, (*replaced, *sorted(ignored)))
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
