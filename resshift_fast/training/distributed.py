@@ -59,6 +59,15 @@ class Processes:
             dist.all_reduce(values)
         return values
 
+    def average_gradients(self, module: nn.Module) -> None:
+        """Average the gradients of a module that is not wrapped over all processes."""
+        if self.count == 1:
+            return
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= self.count
+
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module with gradients averaged over all processes."""
         if self.count == 1:

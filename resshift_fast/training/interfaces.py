@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from resshift_fast.models.autoencoder import SpaceToDepth, VQAutoencoder
@@ -52,11 +52,15 @@ class Draws:
         indices: of the samples in the whole batch.
         device: of the results; the values are drawn on the CPU.
         stream: separates independent users of one step's values.
+
+    Attributes:
+        step: as given.
     """
 
     def __init__(
         self, seed: int, step: int, indices: Sequence[int], device: torch.device | str = "cpu", *, stream: int = 0
     ):
+        self.step = step
         self._key, self._stream, self._device = (seed, step), stream, torch.device(device)
         self._samples = [self._generator(1 + index) for index in indices]
         self._batch: torch.Generator | None = None
@@ -116,17 +120,61 @@ class Loss:
 
     Attributes:
         by_sample: float32 [B]; their mean is minimized.
-        t: int64 [B], the timestep of each sample, for the log.
+        t: int64 [B], the timestep of each sample, for the log; None where there are no timesteps.
     """
 
     by_sample: Tensor
-    t: Tensor
+    t: Tensor | None = None
 
 
 class Objective(Protocol):
     """Computes the loss of a batch; its random values come from the draws alone."""
 
     def __call__(self, batch: Batch, draws: Draws) -> Loss: ...
+
+
+@runtime_checkable
+class Auxiliary(Protocol):
+    """What an objective also has that trains networks of its own, such as a discriminator or a fake model.
+
+    Before each step of the trained network they take `auxiliary_steps` optimizer steps on the same batch. During the
+    loss of the trained network their parameters are frozen, so gradients flow through them and not into them. Their
+    gradients are averaged over all processes, and they are saved and resumed with the training.
+
+    Attributes:
+        networks: all that are trained, in one module on the training's device.
+        optimizer: of their parameters, built with its peak learning rate; see `optimization.Optimization`.
+    """
+
+    networks: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    def auxiliary_steps(self, step: int) -> int:
+        """Optimizer steps before step `step` of the trained network; 0 to leave the networks as they are."""
+        ...
+
+    def auxiliary_loss(self, batch: Batch, draws: Draws) -> Tensor:
+        """Loss of a batch, float32 [B]; its gradient must not reach the trained network."""
+        ...
+
+
+@runtime_checkable
+class Reporting(Protocol):
+    """What an objective also has that adds values to the log.
+
+    Attributes:
+        columns: their names.
+    """
+
+    columns: tuple[str, ...]
+
+    def report(self, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """The values since the last call, by column.
+
+        Args:
+            total: the sum of a tensor over all processes, which all call it equally often.
+        """
+        ...
 
 
 @runtime_checkable

@@ -1,10 +1,11 @@
-"""Learning rate and averaged weights."""
+"""Optimizers with their learning rate and loss scaling, and averaged weights."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,55 @@ def learning_rate(config: TrainConfig, step: int) -> float:
         return config.lr * (step + 1) / config.warmup
     progress = (step - config.warmup) / max(1, config.steps - 1 - config.warmup)
     return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+class Optimization:
+    """The optimizer of a network, with the learning rate, the clipping and the loss scaling of a training.
+
+    Args:
+        network: with the parameters to train.
+        optimizer: of them, built with its peak learning rate.
+        config: `lr`, `min_lr`, `warmup`, `steps`, `grad_clip` and `precision` are used; the optimizer's learning rate
+            is always the same share of its peak as the configuration's.
+        device: of the training.
+    """
+
+    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig, device: torch.device):
+        self.network, self.optimizer, self.config = network, optimizer, config
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
+
+    def begin(self, step: int) -> None:
+        """Set the learning rate of optimizer step `step`, and clear the gradients."""
+        share = learning_rate(self.config, step) / self.config.lr
+        for group in self.optimizer.param_groups:
+            group["lr"] = share * self.optimizer.defaults["lr"]
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss."""
+        self.scaler.scale(loss).backward()
+
+    def clip(self) -> float:
+        """Clip the gradients; returns their norm before."""
+        self.scaler.unscale_(self.optimizer)
+        return float(nn.utils.clip_grad_norm_(self.network.parameters(), self.config.grad_clip or math.inf))
+
+    def step(self) -> None:
+        """Change the weights, unless gradients have overflowed in float16."""
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def state(self) -> dict[str, Any]:
+        """What `load` takes."""
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state; settings such as weight decay stay those that the optimizer was built with."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:  # which the state has replaced
+            group |= self.optimizer.defaults
+        if self.scaler.is_enabled() and state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
 
 
 class AveragedWeights:
