@@ -22,8 +22,8 @@ C → O, size     weights     normalizing here  as a launch
 160 → 160, 64²  0.1         9.8               3 to 4
 ==============  ==========  ================  ===============
 
-Hence `MAX_PIXELS`: above it, callers normalize in a pass of its own, and take the convolution in conv2d_sum.py, which
-needs no split of the sum to fill most multiprocessors.
+Hence `MAX_PIXELS`: above it, if nothing was measured, callers normalize in a pass of its own, and take the convolution
+in conv2d_sum.py, which needs no split of the sum to fill most multiprocessors; conv2d_algorithms.py chooses.
 """
 
 from typing import NamedTuple
@@ -42,7 +42,7 @@ from resshift_fast.kernels.plans import contiguous, planned
 from resshift_fast.kernels.tuning import Config, Space, bucket
 
 DTYPES = (torch.float16, torch.bfloat16)  # float32 has no matrix instruction of its precision
-MAX_PIXELS = 512  # of a batch
+MAX_PIXELS = 512  # of a batch for which this kernel is the default
 MIN_CHANNELS = 32  # input and output: fewer are mostly padding of the blocks
 
 # Tiles (BLOCK_M, BLOCK_N, BLOCK_K, num_warps). The first needs half the parts of the sum of one twice as large for as
@@ -350,16 +350,14 @@ def _forward(config: Config, g: Geometry) -> Forward:
     return Forward(start, workspace, tiles, m_blocks, statistics["SLOTS"])
 
 
-def unsupported(dtype: torch.dtype, pixels: int, *channels: int) -> str | None:
+def unsupported(dtype: torch.dtype, *channels: int) -> str | None:
     """Why the kernel is not for a convolution, or None.
 
     Args:
-        dtype: of the image. pixels: of the batch. channels: of input and output.
+        dtype: of the image. channels: of input and output.
     """
     if dtype not in DTYPES:
         return f"{dtype} is not float16 or bfloat16"
-    if pixels > MAX_PIXELS:
-        return f"{pixels} pixels are more than {MAX_PIXELS}"
     if min(channels) < MIN_CHANNELS:
         return f"{min(channels)} channels are less than {MIN_CHANNELS}"
     return None

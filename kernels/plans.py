@@ -20,7 +20,7 @@ MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 
 
 def planned(
-    space: tuning.Space | None = None, bucket: Callable[..., tuple] | None = None
+    space: tuning.Space[Any] | None = None, bucket: Callable[..., tuple] | None = None
 ) -> Callable[[Callable[..., P]], Callable[..., P]]:
     """Decorator that caches what a planning function returns, by the device and its arguments.
 

@@ -3,8 +3,8 @@
 The first writes the statistics of its result, with which the second norm reads it only once, and the second computes
 the skip connection or adds the image. On small planes, by the kernel in conv2d.py, they also normalize as they read;
 on others, by that in conv2d_sum.py, a pass of its own does. Two images are concatenated and normalized in a launch
-before, and the statistics of a single image, if they are not given, are made in one. In float32 each normalization,
-convolution and sum is an operation of its own.
+before, and the statistics of a single image, if they are not given, are made in one. In float32, and where it was
+measured to be faster, each normalization, convolution and sum is an operation of its own; conv2d_algorithms.py chooses.
 """
 
 from typing import Any, NamedTuple
@@ -15,12 +15,15 @@ from torch import Tensor
 from resshift_fast.kernels import (
     add_concat_group_norm,
     conv2d,
+    conv2d_algorithms,
     conv2d_sum,
     group_norm,
     group_norm_given,
     pointwise_conv2d,
 )
+from resshift_fast.kernels.conv2d_algorithms import PYTORCH, SPLIT, SUMS, convolution
 from resshift_fast.kernels.group_norm_tiles import MAX_GROUP_CHANNELS, affine_rows
+from resshift_fast.kernels.tuning import Algorithm
 
 
 class Arguments(NamedTuple):
@@ -59,11 +62,16 @@ def unsupported(*args: Any) -> str | None:
 def forward(*args: Any) -> Tensor:
     """Launch the kernels; returns y [B, O, H, W], channels-last."""
     a = Arguments(*args)
+    if conv2d_sum.unsupported(a.x, a.weight1) is not None:
+        return _separate(a)
+
+    def run(algorithm: Algorithm) -> tuple[Tensor]:
+        return (_BY_ALGORITHM[algorithm](a),)
+
     out_channels, channels = a.weight1.shape[:2]
     batch, _, height, width = a.x.shape
-    if conv2d.unsupported(a.x.dtype, batch * height * width, channels, out_channels) is None:
-        return _normalizing(a)
-    return _summing(a) if conv2d_sum.unsupported(a.x, a.weight1) is None else _separate(a)
+    sizes = batch * height * width, channels, out_channels, a.other is not None, a.skip_weight is not None
+    return run(conv2d_algorithms.block_algorithm(a.x.device, *sizes, trial=run))[0]
 
 
 def _normalizing(a: Arguments) -> Tensor:
@@ -103,9 +111,9 @@ def _summing(a: Arguments) -> Tensor:
 
 def _separate(a: Arguments) -> Tensor:
     x, h = _merged(a)
-    h = _convolution(h, a.weight1, a.bias1)
+    h = convolution(h, a.weight1, a.bias1)
     h = group_norm.forward(h, a.num_groups, a.norm2_weight, a.norm2_bias, a.eps, a.scale, a.shift, "silu")[0]
-    h = _convolution(h, a.weight2, a.bias2)
+    h = convolution(h, a.weight2, a.bias2)
     if a.skip_weight is not None:
         return pointwise_conv2d.forward(x, a.skip_weight, a.skip_bias, h, 0, None, None, a.eps)
     return (x + h).contiguous(memory_format=torch.channels_last)
@@ -121,15 +129,4 @@ def _merged(a: Arguments) -> tuple[Tensor, Tensor]:
     return a.x, group_norm.forward(a.x, groups, *norm, a.eps, None, None, "silu")[0]
 
 
-def _convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    # As PyTorch's layers call it; the result is channels-last like x.
-    options = (
-        [1, 1],
-        [1, 1],
-        [1, 1],
-        False,
-        [0, 0],
-        1,
-    )  # stride, padding, dilation, not transposed, its padding, groups
-    y: Tensor = torch.ops.aten.convolution.default(x, weight.to(x.dtype), bias.to(x.dtype), *options)
-    return y
+_BY_ALGORITHM = {SPLIT: _normalizing, SUMS: _summing, PYTORCH: _separate}

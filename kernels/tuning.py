@@ -3,7 +3,8 @@
 A kernel's `Space` lists a few candidates, and a default for each architecture and bucket of shapes. The defaults were
 derived from the compiled kernels' resources (registers, spills, shared memory). Candidates are timed only within
 `measuring()`, during warm-up, and never while a CUDA graph is captured. A candidate is dropped if it does not compile,
-does not launch, or writes other values than the default does. `config_cache` keeps the fastest for later processes.
+does not launch, writes other values than the default does, or writes others in its next run. `config_cache` keeps the
+fastest for later processes. Candidates may also be algorithms, each with kernels of its own: `Space(nested=True)`.
 
 Results are bitwise reproducible for a given configuration. Without measurements the configuration depends on shapes
 and architecture only; a measured one stays as stored. Another configuration may sum in another order: block sizes along
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, lru_cache, partial
 from threading import local
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ RUNS = 5  # of each candidate; the median of their times counts
 # Largest difference from the default's values, relative to the largest of them: both are rounded.
 LIMITS = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 
-Trial = Callable[["Config"], Sequence[Tensor | None]]
+Trial = Callable[[Any], Sequence[Tensor | None]]
 Timer = Callable[[Callable[[], Any]], float]
 
 
@@ -53,6 +54,32 @@ class Config:
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {value}" for name, value in self.options.items())
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One of several ways to compute an operator, with kernels and configurations of its own."""
+
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the cache on disk stores."""
+        return {"algorithm": self.name}
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Candidate(Protocol):
+    """What a `Space` chooses from: `Config` or `Algorithm`."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the cache on disk stores; it differs between candidates."""
+
+
+C = TypeVar("C", bound=Candidate)
 
 
 class _Mode(local):
@@ -171,28 +198,30 @@ def _gpu_timers() -> Callable[[torch.device], Timer | None]:
 
 
 @dataclass
-class Space:
-    """The configurations of one kernel.
+class Space(Generic[C]):
+    """The configurations of one kernel, or the algorithms of one operator.
 
     Args:
-        name: the kernel's name.
+        name: the kernel's or the operator's name.
         candidates: function from a bucket to the configurations worth timing, at most eight.
         default: function from (architecture, bucket) to the configuration used without a measurement.
+        nested: whether candidates run kernels with a space of their own, which is measured before they are compared.
     """
 
     name: str
-    candidates: Callable[[tuple], Sequence[Config]]
-    default: Callable[[int, tuple], Config]
-    _chosen: dict[tuple, Config] = field(default_factory=dict)
+    candidates: Callable[[tuple], Sequence[C]]
+    default: Callable[[int, tuple], C]
+    nested: bool = False
+    _chosen: dict[tuple, C] = field(default_factory=dict)
 
-    def config(self, bucket: tuple, device: torch.device, trial: Trial | None = None) -> Config:
+    def config(self, bucket: tuple, device: torch.device, trial: Trial | None = None) -> C:
         """The configuration for a bucket of shapes.
 
         Args:
             bucket: what the choice depends on, coarsely: integers such as sizes rounded up to powers of two.
             device: of the tensors.
-            trial: runs the kernel once in a given configuration and returns the tensors that it writes. Their
-                previous contents are restored after timing. None never times.
+            trial: runs the kernel once in a given configuration and returns the tensors that it writes. Previous
+                contents of those that the first trial returned are restored after timing. None never times.
         """
         chosen = self._chosen.get((device, bucket)) if _mode.target is None else None
         if chosen is not None and not _mode.enumerating:
@@ -208,10 +237,10 @@ class Space:
             chosen = self._measured(device, bucket, trial, default)
         return chosen or default
 
-    def _all(self, bucket: tuple, default: Config) -> list[Config]:
+    def _all(self, bucket: tuple, default: C) -> list[C]:
         return [default, *(config for config in self.candidates(bucket) if config != default)]
 
-    def _stored(self, device: torch.device, bucket: tuple, default: Config) -> Config | None:
+    def _stored(self, device: torch.device, bucket: tuple, default: C) -> C | None:
         """The choice in the cache on disk, if it is one of this kernel's configurations."""
         found = config_cache.known(device).get((self.name, bucket))
         if found is None:
@@ -221,13 +250,15 @@ class Space:
             self._chosen[device, bucket] = chosen
         return chosen
 
-    def _measured(self, device: torch.device, bucket: tuple, trial: Trial, default: Config) -> Config | None:
+    def _measured(self, device: torch.device, bucket: tuple, trial: Trial, default: C) -> C | None:
         """The fastest configuration; None where nothing can be timed."""
         timer = None if _mode.timer is None else _mode.timer(device)
         if timer is None:
             return None
         with capture_lock:
             if (device, bucket) not in self._chosen:  # otherwise another thread has measured it meanwhile
+                if self.nested:
+                    _measure_within(self._all(bucket, default), trial)
                 previous, _mode.timer = _mode.timer, None  # calls within a trial are not tuned themselves
                 try:
                     chosen = _fastest(f"{self.name} {bucket}", self._all(bucket, default), trial, timer)
@@ -245,11 +276,11 @@ class Space:
 class Choice:
     """A configuration that was measured to be the fastest, as collected by `watching`."""
 
-    space: Space
+    space: Space[Any]
     device: torch.device
     bucket: tuple
-    config: Config
-    default: Config
+    config: Candidate
+    default: Candidate
 
     def reject(self) -> None:
         """Use the default instead from now on."""
@@ -261,15 +292,26 @@ class Choice:
         return f"{self.space.name} {self.bucket} with {self.config}"
 
 
-def _fastest(name: str, candidates: Sequence[Config], trial: Trial, timer: Timer) -> Config:
+def _measure_within(candidates: Sequence[Candidate], trial: Trial) -> None:
+    """Run every candidate, so that the kernels in it are measured; one that fails is dropped later."""
+    for candidate in candidates:
+        try:
+            trial(candidate)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # as in `_fastest`
+            continue
+
+
+def _fastest(name: str, candidates: Sequence[C], trial: Trial, timer: Timer) -> C:
     """The fastest candidate; the first one if none runs.
 
-    A candidate that writes other values than the first one that runs is not used.
+    A candidate that writes other values than the first one that runs, or other bits when it runs again, is not used.
 
     Raises:
         torch.OutOfMemoryError: memory is full, which is not the candidate's fault.
     """
-    times: list[tuple[float, Config]] = []
+    times: list[tuple[float, C]] = []
     expected: _Written | None = None
     for config in candidates:
         try:
@@ -293,24 +335,34 @@ class _Written:
     """What a trial writes in one configuration, to compare other configurations with.
 
     Only elements that the kernel writes are compared: the tensors are filled with NaN (integers: the smallest value)
-    beforehand.
+    beforehand. A trial that makes new tensors finds their memory filled so by the run before.
     """
 
-    def __init__(self, trial: Trial, config: Config):
+    def __init__(self, trial: Trial, config: Candidate):
         self._outputs = [x for x in trial(config) if x is not None]
         self._before = [x.clone() for x in self._outputs]
         self._values = self._run(trial, config)
 
-    def _run(self, trial: Trial, config: Config) -> list[Tensor]:
-        for x in self._outputs:
-            x.fill_(float("nan") if x.is_floating_point() else torch.iinfo(x.dtype).min)
-        trial(config)
-        return [x.clone() for x in self._outputs]
+    def _run(self, trial: Trial, config: Candidate) -> list[Tensor]:
+        _erase(self._outputs)
+        written = [x for x in trial(config) if x is not None]
+        values = [x.clone() for x in written]
+        _erase(written)
+        return values
 
-    def difference(self, trial: Trial, config: Config) -> str | None:
-        """How another configuration's values differ, or None if they agree."""
-        for i, (ours, expected) in enumerate(zip(self._run(trial, config), self._values, strict=True)):
-            same = (ours == expected) | ((ours != ours) & (expected != expected))
+    def difference(self, trial: Trial, config: Candidate) -> str | None:
+        """How another configuration's values differ, or None if they agree and stay the same when it runs again."""
+        found = self._run(trial, config)
+        if wrong := self._difference(found):
+            return wrong
+        for i, (ours, again) in enumerate(zip(found, self._run(trial, config), strict=True)):
+            if not _same(ours, again).all():
+                return f"its output {i} differs from run to run"
+        return None
+
+    def _difference(self, found: Sequence[Tensor]) -> str | None:
+        for i, (ours, expected) in enumerate(zip(found, self._values, strict=True)):
+            same = _same(ours, expected)
             if not ours.is_floating_point():
                 if not same.all():
                     return f"its output {i} differs at {int((~same).sum())} of {same.numel()} places from the default's"
@@ -326,6 +378,17 @@ class _Written:
         """Restore the tensors' contents from after the first trial."""
         for x, before in zip(self._outputs, self._before, strict=True):
             x.copy_(before)
+
+
+def _erase(tensors: Sequence[Tensor]) -> None:
+    """Fill tensors with what no kernel writes."""
+    for x in tensors:
+        x.fill_(float("nan") if x.is_floating_point() else torch.iinfo(x.dtype).min)
+
+
+def _same(x: Tensor, y: Tensor) -> Tensor:
+    """Where two tensors have equal elements; NaN equals NaN."""
+    return (x == y) | ((x != x) & (y != y))
 
 
 def bucket(size: int) -> int:

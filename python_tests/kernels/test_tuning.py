@@ -1,5 +1,6 @@
 """The choice of configurations: which are timed, which are rejected, and what is cached."""
 
+import itertools
 import os
 import threading
 import time
@@ -104,6 +105,16 @@ def test_a_candidate_that_writes_something_else_is_rejected_with_a_warning(fault
     with pytest.warns(RuntimeWarning, match=r"toy \(64,\): BLOCK 2, num_warps 4, .*is not used: its output") as caught:
         assert choose(make_space(SLOW, FAST), toy) == DEFAULT
     assert len(caught) == 1
+
+
+def test_a_candidate_whose_results_change_from_run_to_run_is_rejected():
+    runs = itertools.count()
+
+    def unsteady(toy):
+        toy.y[5] *= 1 + 1e-6 * next(runs)
+
+    with pytest.warns(RuntimeWarning, match="BLOCK 2, .* is not used: its output 0 differs from run to run"):
+        assert choose(make_space(SLOW, FAST), Toy(wrong={2: unsteady})) == DEFAULT
 
 
 def test_rounding_is_allowed():

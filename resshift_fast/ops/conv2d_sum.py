@@ -96,9 +96,9 @@ def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]
 
 
 def _triton() -> Kernel:
-    from resshift_fast.kernels import conv2d_sum as kernels
+    from resshift_fast.kernels import conv2d_algorithms, conv2d_sum
 
-    return Kernel(kernels.forward, kernels.unsupported)
+    return Kernel(conv2d_algorithms.sum_forward, conv2d_sum.unsupported)
 
 
 _op = register(
