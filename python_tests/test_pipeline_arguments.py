@@ -10,6 +10,7 @@ from pipelines import CPU, SPECS, integers, oracle, photo, pointwise, tensor_of,
 
 from resshift_fast import Pipeline, pipeline, sample
 from resshift_fast.models import catalog
+from resshift_fast.weights import download
 from resshift_fast.weights.checkpoints import CheckpointError, save_safetensors
 
 PIPE = oracle(pointwise)  # ×4, pads to 16, tiles start at even pixels
@@ -282,7 +283,7 @@ def test_sample_in_several_threads_loads_once(files, loads):
 def test_damaged_weights_of_the_package_ask_for_a_new_installation(tmp_path, monkeypatch):
     path = tmp_path / "nano-x4.safetensors"
     path.write_bytes(b"\x40\0\0\0\0\0\0\0{")
-    monkeypatch.setattr(pipeline.download, "local_path", lambda file: path)
+    monkeypatch.setattr(download, "local_path", lambda file: path)
     with pytest.raises(CheckpointError, match="nano-x4.safetensors of the installed package is damaged; install"):
         Pipeline.from_pretrained("nano-x4", device="cpu")
     with pytest.raises(CheckpointError, match="truncated or damaged .*; download it again"):

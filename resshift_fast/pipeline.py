@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from resshift_fast import backends, images
 from resshift_fast.core import devices, forks
@@ -19,14 +19,13 @@ from resshift_fast.diffusion.noise import check_seed
 from resshift_fast.images.batches import Job, Tile, crop, crop_mask, needs_restoring, plan_batches, shape_of
 from resshift_fast.images.sources import Source, sources_of
 from resshift_fast.images.tiling import Blender
-from resshift_fast.models import catalog
+from resshift_fast.models import catalog, loading
 from resshift_fast.models.catalog import ModelSpec
 from resshift_fast.models.layers import Module, prepack_weights_
 from resshift_fast.restoration import compilation, precompilation
 from resshift_fast.restoration.model import Restoration
 from resshift_fast.restoration.progress import Progress
 from resshift_fast.restoration.sampler import torch_noise
-from resshift_fast.weights import checkpoints, download
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NOISES = ("field", "torch")
@@ -96,8 +95,9 @@ class Pipeline:
         """Build a model of the catalogue and load its weights, downloading them on first use.
 
         Args:
-            name: see `catalog.MODELS`.
-            weights, autoencoder: files to load instead of the published ones.
+            name: see `catalog.get`.
+            weights, autoencoder: files to load instead of the published ones. Weights of a one-step student of the
+                model are recognized by their channel of noise; `spec` is then the student's.
             random_weights: load nothing; for tests and measurements.
             device: None takes CUDA if it is available, else the CPU.
             dtype: torch.float32, bfloat16 or float16, or its name.
@@ -153,13 +153,9 @@ class Pipeline:
         progress: bool,
     ) -> Pipeline:
         backends.preferred()  # report a wrong RESSHIFT_FAST_BACKEND now, not in the middle of an image
-        denoiser, first_stage = catalog.build_denoiser(spec), catalog.build_first_stage(spec)
-        if not random_weights:
-            _load(denoiser, spec, "weights", spec.weights, weights, progress)
-            if any(True for _ in first_stage.parameters()):
-                _load(first_stage, spec, "autoencoder", spec.autoencoder_weights, autoencoder, progress)
-            elif autoencoder is not None:
-                raise ValueError(f"{spec.name} has no autoencoder to load {autoencoder} into; leave autoencoder out")
+        spec, denoiser, first_stage = loading.build(
+            spec, weights=weights, autoencoder=autoencoder, random_weights=random_weights, progress=progress
+        )
         precompilation.prepare_verification(device, dtype, progress)
         return cls(spec, denoiser, first_stage, device, dtype, graphs=graphs)
 
@@ -348,7 +344,10 @@ class Pipeline:
         origin = torch.tensor(place, device=device).long()
         seed = torch.tensor([jobs[tile.image].seed for tile in batch], device=device)
         steps = spec.schedule.num_steps
-        noise = None if generator is None else torch_noise(self._latent_like(image), steps, generator)
+        noise = None
+        if generator is not None:
+            channels = spec.denoiser.noise_channels
+            noise = torch_noise(self._latent_like(image), steps, generator, noise_channels=channels)
         with devices.on(device):
             pixels, finite = self._run_networks((image, seed, origin, mask, noise), advance)
         if not finite:
@@ -437,39 +436,6 @@ def _version(path: inputs.Path | None) -> tuple[str, int] | None:
 
 def _prepared(module: Module, device: torch.device, dtype: torch.dtype) -> Module:
     return prepack_weights_(module.to(device=device, dtype=dtype)).eval().requires_grad_(False)
-
-
-def _load(
-    module: nn.Module,
-    spec: ModelSpec,
-    option: str,
-    published: catalog.WeightFile | None,
-    given: inputs.Path | None,
-    progress: bool,
-) -> None:
-    if given is not None:
-        path = given
-    elif published is not None:
-        path = download.fetch(published, progress, option=option, check=partial(_check_download, module))
-    else:
-        raise ValueError(
-            f"no {option} are published for {spec.name}; give your own with {option}=FILE (--{option} FILE)"
-        )
-    try:
-        state = checkpoints.read_state_dict(path)
-    except checkpoints.CheckpointError as error:
-        if given is None and published is not None and published.url is None:
-            text = f"{path} of the installed package is damaged; install resshift_fast again"
-            raise checkpoints.CheckpointError(text) from error
-        raise
-    checkpoints.load_into(module, state, path)
-
-
-def _check_download(module: nn.Module, path: os.PathLike[str]) -> str:
-    """Raise CheckpointError for a download that is damaged, or lacks a weight of the network; says what was checked."""
-    sums = "the checksums in its archive, " if checkpoints.check_whole(path) else ""
-    checkpoints.load_into(module, checkpoints.read_state_dict(path), path)
-    return f"{sums}the names and shapes of its weights"
 
 
 def _seeds(seed: inputs.Seeds, count: int) -> list[int]:

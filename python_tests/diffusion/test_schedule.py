@@ -163,6 +163,17 @@ def test_a_single_step_goes_straight_to_x0():
         schedule.loss_weights()
 
 
+@pytest.mark.parametrize("respacing, kept", [(None, 6), (3, 4)], ids=["all", "respaced"])
+def test_a_student_executes_the_last_kept_step(respacing, kept):
+    teacher = Schedule(steps=7, kappa=1.3, respacing=respacing)
+    schedule = Schedule(steps=7, kappa=1.3, respacing=respacing, one_step=True)
+    assert schedule.timesteps.tolist() == [kept] and schedule.num_steps == 1
+    row, last = schedule.coefficients[0], teacher.coefficients[-1]
+    same = [columns.ETA, columns.ONE_MINUS_ETA, columns.KAPPA_SQRT_ETA, columns.INPUT_SCALE]
+    np.testing.assert_array_equal(row[same], last[same])
+    assert (row[columns.MEAN_X_T], row[columns.MEAN_X0], row[columns.NOISE_STD]) == (0.0, 1.0, 0.0)
+
+
 def test_coefficient_rows():
     schedule = Schedule(steps=5, kappa=1.3, respacing=3)
     eta, previous = schedule.etas, np.append(0, schedule.etas[:-1])

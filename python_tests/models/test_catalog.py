@@ -142,6 +142,17 @@ def test_the_embedded_model_is_small():
     assert spec.schedule.num_steps == 4
 
 
+@specs
+def test_students(spec):
+    student = get(f"{spec.name}-1step")
+    assert student == catalog.one_step(spec) and student.name == f"{spec.name}-1step"
+    assert student.schedule.timesteps.tolist() == [spec.schedule.steps - 1]
+    assert student.denoiser.lq_channels == spec.denoiser.lq_channels + 1
+    assert student.weights is None and student.autoencoder_weights == spec.autoencoder_weights
+    with pytest.raises(ValueError, match="unknown model 'nano-x8-1step'; did you mean"):
+        get("nano-x8-1step")
+
+
 def test_entries_are_immutable():
     with pytest.raises(dataclasses.FrozenInstanceError):
         get("nano-x4").scale = 2

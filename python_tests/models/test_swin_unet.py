@@ -131,8 +131,11 @@ def test_official_outputs(task, official):
         {"lq_size": 64, "cond_mask": True},
         {"cond_lq": False},
         {"in_channels": 8, "out_channels": 6},
+        {"noise_channels": 1},
+        {"lq_size": 32, "noise_channels": 2},
+        {"cond_lq": False, "noise_channels": 1},
     ],
-    ids=["lq", "lq-mask", "lq-x2", "lq-x4-mask", "no-lq", "channels"],
+    ids=["lq", "lq-mask", "lq-x2", "lq-x4-mask", "no-lq", "channels", "noise", "lq-x2-noise", "no-lq-noise"],
 )
 def test_forward_is_its_three_parts(changes):
     denoiser = small(**changes)
@@ -141,22 +144,25 @@ def test_forward_is_its_three_parts(changes):
     side = config.lq_size // config.image_size
     lq = array("parts.lq", 2, 3, 16 * side, 24 * side) if config.cond_lq else None
     mask = torch.sign(array("parts.mask", 2, 1, 16 * side, 24 * side)) if config.cond_mask else None
-    features = denoiser.condition(lq, mask)
-    if lq is None:
-        assert features is None and config.lq_channels == 0
+    noise = array("parts.noise", 2, config.noise_channels, 16, 24) if config.noise_channels else None
+    features = denoiser.condition(lq, mask, noise)
+    if features is None:
+        assert lq is None and noise is None and config.lq_channels == 0
     else:
         assert features.shape == (2, config.lq_channels, 16, 24)
     # Modulations are computed for all steps at once; a chain then selects the row of its step.
     rows = tuple(m[timesteps] for m in denoiser.modulation(torch.arange(4)))
     parts = denoiser.denoise(x if features is None else torch.cat([x, features], dim=1), rows)
-    out = denoiser(x, timesteps, lq, mask)
+    out = denoiser(x, timesteps, lq, mask, noise)
     assert out.shape == (2, config.out_channels, 16, 24)
     assert_close("out", parts, out, 1e-5)
-    others = {"timestep": denoiser(x, 1 + timesteps, lq, mask)}
+    others = {"timestep": denoiser(x, 1 + timesteps, lq, mask, noise)}
     if lq is not None:
-        others["lq"] = denoiser(x, timesteps, lq + 0.5, mask)
+        others["lq"] = denoiser(x, timesteps, lq + 0.5, mask, noise)
     if mask is not None:
         others["mask"] = denoiser(x, timesteps, lq, -mask)
+    if noise is not None:
+        others["noise"] = denoiser(x, timesteps, lq, mask, -noise)
     for name, other in others.items():
         assert relative_error(other, out) > 1e-3, f"{name} changes nothing"
 
@@ -247,8 +253,9 @@ def test_timestep_embedding(channels):
         ({"cond_lq": False}, 1, None, "lq must be None for this denoiser"),
         ({}, 1, 1, "mask must be None for this denoiser"),
         ({"cond_mask": True}, 1, None, "mask must be given for this denoiser"),
+        ({"noise_channels": 1}, 1, None, "noise must be given for this denoiser"),
     ],
-    ids=["no-lq", "unwanted-lq", "unwanted-mask", "no-mask"],
+    ids=["no-lq", "unwanted-lq", "unwanted-mask", "no-mask", "no-noise"],
 )
 def test_a_missing_or_unexpected_condition_is_refused(changes, lq, mask, message):
     lq = None if lq is None else torch.ones(1, 3, 16, 16)

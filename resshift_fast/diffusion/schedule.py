@@ -39,6 +39,8 @@ class Schedule:
         min_noise_level: m > 0, bounds √η of the first step by min(m/κ, m).
         etas_end: √η of the last step, in (0, 1]; 1 only without "epsilon" predictions.
         respacing: number of steps that the chain executes, 1 … `steps`; None executes all.
+        one_step: execute only the last of these steps, whose x̂_0 is the result, as a student of the chain does
+            (arXiv 2503.13358).
 
     Raises:
         ValueError: for a value outside its range.
@@ -50,6 +52,7 @@ class Schedule:
     min_noise_level: float = 0.2
     etas_end: float = 0.99
     respacing: int | None = None
+    one_step: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 2:
@@ -75,9 +78,10 @@ class Schedule:
     @cached_property
     def timesteps(self) -> NDArray[np.int64]:
         """Training indices that the chain keeps, int64 [num_steps], increasing; the denoiser is given these."""
-        if self.respacing is None:
-            return np.arange(self.steps)
-        return np.array([int(self.steps / self.respacing * i) for i in range(self.respacing)])
+        kept = np.arange(self.steps)
+        if self.respacing is not None:
+            kept = np.array([int(self.steps / self.respacing * i) for i in range(self.respacing)])
+        return kept[-1:] if self.one_step else kept
 
     @property
     def num_steps(self) -> int:

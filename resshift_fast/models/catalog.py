@@ -5,7 +5,7 @@ page of github.com/zsyOAOA/ResShift.
 """
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from resshift_fast.diffusion.schedule import Schedule
 from resshift_fast.images.tiling import Axis, plan_axis
@@ -200,19 +200,39 @@ _SPECS = (
 
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
 DEFAULT_MODEL = "nano-x4"
+ONE_STEP = "-1step"  # ends the names of one-step students
 
 
 def get(name: str) -> ModelSpec:
-    """The model called `name`.
+    """The model called `name`; NAME-1step is the one-step student of NAME.
 
     Raises:
         ValueError: for an unknown name; the message gives the nearest one and all others.
     """
     if name in MODELS:
         return MODELS[name]
+    teacher = str(name).removesuffix(ONE_STEP)
+    if teacher != name and teacher in MODELS:
+        return one_step(MODELS[teacher])
     near = difflib.get_close_matches(str(name).lower(), MODELS, n=1, cutoff=0.3)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ValueError(f"unknown model {name!r}; {hint}models: {', '.join(MODELS)}")
+
+
+def one_step(spec: ModelSpec) -> ModelSpec:
+    """The one-step student of a model (arXiv 2503.13358).
+
+    It predicts x_0 once, from x_T = y + κ √η_T ε, the low-quality image and a channel of noise. No weights are
+    published here.
+    """
+    return replace(
+        spec,
+        name=spec.name + ONE_STEP,
+        summary=f"one-step student of {spec.name}",
+        denoiser=replace(spec.denoiser, noise_channels=1),
+        schedule=replace(spec.schedule, one_step=True),
+        weights=None,
+    )
 
 
 def build_denoiser(spec: ModelSpec) -> SwinUNet:

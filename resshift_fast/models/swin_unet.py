@@ -53,6 +53,7 @@ class SwinUNetConfig:
         mlp_ratio: hidden width of the Swin feed-forward part in units of `swin_embed_dim`.
         lq_size: side in pixels of the low-quality image for a latent of `image_size`; `image_size` times a power of 2.
         cond_lq, cond_mask: whether the denoiser is given the low-quality image, and a mask with it.
+        noise_channels: channels of noise that it is given beside x_T, for a model of one step.
     """
 
     image_size: int = 64
@@ -70,15 +71,16 @@ class SwinUNetConfig:
     lq_size: int = 64
     cond_lq: bool = True
     cond_mask: bool = False
+    noise_channels: int = 0
 
     @property
     def lq_channels(self) -> int:
         """Channels that `SwinUNet.condition` returns."""
         if not self.cond_lq:
-            return 0
+            return self.noise_channels
         if self.lq_size == self.image_size:
-            return 4 if self.cond_mask else 3
-        return FEATURE_CHANNELS * self.lq_size // self.image_size
+            return (4 if self.cond_mask else 3) + self.noise_channels
+        return FEATURE_CHANNELS * self.lq_size // self.image_size + self.noise_channels
 
     @property
     def downsampling(self) -> int:
@@ -304,6 +306,7 @@ class SwinUNet(nn.Module):
     def __init__(self, config: SwinUNetConfig):
         super().__init__()
         self.config = config
+        self.noise_channels = config.noise_channels
         emb_channels = 4 * config.model_channels
         self.time_embed = nn.Sequential(
             nn.Linear(config.model_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
@@ -360,28 +363,35 @@ class SwinUNet(nn.Module):
                 self.output_blocks.append(Stage(*layers))
         return channels
 
-    def condition(self, lq: Tensor | None, mask: Tensor | None = None) -> Tensor | None:
-        """Features of the low-quality image; they are the same at every step.
+    def condition(self, lq: Tensor | None, mask: Tensor | None = None, noise: Tensor | None = None) -> Tensor | None:
+        """Features of the low-quality image, then the channels of noise; they are the same at every step.
 
         Args:
             lq: [B, 3, H, W] in [−1, 1], or None for a denoiser without it.
             mask: [B, 1, H, W], 1 = unknown and −1 = known, for inpainting.
+            noise: [B, noise_channels, h, w] at the latent's size, or None for a denoiser without it.
 
         Returns:
             [B, lq_channels, h, w] at the latent's size, or None.
 
         Raises:
-            ValueError: if lq or mask is missing, or given to a denoiser without it.
+            ValueError: if lq, mask or noise is missing, or given to a denoiser without it.
         """
         config = self.config
         if (lq is not None) != config.cond_lq:
             raise ValueError(f"SwinUNet: lq must be {'given' if config.cond_lq else 'None'} for this denoiser")
         if (mask is not None) != config.cond_mask:
             raise ValueError(f"SwinUNet: mask must be {'given' if config.cond_mask else 'None'} for this denoiser")
+        if (noise is not None) != (config.noise_channels > 0):
+            raise ValueError(
+                f"SwinUNet: noise must be {'given' if config.noise_channels else 'None'} for this denoiser"
+            )
         if lq is None:
-            return None
+            return noise
         features = lq if mask is None else torch.cat([lq, mask], dim=1)
-        return self.feature_extractor(features) if config.lq_size != config.image_size else features
+        if config.lq_size != config.image_size:
+            features = self.feature_extractor(features)
+        return features if noise is None else torch.cat([features, noise.to(features.dtype)], dim=1)
 
     def modulation(self, timesteps: Tensor) -> Modulation:
         """Scale and shift of every residual block for each timestep.
@@ -429,18 +439,25 @@ class SwinUNet(nn.Module):
         norm, _, conv = self.out
         return conv.after(norm, y)[1]  # type: ignore[operator]
 
-    def forward(self, x: Tensor, timesteps: Tensor, lq: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        lq: Tensor | None = None,
+        mask: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
         """Predict from a scaled x_t.
 
         Args:
             x: [B, in_channels, h, w], x_t / √(κ² η_t + 1).
             timesteps: int64 [B].
-            lq, mask: as in `condition`.
+            lq, mask, noise: as in `condition`.
 
         Returns:
             The prediction, [B, out_channels, h, w].
         """
-        features = self.condition(lq, mask)
+        features = self.condition(lq, mask, noise)
         x = x if features is None else torch.cat([x, features.to(x.dtype)], dim=1)
         return self.denoise(x, self.modulation(timesteps))
 

@@ -68,7 +68,7 @@ class Restoration(nn.Module):
             seed: int64 [B], each in [0, 2⁶³).
             origin: int64 [B, 2], each tile's (row, column) in the whole latent; None means (0, 0).
             mask: bool [B, 1, H, W], True where to fill in, for inpainting.
-            noise: num_steps + 1 tensors like the latent, instead of the noise field.
+            noise: num_steps + 1 tensors like the latent, instead of the noise field; see `sampler.torch_noise`.
             callback: called with (t, x_{t−1}) after every step.
 
         Returns:

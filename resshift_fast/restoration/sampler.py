@@ -11,12 +11,14 @@ from torch import Tensor
 
 from resshift_fast import ops
 from resshift_fast.core import nvtx
-from resshift_fast.diffusion.schedule import Schedule
+from resshift_fast.diffusion.schedule import NOISE_STD, NUM_COEFFICIENTS, Schedule
 from resshift_fast.models.derived import Derived, Preparable
 from resshift_fast.models.swin_unet import Modulation, SwinUNet
 
 
-def torch_noise(y: Tensor, num_steps: int, generator: torch.Generator | None = None) -> list[Tensor]:
+def torch_noise(
+    y: Tensor, num_steps: int, generator: torch.Generator | None = None, *, noise_channels: int = 0
+) -> list[Tensor]:
     """Noise from torch's generator in the official program's order.
 
     There is one draw for the prior and one per step. The chain does not use the last, but the official program draws
@@ -26,10 +28,18 @@ def torch_noise(y: Tensor, num_steps: int, generator: torch.Generator | None = N
         y: [B, C, h, w]; the noise has its shape, dtype and device.
         num_steps: number of executed steps.
         generator: on y's device; None means torch's global one.
+        noise_channels: of a denoiser of one step. They are drawn before the prior, as the program of arXiv 2503.13358
+            does.
 
     Returns:
-        num_steps + 1 tensors: the prior's, then one per step.
+        num_steps + 1 tensors: the prior's, then one per step. With noise channels: the prior's, then these.
     """
+    if noise_channels:
+        shape = (y.shape[0], noise_channels, *y.shape[2:])
+        extra, prior = (
+            torch.randn(size, dtype=y.dtype, device=y.device, generator=generator) for size in (shape, y.shape)
+        )
+        return [prior, extra]
     return [torch.randn(y.shape, dtype=y.dtype, device=y.device, generator=generator) for _ in range(num_steps + 1)]
 
 
@@ -42,11 +52,15 @@ class LatentChain(Preparable):
         denoiser: predicts from the scaled x_t; it runs in the dtype of its parameters.
         schedule: its kept steps are executed, last to first.
         prediction_type, clamp_x0: as in `ops.posterior_step`.
+
+    Raises:
+        ValueError: for a denoiser with noise channels and a schedule of more than one step.
     """
 
     table: Tensor
     timesteps: Tensor
     steps: Tensor
+    noise_row: Tensor
 
     def __init__(self, denoiser: SwinUNet, schedule: Schedule, *, prediction_type: str = "x0", clamp_x0: bool = False):
         super().__init__()
@@ -57,6 +71,16 @@ class LatentChain(Preparable):
         self.register_buffer("table", schedule.table(device), persistent=False)
         self.register_buffer("timesteps", torch.from_numpy(schedule.timesteps).to(device), persistent=False)
         self.register_buffer("steps", torch.arange(self.num_steps + 1, device=device), persistent=False)
+        self.noise_channels: int = getattr(denoiser, "noise_channels", 0)
+        if self.noise_channels:
+            if self.num_steps != 1:
+                raise ValueError(
+                    f"a denoiser with noise channels needs a schedule of one step, got {self.num_steps} steps; "
+                    "set Schedule's one_step"
+                )
+            row = torch.zeros(NUM_COEFFICIENTS, device=device)
+            row[NOISE_STD] = 1.0
+            self.register_buffer("noise_row", row, persistent=False)
         self.modulations = Derived()  # of all steps and residual blocks, [steps, their widths in sum]
 
     def prepare(self, changed: bool = False) -> None:
@@ -99,13 +123,13 @@ class LatentChain(Preparable):
         dtype = next(self.denoiser.parameters()).dtype
         with nvtx.stage("prepare"):
             modulation = self._modulation()
-            features = self.denoiser.condition(
-                None if lq is None else lq.to(dtype), None if mask is None else mask.to(dtype)
-            )
+            features = self._features(y, lq, mask, seed, origin, noise, dtype)
             prior = None if noise is None else noise[0]
             x_t, network_input = ops.prior_sample(
                 y, self.table[self.num_steps - 1], seed, origin=origin, noise=prior, lq=features, next_dtype=dtype
             )
+        if self.noise_channels:
+            noise = None  # the only step adds none
         for position, t in enumerate(reversed(range(self.num_steps)), start=1):
             with nvtx.stage("denoise", position):
                 rows = tuple(m[t : t + 1].expand(y.shape[0], -1) for m in modulation)
@@ -127,6 +151,27 @@ class LatentChain(Preparable):
             if callback is not None:
                 callback(t, x_t)
         return x_t
+
+    def _features(
+        self,
+        y: Tensor,
+        lq: Tensor | None,
+        mask: Tensor | None,
+        seed: Tensor,
+        origin: Tensor | None,
+        noise: Sequence[Tensor] | None,
+        dtype: torch.dtype,
+    ) -> Tensor | None:
+        """What is concatenated with x_t."""
+        lq, mask = (None if x is None else x.to(dtype) for x in (lq, mask))
+        if not self.noise_channels:
+            return self.denoiser.condition(lq, mask)
+        if noise is not None:
+            return self.denoiser.condition(lq, mask, noise[1].to(dtype))
+        # The noise field of step 1, from which a chain of one step draws nothing, by the operator that makes it.
+        zero = y.new_zeros(y.shape[0], self.noise_channels, *y.shape[2:])
+        extra, _ = ops.posterior_step(zero, zero, zero, self.noise_row, seed, self.steps[1], origin=origin)
+        return self.denoiser.condition(lq, mask, extra.to(dtype))
 
 
 @torch.no_grad()
@@ -154,7 +199,8 @@ def sample_latents(
         seed: int64 [B], each in [0, 2⁶³).
         mask: [B, 1, H, W], 1 = unknown and −1 = known, for inpainting.
         origin: int64 [B, 2], each tile's (row, column) in the whole latent; None means (0, 0).
-        noise: num_steps + 1 tensors like y (the prior's, then one per step) instead of the noise field.
+        noise: num_steps + 1 tensors like y (the prior's, then one per step) instead of the noise field; for a
+            denoiser with noise channels the second one has these.
         prediction_type, clamp_x0: as in `ops.posterior_step`.
         callback: called with (t, x_{t−1}) after every step.
 

@@ -1,0 +1,118 @@
+"""Builds the networks of a model with their weights, which also tell whether they are a one-step student of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from resshift_fast.models import catalog
+from resshift_fast.models.catalog import ModelSpec
+from resshift_fast.weights import checkpoints, download
+
+if TYPE_CHECKING:
+    from resshift_fast.models.autoencoder import SpaceToDepth, VQAutoencoder
+    from resshift_fast.models.swin_unet import SwinUNet
+
+Path = str | os.PathLike[str]
+
+FIRST_CONVOLUTION = "input_blocks.0.0.weight"
+
+
+def build(
+    spec: ModelSpec,
+    *,
+    weights: Path | None = None,
+    autoencoder: Path | None = None,
+    random_weights: bool = False,
+    progress: bool = True,
+) -> tuple[ModelSpec, SwinUNet, VQAutoencoder | SpaceToDepth]:
+    """The networks of a model on the CPU.
+
+    Args:
+        spec: the model.
+        weights, autoencoder: files to load instead of the published ones. The weights may be those of a one-step
+            student of the model; see `trained_as`.
+        random_weights: load nothing.
+        progress: show a bar while downloading.
+
+    Returns:
+        (the model, or its one-step student; denoiser; first stage).
+
+    Raises:
+        ValueError: a model without published weights, or a file that does not fit (`checkpoints.CheckpointError`).
+        FileNotFoundError, OSError: a file that cannot be read or downloaded (`download.DownloadError`).
+    """
+    denoiser, first_stage = catalog.build_denoiser(spec), catalog.build_first_stage(spec)
+    if random_weights:
+        return spec, denoiser, first_stage
+    state, path = _read(denoiser, spec, "weights", spec.weights, weights, progress)
+    found = trained_as(spec, state)
+    if found.denoiser != spec.denoiser:
+        denoiser = catalog.build_denoiser(found)
+    checkpoints.load_into(denoiser, state, path)
+    if any(True for _ in first_stage.parameters()):
+        state, path = _read(first_stage, spec, "autoencoder", spec.autoencoder_weights, autoencoder, progress)
+        checkpoints.load_into(first_stage, state, path)
+    elif autoencoder is not None:
+        raise ValueError(f"{spec.name} has no autoencoder to load {autoencoder} into; leave autoencoder out")
+    return found, denoiser, first_stage
+
+
+def trained_as(spec: ModelSpec, state: Mapping[str, Tensor]) -> ModelSpec:
+    """The model that the weights of its denoiser belong to: itself, or its one-step student.
+
+    A student after arXiv 2503.13358 has one more input channel, of noise. One without it (SinSR, arXiv 2311.14760) has
+    the shapes of its teacher, so it is recognized only if the model is given as a student, NAME-1step.
+
+    Args:
+        spec: the model that the user named.
+        state: as `checkpoints.read_state_dict` returns it.
+    """
+    first = next((tensor for key, tensor in state.items() if key.endswith(FIRST_CONVOLUTION)), None)
+    if first is None or first.dim() != 4:
+        return spec
+    config = spec.denoiser
+    extra = first.shape[1] - config.in_channels - config.lq_channels
+    if extra == 1 and not spec.schedule.one_step:
+        return catalog.one_step(spec)
+    if extra == -1 and config.noise_channels == 1:
+        return replace(spec, denoiser=replace(config, noise_channels=0))
+    return spec
+
+
+def _read(
+    module: nn.Module,
+    spec: ModelSpec,
+    option: str,
+    published: catalog.WeightFile | None,
+    given: Path | None,
+    progress: bool,
+) -> tuple[dict[str, Tensor], Path]:
+    """The state dict of a network, and where it is from."""
+    if given is not None:
+        path = given
+    elif published is not None:
+        path = download.fetch(published, progress, option=option, check=partial(_check_download, module))
+    else:
+        raise ValueError(
+            f"no {option} are published for {spec.name}; give your own with {option}=FILE (--{option} FILE)"
+        )
+    try:
+        return checkpoints.read_state_dict(path), path
+    except checkpoints.CheckpointError as error:
+        if given is None and published is not None and published.url is None:
+            text = f"{path} of the installed package is damaged; install resshift_fast again"
+            raise checkpoints.CheckpointError(text) from error
+        raise
+
+
+def _check_download(module: nn.Module, path: Path) -> str:
+    """Raise CheckpointError for a download that is damaged, or lacks a weight of the network; says what was checked."""
+    sums = "the checksums in its archive, " if checkpoints.check_whole(path) else ""
+    checkpoints.load_into(module, checkpoints.read_state_dict(path), path)
+    return f"{sums}the names and shapes of its weights"
