@@ -61,8 +61,9 @@ def _store_sample(p_x, p_next_input, b_x, scale, i_image, b_channel, b_pixel, pi
     """Write a tile of x to [B, C, H, W] and, scaled, to the next input's first channels."""
     offsets = (i_image * C + b_channel.to(tl.int64))[None, :] * pixels + b_pixel[:, None]
     tl.store(p_x + offsets, b_x, mask=m_x)
-    offsets = (i_image * pixels + b_pixel)[:, None] * C_NEXT + b_channel[None, :]
-    tl.store(p_next_input + offsets, (b_x * scale).to(p_next_input.dtype.element_ty), mask=m_x)
+    if p_next_input is not None:
+        offsets = (i_image * pixels + b_pixel)[:, None] * C_NEXT + b_channel[None, :]
+        tl.store(p_next_input + offsets, (b_x * scale).to(p_next_input.dtype.element_ty), mask=m_x)
 
 
 @triton.jit
@@ -101,7 +102,7 @@ def posterior_step_kernel(
     p_step,  # [], int64, or None like p_seed
     p_origin,  # [B, 2], int64, or None
     p_x_prev,  # [B, C, H, W] in memory, float32
-    p_next_input,  # [B, H, W, C + C_LQ] in memory
+    p_next_input,  # [B, H, W, C + C_LQ] in memory, or None
     pixels,
     width,
     stride_xb,
@@ -173,7 +174,7 @@ def prior_sample_kernel(
     p_seed,  # [B], int64, or None where noise is given
     p_origin,  # [B, 2], int64, or None
     p_x,  # [B, C, H, W] in memory, float32
-    p_next_input,  # [B, H, W, C + C_LQ] in memory
+    p_next_input,  # [B, H, W, C + C_LQ] in memory, or None
     pixels,
     width,
     stride_yb,
@@ -276,7 +277,7 @@ def unsupported_q_sample(x0: Tensor, *_: object) -> str | None:
     return "x0 is float64" if x0.dtype is torch.float64 else None
 
 
-def _unsupported_input(lq: Tensor | None, next_dtype: torch.dtype) -> str | None:
+def _unsupported_input(lq: Tensor | None, next_dtype: torch.dtype | None) -> str | None:
     """Why the kernels can't write a next input of lq in this dtype, or None."""
     if next_dtype is torch.float64:
         return "next_dtype is float64"
@@ -324,8 +325,10 @@ def _new_latent(x: Tensor) -> Tensor:
     return torch.empty_like(x, dtype=torch.float32, memory_format=torch.contiguous_format)
 
 
-def _next_input(shape: tuple[int, ...], lq_channels: int, dtype: torch.dtype, *images: Tensor) -> Tensor:
+def _next_input(shape: tuple[int, ...], lq_channels: int, dtype: torch.dtype | None, *images: Tensor) -> Tensor | None:
     """A new tensor for the denoiser's next input, channels-last, for latents of this shape, on the images' device."""
+    if dtype is None:
+        return None
     batch, channels, height, width = shape
     channels += lq_channels
     size = batch, channels, height, width
@@ -419,17 +422,20 @@ def posterior_step(
     prediction: Tensor,
     y: Tensor,
     coefficients: Tensor,
-    seed: Tensor,
-    step: Tensor,
+    seed: Tensor | None,
+    step: Tensor | None,
     origin: Tensor | None,
     prediction_type: str,
     clamp_x0: bool,
     noise: Tensor | None,
     lq: Tensor | None,
-    next_dtype: torch.dtype,
+    next_dtype: torch.dtype | None,
     last: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Launch one reverse step; returns (x_prev float32 [B, C, H, W] contiguous, next_input channels-last)."""
+    """Launch one reverse step; returns (x_prev float32 [B, C, H, W] contiguous, next_input channels-last).
+
+    Without a next_dtype the next input is not written, and an empty tensor is returned in its place.
+    """
     draws = noise is None and not last
     shape = x_t.shape
     given = (x_t, prediction, None if prediction_type == "x0" else y, None if last else noise, lq)
@@ -437,27 +443,30 @@ def posterior_step(
     x_prev = _new_latent(x_t)
     next_input = _next_input(shape, lq_channels, next_dtype, x_t, prediction)
     coefficients = coefficients.contiguous()
-    field = (seed.contiguous(), step, contiguous(origin)) if draws else (None, None, None)
+    field = (contiguous(seed), step, contiguous(origin)) if draws else (None, None, None)
 
     def run(plan: _Plan) -> tuple[Tensor, ...]:
         plan.start(*plan.images(given), coefficients, *field, x_prev, next_input)
-        return x_prev, next_input
+        return (x_prev,) if next_input is None else (x_prev, next_input)
 
     run(_posterior_step(x_t.device, shape, lq_channels, _layouts(given), prediction_type, clamp_x0, trial=run))
-    return x_prev, next_input
+    return x_prev, x_t.new_empty(0) if next_input is None else next_input
 
 
 def prior_sample(
     y: Tensor,
     coefficients: Tensor,
-    seed: Tensor,
+    seed: Tensor | None,
     origin: Tensor | None,
     noise: Tensor | None,
     lq: Tensor | None,
-    next_dtype: torch.dtype,
+    next_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:
-    """Launch the chain's start; returns (x_T float32 [B, C, H, W] contiguous, next_input channels-last)."""
-    field = (seed.contiguous(), contiguous(origin)) if noise is None else (None, None)
+    """Launch the chain's start; returns (x_T float32 [B, C, H, W] contiguous, next_input channels-last).
+
+    next_dtype is as in `posterior_step`.
+    """
+    field = (contiguous(seed), contiguous(origin)) if noise is None else (None, None)
     given = (y, noise, lq)
     shape = y.shape
     lq_channels = 0 if lq is None else lq.size(1)  # quicker than shape
@@ -467,10 +476,10 @@ def prior_sample(
 
     def run(plan: _Plan) -> tuple[Tensor, ...]:
         plan.start(*plan.images(given), coefficients, *field, x, next_input)
-        return x, next_input
+        return (x,) if next_input is None else (x, next_input)
 
     run(_prior_sample(y.device, shape, lq_channels, _layouts(given), trial=run))
-    return x, next_input
+    return x, y.new_empty(0) if next_input is None else next_input
 
 
 def q_sample(x0: Tensor, y: Tensor, t: Tensor, table: Tensor, noise: Tensor) -> Tensor:

@@ -21,8 +21,10 @@ inline OptionalTensor integers(const OptionalTensor& tensor, int64_t count, cons
 }
 
 // Check a call's tensors, allocate its results, and run it. A `Device` is made of the first tensor and runs calls.
+// Without a dtype the next input is not written; it is an empty tensor then.
 template <class Device>
-std::tuple<Tensor, Tensor> chain_step(const ChainStepArguments<Tensor>& given, ScalarType next_dtype) {
+std::tuple<Tensor, Tensor> chain_step(ChainStepArguments<Tensor> given, std::optional<ScalarType> next_dtype) {
+  if (!next_dtype) given.lq.reset();
   const Tensor& x = given.x;
   STD_TORCH_CHECK(x.dim() == 4 && x.numel() > 0, "the latent must be [B, C, H, W] and not empty");
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, "the latent must be float32");
@@ -49,20 +51,21 @@ std::tuple<Tensor, Tensor> chain_step(const ChainStepArguments<Tensor>& given, S
   const std::vector<int64_t> size{batch, x.size(1), x.size(2), x.size(3)};
   Tensor x_out = torch::stable::new_empty(x, size);
   const int64_t channels = x.size(1) + (given.lq ? given.lq->size(1) : 0);
-  Tensor next_input = empty_channels_last(x, next_dtype, channels, x.size(2), x.size(3));
+  OptionalTensor next_input;
+  if (next_dtype) next_input = empty_channels_last(x, *next_dtype, channels, x.size(2), x.size(3));
   device.run(chain_step_call(read, x_out, next_input));
-  return {x_out, next_input};
+  return {x_out, next_input ? *next_input : floats(x, {0})};
 }
 
 // The schemas are those of `torch.ops.resshift_fast`, but for the prediction type, which is its index.
 inline void define_residual_shift(torch::stable::detail::StableLibrary& library) {
   library.def(
-      "posterior_step(Tensor x_t, Tensor prediction, Tensor y, Tensor coefficients, Tensor seed, Tensor step, "
-      "Tensor? origin, int prediction_type, bool clamp_x0, Tensor? noise, Tensor? lq, ScalarType next_dtype, "
+      "posterior_step(Tensor x_t, Tensor prediction, Tensor y, Tensor coefficients, Tensor? seed, Tensor? step, "
+      "Tensor? origin, int prediction_type, bool clamp_x0, Tensor? noise, Tensor? lq, ScalarType? next_dtype, "
       "bool last) -> (Tensor, Tensor)");
   library.def(
-      "prior_sample(Tensor y, Tensor coefficients, Tensor seed, Tensor? origin, Tensor? noise, Tensor? lq, "
-      "ScalarType next_dtype) -> (Tensor, Tensor)");
+      "prior_sample(Tensor y, Tensor coefficients, Tensor? seed, Tensor? origin, Tensor? noise, Tensor? lq, "
+      "ScalarType? next_dtype) -> (Tensor, Tensor)");
   library.def("q_sample(Tensor x0, Tensor y, Tensor t, Tensor table, Tensor noise) -> Tensor");
 }
 
@@ -70,14 +73,15 @@ inline void define_residual_shift(torch::stable::detail::StableLibrary& library)
 template <class Device>
 struct ResidualShift {
   static std::tuple<Tensor, Tensor> posterior_step(Tensor x_t, Tensor prediction, Tensor y, Tensor coefficients,
-                                                   Tensor seed, Tensor step, OptionalTensor origin,
+                                                   OptionalTensor seed, OptionalTensor step, OptionalTensor origin,
                                                    int64_t prediction_type, bool clamp_x0, OptionalTensor noise,
-                                                   OptionalTensor lq, ScalarType next_dtype, bool last) {
+                                                   OptionalTensor lq, std::optional<ScalarType> next_dtype, bool last) {
     ChainStepArguments<Tensor> given{x_t, coefficients};
     given.prediction = prediction;
     if (static_cast<PredictionType>(prediction_type) != PredictionType::kX0) given.y = y;
     if (!last) given.noise = noise;
     if (!last && !noise) {
+      STD_TORCH_CHECK(seed && step, "seed and step are needed where noise is drawn");
       given.seed = seed;
       given.step = step;
     }
@@ -88,10 +92,12 @@ struct ResidualShift {
     return chain_step<Device>(given, next_dtype);
   }
 
-  static std::tuple<Tensor, Tensor> prior_sample(Tensor y, Tensor coefficients, Tensor seed, OptionalTensor origin,
-                                                 OptionalTensor noise, OptionalTensor lq, ScalarType next_dtype) {
+  static std::tuple<Tensor, Tensor> prior_sample(Tensor y, Tensor coefficients, OptionalTensor seed,
+                                                 OptionalTensor origin, OptionalTensor noise, OptionalTensor lq,
+                                                 std::optional<ScalarType> next_dtype) {
     ChainStepArguments<Tensor> given{y, coefficients};
     given.noise = noise;
+    STD_TORCH_CHECK(seed || noise, "a seed is needed where noise is drawn");
     if (!noise) given.seed = seed;
     given.lq = lq;
     given.origin = origin;

@@ -17,8 +17,12 @@ struct ChainStepArguments {
 };
 
 template <class Array>
-ChainStep chain_step_call(const ChainStepArguments<Array>& given, Array& x_out, Array& next_input) {
+ChainStep chain_step_call(const ChainStepArguments<Array>& given, Array& x_out, std::optional<Array>& next_input) {
   const Array& x = given.x;
+  const auto dtype = [&] {
+    if (next_input) return dtype_of(*next_input, "next_dtype");
+    return given.prediction ? dtype_of(*given.prediction, "prediction") : Dtype::kFloat32;
+  };
   return {view_of(x, "the latent"),
           view_of(given.prediction, "prediction"),
           view_of(given.y, "y"),
@@ -29,8 +33,8 @@ ChainStep chain_step_call(const ChainStepArguments<Array>& given, Array& x_out, 
           read<std::int64_t>(given.step),
           read<std::int64_t>(given.origin),
           write<float>(x_out),
-          write<void>(next_input),
-          dtype_of(next_input, "next_dtype"),
+          next_input ? write<void>(*next_input) : nullptr,
+          dtype(),
           x.size(0),
           x.size(1),
           given.lq ? given.lq->size(1) : 0,

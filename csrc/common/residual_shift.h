@@ -24,8 +24,8 @@ struct ChainStep {
   const std::int64_t* step;          // [], or null: step 0
   const std::int64_t* origin;        // [B, 2] (row, column), or null
   float* x_out;                      // [B, C, pixels]
-  void* next_input;                  // [B, pixels, C + C_lq]
-  Dtype next_dtype;
+  void* next_input;                  // [B, pixels, C + C_lq], or null
+  Dtype next_dtype;                  // without a next input, the prediction's
   std::int64_t batch, channels, lq_channels, height, width;
   PredictionType prediction_type;
   bool clamp_x0;

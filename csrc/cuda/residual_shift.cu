@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) chain_step_kernel(const __g
       if (call.noise.data) result += noise_std * load(call.noise, image, channel, pixel);
       if (call.seed) result += noise_std * z[j];
       call.x_out[(image * call.channels + channel) * pixels + pixel] = result;
-      store(call.next_input, call.next_dtype, out + channel, result * scale);
+      if (call.next_input) store(call.next_input, call.next_dtype, out + channel, result * scale);
     }
   }
   for (std::int64_t channel = 0; channel < call.lq_channels; ++channel) {
@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(kThreads, kRowsBlocks)
     }
     store_row(call.x_out + first + channel * pixels, x[channel]);
   }
-  store_row(static_cast<T*>(call.next_input) + (image * pixels + pixel) * kOut, next);
+  if (call.next_input) store_row(static_cast<T*>(call.next_input) + (image * pixels + pixel) * kOut, next);
 }
 
 // Whether a tensor is missing or float32 and contiguous NCHW.

@@ -10,7 +10,7 @@ void bind_residual_shift(py::module_& module) {
   module.def("chain_step", [](const Array& x, const OptionalArray& prediction, const OptionalArray& y,
                               const OptionalArray& noise, const OptionalArray& lq, const Array& coefficients,
                               const OptionalArray& seed, const OptionalArray& step, const OptionalArray& origin,
-                              Array& x_out, Array& next_input, int prediction_type, bool clamp_x0) {
+                              Array& x_out, OptionalArray next_input, int prediction_type, bool clamp_x0) {
     const bindings::ChainStepArguments<Array> given{x,    coefficients, prediction,      y,       noise, lq, seed,
                                                     step, origin,       prediction_type, clamp_x0};
     check(cuda::chain_step(bindings::chain_step_call(given, x_out, next_input), nullptr));

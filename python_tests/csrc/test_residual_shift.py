@@ -53,7 +53,8 @@ def chain_step(emulated, x, prediction, y, row, seed, step, origin, kind, clamp_
     batch, channels, height, width = x.shape
     out = filled(*x.shape, dtype=torch.float32)
     next_shape = (batch, channels + (0 if lq is None else lq.shape[1]), height, width)
-    following = filled(*next_shape, dtype=next_dtype, memory_format=torch.channels_last)
+    written = next_dtype is not None
+    following = filled(*next_shape, dtype=next_dtype, memory_format=torch.channels_last) if written else None
     draws = noise is None and not last
     optional = (prediction, None if kind == "x0" else y, None if last else noise, lq)
     integers = (seed if draws else None, step if draws else None, origin)
@@ -249,6 +250,19 @@ def test_nan_passes_the_clamp(shape, emulated):
     arguments = (x_t, prediction, y, ROW, *field(1), "x0", True, None, None, torch.float32, True)
     ours, expected = chain_step(emulated, *arguments)[0], posterior_step_reference(*arguments)[0]
     assert torch.equal(ours.isnan(), expected.isnan()) and ours.isnan().sum() == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("shape", [(2, 3, 6, 10), (2, 5, 6, 7)], ids=["rows", "general"])
+def test_the_next_input_can_be_left_out(shape, dtype, emulated):
+    x_t, prediction, y, noise = latents(shape, "x_t", "prediction", "y", "noise")
+    prediction = prediction.to(dtype).contiguous(memory_format=torch.channels_last)
+    for given in (None, noise):
+        arguments = (x_t, prediction, y, ROW, *field(2), "residual", False, given, None)
+        both, alone = (chain_step(emulated, *arguments, d, False) for d in (dtype, None))
+        assert torch.equal(alone[0], both[0]) and alone[1] is None
+        both, alone = (prior_sample(emulated, y, ROW, *field(2)[::2], given, None, d) for d in (dtype, None))
+        assert torch.equal(alone[0], both[0]) and alone[1] is None
 
 
 def misaligned(x):

@@ -347,6 +347,29 @@ def test_posterior_step_is_one_launch(prediction_type, given, last, latents_read
     assert [launch.num_bytes for launch in launches] == [expected]
 
 
+def test_a_next_input_that_is_left_out_is_not_written():
+    x = meta(2, 3, 64, 64)
+    with record() as launches:
+        _, following = residual_shift.posterior_step(x, x, x, META[0], *3 * [None], "x0", False, None, None, None, True)
+        residual_shift.prior_sample(x, META[0], None, None, x, None, None)
+    assert following.numel() == 0
+    assert [launch.num_bytes for launch in launches] == [4 * 3 * x.numel() + 32] * 2
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=shape_id)
+def test_x_is_the_same_without_a_next_input(shape, device):
+    x_t, prediction, y, noise = latents(shape, device, "x_t", "prediction", "y", "noise")
+    row, seed, step, origin = field_arguments(shape, device)
+    for given in (None, noise):
+        options = (row, seed, step, origin, "epsilon", True, given, None)
+        both, alone = (
+            residual_shift.posterior_step(x_t, prediction, y, *options, d, False) for d in (torch.float32, None)
+        )
+        assert torch.equal(alone[0], both[0])
+        both, alone = (residual_shift.prior_sample(y, row, seed, origin, given, None, d) for d in (torch.float32, None))
+        assert torch.equal(alone[0], both[0])
+
+
 def test_prior_sample_and_q_sample_are_one_launch():
     x = meta(2, 3, 64, 64)
     row, seed, _, origin = META

@@ -164,7 +164,7 @@ def test_gradients_flow_through_both_outputs_of_the_samplers(name):
         args = leaves(args)
         outputs = [y for y in tensors(registered(name)(*args)) if y.requires_grad]
         assert outputs
-        if name in ("posterior_step", "prior_sample"):
+        if name in ("posterior_step", "prior_sample") and outputs[-1].numel():
             assert len(outputs) == 2
             (through_the_next,) = torch.autograd.grad(outputs[1].float().sum(), args[:1])
             assert through_the_next.any()
@@ -244,6 +244,9 @@ REFUSED = [  # operator, arguments, options, message
     ("posterior_step", (X, X, X, ROW, SEED, STEP), {"lq": X[..., :3]}, "lq has shape"),
     ("posterior_step", (X, X, None, ROW, SEED, STEP), {}, "y must be a torch.Tensor, got NoneType"),
     ("posterior_step", (X, X, X, None, SEED, STEP), {}, "coefficients must be a torch.Tensor, got NoneType"),
+    ("posterior_step", (X, X, X, ROW), {}, "step is None, but the noise field needs it"),
+    ("posterior_step", (X, X, X, ROW, None, STEP), {}, "seed is None, but the noise field needs it"),
+    ("prior_sample", (X, ROW), {}, "seed is None, but the noise field needs it"),
     ("prior_sample", (X[0], ROW, SEED), {}, r"y must be \[B, C, H, W\]"),
     ("prior_sample", (X[:, :0], ROW, SEED), {}, "y is empty"),
     ("prior_sample", (X.bfloat16(), ROW, SEED), {}, "y has dtype torch.bfloat16"),

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from comparison import DTYPES, LAYOUTS, assert_close, check_operator, layouts, name_of
+from comparison import DTYPES, LAYOUTS, LargestTensor, assert_close, check_operator, layouts, name_of
 from golden_data import array
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -58,9 +58,7 @@ def exact_posterior(x_t, prediction, y, noise=None, lq=None, *, t, prediction_ty
 
 
 def our_posterior(x_t, prediction, y, noise=None, lq=None, *, t, **options):
-    return posterior_step(
-        x_t, prediction, y, row_of(t, x_t.dtype), SEED, STEP, noise=noise, lq=lq, last=noise is None, **options
-    )
+    return posterior_step(x_t, prediction, y, row_of(t, x_t.dtype), noise=noise, lq=lq, last=noise is None, **options)
 
 
 def plain_posterior(x_t, prediction, y, noise=None, lq=None, *, t, prediction_type="x0", clamp_x0=False):
@@ -101,7 +99,7 @@ def test_prior_sample_matches_float64(with_lq, dtype):
         return x_t, next_input(x_t, eta(t), lq)
 
     def ours(y, noise, lq=None):
-        return prior_sample(y, row_of(t, y.dtype), SEED, noise=noise, lq=lq)
+        return prior_sample(y, row_of(t, y.dtype), noise=noise, lq=lq)
 
     def plain(y, noise, lq=None):
         return prior_sample_reference(y, row_of(t, y.dtype), SEED, None, noise, lq, y.dtype)
@@ -181,6 +179,32 @@ def test_the_last_step_adds_no_noise():
         assert torch.equal(x_prev, tensors["prediction"])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name_of)
+@pytest.mark.parametrize("shape", [SHAPE, (2, 3, 6, 10)], ids=str)
+def test_the_next_input_can_be_left_out(shape, dtype):
+    tensors = {name: array(f"alone.{name}", *shape) - 2.3 for name in ("x_t", "prediction", "y", "noise")}
+    tensors["prediction"] = tensors["prediction"].to(dtype, memory_format=torch.channels_last)
+    row = row_of(2, torch.float32)
+    for options in ({}, {"last": True}, {"prediction_type": "residual"}):
+        both = posterior_step(**tensors, coefficients=row, lq=tensors["y"], **options)
+        with LargestTensor() as largest:
+            alone = posterior_step(**tensors, coefficients=row, lq=tensors["y"], next_input=False, **options)
+        assert alone[0].equal(both[0]) and alone[1] is None
+        assert largest.bytes <= both[0].untyped_storage().nbytes()
+    y, noise = tensors["y"], tensors["noise"]
+    alone = prior_sample(y, row, noise=noise, next_input=False)
+    assert alone[0].equal(prior_sample(y, row, noise=noise)[0]) and alone[1] is None
+
+
+def test_the_gradient_without_a_next_input():
+    def loss(**options):
+        tensors = {name: x.requires_grad_() for name, x in inputs("x_t", "prediction", "y").items()}
+        x_prev, _ = posterior_step(**tensors, coefficients=row_of(2, torch.float32), last=True, **options)
+        return torch.autograd.grad(x_prev.square().sum(), tensors["x_t"])[0]
+
+    assert loss(next_input=False).equal(loss())
+
+
 def test_inputs_are_not_changed():
     tensors = inputs("x_t", "prediction", "y", "noise", "lq")
     copies = {name: x.clone() for name, x in tensors.items()}
@@ -199,6 +223,7 @@ COMMON = [  # a change to the arguments, the error, its message
     ({"seed": SEED.int()}, TypeError, "seed must be an int64 tensor, got torch.int32"),
     ({"seed": SEED[:1]}, ValueError, r"seed has shape \(1,\), expected \(2,\)"),
     ({"seed": SEED.to("meta")}, ValueError, "seed is on meta"),
+    ({"seed": None}, ValueError, "seed is None, but the noise field needs it; pass a seed or the noise"),
     ({"origin": torch.zeros(2, 2)}, TypeError, "origin must be an int64 tensor, got torch.float32"),
     ({"origin": SEED}, ValueError, r"origin has shape \(2,\), expected \(2, 2\)"),
     ({"noise": X[:1]}, ValueError, r"noise has shape \(1, 5, 7, 3\), expected \(2, 5, 7, 3\) like the latent"),
@@ -221,6 +246,7 @@ POSTERIOR = [
     ({"step": 2}, TypeError, "step must be an int64 tensor, got int"),
     ({"step": torch.tensor([2])}, ValueError, r"step has shape \(1,\), expected \(\)"),
     ({"step": STEP.to("meta")}, ValueError, "step is on meta"),
+    ({"step": None}, ValueError, "step is None, but the noise field needs it; pass seed and step, or noise"),
     ({"prediction_type": "x_0"}, ValueError, "posterior_step: prediction_type is 'x_0', expected one of x0, epsilon"),
 ]
 

@@ -70,6 +70,9 @@ def operators(x: Tensor, weight: Tensor) -> None:
     assert_type(ops.vector_quantize(x, weight), tuple[Tensor, Tensor])
     assert_type(ops.conv2d(x, weight, residual=x), Tensor)
     assert_type(ops.pack_conv2d(weight), Tensor)
+    assert_type(ops.posterior_step(x, x, x, weight, noise=x), tuple[Tensor, Tensor])
+    assert_type(ops.posterior_step(x, x, x, weight, last=True, next_input=False), tuple[Tensor, Tensor | None])
+    assert_type(ops.prior_sample(x, weight, x, next_input=True), tuple[Tensor, Tensor])
     signature: Callable[[Tensor, Tensor, Tensor], Tensor] = ops.spatial_attention
     signature(x, x, x)
     ops.group_norm(x, "32", weight, weight)  # type: ignore

@@ -184,6 +184,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
     "Optional[str]": (str, _NONE),
     "ScalarType": (torch.dtype,),
+    "Optional[ScalarType]": (torch.dtype, _NONE),
 }
 
 

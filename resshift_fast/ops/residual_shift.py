@@ -14,7 +14,7 @@ input, x/√(κ² η + 1) followed by the low-quality image's channels. Coeffici
 `Schedule.table`, noise from the noise field unless it is given.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -31,33 +31,37 @@ LATENT_DTYPES = (torch.float32, torch.float64)
 
 
 class PosteriorStepArguments(NamedTuple):
-    """Arguments of the registered operator; `posterior_step` describes them."""
+    """Arguments of the registered operator; `posterior_step` describes them.
+
+    Without a next_dtype the next input is left out: the operator returns an empty tensor in its place, because the
+    results of an operator cannot be None.
+    """
 
     x_t: Tensor
     prediction: Tensor
     y: Tensor
     coefficients: Tensor
-    seed: Tensor
-    step: Tensor
+    seed: Tensor | None
+    step: Tensor | None
     origin: Tensor | None
     prediction_type: str
     clamp_x0: bool
     noise: Tensor | None
     lq: Tensor | None
-    next_dtype: torch.dtype
+    next_dtype: torch.dtype | None
     last: bool
 
 
 class PriorSampleArguments(NamedTuple):
-    """Arguments of the registered operator; `prior_sample` describes them."""
+    """Arguments of the registered operator; `prior_sample` describes them, `PosteriorStepArguments` next_dtype."""
 
     y: Tensor
     coefficients: Tensor
-    seed: Tensor
+    seed: Tensor | None
     origin: Tensor | None
     noise: Tensor | None
     lq: Tensor | None
-    next_dtype: torch.dtype
+    next_dtype: torch.dtype | None
 
 
 def x0_from_prediction(x_t: Tensor, prediction: Tensor, y: Tensor, row: Tensor, prediction_type: str) -> Tensor:
@@ -70,8 +74,10 @@ def x0_from_prediction(x_t: Tensor, prediction: Tensor, y: Tensor, row: Tensor, 
     return (x_t - row[columns.ETA] * y - noise_part) / row[columns.ONE_MINUS_ETA]
 
 
-def _next_input(x: Tensor, input_scale: Tensor, lq: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """The denoiser's next input, channels-last like everything in the denoiser."""
+def _next_input(x: Tensor, input_scale: Tensor, lq: Tensor | None, dtype: torch.dtype | None) -> Tensor:
+    """The denoiser's next input, channels-last like everything in the denoiser; empty without a dtype."""
+    if dtype is None:
+        return x.new_empty(0)
     scaled = (x * input_scale).to(dtype)
     whole = scaled if lq is None else torch.cat([scaled, lq.to(dtype)], dim=1)
     return whole.contiguous(memory_format=torch.channels_last)
@@ -88,6 +94,7 @@ def posterior_step_reference(a: PosteriorStepArguments) -> tuple[Tensor, Tensor]
     if not a.last:
         noise = a.noise
         if noise is None:
+            assert a.seed is not None and a.step is not None  # as checked
             noise = noise_field(a.seed, a.step, *x_t.shape[1:], origin=a.origin).to(x_t.dtype)
         x_prev = x_prev + row[columns.NOISE_STD] * noise
     return x_prev.contiguous(), _next_input(x_prev, row[columns.NEXT_INPUT_SCALE], a.lq, a.next_dtype)
@@ -98,6 +105,7 @@ def prior_sample_reference(a: PriorSampleArguments) -> tuple[Tensor, Tensor]:
     """The formula in plain PyTorch, in y's dtype."""
     y, row, noise = a.y, a.coefficients, a.noise
     if noise is None:
+        assert a.seed is not None  # as checked
         step = torch.zeros((), dtype=torch.int64, device=y.device)
         noise = noise_field(a.seed, step, *y.shape[1:], origin=a.origin).to(y.dtype)
     x_t = y + row[columns.KAPPA_SQRT_ETA] * noise
@@ -114,7 +122,9 @@ def _plain_q_sample(x0: Tensor, y: Tensor, t: Tensor, table: Tensor, noise: Tens
     return checks.match_memory_format(q_sample_reference(x0, y, t, table, noise), x0)
 
 
-def _fake_chain(x: Tensor, lq: Tensor | None, next_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _fake_chain(x: Tensor, lq: Tensor | None, next_dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
+    if next_dtype is None:
+        return x.new_empty(x.shape), x.new_empty(0)
     batch, channels, height, width = x.shape
     size = (batch, channels + (0 if lq is None else lq.shape[1]), height, width)
     next_input = torch.empty(size, dtype=next_dtype, device=x.device, memory_format=torch.channels_last)
@@ -153,12 +163,17 @@ def _posterior_step_examples(device: torch.device, dtype: torch.dtype) -> list[t
         (x_t, prediction, y, row, seed, step, None, "residual", False, y, None, torch.float32, False),
         (x_t, prediction, y, row, seed, step, None, "epsilon", False, None, None, torch.float32, True),
         (x_t, prediction, y, row, seed, step, None, "epsilon_scaled", False, None, None, torch.float32, False),
+        (x_t, half, y, row, None, None, None, "residual", False, lq, None, None, False),
     ]
 
 
 def _prior_sample_examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
     (y, noise, lq, _), row, seed, _, origin = _latents(device, dtype)
-    return [(y, row, seed, origin, None, lq, torch.float16), (y, row, seed, None, noise, None, torch.float32)]
+    return [
+        (y, row, seed, origin, None, lq, torch.float16),
+        (y, row, seed, None, noise, None, torch.float32),
+        (y, row, None, None, noise, None, None),
+    ]
 
 
 def _q_sample_examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
@@ -246,18 +261,59 @@ def _check_posterior_step(a: PosteriorStepArguments) -> None:
     checks.floating(op, "prediction", a.prediction)
     checks.shape(op, "prediction", a.prediction, a.x_t.shape, "like x_t")
     checks.like(op, "y", a.y, a.x_t, "x_t")
-    checks.integers(op, "step", a.step, ())
+    if a.step is not None:
+        checks.integers(op, "step", a.step, ())
+    elif a.noise is None and not a.last:
+        raise ValueError(
+            f"{op}: step is None, but the noise field needs it; pass seed and step, or noise, or last=True"
+        )
     checks.devices(op, a.x_t, prediction=a.prediction, step=a.step)
-    _check_common(op, a.x_t, a)
+    _check_common(op, a.x_t, a, draws=a.noise is None and not a.last)
 
 
+@overload
 def posterior_step(
     x_t: Tensor,
     prediction: Tensor,
     y: Tensor,
     coefficients: Tensor,
-    seed: Tensor,
-    step: Tensor,
+    seed: Tensor | None = ...,
+    step: Tensor | None = ...,
+    *,
+    origin: Tensor | None = ...,
+    prediction_type: str = ...,
+    clamp_x0: bool = ...,
+    noise: Tensor | None = ...,
+    lq: Tensor | None = ...,
+    next_dtype: torch.dtype | None = ...,
+    last: bool = ...,
+    next_input: Literal[True] = ...,
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def posterior_step(
+    x_t: Tensor,
+    prediction: Tensor,
+    y: Tensor,
+    coefficients: Tensor,
+    seed: Tensor | None = ...,
+    step: Tensor | None = ...,
+    *,
+    origin: Tensor | None = ...,
+    prediction_type: str = ...,
+    clamp_x0: bool = ...,
+    noise: Tensor | None = ...,
+    lq: Tensor | None = ...,
+    next_dtype: torch.dtype | None = ...,
+    last: bool = ...,
+    next_input: bool,
+) -> tuple[Tensor, Tensor | None]: ...
+def posterior_step(
+    x_t: Tensor,
+    prediction: Tensor,
+    y: Tensor,
+    coefficients: Tensor,
+    seed: Tensor | None = None,
+    step: Tensor | None = None,
     *,
     origin: Tensor | None = None,
     prediction_type: str = "x0",
@@ -266,7 +322,8 @@ def posterior_step(
     lq: Tensor | None = None,
     next_dtype: torch.dtype | None = None,
     last: bool = False,
-) -> tuple[Tensor, Tensor]:
+    next_input: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """One reverse step: sample x_{t−1} and prepare the denoiser's next input.
 
     Args:
@@ -274,8 +331,8 @@ def posterior_step(
         prediction: [B, C, H, W], the denoiser's output in any floating dtype.
         y: [B, C, H, W] like x_t, the encoded low-quality image.
         coefficients: float32 (or x_t's dtype) [8], this step's row of `Schedule.table` on x_t's device.
-        seed: int64 [B], each in [0, 2⁶³).
-        step: int64 [], the noise field's step: 1, 2, … in execution order.
+        seed: int64 [B], each in [0, 2⁶³); not needed with `noise` or `last`.
+        step: int64 [], the noise field's step: 1, 2, … in execution order; not needed with `noise` or `last`.
         origin: int64 [B, 2], (row, column) of each tile in the whole latent; None means (0, 0).
         prediction_type: "x0", "residual", "epsilon" or "epsilon_scaled".
         clamp_x0: clamp x̂_0 to [−1, 1].
@@ -283,45 +340,81 @@ def posterior_step(
         lq: [B, C', H, W], appended to the next input, or None.
         next_dtype: dtype of the next input; None means x_t's.
         last: whether it is the last step, which adds no noise.
+        next_input: whether the next input is written; without it, None takes its place.
 
     Returns:
         (x_{t−1} like x_t and contiguous, next input [B, C + C', H, W] in next_dtype and channels-last). Differentiable
         in x_t, prediction and y.
 
     Raises:
-        ValueError: for a shape, device or prediction type that does not fit.
+        ValueError: for a shape, device or prediction type that does not fit, or a seed or step that is missing.
         TypeError: for a dtype other than those named.
+
+    Example:
+        >>> row = Schedule().table()[3]
+        >>> x_t, x0, y, noise = torch.randn(4, 1, 3, 8, 8)
+        >>> x_prev, _ = posterior_step(x_t, x0, y, row, noise=noise, next_input=False)
     """
-    options = (origin, prediction_type, clamp_x0, noise, lq, next_dtype or x_t.dtype, last)
-    arguments = (x_t, prediction, y, coefficients, seed, step, *options)
+    if next_input:
+        next_dtype = next_dtype or x_t.dtype
+    else:
+        lq = next_dtype = None
+    given = (x_t, prediction, y, coefficients, seed, step, origin, prediction_type, clamp_x0, noise, lq)
+    arguments = (*given, next_dtype, last)
     _check_posterior_step(*arguments)
     fused = backends.fused("posterior_step", x_t.device, opaque=True)
-    return (_posterior_step if fused else posterior_step_reference)(*arguments)
+    both = (_posterior_step if fused else posterior_step_reference)(*arguments)
+    return both if next_input else (both[0], None)
 
 
 @checks.once
 @takes(PriorSampleArguments)
 def _check_prior_sample(a: PriorSampleArguments) -> None:
     _check_latent("prior_sample", "y", a.y)
-    _check_common("prior_sample", a.y, a)
+    _check_common("prior_sample", a.y, a, draws=a.noise is None)
 
 
+@overload
 def prior_sample(
     y: Tensor,
     coefficients: Tensor,
-    seed: Tensor,
+    seed: Tensor | None = ...,
+    *,
+    origin: Tensor | None = ...,
+    noise: Tensor | None = ...,
+    lq: Tensor | None = ...,
+    next_dtype: torch.dtype | None = ...,
+    next_input: Literal[True] = ...,
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def prior_sample(
+    y: Tensor,
+    coefficients: Tensor,
+    seed: Tensor | None = ...,
+    *,
+    origin: Tensor | None = ...,
+    noise: Tensor | None = ...,
+    lq: Tensor | None = ...,
+    next_dtype: torch.dtype | None = ...,
+    next_input: bool,
+) -> tuple[Tensor, Tensor | None]: ...
+def prior_sample(
+    y: Tensor,
+    coefficients: Tensor,
+    seed: Tensor | None = None,
     *,
     origin: Tensor | None = None,
     noise: Tensor | None = None,
     lq: Tensor | None = None,
     next_dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor]:
+    next_input: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """Start the chain: sample x_T and prepare the denoiser's first input.
 
     Args:
         y: float32 [B, C, H, W], the encoded low-quality image.
         coefficients: float32 [8], the first executed step's row of `Schedule.table`.
-        seed, origin, noise, lq, next_dtype: as in `posterior_step`; the noise field's step is 0.
+        seed, origin, noise, lq, next_dtype, next_input: as in `posterior_step`; the noise field's step is 0.
 
     Returns:
         (x_T like y and contiguous, first input [B, C + C', H, W] in next_dtype and channels-last). Differentiable in y.
@@ -329,10 +422,15 @@ def prior_sample(
     Raises:
         ValueError, TypeError: as in `posterior_step`.
     """
-    arguments = (y, coefficients, seed, origin, noise, lq, next_dtype or y.dtype)
+    if next_input:
+        next_dtype = next_dtype or y.dtype
+    else:
+        lq = next_dtype = None
+    arguments = (y, coefficients, seed, origin, noise, lq, next_dtype)
     _check_prior_sample(*arguments)
     run = _prior_sample if backends.fused("prior_sample", y.device, opaque=True) else prior_sample_reference
-    return run(*arguments)
+    both = run(*arguments)
+    return both if next_input else (both[0], None)
 
 
 @checks.once
@@ -375,11 +473,14 @@ def _check_latent(op: str, name: str, x: Tensor) -> None:
         raise TypeError(f"{op}: {name} has dtype {x.dtype}, expected torch.float32; convert it with .float()")
 
 
-def _check_common(op: str, x: Tensor, a: PosteriorStepArguments | PriorSampleArguments) -> None:
-    """Check the arguments that both samplers of the chain take, for a latent x."""
+def _check_common(op: str, x: Tensor, a: PosteriorStepArguments | PriorSampleArguments, *, draws: bool) -> None:
+    """Check the arguments that both samplers of the chain take, for a latent x; `draws`: from the noise field."""
     batch = x.shape[0]
     checks.shape(op, "coefficients", a.coefficients, (NUM_COEFFICIENTS,), "one row of Schedule.table")
-    checks.integers(op, "seed", a.seed, (batch,))
+    if a.seed is not None:
+        checks.integers(op, "seed", a.seed, (batch,))
+    elif draws:
+        raise ValueError(f"{op}: seed is None, but the noise field needs it; pass a seed or the noise")
     if a.origin is not None:
         checks.integers(op, "origin", a.origin, (batch, 2))
     if a.noise is not None:

@@ -133,7 +133,7 @@ class LatentChain(Preparable):
         for position, t in enumerate(reversed(range(self.num_steps)), start=1):
             with nvtx.stage("denoise", position):
                 rows = tuple(m[t : t + 1].expand(y.shape[0], -1) for m in modulation)
-                x_t, network_input = ops.posterior_step(
+                x_t, following = ops.posterior_step(
                     x_t,
                     self.denoiser.denoise(network_input, rows),
                     y,
@@ -144,10 +144,13 @@ class LatentChain(Preparable):
                     prediction_type=self.prediction_type,
                     clamp_x0=self.clamp_x0,
                     noise=None if noise is None else noise[position],
-                    lq=features if t else None,
+                    lq=features,
                     next_dtype=dtype,
                     last=t == 0,
+                    next_input=t > 0,
                 )
+                if following is not None:
+                    network_input = following
             if callback is not None:
                 callback(t, x_t)
         return x_t

@@ -90,6 +90,17 @@ _posterior_step = partial(call, "posterior_step", channels=3, contiguous="lq")
 _prior_sample = partial(call, "prior_sample", channels=3, contiguous="lq")
 
 
+def _last_step(side: int) -> Callable[[torch.dtype], tuple]:
+    """The chain's last step, which draws no noise and writes no next input."""
+    step = call("posterior_step", side, channels=3, last=True, lq=False)
+
+    def arguments(dtype: torch.dtype) -> tuple:
+        *given, _, last = step(dtype)
+        return *given, None, last
+
+    return arguments
+
+
 def _with_statistics(op: str, side: int, *, groups: int = 32, given: bool = False, **sizes):
     """Arguments with which an operator also returns statistics, and with `given` takes some."""
 
@@ -299,7 +310,7 @@ _TABLE = (
     ("residual_shift.posterior_step", "3x64x64", ALL, _posterior_step(64)),
     ("residual_shift.posterior_step", "3x64x64-origin", BF16, _posterior_step(64, origin=True)),
     ("residual_shift.posterior_step", "3x64x64-given-noise", BF16, _posterior_step(64, given_noise=True)),
-    ("residual_shift.posterior_step", "3x64x64-last", BF16, _posterior_step(64, last=True)),
+    ("residual_shift.posterior_step", "3x64x64-last", BF16, _last_step(64)),
     ("residual_shift.posterior_step", "3x512x512", BF16, _posterior_step(512)),
     ("residual_shift.prior_sample", "3x64x64", ALL, _prior_sample(64)),
     ("residual_shift.prior_sample", "3x64x64-origin", BF16, _prior_sample(64, origin=True)),

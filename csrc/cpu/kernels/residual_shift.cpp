@@ -59,7 +59,7 @@ void chain_block(const ChainStep& call, std::int64_t image, std::int64_t pixel, 
       if (call.noise.data) x += noise_std * load(call.noise, image, channel, pixel + i);
       if (call.seed) x += noise_std * z[channel % 4][i];
       x_out[i] = x;
-      store(call.next_input, call.next_dtype, out + i * out_channels + channel, x * scale);
+      if (call.next_input) store(call.next_input, call.next_dtype, out + i * out_channels + channel, x * scale);
     }
   }
   for (std::int64_t channel = 0; channel < call.lq_channels; ++channel) {
