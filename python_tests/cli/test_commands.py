@@ -89,9 +89,30 @@ def test_models_lists_every_model(program, monkeypatch, tmp_path):
     for spec in catalog.MODELS.values():
         assert spec.name in outcome.out and spec.summary in outcome.out and spec.licence in outcome.out
     assert "resshift_realsrx4_s4_v3.pth (2.5 MB, downloaded)" in outcome.out
-    assert "resshift_realsrx4_s15_v1.pth (not downloaded)" in outcome.out
+    assert "resshift_realsrx4_s15_v1.pth (not downloaded, about 474 MB)" in outcome.out
     assert re.search(r"realsr-x2 +×2 +4 +174\.0 M +none published", outcome.out)
     assert str(tmp_path) in outcome.out
+
+
+def test_models_as_json(program, monkeypatch, tmp_path):
+    monkeypatch.setenv("RESSHIFT_FAST_CACHE", str(tmp_path))
+    (tmp_path / "resshift_realsrx4_s4_v3.pth").write_bytes(bytes(2_500_000))
+    listed = {entry["name"]: entry for entry in json.loads(program("models", "--json").out)}
+    assert list(listed) == list(catalog.MODELS)
+    weights, autoencoder = listed["realsr-x4-v3"]["weights"]
+    assert (weights["bytes"], weights["state"]) == (2_500_000, "downloaded")
+    assert (autoencoder["bytes"], autoencoder["state"]) == (55_322_782 * 4, "not downloaded")
+    assert listed["realsr-x2"]["weights"] == []
+    assert [name for name, entry in listed.items() if entry["default"]] == ["nano-x4"]
+
+
+def test_models_of_other_sizes_have_an_unknown_number_of_parameters(program, models):
+    assert re.search(r"nano-x4\* +×4 +4 +unknown ", program("models").out)
+
+
+def test_models_loads_no_torch():
+    code = "import sys; from resshift_fast.cli.models import models; models(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_doctor_says_what_can_run(program, monkeypatch, tmp_path):

@@ -45,7 +45,11 @@ def test_names():
         ("nano", "nano-x4"),
         ("NANO-X4", "nano-x4"),
         ("realsr-x4-v4", "realsr-x4-v3"),
-        ("realsr_x2", "realsr-x2"),
+        ("realsr", "realsr-x4-v3"),
+        ("RealSR ", "realsr-x4-v3"),
+        ("v3", "realsr-x4-v3"),
+        ("bicubic", "bicsr-x4"),
+        ("inpaint", "inpaint-imagenet"),
         ("inpaint-faces", "inpaint-face"),
         ("face", "faceir"),
     ],
@@ -56,8 +60,15 @@ def test_an_unknown_name_is_refused_with_the_nearest(name, nearest):
     message = str(failure.value)
     assert message.startswith(f"unknown model {name!r}; ") and "\n" not in message
     hint = message.split("did you mean ")[1].split("?")[0]
-    assert hint == repr(nearest) or (name == "realsr-x4-v4" and hint.startswith("'realsr-x4-v"))
+    assert hint == repr(nearest)
     assert all(known in message for known in NAMES)
+
+
+@pytest.mark.parametrize("name", ["realsr_x2", "x2", "realsr-x2 "])
+def test_a_model_without_weights_is_not_proposed(name):
+    with pytest.raises(ValueError, match="unknown model") as failure:
+        get(name)
+    assert "did you mean 'realsr-x2'" not in str(failure.value)
 
 
 @pytest.mark.parametrize("name", ["", "zzzzzz", 4], ids=repr)
@@ -103,6 +114,8 @@ def test_builds_its_parts(spec):
     with torch.device("meta"):
         denoiser, stage = catalog.build_denoiser(spec), catalog.build_first_stage(spec)
     assert denoiser.config == spec.denoiser and stage.config == spec.first_stage
+    for network in (denoiser, stage):
+        assert catalog.parameters(network.config) == sum(parameter.numel() for parameter in network.parameters())
     assert isinstance(stage, SpaceToDepth if spec.name == "nano-x4" else VQAutoencoder)
     # Only a latent that consists of image values may be clamped to their range.
     assert spec.clamp_x0 == isinstance(stage, SpaceToDepth)

@@ -39,7 +39,8 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
 
 # Help is plain text, so that it is the same in every terminal, pipe and encoding.
 app = typer.Typer(name="resshift-fast", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-for command in (restore, models, doctor, train, profile):
+_commands: tuple[Callable[..., None], ...] = (restore, models, doctor, train, profile)
+for command in _commands:
     app.command()(_interruptible(command))
 app.command("compile")(_interruptible(compile_kernels))
 for command in (e2e, bench.count, bench.roofline, tune):

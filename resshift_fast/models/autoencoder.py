@@ -6,7 +6,6 @@ state-dict keys are those of the official checkpoints.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,44 +13,10 @@ from torch import Tensor, nn
 from resshift_fast import ops
 from resshift_fast.models.derived import Derived, Preparable
 from resshift_fast.models.layers import Conv1x1, Conv3x3, GroupNorm, Image, UpsampleConv, merged
+from resshift_fast.models.sizes import AutoencoderConfig as AutoencoderConfig
+from resshift_fast.models.sizes import SpaceToDepthConfig as SpaceToDepthConfig
 
 EPS = 1e-6
-
-
-@dataclass(frozen=True, kw_only=True)
-class AutoencoderConfig:
-    """Sizes of a `VQAutoencoder`.
-
-    Args:
-        channels: width of the first level.
-        channel_mult: width of each level in units of `channels`; every level but the last halves the image.
-        num_res_blocks: residual blocks of each encoder level; decoder levels hold one more.
-        latent_channels: channels of the latent and of a codebook entry.
-        codebook_size: number of codebook entries.
-    """
-
-    channels: int = 128
-    channel_mult: tuple[int, ...] = (1, 2, 4)
-    num_res_blocks: tuple[int, ...] = (2, 2, 2)
-    latent_channels: int = 3
-    codebook_size: int = 8192
-
-    @property
-    def factor(self) -> int:
-        """Image pixels along a side for one latent pixel."""
-        return 2 ** (len(self.channel_mult) - 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpaceToDepthConfig:
-    """Sizes of a `SpaceToDepth` stage: `factor` image pixels along a side for one latent pixel."""
-
-    factor: int = 4
-
-    @property
-    def latent_channels(self) -> int:
-        """Channels of the latent: three colours for every pixel of a block."""
-        return 3 * self.factor**2
 
 
 class _ResnetBlock(nn.Module):

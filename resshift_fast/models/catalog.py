@@ -6,13 +6,17 @@ page of github.com/zsyOAOA/ResShift.
 
 import difflib
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from resshift_fast.diffusion.schedule import Schedule
 from resshift_fast.images.tiling import Axis, plan_axis
-from resshift_fast.models.autoencoder import AutoencoderConfig, SpaceToDepth, SpaceToDepthConfig, VQAutoencoder
-from resshift_fast.models.swin_unet import SwinUNet, SwinUNetConfig
+from resshift_fast.models.sizes import AutoencoderConfig, SpaceToDepthConfig, SwinUNetConfig
 from resshift_fast.weights.published import OFFICIAL_LICENCE as OFFICIAL_LICENCE
 from resshift_fast.weights.published import WeightFile as WeightFile
+
+if TYPE_CHECKING:
+    from resshift_fast.models.autoencoder import SpaceToDepth, VQAutoencoder
+    from resshift_fast.models.swin_unet import SwinUNet
 
 RELEASE = "https://github.com/zsyOAOA/ResShift/releases/download/v2.0/"
 OWN_LICENCE = "CC BY-SA 4.0 (trained from free photographs, see weights/nano-x4.md)"
@@ -97,7 +101,9 @@ VQ_F4_WEIGHTS = _official("autoencoder_vq_f4.pth")
 FOUR_STEPS = Schedule(steps=4, kappa=2.0, power=0.3, min_noise_level=0.2, etas_end=0.99)
 FIFTEEN_STEPS = Schedule(steps=15, kappa=2.0, power=0.3, min_noise_level=0.04, etas_end=0.99)
 REALSR = SwinUNetConfig()
+REALSR_X2 = SwinUNetConfig(lq_size=128)
 INPAINT = SwinUNetConfig(lq_size=256, cond_mask=True)
+FACEIR = SwinUNetConfig(in_channels=8, out_channels=8, lq_size=512)
 NANO = SwinUNetConfig(
     image_size=64,
     in_channels=48,
@@ -111,6 +117,17 @@ NANO = SwinUNetConfig(
     swin_embed_dim=64,
     mlp_ratio=2.0,
 )
+# Written down, since to count them is to build the networks, for which torch has to be loaded.
+_PARAMETERS = {
+    NANO: 2_261_396,
+    REALSR: 118_593_583,
+    REALSR_X2: 118_640_431,
+    INPAINT: 118_714_399,
+    FACEIR: 118_931_604,
+    VQ_F4: 55_322_782,
+    VQ_F8_FACE: 77_009_115,
+    SpaceToDepthConfig(): 0,
+}
 
 
 def _realsr(name: str, summary: str, schedule: Schedule, filename: str) -> ModelSpec:
@@ -167,7 +184,7 @@ _SPECS = (
         name="realsr-x2",
         summary="×2 real-world super-resolution, architecture only: no weights are published",
         scale=2,
-        denoiser=SwinUNetConfig(lq_size=128),
+        denoiser=REALSR_X2,
         first_stage=VQ_F4,
         schedule=FOUR_STEPS,
         pad_multiple=128,
@@ -188,7 +205,7 @@ _SPECS = (
         name="faceir",
         summary="restoration of aligned 512×512 faces",
         scale=1,
-        denoiser=SwinUNetConfig(in_channels=8, out_channels=8, lq_size=512),
+        denoiser=FACEIR,
         first_stage=VQ_F8_FACE,
         schedule=FOUR_STEPS,
         pad_multiple=512,
@@ -207,15 +224,15 @@ def get(name: str) -> ModelSpec:
     """The model called `name`; NAME-1step is the one-step student of NAME.
 
     Raises:
-        ValueError: for an unknown name; the message gives the nearest one and all others.
+        ValueError: for an unknown name; the message gives the nearest one that has weights, and all others.
     """
     if name in MODELS:
         return MODELS[name]
     teacher = str(name).removesuffix(ONE_STEP)
     if teacher != name and teacher in MODELS:
         return one_step(MODELS[teacher])
-    near = difflib.get_close_matches(str(name).lower(), MODELS, n=1, cutoff=0.3)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    near = _nearest(str(name).strip().lower())
+    hint = f"did you mean {near!r}? " if near else ""
     raise ValueError(f"unknown model {name!r}; {hint}models: {', '.join(MODELS)}")
 
 
@@ -235,13 +252,35 @@ def one_step(spec: ModelSpec) -> ModelSpec:
     )
 
 
-def build_denoiser(spec: ModelSpec) -> SwinUNet:
+def _nearest(name: str) -> str | None:
+    """The model with weights whose name is the nearest, the latest of several; None if none is near."""
+
+    def likeness(known: str) -> tuple[bool, bool, float]:
+        is_part = len(name) > 1 and name in known
+        ratio = 1.0 if is_part else difflib.SequenceMatcher(None, name, known).ratio()
+        return is_part and known.startswith(name), is_part, ratio
+
+    usable = [spec.name for spec in MODELS.values() if spec.weights is not None]
+    best = max(sorted(usable, reverse=True), key=likeness, default=None)
+    return best if best is not None and (likeness(best)[2] >= 0.3) else None
+
+
+def parameters(sizes: SwinUNetConfig | AutoencoderConfig | SpaceToDepthConfig) -> int | None:
+    """Number of parameters of a network with these sizes; None if it is no network of the catalogue."""
+    return _PARAMETERS.get(sizes)
+
+
+def build_denoiser(spec: ModelSpec) -> "SwinUNet":
     """A `SwinUNet` of the model's sizes with fresh weights."""
+    from resshift_fast.models.swin_unet import SwinUNet
+
     return SwinUNet(spec.denoiser)
 
 
-def build_first_stage(spec: ModelSpec) -> VQAutoencoder | SpaceToDepth:
+def build_first_stage(spec: ModelSpec) -> "VQAutoencoder | SpaceToDepth":
     """A `VQAutoencoder` or `SpaceToDepth` of the model's sizes with fresh weights."""
+    from resshift_fast.models.autoencoder import SpaceToDepth, VQAutoencoder
+
     if isinstance(spec.first_stage, SpaceToDepthConfig):
         return SpaceToDepth(spec.first_stage)
     return VQAutoencoder(spec.first_stage)

@@ -7,7 +7,6 @@ only on the low-quality image (`condition`) can be computed once per chain, so t
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,65 +29,11 @@ from resshift_fast.models.layers import (
     timestep_embedding,
     zero_,
 )
+from resshift_fast.models.sizes import FEATURE_CHANNELS
+from resshift_fast.models.sizes import SwinUNetConfig as SwinUNetConfig
 from resshift_fast.ops.window_attention import relative_position_index, shift_mask
 
 Modulation = tuple[Tensor, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SwinUNetConfig:
-    """Sizes of a `SwinUNet`.
-
-    Args:
-        image_size: side of the latent that shifts and buffers are configured for, in pixels.
-        in_channels, out_channels: latent channels in and out.
-        model_channels: width of the first level, a multiple of 32.
-        num_res_blocks: residual blocks a level.
-        attention_resolutions: sides of the levels, in pixels at `image_size`, that hold a Swin layer.
-        channel_mult: width of each level in units of `model_channels`; the width is a multiple of 32.
-        num_head_channels: width of an attention head.
-        swin_depth: Swin blocks in a layer; every other one is shifted.
-        swin_embed_dim: width of a Swin layer, a multiple of `num_head_channels` and of 32.
-        window_size: side of an attention window in pixels, at most the configured side.
-        mlp_ratio: hidden width of the Swin feed-forward part in units of `swin_embed_dim`.
-        lq_size: side in pixels of the low-quality image for a latent of `image_size`; `image_size` times a power of 2.
-        cond_lq, cond_mask: whether the denoiser is given the low-quality image, and a mask with it.
-        noise_channels: channels of noise that it is given beside x_T, for a model of one step.
-    """
-
-    image_size: int = 64
-    in_channels: int = 3
-    out_channels: int = 3
-    model_channels: int = 160
-    num_res_blocks: tuple[int, ...] = (2, 2, 2, 2)
-    attention_resolutions: tuple[int, ...] = (64, 32, 16, 8)
-    channel_mult: tuple[float, ...] = (1, 2, 2, 4)
-    num_head_channels: int = 32
-    swin_depth: int = 2
-    swin_embed_dim: int = 192
-    window_size: int = 8
-    mlp_ratio: float = 4.0
-    lq_size: int = 64
-    cond_lq: bool = True
-    cond_mask: bool = False
-    noise_channels: int = 0
-
-    @property
-    def lq_channels(self) -> int:
-        """Channels that `SwinUNet.condition` returns."""
-        if not self.cond_lq:
-            return self.noise_channels
-        if self.lq_size == self.image_size:
-            return (4 if self.cond_mask else 3) + self.noise_channels
-        return FEATURE_CHANNELS * self.lq_size // self.image_size + self.noise_channels
-
-    @property
-    def downsampling(self) -> int:
-        """Factor between the latent's side and the lowest level's."""
-        return 2 ** (len(self.channel_mult) - 1)
-
-
-FEATURE_CHANNELS = 16  # width of the first stage of the low-quality image's feature extractor; each stage doubles it
 
 
 class ResBlock(nn.Module):
