@@ -320,15 +320,28 @@ def _stats(shape: tuple[int, ...], plan: Plan, num_groups: int, channels_last: b
 class Statistics(NamedTuple):
     """Plan of `statistics`: the first start, and a second where an image has several parts."""
 
+    groups: int
     parts: int
     stats: Start
     combine: Start
 
+    def __call__(self, x: Tensor) -> Tensor:
+        """The statistics of x [B, C, H, W], which has the format that the plan was made for."""
+        found = x.new_empty(x.shape[0], 2, self.groups, dtype=torch.float32)  # a tuple would take a third longer
+        if self.parts == 1:
+            self.stats(x, found, None)
+            return found
+        parts = new_parts(x, self.parts, self.groups)
+        self.stats(x, *parts)
+        self.combine(*parts, found)
+        return found
+
 
 @planned()
-def _statistics(
+def plan_statistics(
     shape: tuple[int, ...], element_size: int, num_groups: int, channels_last: bool, eps: float
 ) -> Statistics:
+    """Plan of `statistics` for an image of this shape; called with the device first."""
     batch, channels, height, width = shape
     plan = forward_plan(shape, element_size, num_groups, channels_last, writes=False)
     combine = Start(
@@ -342,22 +355,13 @@ def _statistics(
         BLOCK_K=triton.next_power_of_2(plan.groups),
         num_warps=2,
     )
-    return Statistics(plan.parts, _stats(shape, plan, num_groups, channels_last, eps), combine)
+    return Statistics(num_groups, plan.parts, _stats(shape, plan, num_groups, channels_last, eps), combine)
 
 
 def statistics(x: Tensor, num_groups: int, eps: float) -> Tensor:
     """Mean and 1 / √(variance + eps) of every group of x [B, C, H, W]: float32 [B, 2, G], in one launch or two."""
-    shape = x.shape
     x, channels_last = dense(x)
-    plan = _statistics(x.device, shape, x.element_size(), num_groups, channels_last, eps)
-    found = x.new_empty((shape[0], 2, num_groups), dtype=torch.float32)
-    if plan.parts == 1:
-        plan.stats(x, found, None)
-        return found
-    parts = new_parts(x, plan.parts, num_groups)
-    plan.stats(x, *parts)
-    plan.combine(*parts, found)
-    return found
+    return plan_statistics(x.device, x.shape, x.element_size(), num_groups, channels_last, eps)(x)
 
 
 def new_parts(x: Tensor, parts: int, num_groups: int) -> tuple[Tensor, Tensor]:

@@ -38,7 +38,7 @@ from resshift_fast.kernels import norm_stats
 from resshift_fast.kernels.conv2d import split
 from resshift_fast.kernels.counters import counters
 from resshift_fast.kernels.dependents import wait_for_previous
-from resshift_fast.kernels.group_norm import statistics as group_statistics
+from resshift_fast.kernels.group_norm import Statistics, plan_statistics
 from resshift_fast.kernels.group_norm_tiles import PROCESSORS
 from resshift_fast.kernels.launch import Start
 from resshift_fast.kernels.norm_stats import finish, store_part
@@ -270,9 +270,10 @@ def _bucket(shape: tuple[int, ...], element_size: int, num_groups: int, hidden: 
 
 
 class Plan(NamedTuple):
-    """Plan of `forward`: its start, and the sizes of the tensors that it works with."""
+    """Plan of `forward`: its start, that of the statistics of x, and the sizes of the tensors that they work with."""
 
     start: Start
+    statistics: Statistics
     workspace: int  # elements
     tiles: int
     parts: int  # of an image's statistics
@@ -288,6 +289,8 @@ def _forward(
     hidden: int,
     next_groups: int,
     next_eps: float,
+    eps: float,
+    device: torch.device,
 ) -> Plan:
     batch, channels, height, width = shape
     pixels = height * width
@@ -312,7 +315,8 @@ def _forward(
         passes=PASSES,
     )
     workspace = tiles * parts * computed.chunks * computed.block_m * computed.block_n if parts > 1 else 0
-    return Plan(start, workspace, tiles, m_blocks, following["SLOTS"])
+    own = plan_statistics(device, shape, element_size, num_groups, True, eps)
+    return Plan(start, own, workspace, tiles, m_blocks, following["SLOTS"])
 
 
 def forward(
@@ -370,25 +374,29 @@ def _launch(
     next_groups: int,
     next_eps: float,
 ) -> tuple[Tensor, Tensor | None]:
-    shape, dtype = x.shape, x.dtype
+    shape, dtype, device = x.shape, x.dtype, x.device
     rows = x.contiguous(memory_format=torch.channels_last)
     y = torch.empty_like(x)
     y_rows = y if y.is_contiguous(memory_format=torch.channels_last) else torch.empty_like(rows)
-    own = group_statistics(rows, num_groups, eps) if statistics is None else statistics.contiguous()
+    own = None if statistics is None else statistics.contiguous()
     following = x.new_empty((shape[0], 2, next_groups), dtype=torch.float32) if next_groups else None
     # Float32 matrices would take twice the shared memory, and every program would round them.
-    w1, w2 = (w if w.dtype is dtype else w.to(dtype) for w in (w1, w2))
-    norm_weight, norm_bias, w1, b1, w2, b2 = (p.contiguous() for p in (norm_weight, norm_bias, w1, b1, w2, b2))
+    w1 = (w1 if w1.dtype is dtype else w1.to(dtype)).contiguous()
+    w2 = (w2 if w2.dtype is dtype else w2.to(dtype)).contiguous()
+    parameters = norm_weight.contiguous(), norm_bias.contiguous(), w1, b1.contiguous(), w2, b2.contiguous()
 
     def run(plan: Plan) -> tuple[Tensor | None, ...]:
+        nonlocal own
+        if own is None:
+            own = plan.statistics(rows)
         workspace = x.new_empty(plan.workspace, dtype=torch.float32) if plan.workspace else None
         parts = None
         if next_groups:
             parts = x.new_empty((shape[0], plan.parts, plan.slots, 3, next_groups), dtype=torch.float32)
         counts = counters(x, shape[0] + plan.tiles) if plan.workspace or next_groups else None
-        tensors = norm_weight, norm_bias, w1, b1, w2, b2, y_rows, workspace, parts, counts, following
-        plan.start(rows, own, *tensors)
+        plan.start(rows, own, *parameters, y_rows, workspace, parts, counts, following)
         return y_rows, following
 
-    run(_forward(x.device, shape, x.element_size(), num_groups, w1.shape[0], next_groups, next_eps, trial=run))
+    sizes = shape, x.element_size(), num_groups, w1.shape[0], next_groups, next_eps, eps, device
+    run(_forward(device, *sizes, trial=run))
     return y if y_rows is y else y.copy_(y_rows), following
