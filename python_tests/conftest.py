@@ -90,7 +90,7 @@ def poisoned_empty():
 
 @pytest.fixture(params=ISAS.values(), ids=ISAS)
 def isa(request):
-    """Limit the CPU kernels to each instruction set; skip those that this processor lacks."""
+    """Limit the CPU kernels to each instruction set; skip those that this processor or the library lacks."""
     operators = torch.ops.resshift_fast_cpu
     before = operators.isa()
     taken = operators.limit_isa(request.param)
@@ -98,7 +98,7 @@ def isa(request):
         yield request.param
     operators.limit_isa(before)
     if taken != request.param:
-        pytest.skip("this processor does not have it")
+        pytest.skip("this processor or the library does not have it")
 
 
 @pytest.fixture(scope="module")

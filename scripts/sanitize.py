@@ -8,8 +8,8 @@
 The runs, to be named first:
 
     emulation   the CUDA kernels, executed on the CPU, under AddressSanitizer and UndefinedBehaviorSanitizer
-    memory      the kernels for CPUs under the same, with every instruction set that this processor has
-    threads     the kernels for CPUs under ThreadSanitizer
+    memory      the kernels for CPUs under the same, portable and with the best instruction set that this processor has
+    threads     the kernels for CPUs under ThreadSanitizer, with that instruction set
 
 Other arguments go to pytest, and the status is that of the first run that fails. An index out of bounds, also in shared
 memory, a misaligned access, an overflow or a data race ends a run with a report.
@@ -50,6 +50,11 @@ class Run:
     selection: list[str] = field(default_factory=list)
 
 
+def selected(cases: str) -> list[str]:
+    """Options of pytest for a few cases of the tests that fit this expression."""
+    return ["-k", cases, "--most-cases=30"]
+
+
 MEMORY = {"ASAN_OPTIONS": ADDRESS_OPTIONS, "UBSAN_OPTIONS": UNDEFINED_OPTIONS}
 # The operators' tests of these kernels: files with their name, and tests with the backend as a parameter.
 CPU_TESTS = [
@@ -57,12 +62,15 @@ CPU_TESTS = [
     *("python_tests/ops/test_residual_shift.py", "python_tests/backends/test_native.py"),
     "python_tests/csrc/test_cpu_sanitizers.py",
 ]
-# A few cases of each test, and no traces, which run much other code and little of the kernels'.
-CPU_SELECTION = ["-k", "(cpu or native) and not program and not compile", "--most-cases=30"]
+# A few cases of each test, and no traces, which run much other code and little of the kernels'. An earlier call leaves
+# nothing here, where every call has scratch memory of its own.
+CPU_CASES = "(cpu or native) and not program and not compile and not earlier_call"
+# These call kernels from many threads, or with many: half of the time, for accesses that other tests have too.
+MEMORY_CASES = f"{CPU_CASES} and not at_once and not threads"
 RUNS = {
     "emulation": Run(["python_tests/csrc"], ["libasan.so", "libstdc++.so"], MEMORY, {"RESSHIFT_FAST_SANITIZE": "1"}),
-    "memory": Run(CPU_TESTS, ["libasan.so", "libstdc++.so"], MEMORY, selection=CPU_SELECTION),
-    "threads": Run(CPU_TESTS, ["libtsan.so"], {"TSAN_OPTIONS": THREAD_OPTIONS}, selection=CPU_SELECTION),
+    "memory": Run(CPU_TESTS, ["libasan.so", "libstdc++.so"], MEMORY, selection=selected(MEMORY_CASES)),
+    "threads": Run(CPU_TESTS, ["libtsan.so"], {"TSAN_OPTIONS": THREAD_OPTIONS}, selection=selected(CPU_CASES)),
 }
 
 

@@ -15,13 +15,22 @@ Isa best_here() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (avx512) return __builtin_cpu_supports("avx512bf16") ? Isa::kAvx512Bf16 : Isa::kAvx512;
-  if (avx2) return Isa::kAvx2;
+  if (avx512) return __builtin_cpu_supports("avx512bf16") ? Isa::avx512_bf16 : Isa::avx512;
+  if (avx2) return Isa::avx2;
 #endif
-  return Isa::kPortable;
+  return Isa::portable;
 }
 
 Isa lesser(Isa a, Isa b) { return a < b ? a : b; }
+
+// The best that this library has up to that one.
+Isa built(Isa isa) {
+#if defined(RSF_BEST_ISA)
+  return isa < Isa::RSF_BEST_ISA ? Isa::RSF_LEAST_ISA : Isa::RSF_BEST_ISA;
+#else
+  return isa;
+#endif
+}
 
 // An unknown name limits nothing: a typing error must not stop a process that only imports the library.
 Isa asked_for() {
@@ -29,11 +38,11 @@ Isa asked_for() {
   for (int i = 0; name && i < 4; ++i) {
     if (!std::strcmp(name, kNames[i])) return static_cast<Isa>(i);
   }
-  return Isa::kAvx512Bf16;
+  return Isa::avx512_bf16;
 }
 
 std::atomic<Isa>& chosen() {
-  static std::atomic<Isa> value{lesser(best_here(), asked_for())};
+  static std::atomic<Isa> value{built(lesser(best_here(), asked_for()))};
   return value;
 }
 
@@ -41,6 +50,6 @@ std::atomic<Isa>& chosen() {
 
 Isa isa() { return chosen().load(std::memory_order_relaxed); }
 
-void limit_isa(Isa limit) { chosen() = lesser(best_here(), limit); }
+void limit_isa(Isa limit) { chosen() = built(lesser(best_here(), limit)); }
 
 }  // namespace resshift::cpu

@@ -8,9 +8,10 @@
 
 namespace resshift::cpu {
 
-enum class Isa : int { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
+// Named as the namespaces.
+enum class Isa : int { portable, avx2, avx512, avx512_bf16 };
 
-// The best that this processor runs, or the limit if that is lower.
+// The best that this processor runs and the library has, or less if the limit is lower.
 Isa isa();
 
 // Set the limit, for tests. RESSHIFT_FAST_CPU_ISA=portable|avx2|avx512|avx512_bf16 sets it at the start.
@@ -18,7 +19,17 @@ void limit_isa(Isa limit);
 
 }  // namespace resshift::cpu
 
-#if defined(__x86_64__)
+// A build for tests may have two of them only, or one that has both names: python_tests/cpu_build.py.
+#if defined(RSF_BEST_ISA)
+#define RSF_FOR_EVERY_ISA(...) \
+  namespace RSF_LEAST_ISA {    \
+  __VA_ARGS__                  \
+  }                            \
+  namespace RSF_BEST_ISA {     \
+  __VA_ARGS__                  \
+  }
+#define RSF_KERNEL(name) (isa() == Isa::RSF_BEST_ISA ? &RSF_BEST_ISA::name : &RSF_LEAST_ISA::name)
+#elif defined(__x86_64__)
 #define RSF_FOR_EVERY_ISA(...) \
   namespace portable {         \
   __VA_ARGS__                  \
@@ -34,9 +45,9 @@ void limit_isa(Isa limit);
   }
 // A pointer to the kernel of that name for this processor.
 #define RSF_KERNEL(name)                          \
-  (isa() == Isa::kAvx512Bf16 ? &avx512_bf16::name \
-   : isa() == Isa::kAvx512   ? &avx512::name      \
-   : isa() == Isa::kAvx2     ? &avx2::name        \
+  (isa() == Isa::avx512_bf16 ? &avx512_bf16::name \
+   : isa() == Isa::avx512    ? &avx512::name      \
+   : isa() == Isa::avx2      ? &avx2::name        \
                              : &portable::name)
 #else
 #define RSF_FOR_EVERY_ISA(...) \

@@ -8,7 +8,7 @@ namespace {
 
 // Of the hidden activations, as the second convolution multiplies them.
 Dtype hidden_dtype(Dtype dtype) {
-  return dtype == Dtype::kBFloat16 && isa() == Isa::kAvx512Bf16 ? dtype : Dtype::kFloat32;
+  return dtype == Dtype::kBFloat16 && isa() == Isa::avx512_bf16 ? dtype : Dtype::kFloat32;
 }
 
 // Every thread takes some pixels, and a block of them at a time through both convolutions.

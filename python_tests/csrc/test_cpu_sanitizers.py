@@ -42,24 +42,19 @@ FAULTS = {
 }
 
 
-def run(call):
-    """Call one of the functions of cpu_faults.cpp in a process of its own."""
-    script = (
-        "import torch\n"
-        f"torch.ops.load_library({str(native.path('cpu'))!r})\n"
-        f"torch.ops.resshift_fast_faults.{call}\n"
-        "print('returned')"
-    )
+def run(*calls):
+    """Call functions of cpu_faults.cpp, one after the other, in a process of their own."""
+    script = f"import torch\ntorch.ops.load_library({str(native.path('cpu'))!r})\n"
+    script += "".join(f"torch.ops.resshift_fast_faults.{call}\nprint('returned', flush=True)\n" for call in calls)
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("name", [name for name, fault in FAULTS.items() if fault[0] == cpu_build.KIND])
 def test_a_fault_is_reported(name):
     _, right, wrong, report = FAULTS[name]
-    right, wrong = run(right), run(wrong)
-    assert right.returncode == 0 and right.stdout == "returned\n", right.stderr
-    assert wrong.returncode != 0
-    assert re.search(report, wrong.stderr), wrong.stderr
+    done = run(right, wrong)
+    assert done.returncode != 0 and done.stdout == "returned\n", done.stderr
+    assert re.search(report, done.stderr), done.stderr
 
 
 def test_uninitialized_memory_does_not_hold_a_likely_value():
