@@ -6,6 +6,7 @@ state-dict keys are those of the official checkpoints.
 """
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -180,6 +181,24 @@ class Decoder(nn.Module):
         return merged(self.conv_out.after(self.norm_out, y)[1])
 
 
+class Reconstruction(NamedTuple):
+    """A reconstructed image with its latent.
+
+    Attributes:
+        image: [B, 3, H, W], not clamped. Its gradient reaches the encoder as if nothing were quantized, and not the
+            codebook.
+        latent: before quantization, [B, latent_channels, h, w].
+        entries: the nearest codebook entry of every pixel, like `latent`, in the codebook's dtype and with a gradient
+            to the codebook.
+        indices: of the entries, int64 [B, h, w].
+    """
+
+    image: Tensor
+    latent: Tensor
+    entries: Tensor
+    indices: Tensor
+
+
 class _Codebook(nn.Module):
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
@@ -217,6 +236,14 @@ class VQAutoencoder(nn.Module):
         if quantize:
             latent, _ = ops.vector_quantize(latent, self.quantize.embedding.weight)
         return self.decoder(self.post_quant_conv(latent))
+
+    def forward(self, image: Tensor) -> Reconstruction:
+        """Reconstruct an image [B, 3, H, W] in [−1, 1], with what its training needs."""
+        codebook = self.quantize.embedding.weight
+        latent = self.encode(image)
+        quantized, indices = ops.vector_quantize(latent, codebook.detach())
+        entries = F.embedding(indices, codebook).permute(0, 3, 1, 2)
+        return Reconstruction(self.decoder(self.post_quant_conv(quantized)), latent, entries, indices)
 
 
 class SpaceToDepth(nn.Module):

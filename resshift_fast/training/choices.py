@@ -17,6 +17,9 @@ OBJECTIVES: dict[str, str | Factory] = {
     "rollout": "resshift_fast.training.rollout:Rollout",
     "official": "resshift_fast.training.objective:from_config",
 }
+AUTOENCODER_OBJECTIVES: dict[str, str | Factory] = {
+    "vqgan": "resshift_fast.training.vqgan:from_config",
+}
 DEGRADATIONS: dict[str, str | Factory] = {
     "mixture": "resshift_fast.training.degradations:from_config",
     "second_order": "resshift_fast.training.degradations.second_order:from_config",

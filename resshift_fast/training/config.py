@@ -157,7 +157,7 @@ class TrainConfig:
     save_minutes: float = 10.0
     """Longest time between checkpoints, in minutes."""
     objective: str = "rollout"
-    """What is minimized, a name in `choices.OBJECTIVES`."""
+    """What is minimized, a name in `choices.OBJECTIVES` or, for an autoencoder, in `choices.AUTOENCODER_OBJECTIVES`."""
     objective_options: dict[str, Any] = field(default_factory=dict)
     """Settings of the objective, plain values by name."""
     degradation: str = "mixture"
@@ -189,7 +189,7 @@ class TrainConfig:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; expected one of {', '.join(allowed)}")
         if self.val_lq is not None and self.val is None:
             raise ValueError("val_lq needs val, the high-quality photos to compare with")
-        choices.check(choices.OBJECTIVES, "objective", self.objective)
+        choices.check(choices.OBJECTIVES | choices.AUTOENCODER_OBJECTIVES, "objective", self.objective)
         choices.check(choices.DEGRADATIONS, "degradation", self.degradation)
 
     @property
