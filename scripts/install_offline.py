@@ -33,6 +33,7 @@ PARTS = {
     **dict.fromkeys(("ruff", "clang-format", "mypy", "pyright"), "make lint"),
     **dict.fromkeys(("build", "twine"), "checking distributions before an upload"),
     "matplotlib": "plots",
+    "pillow-heif": "reading HEIC",
     "ninja": "compiling only what has changed",
     "pybind11": "tests that run CUDA kernels on the CPU",
     "tifffile": "tests of TIFF",

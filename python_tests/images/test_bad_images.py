@@ -84,14 +84,15 @@ def test_damage_raises_no_other_error(tmp_path, whole_files, kind, data):
         (b"", r"is empty \(0 bytes\)"),
         (b"just some words\n", "is a text file; give a PNG"),
         (b"<html>not found</html>", "is a text file"),
-        (b"GIF89a" + bytes(20), "is a GIF; give a PNG, JPEG, WebP, TIFF or BMP"),
-        (bytes(4) + b"ftypheic" + bytes(20), "is a HEIC, AVIF or video file"),
+        (b"GIF89a" + bytes(20), "is a damaged GIF"),
+        (b"\0\0\0\x14ftypavif" + bytes(20), "is a damaged AVIF"),
+        (b"\0\0\0\x14ftypisom" + bytes(20), "is a film or a camera raw file; give a PNG"),
         (b"%PDF-1.7", "is a PDF"),
         (bytes(range(256)), "is not an image that is known here"),
         (b"\x89PNG\r\n\x1a\n", "is a damaged PNG"),
         (b"\xff\xd8\xff", "is a damaged JPEG"),
     ],
-    ids=["empty", "text", "html", "gif", "heic", "pdf", "noise", "png-signature", "jpeg-signature"],
+    ids=["empty", "text", "html", "gif", "avif", "film", "pdf", "noise", "png-signature", "jpeg-signature"],
 )
 def test_a_file_that_is_no_image(tmp_path, content, message):
     (tmp_path / "photo.png").write_bytes(content)

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from resshift_fast.core.files import expand_home
-from resshift_fast.images.files import missing_file
+from resshift_fast.images.files import HEIC_NEEDS, missing_file
 from resshift_fast.images.search import find_images, search
 
 
@@ -112,13 +112,35 @@ def test_an_entry_that_cannot_be_reached_does_not_hide_the_others(here, monkeypa
 
 
 def test_pictures_and_films_that_are_not_read_are_named(here):
-    fill(here, "in/a.png", "in/b.JPE", "in/c.HEIC", "in/d.gif", "in/e.gif", "in/f.mov", "in/notes.txt", "in/.g.heic")
-    (here / "in" / "folder.heic").mkdir()
-    for pattern in ("in", "in/*", "in/*.*"):
-        there = search([pattern])
-        assert [path.name for path in there.files] == ["a.png", "b.JPE"]
-        assert [sorted(suffixes) for suffixes in there.left_out.values()] == [[".gif", ".gif", ".heic", ".mov"]]
-    assert not search(["in/*.png"]).left_out
+    fill(here, "in/a.png", "in/b.JPE", "in/d.gif", "in/e.AVIF", "in/f.mov", "in/g.CR3", "in/h.dng", "in/i.psd")
+    fill(here, "in/notes.txt", "in/.hidden.png", "in/._a.png", "in/.hidden.txt")
+    (here / "in" / "folder.png").mkdir()
+    (here / "in" / "results").mkdir()
+    for pattern in ("in", "in/*"):
+        there = search([pattern], "in/results")
+        assert [path.name for path in there.files] == ["a.png", "b.JPE", "d.gif", "e.AVIF"]
+        named = {reason: [path.name for path in paths] for reason, paths in there.left_out.items()}
+        expected = {
+            "films": ["f.mov"],
+            "camera raw": ["g.CR3", "h.dng"],
+            "pictures of this kind": ["i.psd"],
+            "they have no suffix": ["notes.txt"],
+            "folders": ["folder.png"],
+        } | ({"they are hidden": [".hidden.png"]} if pattern == "in" else {})
+        assert {next(key for key in expected if reason.startswith(key)): value for reason, value in named.items()} == (
+            expected
+        )
+    assert not search(["in/*.png"]).left_out.keys() - {"folders below a folder are not searched"}
+
+
+@pytest.mark.parametrize("is_here", [True, False])
+def test_heic_is_taken_where_its_package_is_installed(here, monkeypatch, is_here):
+    fill(here, "in/a.png", "in/b.HEIC", "in/c.hif")
+    monkeypatch.setattr("resshift_fast.images.search.reads_heic", lambda: is_here)
+    there = search(["in"])
+    assert len(there.files) == (3 if is_here else 1)
+    named = {} if is_here else {HEIC_NEEDS: [there.files[0].with_name("b.HEIC"), there.files[0].with_name("c.hif")]}
+    assert there.left_out == named
 
 
 @pytest.mark.parametrize("name", ["~photo.png", "~", "~/a.png", "~root/a.png"])

@@ -12,7 +12,21 @@ from resshift_fast.images.files import FORMATS, missing_file, unique_outputs
 from resshift_fast.images.search import find_images
 
 # Suffixes of formats that are not written: -o out.gif is an error, not the name of a folder.
-_FOREIGN_SUFFIXES = (".avif", ".exr", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".pdf", ".ppm", ".psd", ".svg", ".tga")
+_FOREIGN_SUFFIXES = (
+    ".avif",
+    ".exr",
+    ".gif",
+    ".heic",
+    ".heif",
+    ".hif",
+    ".jp2",
+    ".jxl",
+    ".pdf",
+    ".ppm",
+    ".psd",
+    ".svg",
+    ".tga",
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +63,7 @@ class Tally:
         total: to be restored, without those that were not found or are skipped.
         restored, failed, skipped: counts so far.
         stopped: why the batch ended early; empty if it did not.
+        left_out: reason to the files in folders that are no photos.
     """
 
     total: int = 0
@@ -56,6 +71,7 @@ class Tally:
     failed: int = 0
     skipped: int = 0
     stopped: str = ""
+    left_out: dict[str, list[Path]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.restored} restored, {self.failed} failed, {self.skipped} skipped"

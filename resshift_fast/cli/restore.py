@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,13 +18,14 @@ from resshift_fast.cli.options import option
 from resshift_fast.cli.plan import Job, Tally, plan_jobs, refuse_originals
 from resshift_fast.core.claims import announced
 from resshift_fast.core.files import expand_home, make_folder
-from resshift_fast.images.search import Found, search
+from resshift_fast.images.search import search
 
 if TYPE_CHECKING:
     from resshift_fast.cli.batch import Fitting
     from resshift_fast.models.catalog import ModelSpec
 
 OFFICIAL_SEED = 12345  # the official program's default
+MOST_NAMES = 20  # of files that are left out for one reason
 
 
 class Noise(str, Enum):
@@ -171,7 +171,7 @@ def restore(
         float | None,
         option(
             "Refuse larger photos, in megapixels, as a protection against decompression bombs; 0: no limit. "
-            "Default: 179.",
+            "Default: 179, or 2,863 for files with a byte for 32 pixels.",
             metavar="N",
         ),
     ] = None,
@@ -254,8 +254,10 @@ def _run(request: Request, tally: Tally) -> int:
                 _restore(jobs, request, tally, fitting)
     except Exception as error:
         console.report(error)
+        _say_what_is_left_out(tally)
         is_usage = isinstance(error, (ValueError, TypeError)) and not isinstance(error, (CheckpointError, ImageError))
         return 2 if is_usage else 1
+    _say_what_is_left_out(tally)
     console.say(f"{tally}; {tally.stopped}" if tally.stopped else str(tally))
     return 1 if tally.failed else 0
 
@@ -310,13 +312,13 @@ def _fitting(request: Request, spec: ModelSpec) -> Fitting:
 
 def _jobs_to_do(request: Request, tally: Tally, fitting: Fitting) -> list[Job]:
     """The jobs to run; inputs that were not found are reported and counted as failed."""
-    found = search(request.patterns)
+    found = search(request.patterns, expand_home(request.out))
     inputs, problems = found.files, found.problems
     one_given = len(inputs) == 1 and not problems
     jobs = plan_jobs(inputs, request.out, one_given=one_given, **request.naming) if inputs else []
     for problem in problems:
         console.report(problem)
-    _say_what_is_left_out(found)
+    tally.left_out = found.left_out
     todo = jobs
     if request.skip_existing and jobs:
         from resshift_fast.cli.batch import is_done
@@ -326,10 +328,11 @@ def _jobs_to_do(request: Request, tally: Tally, fitting: Fitting) -> list[Job]:
     return todo
 
 
-def _say_what_is_left_out(found: Found) -> None:
-    for folder, suffixes in found.left_out.items():
-        counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(Counter(suffixes).items()))
-        console.say(f"{folder}: left out {counts}, which are not read; export them as PNG, JPEG, WebP, TIFF or BMP")
+def _say_what_is_left_out(tally: Tally) -> None:
+    for reason, paths in tally.left_out.items():
+        named = ", ".join(map(str, paths[:MOST_NAMES]))
+        others = f" and {len(paths) - MOST_NAMES} more" if len(paths) > MOST_NAMES else ""
+        console.say(f"left out {len(paths)}: {named}{others}: {reason}")
 
 
 def _restore(jobs: list[Job], request: Request, tally: Tally, fitting: Fitting) -> None:

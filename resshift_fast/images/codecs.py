@@ -7,7 +7,7 @@ from PIL import Image
 from PIL.ExifTags import IFD, Base
 from PIL.TiffImagePlugin import TiffImageFile
 
-from resshift_fast.images import directories, png
+from resshift_fast.images import boxes, directories, png
 from resshift_fast.images.color import to_srgb
 from resshift_fast.images.errors import ImageError
 
@@ -17,8 +17,9 @@ _MAGIC = {
     b"\xff\xd8": "JPEG",
     b"RIFF": "WebP",
     b"BM": "BMP",
+    b"GIF8": "GIF",
 } | dict.fromkeys(directories.MAGIC, "TIFF")
-_FOREIGN_MAGIC = {b"GIF8": "a GIF", b"%PDF": "a PDF", b"8BPS": "a Photoshop document", b"PK\x03\x04": "a ZIP archive"}
+_FOREIGN_MAGIC = {b"%PDF": "a PDF", b"8BPS": "a Photoshop document", b"PK\x03\x04": "a ZIP archive"}
 
 
 # Tags that describe a photo and stay true when its pixels are replaced. All others in the first directory (strips,
@@ -49,17 +50,18 @@ _WRONG_AFTER_RESIZE = {Base.ExifImageWidth, Base.ExifImageHeight, Base.ExifInter
 
 def what_it_is(name: str, data: bytes) -> str:
     """One line on a file that Pillow does not recognize, from its first bytes."""
-    for magic, kind in _MAGIC.items():
+    known = {"HEIF": "HEIC"}.get(boxes.kind_of(data) or "", boxes.kind_of(data))
+    for magic, kind in [*_MAGIC.items(), *([(data[:8], known)] if known else [])]:
         if data.startswith(magic):
             return f"{name} is a damaged {kind}, or of a kind that is not supported; export it again as 8 or 16 bit RGB"
     foreign = next((kind for magic, kind in _FOREIGN_MAGIC.items() if data.startswith(magic)), None)
     if data[4:8] == b"ftyp":
-        foreign = "a HEIC, AVIF or video file"
+        foreign = "a film or a camera raw file"
     if foreign is None:
         head = data[:512]
         is_text = not any(byte < 9 or 13 < byte < 27 for byte in head)
         foreign = "a text file" if is_text and data[:16].isascii() else "not an image that is known here"
-    return f"{name} is {foreign}; give a PNG, JPEG, WebP, TIFF or BMP"
+    return f"{name} is {foreign}; give a PNG, JPEG, WebP, AVIF, HEIC, GIF, TIFF or BMP"
 
 
 def decode_planes(

@@ -43,10 +43,10 @@ class Entry(NamedTuple):
     values: bytes | None
 
 
-def read_tags(file: BinaryIO) -> dict[int, Any] | None:
+def read_tags(file: BinaryIO, only: Container[int] | None = None) -> dict[int, Any] | None:
     """The first directory of a TIFF, by tag; None if it is damaged. See `read_directory`."""
     try:
-        return read_directory(file, _layout(file)[2])[0]
+        return read_directory(file, _layout(file)[2], only)[0]
     except struct.error:
         return None
 

@@ -1,7 +1,5 @@
 """Errors of images in one line that says what was wrong, what was expected and what to do."""
 
-from PIL import Image
-
 
 class ImageError(ValueError):
     """An image that cannot be read, or a photo that cannot be stored as asked; one line says why and what to do."""
@@ -14,15 +12,6 @@ class DamagedError(ImageError):
 def damaged(name: str, reason: str) -> DamagedError:
     """The error for an image that could not be decoded."""
     return DamagedError(f"{name} is damaged or truncated ({reason}); fetch or export it again")
-
-
-def too_large(name: str) -> ImageError:
-    """The error for an image with more pixels than Pillow's limit."""
-    limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-    return ImageError(
-        f"{name} has more than {limit:,} pixels, the limit against decompression bombs; crop it, or raise the "
-        f"limit if you trust it: --max-megapixels N, or PIL.Image.MAX_IMAGE_PIXELS in Python"
-    )
 
 
 def too_heavy(name: str, size: int, width: int, height: int) -> ImageError:

@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 from resshift_fast.core.files import FileSet
@@ -27,6 +28,14 @@ FORMATS = {
     ".bmp": "BMP",
 }
 """Suffixes that are read and written (in any case), and the format each one means."""
+READABLE = FORMATS | {".gif": "GIF", ".avif": "AVIF", ".heic": "HEIF", ".heif": "HEIF", ".hif": "HEIF"}
+"""Suffixes that are read."""
+HEIC_NEEDS = "HEIC needs another package: pip install 'resshift-fast[heic]'"
+
+
+def reads_heic() -> bool:
+    """Whether the package is installed that HEIC needs."""
+    return find_spec("pillow_heif") is not None
 
 
 def natural_key(path: str | Path) -> tuple:

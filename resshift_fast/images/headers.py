@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image
-
 from resshift_fast.core.files import open_regular
-from resshift_fast.images import directories, png
+from resshift_fast.images import boxes, directories, png
 from resshift_fast.images.codecs import what_it_is
-from resshift_fast.images.errors import DamagedError, ImageError, damaged, one_line, too_heavy, too_large
+from resshift_fast.images.errors import DamagedError, ImageError, damaged, one_line, too_heavy
 from resshift_fast.images.files import FORMATS
+from resshift_fast.images.limits import check_pixels
 
 _LARGE_FILE = 32_000_000  # bytes, up to which a file is read as it is
 _MOST_HEADER = 32_000_000  # bytes before the size of a JPEG, which may be much metadata
@@ -27,7 +26,7 @@ _MOST_BETWEEN = 1 << 16  # bytes between two markers of a JPEG
 _JPEG = b"\xff\xd8\xff"
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of frame headers
 _ALONE = {1, *range(0xD0, 0xDA)}  # markers without a segment
-_HEAD = 32  # bytes that tell the format, and the size of a PNG or WebP
+_HEAD = 64  # bytes that tell the format, and the size of a PNG, WebP, GIF or BMP
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Header:
     """What the first bytes of an image file say.
 
     Attributes:
-        format: Pillow's name of the format. width, height: in pixels, as stored.
+        format: Pillow's name of the format. width, height: in pixels, as stored; those of a HEIF may include a margin.
     """
 
     format: str
@@ -47,24 +46,20 @@ def read_header(path: str | os.PathLike[str]) -> Header | None:
     """The header of an image file; None if it is no image, or no regular file."""
     try:
         with open_regular(path) as file:
-            return _header(file)
-    except (OSError, Image.DecompressionBombError):
+            return header_of(file)
+    except OSError:
         return None
 
 
-def _header(file: BinaryIO) -> Header | None:
-    """The header of an open file, from a bounded number of bytes; None if it is no image, or damaged.
-
-    Raises:
-        Image.DecompressionBombError: if a BMP has more pixels than Pillow's limit.
-    """
+def header_of(file: BinaryIO) -> Header | None:
+    """The header of an open file, from a bounded number of bytes; None if it is no image, or damaged."""
     file.seek(0)
     head = file.read(_HEAD)
     size = png.size(head)  # Pillow refuses a PNG with long texts or profiles
     if size is not None:
         return Header("PNG", *size)
     if head.startswith(directories.MAGIC):
-        tags = directories.read_tags(file) or {}
+        tags = directories.read_tags(file, (256, 257)) or {}
         width, height = tags.get(256), tags.get(257)
         return Header("TIFF", width, height) if isinstance(width, int) and isinstance(height, int) else None
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":  # Pillow reads all of a WebP
@@ -73,20 +68,26 @@ def _header(file: BinaryIO) -> Header | None:
     if head.startswith(_JPEG):
         size = _jpeg_size(file)
         return Header("JPEG", *size) if size else None
-    file.seek(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a large image: reading it warns again
-        try:
-            with Image.open(file, formats=("BMP",)) as image:
-                return Header("BMP", image.width, image.height)
-        except Image.DecompressionBombError:
-            raise
-        except Exception:  # Pillow's parsers raise whatever a damaged file leads them to
-            return None
+    if head.startswith(b"GIF8") and len(head) >= 10:
+        return Header("GIF", *struct.unpack_from("<HH", head, 6))
+    kind = boxes.kind_of(head)
+    if kind is not None:
+        properties = boxes.read_properties(file)
+        return Header(kind, properties.width, properties.height) if properties else None
+    size = _bmp_size(head)
+    return Header("BMP", *size) if size else None
+
+
+def _bmp_size(head: bytes) -> tuple[int, int] | None:
+    """Width and height of a BMP with these first bytes; the height is negative if the rows go down."""
+    if not head.startswith(b"BM") or len(head) < 26:
+        return None
+    width, height = struct.unpack_from("<HH" if head[14:18] == b"\x0c\0\0\0" else "<ii", head, 18)
+    return (width, abs(height)) if width > 0 and height else None
 
 
 def _webp_size(head: bytes) -> tuple[int, int] | None:
-    """Width and height of a WebP with these first 32 bytes (RFC 9649, sections 2.5 to 2.7)."""
+    """Width and height of a WebP with these first bytes (RFC 9649, sections 2.5 to 2.7)."""
     kind = head[12:16]
     if kind == b"VP8X":
         return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
@@ -141,16 +142,13 @@ def needed_bytes(file: BinaryIO, name: str) -> bytes:
     if size <= _LARGE_FILE and not is_strange:
         file.seek(0)
         return file.read()
-    try:
-        header = _header(file)
-    except Image.DecompressionBombError as error:
-        raise too_large(name) from error
+    header = header_of(file)
     if header is None:
         file.seek(0)
         raise DamagedError(what_it_is(name, file.read(1024)))
-    limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-    if limit and header.width * header.height > limit:
-        raise too_large(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # reading it warns again
+        check_pixels(name, header.width, header.height, size)
     if is_tiff:
         return _first_page(file, name)
     most = _MOST_BESIDES + _BYTES_PER_PIXEL * header.width * header.height

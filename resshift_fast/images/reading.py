@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 
 from resshift_fast.core.files import NotRegularError, open_regular
-from resshift_fast.images import directories, libtiff, png, tiff
+from resshift_fast.images import boxes, directories, heif, libtiff, png, tiff
 from resshift_fast.images.codecs import bmp_profile, clean_exif, decode_planes, what_it_is
 from resshift_fast.images.color import (
     adobe_profile,
@@ -23,13 +22,14 @@ from resshift_fast.images.color import (
     srgb_of_cmyk,
     srgb_of_lab,
 )
-from resshift_fast.images.errors import DamagedError, ImageError, damaged, one_line, too_large
+from resshift_fast.images.errors import DamagedError, ImageError, damaged, one_line
 from resshift_fast.images.files import missing_file
-from resshift_fast.images.headers import needed_bytes
+from resshift_fast.images.headers import header_of, needed_bytes
+from resshift_fast.images.limits import check_pixels, lifted, too_large
 from resshift_fast.images.notes import Notes, clean_xmp, dpi_of, notes_of
 from resshift_fast.images.photo import Photo, rounded
 
-_READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
+_READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
 
 # EXIF orientation (tag 274) to the transform that turns the stored pixels upright.
 _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -45,15 +45,16 @@ _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def read(path: str | PathLike[str]) -> Photo:
-    """Read a PNG, JPEG, WebP, TIFF or BMP; the content decides, not the suffix.
+    """Read a PNG, JPEG, WebP, AVIF, HEIC, GIF, TIFF or BMP; the content decides, not the suffix.
 
     Supported are gray of 1 to 16 bits, RGB, palettes, every kind of transparency (16-bit ones too) and CMYK. CMYK is
     converted to sRGB through its profile (in 8 bits), or without one by the product of what the inks leave; the profile
     is then dropped, since it does not describe RGB. L*a*b* is converted too. The EXIF orientation is applied. The first
     of several frames or pages is read, with a warning. Float, signed and 32-bit TIFFs are refused, because they do not
-    define which value is white, and camera raw files, because what can be read of them is a preview. The limit on
-    pixels is Pillow's (``PIL.Image.MAX_IMAGE_PIXELS``: a warning above it, an error above twice that, 179 million by
-    default).
+    define which value is white, and camera raw files, because what can be read of them is a preview. An AVIF is read
+    in 8 bits; a HEIC, of any depth, needs pillow-heif. The limit on pixels is Pillow's (``PIL.Image.MAX_IMAGE_PIXELS``:
+    a warning above it, an error above twice that, 179 million by default), and 16 times that by default for files
+    with a byte for 32 pixels, which are no decompression bombs.
 
     Raises:
         FileNotFoundError: with the nearest name in the folder.
@@ -68,14 +69,18 @@ def read(path: str | PathLike[str]) -> Photo:
     chunks: list[png.Chunk] = []
     if data.startswith(png.SIGNATURE):
         data, chunks = png.split(data)
-    image = _opened(io.BytesIO(data), name)
+    image = _opened(data, name)
     image.info.update(png.info(chunks))
     if image.format == "BMP":
         image.info["icc_profile"] = bmp_profile(data)
+    elif image.format == "AVIF":
+        _add_avif_properties(image, data, name)
     _leave_out_large_exif(image, name)
     _warn_of_frames(image, chunks, name)
     photo = _photo(image, name, data, chunks)
     # Pillow reduces 16-bit colour, and gray with alpha, to 8 bits; it reads other gray in full.
+    if image.format == "HEIF" and image.info.get("bit_depth", 8) > 8:
+        return _with_heif_bits(photo, data)
     is_deep = image.format == "PNG" and png.header(data)[0] == 16 and png.header(data)[1] != 0
     return _with_16_bits(photo, image, data) if is_deep else photo
 
@@ -84,10 +89,7 @@ def _read_tiff(data: bytes, name: str) -> Photo:
     with libtiff.errors() as lines:
         try:
             samples = tiff.decode(data, name)
-            if samples is not None:
-                photo = _tiff_photo(samples, name, data)
-            else:
-                photo = _photo(_opened(io.BytesIO(data), name), name, data)
+            photo = _photo(_opened(data, name), name, data) if samples is None else _tiff_photo(samples, name, data)
         except DamagedError as error:
             raise tiff.explained(error, data, name, lines) from error
     if lines:
@@ -96,15 +98,39 @@ def _read_tiff(data: bytes, name: str) -> Photo:
     return photo
 
 
-def _opened(file: BinaryIO, name: str) -> Image.Image:
+def _opened(data: bytes, name: str) -> Image.Image:
     """The image in a file, of which only the header has been read."""
+    header = header_of(io.BytesIO(data))
+    pixels = 0
+    if header is not None:
+        pixels = header.width * header.height
+        check_pixels(name, header.width, header.height, len(data))
     try:
-        return Image.open(file, formats=_READ_FORMATS)
+        with lifted(pixels):
+            if boxes.kind_of(data[:1024]) == "HEIF":
+                image = heif.opened(data, name)
+            else:
+                image = Image.open(io.BytesIO(data), formats=_READ_FORMATS)
     except Image.DecompressionBombError as error:
         raise too_large(name) from error
+    except ImageError:
+        raise
     except Exception as error:  # Pillow's parsers raise whatever a damaged file leads them to.
-        file.seek(0)
-        raise DamagedError(what_it_is(name, file.read(1024))) from error
+        raise DamagedError(what_it_is(name, data[:1024])) from error
+    if image.width * image.height > pixels:  # the header says less than there is
+        check_pixels(name, image.width, image.height, len(data))
+    return image
+
+
+def _add_avif_properties(image: Image.Image, data: bytes, name: str) -> None:
+    """Note the colour space of an AVIF that has no profile, which Pillow ignores, and warn of lost bits."""
+    properties = boxes.read_properties(io.BytesIO(data))
+    if properties is None:
+        return
+    if properties.cicp and not image.info.get("icc_profile"):
+        image.info["cicp"] = properties.cicp
+    if properties.bits > 8:
+        warnings.warn(f"{name}: its {properties.bits} bits per channel are read as 8", UserWarning, stacklevel=3)
 
 
 def _leave_out_large_exif(image: Image.Image, name: str) -> None:
@@ -120,9 +146,15 @@ def _leave_out_large_exif(image: Image.Image, name: str) -> None:
 def _warn_of_frames(image: Image.Image, chunks: Sequence[png.Chunk], name: str) -> None:
     # Not of a JPEG: the further pictures of a camera's are previews and gain maps.
     # Nor of a TIFF, whose pages have been counted: Pillow raises what it likes on damaged ones.
-    frames = int(getattr(image, "n_frames", 1)) if image.format == "WEBP" else png.frames(chunks)
+    is_animation = image.format in ("WEBP", "GIF", "AVIF", "HEIF")
+    frames = int(getattr(image, "n_frames", 1)) if is_animation else png.frames(chunks)
     if frames > 1:
-        text = f"{name} is an animation of {frames} frames, of which only the first is read"
+        what, which = (
+            ("an animation", "frames, of which only the first")
+            if image.format != "HEIF"
+            else ("a file", "pictures, of which only the main one")
+        )
+        text = f"{name} is {what} of {frames} {which} is read"
         warnings.warn(text, UserWarning, stacklevel=3)
 
 
@@ -171,7 +203,8 @@ def _photo(image: Image.Image, name: str, data: bytes | None = None, chunks: Seq
     if image.format == "TIFF" and hasattr(image, "tag_v2"):
         tiff.refuse_strange(image.tag_v2, name)
     try:
-        image.load()
+        with lifted(0 if data is None else image.width * image.height):
+            image.load()
     except Image.DecompressionBombError as error:
         raise too_large(name) from error
     except Exception as error:  # as in read
@@ -219,6 +252,18 @@ def _with_16_bits(photo: Photo, image: Image.Image, data: bytes) -> Photo:
     gray, orientation = png.header(data)[1] == 4, _exif(image)[1]
     deep = _upright(pixels, alpha, gray, photo.icc_profile, photo.exif, orientation, photo.name)
     return replace(deep, notes=photo.notes)
+
+
+def _with_heif_bits(photo: Photo, data: bytes) -> Photo:
+    """The photo with all bits of a HEIC of which Pillow reads 8."""
+    planes = heif.deep_planes(data)
+    if planes is None:
+        return photo
+    planes = planes[..., None] if planes.ndim == 2 else planes
+    colours = 3 if planes.shape[2] > 2 else 1
+    pixels = np.ascontiguousarray(np.broadcast_to(planes[..., :colours], (*planes.shape[:2], 3)))
+    alpha = np.ascontiguousarray(planes[..., colours]) if planes.shape[2] > colours else None
+    return replace(photo, pixels=pixels, alpha=alpha)
 
 
 def _in_rgb(samples: tiff.Samples, icc_profile: bytes | None, name: str) -> tuple[np.ndarray, np.ndarray | None]:

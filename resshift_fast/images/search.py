@@ -11,14 +11,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from resshift_fast.core.files import expand_home
-from resshift_fast.images.files import FORMATS, missing_file, natural_key
+from resshift_fast.images.files import HEIC_NEEDS, READABLE, missing_file, natural_key, reads_heic
 
-# Of pictures and films that are not read, so that a folder's other files are left out without a word.
-_FOREIGN = re.compile(
-    r"\.(3fr|arw|avi|avif|cr[23]|dng|exr|fff|gif|hdr|hei[cf]|hif|jp2|jpx|jxl|mkv|mov|mp4|mpe?g|m4v|nef|orf|p[bgp]m|pef|"
-    r"psd|raf|raw|rw2|svg|tga|webm)"
-)
-_SUFFIX_LIST = ", ".join(FORMATS)
+# Why files of these suffixes are not read.
+_REASONS = {
+    re.compile(r"\.(3fr|arw|cr[23w]|dng|erf|fff|iiq|kdc|mef|mos|mrw|nef|nrw|orf|pef|raf|raw|rw[2l]|sr[2fw]|srw|x3f)"): (
+        "camera raw is not read; develop them as 16-bit TIFF or PNG first"
+    ),
+    re.compile(r"\.(3gp|avi|flv|m2ts|m4v|mkv|mov|mp4|mpe?g|mts|ogv|webm|wmv)"): (
+        "films are not read; export their frames as PNG first"
+    ),
+    re.compile(r"\.(ai|bpg|cdr|dds|eps|exr|hdr|ico|j2k|jp2|jpx|jxl|p[bgnp]m|pcx|pdf|ps[bd]|qoi|svgz?|tga|xcf)"): (
+        "pictures of this kind are not read; export them as PNG, JPEG, WebP, TIFF or BMP first"
+    ),
+}
+_UNKNOWN = "they have no suffix of a picture; name one as a file to restore it all the same"
+_HIDDEN = "they are hidden; name one as a file to restore it all the same"
+_DEVICES = "pipes and devices are not read"
+_FOLDERS = "folders below a folder are not searched"
+_SUFFIX_LIST = ", ".join(READABLE)
 _MAGIC = re.compile(r"[*?[]")
 
 
@@ -29,15 +40,21 @@ class Found:
     Attributes:
         files: the images, each once, in the order in which they were asked for.
         problems: an error for each pattern without an image, and for each folder that can't be listed.
-        left_out: folder to the suffixes of its pictures and films that are not read.
+        left_out: reason to the files, and folders, that are in a folder or match a glob and are not taken.
     """
 
     files: list[Path] = field(default_factory=list)
     problems: list[Exception] = field(default_factory=list)
-    left_out: dict[Path, list[str]] = field(default_factory=dict)
+    left_out: dict[str, list[Path]] = field(default_factory=dict)
+
+    def leave_out(self, path: Path, reason: str) -> None:
+        """Note a file that is not taken."""
+        paths = self.left_out.setdefault(reason, [])
+        if path not in paths:
+            paths.append(path)
 
 
-def search(patterns: Iterable[str | Path]) -> Found:
+def search(patterns: Iterable[str | Path], results: str | Path | None = None) -> Found:
     """Expand files, folders and globs into a list of image files.
 
     - A file is taken as it is, whatever its suffix (``images.read`` goes by the content).
@@ -51,6 +68,7 @@ def search(patterns: Iterable[str | Path]) -> Found:
 
     Args:
         patterns: paths and globs, in the order in which their images are wanted.
+        results: the folder that results go to, which is not noted as left out.
     """
     found = Found()
     files: dict[str, Path] = {}
@@ -63,6 +81,10 @@ def search(patterns: Iterable[str | Path]) -> Found:
         except (OSError, ValueError) as error:
             found.problems.append(error)
     found.files = list(files.values())
+    if results is not None:
+        own = os.path.realpath(results)
+        kept = {why: [one for one in paths if os.path.realpath(one) != own] for why, paths in found.left_out.items()}
+        found.left_out = {reason: paths for reason, paths in kept.items() if paths}
     return found
 
 
@@ -85,7 +107,7 @@ def find_images(patterns: str | Path | Iterable[str | Path]) -> list[Path]:
 def _expand(pattern: str, found: Found) -> list[Path]:
     path = expand_home(pattern)
     if os.path.isdir(path):
-        files = _images(path, (path / name for name in _names(path)), found)
+        files = _images((path / name for name in _names(path, found)), found)
         if not files:
             raise ValueError(
                 f"the folder {path} has no images; accepted are {_SUFFIX_LIST} (folders below it are not searched)"
@@ -97,32 +119,48 @@ def _expand(pattern: str, found: Found) -> list[Path]:
         raise missing_file(path)
     start = Path(path.anchor)
     problems = len(found.problems)
-    files = _images(path.parent, _matches(start, path.parts[len(start.parts) :], found), found)
+    files = _images(_matches(start, path.parts[len(start.parts) :], found), found)
     if not files and len(found.problems) == problems:
         raise FileNotFoundError(f"no image matches {pattern}; accepted are {_SUFFIX_LIST}")
     return files
 
 
-def _names(folder: Path) -> list[str]:
-    """The names in a folder that are not hidden."""
+def _names(folder: Path, found: Found | None = None) -> list[str]:
+    """The names in a folder that are not hidden; pictures that are hidden are noted as left out."""
     try:
-        return [name for name in os.listdir(folder) if not name.startswith(".")]
+        names = sorted(os.listdir(folder), key=natural_key)
     except PermissionError as error:
         raise PermissionError(f"the folder {folder} cannot be listed: permission denied; check its rights") from error
     except OSError as error:
         raise OSError(f"the folder {folder} cannot be listed: {error.strerror or error}") from error
+    if found is not None:
+        # Not those that another system keeps beside each file, as ._photo.jpg.
+        for name in names:
+            if name.startswith(".") and not name.startswith("._") and Path(name).suffix.lower() in READABLE:
+                found.leave_out(folder / name, _HIDDEN)
+    return [name for name in names if not name.startswith(".")]
 
 
-def _images(folder: Path, paths: Iterable[Path], found: Found) -> list[Path]:
-    """The image files among these paths, in natural order; those left out are noted for the folder."""
+def _images(paths: Iterable[Path], found: Found) -> list[Path]:
+    """The image files among these paths, in natural order; the others are noted as left out."""
     files = []
-    for path in paths:
-        suffix = path.suffix.lower()
-        if suffix in FORMATS and _may_be_file(path):
+    for path in sorted(paths, key=natural_key):
+        reason = _why_not(path)
+        if reason is None:
             files.append(path)
-        elif _FOREIGN.fullmatch(suffix) and os.path.isfile(path):
-            found.left_out.setdefault(folder, []).append(suffix)
-    return sorted(files, key=natural_key)
+        else:
+            found.leave_out(path, reason)
+    return files
+
+
+def _why_not(path: Path) -> str | None:
+    """Why a path that a folder or glob gives is not taken; None if it is."""
+    suffix = path.suffix.lower()
+    if not _may_be_file(path):
+        return _FOLDERS if os.path.isdir(path) else _DEVICES
+    if suffix in READABLE:
+        return HEIC_NEEDS if READABLE[suffix] == "HEIF" and not reads_heic() else None
+    return next((reason for suffixes, reason in _REASONS.items() if suffixes.fullmatch(suffix)), _UNKNOWN)
 
 
 def _may_be_file(path: Path) -> bool:

@@ -10,7 +10,6 @@ A file is written as zlib strips after tags that Pillow writes (TIFF 6.0 with th
 
 import io
 import itertools
-import warnings
 import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -21,7 +20,8 @@ from PIL.ExifTags import IFD
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 from resshift_fast.images.directories import read_tags, with_directories
-from resshift_fast.images.errors import DamagedError, ImageError, damaged, one_line, too_large
+from resshift_fast.images.errors import DamagedError, ImageError, damaged, one_line
+from resshift_fast.images.limits import check_pixels
 
 # Compressions whose result is the plain samples: none, LZW, Deflate (two numbers), PackBits, LZMA, Zstandard.
 _PLAIN_CODECS = (1, 5, 8, 32946, 32773, 34925, 50000)
@@ -173,11 +173,7 @@ def _decode(data: bytes, tags: dict[int, Any], name: str) -> Samples | None:
     if photometric not in _COLORS or codec not in _PLAIN_CODECS or bits not in ({8}, {16}) or samples > 16:
         what = what_is_unsupported(tags) or f"of {samples} samples of {max(bits)} bits in {_COLOR_NAMES[photometric]}"
         raise ImageError(f"{name} is a TIFF {what}, which is not read here; {_REMEDY}")
-    limit, pixels = Image.MAX_IMAGE_PIXELS or 0, tags[256] * tags[257]
-    if limit and pixels > 2 * limit:
-        raise too_large(name)
-    if limit and pixels > limit:
-        warnings.warn(f"{name} has {pixels:,} pixels", Image.DecompressionBombWarning, stacklevel=4)
+    check_pixels(name, tags[256], tags[257], len(data))
     values = _pages(data, tags, samples, max(bits), samples if separate else 1)
     return _separate_alpha(values, photometric, tags)
 
