@@ -127,7 +127,7 @@ BUILDS = {
     "no name": ({"name": None}, ValueError, "unknown model None"),
     "unknown dtype": ({"dtype": "float8"}, ValueError, "dtype is 'float8', expected one of float32, bfloat16, float16"),
     "unsupported dtype": ({"dtype": torch.float64}, ValueError, "dtype is torch.float64"),
-    "unknown device": ({"device": "gpu"}, ValueError, "device 'gpu' cannot be used here: .*; use device='cpu'"),
+    "unknown device": ({"device": "pocket"}, ValueError, "device 'pocket' cannot be used here: .*; use device='cpu'"),
     "absent device": ({"device": "xpu:7"}, ValueError, "device 'xpu:7' cannot be used here"),
     "meta device": ({"device": "meta"}, ValueError, "device 'meta' cannot be used here"),
     "device as a number": ({"device": 1.5}, ValueError, "device '1.5' cannot be used here"),

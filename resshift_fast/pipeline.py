@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from resshift_fast import backends, images
-from resshift_fast.core import devices, forks
+from resshift_fast.core import devices, dtypes, forks
 from resshift_fast.core.memory import ResultTooLargeError, is_out_of_memory
 from resshift_fast.diffusion.noise import check_seed
 from resshift_fast.images.batches import Job, Tile, crop, crop_mask, needs_restoring, plan_batches, shape_of
@@ -99,8 +99,9 @@ class Pipeline:
             weights, autoencoder: files to load instead of the published ones. Weights of a one-step student of the
                 model are recognized by their channel of noise; `spec` is then the student's.
             random_weights: load nothing; for tests and measurements.
-            device: None takes CUDA if it is available, else the CPU.
-            dtype: torch.float32, bfloat16 or float16, or its name.
+            device: None or "auto" takes CUDA if it is available, else the CPU; "gpu" is CUDA.
+            dtype: torch.float32, bfloat16 or float16, or a name of one, such as "bf16"; "auto" takes bfloat16 on GPUs
+                that are fast with it.
             graphs: as in `Pipeline`: CUDA graphs from the second batch of a shape on.
             progress: show a bar while downloading.
 
@@ -109,7 +110,8 @@ class Pipeline:
                 fit (`checkpoints.CheckpointError`).
             FileNotFoundError, OSError: a file that cannot be read or downloaded (`download.DownloadError`).
         """
-        spec, device, dtype = catalog.get(name), devices.usable_device(device), _dtype(dtype)
+        spec, device = catalog.get(name), devices.usable_device(device)
+        dtype = dtypes.usable_dtype(dtype, device)
         return cls._build(spec, weights, autoencoder, random_weights, device, dtype, graphs, progress)
 
     @classmethod
@@ -137,7 +139,8 @@ class Pipeline:
         from resshift_fast.models import official_config
 
         spec = official_config.read(config)
-        device, dtype = devices.usable_device(device), _dtype(dtype)
+        device = devices.usable_device(device)
+        dtype = dtypes.usable_dtype(dtype, device)
         return cls._build(spec, weights, autoencoder, random_weights, device, dtype, graphs, False)
 
     @classmethod
@@ -413,7 +416,9 @@ def sample(
         >>> sample(np.zeros((16, 24, 3), dtype=np.uint8)).shape
         (64, 96, 3)
     """
-    key = (model, _version(weights), _version(autoencoder), str(devices.usable_device(device)), _dtype(dtype))
+    device = devices.usable_device(device)
+    dtype = dtypes.usable_dtype(dtype, device)
+    key = (model, _version(weights), _version(autoencoder), str(device), dtype)
     with _cached_lock:
         if key not in _cached:
             pipeline = Pipeline.from_pretrained(
@@ -454,11 +459,3 @@ def _integer(name: str, value: int | None) -> int | None:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} is {value!r}, expected an integer or None")
     return value.__index__()
-
-
-def _dtype(dtype: torch.dtype | str) -> torch.dtype:
-    if isinstance(dtype, str) and dtype in DTYPES:
-        return DTYPES[dtype]
-    if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
-        return dtype
-    raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")

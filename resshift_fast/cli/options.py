@@ -1,5 +1,6 @@
 """Options of the commands."""
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import typer
@@ -14,3 +15,24 @@ def option(text: str, *names: str, **details: Any) -> Any:
         details: further arguments of `typer.Option`.
     """
     return typer.Option(*names, help=text, show_default=False, **details)
+
+
+def one_of(values: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """What a shell completes an option's value with; `values` is called when it does."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [value for value in values() if value.startswith(incomplete)]
+
+    return complete
+
+
+def parsed_by(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A function as `parser` of an option, whose ValueError is wrong usage."""
+
+    def convert(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    return convert

@@ -8,13 +8,17 @@ if TYPE_CHECKING:
 
 
 def usable_device(device: "str | torch.device | None") -> "torch.device":
-    """The device, checked by writing and reading an element; None takes CUDA if it is available, else the CPU.
+    """The device, checked by writing and reading an element; None and "auto" take CUDA if it is there, else the CPU.
+
+    "gpu" is another name of "cuda".
 
     Raises:
         ValueError: if it cannot be used here, with the reason.
     """
     import torch
 
+    if isinstance(device, str):
+        device = {"auto": None, "gpu": "cuda"}.get(device.lower(), device)
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
