@@ -194,6 +194,7 @@ def concat_group_norm_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    wait_for_previous()
     CG: tl.constexpr = C // GROUPS
     CHUNK: tl.constexpr = K * CG
     CHUNKS: tl.constexpr = GROUPS // K

@@ -35,6 +35,7 @@ from torch import Tensor
 
 from resshift_fast.kernels import norm_stats
 from resshift_fast.kernels.counters import counters
+from resshift_fast.kernels.dependents import wait_for_previous
 from resshift_fast.kernels.group_norm_tiles import PROCESSORS
 from resshift_fast.kernels.launch import Start
 from resshift_fast.kernels.norm_stats import finish, store_part
@@ -175,6 +176,7 @@ def conv2d_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    wait_for_previous()
     N_BLOCKS: tl.constexpr = (O + BLOCK_N - 1) // BLOCK_N
     m_blocks = tl.cdiv(pixels, BLOCK_M)
     # Programs with the same weights are neighbours.

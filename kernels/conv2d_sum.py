@@ -33,6 +33,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from resshift_fast.kernels.dependents import wait_for_previous
 from resshift_fast.kernels.launch import Start
 from resshift_fast.kernels.norm_stats import PASSES, buffers, constants, finish, store_part
 from resshift_fast.kernels.plans import contiguous, planned
@@ -186,6 +187,7 @@ def conv2d_sum_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    wait_for_previous()
     N_BLOCKS: tl.constexpr = (O + BLOCK_N - 1) // BLOCK_N
     m_blocks = tl.cdiv(pixels, BLOCK_M)
     # Programs with the same pixels are neighbours: the weights of all outputs stay in the L2 cache anyway.

@@ -10,14 +10,14 @@ synchronization; "PTX ISA", griddepcontrol).
 RESSHIFT_FAST_PDL=1 turns it on, read when the package is imported; it is off by default, because it was compiled but
 never run on a GPU. Results do not depend on it. The reasons why that holds:
 
-* A kernel with the attribute begins with `wait_for_previous`, before any access to memory: whatever its predecessor
-  wrote is visible, and nothing is overwritten that it still reads. Weights are not loaded earlier either, though that
-  would hide more: they may come from the kernel before, which casts them, or from an optimizer.
+* Every kernel begins with `wait_for_previous`, before any access to memory: whatever its predecessor wrote is visible,
+  and nothing is overwritten that it still reads. Not even weights, which it may have cast, are loaded earlier, nor
+  are addresses computed: ptxas moves the wait before them anyway.
 * The wait ends when the predecessor has ended and its writes are visible, not when it allowed its dependents. Every
   thread of a block waits, so that a kernel with the attribute ends after its predecessor. By induction, everything
   launched earlier on the stream has ended too: a tensor that was freed is reused only by kernels that wait.
-* A kernel without `wait_for_previous`, PyTorch's or cuDNN's, is launched without the attribute and starts after its
-  predecessor has ended. As a predecessor it allows nothing, and its dependent starts when its last block has ended.
+* A kernel that does not wait, PyTorch's, cuDNN's or one in CUDA C++, is launched without the attribute and starts after
+  its predecessor has ended. As a predecessor it allows nothing, and its dependent starts when its last block has ended.
 * Dependents are allowed right after the wait. All of a kernel's blocks must have got so far, so dependents take no
   multiprocessor that one of these still needs; no block waits for one that may not have started.
 * Events and other streams wait for whole kernels. In a captured CUDA graph the attribute becomes a kind of edge, from

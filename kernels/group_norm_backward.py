@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from resshift_fast.kernels.dependents import wait_for_previous
 from resshift_fast.kernels.group_norm_tiles import (
     affine_rows,
     dense,
@@ -89,6 +90,7 @@ def group_norm_bwd_sums_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    wait_for_previous()
     CG: tl.constexpr = C // GROUPS
     CHUNK: tl.constexpr = K * CG
     i_row = (tl.program_id(0) // (GROUPS // K)).to(tl.int64)  # of [B, parts]
@@ -148,6 +150,7 @@ def group_norm_bwd_dx_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    wait_for_previous()
     CG: tl.constexpr = C // GROUPS
     CHUNK: tl.constexpr = K * CG
     CHUNKS: tl.constexpr = GROUPS // K
@@ -207,6 +210,7 @@ def group_norm_bwd_weight_kernel(
     BLOCK_B: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    wait_for_previous()
     b_c = tl.program_id(0).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
     b_dweight = tl.zeros((BLOCK_B, BLOCK_C), tl.float32)
     b_dbias = tl.zeros((BLOCK_B, BLOCK_C), tl.float32)

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from resshift_fast.kernels.dependents import wait_for_previous
 from resshift_fast.kernels.group_norm_tiles import (
     DTYPES,
     MAX_GROUP_CHANNELS,
@@ -55,6 +56,7 @@ def group_norm_given_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    wait_for_previous()
     CHUNKS: tl.constexpr = C // CHUNK
     blocks = tl.cdiv(pixels, BLOCK_P)
     i_chunk = tl.program_id(0) % CHUNKS

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from resshift_fast.diffusion import schedule
+from resshift_fast.kernels.dependents import wait_for_previous
 from resshift_fast.kernels.launch import Start
 from resshift_fast.kernels.plans import contiguous, planned
 from resshift_fast.kernels.residual_shift_noise import noise_tile
@@ -128,6 +129,7 @@ def posterior_step_kernel(
     BLOCK_L: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
+    wait_for_previous()
     num_blocks = tl.cdiv(pixels, BLOCK_P)
     i_image = (tl.program_id(0) // num_blocks).to(tl.int64)
     i_first_pixel = (tl.program_id(0) % num_blocks).to(tl.int64) * BLOCK_P
@@ -192,6 +194,7 @@ def prior_sample_kernel(
     BLOCK_L: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
+    wait_for_previous()
     num_blocks = tl.cdiv(pixels, BLOCK_P)
     i_image = (tl.program_id(0) // num_blocks).to(tl.int64)
     i_first_pixel = (tl.program_id(0) % num_blocks).to(tl.int64) * BLOCK_P
@@ -238,6 +241,7 @@ def q_sample_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
+    wait_for_previous()
     num_blocks = tl.cdiv(pixels, BLOCK_P)
     i_image = (tl.program_id(0) // num_blocks).to(tl.int64)
     b_pixel = (tl.program_id(0) % num_blocks).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from resshift_fast.kernels.dependents import wait_for_previous
 from resshift_fast.kernels.launch import Start
 from resshift_fast.kernels.plans import planned
 from resshift_fast.kernels.tuning import Config, Space, bucket
@@ -69,6 +70,7 @@ def vector_quantize_small_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
+    wait_for_previous()
     num_blocks = tl.cdiv(pixels, BLOCK_M)
     i_image = (tl.program_id(0) // num_blocks).to(tl.int64)
     b_pixel = (tl.program_id(0) % num_blocks).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -117,6 +119,7 @@ def vector_quantize_large_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
+    wait_for_previous()
     num_blocks = tl.cdiv(pixels, BLOCK_M)
     i_image = (tl.program_id(0) // num_blocks).to(tl.int64)
     b_pixel = (tl.program_id(0) % num_blocks).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)

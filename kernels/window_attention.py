@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from resshift_fast.kernels.dependents import wait_for_previous
 from resshift_fast.kernels.launch import Start
 from resshift_fast.kernels.plans import planned
 from resshift_fast.kernels.tuning import Config, Space, bucket
@@ -67,6 +68,7 @@ def window_attention_fwd_kernel(
     B_K: tl.constexpr,
     WINDOWS: tl.constexpr,
 ):
+    wait_for_previous()
     TOKENS: tl.constexpr = WINDOW * WINDOW
     Q_BLOCKS: tl.constexpr = (TOKENS + B_Q - 1) // B_Q
     i_head = tl.program_id(0) % HEADS  # adjacent programs share the cache lines of the image

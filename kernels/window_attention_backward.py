@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from resshift_fast.kernels.dependents import wait_for_previous
 from resshift_fast.kernels.launch import Start
 from resshift_fast.kernels.tuning import Config, Space
 from resshift_fast.kernels.window_attention_tiles import (
@@ -94,6 +95,7 @@ def window_attention_bwd_kernel(
     MASK: tl.constexpr,
     B_T: tl.constexpr,
 ):
+    wait_for_previous()
     CHANNELS: tl.constexpr = HEADS * HEAD_DIM
     TOKENS: tl.constexpr = WINDOW * WINDOW
     SCALE: tl.constexpr = HEAD_DIM**-0.5
@@ -197,6 +199,7 @@ def window_attention_bwd_q_kernel(
     B_Q: tl.constexpr,
     B_K: tl.constexpr,
 ):
+    wait_for_previous()
     CHANNELS: tl.constexpr = HEADS * HEAD_DIM
     TOKENS: tl.constexpr = WINDOW * WINDOW
     Q_BLOCKS: tl.constexpr = (TOKENS + B_Q - 1) // B_Q
@@ -267,6 +270,7 @@ def window_attention_bwd_kv_kernel(
     B_Q: tl.constexpr,
     B_K: tl.constexpr,
 ):
+    wait_for_previous()
     CHANNELS: tl.constexpr = HEADS * HEAD_DIM
     TOKENS: tl.constexpr = WINDOW * WINDOW
     Q_BLOCKS: tl.constexpr = (TOKENS + B_Q - 1) // B_Q
@@ -321,6 +325,7 @@ def bias_table_bwd_kernel(
     B_W: tl.constexpr,
     B_D: tl.constexpr,
 ):
+    wait_for_previous()
     SPAN: tl.constexpr = 2 * WINDOW - 1
     TOKENS: tl.constexpr = WINDOW * WINDOW
     i_row = tl.program_id(0) % SPAN  # of offsets: r_q − r_k + w − 1
