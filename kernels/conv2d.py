@@ -33,13 +33,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from resshift_fast.kernels import norm_stats
-from resshift_fast.kernels.counters import counters
 from resshift_fast.kernels.dependents import wait_for_previous
-from resshift_fast.kernels.group_norm_tiles import PROCESSORS
 from resshift_fast.kernels.launch import Start
-from resshift_fast.kernels.norm_stats import finish, store_part
+from resshift_fast.kernels.norm_stats import constants, finish, store_part
 from resshift_fast.kernels.plans import contiguous, planned
+from resshift_fast.kernels.split_sums import (
+    PASSES,
+    Plan,
+    buffers,
+    is_last_part,
+    split,
+    store_part_of_sum,
+    sum_of_parts,
+)
 from resshift_fast.kernels.tuning import Config, Space, bucket
 
 DTYPES = (torch.float16, torch.bfloat16)  # float32 has no matrix instruction of its precision
@@ -51,17 +57,6 @@ MIN_CHANNELS = 32  # input and output: fewer are mostly padding of the blocks
 TILES = ((32, 64, 64, 4), (32, 64, 32, 4), (64, 64, 64, 4), (64, 32, 64, 4), (32, 128, 64, 4), (16, 128, 64, 4))
 SMALLEST = (16, 64, 64, 4)  # for images of fewer than 32 pixels
 FULL = 96  # programs that count as filling the multiprocessors
-PASSES = {"p_workspace": 2, **norm_stats.PASSES}  # written and read
-
-
-def split(tiles: int, chunks: int) -> tuple[int, int]:
-    """(parts of the sum, channel blocks of each) with which so many tiles fill the multiprocessors.
-
-    They follow from shapes alone, so that the order of summation is the same on every GPU.
-    """
-    parts = min(max(PROCESSORS // tiles, 1), chunks)
-    each = triton.cdiv(chunks, parts)
-    return triton.cdiv(chunks, each), each
 
 
 def _programs(key: tuple, tile: tuple[int, int, int, int]) -> int:
@@ -115,26 +110,6 @@ def load_norm(
     return tl.load(p_statistics + o_group, mask=m_c, other=0.0), b_gain, b_offset
 
 
-@triton.jit
-def combine_splits(p_tile, p_counter, b_y, i_split, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Store this program's part of a tile; returns the sum of all parts, and whether this program is the last.
-
-    p_tile points to the tile's parts [SPLIT, BLOCK_M, BLOCK_N] in the workspace. p_counter points to the tile's
-    counter, which is 0 before the first program and after the last. The sum is undefined for the others.
-    """
-    o_y = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-    tl.store(p_tile + i_split * (BLOCK_M * BLOCK_N) + o_y, b_y)
-    tl.debug_barrier()  # all threads have stored before one of them releases the stores
-    is_last = tl.atomic_add(p_counter, 1, sem="acq_rel", scope="gpu") == SPLIT - 1
-    tl.debug_barrier()
-    if is_last:
-        b_y = tl.load(p_tile + o_y, cache_modifier=".cg")
-        for i in range(1, SPLIT):
-            b_y += tl.load(p_tile + i * (BLOCK_M * BLOCK_N) + o_y, cache_modifier=".cg")
-        tl.store(p_counter, 0)
-    return b_y, is_last
-
-
 @triton.jit(do_not_specialize=["pixels", "height", "width", "n_taps"])
 def conv2d_kernel(
     p_x,  # [images, height · width, C]
@@ -152,8 +127,8 @@ def conv2d_kernel(
     p_y,  # [images, height · width, O]
     p_workspace,  # [tiles, SPLIT, BLOCK_M, BLOCK_N], float32, or None where SPLIT is 1
     p_parts,  # [images, blocks of pixels, SLOTS, 3, NEXT_GROUPS], float32, or None
+    p_counters,  # [images + tiles], int32 zeros before and after, or None without workspace and statistics
     p_next,  # [images, 2, NEXT_GROUPS], float32, or None
-    p_counters,  # [images + tiles], int32, zeros before and after, or None without workspace and statistics
     pixels,
     height,
     width,
@@ -237,9 +212,11 @@ def conv2d_kernel(
     if SPLIT > 1:
         i_tile = i_n * tiles_m + i_m
         p_tile = p_workspace + i_tile.to(tl.int64) * (SPLIT * BLOCK_M * BLOCK_N)
-        p_counter = p_counters + tiles_m // m_blocks + i_tile
-        b_y, is_last = combine_splits(p_tile, p_counter, b_y, i_split, SPLIT, BLOCK_M, BLOCK_N)
+        store_part_of_sum(p_tile, b_y, i_split, BLOCK_M, BLOCK_N)
+        is_last = is_last_part(p_counters + tiles_m // m_blocks + i_tile, SPLIT)
     if is_last:
+        if SPLIT > 1:
+            b_y = sum_of_parts(p_tile, SPLIT, BLOCK_M, BLOCK_N)
         if p_bias is not None:
             b_y += tl.load(p_bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
         if p_skip_bias is not None:
@@ -311,27 +288,17 @@ class Geometry(NamedTuple):
     next_eps: float
 
 
-class Forward(NamedTuple):
-    """Plan of `forward`: the start, and the sizes of the tensors that it works with."""
-
-    start: Start
-    workspace: int  # elements
-    tiles: int
-    parts: int  # of an image's statistics
-    slots: int
-
-
 def _bucket(g: Geometry) -> tuple:
     return g.batch, bucket(g.height * g.width), g.out_channels, g.channels, g.num_groups > 0
 
 
 @planned(SPACE, _bucket)
-def _forward(config: Config, g: Geometry) -> Forward:
+def _forward(config: Config, g: Geometry) -> Plan:
     block_m, block_n, block_k = (config.blocks[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
     m_blocks = triton.cdiv(g.height * g.width, block_m)
     tiles = g.batch * m_blocks * triton.cdiv(g.out_channels, block_n)
     parts, each = split(tiles, triton.cdiv(g.channels, block_k))
-    statistics = norm_stats.constants(g.out_channels, g.next_groups, block_n, config.num_warps)
+    following = constants(g.out_channels, g.next_groups, block_n, config.num_warps)
     start = Start(
         conv2d_kernel,
         (tiles * parts,),
@@ -344,12 +311,12 @@ def _forward(config: Config, g: Geometry) -> Forward:
         SILU=g.silu,
         SPLIT=parts,
         CHUNKS=each,
-        **statistics,
+        **following,
         **config.options,
         passes=PASSES,
     )
     workspace = tiles * parts * block_m * block_n if parts > 1 else 0
-    return Forward(start, workspace, tiles, m_blocks, statistics["SLOTS"])
+    return Plan(start, workspace, tiles, m_blocks, following["SLOTS"])
 
 
 def unsupported(dtype: torch.dtype, *channels: int) -> str | None:
@@ -403,13 +370,8 @@ def forward(
     tensors = contiguous(bias), residual, norm.statistics, *norm.affine, skip_x, skip_weight, skip_bias
     statistics = x.new_empty((batch, 2, next_groups), dtype=torch.float32) if next_groups else None
 
-    def run(plan: Forward) -> tuple[Tensor | None, ...]:
-        workspace = x.new_empty(plan.workspace, dtype=torch.float32) if plan.workspace else None
-        parts = None
-        if next_groups:
-            parts = x.new_empty((batch, plan.parts, plan.slots, 3, next_groups), dtype=torch.float32)
-        counts = counters(x, batch + plan.tiles) if plan.workspace or next_groups else None
-        plan.start(x, weight, *tensors, y, workspace, parts, statistics, counts)
+    def run(plan: Plan) -> tuple[Tensor | None, ...]:
+        plan.start(x, weight, *tensors, y, *buffers(y, plan, next_groups, statistics))
         return y, statistics
 
     geometry = Geometry(

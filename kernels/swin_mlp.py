@@ -34,17 +34,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from resshift_fast.kernels import norm_stats
-from resshift_fast.kernels.conv2d import split
-from resshift_fast.kernels.counters import counters
 from resshift_fast.kernels.dependents import wait_for_previous
 from resshift_fast.kernels.group_norm import Statistics, plan_statistics
 from resshift_fast.kernels.group_norm_tiles import PROCESSORS
 from resshift_fast.kernels.launch import Start
-from resshift_fast.kernels.norm_stats import finish, store_part
+from resshift_fast.kernels.norm_stats import constants, finish, store_part
 from resshift_fast.kernels.plans import planned
 from resshift_fast.kernels.pointwise_conv2d import normalized
-from resshift_fast.kernels.split_sums import is_last_part, store_part_of_sum, sum_of_parts
+from resshift_fast.kernels.split_sums import (
+    PASSES,
+    Plan,
+    buffers,
+    is_last_part,
+    split,
+    store_part_of_sum,
+    sum_of_parts,
+)
 from resshift_fast.kernels.tuning import Config, Space, bucket
 
 BLOCKS_M = {2: (16, 32, 64), 4: (16, 32)}  # by bytes of an element
@@ -52,7 +57,6 @@ BLOCKS_M = {2: (16, 32, 64), 4: (16, 32)}  # by bytes of an element
 ACCUMULATED = {2: 64 * 192, 4: 32 * 192}
 MAX_CHANNELS = 512  # with which the smallest block fits
 FULL = 108  # programs that count as filling the multiprocessors
-PASSES = {"p_workspace": 2, **norm_stats.PASSES}  # written and read
 
 SQRT_HALF = tl.constexpr(0.7071067811865476)
 
@@ -269,15 +273,11 @@ def _bucket(shape: tuple[int, ...], element_size: int, num_groups: int, hidden: 
     return bucket(batch * height * width), bucket(height * width), channels, hidden, element_size
 
 
-class Plan(NamedTuple):
-    """Plan of `forward`: its start, that of the statistics of x, and the sizes of the tensors that they work with."""
+class MlpPlan(NamedTuple):
+    """Plan of `forward`: of the kernel, and of the statistics of x."""
 
-    start: Start
+    mlp: Plan
     statistics: Statistics
-    workspace: int  # elements
-    tiles: int
-    parts: int  # of an image's statistics
-    slots: int
 
 
 @planned(SPACE, _bucket)
@@ -291,14 +291,14 @@ def _forward(
     next_eps: float,
     eps: float,
     device: torch.device,
-) -> Plan:
+) -> MlpPlan:
     batch, channels, height, width = shape
     pixels = height * width
     computed = Shape(*(config.blocks[name] for name in ("BLOCK_M", "BLOCK_H", "BLOCK_N", "CHUNKS")))
     m_blocks = triton.cdiv(pixels, computed.block_m)
     tiles = batch * m_blocks * triton.cdiv(channels, computed.block_n * computed.chunks)
     parts, steps = split(tiles, triton.cdiv(hidden, computed.block_h))
-    following = norm_stats.constants(channels, next_groups, computed.block_n, config.num_warps)
+    following = constants(channels, next_groups, computed.block_n, config.num_warps)
     start = Start(
         swin_mlp_kernel,
         (tiles * parts,),
@@ -316,7 +316,7 @@ def _forward(
     )
     workspace = tiles * parts * computed.chunks * computed.block_m * computed.block_n if parts > 1 else 0
     own = plan_statistics(device, shape, element_size, num_groups, True, eps)
-    return Plan(start, own, workspace, tiles, m_blocks, following["SLOTS"])
+    return MlpPlan(Plan(start, workspace, tiles, m_blocks, following["SLOTS"]), own)
 
 
 def forward(
@@ -385,16 +385,11 @@ def _launch(
     w2 = (w2 if w2.dtype is dtype else w2.to(dtype)).contiguous()
     parameters = norm_weight.contiguous(), norm_bias.contiguous(), w1, b1.contiguous(), w2, b2.contiguous()
 
-    def run(plan: Plan) -> tuple[Tensor | None, ...]:
+    def run(plan: MlpPlan) -> tuple[Tensor | None, ...]:
         nonlocal own
         if own is None:
             own = plan.statistics(rows)
-        workspace = x.new_empty(plan.workspace, dtype=torch.float32) if plan.workspace else None
-        parts = None
-        if next_groups:
-            parts = x.new_empty((shape[0], plan.parts, plan.slots, 3, next_groups), dtype=torch.float32)
-        counts = counters(x, shape[0] + plan.tiles) if plan.workspace or next_groups else None
-        plan.start(rows, own, *parameters, y_rows, workspace, parts, counts, following)
+        plan.mlp.start(rows, own, *parameters, y_rows, *buffers(y_rows, plan.mlp, next_groups, following))
         return y_rows, following
 
     sizes = shape, x.element_size(), num_groups, w1.shape[0], next_groups, next_eps, eps, device

@@ -8,7 +8,7 @@ from golden_data import array
 from interpreter import DTYPES, SIXTEEN_BITS
 from pairwise import pairwise
 
-from resshift_fast.kernels import conv2d, tuning
+from resshift_fast.kernels import conv2d, split_sums, tuning
 from resshift_fast.kernels.group_norm_tiles import affine_rows
 from resshift_fast.kernels.launch import record
 from resshift_fast.ops import norm_stats
@@ -122,12 +122,6 @@ def test_small_planes_fill_the_gpu(arguments):
     assert 96 <= launch.grid[0] <= 132
 
 
-@pytest.mark.parametrize("tiles, chunks", [(10, 10), (20, 5), (40, 15), (1, 3), (200, 7), (7, 1)])
-def test_the_parts_of_a_sum_are_all_of_it(tiles, chunks):
-    parts, each = conv2d.split(tiles, chunks)
-    assert parts * each >= chunks > (parts - 1) * each
-
-
 def test_bytes_are_those_of_all_tensors_and_of_the_workspace_twice():
     positional, norm = meta(1, 320, 320, 16)
     with record() as launches:
@@ -142,7 +136,7 @@ def test_bytes_are_those_of_all_tensors_and_of_the_workspace_twice():
 def test_counters_are_zero_afterwards_and_results_bitwise_the_same(device, monkeypatch):
     dtype = SIXTEEN_BITS[0]
     counts = torch.zeros(512, dtype=torch.int32, device=device)
-    monkeypatch.setattr(conv2d, "counters", lambda x, count: counts)
+    monkeypatch.setattr(split_sums, "counters", lambda x, count: counts)
     positional, keywords, _ = inputs((2, 136, 4, 40, 4, 5, 5), device, dtype)
     first, second = (conv2d.forward(*positional, **keywords, next_groups=5) for _ in range(2))
     assert all(x.equal(y) for x, y in zip(first, second, strict=True)) and not counts.any()
