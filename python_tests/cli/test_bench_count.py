@@ -49,6 +49,18 @@ def test_launches_by_shape(bench, tmp_path):
     assert any(row["kernel"] == "aten::convolution" and row["blocks_estimated"] == "True" for row in rows)
 
 
+def test_launches_of_few_blocks(bench, tmp_path):
+    outcome = bench("count", "--fewer-blocks", 65, "--csv", tmp_path / "found.csv")
+    assert outcome.code == 0, outcome.err
+    lines = outcome.out.splitlines()
+    assert lines[1] == "| kernel | reads | launches | blocks | MB | why not more |"
+    rows = rows_of(tmp_path / "found.csv")
+    assert len(rows) == len(lines) - 3 and all(int(row["most_blocks"]) < 65 for row in rows)
+    (step,) = (line for line in lines if line.startswith("| `posterior_step` |"))
+    assert step.endswith("| too little work: a launch takes longer than one multiprocessor |")
+    assert bench("count", "--fewer-blocks", 0).code != 0
+
+
 def test_a_projection_names_itself_and_grows_with_the_latency(bench, tmp_path):
     path = tmp_path / "found.csv"
     outcome = bench("roofline", "--csv", path)

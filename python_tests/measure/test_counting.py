@@ -53,10 +53,14 @@ def test_an_operator_counts_its_launches_and_their_bytes():
     assert counter.rows[name].matrix_operations == 4 * 64 * 64 * 64 * 192
 
 
-@pytest.mark.parametrize("side", [8, 32], ids=["kernels", "cuDNN"])
-def test_matrix_operations_of_a_launcher_are_counted_once(side):
-    """Above the bound of its own kernel the launcher calls PyTorch's convolution, which counts by itself."""
-    channels = 64
+@pytest.mark.parametrize("algorithm", ["split", "sums", "pytorch"])
+def test_matrix_operations_of_a_launcher_are_counted_once(algorithm, monkeypatch):
+    """If the launcher calls PyTorch's convolution, that counts by itself."""
+    from resshift_fast.kernels import conv2d_algorithms, tuning
+
+    monkeypatch.setattr(conv2d_algorithms.BLOCKS, "default", lambda arch, key: tuning.Algorithm(algorithm))
+    tuning.renew()
+    channels, side = 64, 8
 
     def empty(*size):
         return torch.empty(size, device="cuda", dtype=torch.bfloat16)
@@ -65,6 +69,9 @@ def test_matrix_operations_of_a_launcher_are_counted_once(side):
         weight, vector = empty(channels, channels, 3, 3).to(memory_format=torch.channels_last), empty(channels)
         norm = vector, vector, weight, vector
         ops.residual_block(empty(1, channels, side, side), None, 32, *norm, *norm)
+    tuning.renew()
+    kernels = {call.kernel for call in counter.rows["resshift_fast::residual_block"].calls}
+    assert ("aten::convolution" in kernels) == (algorithm == "pytorch")
     assert total(counter.rows).matrix_operations == 2 * 2 * 9 * channels**2 * side**2
 
 

@@ -40,6 +40,15 @@ def count(
     batch: Batch = 1,
     dtype: Dtype = "bfloat16",
     shapes: Annotated[bool, option("Print the launches of FUSED by shape instead. Default: no.", "--by-shape")] = False,
+    fewer: Annotated[
+        int | None,
+        option(
+            "Print only launches of FUSED with fewer than N thread blocks, and why they are few. Default: no.",
+            "--fewer-blocks",
+            metavar="N",
+            min=1,
+        ),
+    ] = None,
     table: Csv = None,
 ) -> None:
     """Count dispatched operators and bytes moved on a GPU, without a GPU and without running anything.
@@ -50,12 +59,16 @@ def count(
 
     With --by-shape, BLOCKS are the thread blocks of a launch, and FILLED is the share of an H100's 132 multiprocessors
     that have one; ~ marks an estimate for PyTorch's own operators, whose kernels cuDNN, cuBLAS and PyTorch choose.
+    With --fewer-blocks the table is by kernel, in Markdown.
     """
     from resshift_fast.measure.counting import PATHS, measure_sample, total
 
     print(f"{model}, {size}x{size} input, batch {batch}, {dtype}, {_steps(model)} steps, from pixels to pixels")
-    paths = ("fused",) if shapes else PATHS
+    paths = ("fused",) if shapes or fewer else PATHS
     samples = {path: measure_sample(model, path, size=(size, size), batch=batch, dtype=_dtype(dtype)) for path in paths}
+    if fewer:
+        _print_few(samples["fused"].rows, fewer, table)
+        return
     if shapes:
         _print_shapes(samples["fused"].rows, table)
         return
@@ -107,6 +120,20 @@ def _print_shapes(rows: Mapping[str, Row], table: Path | None) -> None:
             [x.operator, x.first.kernel, x.first.shape, x.count, x.first.blocks, x.first.estimated]
             + [x.filled(multiprocessors), x.num_bytes]
             for x in found
+        ]
+        _write(table, header, body)
+
+
+def _print_few(rows: Mapping[str, Row], least: int, table: Path | None) -> None:
+    """The kernels whose launches have fewer blocks than `least`."""
+    from resshift_fast.measure import blocks
+
+    found = blocks.few_blocks(rows, least)
+    print(blocks.table(found))
+    if table is not None:
+        header = ("kernel", "images", "launches", "least_blocks", "most_blocks", "blocks_estimated", "bytes", "reason")
+        body = [
+            [x.kernel, " ".join(x.images), x.launches, *x.blocks, x.estimated, x.num_bytes, x.reason] for x in found
         ]
         _write(table, header, body)
 
