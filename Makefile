@@ -56,8 +56,9 @@ QUICK := python_tests/test_house.py python_tests/backends/test_dispatch.py pytho
 quick: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --most-cases=1 $(QUICK)
 
-# KNOWN=SEED takes over what is recorded of Triton kernels that are as they were when their budgets were accepted, but for
-# a sample of one in twenty, which that text selects; OBJECTS=build/native/cuda reads the library for CUDA that was built there.
+# KNOWN=SEED takes over what is recorded of kernels that are as they were when their budgets were accepted, of those in Triton
+# but for a sample, which that text selects; OBJECTS=build/native/cuda reads the library for CUDA that was built there, for the
+# architectures that it has.
 # CASES: of a test that has more, so many are run, here and in `make sanitize`.
 # The older Triton's interpreter needs a NumPy before 2.4.
 KNOWN ?=
@@ -67,8 +68,8 @@ proofs: $(INSTALLED) $(OLDER_TRITON)/installed
 	$(BIN)/python scripts/kernel_budgets.py $(if $(KNOWN),--known $(KNOWN))
 	PYTHONPATH=$(OLDER_TRITON) $(BIN)/python scripts/kernel_budgets.py $(if $(KNOWN),--known $(KNOWN)) --arch $(ARCHITECTURES)
 	PYTHONPATH=$(OLDER_TRITON) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --most-cases=$(or $(CASES),3) \
-		python_tests/kernels
-	$(BIN)/python scripts/cuda_budgets.py $(if $(OBJECTS),--objects $(OBJECTS))
+		python_tests/kernels --ignore=python_tests/kernels/test_budgets.py
+	$(BIN)/python scripts/cuda_budgets.py $(if $(OBJECTS),--objects $(OBJECTS)) $(if $(KNOWN),--known)
 
 $(OLDER_TRITON)/installed: | $(INSTALLED)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $(OLDER_TRITON) \

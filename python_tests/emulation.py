@@ -9,7 +9,6 @@ import fcntl
 import hashlib
 import importlib.util
 import os
-import re
 import shutil
 import subprocess
 import sysconfig
@@ -20,6 +19,8 @@ from types import ModuleType
 
 import numpy as np
 import torch
+
+from scripts.kernel_proof.sources import contents
 
 ROOT = Path(__file__).parents[1]
 CSRC = ROOT / "csrc"
@@ -101,16 +102,8 @@ def _torch_includes() -> list[str]:
     return include_paths()
 
 
-def _contents(source: Path, seen: set[Path]) -> bytes:
-    """The source with the files of csrc/ that it includes, each once."""
-    seen.add(source)
-    text = source.read_bytes()
-    included = [(source.parent / name.decode()).resolve() for name in re.findall(rb'#include "(.+)"', text)]
-    return text + b"".join(_contents(file, seen) for file in included if file.exists() and file not in seen)
-
-
 def _object(source: Path) -> Path:
-    key = hashlib.sha256(repr((_contents(source, set()), COMPILER, _flags(source))).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr((contents(source), COMPILER, _flags(source))).encode()).hexdigest()[:16]
     file = BUILD / f"{source.stem}-{key}.o"
     if not file.exists():
         _run([COMPILER, *_flags(source), "-x", "c++", "-c", source, "-o", file.with_suffix(".tmp")])

@@ -4,11 +4,15 @@
     python scripts/cuda_budgets.py --update        accept the results of this version of nvcc
     python scripts/cuda_budgets.py --only group_norm --arch 90
     python scripts/cuda_budgets.py --objects build/native/cuda    of the library that setup.py built last
+    python scripts/cuda_budgets.py --known         compile only files that have changed since the last --update
 
 It needs nvcc, and the triton package for its disassembler; without nvcc it says so in one line and passes. With another
 version of nvcc than that of the budget file, only limits for all versions are checked: no spills, shared memory,
 128-bit access, and matrix instructions in 16-bit window attention and 1×1 convolution. Shared memory is what a kernel
 declares; the dynamic part is checked by the tests of the emulated kernels.
+
+--update also writes a record of each file, with a hash of its source, beside the budget file. --known takes the budgets
+of a file with the same hash for its machine code instead of compiling it.
 """
 
 import argparse
@@ -52,8 +56,11 @@ def main() -> int:
     if not files:
         print(f"no file's name contains {' or '.join(options.only)}", file=sys.stderr)
         return 2
+    old = Budgets.load(options.budgets)
+    recorded = cuda.load_records(_records(options.budgets))
+    known = cuda.accepted(files, old, recorded) if options.known else {}
     try:
-        codes = _compile(files, options)
+        codes = _compile(files, options, known)
     except subprocess.CalledProcessError as error:
         print(f"{' '.join(map(str, error.cmd))}\n{error.stderr}FAILED: nvcc does not compile it", file=sys.stderr)
         return 1
@@ -64,7 +71,16 @@ def main() -> int:
     broken = {name: [*limits_broken(code, arch), *_slow(name, code)] for name, (arch, code) in codes.items()}
     findings = not_exempt(broken, EXEMPTIONS, whole)
     new = Budgets({"nvcc": cuda.version()}, {name: asdict(code) for name, (_, code) in codes.items()})
-    return settle(options.budgets, new, findings, whole=whole, update=options.update, command=COMMAND)
+    status = settle(options.budgets, new, findings, whole=whole, update=options.update, command=COMMAND)
+    if options.update and status != 2:
+        compiled = {f"{file.stem} sm_{arch}": cuda.key(file) for file in files for arch in options.arch}
+        cuda.save_records(_records(options.budgets), compiled if whole else recorded | compiled)
+    return status
+
+
+def _records(budgets: Path) -> Path:
+    """The records beside a budget file."""
+    return budgets.with_suffix(".compiled")
 
 
 def _options() -> argparse.Namespace:
@@ -75,17 +91,25 @@ def _options() -> argparse.Namespace:
         "--only", nargs="+", default=[""], metavar="PART", help="only files with this text in their names"
     )
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="parallel compiler processes")
-    parser.add_argument("--objects", type=Path, metavar="FOLDER", help="read these object files, compile nothing")
+    parser.add_argument(
+        "--objects", type=Path, metavar="FOLDER", help="read these object files for the architectures that they have"
+    )
+    parser.add_argument("--known", action="store_true", help="take over the budgets of unchanged files")
     parser.add_argument("--budgets", type=Path, default=BUDGETS, metavar="FILE")
     return parser.parse_args()
 
 
-def _compile(files: list[Path], options: argparse.Namespace) -> dict[str, tuple[int, MachineCode]]:
+def _compile(
+    files: list[Path], options: argparse.Namespace, known: dict[tuple[str, int], cuda.Results]
+) -> dict[str, tuple[int, MachineCode]]:
     """Entry "kernel file sm_90" to its architecture and machine code."""
     start, codes = time.perf_counter(), {}
-    for file, arch, kernels in cuda.read_all(files, options.arch, options.workers, options.objects):
+    for file, arch, kernels in cuda.read_all(files, options.arch, options.workers, options.objects, known):
         codes |= {f"{kernel} {file.stem} sm_{arch}": (arch, code) for kernel, code in kernels.items()}
-        print(f"{file.name} for sm_{arch}: {len(kernels)} kernels, {time.perf_counter() - start:.0f} s", flush=True)
+        taken = " as accepted" if kernels is known.get((file.stem, arch)) else ""
+        print(
+            f"{file.name} for sm_{arch}: {len(kernels)} kernels{taken}, {time.perf_counter() - start:.0f} s", flush=True
+        )
     return codes
 
 

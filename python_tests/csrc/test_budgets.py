@@ -76,6 +76,48 @@ def test_no_kernel_spills_and_16_bit_products_multiply_matrices():
         assert entries and all(entry["matrix"].startswith("HMMA.16816.F32") for entry in entries)
 
 
+@pytest.fixture
+def copied(tmp_path, monkeypatch):
+    """A file with one kernel, which includes another file, and its records and budgets."""
+    monkeypatch.setattr(cuda, "version", lambda: "13.0.88")
+    source, records = tmp_path / "copy.cu", tmp_path / "budgets.compiled"
+    source.write_text('#include <cstdio>\n#include "part.h"\n')
+    source.with_name("part.h").write_text("// 1\n")
+    cuda.save_records(records, {f"copy sm_{arch}": cuda.key(source) for arch in (80, 90)} | {"other sm_90": "0"})
+    entry = {"registers": 24, "spill": 0, "shared": 0, "loads_128": 1, "stores_128": 1, "matrix": "none"}
+    return (
+        source,
+        records,
+        Budgets({"nvcc": "13.0.88"}, {"copy_kernel<Half,3> copy sm_90": entry, "k other sm_90": entry}),
+    )
+
+
+def test_an_unchanged_file_is_taken_over(copied, monkeypatch):
+    source, records, budgets = copied
+    known = cuda.accepted([source], budgets, cuda.load_records(records))
+    assert {pair: list(found) for pair, found in known.items()} == {
+        ("copy", 80): [],
+        ("copy", 90): ["copy_kernel<Half,3>"],
+    }
+    monkeypatch.setattr(cuda, "kernels", lambda file, arch: {"compiled": arch})
+    results = cuda.read_all([source], [86, 90], 1, known=known)
+    assert list(results) == [(source, 86, {"compiled": 86}), (source, 90, known["copy", 90])]
+    # What was built is read, whatever is known.
+    monkeypatch.setattr(cuda, "built", lambda file: {90})
+    monkeypatch.setattr(cuda, "_listing", lambda file, arch: f"{file.name} {arch}")
+    monkeypatch.setattr(cuda, "parse", lambda listing: {"read": listing})
+    results = [found for *_, found in cuda.read_all([source], [80, 90], 1, source.parent, known)]
+    assert results == [{}, {"read": f"{source.parent.name}_copy.cu.o 90"}]
+
+
+def test_a_changed_file_or_another_compiler_takes_over_nothing(copied, monkeypatch):
+    source, records, budgets = copied
+    source.with_name("part.h").write_text("// 2\n")
+    assert cuda.accepted([source], budgets, cuda.load_records(records)) == {}
+    monkeypatch.setattr(cuda, "version", lambda: "13.1.0")
+    assert cuda.load_records(records) == {} == cuda.load_records(records.with_name("none"))
+
+
 def command(*options) -> subprocess.CompletedProcess:
     script = ROOT / "scripts/cuda_budgets.py"
     return subprocess.run([sys.executable, script, *map(str, options)], capture_output=True, text=True, cwd=ROOT)

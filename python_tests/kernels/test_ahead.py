@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import compiled_kernels
 import pytest
+import torch
 
 from resshift_fast.kernels import ahead
 
@@ -148,3 +149,39 @@ def _living(group: int) -> list[str]:
         if int(its_group) == group and state != "Z":
             living.append(entry.parent.name)
     return living
+
+
+VALUES = (None, True, False, 0, 1, 2, 8, 16, -16, 2**31 - 1, 2**31, -(2**31) - 1, 2**63, 0.0, 1.0, 0.3)
+DTYPES = (
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float64,
+    torch.int32,
+    torch.int64,
+    torch.uint8,
+    torch.bool,
+)
+VIEW = torch.zeros(64)[1:]
+
+
+def specialized_by_triton(value, specialize_value) -> tuple[str, str | None]:
+    """Triton's type of an argument, and "D" if the compiler may assume that it is a multiple of 16."""
+    from triton._C import libtriton
+    from triton.backends.compiler import BaseBackend
+    from triton.runtime import jit
+
+    if hasattr(libtriton, "native_specialize_impl"):
+        return libtriton.native_specialize_impl(BaseBackend, value, False, specialize_value, True)
+    implementation = jit.create_specialize_impl(BaseBackend.get_arg_specialization)  # up to version 3.5
+    return implementation(value, specialize_value=specialize_value)
+
+
+@pytest.mark.parametrize("fixed", [False, True], ids=["specialized", "do_not_specialize"])
+@pytest.mark.parametrize("value", [*VALUES, *(torch.zeros(4, dtype=dtype) for dtype in DTYPES), VIEW], ids=str)
+def test_arguments_are_specialized_as_triton_does(value, fixed):
+    kind, key = specialized_by_triton(value, not fixed)
+    parameter = SimpleNamespace(
+        name="x", is_constexpr=False, do_not_specialize=fixed, do_not_specialize_on_alignment=False, annotation_type=""
+    )
+    assert ahead.specialize(parameter, value) == (kind, key == "D")

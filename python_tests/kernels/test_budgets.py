@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from resshift_fast.kernels import tuning
-from resshift_fast.kernels.ahead import Job, specialize
+from resshift_fast.kernels.ahead import Job
 from scripts.kernel_proof import addresses, coverage, machine_code, records
 from scripts.kernel_proof.budgets import (
     Budgets,
@@ -288,42 +288,6 @@ def test_kernels_are_distinguished_from_the_functions_that_they_call(tmp_path):
     )
     kernels = {("operator.py", "first"), ("operator.py", "second"), ("tiles.py", "third")}
     assert coverage.started_kernels(tmp_path) == kernels
-
-
-VALUES = (None, True, False, 0, 1, 2, 8, 16, -16, 2**31 - 1, 2**31, -(2**31) - 1, 2**63, 0.0, 1.0, 0.3)
-DTYPES = (
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.float64,
-    torch.int32,
-    torch.int64,
-    torch.uint8,
-    torch.bool,
-)
-VIEW = torch.zeros(64)[1:]
-
-
-def specialized_by_triton(value, specialize_value) -> tuple[str, str | None]:
-    """Triton's type of an argument, and "D" if the compiler may assume that it is a multiple of 16."""
-    from triton._C import libtriton
-    from triton.backends.compiler import BaseBackend
-    from triton.runtime import jit
-
-    if hasattr(libtriton, "native_specialize_impl"):
-        return libtriton.native_specialize_impl(BaseBackend, value, False, specialize_value, True)
-    implementation = jit.create_specialize_impl(BaseBackend.get_arg_specialization)  # up to version 3.5
-    return implementation(value, specialize_value=specialize_value)
-
-
-@pytest.mark.parametrize("fixed", [False, True], ids=["specialized", "do_not_specialize"])
-@pytest.mark.parametrize("value", [*VALUES, *(torch.zeros(4, dtype=dtype) for dtype in DTYPES), VIEW], ids=str)
-def test_arguments_are_specialized_as_triton_does(value, fixed):
-    kind, key = specialized_by_triton(value, not fixed)
-    parameter = SimpleNamespace(
-        name="x", is_constexpr=False, do_not_specialize=fixed, do_not_specialize_on_alignment=False, annotation_type=""
-    )
-    assert specialize(parameter, value) == (kind, key == "D")
 
 
 FUNCTION = """
