@@ -10,6 +10,7 @@ from torch import Tensor
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 Check = TypeVar("Check", bound=Callable[..., None])
+Reference = TypeVar("Reference", bound=Callable[..., Any])
 CACHE_SIZE = 4096  # sets of arguments of one function; a network has some dozens at each size
 
 # Determined once, because torch.compile cannot trace is_autocast_available in every version.
@@ -149,6 +150,23 @@ def autocast(x: Tensor) -> Tensor:
     if x.dtype is torch.float64 or kind not in AUTOCAST_DEVICES or not torch.is_autocast_enabled(kind):
         return x
     return x.to(torch.get_autocast_dtype(kind))
+
+
+def without_autocast(reference: Reference) -> Reference:
+    """Decorator of a reference whose first argument is a tensor: autocast does not reach what it calls.
+
+    Registered operators run without autocast, so that the same call has the same dtype with every backend.
+    """
+
+    @wraps(reference)
+    def plain(*args: Any, **named: Any) -> Any:
+        kind = (args[0] if args else next(iter(named.values()))).device.type
+        if kind not in AUTOCAST_DEVICES or not torch.is_autocast_enabled(kind):
+            return reference(*args, **named)
+        with torch.autocast(kind, enabled=False):
+            return reference(*args, **named)
+
+    return cast("Reference", plain)
 
 
 def match_memory_format(x: Tensor, other: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ class Arguments(NamedTuple):
     statistics: Tensor | None = None
 
 
+@checks.without_autocast
 @takes(Arguments)
 def reference(a: Arguments) -> Tensor:
     """The formula in plain PyTorch, in x's dtype."""

@@ -21,6 +21,7 @@ from resshift_fast.ops.registration import Native, recomputed, register
 SCORE_ELEMENTS = 1 << 26  # 256 MiB in float32
 
 
+@checks.without_autocast
 def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The formula through scaled_dot_product_attention, in blocks of queries."""
     batch, channels, height, width = q.shape

@@ -53,6 +53,7 @@ class StatisticsArguments(NamedTuple):
     next_eps: float
 
 
+@checks.without_autocast
 @takes(Arguments)
 def reference(a: Arguments) -> Tensor:
     """The formula in plain PyTorch, in x's dtype."""

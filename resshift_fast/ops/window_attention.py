@@ -160,6 +160,7 @@ def _probabilities(q: Tensor, k: Tensor, a: Arguments) -> Tensor:
     return F.softmax(scores, dim=-1)
 
 
+@checks.without_autocast
 @takes(Arguments)
 def reference(a: Arguments) -> Tensor:
     """The formula in plain PyTorch; scores and softmax in float32 (float64 for float64 input)."""

@@ -55,6 +55,7 @@ class StatisticsArguments(NamedTuple):
     next_eps: float
 
 
+@checks.without_autocast
 @takes(Arguments)
 def reference(a: Arguments) -> Tensor:
     """The formula in plain PyTorch, in qkv's dtype."""
