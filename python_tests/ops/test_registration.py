@@ -1,5 +1,6 @@
 """Every registered operator: opcheck, fake tensors, gradients, reproducibility, and equal errors on every backend."""
 
+import re
 from typing import NamedTuple
 
 import pytest
@@ -149,6 +150,34 @@ def test_a_gradient_of_a_gradient_is_an_error(name):
     outputs = tensors(registered(name)(*leaves(examples(name, torch.float32)[0])))
     with pytest.raises(NotImplementedError, match=f"{name} has no gradient: .* use_backend"):
         torch.autograd.grad(sum(y.float().sum() for y in outputs), outputs[0].grad_fn.next_functions[0][0].variable)
+
+
+def second_derivatives(function, args: tuple) -> list[Tensor | None]:
+    """Gradients of the squared gradients of the squared outputs."""
+    inputs = [x for x in args if isinstance(x, Tensor) and x.requires_grad]
+    value = sum(y.square().sum(dtype=torch.float64) for y in tensors(function(*args)) if y.requires_grad)
+    first = torch.autograd.grad(value, inputs, create_graph=True, allow_unused=True)
+    penalty = sum(x.square().sum(dtype=torch.float64) for x in first if x is not None)
+    return list(
+        torch.autograd.grad(penalty + 0 * value, inputs, allow_unused=True)
+    )  # 0 · value: else no graph is an error
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_a_second_derivative_is_right_or_an_error(name):
+    """A gradient penalty must not be taken for a constant."""
+    plain = vector_quantize_reference if name == "vector_quantize" else OPERATORS[name].plain
+    for args in examples(name, torch.float32):
+        try:
+            ours = second_derivatives(registered(name), leaves(args, torch.float32))
+        except (NotImplementedError, RuntimeError) as error:
+            assert re.search("has no gradient: it is a gradient itself|is not implemented", str(error))
+            assert name.startswith(("conv2d", "group_norm", "spatial_attention", "window_attention"))
+            continue
+        expected = second_derivatives(plain, leaves(args, torch.float64))
+        for i, (a, b) in enumerate(zip(ours, expected, strict=True)):
+            a, b = (torch.zeros(1) if x is None else x for x in (a, b))
+            assert_close(f"second derivative {i}", a.expand_as(b) if a.numel() == 1 else a, b.expand_as(a), 1e-4)
 
 
 def test_plain_pytorch_has_second_derivatives():

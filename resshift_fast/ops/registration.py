@@ -209,7 +209,8 @@ class Gradient(TypedDict):
 def recomputed(plain: Callable[..., Any]) -> Gradient:
     """Gradient of an operator by running `plain` again: `backward` and `setup_context` for `register`.
 
-    Only the arguments are saved, so that no intermediate result lives from forward to backward.
+    Only the arguments are saved, so that no intermediate result lives from forward to backward. The gradient can be
+    differentiated again, as that of `plain`.
     """
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -217,8 +218,10 @@ def recomputed(plain: Callable[..., Any]) -> Gradient:
         ctx.others = tuple(None if isinstance(x, Tensor) else (x,) for x in inputs)
 
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved = iter(ctx.saved_tensors)
-        args = [next(saved).detach() if other is None else other[0] for other in ctx.others]
+        again = torch.is_grad_enabled()  # where the gradient is differentiated itself
+        # Aliases, so that no gradient takes the way from one argument to another that was computed from it.
+        saved = (x.view_as(x) if again else x.detach() for x in ctx.saved_tensors)
+        args = [next(saved) if other is None else other[0] for other in ctx.others]
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad) if needed]
         with torch.enable_grad():
             for i in wanted:
@@ -227,7 +230,11 @@ def recomputed(plain: Callable[..., Any]) -> Gradient:
             outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
             pairs = [(y, dy) for y, dy in zip(outputs, gradients, strict=True) if dy is not None and y.requires_grad]
             found = torch.autograd.grad(
-                [y for y, _ in pairs], [args[i] for i in wanted], [dy for _, dy in pairs], allow_unused=True
+                [y for y, _ in pairs],
+                [args[i] for i in wanted],
+                [dy for _, dy in pairs],
+                create_graph=again,
+                allow_unused=True,
             )
         results: list[Tensor | None] = [None] * len(args)
         for i, gradient in zip(wanted, found, strict=True):
