@@ -189,6 +189,22 @@ def test_the_chain_follows_the_formulas():
     assert_close("x0", ours, x_t, 1e-5)
 
 
+class Whole(Pointwise):
+    """The same denoiser, called with everything as `models.interfaces.Denoiser` says."""
+
+    denoise = property()  # hides it
+
+    def forward(self, x, timesteps, lq, mask):
+        assert timesteps.shape == x.shape[:1] and timesteps.dtype == torch.int64 and mask is None
+        return Pointwise.denoise(self, torch.cat([x, lq], dim=1), self.modulation(timesteps))
+
+
+def test_a_denoiser_may_be_any_module():
+    schedule, y, lq = Schedule(steps=5, respacing=3), array("whole.y", 2, 3, 4, 6), array("whole.lq", 2, 3, 4, 6)
+    ours, expected = (sample_latents(kind(), schedule, y, lq, seed=torch.tensor([1, 2])) for kind in (Whole, Pointwise))
+    assert_close("x0", ours, expected, 1e-6)
+
+
 def test_clamping_keeps_x0_in_range():
     schedule = Schedule()
     x0, y = 3 * array("clamp.x0", 1, 3, 4, 4), array("clamp.y", 1, 3, 4, 4)

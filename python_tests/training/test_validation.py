@@ -19,6 +19,7 @@ from resshift_fast.training.degradations import Mixture
 from resshift_fast.training.interfaces import Batch
 from resshift_fast.training.metrics import from_config, psnr_y
 from resshift_fast.training.pixels import to_images, to_tensor
+from resshift_fast.training.trainer import Trainer
 from resshift_fast.training.validation import Pair, Validation, from_pairs, from_photos
 
 
@@ -161,6 +162,56 @@ class _Masked:
         mask = torch.full_like(high[:, :1], -1.0)
         mask[..., : high.shape[3] // 2] = 1.0
         return Batch(high, torch.where(mask > 0, -1.0, high), mask)
+
+
+def test_inpainting_is_validated_in_the_hole_and_as_a_whole(photos, tmp_path):
+    spec = make_spec(prediction_type="x0", scale=1, pad_multiple=32, needs_mask=True)
+    config = make_config(photos, tmp_path, steps=1, patch=64, val=str(photos), val_limit=2, val_side=64)
+    config = replace(config, objective="official", objective_options={"lpips": 0.0}, degradation="masks")
+    denoiser = SwinUNet(replace(TINY, lq_size=64, cond_mask=True))
+    trainer = Trainer(config, spec, denoiser=denoiser, first_stage=SpaceToDepth(SpaceToDepthConfig()))
+    held_out, again = trainer.held_out(), trainer.held_out()
+    assert held_out.fingerprint == again.fingerprint
+    pairs = [
+        Pair(high, {"masked": low}, -mask)
+        for high, low, mask in zip(again.high, again.low["masked"], again.masks, strict=True)
+    ]
+    assert Validation(pairs, 1).fingerprint != again.fingerprint
+    assert trainer.run()
+    row = read_log(tmp_path)[-1]
+    share = np.mean([(mask > 0).mean() for mask in again.masks])
+    whole, unknown = (float(row[f"val_{name}_masked"]) for name in ("psnr_y", "psnr_y_unknown"))
+    # Known pixels are equal, so that the error of the whole is that of the hole times its share.
+    assert unknown < whole and whole - unknown == pytest.approx(-10 * np.log10(share), abs=1.5)
+    with Image.open(tmp_path / "val" / "0000001.png") as sheet:
+        assert sheet.size == (4 * 64, 2 * 64)
+        cells = np.split(np.asarray(sheet)[:64], 4, axis=1)
+    known = again.masks[0] < 0
+    assert np.array_equal(cells[1][..., 0] > 0, ~known)
+    assert np.array_equal(cells[2][known], cells[3][known]) and not np.array_equal(cells[2], cells[3])
+
+
+def test_the_error_of_the_hole_alone():
+    rng = np.random.default_rng(0)
+    high, filled = (rng.integers(0, 256, (9, 7, 3), dtype=np.uint8) for _ in range(2))
+    mask = np.where(rng.random((9, 7)) < 0.3, 1.0, -1.0).astype(np.float32)
+    low = np.where(mask[..., None] > 0, np.uint8(0), high)
+    result = Validation([Pair(high, {"masked": low}, mask)], 1).run(lambda low, mask: to_tensor(filled[None]))
+    y = (high.astype(float) - filled) @ np.array([65.481, 128.553, 24.966]) / 255
+    expected = 10 * np.log10(255**2 / np.mean(y[mask > 0] ** 2))
+    assert result.restored["masked"]["psnr_y_unknown"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_gray_images_are_validated(tmp_path):
+    rng = np.random.default_rng(0)
+    high, low = (rng.integers(0, 256, (size, size, 1), dtype=np.uint8) for size in (16, 8))
+    validation = Validation([Pair(high, {"given": low})], 2)
+    result = validation.run(lambda low, _: to_tensor(high[None]), tmp_path / "sheet.png")
+    assert result.restored["given"]["psnr_y"] == np.inf
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (48, 16)
+    with pytest.raises(ValueError, match="validation images have 1 or 3 channels, got 2"):
+        Validation([Pair(high.repeat(2, 2), {"given": low.repeat(2, 2)})], 2)
 
 
 def test_masks_reach_the_network_of_a_validation(photos):

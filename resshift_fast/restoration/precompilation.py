@@ -175,7 +175,7 @@ def _launch_restoration(case: Case, keep: Callable[[list], None]) -> None:
     height, width, batch = case.shape
     with backends.use_backend("auto"), fake_restoration(case.spec, case.dtype, case.arch) as restoration:
         denoiser = restoration.chain.denoiser
-        denoiser.denoise = _once(denoiser.denoise)  # type: ignore[method-assign]  # all steps launch the same kernels
+        denoiser.denoise = _once(denoiser.denoise)  # all steps launch the same kernels
         arguments = fake_call(restoration, (height, width), batch)
         restoration.prepare()
         with _recording(case, keep), enumerating() if case.candidates else nullcontext():

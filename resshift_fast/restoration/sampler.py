@@ -5,9 +5,10 @@ too, unless `LatentChain.prepare` has derived it from the weights before.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from resshift_fast import ops
 from resshift_fast.core import nvtx
@@ -49,7 +50,8 @@ class LatentChain(Preparable):
     It never synchronizes and does not depend on values: seeds, steps and coefficients are tensors.
 
     Args:
-        denoiser: predicts from the scaled x_t; it runs in the dtype of its parameters.
+        denoiser: a `SwinUNet`, or a module that is called as `models.interfaces.Denoiser` says; it runs in the dtype of
+            its parameters.
         schedule: its kept steps are executed, last to first.
         prediction_type, clamp_x0: as in `ops.posterior_step`.
 
@@ -57,12 +59,13 @@ class LatentChain(Preparable):
         ValueError: for a denoiser with noise channels and a schedule of more than one step.
     """
 
+    denoiser: Any  # for type checkers, to which the attributes of a module are tensors or modules
     table: Tensor
     timesteps: Tensor
     steps: Tensor
     noise_row: Tensor
 
-    def __init__(self, denoiser: SwinUNet, schedule: Schedule, *, prediction_type: str = "x0", clamp_x0: bool = False):
+    def __init__(self, denoiser: nn.Module, schedule: Schedule, *, prediction_type: str = "x0", clamp_x0: bool = False):
         super().__init__()
         self.denoiser = denoiser
         self.num_steps = schedule.num_steps
@@ -102,6 +105,14 @@ class LatentChain(Preparable):
         yield self.timesteps
         yield from self.denoiser.modulation_parameters()
 
+    def _predictor(self, lq: Tensor | None, mask: Tensor | None, batch: int) -> Callable[[Tensor, int], Tensor]:
+        """The prediction from an input, to which `_features` have been appended, at step t."""
+        denoiser = self.denoiser
+        if not hasattr(denoiser, "denoise"):
+            return lambda x, t: denoiser(x, self.timesteps[t].expand(batch), lq, mask)
+        modulation = self._modulation()
+        return lambda x, t: denoiser.denoise(x, tuple(m[t : t + 1].expand(batch, -1) for m in modulation))
+
     def _modulation(self) -> Modulation:
         """The modulations of all steps, as in `SwinUNet.modulation`."""
         prepared = self.modulations.current(self._modulation_sources)
@@ -122,8 +133,9 @@ class LatentChain(Preparable):
         """Sample x_0; see `sample_latents` for the arguments and the result."""
         dtype = next(self.denoiser.parameters()).dtype
         with nvtx.stage("prepare"):
-            modulation = self._modulation()
-            features = self._features(y, lq, mask, seed, origin, noise, dtype)
+            lq, mask = (None if x is None else x.to(dtype) for x in (lq, mask))
+            features = self._features(y, lq, mask, seed, origin, noise)
+            predict = self._predictor(lq, mask, y.shape[0])
             prior = None if noise is None else noise[0]
             x_t, network_input = ops.prior_sample(
                 y, self.table[self.num_steps - 1], seed, origin=origin, noise=prior, lq=features, next_dtype=dtype
@@ -132,10 +144,9 @@ class LatentChain(Preparable):
             noise = None  # the only step adds none
         for position, t in enumerate(reversed(range(self.num_steps)), start=1):
             with nvtx.stage("denoise", position):
-                rows = tuple(m[t : t + 1].expand(y.shape[0], -1) for m in modulation)
                 x_t, following = ops.posterior_step(
                     x_t,
-                    self.denoiser.denoise(network_input, rows),
+                    predict(network_input, t),
                     y,
                     self.table[t],
                     seed,
@@ -163,12 +174,13 @@ class LatentChain(Preparable):
         seed: Tensor,
         origin: Tensor | None,
         noise: Sequence[Tensor] | None,
-        dtype: torch.dtype,
     ) -> Tensor | None:
-        """What is concatenated with x_t."""
-        lq, mask = (None if x is None else x.to(dtype) for x in (lq, mask))
+        """What is appended to every x_t; None for a denoiser that is given the low-quality image apart from x_t."""
+        if not hasattr(self.denoiser, "denoise"):
+            return None
         if not self.noise_channels:
             return self.denoiser.condition(lq, mask)
+        dtype = next(self.denoiser.parameters()).dtype
         if noise is not None:
             return self.denoiser.condition(lq, mask, noise[1].to(dtype))
         # The noise field of step 1, from which a chain of one step draws nothing, by the operator that makes it.
@@ -179,7 +191,7 @@ class LatentChain(Preparable):
 
 @torch.no_grad()
 def sample_latents(
-    denoiser: SwinUNet,
+    denoiser: nn.Module,
     schedule: Schedule,
     y: Tensor,
     lq: Tensor | None,
@@ -195,7 +207,7 @@ def sample_latents(
     """Sample x_0 given the encoded low-quality image.
 
     Args:
-        denoiser: predicts from the scaled x_t; it runs in the dtype of its parameters.
+        denoiser: as in `LatentChain`.
         schedule: its kept steps are executed, last to first.
         y: float32 [B, C, h, w], the encoded, upsampled low-quality image.
         lq: [B, 3, H, W] in [−1, 1], the low-quality image itself, or None for a denoiser without it.

@@ -43,7 +43,8 @@ def chosen(choices: dict[str, str | Factory], kind: str, name: str) -> Factory:
     found = choices[name]
     if isinstance(found, str):
         module, _, attribute = found.partition(":")
-        return getattr(import_module(module), attribute)
+        found = getattr(import_module(module), attribute)
+    assert callable(found)
     return found
 
 

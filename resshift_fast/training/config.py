@@ -224,7 +224,7 @@ class TrainConfig:
             degradation=degradation,
         )
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """The settings as plain values, for a checkpoint."""
         return asdict(self)
 
@@ -248,7 +248,7 @@ class TrainConfig:
             changes["min_lr"] = changes["lr"]
         return replace(self, **changes, override=(*self.override, *changes))
 
-    def check_resumable(self, saved: dict) -> list[str]:
+    def check_resumable(self, saved: dict[str, Any]) -> list[str]:
         """Compare with a checkpoint's settings; returns what was overridden, one phrase for each setting.
 
         Raises:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from resshift_fast.training.interfaces import PatchDegradation
+from resshift_fast.training.interfaces import Batch, Data, PatchDegradation
 from resshift_fast.training.photos import Photos
 
 Pair = tuple[np.ndarray, np.ndarray | None]
@@ -112,7 +112,7 @@ class Patches:
         return np.stack([high for high, _ in pairs]), np.stack(lows) if lows else None
 
 
-def prefetch(patches: Patches, steps: range, indices: Sequence[int], workers: int = 1) -> Iterator[Pair]:
+def prefetch(patches: Patches | Data, steps: range, indices: Sequence[int], workers: int = 1) -> Iterator[Pair | Batch]:
     """The batches of `steps` in order, prepared by `workers` threads. Closing the iterator stops them.
 
     Args:

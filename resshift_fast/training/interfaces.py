@@ -1,4 +1,4 @@
-"""What the trainer, its objectives and its degradations give one another."""
+"""What the trainer, its objectives, its data and its degradations give one another."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from resshift_fast.models.autoencoder import SpaceToDepth, VQAutoencoder
+    from resshift_fast.models.interfaces import FirstStage, Model
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Batch:
     """Training pairs.
 
     Attributes:
-        high: float32 [B, 3, P, P] in [−1, 1].
-        low: float32 [B, 3, P/scale, P/scale] in [−1, 1].
+        high: float32 [B, channels, P, P] in [−1, 1]; photos have 3 channels.
+        low: float32 [B, channels, P/scale, P/scale] in [−1, 1].
         mask: float32 [B, 1, P, P], 1 = unknown and −1 = known, for inpainting; else None.
     """
 
@@ -98,7 +98,7 @@ class Parts:
 
     Attributes:
         spec: the model, as for `Trainer`.
-        first_stage: the frozen autoencoder; gradients may flow through it, not into it.
+        first_stage: a frozen module; gradients may flow through it, not into it.
         table: the schedule's coefficients, float32 [T, columns] on the device; see `diffusion.schedule`.
         predict: (x_t, t, low, mask or None) to the denoiser's prediction, with x_t [B, C, h, w] not yet scaled and t
             int64 [B] from 0 to T − 1. It scales the input and runs in the configured precision.
@@ -106,11 +106,11 @@ class Parts:
         device: of the training.
     """
 
-    spec: Any
-    first_stage: VQAutoencoder | SpaceToDepth
+    spec: Model
+    first_stage: FirstStage
     table: Tensor
     predict: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-    autocast: Callable[[], AbstractContextManager]
+    autocast: Callable[[], AbstractContextManager[Any]]
     device: torch.device
 
 
@@ -177,6 +177,21 @@ class Reporting(Protocol):
         ...
 
 
+class Data(Protocol):
+    """Makes training pairs of something else than photos, or has them already."""
+
+    def batch(self, step: int, indices: Sequence[int]) -> Batch:
+        """The pairs of a step, on the CPU. They depend on the arguments alone, so that a run can be resumed exactly.
+
+        Several threads call this at the same time.
+
+        Args:
+            step: of the run, from 0 on.
+            indices: of the pairs in the whole batch; a process makes its part of it.
+        """
+        ...
+
+
 @runtime_checkable
 class PatchDegradation(Protocol):
     """Makes the low-quality versions one by one, in the threads that prepare patches."""
@@ -191,7 +206,7 @@ class BatchDegradation(Protocol):
     """Makes a batch from high-quality patches, on the training's device."""
 
     def degrade_batch(self, high: Tensor, scale: int, draws: Draws) -> Batch:
-        """float32 [B, 3, P, P] in [−1, 1] to a batch; its high-quality side may differ, sharpened for instance."""
+        """float32 [B, 3, P, P] in [−1, 1] to a batch; its high-quality side may differ: sharpened, or gray."""
         ...
 
 

@@ -6,7 +6,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import cv2
@@ -23,6 +23,7 @@ from resshift_fast.training.interfaces import (
     Auxiliary,
     Batch,
     BatchDegradation,
+    Data,
     Degradation,
     Draws,
     Loss,
@@ -85,6 +86,7 @@ class Training(ABC):
         )
         self.optimization = Optimization(self.network, self.optimizer, config, self.device)
         self._by_t = torch.zeros(2, timesteps)  # sums of the losses, and their numbers
+        self.data: Data | None = None  # instead of photos
         self.signals = StopSignals()
         self._stopping = False  # all processes know of the signal
         self._changed: list[str] = []  # settings that differ from those of the checkpoint
@@ -126,7 +128,7 @@ class Training(ABC):
 
     # ---- one step
 
-    def autocast(self):
+    def autocast(self) -> AbstractContextManager[Any]:
         """The context in which networks run in the configured precision."""
         if self.config.precision == "float32":
             return nullcontext()
@@ -260,18 +262,24 @@ class Training(ABC):
 
     # ---- the loop
 
-    def _patches(self) -> Patches:
+    def _source(self) -> Patches | Data:
         config = self.config
+        if self.data is not None:
+            return self.data
         in_workers = self.degradation if isinstance(self.degradation, PatchDegradation) else None
         plan = config.plan(self.scale, in_workers)
         photos = Photos(config.sources, min_side=plan.patch, cache_mb=config.cache_mb)
         return Patches(photos, plan, config.seed, config.batch_size)
 
-    def _batches(self, patches: Patches) -> Generator[Batch, None, None]:
+    def _batches(self, source: Patches | Data) -> Generator[Batch, None, None]:
         config = self.config
         steps, indices = range(self.step, config.steps), self.processes.indices(config.batch_size)
-        batches = prefetch(patches, steps, indices, config.workers)
-        for step, (high, low) in zip(steps, batches, strict=True):
+        batches = prefetch(source, steps, indices, config.workers)
+        for step, made in zip(steps, batches, strict=True):
+            if isinstance(made, Batch):
+                yield made.to(self.device)
+                continue
+            high, low = made
             truth = to_tensor(high).to(self.device)
             if low is not None:
                 yield Batch(truth, to_tensor(low).to(self.device))
@@ -307,8 +315,8 @@ class Training(ABC):
         resumed = self.resume()
         config, main = self.config, self.processes.is_main
         held_out = self.held_out() if main else None
-        patches = self._patches()
-        batches = self._batches(patches)
+        source = self._source()
+        batches = self._batches(source)
         end = config.steps if stop_after is None else min(config.steps, self.step + stop_after)
         progress = Progress(self.step, config.steps, quiet=not main)
         board = TensorBoard(self.run_folder.folder / "tensorboard", self.step, main and config.tensorboard)
@@ -326,7 +334,7 @@ class Training(ABC):
             self.run_folder.log.append(step=self.step, note="; ".join(self._changed))
         try:
             with self.signals:
-                self._loop(batches, patches.photos, end, held_out, progress, board)
+                self._loop(batches, source, end, held_out, progress, board)
         finally:
             progress.close()
             board.close()
@@ -336,7 +344,7 @@ class Training(ABC):
     def _loop(
         self,
         batches: Iterator[Batch],
-        photos: Photos,
+        source: Patches | Data,
         end: int,
         held_out: Validation | None,
         progress: Progress,
@@ -350,7 +358,7 @@ class Training(ABC):
             loss_sum, loss_count = loss_sum + loss, loss_count + 1
             self.elapsed = time.monotonic() - began
             progress.advance()
-            for report in photos.reports():
+            for report in source.photos.reports() if isinstance(source, Patches) else ():
                 progress.note(f"skipped {report}")
             row: dict[str, object] = {}
             by_timestep: dict[str, object] = {}

@@ -15,7 +15,7 @@ from resshift_fast.training.recomputation import recompute_activations as recomp
 
 if TYPE_CHECKING:
     from resshift_fast.models.autoencoder import SpaceToDepth, VQAutoencoder
-    from resshift_fast.models.swin_unet import SwinUNet
+    from resshift_fast.models.interfaces import FirstStage
 
 
 def build_first_stage(config: TrainConfig, spec: Any) -> VQAutoencoder | SpaceToDepth:
@@ -53,8 +53,8 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
 @torch.no_grad()
 def restore(
     spec: Any,
-    denoiser: SwinUNet,
-    first_stage: VQAutoencoder | SpaceToDepth,
+    denoiser: nn.Module,
+    first_stage: FirstStage,
     low: Tensor,
     mask: Tensor | None = None,
 ) -> Tensor:
@@ -63,11 +63,11 @@ def restore(
     Args:
         spec: as for `Trainer`.
         denoiser, first_stage: of the model.
-        low: [B, 3, h, w] in [−1, 1]; it is padded by reflection to the sides that the model takes.
+        low: [B, channels, h, w] in [−1, 1]; it is padded by reflection to the sides that the model takes.
         mask: [B, 1, h, w], 1 = unknown and −1 = known, for inpainting; known pixels are those of `low`.
 
     Returns:
-        [B, 3, scale·h, scale·w], nominally in [−1, 1], not clamped.
+        [B, channels, scale·h, scale·w], nominally in [−1, 1], not clamped.
     """
     from resshift_fast.restoration.sampler import sample_latents
 

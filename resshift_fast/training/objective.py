@@ -82,7 +82,8 @@ class Official:
         if lpips and perceptual is None:
             raise ValueError(f"lpips has weight {lpips}, but no LPIPS module was given; pass one or set lpips to 0")
         self.parts = parts
-        parts.first_stage.requires_grad_(False)
+        if isinstance(parts.first_stage, nn.Module):
+            parts.first_stage.requires_grad_(False)
         self.mse, self.lpips, self.perceptual, self.quantize = mse, lpips, perceptual, quantize
 
     def __call__(self, batch: Batch, draws: Draws) -> Loss:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from resshift_fast.diffusion import schedule as columns
 from resshift_fast.training import choices, networks, validation
 from resshift_fast.training.config import TrainConfig
 from resshift_fast.training.distributed import Processes
-from resshift_fast.training.interfaces import Parts
+from resshift_fast.training.interfaces import Data, Parts
 from resshift_fast.training.loop import Training
 from resshift_fast.training.metrics import Metric
 from resshift_fast.training.metrics import from_config as metrics_from_config
-from resshift_fast.training.validation import Validation
+from resshift_fast.training.validation import Pair, Validation
 
 if TYPE_CHECKING:
-    from resshift_fast.models.autoencoder import SpaceToDepth, VQAutoencoder
-    from resshift_fast.models.swin_unet import SwinUNet
+    from resshift_fast.models.interfaces import FirstStage
 
 __all__ = ["TrainConfig", "Trainer"]
 
@@ -30,9 +29,11 @@ class Trainer(Training):
 
     Args:
         config: the settings.
-        spec: the model, an entry of the catalogue or an object with its attributes `schedule`, `prediction_type`,
-            `scale` and `clamp_x0`; None looks config.model up.
-        denoiser, first_stage: modules to use instead of new ones.
+        spec: the model, an entry of the catalogue or another object with the attributes of `models.interfaces.Model`;
+            None looks config.model up.
+        denoiser, first_stage: modules to use instead of new ones, as `models.interfaces` has them.
+        data: where batches come from instead of the photos of config.data, which then only names it.
+        pairs: for the validation, instead of the photos of config.val.
         metrics: further ones for the validation, by the names that they have in the log.
 
     Raises:
@@ -45,8 +46,10 @@ class Trainer(Training):
         config: TrainConfig,
         spec: Any = None,
         *,
-        denoiser: SwinUNet | None = None,
-        first_stage: VQAutoencoder | SpaceToDepth | None = None,
+        denoiser: nn.Module | None = None,
+        first_stage: nn.Module | None = None,
+        data: Data | None = None,
+        pairs: Sequence[Pair] | None = None,
         metrics: Mapping[str, Metric] | None = None,
     ):
         processes = Processes(config.device)
@@ -66,10 +69,11 @@ class Trainer(Training):
             scale=spec.scale,
             timesteps=len(self.schedule.timesteps),
         )
-        self.first_stage = first_stage.to(self.device).eval().requires_grad_(False)
+        self.data = data
+        self.first_stage = cast("FirstStage", first_stage.to(self.device).eval().requires_grad_(False))
         self.table = self.schedule.table(self.device)
         self.timesteps = torch.as_tensor(self.schedule.timesteps, dtype=torch.int64, device=self.device)
-        self._metrics = metrics or {}
+        self._pairs, self._metrics = pairs, metrics or {}
         config = self.config
         parts = Parts(spec, self.first_stage, self.table, self._predict, self.autocast, self.device)
         self.use(
@@ -83,7 +87,8 @@ class Trainer(Training):
         if self.config.channels_last:
             scaled = scaled.contiguous(memory_format=torch.channels_last)
         with self.autocast():
-            return self._called(scaled, self.timesteps[t], low, mask)
+            prediction: Tensor = self._called(scaled, self.timesteps[t], low, mask)
+        return prediction
 
     def restore(self, low: Tensor, mask: Tensor | None = None) -> Tensor:
         """Run the whole chain with the current weights and seed 0; arguments and result as in `networks.restore`."""
@@ -93,10 +98,12 @@ class Trainer(Training):
     def held_out(self) -> Validation | None:
         """The validation that the settings describe: given pairs, or photos with the low-quality versions made here."""
         config, scale = self.config, self.scale
-        if config.val is None:
-            return None
         side = config.val_side or None
-        if config.val_lq is not None:
+        if self._pairs is not None:
+            pairs = list(self._pairs)
+        elif config.val is None:
+            return None
+        elif config.val_lq is not None:
             pairs = validation.from_pairs(config.val, config.val_lq, scale, limit=config.val_limit, side=side)
         else:
             assert self.degradation is not None

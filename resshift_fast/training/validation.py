@@ -30,6 +30,8 @@ SHEET_ROWS = 4
 LEAST_SIDE = 64  # pixels of a photo
 SEED = 20240319  # of the degradations
 BEST = "psnr_y"  # the metric that chooses the best weights
+MASKED = "masked"  # the kind of input for inpainting
+UNKNOWN = "psnr_y_unknown"  # of the pixels to fill in alone
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ class Pair:
     """A photo and its low-quality versions.
 
     Attributes:
-        high: uint8 [H, W, 3].
-        low: by kind, each uint8 [H/scale, W/scale, 3].
+        high: uint8 [H, W, 3], or [H, W, 1] for a gray one, which is measured as RGB with equal channels.
+        low: by kind, each uint8 [H/scale, W/scale, 3 or 1].
         mask: float32 [H, W], 1 = unknown and −1 = known, for inpainting; else None.
     """
 
@@ -77,7 +79,8 @@ class ValidationResult:
         parts = []
         for kind, gain in self.gains().items():
             others = "".join(f", {name} {value:.4f}" for name, value in self.restored[kind].items() if name != BEST)
-            parts.append(f"{kind} PSNR-Y {self.restored[kind][BEST]:.3f} ({gain:+.3f} over bicubic){others}")
+            compared = "the input" if kind == MASKED else "bicubic"
+            parts.append(f"{kind} PSNR-Y {self.restored[kind][BEST]:.3f} ({gain:+.3f} over {compared}){others}")
         return "; ".join(parts)
 
 
@@ -105,7 +108,8 @@ class Validation:
             for kind, lows in self.low.items()
         }
         digest = hashlib.sha256()
-        for array in (*self.high, *(low for lows in self.low.values() for low in lows)):
+        masks = [mask for mask in self.masks if mask is not None]
+        for array in (*self.high, *(low for lows in self.low.values() for low in lows), *masks):
             digest.update(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes())
         self.fingerprint = digest.hexdigest()
         # They do not change, and some metrics are slow.
@@ -116,7 +120,8 @@ class Validation:
 
         Args:
             restore: ([B, 3, h, w] in [−1, 1], mask [B, 1, h, w] or None) to [B, 3, scale·h, scale·w].
-            sheet: PNG to write, each row of which is bicubic | restored | ground truth for each kind of input.
+            sheet: PNG to write, each row of which is bicubic | restored | ground truth for each kind of input; for
+                inpainting it is the masked image | the mask, unknown pixels white | restored | ground truth.
         """
         restored = {kind: self._restored(restore, lows) for kind, lows in self.low.items()}
         if sheet is not None:
@@ -129,8 +134,14 @@ class Validation:
         return list(ValidationResult(self._bicubic_means, self._bicubic_means).row())
 
     def _means(self, images: list[np.ndarray]) -> dict[str, float]:
-        pairs = list(zip(images, self.high, strict=True))
-        return {name: float(np.mean([metric(*pair) for pair in pairs])) for name, metric in self.metrics.items()}
+        pairs = [(_rgb(image), _rgb(high)) for image, high in zip(images, self.high, strict=True)]
+        means = {name: float(np.mean([metric(*pair) for pair in pairs])) for name, metric in self.metrics.items()}
+        unknown = [
+            psnr_y(image[mask > 0][None], high[mask > 0][None])
+            for (image, high), mask in zip(pairs, self.masks, strict=True)
+            if mask is not None and (mask > 0).any()
+        ]
+        return means | ({UNKNOWN: float(np.mean(unknown))} if unknown else {})
 
     def _restored(self, restore: Restore, lows: list[np.ndarray]) -> list[np.ndarray]:
         results: list[np.ndarray] = []
@@ -151,10 +162,12 @@ class Validation:
         chosen = _spread(len(self.high), SHEET_ROWS)
         width = max(self.high[index].shape[1] for index in chosen)
         for index in chosen:
+            mask = self.masks[index]
+            shown = [] if mask is None else [np.where(mask[..., None] > 0, np.uint8(255), np.uint8(0))]
             cells = [
-                picture
+                _rgb(picture)
                 for kind in self.low
-                for picture in (self.bicubic[kind][index], restored[kind][index], self.high[index])
+                for picture in (self.bicubic[kind][index], *shown, restored[kind][index], self.high[index])
             ]
             pad = width - cells[0].shape[1]
             rows.append(np.concatenate([np.pad(cell, ((0, 0), (0, pad), (0, 0))) for cell in cells], axis=1))
@@ -193,9 +206,9 @@ def from_photos(
             warnings.warn(f"skipped {paths[index]}: it is below {LEAST_SIDE} pixels a side", stacklevel=2)
             continue
         high = _central(image, scale, side)
-        low, mask = _degraded(degradation, high, scale, number)
+        high, low, mask = _degraded(degradation, high, scale, number)
         if mask is not None:
-            pairs.append(Pair(high, {"masked": low}, mask))
+            pairs.append(Pair(high, {MASKED: low}, mask))
         else:
             clean = resized(high, high.shape[0] // scale, high.shape[1] // scale, "bicubic")
             pairs.append(Pair(high, {"clean": clean, "degraded": low}))
@@ -255,11 +268,21 @@ def _central(image: np.ndarray, multiple: int, side: int | None) -> np.ndarray:
 
 def _degraded(
     degradation: Degradation, high: np.ndarray, scale: int, number: int
-) -> tuple[np.ndarray, np.ndarray | None]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """The photo, gray if the degradation makes it gray, its low-quality version, and the mask."""
     if isinstance(degradation, BatchDegradation):
         batch = degradation.degrade_batch(to_tensor(high[None]), scale, Draws(SEED, 0, [number]))
-        return to_images(batch.low)[0], None if batch.mask is None else batch.mask[0, 0].numpy()
-    return degradation.degrade(high, scale, np.random.default_rng([SEED, number])), None
+        if batch.high.shape[1] != high.shape[2]:
+            high = to_images(batch.high)[0]
+        return high, to_images(batch.low)[0], None if batch.mask is None else batch.mask[0, 0].numpy()
+    return high, degradation.degrade(high, scale, np.random.default_rng([SEED, number])), None
+
+
+def _rgb(image: np.ndarray) -> np.ndarray:
+    """[H, W, 3] of an image with 1 or 3 channels."""
+    if image.shape[2] not in (1, 3):
+        raise ValueError(f"validation images have 1 or 3 channels, got {image.shape[2]}; leave val out")
+    return image if image.shape[2] == 3 else image.repeat(3, axis=2)
 
 
 def _spread(count: int, limit: int) -> list[int]:
