@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from resshift_fast.training.degradations.colour import CHANGES, jitter, luma
 from resshift_fast.training.degradations.compression import jpeg
 from resshift_fast.training.degradations.drawing import Range, between, check_range, check_share, from_options
 from resshift_fast.training.degradations.kernels import KernelDraw, Kernels, filter2d, kernels
-from resshift_fast.training.degradations.noise import LUMA, NoiseDraw, Noises, apply_noise
+from resshift_fast.training.degradations.noise import NoiseDraw, Noises, apply_noise
 from resshift_fast.training.degradations.resizing import resize, rounded, scaled
 from resshift_fast.training.interfaces import Batch, Draws
 
@@ -33,6 +34,8 @@ class FaceDraw:
         quality: [B], of the JPEG.
         shift: [B, 3], added to the channels at the end, for images in [0, 1].
         gray: bool [B], whether the result is gray.
+        jitter: bool [B], whether brightness, contrast, saturation and hue change then.
+        order, amounts: of these changes, [B, 4]; as of `colour.jitter`.
     """
 
     blur: KernelDraw
@@ -41,6 +44,9 @@ class FaceDraw:
     quality: Tensor
     shift: Tensor
     gray: Tensor
+    jitter: Tensor
+    order: Tensor
+    amounts: Tensor
 
 
 @dataclass(frozen=True)
@@ -67,9 +73,22 @@ class Face:
     """Largest shift of a channel, in units of 1/255 of full brightness."""
     gray_prob: float = 0.01
     """Probability of a gray result."""
+    color_jitter_pt_prob: float = 0.3
+    """Probability of changes of brightness, contrast, saturation and hue, in random order."""
+    brightness: Range = (0.5, 1.5)
+    """Factor of the brightness."""
+    contrast: Range = (0.5, 1.5)
+    """Factor of the contrast."""
+    saturation: Range = (0.0, 1.5)
+    """Factor of the saturation."""
+    hue: Range = (-0.1, 0.1)
+    """Shift of the hue, in parts of the circle."""
 
     def __post_init__(self) -> None:
         check_share("face", color_jitter_prob=self.color_jitter_prob, gray_prob=self.gray_prob)
+        check_share("face", color_jitter_pt_prob=self.color_jitter_pt_prob)
+        check_range("face", 0.0, brightness=self.brightness, contrast=self.contrast, saturation=self.saturation)
+        check_range("face", -0.5, 0.5, hue=self.hue)
         check_range("face", 1e-3, downsample_range=self.downsample_range)
         check_range("face", 1.0, 100.0, jpeg_range=self.jpeg_range)
         self._kernels()
@@ -91,13 +110,19 @@ class Face:
         """Parameters for a batch, drawn for each sample."""
         u = draws.uniform(7)
         shift = between(u[:, :3], (-self.color_jitter_shift / 255, self.color_jitter_shift / 255))
+        blur, noise = self._kernels().draw(draws), self._noises().draw(draws)
+        v = draws.uniform(9)
+        ranges = [getattr(self, name) for name in CHANGES]
         return FaceDraw(
-            blur=self._kernels().draw(draws),
+            blur=blur,
             factor=between(u[:, 3], self.downsample_range),
-            noise=self._noises().draw(draws),
+            noise=noise,
             quality=between(u[:, 4], self.jpeg_range),
             shift=torch.where(u[:, 5:6] < self.color_jitter_prob, shift, 0.0),
             gray=u[:, 6] < self.gray_prob,
+            jitter=v[:, 0] < self.color_jitter_pt_prob,
+            order=v[:, 1:5].argsort(1),
+            amounts=torch.stack([between(v[:, 5 + i], limits) for i, limits in enumerate(ranges)], dim=1),
         )
 
     def apply(self, image: Tensor, draw: FaceDraw) -> Tensor:
@@ -111,9 +136,13 @@ class Face:
             small = resize(blurred[one], scaled(height, 1 / factor), scaled(width, 1 / factor), "bilinear")
             noise = NoiseDraw(False, draw.noise.amount[one], draw.noise.gray[one], draw.noise.seed[one])
             results.append(resize(jpeg(apply_noise(small, noise), draw.quality[one]), height, width, "bilinear"))
-        result = torch.cat(results) + draw.shift[:, :, None, None]
-        luma = sum(weight * result[:, index : index + 1] for index, weight in enumerate(LUMA))
-        return rounded(torch.where(draw.gray[:, None, None, None], luma, result))
+        result = (torch.cat(results) + draw.shift[:, :, None, None]).clamp(0, 1)
+        result = torch.where(draw.gray[:, None, None, None], luma(result), result)
+        changed = draw.jitter.nonzero()[:, 0]
+        if len(changed):
+            jittered = jitter(result[changed], draw.order[changed], draw.amounts[changed])
+            result = result.index_copy(0, changed, jittered)
+        return rounded(result)
 
     def degrade_batch(self, high: Tensor, scale: int, draws: Draws) -> Batch:
         """Make a training batch; arguments as of `interfaces.BatchDegradation`.
