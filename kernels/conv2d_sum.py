@@ -34,8 +34,9 @@ import triton.language as tl
 from torch import Tensor
 
 from resshift_fast.kernels.dependents import wait_for_previous
+from resshift_fast.kernels.epilogue import add_bias, store_sum
 from resshift_fast.kernels.launch import Start
-from resshift_fast.kernels.norm_stats import PASSES, buffers, constants, finish, store_part
+from resshift_fast.kernels.norm_stats import PASSES, Plan, buffers, constants, write_statistics
 from resshift_fast.kernels.plans import contiguous, planned
 from resshift_fast.kernels.tuning import Config, Space, bucket
 
@@ -212,21 +213,15 @@ def conv2d_sum_kernel(
     if OTHER:
         b_y = add_pointwise(b_y, p_other, p_skip_weight + SKIP, i_row, o_m, m_m, o_n, m_n, OTHER, SKIP + OTHER, BLOCK_K)
 
-    if p_bias is not None:
-        b_y += tl.load(p_bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
-    if p_skip_bias is not None:
-        b_y += tl.load(p_skip_bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
     o_y = i_row * O + o_m[:, None] * O + o_n[None, :]
     m_y = m_m[:, None] & m_n[None, :]
-    if p_residual is not None:
-        b_y += tl.load(p_residual + o_y, mask=m_y, other=0.0).to(tl.float32)
-    b_y = b_y.to(p_y.dtype.element_ty)
-    tl.store(p_y + o_y, b_y, mask=m_y)
+    b_y = add_bias(b_y, p_bias, o_n, m_n)
+    b_y = store_sum(b_y, p_y, p_skip_bias, p_residual, o_y, o_n, m_y, m_n)
     if NEXT_GROUPS:
-        b_y = b_y.to(tl.float32)
-        store_part(b_y, m_m, p_parts, i_image, i_part, m_blocks, i_n, O, NEXT_GROUPS, SLOTS, TILE_GROUPS, BLOCK_N)
-        programs = m_blocks * N_BLOCKS
-        finish(p_parts, p_counters, p_next, i_image, m_blocks, programs, next_eps, O, NEXT_GROUPS, SLOTS, ROWS, BLOCK_N)
+        write_statistics(
+            b_y, m_m, p_parts, p_counters, p_next, i_image, i_part, m_blocks, i_n, next_eps,
+            O, NEXT_GROUPS, SLOTS, TILE_GROUPS, ROWS, BLOCK_N,
+        )  # fmt: skip
 
 
 class Geometry(NamedTuple):
@@ -247,14 +242,6 @@ class Geometry(NamedTuple):
     other_channels: int
     next_groups: int
     next_eps: float
-
-
-class Plan(NamedTuple):
-    """Plan of `forward`: its start, and parts and slots of the statistics that it writes."""
-
-    start: Start
-    parts: int
-    slots: int
 
 
 def _bucket(g: Geometry) -> tuple:

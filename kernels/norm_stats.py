@@ -19,17 +19,17 @@ A kernel with tiles of [BLOCK_M pixels, BLOCK_N channels] has the parameters ::
     p_next,        # [images, 2, NEXT_GROUPS], float32, or None
     next_eps, NEXT_GROUPS: tl.constexpr, SLOTS: tl.constexpr, TILE_GROUPS: tl.constexpr, ROWS: tl.constexpr
 
-and ends with ::
+and ends, if a program has one tile, with ::
 
-    b_y = b_y.to(p_y.dtype.element_ty)
-    tl.store(p_y + o_y, b_y, mask=m_y)
+    b_y = store_sum(b_y, p_y, p_bias, p_residual, o_y, o_n, m_y, m_n)
     if NEXT_GROUPS:
-        b_y = b_y.to(tl.float32)
-        store_part(b_y, m_m, p_parts, i_image, i_part, parts, i_n, C, NEXT_GROUPS, SLOTS, TILE_GROUPS, BLOCK_N)
-        finish(p_parts, p_counters, p_next, i_image, parts, programs, next_eps, C, NEXT_GROUPS, SLOTS, ROWS, BLOCK_N)
+        write_statistics(
+            b_y, m_m, p_parts, p_counters, p_next, i_image, i_part, parts, i_n, next_eps,
+            C, NEXT_GROUPS, SLOTS, TILE_GROUPS, ROWS, BLOCK_N,
+        )
 
-where `programs` is the number of programs of one image. Its launcher takes the four constants from `constants`, the
-three tensors from `buffers`, and declares `passes=PASSES`, because the parts are written and read.
+Its launcher takes the four constants from `constants`, the three tensors from `buffers`, and declares `passes=PASSES`,
+because the parts are written and read.
 """
 
 from typing import NamedTuple
@@ -41,6 +41,7 @@ from torch import Tensor
 
 from resshift_fast.kernels.counters import counters
 from resshift_fast.kernels.group_norm_tiles import reciprocal_deviation, sum_groups, to_channels
+from resshift_fast.kernels.launch import Start
 
 PASSES = {"p_parts": 2}
 ENTRIES = 512  # that a warp of the last program combines at a time, 16 a thread; of two warps, which have little, half
@@ -124,6 +125,25 @@ def finish(
         tl.store(p_group, b_guess + b_rest, mask=o_g < GROUPS)
         tl.store(p_group + GROUPS, reciprocal_deviation(b_sum_m2, b_total, eps), mask=o_g < GROUPS)
         tl.store(p_counters + i_image, 0)
+
+
+@triton.jit
+def write_statistics(
+    b_y, m_m, p_parts, p_counters, p_statistics, i_image, i_part, parts, i_n, eps, C: tl.constexpr,
+    GROUPS: tl.constexpr, SLOTS: tl.constexpr, TILE_GROUPS: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """`store_part` and `finish` where every program has one tile."""
+    store_part(b_y, m_m, p_parts, i_image, i_part, parts, i_n, C, GROUPS, SLOTS, TILE_GROUPS, BLOCK_N)
+    programs = parts * ((C + BLOCK_N - 1) // BLOCK_N)
+    finish(p_parts, p_counters, p_statistics, i_image, parts, programs, eps, C, GROUPS, SLOTS, ROWS, BLOCK_N)
+
+
+class Plan(NamedTuple):
+    """The start of a kernel that writes statistics, and their parts of an image and slots."""
+
+    start: Start
+    parts: int
+    slots: int
 
 
 def constants(channels: int, num_groups: int, block_n: int, num_warps: int) -> dict[str, int]:

@@ -7,17 +7,16 @@ needs one mean a channel. The programs of the same pixels are adjacent in the gr
 cache, where the weight stays anyway. If the result is normalized next, the kernel also writes the statistics for that.
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from resshift_fast.kernels.dependents import wait_for_previous
+from resshift_fast.kernels.epilogue import store_sum
 from resshift_fast.kernels.group_norm import statistics as group_statistics
 from resshift_fast.kernels.launch import Start
-from resshift_fast.kernels.norm_stats import PASSES, buffers, constants, finish, store_part
+from resshift_fast.kernels.norm_stats import PASSES, Plan, buffers, constants, write_statistics
 from resshift_fast.kernels.plans import contiguous, planned
 from resshift_fast.kernels.tuning import Config, Space, bucket
 
@@ -126,20 +125,13 @@ def pointwise_conv2d_kernel(
             b_x = normalized(b_x, p_own, p_norm_weight, p_norm_bias, o_k, m_k, GROUPS, C // GROUPS)
         b_y = tl.dot(b_x, tl.trans(b_w), b_y, input_precision="ieee")
 
-    if p_bias is not None:
-        b_y += tl.load(p_bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
     o_y = i_row * O + o_m[:, None] * O + o_n[None, :]
-    m_y = m_m[:, None] & m_n[None, :]
-    if p_residual is not None:
-        b_y += tl.load(p_residual + o_y, mask=m_y, other=0.0).to(tl.float32)
-    b_y = b_y.to(p_y.dtype.element_ty)
-    tl.store(p_y + o_y, b_y, mask=m_y)
+    b_y = store_sum(b_y, p_y, p_bias, p_residual, o_y, o_n, m_m[:, None] & m_n[None, :], m_n)
     if NEXT_GROUPS:
-        b_y = b_y.to(tl.float32)
-        i_part = i_m % m_blocks
-        store_part(b_y, m_m, p_parts, i_image, i_part, m_blocks, i_n, O, NEXT_GROUPS, SLOTS, TILE_GROUPS, BLOCK_N)
-        programs = m_blocks * N_BLOCKS
-        finish(p_parts, p_counters, p_next, i_image, m_blocks, programs, next_eps, O, NEXT_GROUPS, SLOTS, ROWS, BLOCK_N)
+        write_statistics(
+            b_y, m_m, p_parts, p_counters, p_next, i_image, i_m % m_blocks, m_blocks, i_n, next_eps,
+            O, NEXT_GROUPS, SLOTS, TILE_GROUPS, ROWS, BLOCK_N,
+        )  # fmt: skip
 
 
 def unsupported(x: Tensor, *_: object) -> str | None:
@@ -151,14 +143,6 @@ def unsupported(x: Tensor, *_: object) -> str | None:
 
 def _bucket(images: int, pixels: int, channels: int, out_channels: int, element_size: int, *_: object) -> tuple:
     return bucket(images * pixels), bucket(pixels), out_channels, channels, element_size
-
-
-class Plan(NamedTuple):
-    """Plan of `forward`: its start, and parts and slots of the statistics that it writes."""
-
-    start: Start
-    parts: int
-    slots: int
 
 
 @planned(SPACE, _bucket)

@@ -35,6 +35,7 @@ import triton.language as tl
 from torch import Tensor
 
 from resshift_fast.kernels.dependents import wait_for_previous
+from resshift_fast.kernels.epilogue import store_sum
 from resshift_fast.kernels.group_norm import Statistics, plan_statistics
 from resshift_fast.kernels.group_norm_tiles import PROCESSORS
 from resshift_fast.kernels.launch import Start
@@ -241,15 +242,11 @@ def swin_mlp_kernel(
             o_n = (i_n * CHUNKS + i_c) * BLOCK_N + tl.arange(0, BLOCK_N)
             m_n = o_n < C
             o_y = i_start + o_m[:, None] * C + o_n[None, :]
-            m_y = m_m[:, None] & m_n[None, :]
-            b_chunk += tl.load(p_b2 + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
-            b_chunk += tl.load(p_x + o_y, mask=m_y, other=0.0).to(tl.float32)
-            b_stored = b_chunk.to(p_y.dtype.element_ty)
-            tl.store(p_y + o_y, b_stored, mask=m_y)
+            b_chunk = store_sum(b_chunk, p_y, p_b2, p_x, o_y, o_n, m_m[:, None] & m_n[None, :], m_n)
             if NEXT_GROUPS:
                 i_part = i_m % m_blocks
                 store_part(
-                    b_stored.to(tl.float32), m_m, p_parts, i_image, i_part, m_blocks, i_n * CHUNKS + i_c,
+                    b_chunk, m_m, p_parts, i_image, i_part, m_blocks, i_n * CHUNKS + i_c,
                     C, NEXT_GROUPS, SLOTS, TILE_GROUPS, BLOCK_N,
                 )  # fmt: skip
         if NEXT_GROUPS:

@@ -11,7 +11,7 @@ computes the attention of its queries for itself. The programs of one window are
 find its keys and values in the L2 cache, where the weight stays anyway.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -20,8 +20,9 @@ from torch import Tensor
 
 from resshift_fast.kernels import norm_stats
 from resshift_fast.kernels.dependents import wait_for_previous
+from resshift_fast.kernels.epilogue import store_sum
 from resshift_fast.kernels.launch import Start
-from resshift_fast.kernels.norm_stats import finish, store_part
+from resshift_fast.kernels.norm_stats import Plan, finish, store_part
 from resshift_fast.kernels.plans import contiguous, planned
 from resshift_fast.kernels.tuning import Config, Space, bucket
 from resshift_fast.kernels.window_attention_tiles import (
@@ -161,19 +162,11 @@ def window_attention_proj_kernel(
     for i_c in tl.static_range(CHUNKS):
         o_n = (i_n + i_c) * B_N + tl.arange(0, B_N)
         m_n = o_n < O
-        m_y = m_q[:, None] & m_n[None, :]
         o_y = b_pixel[:, None] * O + o_n[None, :]
-        b_chunk = b_y[i_c]  # type: ignore[var-annotated]
-        if p_bias is not None:
-            b_chunk += tl.load(p_bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
-        if p_residual is not None:
-            b_chunk += tl.load(p_residual + o_y, mask=m_y, other=0.0).to(tl.float32)
-        b_stored = b_chunk.to(p_y.dtype.element_ty)  # type: ignore[var-annotated]
-        tl.store(p_y + o_y, b_stored, mask=m_y)
+        b_chunk = store_sum(b_y[i_c], p_y, p_bias, p_residual, o_y, o_n, m_q[:, None] & m_n[None, :], m_n)
         if NEXT_GROUPS:
-            b_stored = b_stored.to(tl.float32)
             store_part(
-                b_stored, m_q, p_parts, i_image, i_part, parts, i_n + i_c, O, NEXT_GROUPS, SLOTS, TILE_GROUPS, B_N
+                b_chunk, m_q, p_parts, i_image, i_part, parts, i_n + i_c, O, NEXT_GROUPS, SLOTS, TILE_GROUPS, B_N
             )
     if NEXT_GROUPS:
         programs = parts * N_BLOCKS
@@ -193,14 +186,6 @@ def _bucket(
     constants = constants_of(shape, num_heads, window_size, 0, "")
     n_windows = bucket(num_windows(shape, window_size))
     return constants["B_T"], constants["HEAD_DIM"], dtype.itemsize, n_windows, out_channels
-
-
-class Plan(NamedTuple):
-    """Plan of `forward`: its start, and parts and slots of the statistics that it writes."""
-
-    start: Start
-    parts: int
-    slots: int
 
 
 @planned(SPACE, _bucket)

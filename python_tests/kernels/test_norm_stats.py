@@ -9,7 +9,7 @@ from golden_data import array
 from interpreter import DTYPES
 
 from resshift_fast.kernels.launch import Start, record
-from resshift_fast.kernels.norm_stats import NONE, PASSES, buffers, constants, finish, store_part
+from resshift_fast.kernels.norm_stats import NONE, PASSES, buffers, constants, write_statistics
 from resshift_fast.ops import norm_stats
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
@@ -60,9 +60,10 @@ def copy_kernel(
     b_y = tl.load(p_x + o_y, mask=m_y, other=6e4).to(p_y.dtype.element_ty)
     tl.store(p_y + o_y, b_y, mask=m_y)
     b_y = b_y.to(tl.float32)
-    store_part(b_y, m_m, p_parts, i_image, i_part, parts, i_n, C, NEXT_GROUPS, SLOTS, TILE_GROUPS, BLOCK_N)
-    programs = parts * N_BLOCKS
-    finish(p_parts, p_counters, p_next, i_image, parts, programs, next_eps, C, NEXT_GROUPS, SLOTS, ROWS, BLOCK_N)
+    write_statistics(
+        b_y, m_m, p_parts, p_counters, p_next, i_image, i_part, parts, i_n, next_eps,
+        C, NEXT_GROUPS, SLOTS, TILE_GROUPS, ROWS, BLOCK_N,
+    )  # fmt: skip
 
 
 def copied(x, groups, block_m, block_n, eps=EPS):
