@@ -27,11 +27,14 @@ def test_counts_of_both_paths_and_memory(bench, tmp_path):
     lines = outcome.out.splitlines()
     assert lines[0].startswith("nano-x4, 16x16 input, batch 2, bfloat16, 4 steps")
     assert lines[1].split() == ["OPERATOR", "PLAIN", "MB", "FUSED", "MB"]
-    assert lines[-3].split()[0] == "all"
+    assert lines[-4].split()[0] == "all"
     assert lines[-2].startswith("FUSED, once for all restorations: ") and lines[-1].endswith("MB a picture")
     rows = rows_of(tmp_path / "found.csv")
     for column, place in (("plain_count", 1), ("fused_count", 3)):
-        assert sum(int(row[column]) for row in rows) == int(lines[-3].split()[place].replace(",", ""))
+        assert sum(int(row[column]) for row in rows) == int(lines[-4].split()[place].replace(",", ""))
+    launches, moved = (sum(int(row[f"fused_{what}"]) for row in rows) / 2 for what in ("count", "bytes"))
+    text = f"FUSED, a picture: {launches:,.1f} operators or launches that move {moved / 1e6:,.1f} MB"
+    assert lines[-3] == text
 
 
 def test_launches_by_shape(bench, tmp_path):

@@ -89,9 +89,12 @@ def count(
 
 
 def _print_memory(sample: Sample, batch: int) -> None:
-    """What a prepared pipeline derives once, and the memory that a restoration takes."""
+    """What a picture costs, what a prepared pipeline derives once, and the memory that a restoration takes."""
     from resshift_fast.measure.counting import total
 
+    whole = total(sample.rows)
+    launches, megabytes = whole.count / batch, whole.num_bytes / 1e6 / batch
+    print(f"FUSED, a picture: {launches:,.1f} operators or launches that move {megabytes:,.1f} MB")
     once, moved = _cells(total(sample.preparation))
     weights, prepared, peak = (x / 1e6 for x in (sample.weight_bytes, sample.prepared_bytes, sample.peak_bytes))
     print(f"FUSED, once for all restorations: {once} operators that move {moved} MB derive {prepared:,.1f} MB")
