@@ -4,7 +4,7 @@
     python scripts/kernel_budgets.py --update        accept the results of this version of Triton
     python scripts/kernel_budgets.py --only group_norm --arch 90
     python scripts/kernel_budgets.py --known SEED    compile kernels that have changed since the last --update, and one
-                                                     of twenty of the others, a sample for SEED, any text
+                                                     of forty of the others, a sample for SEED, any text
     python scripts/kernel_budgets.py --sweep         check every window, head size and width of the operators that
                                                      support many; takes almost an hour
 

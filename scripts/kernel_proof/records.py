@@ -19,7 +19,7 @@ from .compilation import Compiled
 from .machine_code import MachineCode
 
 JUDGES = ("addresses.py", "compilation.py", "ir.py", "machine_code.py")
-AGAIN = 20  # one of this many records is compiled again
+AGAIN = 40  # one of this many records is compiled again
 
 Records = dict[str, Compiled]
 
