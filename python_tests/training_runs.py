@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from resshift_fast.diffusion.schedule import Schedule
-from resshift_fast.models.autoencoder import SpaceToDepth, SpaceToDepthConfig
+from resshift_fast.models.autoencoder import AutoencoderConfig, SpaceToDepth, SpaceToDepthConfig
 from resshift_fast.models.swin_unet import SwinUNet, SwinUNetConfig
+from resshift_fast.training.autoencoder import AutoencoderTrainer
 from resshift_fast.training.config import TrainConfig
 from resshift_fast.training.data import PatchPlan
 from resshift_fast.training.degradations import Mixture
@@ -27,6 +28,9 @@ TINY = SwinUNetConfig(
     swin_embed_dim=32,
     mlp_ratio=1.0,
     lq_size=16,
+)
+TINY_AUTOENCODER = AutoencoderConfig(
+    channels=32, channel_mult=(1, 1), num_res_blocks=(1, 1), latent_channels=3, codebook_size=64
 )
 PLAN = PatchPlan(patch=64, degradation=Mixture(clean=1.0))
 
@@ -62,6 +66,23 @@ def make_trainer(config, spec=None, **options):
     torch.manual_seed(0)
     stage = SpaceToDepth(SpaceToDepthConfig())
     return Trainer(config, spec or make_spec(), denoiser=SwinUNet(TINY), first_stage=stage, **options)
+
+
+def make_autoencoder_config(photos, run, *, options=None, **changes):
+    """Without LPIPS, with a small discriminator from step 2 on."""
+    options = {"lpips": 0.0, "disc_start": 2, "disc_channels": 16} | (options or {})
+    values = {
+        "model": "tiny",
+        "objective": "vqgan",
+        "objective_options": options,
+        "betas": (0.5, 0.9),
+        "ema_decay": 0.0,
+    }
+    return make_config(photos, run, **(values | {"patch": 32} | changes))
+
+
+def make_autoencoder_trainer(config, **options):
+    return AutoencoderTrainer(config, TINY_AUTOENCODER, **options)
 
 
 def random_batch():

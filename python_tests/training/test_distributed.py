@@ -15,21 +15,28 @@ from resshift_fast.training.distributed import Processes, parts_of
 WORKER = Path(__file__).parents[1] / "training_worker.py"
 
 
-def _train(photos, run, processes, steps=20):
+def _train(kind, photos, run, processes, steps=20):
     start = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     start += [] if processes == 1 else [f"--nproc-per-node={processes}"]
     paths = os.pathsep.join([str(WORKER.parent), str(WORKER.parents[1])])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    command = [*start, str(WORKER), str(photos), str(run), str(steps)]
+    command = [*start, str(WORKER), kind, str(photos), str(run), str(steps)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stderr
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does_and_write_one_log(photos, tmp_path):
-    _train(photos, tmp_path / "one", 1)
-    said = _train(photos, tmp_path / "two", 2)
+@pytest.mark.parametrize(
+    ("kind", "columns"),
+    [
+        ("denoiser", {"loss": 20, "val_psnr_y_clean": 2}),
+        ("autoencoder", {"loss": 20, "val_psnr_y_reconstructed": 2, "l1": 20, "lambda": 18, "usage": 20}),
+    ],
+)
+def test_two_processes_train_as_one_does_and_write_one_log(photos, tmp_path, kind, columns):
+    _train(kind, photos, tmp_path / "one", 1)
+    said = _train(kind, photos, tmp_path / "two", 2)
     one = torch.load(tmp_path / "one" / "gradients-0.pt")
     both = [torch.load(tmp_path / "two" / f"gradients-{rank}.pt") for rank in range(2)]
     largest = max(float(gradient.abs().max()) for gradient in one)
@@ -37,7 +44,7 @@ def test_two_processes_train_as_one_does_and_write_one_log(photos, tmp_path):
         assert torch.equal(first, second)
         assert float((first - reference).abs().max()) <= 1e-5 * largest
     logs = [read_log(tmp_path / name) for name in ("one", "two")]
-    for column, count in (("loss", 20), ("val_psnr_y_clean", 2)):
+    for column, count in columns.items():
         expected, found = ([float(row[column]) for row in log if row[column]] for log in logs)
         assert found == pytest.approx(expected, rel=1e-4) and len(found) == count
     names = {path.name for path in (tmp_path / "two").iterdir()} - {"gradients-0.pt", "gradients-1.pt"}

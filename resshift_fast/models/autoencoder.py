@@ -61,6 +61,10 @@ class _AttentionBlock(nn.Module):
         return self.proj_out.measured(attended, residual=x, following=self.norm)
 
 
+# Whose activations a training may compute again.
+BLOCKS = (_ResnetBlock, _AttentionBlock)
+
+
 class _Middle(nn.Module):
     def __init__(self, channels: int):
         super().__init__()

@@ -6,7 +6,7 @@ page of github.com/zsyOAOA/ResShift.
 
 import difflib
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from resshift_fast.diffusion.schedule import Schedule
 from resshift_fast.images.tiling import Axis, plan_axis
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from resshift_fast.models.swin_unet import SwinUNet
 
 RELEASE = "https://github.com/zsyOAOA/ResShift/releases/download/v2.0/"
+Entry = TypeVar("Entry")
 OWN_LICENCE = "CC BY-SA 4.0 (trained from free photographs, see weights/nano-x4.md)"
 
 
@@ -97,6 +98,9 @@ VQ_F4 = AutoencoderConfig()
 VQ_F8_FACE = AutoencoderConfig(
     channels=64, channel_mult=(1, 2, 4, 8), num_res_blocks=(1, 2, 3, 4), latent_channels=8, codebook_size=4096
 )
+# A million parameters, so that a CPU can train it.
+VQ_F4_NANO = AutoencoderConfig(channels=32, channel_mult=(1, 2, 2), num_res_blocks=(1, 1, 1), codebook_size=1024)
+AUTOENCODERS = {"vq-f4": VQ_F4, "vq-f8-face": VQ_F8_FACE, "vq-f4-nano": VQ_F4_NANO}
 VQ_F4_WEIGHTS = _official("autoencoder_vq_f4.pth")
 FOUR_STEPS = Schedule(steps=4, kappa=2.0, power=0.3, min_noise_level=0.2, etas_end=0.99)
 FIFTEEN_STEPS = Schedule(steps=15, kappa=2.0, power=0.3, min_noise_level=0.04, etas_end=0.99)
@@ -226,14 +230,33 @@ def get(name: str) -> ModelSpec:
     Raises:
         ValueError: for an unknown name; the message gives the nearest one that has weights, and all others.
     """
-    if name in MODELS:
-        return MODELS[name]
     teacher = str(name).removesuffix(ONE_STEP)
-    if teacher != name and teacher in MODELS:
+    if name not in MODELS and teacher != name and teacher in MODELS:
         return one_step(MODELS[teacher])
-    near = _nearest(str(name).strip().lower())
+    return _found(MODELS, name, "model", [spec.name for spec in MODELS.values() if spec.weights is not None])
+
+
+def get_autoencoder(name: str) -> AutoencoderConfig:
+    """The sizes of the autoencoder called `name`, or of the one of a model.
+
+    Raises:
+        ValueError: for an unknown name, or a model without an autoencoder.
+    """
+    if name not in MODELS:
+        return _found(AUTOENCODERS, name, "autoencoder", list(AUTOENCODERS))
+    sizes = MODELS[name].first_stage
+    if not isinstance(sizes, AutoencoderConfig):
+        raise ValueError(f"{name} has no autoencoder; autoencoders: {', '.join(AUTOENCODERS)}")
+    return sizes
+
+
+def _found(table: dict[str, Entry], name: str, kind: str, usable: list[str]) -> Entry:
+    """The entry called `name`; the error for an unknown one gives the nearest of the usable names, and all."""
+    if name in table:
+        return table[name]
+    near = _nearest(str(name).strip().lower(), usable)
     hint = f"did you mean {near!r}? " if near else ""
-    raise ValueError(f"unknown model {name!r}; {hint}models: {', '.join(MODELS)}")
+    raise ValueError(f"unknown {kind} {name!r}; {hint}{kind}s: {', '.join(table)}")
 
 
 def one_step(spec: ModelSpec) -> ModelSpec:
@@ -252,15 +275,14 @@ def one_step(spec: ModelSpec) -> ModelSpec:
     )
 
 
-def _nearest(name: str) -> str | None:
-    """The model with weights whose name is the nearest, the latest of several; None if none is near."""
+def _nearest(name: str, usable: list[str]) -> str | None:
+    """The nearest of the usable names, the latest of several; None if none is near."""
 
     def likeness(known: str) -> tuple[bool, bool, float]:
         is_part = len(name) > 1 and name in known
         ratio = 1.0 if is_part else difflib.SequenceMatcher(None, name, known).ratio()
         return is_part and known.startswith(name), is_part, ratio
 
-    usable = [spec.name for spec in MODELS.values() if spec.weights is not None]
     best = max(sorted(usable, reverse=True), key=likeness, default=None)
     return best if best is not None and (likeness(best)[2] >= 0.3) else None
 

@@ -203,7 +203,10 @@ class TrainConfig:
         Raises:
             ValueError: if it was given and the model cannot be trained with it.
         """
-        multiple = spec.scale * getattr(spec, "pad_multiple", 1)
+        return self.for_multiple(spec.scale * getattr(spec, "pad_multiple", 1))
+
+    def for_multiple(self, multiple: int) -> TrainConfig:
+        """The same with `patch` chosen for a network that takes multiples of so many pixels; raises as `for_model`."""
         if self.patch is None:
             return replace(self, patch=-(-LEAST_PATCH // multiple) * multiple)
         if self.patch < 1 or self.patch % multiple:

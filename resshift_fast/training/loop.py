@@ -62,7 +62,12 @@ class Training(ABC):
     Raises:
         ValueError: for settings that cannot be trained, or weights that do not fit.
         OSError: if a file cannot be read or the run folder cannot be created.
+
+    Attributes:
+        weights_dtype: of best.safetensors.
     """
+
+    weights_dtype = torch.float16
 
     def __init__(
         self, config: TrainConfig, processes: Processes, network: nn.Module, *, name: str, scale: int, timesteps: int
@@ -221,8 +226,8 @@ class Training(ABC):
 
         metadata = {"model": self.name, "step": str(self.step)}
         if result is not None:
-            metadata |= {f"psnr_y_{kind}_gain": f"{gain:.4f}" for kind, gain in result.gains().items()}
-        save_safetensors(self.average.state, self.run_folder.best, metadata, dtype=torch.float16)
+            metadata |= result.metadata()
+        save_safetensors(self.average.state, self.run_folder.best, metadata, dtype=self.weights_dtype)
 
     def save(self) -> None:
         """Write last.pt."""

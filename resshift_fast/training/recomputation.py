@@ -9,19 +9,20 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from resshift_fast.models import autoencoder
 from resshift_fast.models.layers import PendingMerge
 from resshift_fast.models.swin_unet import ResBlock, SwinLayer
 
 
-def recompute_activations(denoiser: nn.Module) -> None:
-    """Keep only the inputs of residual blocks and Swin layers for the backward pass.
+def recompute_activations(network: nn.Module) -> None:
+    """Keep only the inputs of a denoiser's or an autoencoder's blocks for the backward pass.
 
     Raises:
         ValueError: if the module has none.
     """
-    layers = [layer for layer in denoiser.modules() if isinstance(layer, ResBlock | SwinLayer)]
+    layers = [layer for layer in network.modules() if isinstance(layer, (ResBlock, SwinLayer, *autoencoder.BLOCKS))]
     if not layers:
-        raise ValueError("recompute needs a denoiser with residual blocks or Swin layers; leave it out")
+        raise ValueError("recompute needs a network with residual blocks or Swin layers; leave it out")
     for layer in layers:
         layer.forward = partial(_recomputed, layer.forward)  # type: ignore[method-assign]
 

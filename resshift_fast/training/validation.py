@@ -51,19 +51,28 @@ class Pair:
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """Means over all photos by kind of input, then by metric, of restored and of bicubically enlarged images."""
+    """Means over all photos by kind of input, then by metric, of restored and of bicubically enlarged images.
+
+    `bicubic` is empty where the input is the photo itself.
+    """
 
     restored: dict[str, dict[str, float]]
     bicubic: dict[str, dict[str, float]]
 
     def gains(self) -> dict[str, float]:
-        """Gain in PSNR-Y over bicubic interpolation in dB, by kind of input."""
-        return {kind: scores[BEST] - self.bicubic[kind][BEST] for kind, scores in self.restored.items()}
+        """Gain in PSNR-Y over bicubic interpolation in dB, by kind of input; without bicubic images PSNR-Y itself."""
+        bicubic = {kind: scores[BEST] for kind, scores in self.bicubic.items()}
+        return {kind: scores[BEST] - bicubic.get(kind, 0.0) for kind, scores in self.restored.items()}
 
     @property
     def gain(self) -> float:
         """Mean of the gains."""
         return float(np.mean(list(self.gains().values())))
+
+    def metadata(self) -> dict[str, str]:
+        """The gains, for a file of weights."""
+        end = "_gain" if self.bicubic else ""
+        return {f"{BEST}_{kind}{end}": f"{gain:.4f}" for kind, gain in self.gains().items()}
 
     def row(self) -> dict[str, str]:
         """Columns of the log: val_METRIC_KIND, and bicubic_METRIC_KIND."""
@@ -80,7 +89,8 @@ class ValidationResult:
         for kind, gain in self.gains().items():
             others = "".join(f", {name} {value:.4f}" for name, value in self.restored[kind].items() if name != BEST)
             compared = "the input" if kind == MASKED else "bicubic"
-            parts.append(f"{kind} PSNR-Y {self.restored[kind][BEST]:.3f} ({gain:+.3f} over {compared}){others}")
+            over = f" ({gain:+.3f} over {compared})" if self.bicubic else ""
+            parts.append(f"{kind} PSNR-Y {self.restored[kind][BEST]:.3f}{over}{others}")
         return "; ".join(parts)
 
 
@@ -88,16 +98,25 @@ class Validation:
     """Held-out photos with their low-quality versions, which are the same in every run.
 
     Args:
-        pairs: at least one; all have the same kinds. See `from_photos` and `from_pairs`.
+        pairs: at least one; all have the same kinds. See `from_photos`, `from_pairs` and `originals`.
         scale: of the model.
         batch: images of one size that are restored at once.
         metrics: by name; "psnr_y" must be among them.
+        bicubic: compare with bicubic interpolation, which is pointless where the input is the photo itself.
 
     Attributes:
         fingerprint: differs if the images or their low-quality versions do.
     """
 
-    def __init__(self, pairs: list[Pair], scale: int, *, batch: int = 4, metrics: Mapping[str, Metric] | None = None):
+    def __init__(
+        self,
+        pairs: list[Pair],
+        scale: int,
+        *,
+        batch: int = 4,
+        metrics: Mapping[str, Metric] | None = None,
+        bicubic: bool = True,
+    ):
         self.scale, self.batch = scale, batch
         self.metrics: Mapping[str, Metric] = {"psnr_y": psnr_y} if metrics is None else metrics
         self.high = [pair.high for pair in pairs]
@@ -106,6 +125,7 @@ class Validation:
         self.bicubic = {
             kind: [to_images(upsample(to_tensor(low[None]), scale))[0] for low in lows]
             for kind, lows in self.low.items()
+            if bicubic
         }
         digest = hashlib.sha256()
         masks = [mask for mask in self.masks if mask is not None]
@@ -120,8 +140,9 @@ class Validation:
 
         Args:
             restore: ([B, 3, h, w] in [−1, 1], mask [B, 1, h, w] or None) to [B, 3, scale·h, scale·w].
-            sheet: PNG to write, each row of which is bicubic | restored | ground truth for each kind of input; for
-                inpainting it is the masked image | the mask, unknown pixels white | restored | ground truth.
+            sheet: PNG to write, each row of which is bicubic | restored | ground truth for each kind of input, without
+                bicubic images where there are none; for inpainting it is the masked image | the mask, unknown pixels
+                white | restored | ground truth.
         """
         restored = {kind: self._restored(restore, lows) for kind, lows in self.low.items()}
         if sheet is not None:
@@ -131,7 +152,8 @@ class Validation:
 
     def columns(self) -> list[str]:
         """The columns of `ValidationResult.row`."""
-        return list(ValidationResult(self._bicubic_means, self._bicubic_means).row())
+        names: dict[str, dict[str, float]] = {kind: dict.fromkeys(self.metrics, 0.0) for kind in self.low}
+        return list(ValidationResult(names, self._bicubic_means).row())
 
     def _means(self, images: list[np.ndarray]) -> dict[str, float]:
         pairs = [(_rgb(image), _rgb(high)) for image, high in zip(images, self.high, strict=True)]
@@ -156,6 +178,9 @@ class Validation:
             start = end
         return results
 
+    def _bicubic_of(self, kind: str, index: int) -> list[np.ndarray]:
+        return [self.bicubic[kind][index]] if kind in self.bicubic else []
+
     def _write_sheet(self, path: Path, restored: dict[str, list[np.ndarray]]) -> None:
         rows = []
         # Spread over the list, since neighbours in it are often two views of one scene.
@@ -167,7 +192,7 @@ class Validation:
             cells = [
                 _rgb(picture)
                 for kind in self.low
-                for picture in (self.bicubic[kind][index], *shown, restored[kind][index], self.high[index])
+                for picture in (*self._bicubic_of(kind, index), *shown, restored[kind][index], self.high[index])
             ]
             pad = width - cells[0].shape[1]
             rows.append(np.concatenate([np.pad(cell, ((0, 0), (0, pad), (0, 0))) for cell in cells], axis=1))
@@ -192,19 +217,10 @@ def from_photos(
         FileNotFoundError: for a missing or empty folder.
         ValueError: if no usable photo is left.
     """
-    paths = list_photos([source])
     if isinstance(degradation, Mixture):
         degradation = replace(degradation, clean=0.0)
     pairs: list[Pair] = []
-    for number, index in enumerate(_spread(len(paths), limit)):
-        try:
-            image = read_rgb(paths[index])
-        except (OSError, ImageError) as error:
-            warnings.warn(f"skipped {error}", stacklevel=2)
-            continue
-        if min(image.shape[:2]) < LEAST_SIDE:
-            warnings.warn(f"skipped {paths[index]}: it is below {LEAST_SIDE} pixels a side", stacklevel=2)
-            continue
+    for number, image in _usable(source, limit):
         high = _central(image, scale, side)
         high, low, mask = _degraded(degradation, high, scale, number)
         if mask is not None:
@@ -212,9 +228,40 @@ def from_photos(
         else:
             clean = resized(high, high.shape[0] // scale, high.shape[1] // scale, "bicubic")
             pairs.append(Pair(high, {"clean": clean, "degraded": low}))
-    if not pairs:
-        raise ValueError(f"no usable photo in {source}; every side must be at least {LEAST_SIDE} pixels")
     return pairs
+
+
+def originals(source: str | Path, multiple: int, *, limit: int, side: int | None = 256) -> list[Pair]:
+    """Photos that are their own input, of the kind "reconstructed", for a validation without bicubic images.
+
+    Args:
+        source, limit, side: as in `from_photos`.
+        multiple: of pixels, to which sides are rounded down.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `from_photos`.
+    """
+    photos = (_central(image, multiple, side) for _, image in _usable(source, limit))
+    return [Pair(photo, {"reconstructed": photo}) for photo in photos]
+
+
+def _usable(source: str | Path, limit: int) -> list[tuple[int, np.ndarray]]:
+    """At most `limit` photos, spread over the list, with their numbers; warns of those that are left out."""
+    paths = list_photos([source])
+    found: list[tuple[int, np.ndarray]] = []
+    for number, index in enumerate(_spread(len(paths), limit)):
+        try:
+            image = read_rgb(paths[index])
+        except (OSError, ImageError) as error:
+            warnings.warn(f"skipped {error}", stacklevel=3)
+            continue
+        if min(image.shape[:2]) < LEAST_SIDE:
+            warnings.warn(f"skipped {paths[index]}: it is below {LEAST_SIDE} pixels a side", stacklevel=3)
+            continue
+        found.append((number, image))
+    if not found:
+        raise ValueError(f"no usable photo in {source}; every side must be at least {LEAST_SIDE} pixels")
+    return found
 
 
 def from_pairs(

@@ -155,7 +155,8 @@ class VQGAN:
             reconstruction = l1 + options.lpips * distance
         codebook = codebook_loss(found.latent, found.entries, options.beta)
         self._note("codebook", codebook)
-        self._codes += torch.bincount(found.indices.flatten(), minlength=len(self._codes))
+        used = found.indices.flatten()
+        self._codes.scatter_add_(0, used, torch.ones_like(used))
         total = reconstruction + codebook
         if self.auxiliary_steps(draws.step):
             with self.parts.autocast():
