@@ -106,10 +106,25 @@ def test_objective_and_degradation_need_no_file(folder, made):
     assert config.objective_options == {"lpips": 1.0, "vgg": str(folder / "vgg.pth")}
 
 
+def test_distillation_has_its_own_settings(folder, made):
+    found = run(folder / "photos", "-o", folder / "run", "--objective", "distill", "--teacher", folder / "vgg.pth",
+                "--fake-steps", "3", "--mse", "0.5")  # fmt: skip
+    assert found.exit_code == 0, found.output
+    config, spec = made[0]
+    assert spec is None and config.objective == "distill"
+    assert config.objective_options == {"teacher": str(folder / "vgg.pth"), "fake_steps": 3, "mse": 0.5}
+    found = run(folder / "photos", "-o", folder / "run", "--config", folder / "realsr.yaml", "--objective", "distill")
+    assert found.exit_code == 0, found.output
+    config, spec = made[1]
+    assert spec is not None and config.objective == "distill" and config.objective_options == {}
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("PHOTOS", "--lpips", "1"), "--lpips needs --objective official"),
+        (("PHOTOS", "--lpips", "1"), "--lpips needs --objective official or distill"),
+        (("PHOTOS", "--teacher", "x.pth", "--objective", "official"), "--teacher needs --objective distill"),
+        (("PHOTOS", "--fake-steps", "1"), "--fake-steps needs --objective distill"),
         ((), "no training photos"),
         (("PHOTOS", "--degradation", "rain"), "unknown degradation 'rain'; expected one of mixture, second_order"),
     ],

@@ -17,6 +17,7 @@ from torch import nn
 from resshift_fast.weights.checkpoints import (
     CheckpointError,
     load_into,
+    read_metadata,
     read_state_dict,
     save_safetensors,
     strip_prefixes,
@@ -397,11 +398,22 @@ def test_meta_module_is_refused():
 # Writing
 
 
+def test_files_without_metadata(tmp_path):
+    save_safetensors(Denoiser(), tmp_path / "w.safetensors", {})
+    torch.save(Denoiser().state_dict(), tmp_path / "w.pth")
+    assert read_metadata(tmp_path / "w.safetensors") == read_metadata(tmp_path / "w.pth") == {}
+    (tmp_path / "w.safetensors").write_bytes(b"\x40\0\0\0\0\0\0\0{")
+    with pytest.raises(CheckpointError, match="w.safetensors is truncated or damaged"):
+        read_metadata(tmp_path / "w.safetensors")
+    with pytest.raises(FileNotFoundError):
+        read_metadata(tmp_path / "none.safetensors")
+
+
 def test_saves_without_derived_buffers_and_loads_again(tmp_path):
     source, module, path = Denoiser(), Denoiser(), tmp_path / "w.safetensors"
     save_safetensors(source, path, {"model": "tiny", "licence": "own"})
     with safe_open(path, "pt") as handle:
-        assert handle.metadata() == {"model": "tiny", "licence": "own"}
+        assert handle.metadata() == read_metadata(path) == {"model": "tiny", "licence": "own"}
         assert not [key for key in handle.keys() if key.endswith(("attn_mask", "relative_position_index"))]  # noqa: SIM118
     load_into(module, read_state_dict(path), path)
     assert_same(copy_of(module), copy_of(source))

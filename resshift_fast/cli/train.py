@@ -12,6 +12,10 @@ import typer
 from resshift_fast.cli import console
 from resshift_fast.core.files import expand_home
 
+# Options of the command that are settings of an objective.
+OPTIONS = {"official": {"mse", "lpips", "vgg", "lpips_weights"}}
+OPTIONS["distill"] = OPTIONS["official"] | {"teacher", "fake_steps"}
+
 
 def _option(text: str, *names: str, **details: Any) -> typer.models.OptionInfo:
     return typer.Option(*names, help=text, show_default=True, **details)
@@ -68,12 +72,26 @@ def train(
     objective: Annotated[
         str,
         _option(
-            "rollout, or official: the squared error of the published models, and LPIPS. --loss, --first-step-weight "
-            "and --rollout are settings of rollout."
+            "rollout; official: the squared error of the published models, and LPIPS; or distill: train a one-step "
+            "student of --model. --loss, --first-step-weight and --rollout are settings of rollout."
         ),
     ] = "rollout",
+    teacher: Annotated[
+        Path | None, _option("Weights of the model that distill trains a student of. Default: the published ones.")
+    ] = None,
+    fake_steps: Annotated[
+        int | None, _option("Steps of distill's fake model before each one of the student. Default: 5.")
+    ] = None,
+    mse: Annotated[
+        float | None,
+        _option("Weight of the squared error. Default: 1; for distill 0 where LPIPS has a weight."),
+    ] = None,
     lpips: Annotated[
-        float | None, _option("Weight of LPIPS. Default: 0, 1 or 10 as the published model; 0 for other models.")
+        float | None,
+        _option(
+            "Weight of LPIPS. Default: 0, 1 or 10 as the published model, 0 for other models; for distill 2 for models "
+            "with an autoencoder, else 0."
+        ),
     ] = None,
     vgg: Annotated[
         Path | None, _option("torchvision's VGG16 weights for LPIPS. Default: download them (553 MB).")
@@ -200,14 +218,15 @@ def _described(settings: dict) -> tuple[Any, dict]:
 
     settings = {name: str(expand_home(value)) if isinstance(value, Path) else value for name, value in settings.items()}
     given, path = settings.pop("given"), settings.pop("config_file")
-    options = {name: settings.pop(name) for name in ("lpips", "vgg", "lpips_weights")}
+    options = {name: settings.pop(name) for name in OPTIONS["distill"]}
     options = {name: value for name, value in options.items() if value is not None}
     settings["data"] = tuple(str(expand_home(one)) for one in settings["data"] or ())
     spec = None
     if path is not None:
         training = read(path, settings["model"] if "model" in given else None)
         spec, described = training.spec, training.settings
-        options = described["objective_options"] | options
+        if "objective" not in given:
+            options = described["objective_options"] | options
         settings["degradation_options"] = {} if "degradation" in given else described["degradation_options"]
         taken = described.keys() - given - {"objective_options", "degradation_options"}
         settings |= {name: described[name] for name in taken}
@@ -215,8 +234,8 @@ def _described(settings: dict) -> tuple[Any, dict]:
             console.say(f"{path}: without effect here: {', '.join(training.without_effect)}")
     if not settings["data"]:
         raise ValueError("no training photos; give a folder or a list file")
-    if settings["objective"] == "official":
-        settings["objective_options"] = options
-    elif given & options.keys():
-        raise ValueError(f"--{sorted(given & options.keys())[0]} needs --objective official")
+    for name in sorted(options.keys() - OPTIONS.get(settings["objective"], set())):
+        needed = " or ".join(objective for objective, names in OPTIONS.items() if name in names)
+        raise ValueError(f"--{name.replace('_', '-')} needs --objective {needed}")
+    settings["objective_options"] = options
     return spec, settings

@@ -11,7 +11,8 @@ r"""The residual-shifting schedule and the coefficients of every step (arXiv 240
 with :math:`\eta_{-1} = 0`. Everything is computed once in float64; operators receive float32 rows.
 """
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -163,6 +164,23 @@ class Schedule:
         import torch
 
         return torch.tensor(self.coefficients, dtype=torch.float32, device=device)
+
+
+def schedule_text(schedule: Schedule) -> str:
+    """The schedule's settings as JSON, for the metadata of weights; `schedule_from_text` reads it."""
+    return json.dumps(asdict(schedule))
+
+
+def schedule_from_text(text: str) -> Schedule:
+    """The schedule of a `schedule_text`.
+
+    Raises:
+        ValueError: for another text.
+    """
+    try:
+        return Schedule(**json.loads(text))
+    except TypeError:
+        raise ValueError(f"{text[:200]!r} is not a schedule") from None
 
 
 def check_prediction_type(where: str, prediction_type: str) -> None:

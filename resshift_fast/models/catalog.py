@@ -275,6 +275,16 @@ def one_step(spec: ModelSpec) -> ModelSpec:
     )
 
 
+def teacher_of(student: ModelSpec) -> ModelSpec:
+    """The model whose one-step student this is, but for its summary and its weights."""
+    return replace(
+        student,
+        name=student.name.removesuffix(ONE_STEP),
+        denoiser=replace(student.denoiser, noise_channels=0),
+        schedule=replace(student.schedule, one_step=False),
+    )
+
+
 def _nearest(name: str, usable: list[str]) -> str | None:
     """The nearest of the usable names, the latest of several; None if none is near."""
 

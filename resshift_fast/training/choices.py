@@ -16,10 +16,13 @@ Factory = Callable[..., Any]
 OBJECTIVES: dict[str, str | Factory] = {
     "rollout": "resshift_fast.training.rollout:Rollout",
     "official": "resshift_fast.training.objective:from_config",
+    "distill": "resshift_fast.training.distillation:from_config",
 }
 AUTOENCODER_OBJECTIVES: dict[str, str | Factory] = {
     "vqgan": "resshift_fast.training.vqgan:from_config",
 }
+# What is trained for an objective instead of the model itself: (config, spec) to (config, spec).
+PREPARATIONS: dict[str, str | Factory] = {"distill": "resshift_fast.training.teachers:prepare"}
 DEGRADATIONS: dict[str, str | Factory] = {
     "mixture": "resshift_fast.training.degradations:from_config",
     "second_order": "resshift_fast.training.degradations.second_order:from_config",

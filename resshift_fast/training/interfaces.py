@@ -101,7 +101,8 @@ class Parts:
         first_stage: a frozen module; gradients may flow through it, not into it.
         table: the schedule's coefficients, float32 [T, columns] on the device; see `diffusion.schedule`.
         predict: (x_t, t, low, mask or None) to the denoiser's prediction, with x_t [B, C, h, w] not yet scaled and t
-            int64 [B] from 0 to T − 1. It scales the input and runs in the configured precision.
+            int64 [B] from 0 to T − 1. It scales the input and runs in the configured precision. For a denoiser with
+            channels of noise these are a fifth argument, [B, noise_channels, h, w].
         autocast: the context in which other networks run in the configured precision.
         device: of the training.
     """
@@ -109,7 +110,7 @@ class Parts:
     spec: Model
     first_stage: FirstStage
     table: Tensor
-    predict: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    predict: Callable[..., Tensor]
     autocast: Callable[[], AbstractContextManager[Any]]
     device: torch.device
 

@@ -92,6 +92,7 @@ class Training(ABC):
         self.optimization = Optimization(self.network, self.optimizer, config, self.device)
         self._by_t = torch.zeros(2, timesteps)  # sums of the losses, and their numbers
         self.data: Data | None = None  # instead of photos
+        self.metadata: dict[str, str] = {}  # of best.safetensors, besides the model and the step
         self.signals = StopSignals()
         self._stopping = False  # all processes know of the signal
         self._changed: list[str] = []  # settings that differ from those of the checkpoint
@@ -101,10 +102,11 @@ class Training(ABC):
 
         Args:
             called: the network as the objective calls it, from `called_network`.
-            objective: what is minimized.
+            objective: what is minimized; if it has `metadata`, strings by name, the weights get them.
             degradation: makes the low-quality patches; None takes the high-quality ones.
         """
         self._called, self.objective, self.degradation = called, objective, degradation
+        self.metadata |= getattr(objective, "metadata", {})
         self._auxiliary: Optimization | None = None
         if isinstance(objective, Auxiliary):
             objective.networks.requires_grad_(False)
@@ -224,7 +226,7 @@ class Training(ABC):
     def _save_best(self, result: ValidationResult | None) -> None:
         from resshift_fast.weights.checkpoints import save_safetensors
 
-        metadata = {"model": self.name, "step": str(self.step)}
+        metadata = {"model": self.name, "step": str(self.step), **self.metadata}
         if result is not None:
             metadata |= result.metadata()
         save_safetensors(self.average.state, self.run_folder.best, metadata, dtype=self.weights_dtype)

@@ -42,12 +42,21 @@ def build_first_stage(config: TrainConfig, spec: Any) -> VQAutoencoder | SpaceTo
 def load_weights(module: nn.Module, path: str | Path) -> None:
     """Load any file of weights that `restore` takes, or the averaged weights of a last.pt.
 
+    A denoiser with channels of noise may start from one without: their weights are then zero.
+
     Raises:
         FileNotFoundError, ValueError: if it does not exist, cannot be read or does not fit.
     """
+    from resshift_fast.models.loading import FIRST_CONVOLUTION
     from resshift_fast.weights.checkpoints import load_into, read_state_dict
 
-    load_into(module, read_state_dict(path), path)
+    state = read_state_dict(path)
+    noise = getattr(module, "noise_channels", 0)
+    for key in [key for key in state if noise and key.endswith(FIRST_CONVOLUTION)]:
+        first, own = state[key], module.state_dict()[FIRST_CONVOLUTION]
+        if first.dim() == 4 and first.shape[1] + noise == own.shape[1]:
+            state[key] = torch.cat([first, first.new_zeros(first.shape[0], noise, *first.shape[2:])], dim=1)
+    load_into(module, state, path)
 
 
 @torch.no_grad()

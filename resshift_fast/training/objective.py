@@ -24,6 +24,7 @@ from resshift_fast.training.interfaces import Batch, Draws, Loss, Parts
 from resshift_fast.training.pixels import upsample
 
 if TYPE_CHECKING:
+    from resshift_fast.models.interfaces import FirstStage
     from resshift_fast.training.config import TrainConfig
 
 # Weights of LPIPS with which the published models were trained; the squared error has weight 1.
@@ -113,19 +114,21 @@ class Official:
             assert self.perceptual is not None
             estimate = x0_from_prediction(x_t, prediction, y, row, kind)
             with parts.autocast():
-                total = total + self.lpips * self.perceptual(self._decode(estimate), batch.high)
+                pixels = decode(parts.first_stage, estimate, quantize=self.quantize)
+                total = total + self.lpips * self.perceptual(pixels, batch.high)
         return total
 
-    def _decode(self, latent: Tensor) -> Tensor:
-        from resshift_fast.models.autoencoder import VQAutoencoder
 
-        first_stage = self.parts.first_stage
-        if not isinstance(first_stage, VQAutoencoder):
-            return first_stage.decode(latent)
-        if self.quantize:
-            quantized, _ = ops.vector_quantize(latent.detach(), first_stage.quantize.embedding.weight)
-            latent = latent + (quantized - latent).detach()
-        return first_stage.decode(latent, quantize=False)
+def decode(first_stage: FirstStage, latent: Tensor, *, quantize: bool = False) -> Tensor:
+    """Pixels [B, 3, H, W] of a latent, for a loss; the gradient passes a quantization unchanged."""
+    from resshift_fast.models.autoencoder import VQAutoencoder
+
+    if not isinstance(first_stage, VQAutoencoder):
+        return first_stage.decode(latent)
+    if quantize:
+        quantized, _ = ops.vector_quantize(latent.detach(), first_stage.quantize.embedding.weight)
+        latent = latent + (quantized - latent).detach()
+    return first_stage.decode(latent, quantize=False)
 
 
 def target(prediction_type: str, x0: Tensor, y: Tensor, noise: Tensor, row: Tensor) -> Tensor:

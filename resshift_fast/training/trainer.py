@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from resshift_fast.diffusion import schedule as columns
+from resshift_fast.diffusion.schedule import schedule_text
 from resshift_fast.training import choices, networks, validation
 from resshift_fast.training.config import TrainConfig
 from resshift_fast.training.distributed import Processes
@@ -54,10 +55,15 @@ class Trainer(Training):
     ):
         processes = Processes(config.device)
         torch.manual_seed(config.seed)
-        if spec is None or denoiser is None or first_stage is None:
+        if spec is None:
             from resshift_fast.models import catalog
 
-            spec = spec or catalog.get(config.model)
+            spec = catalog.get(config.model)
+        if config.objective in choices.PREPARATIONS:
+            config, spec = choices.chosen(choices.PREPARATIONS, "objective", config.objective)(config, spec)
+        if denoiser is None or first_stage is None:
+            from resshift_fast.models import catalog
+
             denoiser = denoiser or catalog.build_denoiser(spec)
             first_stage = first_stage or networks.build_first_stage(config, spec)
         self.spec, self.schedule, self.denoiser = spec, spec.schedule, denoiser
@@ -74,6 +80,7 @@ class Trainer(Training):
         self.table = self.schedule.table(self.device)
         self.timesteps = torch.as_tensor(self.schedule.timesteps, dtype=torch.int64, device=self.device)
         self._pairs, self._metrics = pairs, metrics or {}
+        self.metadata["schedule"] = schedule_text(self.schedule)
         config = self.config
         parts = Parts(spec, self.first_stage, self.table, self._predict, self.autocast, self.device)
         self.use(
@@ -82,12 +89,12 @@ class Trainer(Training):
             choices.chosen(choices.DEGRADATIONS, "degradation", config.degradation)(config, spec),
         )
 
-    def _predict(self, x_t: Tensor, t: Tensor, low: Tensor, mask: Tensor | None) -> Tensor:
+    def _predict(self, x_t: Tensor, t: Tensor, low: Tensor, mask: Tensor | None, *noise: Tensor) -> Tensor:
         scaled = x_t * self.table[t, columns.INPUT_SCALE][:, None, None, None]
         if self.config.channels_last:
             scaled = scaled.contiguous(memory_format=torch.channels_last)
         with self.autocast():
-            prediction: Tensor = self._called(scaled, self.timesteps[t], low, mask)
+            prediction: Tensor = self._called(scaled, self.timesteps[t], low, mask, *noise)
         return prediction
 
     def restore(self, low: Tensor, mask: Tensor | None = None) -> Tensor:

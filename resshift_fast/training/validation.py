@@ -152,7 +152,9 @@ class Validation:
 
     def columns(self) -> list[str]:
         """The columns of `ValidationResult.row`."""
-        names: dict[str, dict[str, float]] = {kind: dict.fromkeys(self.metrics, 0.0) for kind in self.low}
+        hole = any(mask is not None and (mask > 0).any() for mask in self.masks)
+        metrics = [*self.metrics, UNKNOWN] if hole else list(self.metrics)
+        names: dict[str, dict[str, float]] = {kind: dict.fromkeys(metrics, 0.0) for kind in self.low}
         return list(ValidationResult(names, self._bicubic_means).row())
 
     def _means(self, images: list[np.ndarray]) -> dict[str, float]:

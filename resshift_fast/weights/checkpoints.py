@@ -86,6 +86,22 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return state
 
 
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The strings in the header of a safetensors file; empty for other kinds of weights.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: it cannot be read.
+    """
+    path = Path(path)
+    if _recognize(path) != "safetensors":
+        return {}
+    try:
+        return safetensors_file.metadata(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is truncated or damaged ({_reason(error)}); download it again") from error
+
+
 def check_whole(path: str | os.PathLike[str]) -> bool:
     """Compare every file in an archive of torch.save with its checksum; other kinds of weights have none.
 

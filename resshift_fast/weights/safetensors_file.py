@@ -9,7 +9,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -43,11 +43,8 @@ def read(path: Path) -> dict[str, Tensor]:
         OSError: if it cannot be read.
     """
     with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        length = int.from_bytes(file.read(8), "little")
-        if length > min(size - 8, _MOST_HEADER):
-            raise ValueError(f"a header of {length} bytes in a file of {size}")
-        places = _places(file.read(length), size - 8 - length)
+        header, rest = _header(file)
+        places = _places(header, rest)
         tensors = {}
         for name, dtype, shape in places:
             tensor = torch.empty(shape, dtype=dtype)
@@ -59,14 +56,35 @@ def read(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _places(header: bytes, size: int) -> list[tuple[str, torch.dtype, list[int]]]:
-    """Name, dtype and shape of the tensors in their order in the file, which they fill without gaps."""
+def metadata(path: Path) -> dict[str, str]:
+    """The strings in a file's header; errors as in `read`."""
+    with open(path, "rb") as file:
+        found = _entries(_header(file)[0]).get("__metadata__")
+    return {name: text for name, text in found.items() if isinstance(text, str)} if isinstance(found, dict) else {}
+
+
+def _header(file: BinaryIO) -> tuple[bytes, int]:
+    """The header, and the number of bytes after it."""
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(8), "little")
+    if length > min(size - 8, _MOST_HEADER):
+        raise ValueError(f"a header of {length} bytes in a file of {size}")
+    return file.read(length), size - 8 - length
+
+
+def _entries(header: bytes) -> dict[str, Any]:
     try:
         entries = json.loads(header, object_pairs_hook=_unique)
     except (RecursionError, UnicodeDecodeError) as error:
         raise ValueError("its header is no JSON") from error
     if not isinstance(entries, dict):
         raise ValueError("its header is not a table of tensors")
+    return entries
+
+
+def _places(header: bytes, size: int) -> list[tuple[str, torch.dtype, list[int]]]:
+    """Name, dtype and shape of the tensors in their order in the file, which they fill without gaps."""
+    entries = _entries(header)
     entries.pop("__metadata__", None)
     found = sorted(_place(name, entry) for name, entry in entries.items())
     end = 0

@@ -1,0 +1,308 @@
+"""Distillation into one step: its losses against their formulas in float64, its two optimizers, resuming, teachers."""
+
+import contextlib
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from lpips_formula import formula as lpips_formula
+from lpips_formula import random_weights
+from safetensors import safe_open
+from training_runs import TINY, make_config, read_log
+
+from resshift_fast import Pipeline, use_backend
+from resshift_fast.diffusion.schedule import Schedule, schedule_text
+from resshift_fast.models import catalog
+from resshift_fast.models.autoencoder import AutoencoderConfig, SpaceToDepth, SpaceToDepthConfig, VQAutoencoder
+from resshift_fast.models.swin_unet import SwinUNet
+from resshift_fast.training import teachers
+from resshift_fast.training.distillation import Distillation
+from resshift_fast.training.interfaces import Batch, Draws, Parts
+from resshift_fast.training.lpips import LPIPS
+from resshift_fast.training.trainer import Trainer
+from resshift_fast.weights.checkpoints import save_safetensors
+
+SMALL = replace(TINY, image_size=4, attention_resolutions=(4,), swin_depth=1, lq_size=4)
+TEACHER = replace(
+    catalog.get("nano-x4"), denoiser=SMALL, schedule=Schedule(steps=3, kappa=0.3), pad_multiple=4, weights=None
+)
+STUDENT = catalog.one_step(TEACHER)
+LATENT = replace(
+    TEACHER,
+    denoiser=replace(SMALL, in_channels=3, out_channels=3),
+    first_stage=AutoencoderConfig(channels=32, channel_mult=(1, 1, 1), num_res_blocks=(1, 1, 1), codebook_size=32),
+    prediction_type="x0",
+)
+
+
+def small_batch():
+    return Batch(torch.rand(2, 3, 16, 16) * 2 - 1, torch.rand(2, 3, 4, 4) * 2 - 1)
+
+
+def randomize(module, seed=0):
+    """Weights that are nowhere zero, of a size that keeps activations near 1."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        fan_in = parameter[0].numel() if parameter.dim() > 1 else 4
+        parameter.data.normal_(std=fan_in**-0.5, generator=generator)
+    return module
+
+
+def make_objective(spec, student, first_stage, **options):
+    schedule = catalog.one_step(spec).schedule
+
+    def predict(x_t, t, lq, mask, noise):
+        scale = torch.as_tensor(schedule.coefficients[:, 6]).to(x_t)[t][:, None, None, None]
+        return student(x_t * scale, torch.as_tensor(schedule.timesteps)[t], lq, mask, noise)
+
+    parts = Parts(
+        catalog.one_step(spec), first_stage, schedule.table(), predict, contextlib.nullcontext, torch.device("cpu")
+    )
+    objective = Distillation(
+        parts, randomize(SwinUNet(spec.denoiser), 2), spec.schedule, optimizer=torch.optim.AdamW, **options
+    )
+    randomize(objective.networks, 3)
+    return objective
+
+
+def estimate(network, spec, x0, y, lq, t, noise):
+    """A model's x̂_0 from q(x_t | x_0, y) of one picture."""
+    eta, kappa = spec.schedule.sqrt_etas_all[t] ** 2, spec.schedule.kappa
+    x_t = (1 - eta) * x0 + eta * y + kappa * eta**0.5 * noise
+    out = network(x_t / (kappa**2 * eta + 1) ** 0.5, torch.tensor([t]), lq)
+    return out if spec.prediction_type == "x0" else y - out
+
+
+def students_result(student, spec, y, lq, prior, channel):
+    """x̂_0 of the student for one picture, from y and noise."""
+    eta, kappa, last = spec.schedule.etas_end**2, spec.schedule.kappa, spec.schedule.steps - 1
+    x_t = y + kappa * eta**0.5 * prior
+    out = student(x_t / (kappa**2 * eta + 1) ** 0.5, torch.tensor([last]), lq, None, channel)
+    return out if spec.prediction_type == "x0" else y - out
+
+
+def gradients(module):
+    return torch.cat([parameter.grad.flatten() for parameter in module.parameters()])
+
+
+class Given:
+    """Draws of given values, in their order."""
+
+    def __init__(self, *values):
+        self.values = list(values)
+
+    def normal(self, *shape):
+        value = self.values.pop(0)
+        assert value.shape[1:] == shape
+        return value
+
+    def integers(self, low, high):
+        assert (low, high) == (0, 3)
+        return self.values.pop(0)
+
+
+@pytest.mark.parametrize("kind", ["pixels", "latent-lpips"])
+def test_losses_and_gradients_are_those_of_the_formulas(kind):
+    spec, lpips = (TEACHER, 0.0) if kind == "pixels" else (LATENT, 2.0)
+    stage = SpaceToDepth(SpaceToDepthConfig())
+    perceptual, vgg = None, None
+    if lpips:
+        stage, perceptual, vgg = randomize(VQAutoencoder(spec.first_stage), 1), LPIPS(), random_weights()
+        perceptual.load(*vgg)
+    student = randomize(SwinUNet(catalog.one_step(spec).denoiser))
+    objective = make_objective(spec, student, stage, rsd=3.0, mse=0.5, lpips=lpips, perceptual=perceptual)
+    generator = torch.Generator().manual_seed(4)
+    high = torch.rand(2, 3, 16, 16, generator=generator) * 2 - 1
+    lq = torch.rand(2, 3, 4, 4, generator=generator) * 2 - 1
+    channels = spec.denoiser.in_channels
+    prior, noise = (torch.randn(2, channels, 4, 4, generator=generator) for _ in range(2))
+    channel, t = torch.randn(2, 1, 4, 4, generator=generator), torch.tensor([2, 0])
+    batch = Batch(high, lq)
+    loss = objective(batch, Given(prior, channel, t, noise))
+    loss.by_sample.mean().backward()
+    assert loss.by_sample.shape == (2,) and loss.t.tolist() == [0, 0]
+    assert all(one.grad is None for one in (*objective._teacher.parameters(), *stage.parameters()))
+    ours = gradients(student)
+    objective.networks.zero_grad()
+    student.zero_grad()
+    fake_loss = objective.auxiliary_loss(batch, Given(prior, channel, t, noise))
+    fake_loss.mean().backward()
+    assert all(parameter.grad is None for parameter in student.parameters())
+
+    exact, teacher, fake, first_stage = (
+        copy.deepcopy(one).double() for one in (student, objective._teacher, objective.networks, stage)
+    )
+    fake.zero_grad()
+    with use_backend("reference"):
+        total = fake_total = 0
+        for i in range(2):
+            picture, small = high[i : i + 1].double(), lq[i : i + 1].double()
+            truth = first_stage.encode(picture)
+            y = first_stage.encode(torch.nn.functional.interpolate(small, scale_factor=4, mode="bicubic"))
+            draws = (prior[i : i + 1].double(), channel[i : i + 1].double())
+            x0, step, n = students_result(exact, spec, y, small, *draws), int(t[i]), noise[i : i + 1].double()
+            by_teacher, by_fake = (estimate(f, spec, x0, y, small, step, n) for f in (teacher, fake))
+            total = total + 3 * (((by_teacher - x0) ** 2).mean() - ((by_fake - x0) ** 2).mean())
+            total = total + 0.5 * ((x0 - truth) ** 2).mean()
+            if lpips:
+                total = total + 2 * lpips_formula(first_stage.decode(x0, quantize=False), picture, *vgg)[0]
+            fixed = x0.detach()
+            fake_total = fake_total + ((estimate(fake, spec, fixed, y, small, step, n) - fixed) ** 2).mean()
+        (total / 2).backward()
+        fake.zero_grad()
+        (fake_total / 2).backward()
+    assert loss.by_sample.mean().item() == pytest.approx(total.item() / 2, rel=1e-5)
+    assert fake_loss.mean().item() == pytest.approx(fake_total.item() / 2, rel=1e-5)
+    for name, found, expected in (
+        ("student", ours, gradients(exact)),
+        ("fake model", gradients(objective.networks), gradients(fake)),
+    ):
+        error = (found - expected).norm() / expected.norm()
+        assert error < 1e-4, f"{name}: relative error {error:.1e}"
+
+
+def test_a_fake_model_that_is_the_teacher_gives_no_gradient():
+    student = randomize(SwinUNet(STUDENT.denoiser))
+    objective = make_objective(TEACHER, student, SpaceToDepth(SpaceToDepthConfig()), mse=0.0)
+    objective.networks.load_state_dict(objective._teacher.state_dict())
+    loss = objective(small_batch(), Draws(0, 0, range(2)))
+    loss.by_sample.mean().backward()
+    assert not loss.by_sample.any() and not gradients(student).any()
+    assert objective.report(lambda x: x) == {"rsd_loss": 0.0}
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"rsd": -1.0}, "expected weights ≥ 0, not all 0, got rsd -1"),
+        ({"rsd": 0.0, "mse": 0.0}, "not all 0"),
+        ({"fake_steps": 0}, "fake_steps must be at least 1, got 0"),
+        ({"lpips": 1.0}, "no LPIPS module was given"),
+    ],
+)
+def test_impossible_settings_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_objective(TEACHER, None, SpaceToDepth(SpaceToDepthConfig()), **options)
+
+
+# ---- trainings
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """The file of a teacher."""
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    teacher = randomize(SwinUNet(SMALL), 5)
+    with torch.no_grad():
+        teacher.out[2].weight *= 0.1
+    save_safetensors(teacher, path, {"model": "nano-x4", "schedule": schedule_text(TEACHER.schedule)})
+    return path
+
+
+def make_trainer(photos, run, weights, **changes):
+    options = {"teacher": str(weights), "fake_steps": 2} | changes.pop("objective_options", {})
+    config = make_config(photos, run, patch=16, objective="distill", objective_options=options, **changes)
+    return Trainer(config, TEACHER)
+
+
+def state(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def same(first, second):
+    return all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_the_student_starts_as_the_teacher(photos, tmp_path, weights):
+    trainer = make_trainer(photos, tmp_path, weights)
+    batch, t = small_batch(), torch.zeros(2, dtype=torch.int64)
+    x_t, z = torch.randn(2, 48, 4, 4), torch.randn(2, 1, 4, 4)
+    with torch.no_grad():
+        ours = trainer._predict(x_t, t, batch.low, None, z)
+        scaled = x_t * trainer.table[t, 6][:, None, None, None]
+        expected = trainer.objective._teacher(scaled, torch.tensor([2, 2]), batch.low)
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+    assert trainer.spec.name == "nano-x4-1step" and trainer.timesteps.tolist() == [2]
+
+
+def test_each_optimizer_changes_its_own_network(photos, tmp_path, weights):
+    trainer, batch = make_trainer(photos, tmp_path, weights), small_batch()
+    student, fake, teacher = trainer.denoiser, trainer.objective.networks, trainer.objective._teacher
+    before = [state(one) for one in (student, fake, teacher)]
+    trainer._train_auxiliary(batch)
+    assert same(before[0], state(student)) and not same(before[1], state(fake))
+    assert all(parameter.grad is None for parameter in student.parameters())
+    trained = state(fake)
+    trainer._train_auxiliary = lambda batch: None
+    trainer.train_step(batch)
+    assert not same(before[0], state(student)) and same(trained, state(fake)) and same(before[2], state(teacher))
+
+
+def test_resuming_gives_the_uninterrupted_weights_bit_for_bit(photos, tmp_path, weights):
+    options = {"steps": 3, "val": str(photos), "val_every": 3, "val_side": 64, "val_limit": 1}
+    whole = make_trainer(photos, tmp_path / "whole", weights, **options)
+    assert whole.run()
+    assert not make_trainer(photos, tmp_path / "parts", weights, **options).run(stop_after=1)
+    resumed = make_trainer(photos, tmp_path / "parts", weights, **options)
+    assert resumed.run()
+    assert same(state(whole.denoiser), state(resumed.denoiser)) and same(whole.average.state, resumed.average.state)
+    assert same(state(whole.objective.networks), state(resumed.objective.networks))
+    columns = ("step", "loss", "rsd_loss", "mse_loss", "fake_loss", "val_psnr_y_clean")
+    logs = [[[row[name] for name in columns] for row in read_log(tmp_path / run)] for run in ("whole", "parts")]
+    assert logs[0] == logs[1] and all(logs[0][-1])
+
+
+def test_the_saved_student_restores_with_one_evaluation(photos, tmp_path, weights, monkeypatch):
+    trainer = make_trainer(photos, tmp_path, weights, steps=2)
+    trainer.run()
+    with safe_open(trainer.run_folder.best, "pt") as file:
+        metadata = file.metadata()
+    assert metadata["model"] == "nano-x4-1step" and metadata["step"] == "2"
+    assert metadata["teacher"] == "nano-x4" and metadata["teacher_weights"] == "teacher.safetensors"
+    monkeypatch.setitem(catalog.MODELS, "nano-x4", TEACHER)
+    counts = {}
+    for name, path in (("teacher", weights), ("student", trainer.run_folder.best)):
+        pipe, calls = Pipeline.from_pretrained("nano-x4", weights=path, device="cpu"), []
+        denoise = pipe.denoiser.denoise
+        pipe.denoiser.denoise = lambda *args, denoise=denoise, calls=calls: calls.append(1) or denoise(*args)
+        image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        assert pipe(image, progress=False).shape == (64, 64, 3)
+        counts[name] = len(calls)
+    assert counts == {"teacher": 3, "student": 1}
+
+
+def rewritten(path, folder, *, channels=0, name="other.safetensors", **metadata):
+    """A copy of a teacher's weights with other input channels or metadata."""
+    denoiser = SwinUNet(replace(SMALL, noise_channels=channels))
+    save_safetensors(denoiser, folder / name, metadata)
+    return folder / name
+
+
+def test_wrong_teachers_are_refused(photos, tmp_path, weights):
+    def refused(message, path=weights, spec=TEACHER, **changes):
+        options = {"teacher": None if path is None else str(path)}
+        config = make_config(photos, tmp_path / "run", objective="distill", objective_options=options, **changes)
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            Trainer(config, spec)
+
+    student = rewritten(weights, tmp_path, channels=1, name="student.safetensors")
+    refused("takes 52 channels, but nano-x4 takes 51, and looks like a student of it; give the teacher's", student)
+    refused("takes 53 channels, but nano-x4 takes 51; give", rewritten(weights, tmp_path, channels=2))
+    schedule = schedule_text(replace(TEACHER.schedule, steps=15, kappa=2.0))
+    other = rewritten(weights, tmp_path, schedule=schedule)
+    refused("another schedule than nano-x4: steps 15 instead of 3, kappa 2.0 instead of 0.3; give its own", other)
+    refused("another schedule than nano-x4: steps 4 instead of 3", rewritten(weights, tmp_path, model="realsr-x4-v3"))
+    published = rewritten(weights, tmp_path, name="resshift_realsrx4_s15_v1.pth")
+    refused("another schedule than nano-x4: steps 15 instead of 3", published)
+    refused("does not exist", tmp_path / "none.pth")
+    refused("no weights of mine are published; give --teacher FILE", None, replace(TEACHER, name="mine"))
+    refused("distill needs a model of several steps as its teacher, and nano-x4-1step is none", spec=STUDENT)
+    refused("predicts x0 or the residual; nano-x4 predicts epsilon", spec=replace(TEACHER, prediction_type="epsilon"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_embedded_weights_are_those_of_the_default_teacher():
+    path = teachers.file_of(None, catalog.get("nano-x4"))
+    assert path.name == "nano-x4.safetensors" and path == teachers.file_of(None, catalog.get("nano-x4-1step"))
