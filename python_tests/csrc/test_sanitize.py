@@ -1,5 +1,6 @@
 """Under scripts/sanitize.py, an out-of-bounds or misaligned access ends the process with a report."""
 
+import os
 import re
 import subprocess
 import sys
@@ -22,22 +23,18 @@ CALLS = {
 }
 
 
-def run(call):
-    """Call one of the emulation's deliberately faulty kernels in a process of its own."""
-    script = (
-        "import emulation, numpy as np\n"
-        "nan = lambda n: np.full(n, np.nan, np.float32)\n"
-        f"emulation.module().selftest.{call}\n"
-        "print('returned')"
-    )
-    folder = Path(emulation.__file__).parent
-    return subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True)
+def run(*calls):
+    """Call deliberately faulty kernels of the emulation, one after the other, in a process of their own."""
+    script = "import emulation, numpy as np\nnan = lambda n: np.full(n, np.nan, np.float32)\n"
+    script += "".join(f"emulation.module().selftest.{call}\nprint('returned', flush=True)\n" for call in calls)
+    environment = {**os.environ, "PYTHONPATH": str(Path(emulation.__file__).parent)}
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, cwd=emulation.ROOT, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_a_fault_is_reported(name, built):
     call, excess, report = CALLS[name]
-    right, wrong = run(call.format(0)), run(call.format(excess))
-    assert right.returncode == 0 and right.stdout == "returned\n", right.stderr
-    assert wrong.returncode != 0 and "returned" not in wrong.stdout
-    assert re.search(report, wrong.stderr), wrong.stderr
+    done = run(call.format(0), call.format(excess))
+    assert done.returncode != 0 and done.stdout == "returned\n", done.stderr
+    assert re.search(report, done.stderr), done.stderr
