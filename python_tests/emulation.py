@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+import cpu_build
 import numpy as np
 import torch
 
@@ -35,8 +36,8 @@ FLAGS = [
     *("-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-DRSF_EMULATED"),
     *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
 ]
-KERNEL_FLAGS = ["-O1", "-g"]
-SANITIZER_FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+KERNEL_FLAGS = ["-O1", "-g1"]
+SANITIZER_FLAGS = [*cpu_build.SANITIZERS["memory"], "-fno-omit-frame-pointer"]
 
 
 def missing() -> str | None:
