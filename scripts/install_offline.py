@@ -36,6 +36,7 @@ PARTS = {
     "pillow-heif": "reading HEIC",
     "ninja": "compiling only what has changed",
     "pybind11": "tests that run CUDA kernels on the CPU",
+    "tensorboard": "logs of trainings in TensorBoard",
     "tifffile": "tests of TIFF",
     "triton": "Triton kernels, and scripts/gpu_acceptance.py",
     **dict.fromkeys(("pytest", "pytest-xdist", "hypothesis"), "tests, and scripts/gpu_acceptance.py"),
@@ -43,10 +44,10 @@ PARTS = {
 
 
 def requirements(build: bool) -> Iterator[Requirement]:
-    """All requirements in pyproject.toml: to run, to test, to plot and optionally to build."""
+    """All requirements in pyproject.toml: to run, to test, to plot, to log trainings and optionally to build."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     extras = project["project"]["optional-dependencies"]
-    lists = [project["project"]["dependencies"], extras["dev"], extras["bench"]]
+    lists = [project["project"]["dependencies"], extras["dev"], extras["bench"], extras["train"]]
     lists += [project["build-system"]["requires"]] if build else []
     for text in dict.fromkeys(text for one in lists for text in one):
         requirement = Requirement(text)

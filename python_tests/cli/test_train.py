@@ -64,3 +64,13 @@ def test_the_command_reports_bad_input_in_one_line(tmp_path, tiny_model, argumen
     result = _command(tmp_path / "nothing", "--run", tmp_path / "run", *arguments)
     assert result.exit_code == 1
     assert match in result.output and result.output.count("\n") == 1
+
+
+def test_the_advice_for_little_memory_is_one_for_training(photos, tmp_path, tiny_model, monkeypatch):
+    def fail(self):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(Trainer, "run", fail)
+    result = _command(photos, "--run", tmp_path)
+    assert result.exit_code == 1
+    assert "not enough memory; try --accumulate, --recompute, a smaller --patch or --precision" in result.output

@@ -43,6 +43,13 @@ def test_a_list_names_photos_in_its_order_relative_to_itself(tmp_path):
     assert "none.png does not exist" in photos.reports()[0] and photos.reports() == []
 
 
+def test_a_list_may_be_written_on_windows(tmp_path):
+    pixels = _save(tmp_path / "a.png", 40, 50)
+    (tmp_path / "list.txt").write_bytes("a.png\r\n\r\n".encode("utf-8-sig"))
+    photos = Photos([tmp_path / "list.txt"], min_side=32)
+    assert len(photos) == 1 and np.array_equal(photos.get(0), pixels)
+
+
 def test_what_is_no_source_is_one_clear_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing does not exist"):
         list_photos([tmp_path / "nothing"])

@@ -71,7 +71,7 @@ def test_validation_photos_that_are_damaged_are_skipped_by_name(photos, tmp_path
     assert "b.png is damaged or truncated" in texts[0] and "small.png: it is below 64 pixels" in texts[1]
     for name in ("a.png", "c.png"):
         (tmp_path / name).unlink()
-    with pytest.warns(UserWarning, match="skipped"), pytest.raises(ValueError, match="no usable photo"):
+    with pytest.warns(UserWarning, match="skipped"), pytest.raises(ValueError, match="no usable validation photo"):
         from_photos(tmp_path, 4, Mixture(), limit=9)
 
 
@@ -276,7 +276,7 @@ def test_metrics_of_pyiqa_and_own_ones_are_logged(photos, tmp_path, monkeypatch)
 def test_metrics_that_are_not_installed_or_unknown_are_one_clear_error(monkeypatch):
     config = TrainConfig(data="", run="", val_metrics=("niqe",))
     monkeypatch.setitem(sys.modules, "pyiqa", None)
-    with pytest.raises(ImportError, match="the metric niqe needs pyiqa, which is not installed; pip install pyiqa"):
+    with pytest.raises(ValueError, match="the metric niqe needs pyiqa, which is not installed; pip install pyiqa"):
         from_config(config, torch.device("cpu"))
     _module(monkeypatch, "pyiqa", create_metric=lambda name, device: {}[name])
     with pytest.raises(ValueError, match="pyiqa has no metric 'niqe'"):

@@ -94,26 +94,27 @@ def say(text: str) -> None:
     print(visible(text), file=sys.stderr, flush=True)
 
 
-def report(error: BaseException, subject: str = "", tile: int | None = None) -> None:
+def report(error: BaseException, subject: str = "", tile: int | None = None, *, smaller: str = "") -> None:
     """Print an error as one line, after its traceback if RESSHIFT_FAST_DEBUG is set."""
     if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
         traceback.print_exception(error)
-    say(f"error: {explain(error, subject, tile)}")
+    say(f"error: {explain(error, subject, tile, smaller=smaller)}")
 
 
-def explain(error: BaseException, subject: str = "", tile: int | None = None) -> str:
+def explain(error: BaseException, subject: str = "", tile: int | None = None, *, smaller: str = "") -> str:
     """What went wrong and what to do, in one line.
 
     Args:
         error: what was caught.
         subject: the file it is about; put in front if the message does not name it.
         tile: the tile side in input pixels that was used, for the advice when memory runs out.
+        smaller: that advice for a command without tiles.
     """
     if isinstance(error, ResultTooLargeError):
         text = one_line(error)
     elif is_out_of_memory(error):
-        smaller = f"a smaller --tile than {tile}" if tile else "a smaller --tile"
-        text = f"not enough memory; try {smaller}, --batch-size 1 or --dtype bfloat16"
+        tiles = f"a smaller --tile than {tile}" if tile else "a smaller --tile"
+        text = f"not enough memory; try {smaller or f'{tiles}, --batch-size 1 or --dtype bfloat16'}"
     elif isinstance(error, OSError) and error.strerror:
         text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     elif isinstance(error, (ValueError, TypeError, OSError, FloatingPointError)):

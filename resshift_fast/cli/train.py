@@ -179,7 +179,7 @@ def train(
         try:
             finished = _run(settings, clean, threads, resume, changes)
         except Exception as error:
-            console.report(error)
+            console.report(error, smaller="--accumulate, --recompute, a smaller --patch or --precision bfloat16")
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             raise typer.Exit(130) from None

@@ -331,7 +331,7 @@ class Training(ABC):
             self.run_folder.log.start(self.step, [*self._columns(), *(held_out.columns() if held_out else ())])
             if len(self._by_t[0]):
                 self.run_folder.timesteps.start(self.step)
-        if resumed:
+        if resumed and main:
             progress.note("; ".join([f"resumed {self.run_folder.last} at step {self.step}", *self._changed]))
         if held_out is not None and held_out.fingerprint != self._validated:
             if self._validated:

@@ -106,7 +106,7 @@ def from_config(config: TrainConfig, device: torch.device) -> dict[str, Metric]:
     """The metrics of a validation by name: PSNR and SSIM of Y, and those that the settings add.
 
     Raises:
-        ImportError: if pyiqa is needed and not installed.
+        ValueError: if pyiqa is needed and not installed.
         ValueError, OSError: for an unknown metric of pyiqa, or weights of LPIPS that cannot be read.
     """
     found: dict[str, Metric] = {"psnr_y": psnr_y, "ssim_y": ssim_y}
@@ -135,7 +135,7 @@ def _pyiqa(name: str, device: torch.device) -> Metric:
     try:
         pyiqa: Any = import_module("pyiqa")
     except ImportError as error:
-        raise ImportError(f"the metric {name} needs {error.name}, which is not installed; pip install pyiqa") from None
+        raise ValueError(f"the metric {name} needs {error.name}, which is not installed; pip install pyiqa") from None
     try:
         metric = pyiqa.create_metric(name, device=device)
     except (KeyError, AssertionError) as error:

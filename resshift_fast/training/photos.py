@@ -80,7 +80,7 @@ def _files(folder: str, seen: set[tuple[int, int]]) -> Iterator[str]:
 
 def _listed(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # editors on Windows write a mark first
     except UnicodeDecodeError:
         raise ValueError(
             f"{path} is neither a folder, a photo nor a text file with one path on each line; name one of them"

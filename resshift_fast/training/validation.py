@@ -262,7 +262,7 @@ def _usable(source: str | Path, limit: int) -> list[tuple[int, np.ndarray]]:
             continue
         found.append((number, image))
     if not found:
-        raise ValueError(f"no usable photo in {source}; every side must be at least {LEAST_SIDE} pixels")
+        raise ValueError(f"no usable validation photo in {source}; every side must be at least {LEAST_SIDE} pixels")
     return found
 
 
