@@ -3,18 +3,23 @@
     python benchmarks/training.py
     python benchmarks/training.py --model realsr-x4-v3 --batch 1 --patch 256 --recompute
     python benchmarks/training.py --batch 4 --patch 64 --precision bfloat16
+    python benchmarks/training.py --photos 100000
 
 Both train from the same random weights with the same noise on a batch of random images, in turns for the time and each
 in a process of its own for the memory. If the losses of the first steps do not agree, no speed-up is shown.
+
+With --photos, the time until the first step from that many photos is measured instead, the start of Python included.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +46,8 @@ COLUMNS = {
     "first loss": ".6f",
 }
 STEPS_OF_CHILD = 2  # the optimizer's state exists from the first one on
+STARTUP_COLUMNS = {"photos": "d", "CPU s": ".1f", "wall s": ".1f", "peak MiB": ".0f"}
+DIFFERENT = 20  # photos; the others are links to them
 
 
 def options() -> argparse.ArgumentParser:
@@ -57,7 +64,9 @@ def options() -> argparse.ArgumentParser:
     common.option(made, "--device", default="cpu", help="cpu, cuda, ...")
     common.option(made, "--threads", type=common.positive, help="torch's threads. Default: torch's choice.")
     common.option(made, "--runs", type=common.positive, default=9, help="Timed steps of each.")
-    common.option(made, "--child", choices=PROVIDERS, help=argparse.SUPPRESS)
+    common.option(made, "--photos", type=common.positive, help="Measure the start with so many photos of 500×400.")
+    common.option(made, "--child", choices=(*PROVIDERS, "startup"), help=argparse.SUPPRESS)
+    common.option(made, "--folder", help=argparse.SUPPRESS)
     return made
 
 
@@ -120,18 +129,59 @@ def child(args: argparse.Namespace) -> dict[str, float]:
     return {"peak MiB": memory.peak_bytes(trainer.device) / common.MIB}
 
 
-def peak_mib(provider: str, argv: list[str]) -> float:
-    """Run `child` in a new process with the given arguments.
+def make_photos(folder: Path, count: int) -> None:
+    """Write JPEG files of 500×400 pixels, all but the first `DIFFERENT` as hard links."""
+    import numpy as np
+    from PIL import Image
+
+    for number in range(min(count, DIFFERENT)):
+        pixels = np.random.default_rng(number).integers(0, 256, (50, 63, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((500, 400), Image.Resampling.BICUBIC).save(folder / f"{number:07d}.jpg")
+    for number in range(DIFFERENT, count):
+        (folder / f"{number:07d}.jpg").hardlink_to(folder / f"{number % DIFFERENT:07d}.jpg")
+
+
+def startup_child(args: argparse.Namespace) -> dict[str, float]:
+    """Train from the photos in `args.folder`: CPU seconds of this process until the first step, peak after five."""
+    from resshift_fast.training.config import TrainConfig
+    from resshift_fast.training.trainer import Trainer
+
+    _set_threads(args)
+    with tempfile.TemporaryDirectory() as run:
+        trainer = Trainer(
+            TrainConfig(data=args.folder, run=run, model=args.model, batch_size=args.batch, patch=args.patch)
+        )
+        trainer.run(stop_after=1)
+        spent = os.times()
+        trainer.run(stop_after=4)
+    return {"CPU s": spent.user + spent.system, "peak MiB": memory.peak_bytes(trainer.device) / common.MIB}
+
+
+def measure_startup(args: argparse.Namespace, argv: list[str]) -> common.Report:
+    """Make the photos, and train from them in a new process."""
+    with tempfile.TemporaryDirectory() as folder:
+        make_photos(Path(folder), args.photos)
+        began = time.monotonic()
+        row = {"photos": args.photos, **in_child("startup", [*argv, "--folder", folder])}
+        row["wall s"] = time.monotonic() - began
+    notes = ["CPU seconds until the end of the first step, wall seconds and peak of the process after five steps."]
+    title = f"Start of a training of {args.model} from photos of 500×400"
+    return common.Report(title, STARTUP_COLUMNS, [row], notes)
+
+
+def in_child(name: str, argv: list[str]) -> dict[str, float]:
+    """Run `child` or `startup_child` in a new process with the given arguments.
 
     Raises:
         OSError: if it fails; with the last line that it printed.
     """
-    command = [sys.executable, str(Path(__file__).resolve()), *argv, "--child", provider]
+    command = [sys.executable, str(Path(__file__).resolve()), *argv, "--child", name]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()
-        raise OSError(f"{provider} failed with code {done.returncode}: {said[-1] if said else 'killed'}")
-    return float(json.loads(done.stdout.strip().splitlines()[-1])["peak MiB"])
+        raise OSError(f"{name} failed with code {done.returncode}: {said[-1] if said else 'killed'}")
+    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
 
 
 def time_steps(args: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, float], Trainer]:
@@ -168,7 +218,7 @@ def measure(args: argparse.Namespace, argv: list[str]) -> common.Report:
             "most s": max(values),
             "steps/s": 1.0 / common.median(values),
             "speed-up": plain / common.median(values) if agree else None,
-            "peak MiB": peak_mib(provider, argv),
+            "peak MiB": in_child(provider, argv)["peak MiB"],
             "first loss": first[provider],
         }
         for provider, values in seconds.items()
@@ -191,9 +241,9 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = options().parse_args(argv)
     if args.child:
-        print(json.dumps(child(args)))
+        print(json.dumps(startup_child(args) if args.child == "startup" else child(args)))
         return 0
-    return common.run(lambda args: measure(args, argv), options(), argv)
+    return common.run(lambda args: (measure_startup if args.photos else measure)(args, argv), options(), argv)
 
 
 if __name__ == "__main__":

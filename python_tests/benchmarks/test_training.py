@@ -26,9 +26,16 @@ def test_both_providers_have_the_same_first_loss(training, tmp_path):
 
 def test_different_losses_give_no_speed_up(training, monkeypatch, tmp_path, capsys):
     losses = iter([1.0, 1.1] * 2)
-    monkeypatch.setattr(training, "peak_mib", lambda provider, argv: 1.0)
+    monkeypatch.setattr(training, "in_child", lambda name, argv: {"peak MiB": 1.0})
     monkeypatch.setattr(Trainer, "train_step", lambda self, batch: (next(losses), 1.0))
     found = tmp_path / "training.json"
     assert training.main([*SMALL, "--json", str(found)]) == 1
     assert all(row["speed-up"] is None for row in json.loads(found.read_text())["rows"])
     assert "the first losses differ" in capsys.readouterr().err
+
+
+def test_the_start_with_many_photos(training, tmp_path):
+    found = tmp_path / "start.json"
+    assert training.main([*SMALL, "--photos", "30", "--json", str(found)]) == 0
+    (row,) = json.loads(found.read_text())["rows"]
+    assert row["photos"] == 30 and row["CPU s"] > 0.1 and row["wall s"] > 0.1 and row["peak MiB"] > 100
