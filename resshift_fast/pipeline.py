@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from resshift_fast.restoration.sampler import torch_noise
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NOISES = ("field", "torch")
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -320,6 +322,7 @@ class Pipeline:
         shapes = {shape_of(jobs, batch) for batch, run in zip(batches, needed, strict=True) if run}
         tuned = self._tunes or backends.is_measuring()
         precompilation.prepare_restoration(self.spec, self.device, self.dtype, shapes, progress is True, tuned)
+        _log.debug("%d images in %d batches of the shapes %s", len(jobs), len(batches), sorted(shapes))
         with Progress(progress, sum(needed) * steps) as advance:
             for batch, run in zip(batches, needed, strict=True):
                 restored = self._restore(jobs, batch, generator, advance) if run else [None] * len(batch)

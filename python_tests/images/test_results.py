@@ -24,15 +24,15 @@ def test_the_stand_in_fits_where_the_result_does(dtype, alpha, suffix):
     given = photo(dtype, alpha)
     enlarged = np.repeat(np.repeat(given.pixels, 4, 0), 4, 1)
     its_alpha = None if given.alpha is None else np.repeat(np.repeat(given.alpha, 4, 0), 4, 1)
-    expected = results.expected(given, 4, given.bits)
+    expected = results.expected(given, (4 * given.height, 4 * given.width), given.bits)
     assert expected.pixels.shape == enlarged.shape and expected.bits == given.bits
     assert suffix_for(expected, suffix) == suffix_for(Photo(enlarged, its_alpha), suffix)
 
 
 def test_the_stand_in_of_a_result_too_wide_for_a_format_takes_no_memory():
     wide = Photo(np.zeros((4100, 1, 3), np.uint8))
-    assert suffix_for(results.expected(wide, 4, 8), ".webp") == ".png"
-    huge = results.expected(wide, 10_000, 16)
+    assert suffix_for(results.expected(wide, (4 * wide.height, 4 * wide.width), 8), ".webp") == ".png"
+    huge = results.expected(wide, (10_000 * wide.height, 10_000 * wide.width), 16)
     assert huge.height == 41_000_000 and huge.pixels.strides == (0, 0, 0)
 
 

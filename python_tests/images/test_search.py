@@ -130,7 +130,7 @@ def test_pictures_and_films_that_are_not_read_are_named(here):
         assert {next(key for key in expected if reason.startswith(key)): value for reason, value in named.items()} == (
             expected
         )
-    assert not search(["in/*.png"]).left_out.keys() - {"folders below a folder are not searched"}
+    assert not search(["in/*.png"]).left_out.keys() - {"folders below a folder are not searched without --recursive"}
 
 
 @pytest.mark.parametrize("is_here", [True, False])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import sys
 import warnings
 from collections.abc import Callable
@@ -38,7 +39,12 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
 
 
 # Help is plain text, so that it is the same in every terminal, pipe and encoding.
-app = typer.Typer(name="resshift-fast", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(
+    name="resshift-fast",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
 _commands: tuple[Callable[..., None], ...] = (restore, models, doctor, train, profile)
 for command in _commands:
     app.command()(_interruptible(command))
@@ -69,16 +75,25 @@ def _start(
 def run() -> None:
     """Run the program on the process's arguments: plain streams, one-line warnings and errors; raises SystemExit."""
     console.prepare_streams()
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: console.say(f"warning: {console.one_line(message)}")
-        code = _run()
-    sys.stdout.flush()  # here, since an error at exit would be a traceback
-    sys.stderr.flush()
-    error = getattr(sys.stdout, "error", None)
-    if error is not None and not isinstance(error, BrokenPipeError):  # a closed pipe is no error, as after `| head`
-        console.say(f"error: the output cannot be written: {error.strerror or error}; send it elsewhere")
-        code = code or 1
+    console.prepare_logging()
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            code = _run()
+        sys.stdout.flush()  # here, since an error at exit would be a traceback
+        sys.stderr.flush()
+        error = getattr(sys.stdout, "error", None)
+        if error is not None and not isinstance(error, BrokenPipeError):  # a closed pipe is no error, as after `| head`
+            reason = error.strerror or error
+            console.say(f"error: the output cannot be written: {reason}; send it elsewhere", logging.ERROR)
+            code = code or 1
+    finally:
+        console.end_logging()
     sys.exit(code)
+
+
+def _show_warning(message: object, *_: object, **__: object) -> None:
+    console.say(f"warning: {console.one_line(message)}", logging.WARNING)
 
 
 def _run() -> int:

@@ -6,7 +6,7 @@ import errno
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tqdm import tqdm
@@ -14,10 +14,12 @@ from tqdm import tqdm
 from resshift_fast import images
 from resshift_fast.cli import console
 from resshift_fast.cli.plan import Job, Tally
+from resshift_fast.cli.reporting import Report
 from resshift_fast.core.claims import claimed
 from resshift_fast.core.files import check_target
 from resshift_fast.core.text import visible
-from resshift_fast.images import ImageError, Photo, headers, results
+from resshift_fast.images import ImageError, Photo, headers, resizing, results
+from resshift_fast.images.notes import Notes
 from resshift_fast.images.photo import in_8_bits
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ def run_jobs(
     options: dict[str, Any],
     tally: Tally,
     fitting: Fitting,
+    report: Report,
     prepared: Prepared | None = None,
 ) -> None:
     """Restore every job's photo, print a line about each on stderr, and count them in `tally`.
@@ -51,6 +54,7 @@ def run_jobs(
         options: keyword arguments of the pipeline's call.
         tally: updated after every photo, so that it is correct after Ctrl-C.
         fitting: how results are made to fit their formats.
+        report: says how each photo ended.
         prepared: the first photo, if it has been read already.
     """
     clock = _Clock([_pixels(job.source) for job in jobs])
@@ -61,7 +65,8 @@ def run_jobs(
         try:
             with claimed(job.output) as is_mine:
                 if not is_mine or _is_written_since(began, job):
-                    console.say(f"{label} left to another run, which {'has restored' if is_mine else 'restores'} it")
+                    reason = f"left to another run, which {'has restored' if is_mine else 'restores'} it"
+                    report.skipped(job, f"{label} {reason}", reason)
                     tally.skipped += 1
                     clock.skip(i)
                     continue
@@ -69,7 +74,7 @@ def run_jobs(
                 prepared = None
                 after = _restore(pipe, job, ready, fitting, options, label)
         except Exception as error:
-            console.report(error, str(job.source), options["tile"] or pipe.spec.tile)
+            report.failed(job, error, options["tile"] or pipe.spec.tile)
             tally.failed += 1
             clock.skip(i)
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
@@ -82,7 +87,17 @@ def run_jobs(
         sizes = f"{ready.before.width}×{ready.before.height} → {after.width}×{after.height}"
         remaining = "" if left is None else f"{console.duration(left)} left"
         notes = "".join(f", {note}" for note in (remaining, *ready.notes) if note)
-        console.say(f"{label} {sizes} {console.duration(seconds)}{notes}")
+        report.restored(
+            job,
+            f"{label} {sizes} {console.duration(seconds)}{notes}",
+            output=str(ready.output),
+            width=ready.before.width,
+            height=ready.before.height,
+            output_width=after.width,
+            output_height=after.height,
+            seconds=round(seconds, 3),
+            notes=list(ready.notes),
+        )
 
 
 def _is_written_since(began: float, job: Job) -> bool:
@@ -100,13 +115,22 @@ class Fitting:
 
     Args:
         scale: of the model.
+        wanted_scale: to which results are reduced; None for the model's.
         background: the colour that transparent photos are laid over; None keeps the transparency.
         eight_bits: round results to 8 bits.
+        quality: of JPEG and WebP. strip_metadata: leave out all but the colour profile.
     """
 
     scale: int
+    wanted_scale: float | None = None
     background: tuple[int, int, int] | None = None
     eight_bits: bool = False
+    quality: int = 95
+    strip_metadata: bool = False
+
+    def sides(self, photo: Photo) -> tuple[int, int]:
+        """(height, width) of a photo's result."""
+        return resizing.sides_at(photo, self.wanted_scale or self.scale)
 
     def fit(self, photo: Photo) -> tuple[Photo, tuple[str, ...]]:
         """A photo as it goes into the network, and what its line says about that."""
@@ -116,8 +140,11 @@ class Fitting:
             photo = results.laid_over(photo, self.background)
         return photo, ("laid over the background",) * flattened + ("rounded to 8 bits",) * rounded
 
-    def fit_result(self, result: Photo) -> Photo:
-        """A result as it is written."""
+    def fit_result(self, before: Photo, result: Photo) -> Photo:
+        """The result of a photo as it is written."""
+        result = resizing.reduced(result, self.sides(before))
+        if self.strip_metadata:
+            result = replace(result, exif=None, notes=Notes())
         return in_8_bits(result) if self.eight_bits and result.bits == 16 else result
 
 
@@ -178,7 +205,7 @@ def is_done(job: Job, fitting: Fitting) -> bool:
 
 def _output_of(job: Job, before: Photo, fitting: Fitting) -> Path:
     """The output whose format can hold the result of `before`; raises ImageError if that is not the one named."""
-    result = results.expected(before, fitting.scale, 8 if fitting.eight_bits else before.bits)
+    result = results.expected(before, fitting.sides(before), 8 if fitting.eight_bits else before.bits)
     if images.suffix_for(result, job.output.suffix) == job.output.suffix:
         return job.output
     if job.exact:
@@ -203,18 +230,19 @@ def _restore(
     """Restore one photo and write the result, which is returned."""
     before = prepared.before
     with _bar(label) as progress:
-        after = fitting.fit_result(pipe(before, prepared.mask, progress=progress, **options))
+        after = fitting.fit_result(before, pipe(before, prepared.mask, progress=progress, **options))
     # Before the result, so that --skip-existing finds either both files or no result.
     if job.compare:
         images.write(job.compare, images.side_by_side(before, after))
-    images.write(prepared.output, after)
+    images.write(prepared.output, after, fitting.quality)
     return after
 
 
 @contextmanager
 def _bar(label: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on a terminal, for photos that take long; the value is called with (done, total)."""
-    with tqdm(desc=label, unit="step", leave=False, disable=None, delay=BAR_SECONDS) as bar:
+    quiet = True if console.is_quiet() else None  # None: only on a terminal
+    with tqdm(desc=label, unit="step", leave=False, disable=quiet, delay=BAR_SECONDS) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total

@@ -1,6 +1,7 @@
 """Output of the commands: text that every terminal can show, and errors in one line that says what to do."""
 
 import codecs
+import logging
 import os
 import sys
 import traceback
@@ -12,6 +13,8 @@ from resshift_fast.core.text import visible
 
 DEBUG_VARIABLE = "RESSHIFT_FAST_DEBUG"
 
+_PACKAGE = logging.getLogger("resshift_fast")
+_LOG = logging.getLogger(__name__)
 _HANDLER = "resshift_fast.plain"
 _PLAIN = {"×": "x", "→": "->", "−": "-", "–": "-", "…": "...", "≥": ">=", "≤": "<="}
 
@@ -88,17 +91,47 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
     return "".join(_PLAIN.get(character, "?") for character in error.object[error.start : error.end]), error.end
 
 
-def say(text: str) -> None:
+class _Lines(logging.Handler):
+    """Prints records on stderr, a line each; those of the package's other rooms say where they are from."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.name != _LOG.name:
+            text = f"{record.levelname.lower()}: {text}" if record.levelno != logging.INFO else text
+        # Not typer.echo, which writes UTF-8 even to an ASCII terminal.
+        print(visible(text), file=sys.stderr, flush=True)
+
+
+def prepare_logging(level: int = logging.INFO) -> None:
+    """Print what the package logs from this level on: logging.DEBUG for all, logging.ERROR for errors alone."""
+    if not any(isinstance(handler, _Lines) for handler in _PACKAGE.handlers):
+        _PACKAGE.addHandler(_Lines())
+    _PACKAGE.setLevel(level)
+
+
+def end_logging() -> None:
+    """Undo `prepare_logging`, so that a program that has run a command logs as before."""
+    _PACKAGE.handlers = [handler for handler in _PACKAGE.handlers if not isinstance(handler, _Lines)]
+    _PACKAGE.setLevel(logging.NOTSET)
+
+
+def is_quiet() -> bool:
+    """Whether errors alone are printed."""
+    return not _LOG.isEnabledFor(logging.INFO)
+
+
+def say(text: str, level: int = logging.INFO) -> None:
     """Print one line on stderr, for everything that is not a command's result."""
-    # Not typer.echo, which writes UTF-8 even to an ASCII terminal.
-    print(visible(text), file=sys.stderr, flush=True)
+    if not any(isinstance(handler, _Lines) for handler in _PACKAGE.handlers):  # a script that uses these functions
+        prepare_logging()
+    _LOG.log(level, "%s", text)
 
 
 def report(error: BaseException, subject: str = "", tile: int | None = None, *, smaller: str = "") -> None:
     """Print an error as one line, after its traceback if RESSHIFT_FAST_DEBUG is set."""
     if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
         traceback.print_exception(error)
-    say(f"error: {explain(error, subject, tile, smaller=smaller)}")
+    say(f"error: {explain(error, subject, tile, smaller=smaller)}", logging.ERROR)
 
 
 def explain(error: BaseException, subject: str = "", tile: int | None = None, *, smaller: str = "") -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,7 +78,14 @@ class Tally:
 
 
 def plan_jobs(
-    inputs: Sequence[Path], out: str, *, suffix: str | None, compare: bool, mask: Path | None, one_given: bool
+    inputs: Sequence[Path],
+    out: str,
+    *,
+    suffix: str | None,
+    compare: bool,
+    mask: Path | None,
+    one_given: bool,
+    roots: Mapping[Path, Path],
 ) -> list[Job]:
     """A job for each input, with outputs that overwrite neither one another nor an input.
 
@@ -89,6 +96,8 @@ def plan_jobs(
         compare: also write before/after pictures, as STEM_compare.png.
         mask: a mask for all inputs, or a folder with masks of the inputs' stems, or None.
         one_given: a single input was given, so that `out` with an image suffix names a file.
+        roots: the folders that inputs below other folders were found in. Their results go to folders of the same
+            names below `out`.
 
     Raises:
         ValueError: if `out` names a file for several inputs, has a suffix that is not supported, or would replace an
@@ -97,7 +106,7 @@ def plan_jobs(
     """
     exact = _is_file(out, one_given)
     path = expand_home(out)
-    outputs = [path] if exact else unique_outputs(inputs, path, suffix)
+    outputs = [path] if exact else _outputs(inputs, path, suffix, roots)
     masks = _masks(inputs, mask)
     originals = FileSet([*inputs, *{its_mask for its_mask in masks if its_mask is not None}])
     for output in outputs:
@@ -109,6 +118,19 @@ def plan_jobs(
         Job(source, output, picture, its_mask, exact, originals)
         for source, output, picture, its_mask in zip(inputs, outputs, pictures, masks, strict=True)
     ]
+
+
+def _outputs(inputs: Sequence[Path], folder: Path, suffix: str | None, roots: Mapping[Path, Path]) -> list[Path]:
+    """An output for each input, in the folder below `folder` that corresponds to its own."""
+    groups: dict[Path, list[int]] = {}
+    for index, source in enumerate(inputs):
+        below = source.parent.relative_to(roots[source]) if source in roots else Path()
+        groups.setdefault(below, []).append(index)
+    outputs = dict[int, Path]()
+    for below, members in groups.items():
+        named = unique_outputs([inputs[index] for index in members], folder / below, suffix)
+        outputs |= dict(zip(members, named, strict=True))
+    return [outputs[index] for index in range(len(inputs))]
 
 
 def refuse_originals(jobs: Sequence[Job], folder: Path) -> None:

@@ -2,79 +2,27 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import logging
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from resshift_fast.backends import names
 from resshift_fast.cli import console
-from resshift_fast.cli.options import option
-from resshift_fast.cli.plan import Job, Tally, plan_jobs, refuse_originals
-from resshift_fast.core.claims import announced
-from resshift_fast.core.files import expand_home, make_folder
-from resshift_fast.images.search import search
-
-if TYPE_CHECKING:
-    from resshift_fast.cli.batch import Fitting
-    from resshift_fast.models.catalog import ModelSpec
+from resshift_fast.cli.options import one_of, option, parsed_by
+from resshift_fast.cli.plan import Tally
+from resshift_fast.cli.request import Request, run
+from resshift_fast.core import dtypes
 
 OFFICIAL_SEED = 12345  # the official program's default
-MOST_NAMES = 20  # of files that are left out for one reason
+FORMATS = ("png", "jpg", "webp", "tiff", "same")
 
 
 class Noise(str, Enum):
     field = "field"
     torch = "torch"
-
-
-class Dtype(str, Enum):
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-class Format(str, Enum):
-    png = "png"
-    jpg = "jpg"
-    webp = "webp"
-    tiff = "tiff"
-    same = "same"
-
-
-@dataclass(frozen=True)
-class Request:
-    """The arguments of the command line.
-
-    Args:
-        patterns: photos, folders and globs. out: file or folder.
-        model, backend: their names; None for a backend takes that of the environment.
-        skip_existing: skip photos whose results exist.
-        max_megapixels: largest photo; 0 for no limit, None for Pillow's.
-        background, eight_bits: how photos and results are made to fit their formats.
-        naming: suffix, compare and mask for `plan.plan_jobs`.
-        files: weights of the model's networks; None for those that are published.
-        loading: further keyword arguments of `Pipeline.from_pretrained`.
-        options: keyword arguments of a pipeline's call.
-    """
-
-    patterns: list[str]
-    out: str
-    model: str
-    backend: str | None
-    skip_existing: bool
-    max_megapixels: float | None
-    background: str | None
-    eight_bits: bool
-    naming: dict[str, Any]
-    files: dict[str, Path | None]
-    loading: dict[str, Any]
-    options: dict[str, Any]
 
 
 def restore(
@@ -92,12 +40,35 @@ def restore(
             "Output: a file, for one photo and with an image suffix, else a folder. Required.",
             "-o",
             "--out",
+            "--output",
             metavar="OUT",
         ),
     ] = None,
+    recursive: Annotated[
+        bool,
+        option(
+            "Also restore the photos in folders below a folder; results go to folders of the same names. Default: no.",
+            "-r",
+            "--recursive",
+        ),
+    ] = False,
     model: Annotated[
-        str, option("A name that `resshift-fast models` lists. Default: nano-x4.", metavar="NAME")
+        str,
+        option(
+            "A name that `resshift-fast models` lists. Default: nano-x4.",
+            metavar="NAME",
+            autocompletion=one_of(_model_names),
+        ),
     ] = "nano-x4",
+    scale: Annotated[
+        float | None,
+        option(
+            "Enlargement of the results, such as 2 or 1.5: photos are restored at the model's, and reduced. "
+            "Default: the model's.",
+            metavar="N",
+            parser=parsed_by(_scale),
+        ),
+    ] = None,
     weights: Annotated[
         Path | None, option("Weights of the denoiser. Default: the published ones.", metavar="FILE")
     ] = None,
@@ -135,23 +106,59 @@ def restore(
     batch_size: Annotated[
         int | None, option("Tiles restored at once. Default: 1 on a CPU, 4 elsewhere.", min=1, metavar="N")
     ] = None,
-    device: Annotated[
-        str | None, option("cpu, cuda, cuda:1, mps, ... Default: cuda if available, else cpu.", metavar="NAME")
+    threads: Annotated[
+        int | None, option("Threads of the CPU that compute. Default: one per core.", min=1, metavar="N")
     ] = None,
-    dtype: Annotated[Dtype, option("Floating-point format of the networks. Default: float32.")] = Dtype.float32,
+    device: Annotated[
+        str | None,
+        option(
+            "cpu, cuda, cuda:1, mps, ... Default: cuda if available, else cpu.",
+            metavar="NAME",
+            autocompletion=one_of(lambda: ("auto", "cpu", "cuda", "mps")),
+        ),
+    ] = None,
+    dtype: Annotated[
+        str,
+        option(
+            "Floating-point format of the networks: float32, bfloat16 (bf16), float16 (fp16, half), or auto: bfloat16 "
+            "on GPUs that are fast with it. Default: float32.",
+            metavar="NAME",
+            parser=parsed_by(dtypes.full_name),
+            autocompletion=one_of(lambda: (*dtypes.NAMES, "auto")),
+        ),
+    ] = "float32",
     backend: Annotated[
         str | None,
         option(
-            f"Kernels: {', '.join(names())}. Default: RESSHIFT_FAST_BACKEND if that is set, else auto.", metavar="NAME"
+            f"Kernels: {', '.join(names())}. Default: RESSHIFT_FAST_BACKEND if that is set, else auto.",
+            metavar="NAME",
+            autocompletion=one_of(names),
         ),
     ] = None,
     format: Annotated[
-        Format,
+        str,
         option(
-            "File format of results in a folder; same: that of each photo. PNG is written if the format can't hold the "
-            "result. Default: png."
+            f"File format of results in a folder: {', '.join(FORMATS)}; same: that of each photo. PNG is written if "
+            "the format can't hold the result. Default: png.",
+            metavar="NAME",
+            parser=parsed_by(_format),
+            autocompletion=one_of(lambda: FORMATS),
         ),
-    ] = Format.png,
+    ] = "png",
+    quality: Annotated[
+        int,
+        option(
+            "Quality of JPEG and WebP, 1 to 100; a WebP of 100 is lossless. Default: 95.", min=1, max=100, metavar="N"
+        ),
+    ] = 95,
+    strip_metadata: Annotated[
+        bool,
+        option(
+            "Leave out EXIF with the place, XMP, resolution, comments and texts; the colour profile stays. "
+            "Default: they are kept.",
+            "--strip-metadata",
+        ),
+    ] = False,
     background: Annotated[
         str | None,
         option(
@@ -186,11 +193,21 @@ def restore(
             "--skip-existing",
         ),
     ] = False,
+    as_json: Annotated[
+        bool,
+        option("Print a line of JSON about each photo on stdout, for programs. Default: no.", "--json"),
+    ] = False,
+    quiet: Annotated[bool, option("Print errors only. Default: no.", "-q", "--quiet")] = False,
+    verbose: Annotated[bool, option("Also print what the package logs. Default: no.", "-v", "--verbose")] = False,
 ) -> None:
     """Restore photos. Only earlier results are overwritten, and a photo that fails does not stop the others.
 
     Exit codes: 0 all restored, 1 some failed, 2 wrong usage, 130 interrupted by Ctrl-C.
     """
+    if quiet and verbose:
+        _refuse("-q and -v were given; give one")
+    if quiet or verbose:
+        console.prepare_logging(logging.ERROR if quiet else logging.DEBUG)
     patterns = [*(images or []), *(more or [])]
     if not patterns:
         _refuse("no photos were given; name files, folders or globs: resshift-fast restore photo.jpg -o restored")
@@ -201,19 +218,23 @@ def restore(
     request = Request(
         patterns=patterns,
         out=out,
+        recursive=recursive,
         model=model,
         backend=backend,
+        threads=threads,
         skip_existing=skip_existing,
+        as_json=as_json,
         max_megapixels=max_megapixels,
-        background=background,
-        eight_bits=eight_bits,
-        naming={
-            "suffix": None if format is Format.same else f".{format.value}",
-            "compare": compare,
-            "mask": mask,
+        fitting={
+            "wanted_scale": scale,
+            "background": background,
+            "eight_bits": eight_bits,
+            "quality": quality,
+            "strip_metadata": strip_metadata,
         },
+        naming={"suffix": None if format == "same" else f".{format}", "compare": compare, "mask": mask},
         files={"weights": weights, "autoencoder": autoencoder},
-        loading={"device": device, "dtype": dtype.value},
+        loading={"device": device, "dtype": dtype},
         options={
             "seed": seed if seed is not None else OFFICIAL_SEED if noise is Noise.torch else 0,
             "tile": tile,
@@ -224,156 +245,40 @@ def restore(
     )
     tally = Tally()
     try:
-        code = _run(request, tally)
+        code = run(request, tally)
     except KeyboardInterrupt:  # also before the first photo, since loading torch takes seconds
         progress = f"after {tally.restored} of {tally.total}" if tally.total else "before the first photo"
-        console.say(f"interrupted {progress}; run again with --skip-existing to continue")
+        console.say(f"interrupted {progress}; run again with --skip-existing to continue", logging.ERROR)
         code = 130
     raise typer.Exit(code)
 
 
 def _refuse(message: str) -> NoReturn:
-    console.say(f"error: {message}")
+    console.say(f"error: {message}", logging.ERROR)
     raise typer.Exit(2)
 
 
-def _run(request: Request, tally: Tally) -> int:
-    """Plan, load and restore; returns the exit code."""
-    from resshift_fast.backends import preferred, use_backend
-    from resshift_fast.images.codecs import ImageError
+def _model_names() -> list[str]:
     from resshift_fast.models import catalog
-    from resshift_fast.weights.checkpoints import CheckpointError
 
+    return list(catalog.MODELS)
+
+
+def _scale(text: str) -> float:
+    """An enlargement, which people also write as x2, 2x or ×2."""
     try:
-        with use_backend(request.backend or preferred()), _limit(request.max_megapixels):
-            spec = catalog.get(request.model)
-            _check(request, spec)
-            fitting = _fitting(request, spec)
-            jobs = _jobs_to_do(request, tally, fitting)
-            if jobs:
-                _restore(jobs, request, tally, fitting)
-    except Exception as error:
-        console.report(error)
-        _say_what_is_left_out(tally)
-        is_usage = isinstance(error, (ValueError, TypeError)) and not isinstance(error, (CheckpointError, ImageError))
-        return 2 if is_usage else 1
-    _say_what_is_left_out(tally)
-    console.say(f"{tally}; {tally.stopped}" if tally.stopped else str(tally))
-    return 1 if tally.failed else 0
+        scale = float(text.strip().lower().strip("x×"))
+    except ValueError:
+        scale = 0.0
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"{text!r} is not an enlargement; give a number such as 2 or 1.5")
+    return scale
 
 
-def _check(request: Request, spec: ModelSpec) -> None:
-    """Raise, before anything is written, what would fail with every photo."""
-    from resshift_fast.diffusion.noise import check_seed
-
-    check_seed("--seed", request.options["seed"])
-    mask = request.naming["mask"]
-    if spec.needs_mask and mask is None:
-        raise ValueError(f"{spec.name} is an inpainting model and needs a mask; give --mask FILE or --mask FOLDER")
-    if mask is not None and not spec.needs_mask:
-        raise ValueError(f"{spec.name} takes no mask; leave --mask out, or use an inpainting model")
-    try:
-        spec.plan_tiles(1, 1, request.options["tile"], request.options["overlap"])
-    except ValueError as error:
-        raise ValueError(f"--{error}") from None
-
-
-@contextmanager
-def _limit(megapixels: float | None) -> Iterator[None]:
-    """Set Pillow's limit on the pixels of a photo within the block."""
-    if megapixels is None:
-        yield
-        return
-    if not megapixels >= 0:
-        raise ValueError(f"--max-megapixels must be at least 0, got {megapixels}")
-    from PIL import Image
-
-    before = Image.MAX_IMAGE_PIXELS
-    # Pillow refuses twice this number, and warns of more than it, which is not wanted of a limit that was chosen.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        Image.MAX_IMAGE_PIXELS = int(min(megapixels, 1e9) * 5e5) or None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
-
-
-def _fitting(request: Request, spec: ModelSpec) -> Fitting:
-    from resshift_fast.cli.batch import Fitting
-    from resshift_fast.images import results
-
-    try:
-        background = None if request.background is None else results.colour(request.background)
-    except ValueError as error:
-        raise ValueError(f"--background: {error}") from None
-    return Fitting(spec.scale, background, request.eight_bits)
-
-
-def _jobs_to_do(request: Request, tally: Tally, fitting: Fitting) -> list[Job]:
-    """The jobs to run; inputs that were not found are reported and counted as failed."""
-    found = search(request.patterns, expand_home(request.out))
-    inputs, problems = found.files, found.problems
-    one_given = len(inputs) == 1 and not problems
-    jobs = plan_jobs(inputs, request.out, one_given=one_given, **request.naming) if inputs else []
-    for problem in problems:
-        console.report(problem)
-    tally.left_out = found.left_out
-    todo = jobs
-    if request.skip_existing and jobs:
-        from resshift_fast.cli.batch import is_done
-
-        todo = [job for job in jobs if not is_done(job, fitting)]
-    tally.failed, tally.skipped, tally.total = len(problems), len(jobs) - len(todo), len(todo)
-    return todo
-
-
-def _say_what_is_left_out(tally: Tally) -> None:
-    for reason, paths in tally.left_out.items():
-        named = ", ".join(map(str, paths[:MOST_NAMES]))
-        others = f" and {len(paths) - MOST_NAMES} more" if len(paths) > MOST_NAMES else ""
-        console.say(f"left out {len(paths)}: {named}{others}: {reason}")
-
-
-def _restore(jobs: list[Job], request: Request, tally: Tally, fitting: Fitting) -> None:
-    # What cannot be written is reported before a download of minutes.
-    folder = make_folder(jobs[0].output.parent)
-    refuse_originals(jobs, folder)
-    with announced(folder, _settings(request), (job.output for job in jobs)) as differences:
-        if differences:
-            raise ValueError(
-                f"another run restores some of these photos into {folder}, with {', '.join(differences)}; wait for it, "
-                "or choose another output folder"
-            )
-        _restore_writable(jobs, request, tally, fitting)
-
-
-def _settings(request: Request) -> dict[str, str]:
-    """All that results depend on, but for rounding errors, by the names of the options."""
-    found = {"model": request.model, "dtype": request.loading["dtype"], "background": request.background}
-    found |= {"8-bit": request.eight_bits, "format": request.naming["suffix"], "compare": request.naming["compare"]}
-    found |= {name: request.options[name] for name in ("seed", "tile", "overlap", "noise")}
-    for name, path in (*request.files.items(), ("mask", request.naming["mask"])):
-        found[name] = path and expand_home(path).name
-    return {name: str(value) for name, value in found.items()}
-
-
-def _restore_writable(jobs: list[Job], request: Request, tally: Tally, fitting: Fitting) -> None:
-    """Load the model, and restore the photos whose outputs can be written."""
-    from resshift_fast.cli.batch import check_targets, prepare, run_jobs
-    from resshift_fast.pipeline import Pipeline
-
-    writable, prepared = [], None
-    for job in jobs:
-        try:
-            check_targets(job)
-            if job.exact:  # the only one, so its pixels may stay in memory
-                prepared = prepare(job, fitting)
-            writable.append(job)
-        except Exception as error:
-            console.report(error, str(job.source))
-            tally.failed += 1
-    if writable:
-        files: dict[str, Any] = {name: path and expand_home(path) for name, path in request.files.items()}
-        pipe = Pipeline.from_pretrained(request.model, **files, **request.loading)
-        run_jobs(pipe, writable, request.options, tally, fitting, prepared)
+def _format(text: str) -> str:
+    """One of `FORMATS`, also by its other suffix and with a dot."""
+    name = text.strip().lower().removeprefix(".")
+    name = {"jpeg": "jpg", "tif": "tiff"}.get(name, name)
+    if name not in FORMATS:
+        raise ValueError(f"{text!r} is not one of {', '.join(FORMATS)}")
+    return name

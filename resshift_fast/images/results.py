@@ -8,9 +8,8 @@ from PIL import Image, ImageColor
 from resshift_fast.images.photo import Photo, from_float, in_8_bits, to_float
 
 
-def expected(photo: Photo, scale: int, bits: int) -> Photo:
-    """A stand-in for a photo's result, with its size, bits and transparency; its pixels take no memory."""
-    size = (photo.height * scale, photo.width * scale)
+def expected(photo: Photo, size: tuple[int, int], bits: int) -> Photo:
+    """A stand-in for a photo's result, with its (height, width), bits and transparency; its pixels take no memory."""
     dtype = np.uint8 if bits == 8 else np.uint16
     pixels, alpha = np.broadcast_to(np.zeros((), dtype), (*size, 3)), None
     if photo.alpha is not None:

@@ -28,7 +28,7 @@ _REASONS = {
 _UNKNOWN = "they have no suffix of a picture; name one as a file to restore it all the same"
 _HIDDEN = "they are hidden; name one as a file to restore it all the same"
 _DEVICES = "pipes and devices are not read"
-_FOLDERS = "folders below a folder are not searched"
+_FOLDERS = "folders below a folder are not searched without --recursive"
 _SUFFIX_LIST = ", ".join(READABLE)
 _MAGIC = re.compile(r"[*?[]")
 
@@ -40,11 +40,13 @@ class Found:
     Attributes:
         files: the images, each once, in the order in which they were asked for.
         problems: an error for each pattern without an image, and for each folder that can't be listed.
+        roots: of the files that were found below a folder, the folder that was named.
         left_out: reason to the files, and folders, that are in a folder or match a glob and are not taken.
     """
 
     files: list[Path] = field(default_factory=list)
     problems: list[Exception] = field(default_factory=list)
+    roots: dict[Path, Path] = field(default_factory=dict)
     left_out: dict[str, list[Path]] = field(default_factory=dict)
 
     def leave_out(self, path: Path, reason: str) -> None:
@@ -54,12 +56,12 @@ class Found:
             paths.append(path)
 
 
-def search(patterns: Iterable[str | Path], results: str | Path | None = None) -> Found:
+def search(patterns: Iterable[str | Path], results: str | Path | None = None, *, recursive: bool = False) -> Found:
     """Expand files, folders and globs into a list of image files.
 
     - A file is taken as it is, whatever its suffix (``images.read`` goes by the content).
     - A folder gives its own image files, not those of folders below it, in natural order; hidden files are
-      left out. ``folder/**/*.png`` goes deeper.
+      left out. ``folder/**/*.png`` goes deeper, and so does every folder with ``recursive``.
     - Anything else with ``*``, ``?`` or ``[`` is expanded as a glob (quoted globs, and shells that don't expand),
       in natural order, and gives the image files among its matches. A part of it that is the name of a file or folder
       stands for that one: brackets are common in names. ``**`` enters every folder once, also those that are linked.
@@ -68,13 +70,14 @@ def search(patterns: Iterable[str | Path], results: str | Path | None = None) ->
 
     Args:
         patterns: paths and globs, in the order in which their images are wanted.
-        results: the folder that results go to, which is not noted as left out.
+        results: the folder that results go to, which is not searched below others, nor noted as left out.
+        recursive: whether folders below folders are searched too.
     """
     found = Found()
     files: dict[str, Path] = {}
     for pattern in patterns:
         try:
-            for path in _expand(str(pattern), found):
+            for path in _expand(str(pattern), found, results if recursive else None, recursive):
                 # The same file by way of another folder or link is the same photo; links to it are others.
                 place = os.path.join(os.path.realpath(path.parent), path.name)
                 files.setdefault(os.path.normcase(place), path)
@@ -104,14 +107,13 @@ def find_images(patterns: str | Path | Iterable[str | Path]) -> list[Path]:
     return found.files
 
 
-def _expand(pattern: str, found: Found) -> list[Path]:
+def _expand(pattern: str, found: Found, results: str | Path | None, recursive: bool) -> list[Path]:
     path = expand_home(pattern)
     if os.path.isdir(path):
-        files = _images((path / name for name in _names(path, found)), found)
+        files = _images_below(path, found, results) if recursive else _images_in(path, found)
         if not files:
-            raise ValueError(
-                f"the folder {path} has no images; accepted are {_SUFFIX_LIST} (folders below it are not searched)"
-            )
+            how = "and none is in folders below it" if recursive else "folders below it are not searched"
+            raise ValueError(f"the folder {path} has no images; accepted are {_SUFFIX_LIST} ({how})")
         return files
     if os.path.lexists(path):
         return [path]
@@ -122,6 +124,24 @@ def _expand(pattern: str, found: Found) -> list[Path]:
     files = _images(_matches(start, path.parts[len(start.parts) :], found), found)
     if not files and len(found.problems) == problems:
         raise FileNotFoundError(f"no image matches {pattern}; accepted are {_SUFFIX_LIST}")
+    return files
+
+
+def _images_in(folder: Path, found: Found) -> list[Path]:
+    return _images((folder / name for name in _names(folder, found)), found)
+
+
+def _images_below(root: Path, found: Found, results: str | Path | None) -> list[Path]:
+    """The images in a folder and in all below it, but not in that of the results."""
+    _names(root)  # raises, if the folder itself can't be listed
+    files = []
+    for folder in sorted(_tree(root, found, results), key=natural_key):
+        try:
+            there = _images((folder / name for name in _names(folder, found) if not (folder / name).is_dir()), found)
+        except OSError:  # has been noted
+            continue
+        files += there
+        found.roots |= dict.fromkeys(there, root)
     return files
 
 
@@ -203,8 +223,9 @@ def _listed(folder: Path, part: str, found: Found) -> list[str]:
         return []
 
 
-def _tree(folder: Path, found: Found) -> Iterator[Path]:
-    """A folder and all below it, each once: links to folders may form cycles."""
+def _tree(folder: Path, found: Found, results: str | Path | None = None) -> Iterator[Path]:
+    """A folder and all below it but that of the results, each once: links to folders may form cycles."""
+    own = None if results is None else os.path.realpath(results)
     seen: set[tuple[int, int]] = set()
     # Breadth first, and links after folders, so that a folder has its shortest path without a link.
     level, links = [folder], list[Path]()
@@ -224,6 +245,6 @@ def _tree(folder: Path, found: Found) -> Iterator[Path]:
             yield path
             for name in _listed(path, "*", found):
                 below = path / name
-                if os.path.isdir(below):
+                if os.path.isdir(below) and (own is None or os.path.realpath(below) != own):
                     (links if os.path.islink(below) else following).append(below)
         level = following

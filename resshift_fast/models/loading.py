@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 Path = str | os.PathLike[str]
 
+_log = logging.getLogger(__name__)
 FIRST_CONVOLUTION = "input_blocks.0.0.weight"
 
 
@@ -103,12 +105,14 @@ def _read(
             f"no {option} are published for {spec.name}; give your own with {option}=FILE (--{option} FILE)"
         )
     try:
-        return checkpoints.read_state_dict(path), path
+        state = checkpoints.read_state_dict(path)
     except checkpoints.CheckpointError as error:
         if given is None and published is not None and published.url is None:
             text = f"{path} of the installed package is damaged; install resshift_fast again"
             raise checkpoints.CheckpointError(text) from error
         raise
+    _log.debug("read the %s of %s from %s", option, spec.name, path)
+    return state, path
 
 
 def _check_download(module: nn.Module, path: Path) -> str:
