@@ -106,6 +106,12 @@ def test_fused_has_fewer_operators_and_bytes_than_plain(model):
     assert fused.count < plain.count / 2 and fused.num_bytes < plain.num_bytes
 
 
+def test_a_one_step_student_costs_a_quarter_of_four_steps():
+    teacher, student = (total(count_sample(name, size=(16, 16))) for name in ("nano-x4", "nano-x4-1step"))
+    assert teacher.matrix_operations / 4 <= student.matrix_operations < 0.26 * teacher.matrix_operations
+    assert student.count < 0.32 * teacher.count
+
+
 def test_bytes_grow_with_the_batch_and_operators_do_not():
     one, four = (total(count_sample("nano-x4", "fused", batch=batch)) for batch in (1, 4))
     assert one.count == four.count and 2 < four.num_bytes / one.num_bytes < 4

@@ -81,9 +81,8 @@ class LatentChain(Preparable):
                     f"a denoiser with noise channels needs a schedule of one step, got {self.num_steps} steps; "
                     "set Schedule's one_step"
                 )
-            row = torch.zeros(NUM_COEFFICIENTS, device=device)
-            row[NOISE_STD] = 1.0
-            self.register_buffer("noise_row", row, persistent=False)
+            row = [float(column == NOISE_STD) for column in range(NUM_COEFFICIENTS)]
+            self.register_buffer("noise_row", torch.tensor(row, device=device), persistent=False)
         self.modulations = Derived()  # of all steps and residual blocks, [steps, their widths in sum]
 
     def prepare(self, changed: bool = False) -> None:
