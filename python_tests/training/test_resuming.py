@@ -55,6 +55,12 @@ def test_resuming_with_other_settings_names_the_field(photos, tmp_path, changes,
         make_trainer(replace(config, **changes)).run()
 
 
+def test_a_run_that_diverged_before_its_first_checkpoint_begins_anew(photos, tmp_path):
+    trainer = make_trainer(make_config(photos, tmp_path))
+    with pytest.raises(FloatingPointError, match="at step 0; .* precision=float32: it begins anew"):
+        trainer.train_step(Batch(torch.full((1, 3, 64, 64), float("nan")), torch.zeros(1, 3, 16, 16)))
+
+
 def test_a_diverged_run_resumes_as_its_error_says(photos, tmp_path, capsys):
     config = make_config(photos, tmp_path)
     trainer = make_trainer(config)

@@ -207,9 +207,10 @@ class Training(ABC):
 
     def _check_finite(self, what: str, value: float) -> None:
         if not math.isfinite(value):
+            then = "continues from the last checkpoint" if self.run_folder.last.exists() else "begins anew"
             raise FloatingPointError(
                 f"the {what} became {value} at step {self.step}; run the same command again with --override "
-                "lr=…, grad_clip=… or precision=float32: it continues from the last checkpoint"
+                f"lr=…, grad_clip=… or precision=float32: it {then}"
             )
 
     # ---- validation and files
