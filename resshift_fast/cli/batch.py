@@ -18,7 +18,7 @@ from resshift_fast.cli.reporting import Report
 from resshift_fast.core.claims import claimed
 from resshift_fast.core.files import check_target
 from resshift_fast.core.text import visible
-from resshift_fast.images import ImageError, Photo, headers, resizing, results
+from resshift_fast.images import ImageError, Photo, animation, headers, resizing, results
 from resshift_fast.images.notes import Notes
 from resshift_fast.images.photo import in_8_bits
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from resshift_fast.pipeline import Pipeline
 
 BAR_SECONDS = 1.0  # no bar for a photo that takes less
+LARGE_PIXELS = 50_000_000  # of a result, from which its size is said before
+ANNOUNCED_SECONDS = 20.0  # from which the time is said before
 
 
 def run_jobs(
@@ -72,7 +74,8 @@ def run_jobs(
                     continue
                 ready = prepare(job, fitting) if prepared is None else prepared
                 prepared = None
-                after = _restore(pipe, job, ready, fitting, options, label)
+                announcer = _Announcer(label, ready, fitting, pipe.spec.schedule.num_steps, clock.share_of(i))
+                after = _restore(pipe, job, ready, fitting, options, announcer)
         except Exception as error:
             report.failed(job, error, options["tile"] or pipe.spec.tile)
             tally.failed += 1
@@ -84,7 +87,7 @@ def run_jobs(
         tally.restored += 1
         seconds = time.monotonic() - start
         left = clock.left_after(i, seconds)
-        sizes = f"{ready.before.width}×{ready.before.height} → {after.width}×{after.height}"
+        sizes = _sizes(ready, after)
         remaining = "" if left is None else f"{console.duration(left)} left"
         notes = "".join(f", {note}" for note in (remaining, *ready.notes) if note)
         report.restored(
@@ -95,6 +98,7 @@ def run_jobs(
             height=ready.before.height,
             output_width=after.width,
             output_height=after.height,
+            frames=ready.frames,
             seconds=round(seconds, 3),
             notes=list(ready.notes),
         )
@@ -102,7 +106,7 @@ def run_jobs(
 
 def _is_written_since(began: float, job: Job) -> bool:
     """Whether another run has written a job's result since this one began."""
-    for output in {job.output, job.output if job.exact else job.fallback}:
+    for output in {job.output} if job.exact else {job.output, job.fallback, job.output.with_suffix(animation.SUFFIX)}:
         with suppress(OSError):
             if output.stat().st_mtime > began and headers.is_whole(output):
                 return True
@@ -155,12 +159,19 @@ class Prepared:
     Args:
         before: the photo, as it goes into the network. mask: its mask, if the model needs one.
         output: where the result goes. notes: what differs from what was asked for, for the photo's line.
+        moving: the animation that the photo is the first frame of.
     """
 
     before: Photo
     mask: np.ndarray | None
     output: Path
     notes: tuple[str, ...]
+    moving: animation.Animation | None = None
+
+    @property
+    def frames(self) -> int:
+        """Number of frames, 1 for a photo."""
+        return 1 if self.moving is None else len(self.moving.durations)
 
 
 def prepare(job: Job, fitting: Fitting) -> Prepared:
@@ -171,16 +182,18 @@ def prepare(job: Job, fitting: Fitting) -> Prepared:
             the result. ValueError: if the result would replace an original.
     """
     check_targets(job)
-    photo = images.read(job.source)
+    moving = animation.open_animation(job.source) if animation.is_animated(job.source) else None
+    photo = images.read(job.source) if moving is None else next(moving.photos())
     before, notes = fitting.fit(photo)
-    output = _output_of(job, before, fitting)
+    output = _output_of(job, before, fitting) if moving is None else _output_of_frames(job, before, fitting)
     mask = images.read_mask(job.mask) if job.mask else None
     if output != job.output:
         if output in job.originals:
-            raise ValueError(f"{job.output.suffix} cannot hold the result and {output} is an input; use --format png")
+            cure = "use --format png" if moving is None else "choose another output folder"
+            raise ValueError(f"{job.output.suffix} cannot hold the result and {output} is an input; {cure}")
         check_target(output)
         notes = (*notes, f"written as {output.name}")
-    return Prepared(before, mask, output, notes)
+    return Prepared(before, mask, output, notes, moving)
 
 
 def check_targets(job: Job) -> None:
@@ -195,7 +208,11 @@ def is_done(job: Job, fitting: Fitting) -> bool:
         return False
     if headers.is_whole(job.output):
         return True
-    if job.exact or not headers.is_whole(job.fallback):
+    if job.exact:
+        return False
+    if animation.is_animated(job.source):
+        return headers.is_whole(job.output.with_suffix(animation.SUFFIX))
+    if not headers.is_whole(job.fallback):
         return False
     try:  # a PNG beside it may be the result of a run with another --format
         return _output_of(job, fitting.fit(images.read(job.source))[0], fitting) == job.fallback
@@ -213,6 +230,22 @@ def _output_of(job: Job, before: Photo, fitting: Fitting) -> Path:
     return job.fallback
 
 
+def _output_of_frames(job: Job, before: Photo, fitting: Fitting) -> Path:
+    """The output of an animation, which is always a WebP; raises ImageError if another one was named."""
+    output = job.output if job.output.suffix.lower() == animation.SUFFIX else job.output.with_suffix(animation.SUFFIX)
+    if job.exact and output != job.output:
+        raise ImageError(
+            f"{job.source} is an animation, and {job.output.suffix} is written with one picture; write it as {output}"
+        )
+    height, width = fitting.sides(before)
+    if max(height, width) > animation.LONGEST_SIDE:
+        raise ImageError(
+            f"{job.source} is an animation, whose result would have {width}×{height} pixels; a WebP has at most "
+            f"{animation.LONGEST_SIDE} a side, so give a smaller --scale"
+        )
+    return output
+
+
 def _refuse(result: Photo, output: Path) -> NoReturn:
     """Raise the error of a named format that cannot hold a result, with the options that make it fit."""
     try:
@@ -225,17 +258,95 @@ def _refuse(result: Photo, output: Path) -> NoReturn:
 
 
 def _restore(
-    pipe: Pipeline, job: Job, prepared: Prepared, fitting: Fitting, options: dict[str, Any], label: str
+    pipe: Pipeline, job: Job, prepared: Prepared, fitting: Fitting, options: dict[str, Any], announcer: _Announcer
 ) -> Photo:
-    """Restore one photo and write the result, which is returned."""
+    """Restore one photo, or the frames of an animation, and write the result; returns it, or the first frame."""
+
+    def restored(before: Photo) -> Photo:
+        return fitting.fit_result(before, pipe(before, prepared.mask, progress=progress, **options))
+
     before = prepared.before
-    with _bar(label) as progress:
-        after = fitting.fit_result(before, pipe(before, prepared.mask, progress=progress, **options))
+    with _bar(announcer.label) as bar:
+        progress = announcer.watching(bar)
+        if prepared.moving is not None:
+            return _restore_frames(job, prepared, prepared.moving, fitting, restored)
+        after = restored(before)
     # Before the result, so that --skip-existing finds either both files or no result.
     if job.compare:
         images.write(job.compare, images.side_by_side(before, after))
     images.write(prepared.output, after, fitting.quality)
     return after
+
+
+def _restore_frames(
+    job: Job, prepared: Prepared, moving: animation.Animation, fitting: Fitting, restored: Callable[[Photo], Photo]
+) -> Photo:
+    """Restore an animation frame by frame: none is kept, and all get the same noise, so that still parts stay still."""
+    first: list[Photo] = []
+
+    def frames() -> Iterator[Photo]:
+        for photo in moving.photos():
+            before = fitting.fit(photo)[0]
+            after = restored(before)
+            if not first:
+                first.append(after)
+                if job.compare:
+                    images.write(job.compare, images.side_by_side(before, after))
+            yield after
+
+    # As exact as the format that was asked for.
+    is_exact = job.output.suffix.lower() in (".png", ".tif", ".tiff", ".bmp")
+    animation.write_animation(prepared.output, moving, frames(), 100 if is_exact else fitting.quality)
+    return first[0]
+
+
+def _sizes(ready: Prepared, after: Photo) -> str:
+    frames = f", {ready.frames} frames" if ready.frames > 1 else ""
+    return f"{ready.before.width}×{ready.before.height} → {after.width}×{after.height}{frames}"
+
+
+class _Announcer:
+    """Says the size of a large result before the work for it begins, and how long it will take when that is known.
+
+    Args:
+        label: of the photo. ready, fitting: the photo and what its result will be.
+        steps: evaluations of the denoiser for one batch of tiles.
+        share: the part that the photo has in the work that is left.
+    """
+
+    def __init__(self, label: str, ready: Prepared, fitting: Fitting, steps: int, share: float):
+        self.label = label
+        self._steps, self._share, self._frames = steps, share, ready.frames
+        self._past = 0  # evaluations for the frames before
+        self._begun: float | None = None
+        self._is_said = False
+        height, width = fitting.sides(ready.before)
+        if width * height * ready.frames >= LARGE_PIXELS:
+            size = f"{ready.before.width}×{ready.before.height} → {width}×{height} pixels"
+            frames = f", {ready.frames} frames" if ready.frames > 1 else ""
+            console.say(f"{label} {size}, {width * height / 1e6:.0f} megapixels{frames}")
+
+    def watching(self, report: Callable[[int, int], None]) -> Callable[[int, int], None]:
+        """A function for (done, total) that passes them on, and estimates from the second batch of tiles."""
+
+        def progress(done_of_frame: int, total_of_frame: int) -> None:
+            done, total = self._past + done_of_frame, self._frames * total_of_frame
+            if done_of_frame == total_of_frame:
+                self._past = done
+            report(done, total)
+            if self._is_said:
+                return
+            if self._begun is None and done >= self._steps:  # the first batch also warms up
+                self._begun, self._first = time.monotonic(), done
+            elif self._begun is not None and done >= self._first + self._steps:
+                self._is_said = True
+                seconds = (time.monotonic() - self._begun) / (done - self._first) * total
+                if seconds >= ANNOUNCED_SECONDS:
+                    everything = seconds / self._share if self._share else seconds
+                    others = f", {console.duration(everything)} for all" if everything > 1.05 * seconds else ""
+                    console.say(f"{self.label} will take about {console.duration(seconds)}{others}")
+
+        return progress
 
 
 @contextmanager
@@ -261,6 +372,10 @@ class _Clock:
     def skip(self, index: int) -> None:
         """Leave out a photo that failed, whose time says nothing about the others."""
         self._pixels[index] = 0
+
+    def share_of(self, index: int) -> float:
+        """The part that the photo at `index` has in the pixels from it on."""
+        return self._pixels[index] / max(1, sum(self._pixels[index:]))
 
     def left_after(self, index: int, seconds: float) -> float | None:
         """Seconds left after the photo at `index`, which took `seconds`; None if it was the last."""

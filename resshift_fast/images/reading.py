@@ -63,13 +63,13 @@ def read(path: str | PathLike[str]) -> Photo:
     """
     path = Path(path)
     name = str(path)
-    data = _file_bytes(path)
+    data = file_bytes(path)
     if data.startswith(directories.MAGIC):
         return _read_tiff(data, name)
     chunks: list[png.Chunk] = []
     if data.startswith(png.SIGNATURE):
         data, chunks = png.split(data)
-    image = _opened(data, name)
+    image = opened(data, name)
     image.info.update(png.info(chunks))
     if image.format == "BMP":
         image.info["icc_profile"] = bmp_profile(data)
@@ -77,7 +77,7 @@ def read(path: str | PathLike[str]) -> Photo:
         _add_avif_properties(image, data, name)
     _leave_out_large_exif(image, name)
     _warn_of_frames(image, chunks, name)
-    photo = _photo(image, name, data, chunks)
+    photo = photo_of(image, name, data, chunks)
     # Pillow reduces 16-bit colour, and gray with alpha, to 8 bits; it reads other gray in full.
     if image.format == "HEIF" and image.info.get("bit_depth", 8) > 8:
         return _with_heif_bits(photo, data)
@@ -89,7 +89,7 @@ def _read_tiff(data: bytes, name: str) -> Photo:
     with libtiff.errors() as lines:
         try:
             samples = tiff.decode(data, name)
-            photo = _photo(_opened(data, name), name, data) if samples is None else _tiff_photo(samples, name, data)
+            photo = photo_of(opened(data, name), name, data) if samples is None else _tiff_photo(samples, name, data)
         except DamagedError as error:
             raise tiff.explained(error, data, name, lines) from error
     if lines:
@@ -98,7 +98,7 @@ def _read_tiff(data: bytes, name: str) -> Photo:
     return photo
 
 
-def _opened(data: bytes, name: str) -> Image.Image:
+def opened(data: bytes, name: str) -> Image.Image:
     """The image in a file, of which only the header has been read."""
     header = header_of(io.BytesIO(data))
     pixels = 0
@@ -158,7 +158,8 @@ def _warn_of_frames(image: Image.Image, chunks: Sequence[png.Chunk], name: str) 
         warnings.warn(text, UserWarning, stacklevel=3)
 
 
-def _file_bytes(path: Path) -> bytes:
+def file_bytes(path: Path) -> bytes:
+    """A file, or of a large one as much as its picture needs; raises as `read` does."""
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, not an image; name the files in it")
     try:
@@ -194,10 +195,11 @@ def from_pil(image: Image.Image, *, name: str = "image") -> Photo:
     """
     if not isinstance(image, Image.Image):
         raise TypeError(f"from_pil: expected a PIL.Image.Image, got {type(image).__name__}; see read for paths")
-    return _photo(image, name)
+    return photo_of(image, name)
 
 
-def _photo(image: Image.Image, name: str, data: bytes | None = None, chunks: Sequence[png.Chunk] = ()) -> Photo:
+def photo_of(image: Image.Image, name: str, data: bytes | None = None, chunks: Sequence[png.Chunk] = ()) -> Photo:
+    """The photo of an image that has been opened, and the file and chunks of a PNG that it is from, if any."""
     if 0 in image.size:
         raise ImageError(f"{name} has no pixels ({image.width}×{image.height})")
     if image.format == "TIFF" and hasattr(image, "tag_v2"):
