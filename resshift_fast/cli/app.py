@@ -21,6 +21,7 @@ from resshift_fast.cli.models import models
 from resshift_fast.cli.profile import profile
 from resshift_fast.cli.restore import restore
 from resshift_fast.cli.train import train
+from resshift_fast.cli.train_autoencoder import train_autoencoder
 from resshift_fast.cli.tune import tune
 
 
@@ -45,7 +46,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-_commands: tuple[Callable[..., None], ...] = (restore, models, doctor, train, profile)
+_commands: tuple[Callable[..., None], ...] = (restore, models, doctor, train, train_autoencoder, profile)
 for command in _commands:
     app.command()(_interruptible(command))
 app.command("compile")(_interruptible(compile_kernels))

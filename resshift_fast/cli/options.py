@@ -36,3 +36,8 @@ def parsed_by(parse: Callable[[str], Any]) -> Callable[[str], Any]:
             raise typer.BadParameter(str(error)) from None
 
     return convert
+
+
+def shown(text: str, *names: str, **details: Any) -> Any:
+    """An option with its default after the help text, which names it where it is None; arguments as of `option`."""
+    return typer.Option(*names, help=text, show_default=True, **details)

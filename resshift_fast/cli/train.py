@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from resshift_fast.cli import console
+from resshift_fast.cli.options import shown as _option
 from resshift_fast.core.files import expand_home
+
+if TYPE_CHECKING:
+    from resshift_fast.training.config import TrainConfig
+    from resshift_fast.training.loop import Training
 
 # Options of the command that are settings of an objective.
 OPTIONS = {"official": {"mse", "lpips", "vgg", "lpips_weights"}}
 OPTIONS["distill"] = OPTIONS["official"] | {"teacher", "fake_steps"}
-
-
-def _option(text: str, *names: str, **details: Any) -> typer.models.OptionInfo:
-    return typer.Option(*names, help=text, show_default=True, **details)
 
 
 def train(
@@ -174,10 +176,19 @@ def train(
     settings["given"] = {"compile" if name == "compile_model" else name for name in given}
     for name in ("ctx", "clean", "threads", "resume", "changes"):
         del settings[name]
+    conclude(run, lambda: _run(settings, clean, threads, resume, changes))
+
+
+def conclude(run: Path, training: Callable[[], bool]) -> None:
+    """Run a training that returns whether it is complete; warnings and errors are one line each.
+
+    Raises:
+        typer.Exit: with code 1 for an error and 130 for a training that was stopped.
+    """
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: console.say(f"warning: {console.one_line(message)}")
         try:
-            finished = _run(settings, clean, threads, resume, changes)
+            finished = training()
         except Exception as error:
             console.report(error, smaller="--accumulate, --recompute, a smaller --patch or --precision bfloat16")
             raise typer.Exit(1) from None
@@ -189,10 +200,28 @@ def train(
         console.say(f"done: {run / 'best.safetensors'}")
 
 
-def _run(settings: dict, clean: float, threads: int | None, resume: bool, changes: str | None) -> bool:
-    """Train; returns whether the run is complete."""
+def start(config: TrainConfig, make: Callable[[TrainConfig], Training], *, threads: int | None, resume: bool) -> bool:
+    """Make a trainer and run it; returns whether the training is complete.
+
+    Raises:
+        FileExistsError: if the run folder has a state that must not be continued.
+    """
     import torch
 
+    last = Path(config.run) / "last.pt"
+    if not resume and last.exists():
+        raise FileExistsError(f"{last} exists and --no-resume was given; choose another --run folder")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    trainer = make(config)
+    try:
+        return trainer.run()
+    finally:
+        trainer.processes.leave()
+
+
+def _run(settings: dict, clean: float, threads: int | None, resume: bool, changes: str | None) -> bool:
+    """Train; returns whether the run is complete."""
     from resshift_fast.training.config import TrainConfig
     from resshift_fast.training.degradations import Mixture
     from resshift_fast.training.trainer import Trainer
@@ -200,16 +229,9 @@ def _run(settings: dict, clean: float, threads: int | None, resume: bool, change
     settings["val_metrics"] = tuple(filter(None, settings["val_metrics"].split(",")))
     spec, settings = _described(settings)
     config = TrainConfig(**settings, mixture=Mixture(clean=clean)).overridden(changes or "")
-    last = Path(config.run) / "last.pt"
-    if not resume and last.exists():
-        raise FileExistsError(f"{last} exists and --no-resume was given; choose another --run folder")
-    if threads is not None:
-        torch.set_num_threads(threads)
-    trainer = Trainer(config) if spec is None else Trainer(config, spec)
-    try:
-        return trainer.run()
-    finally:
-        trainer.processes.leave()
+    return start(
+        config, lambda one: Trainer(one) if spec is None else Trainer(one, spec), threads=threads, resume=resume
+    )
 
 
 def _described(settings: dict) -> tuple[Any, dict]:
