@@ -19,7 +19,7 @@ from resshift_fast.cli.restore import restore as restore_command
 from resshift_fast.models import catalog
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("restore", "models", "doctor", "train", "profile", "compile")
+COMMANDS = ("restore", "models", "doctor", "train", "train-autoencoder", "profile", "compile")
 
 
 def test_no_arguments_print_the_help(program):
