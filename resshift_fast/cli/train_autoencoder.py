@@ -109,7 +109,8 @@ def train_autoencoder(
         option("VGG16 weights in torchvision's format, with which LPIPS is measured too. Default: no LPIPS."),
     ] = None,
     val_metrics: Annotated[
-        str, option("Further metrics by their names in pyiqa, which must be installed, such as niqe,musiq.")
+        str,
+        option("Further metrics by their names in pyiqa, which must be installed, such as niqe,musiq. Default: none."),
     ] = "",
     tensorboard: Annotated[bool, option("Also write the log for TensorBoard, where it is installed.")] = True,
     save_every: Annotated[int, option("Steps between checkpoints.")] = 1000,
