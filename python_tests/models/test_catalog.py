@@ -69,6 +69,7 @@ def test_a_model_without_weights_is_not_proposed(name):
     with pytest.raises(ValueError, match="unknown model") as failure:
         get(name)
     assert "did you mean 'realsr-x2'" not in str(failure.value)
+    assert "restore --scale 2 enlarges twice; models: " in str(failure.value)
 
 
 @pytest.mark.parametrize("name", ["", "zzzzzz", 4], ids=repr)

@@ -256,6 +256,8 @@ def _found(table: dict[str, Entry], name: str, kind: str, usable: list[str]) -> 
         return table[name]
     near = _nearest(str(name).strip().lower(), usable)
     hint = f"did you mean {near!r}? " if near else ""
+    if kind == "model" and "x2" in str(name).lower():
+        hint += "restore --scale 2 enlarges twice; "
     raise ValueError(f"unknown {kind} {name!r}; {hint}{kind}s: {', '.join(table)}")
 
 
