@@ -33,15 +33,16 @@ calls: 25·C·O elements more, read and written by a launch of its own. That is 
 but most of the traffic of the U-Net's small images; with the launch it pays from 500 pixels on in 16 bit.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from resshift_fast.kernels.dependents import wait_for_previous
-from resshift_fast.kernels.epilogue import store_sum
 from resshift_fast.kernels.launch import Start
-from resshift_fast.kernels.norm_stats import PASSES, Plan, buffers, constants, write_statistics
+from resshift_fast.kernels.norm_stats import PASSES, buffers, constants, finish, store_part
 from resshift_fast.kernels.plans import contiguous, planned
 from resshift_fast.kernels.tuning import Config, Space, bucket
 
@@ -217,16 +218,21 @@ def upsample_conv2d_kernel(
         b_weight = tl.load(p_weight + i_tap * CHANNELS + i_c + o_weight, mask=m_b, other=0.0)
         b_y = tl.dot(b_x, b_weight.to(b_x.dtype), b_y, input_precision="ieee")
 
+    if p_bias is not None:
+        b_y += tl.load(p_bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
     b_out_row = (i_row + b_row_in_block) * 2 + i_phase_y
     b_pixel = (b_out_row * width + b_column) * 2 + i_phase_x
-    p_row = p_y + b_pixel[:, None] * OUT
-    b_y = store_sum(b_y, p_row, p_bias, None, o_n[None, :], o_n, m_pixel[:, None] & m_n[None, :], m_n)
+    p_store = p_y + b_pixel[:, None] * OUT + o_n[None, :]
+    b_y = b_y.to(p_y.dtype.element_ty)
+    tl.store(p_store, b_y, mask=m_pixel[:, None] & m_n[None, :])
     if NEXT_GROUPS:  # a part has the pixels of one phase
+        b_y = b_y.to(tl.float32)
         i_part = i_m % m_blocks * 4 + i_phase
-        write_statistics(
-            b_y, m_pixel, p_parts, p_counters, p_next, i_image, i_part, m_blocks * 4, i_column // 4, next_eps,
-            OUT, NEXT_GROUPS, SLOTS, TILE_GROUPS, ROWS, B_N,
-        )  # fmt: skip
+        parts = m_blocks * 4
+        i_n = i_column // 4
+        store_part(b_y, m_pixel, p_parts, i_image, i_part, parts, i_n, OUT, NEXT_GROUPS, SLOTS, TILE_GROUPS, B_N)
+        programs = m_blocks * COLUMNS
+        finish(p_parts, p_counters, p_next, i_image, parts, programs, next_eps, OUT, NEXT_GROUPS, SLOTS, ROWS, B_N)
 
 
 def unsupported(x: Tensor, *_: object) -> str | None:
@@ -252,6 +258,14 @@ def _sum_taps(shape: tuple[int, ...], strides: tuple[int, ...]) -> Start:
         num_warps=max(b_c // 256, 1),  # 8 channels a thread
         maxnreg=255,  # without a limit the assembler spills a few to fit one more program on a multiprocessor
     )
+
+
+class Plan(NamedTuple):
+    """Plan of `forward`: its start, and parts and slots of the statistics that it writes."""
+
+    start: Start
+    parts: int
+    slots: int
 
 
 def _bucket(
