@@ -14,7 +14,8 @@ no spills, addresses that don't overflow, shared memory, 128-bit access, matrix 
 applies to a sweep, which has no budgets.
 
 --update also writes a record of each kernel beside the budget file, with a hash of its source and of everything else
-that its machine code depends on. --known uses the records of kernels with the same hash instead of compiling them.
+that its machine code depends on, and one of its intermediate representation. --known uses the records of kernels with
+one of these instead of compiling them: of kernels that are the same, or that were only reworded or moved.
 """
 
 import argparse
@@ -58,8 +59,9 @@ def main() -> int:
     file = options.budgets or budget_file(BUDGETS, triton.__version__, options.update)
     keys = {job: records.key(job) for job in set(jobs.values())}
     recorded = {} if options.sweep else records.load(records.file_of(file), new.compiler)
-    known = {job: recorded[key] for job, key in keys.items() if options.known and key in recorded}
-    compiled = known | _compile(_not_taken_over(keys, known, options.known), options)
+    known = _known(keys, recorded) if options.known else {}
+    compiled = {job: record.compiled for job, record in known.items()}
+    compiled |= _compile(_not_taken_over(keys, known, options.known), options)
     findings = beyond_limits(jobs, compiled, launch_cases.EXEMPTIONS, _is_whole(options))
     findings += records.contradictions(jobs, compiled, known)
     if options.sweep:
@@ -69,11 +71,23 @@ def main() -> int:
     status = settle(file, new, findings, whole=options.only == [""], update=options.update, command=COMMAND)
     if options.update and status != 2:
         kept = records.but_of(recorded, options.arch) if options.only == [""] else recorded
-        records.save(records.file_of(file), new.compiler, kept | {key: compiled[job] for job, key in keys.items()})
+        records.save(records.file_of(file), new.compiler, kept | _records(keys, compiled, known))
     return status
 
 
-def _not_taken_over(keys: dict[Job, str], known: dict[Job, Compiled], seed: str | None) -> set[Job]:
+def _known(keys: dict[Job, str], recorded: records.Records) -> dict[Job, records.Record]:
+    """Records of the jobs whose sources, or else whose intermediate representation, have not changed."""
+    same = {job: recorded[key] for job, key in keys.items() if key in recorded}
+    return same | records.same_ir(recorded, sorted(keys.keys() - same, key=repr))
+
+
+def _records(keys: dict[Job, str], compiled: dict[Job, Compiled], known: dict[Job, records.Record]) -> records.Records:
+    """What is recorded of the compiled jobs."""
+    irs = {job: known[job].ir if job in known else records.ir_key(job) for job in keys if compiled[job].code}
+    return {keys[job]: records.Record(compiled[job], ir) for job, ir in irs.items()}
+
+
+def _not_taken_over(keys: dict[Job, str], known: dict[Job, records.Record], seed: str | None) -> set[Job]:
     """The jobs to compile: those without a record, and some of the others."""
     if seed is None:
         return set(keys)

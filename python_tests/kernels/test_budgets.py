@@ -140,7 +140,8 @@ def seed_for(file: Path, kernel: str = "") -> str:
     budgets = Budgets.load(file)
     found = records.load(records.file_of(file), budgets.compiler)
     entries = [entry for name, entry in budgets.entries.items() if name.split()[0] == kernel]
-    ours = {key for key, record in found.items() if any(asdict(record.code).items() <= x.items() for x in entries)}
+    codes = {key: asdict(record.compiled.code) for key, record in found.items()}
+    ours = {key for key, code in codes.items() if any(code.items() <= x.items() for x in entries)}
     seeds = ((str(i), {key for key in found if records.is_sampled(key, str(i))}) for i in range(10**6))
     return next(text for text, sample in seeds if sample == ours)
 
@@ -156,11 +157,34 @@ def test_an_unchanged_kernel_is_not_compiled_again(bad, recorded):
 
 
 def test_a_changed_kernel_is_compiled(recorded):
-    changed = recorded.with_name(BAD_KERNELS.name)
-    changed.write_text(BAD_KERNELS.read_text().replace("BLOCK + tl.arange", "BLOCK + 0 * n + tl.arange", 1))
-    options = ("--launch-cases", changed, "--budgets", recorded, "--arch", 86, "--only", "sound")
-    result = budgets_command(*options, "--known", seed_for(recorded))
+    result = known_of(recorded, "sound", "BLOCK + tl.arange", "BLOCK + 1 + tl.arange")
     assert re.match(r"0 of (\d+) kernels are unchanged; 0 of them .*\n\1/\1 kernels compiled", result.stdout)
+
+
+def known_of(recorded, kernels, text, other):
+    """The command's result with --known for kernels in whose source `other` stands for `text` once."""
+    changed = recorded.with_name(BAD_KERNELS.name)
+    changed.write_text(BAD_KERNELS.read_text().replace(text, other, 1))
+    options = ("--launch-cases", changed, "--budgets", recorded, "--arch", 86, "--only", kernels)
+    return budgets_command(*options, "--known", seed_for(recorded))
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [("BLOCK + tl.arange", "BLOCK + 0 * n + tl.arange"), ("import ", "\nimport ")],
+    ids=["terms", "lines"],
+)
+def test_a_kernel_that_means_the_same_is_not_compiled_again(recorded, text, other):
+    result = known_of(recorded, "sound", text, other)
+    assert result.returncode == 0, result.stderr
+    assert re.match(r"(\d+) of \1 kernels are unchanged; 0 of them are compiled anyway\n(?!.*compiled)", result.stdout)
+
+
+def test_a_kernel_with_findings_is_compiled_again_if_it_moves(recorded):
+    """They name lines of its source."""
+    result = known_of(recorded, "short_address", "import ", "\nimport ")
+    assert re.match(r"0 of (\d+) kernels are unchanged; 0 of them .*\n\1/\1 kernels compiled", result.stdout)
+    assert result.returncode == 1 and "short_address_kernel: " in result.stderr
 
 
 def test_a_wrong_record_is_found_when_it_is_sampled(recorded):
@@ -174,8 +198,9 @@ def test_a_wrong_record_is_found_when_it_is_sampled(recorded):
 
 def test_records_of_another_compiler_or_of_another_architecture(tmp_path):
     file, code = tmp_path / "x.compiled", machine_code.MachineCode(40, 8, 1024, 2, 1, "none")
-    expected = {"sm_90 1": Compiled(code, [("address", "line 7")]), "sm_86 1": Compiled(code)}
-    records.save(file, COMPILER, {**expected, "sm_86 2": Compiled(None, [("compiler", "CompilationError")])})
+    found, failed = Compiled(code, [("address", "line 7")]), Compiled(None, [("compiler", "CompilationError")])
+    expected = {"sm_90 1": records.Record(found, "a"), "sm_86 1": records.Record(Compiled(code), "b")}
+    records.save(file, COMPILER, {**expected, "sm_86 2": records.Record(failed, "")})
     assert records.load(file, COMPILER) == expected
     assert records.but_of(expected, [86]) == {"sm_90 1": expected["sm_90 1"]}
     assert records.load(file, {**COMPILER, "triton": "3.9.1"}) == {} == records.load(tmp_path / "none", COMPILER)
