@@ -419,9 +419,7 @@ def apply_parts(
 def _shared(plan: Plan, chunks: int) -> tuple[Plan, int]:
     """The plan of a program that normalizes a part of its chunk, and the number of these programs.
 
-    Args:
-        plan: of a program that normalizes its whole chunk, which it holds in registers.
-        chunks: of the batch.
+    The given plan is of one that holds its whole chunk in registers; the batch has so many `chunks`.
     """
     most = min(PROCESSORS // chunks, MAX_WRITERS, plan.block_p * plan.block_c // MIN_WRITTEN)
     if most < 2:

@@ -471,8 +471,7 @@ def prior_sample(
     next_dtype is as in `posterior_step`.
     """
     field = (contiguous(seed), contiguous(origin)) if noise is None else (None, None)
-    given = (y, noise, lq)
-    shape = y.shape
+    given, shape = (y, noise, lq), y.shape
     lq_channels = 0 if lq is None else lq.size(1)  # quicker than shape
     x = _new_latent(y)
     next_input = _next_input(shape, lq_channels, next_dtype, y)
