@@ -36,7 +36,8 @@ def test_growth_writes_one_row_per_point_and_a_plot(script, tmp_path):
         megapixels = int(row["pictures"]) * int(row["size"]) ** 2 / 1e6
         assert float(row["s/MP"]) == pytest.approx(float(row["median s"]) / megapixels)
         assert float(row["result MB"]) == pytest.approx(megapixels * 16 * 3 * 4)
-    assert Image.open(plot).size[0] > 500
+    with Image.open(plot) as picture:
+        assert picture.size[0] > 500
 
 
 def test_shares_of_operators_other_than_convolution(script, tmp_path):

@@ -43,7 +43,8 @@ def test_tables_file_and_picture(e2e, tmp_path):
     assert [f"{row['provider']} {row['dtype']}" for row in rows] == names
     assert float(rows[0]["speedup_reference_float32"]) == 1 and rows[0]["psnr_db"] == "inf"
     assert all(float(row["peak_mb"]) > 50 and float(row["whole_gflops"]) > 0 and row["note"] == "" for row in rows)
-    assert Image.open(picture).size[0] > 1000
+    with Image.open(picture) as drawn:
+        assert drawn.size[0] > 1000
 
 
 def test_a_case_that_fails_has_its_reason_in_the_table(e2e, monkeypatch):

@@ -28,6 +28,16 @@ def test_headers_say_what_pillow_says(tmp_path, suffix, size):
             assert headers.read_header(path) == headers.Header(image.format, *size)
 
 
+@pytest.mark.parametrize("suffix", [*SUFFIXES, ".gif", ".avif"])
+def test_the_start_of_a_file_has_its_size_or_none(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    for options in ({}, {"lossless": True}, {"exif": camera_exif()}) if suffix == ".webp" else ({},):
+        Image.fromarray(PIXELS).save(path, **options)
+        data, whole = path.read_bytes(), headers.read_header(path)
+        found = {headers.header_of(io.BytesIO(data[:length])) for length in range(len(data))}
+        assert whole is not None and found == {None, whole}
+
+
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", ".bmp"])
 def test_whole_files(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"

@@ -89,6 +89,8 @@ def _bmp_size(head: bytes) -> tuple[int, int] | None:
 def _webp_size(head: bytes) -> tuple[int, int] | None:
     """Width and height of a WebP with these first bytes (RFC 9649, sections 2.5 to 2.7)."""
     kind = head[12:16]
+    if len(head) < (25 if kind == b"VP8L" else 30):
+        return None
     if kind == b"VP8X":
         return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
     if kind == b"VP8L":
