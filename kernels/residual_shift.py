@@ -447,7 +447,7 @@ def posterior_step(
     x_prev = _new_latent(x_t)
     next_input = _next_input(shape, lq_channels, next_dtype, x_t, prediction)
     coefficients = coefficients.contiguous()
-    field = (contiguous(seed), step, contiguous(origin)) if draws else (None, None, None)
+    field = (seed.contiguous(), step, contiguous(origin)) if draws and seed is not None else (None, None, None)
 
     def run(plan: _Plan) -> tuple[Tensor, ...]:
         plan.start(*plan.images(given), coefficients, *field, x_prev, next_input)

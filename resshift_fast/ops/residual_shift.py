@@ -359,12 +359,14 @@ def posterior_step(
         next_dtype = next_dtype or x_t.dtype
     else:
         lq = next_dtype = None
-    given = (x_t, prediction, y, coefficients, seed, step, origin, prediction_type, clamp_x0, noise, lq)
-    arguments = (*given, next_dtype, last)
+    options = (origin, prediction_type, clamp_x0, noise, lq, next_dtype, last)
+    arguments = (x_t, prediction, y, coefficients, seed, step, *options)
     _check_posterior_step(*arguments)
     fused = backends.fused("posterior_step", x_t.device, opaque=True)
     both = (_posterior_step if fused else posterior_step_reference)(*arguments)
-    return both if next_input else (both[0], None)
+    if next_input:
+        return both
+    return both[0], None
 
 
 @checks.once
