@@ -90,9 +90,8 @@ def _flags(source: Path) -> list[str]:
     import pybind11
 
     includes = (pybind11.get_include(), sysconfig.get_paths()["include"])
-    # Files that only pass arrays to kernels are slow to compile even without optimization.
-    passes_on = source.stem == "module" or (source.suffix == ".cpp" and source.stem.startswith("bind_"))
-    own = ["-O0"] if passes_on else [*KERNEL_FLAGS, *(SANITIZER_FLAGS if SANITIZED else [])]
+    # It only passes arrays to kernels, and is slow to compile even without optimization.
+    own = ["-O0"] if source.stem == "module" else [*KERNEL_FLAGS, *(SANITIZER_FLAGS if SANITIZED else [])]
     return [*FLAGS, *own, *(f"-I{path}" for path in includes)]
 
 

@@ -35,15 +35,7 @@ class Array : public py::array {
 
 using OptionalArray = std::optional<Array>;
 
-// One for each file of kernels.
-void bind_group_norm(py::module_& module);
-void bind_next_norm(py::module_& module);
-void bind_pointwise_conv2d(py::module_& module);
-void bind_residual_shift(py::module_& module);
 void bind_selftest(py::module_& module);
-void bind_vector_quantize(py::module_& module);
-void bind_window_attention(py::module_& module);
-void bind_window_attention_proj(py::module_& module);
 
 inline resshift::Dtype dtype_of(const Array& array) {
   const char kind = array.dtype().kind();

@@ -1,6 +1,16 @@
 // The Python module through which tests call the kernels with NumPy arrays. It is not part of a wheel.
+//
+// Each file of kernels has its part of it in a header: pybind11's own headers are most of the time to compile one, so
+// that all in one file take as long as two of them.
+#include "bind_group_norm.h"
+#include "bind_pointwise_conv2d.h"
+#include "bind_residual_shift.h"
+#include "bind_vector_quantize.h"
+#include "bind_window_attention.h"
+#include "bind_window_attention_proj.h"
 #include "bindings.h"
 #include "emulator.h"
+#include "next_norm.h"
 
 PYBIND11_MODULE(resshift_emulation, module) {
   using namespace emulation;

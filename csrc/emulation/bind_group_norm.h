@@ -1,3 +1,5 @@
+#pragma once
+
 #include <vector>
 
 #include "../bindings/group_norm_call.h"
@@ -9,14 +11,12 @@ namespace emulation {
 
 using namespace resshift;
 
-namespace {
-
-GroupedImages images_of(const Array& x, std::int64_t num_groups) {
+inline GroupedImages images_of(const Array& x, std::int64_t num_groups) {
   return bindings::images_of(x, x.size(1), num_groups, !bindings::is_dense(x, false));
 }
 
 // The constants that kernels/group_norm_tiles.py has too, by their names there.
-py::dict plan_constants() {
+inline py::dict plan_constants() {
   using namespace cuda::partitioning;
   py::dict constants;
   constants["MIN_ROW_BYTES"] = kMinRowBytes;
@@ -30,9 +30,7 @@ py::dict plan_constants() {
   return constants;
 }
 
-}  // namespace
-
-void bind_group_norm(py::module_& module) {
+inline void bind_group_norm(py::module_& module) {
   module.def("group_norm_plan_constants", plan_constants);
   // Both return how many floats of scratch memory they took.
   module.def("group_norm", [](const Array& x, std::int64_t num_groups, const Array& weight, const Array& bias,

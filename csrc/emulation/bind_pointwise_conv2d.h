@@ -1,3 +1,5 @@
+#pragma once
+
 #include <vector>
 
 #include "../bindings/pointwise_conv2d_call.h"
@@ -9,17 +11,13 @@ namespace emulation {
 
 using namespace resshift;
 
-namespace {
-
 // The normalization before the product; without groups there is none.
 struct Norm {
   bindings::NormParameters<Array> parameters{};
   OptionalArray statistics;
 };
 
-}  // namespace
-
-void bind_pointwise_conv2d(py::module_& module) {
+inline void bind_pointwise_conv2d(py::module_& module) {
   py::class_<Norm>(module, "Norm")
       .def(py::init<>())
       .def(py::init([](std::int64_t groups, const Array& weight, const Array& bias, const Array& statistics) {

@@ -1,3 +1,5 @@
+#pragma once
+
 #include <vector>
 
 #include "../bindings/window_attention_proj_call.h"
@@ -10,8 +12,6 @@ namespace emulation {
 
 using namespace resshift;
 
-namespace {
-
 // The arguments of window_attention, and its options.
 struct Attention {
   Array qkv, table;
@@ -23,9 +23,7 @@ struct Attention {
   }
 };
 
-}  // namespace
-
-void bind_window_attention_proj(py::module_& module) {
+inline void bind_window_attention_proj(py::module_& module) {
   py::class_<Attention>(module, "Attention")
       .def(py::init([](const Array& qkv, const Array& table, int heads, int window, int shift, bool swin) {
         return Attention{qkv, table, heads, window, shift, swin};

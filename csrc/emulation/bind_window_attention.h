@@ -1,3 +1,5 @@
+#pragma once
+
 #include "../bindings/window_attention_call.h"
 #include "../cuda/window_attention.h"
 #include "bindings.h"
@@ -6,18 +8,14 @@ namespace emulation {
 
 using namespace resshift;
 
-namespace {
-
-WindowAttention call_of(const Array& qkv, const Array& table, int heads, int window, int shift, bool swin) {
+inline WindowAttention call_of(const Array& qkv, const Array& table, int heads, int window, int shift, bool swin) {
   // Smaller windows than the kernels take are left to window_attention_supported, so that tests see it refuse them.
   const WindowAttention call = bindings::window_attention_call(qkv, table, heads, window, shift, swin, 1);
   if (!cuda::window_attention_supported(call)) throw std::runtime_error("the kernels do not support this call");
   return call;
 }
 
-}  // namespace
-
-void bind_window_attention(py::module_& module) {
+inline void bind_window_attention(py::module_& module) {
   module.def("window_attention_scratch", [](const Array& qkv, const Array& table, int heads, int window) {
     return cuda::window_attention_scratch(call_of(qkv, table, heads, window, 0, false));
   });

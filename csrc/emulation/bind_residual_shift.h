@@ -1,3 +1,5 @@
+#pragma once
+
 #include "../bindings/residual_shift_call.h"
 #include "../cuda/residual_shift.h"
 #include "bindings.h"
@@ -6,7 +8,7 @@ namespace emulation {
 
 using namespace resshift;
 
-void bind_residual_shift(py::module_& module) {
+inline void bind_residual_shift(py::module_& module) {
   module.def("chain_step", [](const Array& x, const OptionalArray& prediction, const OptionalArray& y,
                               const OptionalArray& noise, const OptionalArray& lq, const Array& coefficients,
                               const OptionalArray& seed, const OptionalArray& step, const OptionalArray& origin,
