@@ -14,7 +14,8 @@ from resshift_fast.kernels import dependents, group_norm
 from scripts.kernel_proof import coverage
 
 ROOT = Path(__file__).parents[2]
-CHEAP = ("group_norm_given_kernel", "posterior_step_kernel", "upsample_conv2d_kernel")  # which compile quickly
+# Of those that compile quickly: one pass over a plane, sums over a grid, small tables, products of matrices.
+COMPILED = ("group_norm_given_kernel", "group_norm_bwd_weight_kernel", "bias_table_bwd_kernel", "pointwise_conv2d_kernel")
 
 
 def wait_is_first(function: ast.FunctionDef) -> bool:
@@ -56,10 +57,11 @@ def compile_kernels(cache: Path, value: str, arch: int, *kernels: str) -> dict:
 
 @pytest.mark.slow
 def test_compiled_kernels_wait_before_they_access_memory(tmp_path):
-    found = compile_kernels(tmp_path, "1", 90)
+    """Of a few: that all wait in their first statement is known without compiling them."""
+    found = compile_kernels(tmp_path, "1", 90, *COMPILED)
     kernels = found["compiled"]
     never, late = kernels.pop("never_kernel"), kernels.pop("late_kernel")
-    assert kernels.keys() > {name for _, name in coverage.started_kernels(ROOT / "kernels")}
+    assert kernels.keys() == {*COMPILED, "first_kernel"}
     steps = {"ptx": ["griddepcontrol.wait", "griddepcontrol.launch_dependents"], "sass": ["ACQBULK", "PREEXIT"]}
     for code, expected in steps.items():
         other = {name: kernel[code][:2] for name, kernel in kernels.items() if kernel[code][:2] != expected}
@@ -74,12 +76,12 @@ def test_compiled_kernels_wait_before_they_access_memory(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("value", "arch"), [("1", 80), ("0", 90)], ids=["sm_80", "off"])
 def test_nothing_is_compiled_without_the_instructions_or_the_variable(value, arch, tmp_path):
-    found = compile_kernels(tmp_path, value, arch, *CHEAP)
+    found = compile_kernels(tmp_path, value, arch, *COMPILED)
     for kernel in found["compiled"].values():
         assert not kernel["attribute"] and kernel["ptx"] and kernel["sass"]
         assert not {"ACQBULK", "PREEXIT"} & set(kernel["sass"])
         assert not any(step.startswith("griddepcontrol") for step in kernel["ptx"])
-    assert len(found["compiled"]) == len(CHEAP) + 3
+    assert len(found["compiled"]) == len(COMPILED) + 3
     assert value == "1" or not any(found["starts"].values())
 
 
