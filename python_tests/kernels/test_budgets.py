@@ -38,12 +38,7 @@ BAD_KERNELS = Path(__file__).with_name("bad_kernels.py")
 BUDGETS = Path(__file__).with_name("budgets")
 FAST = (
     "group_norm.forward-960x16x16-bfloat16",
-    "pointwise_conv2d.forward-192x8x8-to-640-bfloat16",
     "residual_shift.posterior_step-3x64x64-bfloat16",
-    "swin_mlp.forward-192x8x8-bfloat16",
-    "upsample_conv2d.forward-640x8x8-bfloat16",
-    "vector_quantize.forward-3x64x64-bfloat16",
-    "window_attention.forward-64x32x32-window4-bfloat16",
     "window_attention_proj.forward-192x8x8-bfloat16",
 )
 
@@ -55,7 +50,7 @@ def budgets_command(*options) -> subprocess.CompletedProcess:
 
 
 def test_kernels_are_within_their_budgets():
-    """One launch case per operator; `python scripts/kernel_budgets.py` checks all."""
+    """Three launch cases; `python scripts/kernel_budgets.py` checks all."""
     result = budgets_command("--arch", 90, "--only", *FAST)
     assert result.returncode == 0, result.stdout + result.stderr
 

@@ -117,8 +117,10 @@ def test_groups_of_blocks_cover_the_image(form, device, monkeypatch):
     check(module.forward(*arguments), *arguments)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("size, groups", [((2, 8, 6, 7, 9), 3), ((3, 16, 48, 1, 1), 48), ((1, 16, 40, 9, 8), 8)])
+@pytest.mark.parametrize(
+    "size, groups, dtype",
+    [((2, 8, 6, 7, 9), 3, DTYPES[0]), ((3, 16, 48, 1, 1), 48, DTYPES[-1]), ((1, 16, 40, 5, 8), 8, DTYPES[1])],
+)
 def test_statistics_are_those_of_the_result(size, groups, dtype, form, device, monkeypatch):
     """With a tile within each image, whose groups have channels of several blocks, and whose images have several."""
     blocks = Config({"B_M": 32, "B_N": 16, "B_K": 16})

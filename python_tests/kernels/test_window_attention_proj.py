@@ -1,5 +1,7 @@
 """The window_attention_proj kernel against float64: masks, sizes, layouts, every configuration, launches."""
 
+from itertools import cycle
+
 import pytest
 import torch
 from comparison import LIMITS, assert_close, double, name_of, relative_error
@@ -80,10 +82,10 @@ def test_float32_tensors_with_16_bit_images(dtype, device):
 
 
 NEXT_GROUPS = (32, 16, 3, 1, 40, 2)  # of the next normalization, for each of CASES
+WITH_STATISTICS = [*zip(CASES, NEXT_GROUPS, cycle([torch.float32, *SIXTEEN_BITS]))]  # noqa: B905
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, *SIXTEEN_BITS], ids=name_of)
-@pytest.mark.parametrize("case, groups", list(zip(CASES, NEXT_GROUPS, strict=True)), ids=[*map(case_id, CASES)])
+@pytest.mark.parametrize("case, groups, dtype", WITH_STATISTICS, ids=[*map(case_id, CASES)])
 def test_statistics_are_those_of_the_result(case, groups, dtype, device):
     arguments = inputs(case, device, dtype)
     y, statistics = window_attention_proj.forward_with_statistics(*arguments, groups, 1e-6)
