@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from slow_backends import delayed
+from slow_backends import Time, delayed
 
 from resshift_fast import backends
 from resshift_fast.backends import OPERATORS, Algorithms, Kernel
+from resshift_fast.measure import timing
 
 
 def fast(*arguments: Any) -> torch.Tensor:
@@ -23,11 +24,12 @@ def wrong(*arguments: Any) -> torch.Tensor:
 
 
 def install(monkeypatch: pytest.MonkeyPatch, **functions: Any) -> None:
-    """Give the kernel these algorithms; the first is its default."""
+    """Give the kernel these algorithms, on the clock of `Time`; the first is its default."""
     algorithms = Algorithms(
         functions=lambda dtype: functions,
         shape=backends.kernel("conv2d", "cpu").algorithms.shape,
         default=lambda *_: next(iter(functions)),
     )
     kernel = Kernel(next(iter(functions.values())), algorithms=algorithms)
+    monkeypatch.setattr(timing, "time", Time)
     monkeypatch.setitem(OPERATORS, "conv2d", replace(OPERATORS["conv2d"], loaders={"cpu": lambda: kernel}))

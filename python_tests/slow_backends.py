@@ -1,6 +1,5 @@
 """Stand-ins for group_norm's backends on the CPU, with a known ranking."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,16 +10,31 @@ import torch
 
 from resshift_fast import backends
 from resshift_fast.backends import OPERATORS, Kernel, autotune_cache, descriptions, native, registry, verification
+from resshift_fast.measure import timing
 
 OPERATOR, MODEL = "group_norm", "Test CPU"
 LARGE = 1 << 10  # elements from which the wrong kernel is wrong: a fault that verification's small inputs do not show
 
 
+class Time:
+    """Stands in for the module `time`, so that no ranking depends on how busy the machine is.
+
+    Every look at the clock takes a microsecond, a call of a `delayed` function its delay, and nothing else any time.
+    """
+
+    seconds = 0.0
+
+    @classmethod
+    def perf_counter(cls) -> float:
+        cls.seconds += 1e-6
+        return cls.seconds
+
+
 def delayed(function: Callable[..., Any], milliseconds: float) -> Callable[..., Any]:
-    """The function with a delay before it."""
+    """The function with a delay before it, on the clock of `Time`."""
 
     def run(*args: Any) -> Any:
-        time.sleep(milliseconds / 1e3)
+        Time.seconds += milliseconds / 1e3
         return function(*args)
 
     return run
@@ -43,6 +57,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, cache: Any, **others: Kernel) -> 
         return (y * 1.05 if x.numel() >= LARGE else y), mean, rstd
 
     kernels = {"cpu": Kernel(plain), "cuda": Kernel(delayed(plain, 6)), "triton": Kernel(wrong)} | others
+    monkeypatch.setattr(timing, "time", Time)
     monkeypatch.setenv("RESSHIFT_FAST_CACHE", str(cache))
     monkeypatch.setenv(verification.VARIABLE, "0")
     monkeypatch.delenv(autotune_cache.VARIABLE, raising=False)

@@ -82,7 +82,7 @@ def test_float32_tensors_with_16_bit_images(dtype, device):
 
 
 NEXT_GROUPS = (32, 16, 3, 1, 40, 2)  # of the next normalization, for each of CASES
-WITH_STATISTICS = [*zip(CASES, NEXT_GROUPS, cycle([torch.float32, *SIXTEEN_BITS]))]  # noqa: B905
+WITH_STATISTICS = [*zip(CASES, NEXT_GROUPS, cycle([torch.float32, *SIXTEEN_BITS]))]
 
 
 @pytest.mark.parametrize("case, groups, dtype", WITH_STATISTICS, ids=[*map(case_id, CASES)])
