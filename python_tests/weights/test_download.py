@@ -1,6 +1,7 @@
 """Downloads: complete, resumed, changed during the transfer, refused; never two versions in one file."""
 
 import http.server
+import logging
 import socket
 
 import pytest
@@ -38,15 +39,28 @@ def cache(tmp_path, monkeypatch):
 # Without interruption
 
 
-def test_downloads_once_and_leaves_only_the_file_and_its_hash(site, cache, capsys):
+@pytest.fixture
+def logged(caplog):
+    """A function that returns what was logged since its last call, as (level, message)."""
+    caplog.set_level(logging.INFO, "resshift_fast")
+
+    def take():
+        records = [(record.levelname, record.getMessage()) for record in caplog.records]
+        caplog.clear()
+        return records
+
+    return take
+
+
+def test_downloads_once_and_leaves_only_the_file_and_its_hash(site, cache, logged):
     path = fetch(site.file(size=len(site.content), sha256=sha256(site.content).upper()), progress=False)
     assert path == cache / NAME and path.read_bytes() == site.content
-    assert capsys.readouterr().err == f"{NAME}: 300,000 bytes; verified: its size, its published sha256\n"
+    assert logged() == [("INFO", f"{NAME}: 300,000 bytes; verified: its size, its published sha256")]
     assert {p.name for p in cache.iterdir()} - {f".{NAME}.lock"} == {NAME, f"{NAME}.sha256"}
     assert f"{sha256(site.content)}  {NAME}" in (cache / f"{NAME}.sha256").read_text()
     assert fetch(site.file(), progress=False) == path
     assert len(site.requests) == 1
-    assert capsys.readouterr().err == ""
+    assert logged() == []
 
 
 def test_progress_bar(site, capsys):
@@ -55,21 +69,21 @@ def test_progress_bar(site, capsys):
     assert NAME in shown.err and "293k/293k" in shown.err and shown.out == ""
 
 
-def test_licence_is_stated_once_before_the_download(site, capsys):
+def test_licence_is_stated_once_before_the_download(site, logged):
     file = site.file(licence="S-Lab License 1.0, non-commercial")
     seen = []
-    site.after = [lambda: seen.append(capsys.readouterr().err)]
+    site.after = [lambda: seen.append(logged())]
     fetch(file, progress=False)
     words = "its licence allows non-commercial use only: S-Lab License 1.0, non-commercial"
-    assert seen == [f"{NAME}: {words}\n"]
-    capsys.readouterr()
+    assert seen == [[("WARNING", f"{NAME}: {words}")]]
+    logged()
     fetch(file, progress=False)
-    assert capsys.readouterr().err == ""
+    assert logged() == []
 
 
-def test_free_licence_is_named(site, capsys):
+def test_free_licence_is_named(site, logged):
     fetch(site.file(licence="MIT"), progress=False)
-    assert capsys.readouterr().err.splitlines()[0] == f"{NAME}: licence: MIT"
+    assert logged()[0] == ("INFO", f"{NAME}: licence: MIT")
 
 
 def test_length_not_announced(site):

@@ -213,13 +213,13 @@ def test_disk_full_in_the_middle(site, cache, monkeypatch):
 # Several at once
 
 
-def test_threads_download_once(site, capsys):
+def test_threads_download_once(site, caplog):
     site.pause = 0.2
     with ThreadPoolExecutor(4) as pool:
         paths = list(pool.map(lambda _: fetch(site.file(), progress=False), range(4)))
     assert len(set(paths)) == 1 and paths[0].read_bytes() == site.content
     assert len(site.requests) == 1
-    assert "waiting for another process" in capsys.readouterr().err
+    assert "waiting for another process" in caplog.text
 
 
 def fetch_and_exit(file):

@@ -1,5 +1,6 @@
 """What is checked before a download is kept, and files beside it that hold junk or are links."""
 
+import logging
 import os
 
 import pytest
@@ -38,14 +39,15 @@ def test_a_file_without_a_length_that_is_cut_is_not_kept(site, cache):
 @pytest.mark.parametrize("sha", ["published", "pinned", "unknown"])
 @pytest.mark.parametrize("length", [True, False])
 @pytest.mark.parametrize("words", ["its keys", None])
-def test_one_line_says_what_was_verified(site, cache, capsys, size, sha, length, words):
+def test_one_line_says_what_was_verified(site, cache, caplog, size, sha, length, words):
+    caplog.set_level(logging.INFO, "resshift_fast")
     digest, site.says_length = sha256(site.content), length
     if sha == "pinned":
         cache.mkdir()
         (cache / f"{NAME}.sha256").write_text(f"{digest}  {NAME}\n")
     fetch(site.file(size=size, sha256=digest if sha == "published" else None), progress=False, check=lambda _: words)
-    (line,) = capsys.readouterr().err.splitlines()
-    verified, _, unverified = line.removeprefix(f"{NAME}: 300,000 bytes; ").partition("; not verified: ")
+    (record,) = caplog.records
+    verified, _, unverified = record.getMessage().removeprefix(f"{NAME}: 300,000 bytes; ").partition("; not verified: ")
     assert ("its size" in verified) == (size is not None)
     assert ("the length that the server announced" in verified) == (size is None and length)
     assert ("its length" in unverified) == (size is None and not length)
@@ -53,6 +55,7 @@ def test_one_line_says_what_was_verified(site, cache, capsys, size, sha, length,
     assert ("its published sha256" in verified) == (sha == "published")
     assert (f"the sha256 in {cache / NAME}.sha256" in verified) == (sha == "pinned")
     assert (f"its sha256 {digest}, since none is" in unverified) == (sha == "unknown")
+    assert record.levelname == ("WARNING" if unverified else "INFO")
 
 
 @pytest.mark.parametrize("lengths", [["-5"], ["3e5"], ["+300000"], ["²"], ["10" * 20], ["300000", "5"], [""]])

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import hashlib
 import http.client
+import logging
 import os
 import re
 import shutil
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 TIMEOUT_SECONDS = 20.0  # without a byte received, not for the whole file
 ATTEMPTS = 3  # consecutive ones that receive nothing new
 RETRY_DELAY_SECONDS = 1.0  # doubles at each attempt
+
+_log = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 1 << 18
 _POLL_SECONDS = 0.2
@@ -136,14 +139,13 @@ def fetch(
 
 
 def _announce(file: "WeightFile") -> None:
-    """Print the licence before the download begins."""
+    """Log the licence before the download begins; one that a user may break is a warning."""
     if not file.licence:
         return
     if "non-commercial" in file.licence.lower():
-        terms = f"its licence allows non-commercial use only: {file.licence}"
+        _log.warning("%s: its licence allows non-commercial use only: %s", file.filename, file.licence)
     else:
-        terms = f"licence: {file.licence}"
-    print(f"{file.filename}: {terms}", file=sys.stderr)
+        _log.info("%s: licence: %s", file.filename, file.licence)
 
 
 def _check(file: "WeightFile", target: Path, verify: bool) -> None:
@@ -186,7 +188,7 @@ def _download(
 
 
 def _say_what_was_verified(file: "WeightFile", target: Path, total: int | None, digest: str, verified: str) -> None:
-    """Print what of a download was compared with something known, and what was not."""
+    """Log what of a download was compared with something known, and what was not, which is a warning."""
     done, left = [], []
     if total is None:
         left.append("its length, which the server did not announce")
@@ -201,7 +203,8 @@ def _say_what_was_verified(file: "WeightFile", target: Path, total: int | None, 
         left.append(f"its sha256 {digest}, since none is published or pinned")
     lists = {"verified": done or ["nothing"], "not verified": left}
     parts = [f"{word}: {', '.join(items)}" for word, items in lists.items() if items]
-    print(f"{file.filename}: {target.stat().st_size:,} bytes; {'; '.join(parts)}", file=sys.stderr)
+    level = logging.WARNING if left else logging.INFO
+    _log.log(level, "%s: %s bytes; %s", file.filename, f"{target.stat().st_size:,}", "; ".join(parts))
 
 
 def _receive_all(file: "WeightFile", part: Path, progress: bool) -> tuple[bool, int | None]:
@@ -374,7 +377,7 @@ def _only_one(target: Path) -> Iterator[Path]:
             if locked is not False:
                 break
             if not waiting:
-                print(f"{target.name}: waiting for another process that downloads it", file=sys.stderr)
+                _log.warning("%s: waiting for another process that downloads it", target.name)
             waiting = True
             time.sleep(_POLL_SECONDS)
         # Without locks (some network file systems) each process needs its own part, which no other resumes.
