@@ -8,7 +8,8 @@ from comparison import DTYPES, LAYOUTS, assert_close, check_operator, layouts, n
 from golden_data import array
 from pairwise import BACKENDS, once, pairwise
 
-from resshift_fast.ops.pointwise_conv2d import pointwise_conv2d, reference, reference_with_statistics
+from resshift_fast.ops import norm_stats
+from resshift_fast.ops.pointwise_conv2d import pointwise_conv2d, reference
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty", "backend")
 
@@ -63,7 +64,7 @@ def plain(x, weight, bias=None, *, residual=None, num_groups=0, norm_weight=None
     """The plain PyTorch path, with keyword arguments."""
     arguments = (x, weight, bias, residual, num_groups, norm_weight, norm_bias, eps, options.get("statistics"))
     if "next_groups" in options:
-        return reference_with_statistics(*arguments, options["next_groups"], options.get("next_eps", 1e-5))
+        return norm_stats.with_statistics(reference)(*arguments, options["next_groups"], options.get("next_eps", 1e-5))
     return reference(*arguments)
 
 

@@ -9,8 +9,8 @@ from comparison import DTYPES, LAYOUTS, assert_close, check_operator, layouts, n
 from golden_data import array
 from pairwise import BACKENDS, once, pairwise
 
-from resshift_fast.ops import swin_mlp
-from resshift_fast.ops.swin_mlp import reference, reference_with_statistics
+from resshift_fast.ops import norm_stats, swin_mlp
+from resshift_fast.ops.swin_mlp import reference
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty", "backend")
 
@@ -40,7 +40,8 @@ def exact(x, norm_weight, norm_bias, w1, b1, w2, b2, *, num_groups, eps=1e-5, st
 def plain(x, norm_weight, norm_bias, w1, b1, w2, b2, *, num_groups, eps=1e-5, statistics=None, next_groups=None):
     """The plain PyTorch path, with keyword arguments."""
     arguments = (x, num_groups, norm_weight, norm_bias, w1, b1, w2, b2, eps, statistics)
-    return reference(*arguments) if next_groups is None else reference_with_statistics(*arguments, next_groups, 1e-5)
+    both = norm_stats.with_statistics(reference)
+    return reference(*arguments) if next_groups is None else both(*arguments, next_groups, 1e-5)
 
 
 def inputs(batch, channels, hidden, height, width):

@@ -6,6 +6,11 @@ over each group of C/G channels and all pixels of an image. An operator that mak
 normalization takes them instead of reading the image twice. They are of the values as they are stored, in x's dtype.
 """
 
+from collections.abc import Callable
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,6 +29,35 @@ def reference(x: Tensor, num_groups: int, eps: float) -> Tensor:
 def fake(x: Tensor, num_groups: int) -> Tensor:
     """An empty tensor like the result of `reference`."""
     return x.new_empty((x.shape[0], 2, num_groups), dtype=checks.accumulation_dtype(x))
+
+
+Both = Callable[..., tuple[Tensor, Tensor]]
+
+
+def with_statistics(function: Callable[..., Tensor], of: Callable[[Tensor, int, float], Tensor] = reference) -> Both:
+    """`function`, which makes an image, with two more arguments, next_groups and next_eps: it returns statistics too.
+
+    Args:
+        function: whose parameters, without defaults, are the first of the result's.
+        of: from the image, next_groups and next_eps to its statistics.
+    """
+
+    @wraps(function)
+    def both(*arguments: Any) -> tuple[Tensor, Tensor]:
+        *first, next_groups, next_eps = arguments
+        y = function(*first)
+        return y, of(y, next_groups, next_eps)
+
+    # Without defaults: PyTorch would leave out arguments that equal a default of the schema.
+    first = [p.replace(default=Parameter.empty) for p in signature(function).parameters.values()]
+    more = [Parameter(name, first[0].kind, annotation=t) for name, t in (("next_groups", int), ("next_eps", float))]
+    vars(both)["__signature__"] = Signature([*first, *more], return_annotation=tuple[Tensor, Tensor])
+    return both
+
+
+def fake_with_statistics(function: Callable[..., Tensor]) -> Both:
+    """`with_statistics` of a function that makes an empty image."""
+    return with_statistics(function, lambda y, next_groups, _: fake(y, next_groups))
 
 
 def normalized(

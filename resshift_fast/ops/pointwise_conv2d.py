@@ -35,22 +35,6 @@ class Arguments(NamedTuple):
     statistics: Tensor | None = None
 
 
-class StatisticsArguments(NamedTuple):
-    """Arguments of the registered operator that returns y and its statistics."""
-
-    x: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    residual: Tensor | None
-    num_groups: int
-    norm_weight: Tensor | None
-    norm_bias: Tensor | None
-    eps: float
-    statistics: Tensor | None
-    next_groups: int
-    next_eps: float
-
-
 @checks.without_autocast
 @takes(Arguments)
 def reference(a: Arguments) -> Tensor:
@@ -75,24 +59,6 @@ def _plain(a: Arguments) -> Tensor:
 def _fake(a: Arguments) -> Tensor:
     size = (a.x.shape[0], a.weight.shape[0], *a.x.shape[2:])
     return torch.empty(size, dtype=a.x.dtype, device=a.x.device, memory_format=torch.channels_last)
-
-
-@takes(StatisticsArguments)
-def reference_with_statistics(a: StatisticsArguments) -> tuple[Tensor, Tensor]:
-    """`reference`, and the statistics of its result."""
-    y = reference(*a[:-2])
-    return y, norm_stats.reference(y, a.next_groups, a.next_eps)
-
-
-@takes(StatisticsArguments)
-def _plain_with_statistics(a: StatisticsArguments) -> tuple[Tensor, Tensor]:
-    y, statistics = reference_with_statistics(*a)
-    return y.contiguous(memory_format=torch.channels_last), statistics
-
-
-@takes(StatisticsArguments)
-def _fake_with_statistics(a: StatisticsArguments) -> tuple[Tensor, Tensor]:
-    return _fake(*a[:-2]), norm_stats.fake(a.x, a.next_groups)
 
 
 def _matrix_operations(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
@@ -184,8 +150,8 @@ _op = register(
 )
 _op_with_statistics = register(
     "pointwise_conv2d_statistics",
-    _plain_with_statistics,
-    fake=_fake_with_statistics,
+    norm_stats.with_statistics(_plain),
+    fake=norm_stats.fake_with_statistics(_fake),
     examples=_statistics_examples,
     loaders={
         "cuda": Native(_with_counters, lambda *args: _not_compiled(*args[:-2])),
@@ -193,7 +159,7 @@ _op_with_statistics = register(
     },
     matrix_operations=_matrix_operations,
     public=False,
-    **recomputed(reference_with_statistics),
+    **recomputed(norm_stats.with_statistics(reference)),
 )
 
 

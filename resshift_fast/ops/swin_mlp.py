@@ -36,23 +36,6 @@ class Arguments(NamedTuple):
     statistics: Tensor | None = None
 
 
-class StatisticsArguments(NamedTuple):
-    """Arguments of the registered operator that returns y and its statistics."""
-
-    x: Tensor
-    num_groups: int
-    norm_weight: Tensor
-    norm_bias: Tensor
-    w1: Tensor
-    b1: Tensor
-    w2: Tensor
-    b2: Tensor
-    eps: float
-    statistics: Tensor | None
-    next_groups: int
-    next_eps: float
-
-
 @checks.without_autocast
 @takes(Arguments)
 def reference(a: Arguments) -> Tensor:
@@ -75,24 +58,6 @@ def _plain(a: Arguments) -> Tensor:
 @takes(Arguments)
 def _fake(a: Arguments) -> Tensor:
     return torch.empty_like(a.x)
-
-
-@takes(StatisticsArguments)
-def reference_with_statistics(a: StatisticsArguments) -> tuple[Tensor, Tensor]:
-    """`reference`, and the statistics of its result."""
-    y = reference(*a[:-2])
-    return y, norm_stats.reference(y, a.next_groups, a.next_eps)
-
-
-@takes(StatisticsArguments)
-def _plain_with_statistics(a: StatisticsArguments) -> tuple[Tensor, Tensor]:
-    y, statistics = reference_with_statistics(*a)
-    return checks.match_memory_format(y, a.x), statistics
-
-
-@takes(StatisticsArguments)
-def _fake_with_statistics(a: StatisticsArguments) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(a.x), norm_stats.fake(a.x, a.next_groups)
 
 
 def _matrix_operations(
@@ -152,13 +117,13 @@ _op = register(
 )
 _op_with_statistics = register(
     "swin_mlp_statistics",
-    _plain_with_statistics,
-    fake=_fake_with_statistics,
+    norm_stats.with_statistics(_plain),
+    fake=norm_stats.fake_with_statistics(_fake),
     examples=_statistics_examples,
     loaders={"triton": _triton_with_statistics},
     matrix_operations=_matrix_operations,
     public=False,
-    **recomputed(reference_with_statistics),
+    **recomputed(norm_stats.with_statistics(reference)),
 )
 
 

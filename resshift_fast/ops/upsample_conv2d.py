@@ -32,27 +32,6 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, summed: Tensor | None 
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=checks.image_format(x))
 
 
-def reference_with_statistics(
-    x: Tensor, weight: Tensor, bias: Tensor | None, summed: Tensor | None, next_groups: int, next_eps: float
-) -> tuple[Tensor, Tensor]:
-    """`reference`, and the statistics of its result."""
-    y = reference(x, weight, bias)
-    return y, norm_stats.reference(y, next_groups, next_eps)
-
-
-def _plain_with_statistics(
-    x: Tensor, weight: Tensor, bias: Tensor | None, summed: Tensor | None, next_groups: int, next_eps: float
-) -> tuple[Tensor, Tensor]:
-    y, statistics = reference_with_statistics(x, weight, bias, summed, next_groups, next_eps)
-    return checks.image_like(y, x), statistics
-
-
-def _fake_with_statistics(
-    x: Tensor, weight: Tensor, bias: Tensor | None, summed: Tensor | None, next_groups: int, next_eps: float
-) -> tuple[Tensor, Tensor]:
-    return _fake(x, weight, bias), norm_stats.fake(x, next_groups)
-
-
 def _matrix_operations(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
     """Four taps a value of the result: the phase convolutions' operations, not the formula's nine."""
     return 2 * 4 * weight[0] * 4 * math.prod(x)
@@ -107,13 +86,13 @@ _op = register(
 )
 _op_with_statistics = register(
     "upsample_conv2d_statistics",
-    _plain_with_statistics,
-    fake=_fake_with_statistics,
+    norm_stats.with_statistics(_plain),
+    fake=norm_stats.fake_with_statistics(_fake),
     examples=_statistics_examples,
     loaders={"triton": _triton_with_statistics},
     matrix_operations=_matrix_operations,
     public=False,
-    **recomputed(reference_with_statistics),
+    **recomputed(norm_stats.with_statistics(reference)),
 )
 
 

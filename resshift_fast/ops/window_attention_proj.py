@@ -39,22 +39,6 @@ class Arguments(NamedTuple):
     mask: str
 
 
-class StatisticsArguments(NamedTuple):
-    """Arguments of the registered operator that returns y and its statistics."""
-
-    qkv: Tensor
-    bias_table: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    residual: Tensor | None
-    num_heads: int
-    window_size: int
-    shift_size: int
-    mask: str
-    next_groups: int
-    next_eps: float
-
-
 @checks.without_autocast
 @takes(Arguments)
 def reference(a: Arguments) -> Tensor:
@@ -91,25 +75,8 @@ def _fake(a: Arguments) -> Tensor:
 
 
 def _statistics(y: Tensor, next_groups: int, next_eps: float) -> Tensor:
+    """Of an image [B, H, W, C]."""
     return norm_stats.reference(y.permute(0, 3, 1, 2), next_groups, next_eps)
-
-
-@takes(StatisticsArguments)
-def _plain_with_statistics(a: StatisticsArguments) -> tuple[Tensor, Tensor]:
-    y = _plain(*a[:-2])
-    return y, _statistics(y, a.next_groups, a.next_eps)
-
-
-@takes(StatisticsArguments)
-def _separately_with_statistics(a: StatisticsArguments) -> tuple[Tensor, Tensor]:
-    y = _separately(*a[:-2])
-    return y, _statistics(y, a.next_groups, a.next_eps)
-
-
-@takes(StatisticsArguments)
-def _fake_with_statistics(a: StatisticsArguments) -> tuple[Tensor, Tensor]:
-    y = _fake(*a[:-2])
-    return y, norm_stats.fake(y.permute(0, 3, 1, 2), a.next_groups)
 
 
 def _matrix_operations(
@@ -191,13 +158,13 @@ _op = register(
 )
 _op_with_statistics = register(
     "window_attention_proj_statistics",
-    _plain_with_statistics,
-    fake=_fake_with_statistics,
+    norm_stats.with_statistics(_plain, _statistics),
+    fake=norm_stats.with_statistics(_fake, lambda y, groups, _: norm_stats.fake(y.permute(0, 3, 1, 2), groups)),
     examples=_statistics_examples,
     loaders={"cuda": Native(_with_counters, _not_compiled), "triton": _triton_with_statistics},
     matrix_operations=_matrix_operations,
     public=False,
-    **recomputed(_separately_with_statistics),
+    **recomputed(norm_stats.with_statistics(_separately, _statistics)),
 )
 
 
