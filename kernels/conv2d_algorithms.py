@@ -59,8 +59,8 @@ def _of_block(key: tuple) -> tuple[Algorithm, ...]:
     return next(rule.algorithms for rule in RULES if pixels <= rule.pixels)
 
 
-# Bucket: pixels of the batch, channels, output channels, whether two images are concatenated, and whether the skip
-# connection is a convolution.
+# Bucket: pixels of the batch, channels, output channels, whether two images are concatenated, whether the skip
+# connection is a convolution, and whether statistics of the result are wanted.
 BLOCKS = Space("residual_block", _of_block, default=lambda arch, key: _of_block(key)[0], nested=True)
 
 # One convolution and its sums: as in the last rule.
@@ -71,7 +71,13 @@ SUMMED = Space("conv2d_sum", candidates=lambda key: (SUMS, PYTORCH), default=lam
 
 @planned(BLOCKS, lambda pixels, *others: (bucket(pixels), *others))
 def block_algorithm(
-    algorithm: Algorithm, pixels: int, channels: int, out_channels: int, concatenated: bool, skip: bool
+    algorithm: Algorithm,
+    pixels: int,
+    channels: int,
+    out_channels: int,
+    concatenated: bool,
+    skip: bool,
+    followed: bool,
 ) -> Algorithm:
     """The algorithm of a residual block in 16 bit; called with the device first, and a `trial` of an algorithm."""
     return algorithm

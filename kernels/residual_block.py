@@ -1,12 +1,14 @@
 """Launcher of `residual_block`: two launches of a convolution, each with all that is around it.
 
-The first writes the statistics of its result, with which the second norm reads it only once, and the second computes
-the skip connection or adds the image. On small planes, by the kernel in conv2d.py, they also normalize as they read;
-on others, by that in conv2d_sum.py, a pass of its own does. Two images are concatenated and normalized in a launch
-before, and the statistics of a single image, if they are not given, are made in one. In float32, and where it was
-measured to be faster, each normalization, convolution and sum is an operation of its own; conv2d_algorithms.py chooses.
+The first writes the statistics of its result, with which the second norm reads it only once. The second computes the
+skip connection or adds the image, and writes the statistics of y if the next norm wants them. On small planes, by the
+kernel in conv2d.py, they also normalize as they read; on others, by that in conv2d_sum.py, a pass of its own does. Two
+images are concatenated and normalized in a launch before, and the statistics of a single image, if they are not given,
+are made in one. In float32, and where it was measured to be faster, each normalization, convolution and sum is an
+operation of its own; conv2d_algorithms.py chooses.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -48,6 +50,16 @@ class Arguments(NamedTuple):
     statistics: Tensor | None
 
 
+class Following(NamedTuple):
+    """Groups of the statistics of y, 0 for none, and what is added to their variance."""
+
+    groups: int
+    eps: float
+
+
+Result = tuple[Tensor, Tensor | None]  # y and its statistics
+
+
 def unsupported(*args: Any) -> str | None:
     """Why the launcher can't run this call, or None."""
     a = Arguments(*args)
@@ -61,20 +73,36 @@ def unsupported(*args: Any) -> str | None:
 
 def forward(*args: Any) -> Tensor:
     """Launch the kernels; returns y [B, O, H, W], channels-last."""
-    a = Arguments(*args)
-    if conv2d_sum.unsupported(a.x, a.weight1) is not None:
-        return _separate(a)
+    return _launch(Arguments(*args), Following(0, 0.0))[0]
 
-    def run(algorithm: Algorithm) -> tuple[Tensor]:
-        return (_BY_ALGORITHM[algorithm](a),)
+
+def forward_with_statistics(*args: Any) -> tuple[Tensor, Tensor]:
+    """`forward`, with next_groups and next_eps as the last arguments.
+
+    Returns:
+        y, and the statistics of its groups, float32 [B, 2, next_groups].
+    """
+    *first, next_groups, next_eps = args
+    y, statistics = _launch(Arguments(*first), Following(next_groups, next_eps))
+    assert statistics is not None
+    return y, statistics
+
+
+def _launch(a: Arguments, following: Following) -> Result:
+    if conv2d_sum.unsupported(a.x, a.weight1) is not None:
+        return _separate(a, following)
+
+    def run(algorithm: Algorithm) -> Result:
+        return _BY_ALGORITHM[algorithm](a, following)
 
     out_channels, channels = a.weight1.shape[:2]
     batch, _, height, width = a.x.shape
-    sizes = batch * height * width, channels, out_channels, a.other is not None, a.skip_weight is not None
-    return run(conv2d_algorithms.block_algorithm(a.x.device, *sizes, trial=run))[0]
+    images, skip, followed = a.other is not None, a.skip_weight is not None, following.groups > 0
+    sizes = batch * height * width, channels, out_channels, images, skip, followed
+    return run(conv2d_algorithms.block_algorithm(a.x.device, *sizes, trial=run))
 
 
-def _normalizing(a: Arguments) -> Tensor:
+def _normalizing(a: Arguments, following: Following) -> Result:
     groups, eps = a.num_groups, a.eps
     if a.other is None:
         x, statistics = a.x, a.statistics
@@ -90,12 +118,13 @@ def _normalizing(a: Arguments) -> Tensor:
         h, statistics = conv2d.forward(h, a.weight1, a.bias1, next_groups=groups, next_eps=eps)
     affine, strides = affine_rows(a.norm2_weight, a.norm2_bias, a.scale, a.shift)
     norm = conv2d.Norm(groups, statistics, affine, strides, True)
+    finish = partial(conv2d.forward, norm=norm, next_groups=following.groups, next_eps=following.eps)
     if a.skip_weight is None:
-        return conv2d.forward(h, a.weight2, a.bias2, norm=norm, residual=x)[0]
-    return conv2d.forward(h, a.weight2, a.bias2, norm=norm, skip=conv2d.Skip(x, a.skip_weight, a.skip_bias))[0]
+        return finish(h, a.weight2, a.bias2, residual=x)
+    return finish(h, a.weight2, a.bias2, skip=conv2d.Skip(x, a.skip_weight, a.skip_bias))
 
 
-def _summing(a: Arguments) -> Tensor:
+def _summing(a: Arguments, following: Following) -> Result:
     groups, eps, x, other = a.num_groups, a.eps, a.x, a.other
     if other is not None and a.skip_weight is not None:
         # Only the skip connection needs the concatenation, and it reads both images.
@@ -104,19 +133,23 @@ def _summing(a: Arguments) -> Tensor:
         (x, h), other = _merged(a), None
     h, statistics = conv2d_sum.forward(h, a.weight1, a.bias1, next_groups=groups, next_eps=eps)
     h = group_norm_given.forward(h, statistics, a.norm2_weight, a.norm2_bias, a.scale, a.shift, "silu")
-    if a.skip_weight is None:
-        return conv2d_sum.forward(h, a.weight2, a.bias2, x)[0]
-    return conv2d_sum.forward(h, a.weight2, a.bias2, None, x, other, a.skip_weight, a.skip_bias)[0]
+    added = (x,) if a.skip_weight is None else (None, x, other, a.skip_weight, a.skip_bias)
+    y, statistics = conv2d_sum.forward(
+        h, a.weight2, a.bias2, *added, next_groups=following.groups, next_eps=following.eps
+    )
+    return y, statistics if following.groups else None
 
 
-def _separate(a: Arguments) -> Tensor:
+def _separate(a: Arguments, following: Following) -> Result:
     x, h = _merged(a)
     h = convolution(h, a.weight1, a.bias1)
     h = group_norm.forward(h, a.num_groups, a.norm2_weight, a.norm2_bias, a.eps, a.scale, a.shift, "silu")[0]
     h = convolution(h, a.weight2, a.bias2)
     if a.skip_weight is not None:
-        return pointwise_conv2d.forward(x, a.skip_weight, a.skip_bias, h, 0, None, None, a.eps)
-    return (x + h).contiguous(memory_format=torch.channels_last)
+        y = pointwise_conv2d.forward(x, a.skip_weight, a.skip_bias, h, 0, None, None, a.eps)
+    else:
+        y = (x + h).contiguous(memory_format=torch.channels_last)
+    return y, group_norm.statistics(y, *following) if following.groups else None
 
 
 def _merged(a: Arguments) -> tuple[Tensor, Tensor]:

@@ -64,9 +64,11 @@ def test_a_small_block_matches_float64(case, algorithm, device, monkeypatch):
     first, second = (*norm1, *convolutions[0]), (*norm2, *convolutions[1])
     arguments = x, other, 8, *first, *second, *condition, *skip, 1e-5, statistics
     take(monkeypatch, algorithm)
-    y = residual_block.forward(*arguments)
+    y, statistics = residual_block.forward_with_statistics(*arguments, 4, 1e-3)
     assert y.dtype == DTYPE and y.is_contiguous(memory_format=torch.channels_last)
     assert_close("y", y, block_op.reference(*double(arguments)), LIMITS[DTYPE])
+    assert_close("statistics", statistics, norm_stats.reference(y.double(), 4, 1e-3), 1e-5)
+    assert residual_block.forward(*arguments).equal(y)
 
 
 @pytest.mark.usefixtures("poisoned_empty")
@@ -142,7 +144,7 @@ def test_the_default_of_a_shape(arguments, algorithm):
 def test_pytorchs_convolution_is_a_candidate_of_every_shape():
     for pixels in (1, 64, 128, 256, 512, 1024, 4096, 1 << 20):
         for channels in (16, 64, 640):
-            found = BLOCKS.candidates((pixels, channels, channels, False, False))
+            found = BLOCKS.candidates((pixels, channels, channels, False, False, False))
             assert PYTORCH in found[1:] and BLOCKS.default(90, (pixels, channels, channels)) == found[0]
             assert SPLIT not in found or conv2d.unsupported(torch.bfloat16, channels) is None
     assert PYTORCH in SUMMED.candidates(())[1:]
@@ -157,13 +159,15 @@ class Blocks:
     def __init__(self, monkeypatch):
         self.times, self.timed, self.run = {}, [], []  # the first two by the candidate's text
         self.faults = {}
-        stand_ins = {algorithm: lambda a, algorithm=algorithm: self._result(a, algorithm) for algorithm in ALGORITHMS}
+        stand_ins = {
+            algorithm: lambda a, _, algorithm=algorithm: self._result(a, algorithm) for algorithm in ALGORITHMS
+        }
         monkeypatch.setattr(residual_block, "_BY_ALGORITHM", stand_ins)
 
     def _result(self, a, algorithm):
         self.run.append(algorithm)
         y = block_op._plain(*a)
-        return self.faults.get(algorithm, lambda y: y)(y)
+        return self.faults.get(algorithm, lambda y: y)(y), None
 
     def timer(self, call):
         call()
@@ -288,7 +292,7 @@ def test_nothing_is_measured_while_a_graph_is_captured(blocks, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     monkeypatch.setattr(tuning, "Stopwatch", lambda device: pytest.fail("a stopwatch was started"))
-    bucket = (16, 32, 32, False, False)
+    bucket = (16, 32, 32, False, False, False)
     with tuning.measuring():
         assert BLOCKS.config(bucket, gpu, lambda algorithm: pytest.fail(f"{algorithm} was run")) == SPLIT
     BLOCKS._chosen[gpu, bucket] = PYTORCH

@@ -2,23 +2,32 @@
 
 import pytest
 import torch
-from comparison import LIMITS, assert_close, double, name_of, relative_error
+from comparison import LIMITS, assert_close, double, relative_error
 from interpreter import DTYPES, SIXTEEN_BITS
+from pairwise import pairwise
 
 from resshift_fast.kernels import residual_block
 from resshift_fast.kernels.launch import record
 from resshift_fast.ops import norm_stats
-from resshift_fast.ops.residual_block import Arguments, _examples, reference
+from resshift_fast.ops.residual_block import Arguments, _examples, _statistics_examples, reference
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
 CASES = ["identity", "concatenated", "skip", "large"]  # of the verification
 
 
-def assert_matches(arguments):
-    """y is channels-last, and its error at most that of separate operations in the same dtype."""
+def assert_matches(arguments, following=()):
+    """y is channels-last, and its error at most twice that of separate operations in the same dtype.
+
+    With `following`, next_groups and next_eps, statistics are those of y as it is stored.
+    """
     x, exact = arguments[0], reference(*double(arguments))
-    y = residual_block.forward(*arguments)
+    if following:
+        y, statistics = residual_block.forward_with_statistics(*arguments, *following)
+        assert statistics.dtype == torch.float32
+        assert_close("statistics", statistics, norm_stats.reference(y.double(), *following), 1e-5)
+    else:
+        y = residual_block.forward(*arguments)
     assert y.dtype == x.dtype and y.is_contiguous(memory_format=torch.channels_last)
     allowed = LIMITS[x.dtype]
     if x.dtype != torch.float32:
@@ -26,12 +35,11 @@ def assert_matches(arguments):
     assert_close("y", y, exact, allowed)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("case", CASES)
-def test_matches_float64(case, dtype, device):
-    arguments = _examples(device, dtype)[CASES.index(case)]
+@pairwise(case=CASES, dtype=DTYPES, statistics={"statistics": True, "": False})
+def test_matches_float64(case, dtype, statistics, device):
+    *arguments, groups, eps = _statistics_examples(device, dtype)[CASES.index(case)]
     assert residual_block.unsupported(*arguments) is None
-    assert_matches(arguments)
+    assert_matches(arguments, (groups, eps) if statistics else ())
 
 
 @pytest.mark.parametrize("case", ["identity", "large"])
@@ -42,8 +50,8 @@ def test_given_statistics_and_float32_parameters(case, device):
     assert_matches(a._replace(**wide, statistics=statistics))
 
 
-def launched(channels, side, dtype=torch.bfloat16, other=0, **changes):
-    """Names of the launches of one block with 32·k channels on the meta device, and whether it made a tensor."""
+def launched(channels, side, dtype=torch.bfloat16, other=0, following=(), **changes):
+    """Names of the launches of one block with 32·k channels on the meta device."""
     device = torch.device("meta")
     a = Arguments(*_examples(torch.device("cpu"), dtype)[CASES.index("concatenated" if other else "identity")])
     images = {"x": torch.empty(1, channels, side, side, dtype=dtype, device=device)}
@@ -52,8 +60,13 @@ def launched(channels, side, dtype=torch.bfloat16, other=0, **changes):
     images = {name: x.contiguous(memory_format=torch.channels_last) for name, x in images.items()}
     rest = {name: t.to(device) for name, t in a._asdict().items() if isinstance(t, torch.Tensor) and name not in images}
     rest |= {name: rest[name][:1] for name in ("scale", "shift")}
+    arguments = a._replace(**images, **rest)._replace(**changes)
     with record() as launches:
-        y = residual_block.forward(*a._replace(**images, **rest)._replace(**changes))
+        if following:
+            y, statistics = residual_block.forward_with_statistics(*arguments, *following)
+            assert statistics.shape == (1, 2, following[0])
+        else:
+            y = residual_block.forward(*arguments)
     assert y.shape == (1, 64, side, side)
     return [launch.name for launch in launches]
 
@@ -72,6 +85,11 @@ def test_other_planes_normalize_in_passes_of_their_own():
     assert launched(64, 32, statistics=torch.empty(1, 2, 32, device="meta")) == ["group_norm_given_kernel", *rest]
     assert launched(56, 32, other=40) == ["add_concat_group_norm_kernel", *rest]
     assert launched(56, 128, other=40) == ["merge_group_stats_kernel", "concat_group_norm_kernel", *rest]
+
+
+@pytest.mark.parametrize("side", [8, 32])
+def test_statistics_of_the_result_take_no_launch_of_their_own(side):
+    assert launched(64, side, following=(32, 1e-5)) == launched(64, side)
 
 
 def test_float32_takes_separate_operations():

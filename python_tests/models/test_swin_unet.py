@@ -8,6 +8,7 @@ import torch
 from comparison import assert_close, relative_error
 from golden_data import array, arrays, document, fill_
 
+from resshift_fast import ops
 from resshift_fast.models import catalog
 from resshift_fast.models.layers import timestep_embedding
 from resshift_fast.models.swin_unet import SwinLayer, SwinUNet, SwinUNetConfig
@@ -199,6 +200,33 @@ def test_a_fresh_denoiser_predicts_zero():
     denoiser = SwinUNet(SMALL)
     out = denoiser(array("fresh.x", 1, 3, 8, 8), torch.tensor([1]), array("fresh.lq", 1, 3, 8, 8))
     assert (out == 0).all()
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 8), (1, 16, 24)], ids=str)
+def test_norms_take_statistics_from_what_made_their_image(shape, monkeypatch):
+    """As where kernels write them. Only images of strided convolutions and concatenations have none."""
+    denoiser, timesteps = small().double(), torch.tensor([3, 1][: shape[0]])
+    x, lq = (array(f"given.{name}", shape[0], 3, *shape[1:]).double() for name in ("x", "lq"))
+    expected = denoiser(x, timesteps, lq)
+    given = {}
+
+    def watched(name, function):
+        def call(*args, **options):
+            images = "two" if name == "residual_block" and args[1] is not None else "one"
+            given.setdefault((name, images), []).append(options.get("statistics") is not None)
+            return function(*args, **options)
+
+        return call
+
+    for name in ("conv2d_sums", "writes_statistics", "residual_block_is_fused"):
+        monkeypatch.setattr(ops, name, lambda _: True)
+    for name in ("residual_block", "group_norm", "swin_mlp"):
+        monkeypatch.setattr(ops, name, watched(name, getattr(ops, name)))
+    assert_close("out", denoiser(x, timesteps, lq), expected, 1e-12)
+    # Blocks of one image: two of the encoder, the second after a strided convolution, and the two in the middle.
+    assert given[("residual_block", "one")] == [True, False, True, True]
+    assert given[("residual_block", "two")] == [False] * 4
+    assert given[("group_norm", "one")] == [True] and all(given[("swin_mlp", "one")])
 
 
 def swin_layers(denoiser):

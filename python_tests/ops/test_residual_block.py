@@ -8,7 +8,7 @@ from comparison import LAYOUTS, check_operator, layouts
 from golden_data import array
 from pairwise import BACKENDS, once, pairwise
 
-from resshift_fast.ops import residual_block
+from resshift_fast.ops import norm_stats, residual_block
 from resshift_fast.ops.residual_block import reference
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -33,7 +33,7 @@ def inputs(batch, channels, other, out_channels, height, width, conditioned=True
 
 
 def exact(x, norm1_weight, norm1_bias, weight1, bias1, norm2_weight, norm2_bias, weight2, bias2, other=None,
-          scale=None, shift=None, skip_weight=None, skip_bias=None, *, num_groups):  # fmt: skip
+          scale=None, shift=None, skip_weight=None, skip_bias=None, *, num_groups, next_groups=None):  # fmt: skip
     """The formula, with explicit sums over each group and the nine taps."""
 
     def norm(x, weight, bias):
@@ -55,16 +55,22 @@ def exact(x, norm1_weight, norm1_bias, weight1, bias1, norm2_weight, norm2_bias,
     if scale is not None:
         h = h * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
     h = convolve(h * h.sigmoid(), weight2, bias2)
-    if skip_weight is None:
-        return x + h
-    return h + torch.einsum("oc,bchw->bohw", skip_weight, x) + skip_bias[:, None, None]
+    if skip_weight is not None:
+        x = torch.einsum("oc,bchw->bohw", skip_weight, x) + skip_bias[:, None, None]
+    y = x + h
+    if next_groups is None:
+        return y
+    groups = y.reshape(y.shape[0], next_groups, -1)
+    mean = groups.mean(2, keepdim=True)
+    return y, torch.cat([mean, 1 / ((groups - mean).square().mean(2, keepdim=True) + 1e-3).sqrt()], 2).transpose(1, 2)
 
 
-def by_name(function, other=None, scale=None, shift=None, skip_weight=None, skip_bias=None, *, num_groups, **tensors):
+def by_name(function, other=None, scale=None, shift=None, skip_weight=None, skip_bias=None, *, num_groups, following=(),
+            **tensors):  # fmt: skip
     """`function` of the registered operator's positional arguments, by name."""
     names = ("norm1_weight", "norm1_bias", "weight1", "bias1", "norm2_weight", "norm2_bias", "weight2", "bias2")
     first = (tensors["x"], other, num_groups, *(tensors[name] for name in names))
-    return function(*first, scale, shift, skip_weight, skip_bias, 1e-5, None)
+    return function(*first, scale, shift, skip_weight, skip_bias, 1e-5, None, *following)
 
 
 def public(other=None, **arguments):
@@ -84,6 +90,25 @@ def test_matches_float64(size, conditioned, dtype, way):
     check_operator(*functions, inputs(*size, conditioned), dtype)
 
 
+@pairwise(
+    size=SIZES,
+    groups=[1, 4],
+    dtype=[torch.float32, torch.float64],
+    way=["public", "registered"],
+    backend=BACKENDS[:1],
+)
+def test_statistics_of_the_result_match_float64(size, groups, dtype, way):
+    registered = torch.ops.resshift_fast.residual_block_statistics
+    following = {"next_groups": groups, "next_eps": 1e-3}
+    plain, registered = (
+        partial(by_name, f, following=tuple(following.values()))
+        for f in (norm_stats.with_statistics(reference), registered)
+    )
+    ours = partial(public, **following) if way == "public" else registered
+    functions = (partial(f, num_groups=4) for f in (ours, plain, partial(exact, next_groups=groups)))
+    check_operator(*functions, inputs(*size), dtype)
+
+
 @once
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_memory_layout(layout):
@@ -91,6 +116,12 @@ def test_any_memory_layout(layout):
     tensors["x"] = layouts(tensors["x"])[layout]
     expected = exact(**{name: t.double() for name, t in tensors.items()}, num_groups=4)
     torch.testing.assert_close(public(**tensors, num_groups=4).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@once
+def test_refuses_groups_that_do_not_divide_the_result():
+    with pytest.raises(ValueError, match="residual_block: next_groups is 5, but 12 channels"):
+        public(**inputs(*SIZES[0]), num_groups=4, next_groups=5)
 
 
 @once

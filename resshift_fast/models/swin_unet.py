@@ -49,11 +49,17 @@ class ResBlock(nn.Module):
         same = in_channels == out_channels
         self.skip_connection = nn.Identity() if same else Conv1x1(in_channels, out_channels)
 
-    def forward(self, x: Image, modulation: Tensor) -> Tensor:
-        """[B, in_channels, h, w] to [B, out_channels, h, w]; modulation: [B, 2·out_channels], scale then shift."""
+    def forward(self, x: Image, modulation: Tensor, following: GroupNorm | None = None) -> Tensor | Measured:
+        """[B, in_channels, h, w] to [B, out_channels, h, w].
+
+        Args:
+            x: also with its statistics, or a pending concatenation.
+            modulation: [B, 2·out_channels], scale then shift.
+            following: the norm of the result, which then may have statistics for it.
+        """
         scale, shift = modulation.chunk(2, dim=1)
         if ops.residual_block_is_fused(modulation.device.type):
-            return self._fused(x, scale, shift)
+            return self._fused(x, scale, shift, following)
         x, h = self.in_layers[2].after(self.in_layers[0], x)  # type: ignore[operator]
         norm, conv = self.out_layers[0], self.out_layers[3]
         if isinstance(self.skip_connection, Conv1x1):
@@ -62,7 +68,7 @@ class ResBlock(nn.Module):
         _, h = conv.after(norm, h, scale=scale, shift=shift, residual=x)  # type: ignore[operator]
         return merged(h)
 
-    def _fused(self, x: Image, scale: Tensor, shift: Tensor) -> Tensor:
+    def _fused(self, x: Image, scale: Tensor, shift: Tensor, following: GroupNorm | None) -> Tensor | Measured:
         """`forward` by one operator."""
         other = statistics = None
         if isinstance(x, PendingMerge):
@@ -72,7 +78,8 @@ class ResBlock(nn.Module):
         layers: Any = (*self.in_layers, *self.out_layers)
         norm1, _, conv1, norm2, _, _, conv2 = layers
         skip = self.skip_connection if isinstance(self.skip_connection, Conv1x1) else None
-        return ops.residual_block(
+        options = following_options(following, x) if ops.conv2d_sums(x) else {}
+        y = ops.residual_block(
             *(x, other, NUM_GROUPS, norm1.weight, norm1.bias, conv1.weight, conv1.bias),
             *(norm2.weight, norm2.bias, conv2.weight, conv2.bias),
             scale=scale,
@@ -81,7 +88,9 @@ class ResBlock(nn.Module):
             skip_bias=None if skip is None else skip.bias,
             eps=norm1.eps,
             statistics=statistics,
+            **options,
         )
+        return Measured(*y) if isinstance(y, tuple) else y
 
 
 class Downsample(nn.Module):
@@ -217,7 +226,7 @@ class SwinLayer(nn.Module):
 class Stage(nn.Sequential):
     """Layers in sequence; each residual block takes the next modulation, and the first may take a `PendingMerge`.
 
-    `following` is the norm of the result, or None; as a Swin layer's it may be returned with statistics for that norm.
+    `following` is the norm of the result, or None; the result may be returned with statistics for that norm.
     """
 
     def forward(  # type: ignore[override]
@@ -226,10 +235,13 @@ class Stage(nn.Sequential):
         y: Any = x  # a tensor after the first layer, which merges it
         layers: list[nn.Module] = list(self)
         for layer, next_layer in zip(layers, [*layers[1:], None], strict=True):
+            norm = following if next_layer is None else first_norm(next_layer)
             if isinstance(layer, ResBlock):
-                y = layer(y, next(modulations))
+                y = layer(y, next(modulations), norm)
             elif isinstance(layer, SwinLayer):
-                y = layer(y, first_norm(next_layer) if next_layer is not None else following)
+                y = layer(y, norm)
+            elif isinstance(layer, Conv3x3 | UpsampleConv):
+                y = layer.measured(y, following=norm)
             else:
                 y = layer(y)
         return y
@@ -378,10 +390,11 @@ class SwinUNet(nn.Module):
         for block, next_block in zip(self.input_blocks, [*self.input_blocks[1:], self.middle_block], strict=True):
             y = block(y, modulations, first_norm(next_block))
             skips.append(merged(y))
-        y = self.middle_block(y, modulations)
-        for block in self.output_blocks:
-            y = block(PendingMerge(y, skips.pop(), "concat"), modulations)
         norm, _, conv = self.out
+        y = self.middle_block(y, modulations)
+        # The norms of all blocks but the last are of concatenations, whose groups may have channels of both images.
+        for block, following in zip(self.output_blocks, [*[None] * (len(self.output_blocks) - 1), norm], strict=True):
+            y = block(PendingMerge(y, skips.pop(), "concat"), modulations, following)
         return conv.after(norm, y)[1]  # type: ignore[operator]
 
     def forward(

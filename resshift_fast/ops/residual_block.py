@@ -6,11 +6,11 @@ r"""A residual block with adaptive group normalization.
 with 3×3 convolutions, group normalizations, f(z) = z σ(z), and per-channel scale s and shift t from the timestep
 (arXiv 2105.05233, section 3 and appendix A). The skip connection g is the identity or a 1×1 convolution. x may be the
 concatenation of the channels of two images. In 16 bit, kernels compute each convolution with what is after it, and on
-small images also with the normalization before it; in float32 this is a sequence of separate operations.
+small images also with the normalization before it; in float32 this is a sequence of separate operations. The statistics
+of the first normalization can be given, and those of y's next normalization returned with it.
 """
 
-import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
@@ -74,12 +74,13 @@ def _fake(a: Arguments) -> Tensor:
     return torch.empty(size, dtype=a.x.dtype, device=a.x.device, memory_format=torch.channels_last)
 
 
-def _matrix_operations(*args: Any, out_shape: torch.Size, **_: Any) -> int:
+def _matrix_operations(*args: Any, **_: Any) -> int:
     """Nine taps a value of both convolutions, and the skip connection."""
-    a: Any = Arguments(*args)
-    channels, out_channels = a.norm1_weight[0], out_shape[1]
+    a: Any = Arguments(*args[: len(Arguments._fields)])
+    (batch, _, height, width), channels, out_channels = a.x, a.norm1_weight[0], a.weight2[0]
     each: int = 9 * (channels + out_channels) + (channels if a.skip_weight is not None else 0)
-    return 2 * math.prod(out_shape) * each
+    values: int = batch * out_channels * height * width
+    return 2 * values * each
 
 
 def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
@@ -104,10 +105,22 @@ def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]
     ]
 
 
+def _statistics_examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    """Those of `_examples`, with groups that divide blocks of channels and with groups that don't."""
+    groups = (32, 4, 1, 8)
+    return [(*case, n, 1e-6) for case, n in zip(_examples(device, dtype), groups, strict=True)]
+
+
 def _triton() -> Kernel:
     from resshift_fast.kernels import residual_block as kernels
 
     return Kernel(kernels.forward, kernels.unsupported)
+
+
+def _triton_with_statistics() -> Kernel:
+    from resshift_fast.kernels import residual_block as kernels
+
+    return Kernel(kernels.forward_with_statistics, lambda *args: kernels.unsupported(*args[:-2]))
 
 
 _op = register(
@@ -118,6 +131,16 @@ _op = register(
     loaders={"triton": _triton},
     matrix_operations=_matrix_operations,
     **recomputed(reference),
+)
+_op_with_statistics = register(
+    "residual_block_statistics",
+    norm_stats.with_statistics(_plain),
+    fake=norm_stats.fake_with_statistics(_fake),
+    examples=_statistics_examples,
+    loaders={"triton": _triton_with_statistics},
+    matrix_operations=_matrix_operations,
+    public=False,
+    **recomputed(norm_stats.with_statistics(reference)),
 )
 
 
@@ -149,6 +172,7 @@ def _check(a: Arguments) -> None:
     checks.parameters(op, a.x, **tensors)
 
 
+@overload
 def residual_block(
     x: Tensor,
     other: Tensor | None,
@@ -168,7 +192,53 @@ def residual_block(
     skip_bias: Tensor | None = None,
     eps: float = 1e-5,
     statistics: Tensor | None = None,
-) -> Tensor:
+    next_groups: None = None,
+) -> Tensor: ...
+@overload
+def residual_block(
+    x: Tensor,
+    other: Tensor | None,
+    num_groups: int,
+    norm1_weight: Tensor,
+    norm1_bias: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    norm2_weight: Tensor,
+    norm2_bias: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    *,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    skip_weight: Tensor | None = None,
+    skip_bias: Tensor | None = None,
+    eps: float = 1e-5,
+    statistics: Tensor | None = None,
+    next_groups: int,
+    next_eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]: ...
+def residual_block(
+    x: Tensor,
+    other: Tensor | None,
+    num_groups: int,
+    norm1_weight: Tensor,
+    norm1_bias: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    norm2_weight: Tensor,
+    norm2_bias: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    *,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    skip_weight: Tensor | None = None,
+    skip_bias: Tensor | None = None,
+    eps: float = 1e-5,
+    statistics: Tensor | None = None,
+    next_groups: int | None = None,
+    next_eps: float = 1e-5,
+) -> Tensor | tuple[Tensor, Tensor]:
     """conv(silu(norm(conv(silu(norm(x)))) · (1 + scale) + shift)), plus x or a 1×1 convolution of it.
 
     Args:
@@ -182,10 +252,13 @@ def residual_block(
         eps: added to the variances.
         statistics: float32 [B, 2, num_groups] (float64 for float64), mean and 1 / √(variance + eps) of x, as the
             operator that made x returned them; None computes them.
+        next_groups: a divisor of O to also return the statistics of the result in so many groups, or None.
+        next_eps: added to their variance.
         Every other tensor is in x's dtype or float32.
 
     Returns:
-        [B, O, H, W] in x's dtype, channels-last where a backend has a kernel. Differentiable in every tensor.
+        [B, O, H, W] in x's dtype, channels-last where a backend has a kernel; with `next_groups` a pair of that and its
+        statistics [B, 2, next_groups]. Differentiable in every tensor.
 
     Raises:
         ValueError: for a shape, device or number of groups that does not fit, or a missing skip_weight.
@@ -200,9 +273,14 @@ def residual_block(
     first = x, other, num_groups, norm1_weight, norm1_bias, weight1, bias1, norm2_weight, norm2_bias, weight2, bias2
     arguments = (*first, scale, shift, skip_weight, skip_bias, eps, statistics)
     _check(*arguments)
+    if next_groups is not None:
+        norm_stats.check_next("residual_block", weight2.shape[0], next_groups)
+        if backends.fused("residual_block_statistics", x.device):
+            both: tuple[Tensor, Tensor] = _op_with_statistics(*arguments, next_groups, next_eps)
+            return both
     run = _op if backends.fused("residual_block", x.device) else reference
     y: Tensor = run(*arguments)
-    return y
+    return y if next_groups is None else (y, norm_stats.reference(y, next_groups, next_eps))
 
 
 def residual_block_is_fused(device_type: str) -> bool:
