@@ -269,10 +269,10 @@ def _posterior_step(
     side: int,
     channels: int,
     last: bool = False,
-    lq: bool = True,
     origin: bool = False,
     given_noise: bool = False,
 ) -> dict[str, Any]:
+    """The chain's last step draws no noise and writes no next input."""
     t = 0 if last else 2
     return {
         "x_t": _latent(draw, side, channels),
@@ -285,8 +285,8 @@ def _posterior_step(
         "prediction_type": SPEC.prediction_type,
         "clamp_x0": SPEC.clamp_x0,
         "noise": _latent(draw, side, channels) if given_noise else None,
-        "lq": draw.image(SPEC.denoiser.lq_channels, side) if lq else None,
-        "next_dtype": draw.dtype,
+        "lq": None if last else draw.image(SPEC.denoiser.lq_channels, side),
+        "next_dtype": None if last else draw.dtype,
         "last": last,
     }
 

@@ -162,7 +162,7 @@ CASES: tuple[Case, ...] = (
     _block(1, "U-Net level 1, ResBlocks", 320, 320),
     _block(0, "U-Net level 0, ResBlocks", 160, 160),
     Case("posterior_step", 0, {"channels": 3}, "chain, every step but the last"),
-    Case("posterior_step", 0, {"channels": 3, "last": True, "lq": False}, "chain, last step, here with a next input"),
+    Case("posterior_step", 0, {"channels": 3, "last": True}, "chain, last step"),
     Case("prior_sample", 0, {"channels": 3}, "chain, start"),
     Case("q_sample", 0, {"channels": 3}, "training, forward process"),
 )

@@ -59,8 +59,8 @@ def in_double(arguments: Arguments) -> Arguments:
 
 
 def tensors(outputs: Any) -> list[Tensor]:
-    """An operator's outputs as a list."""
-    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    """An operator's outputs as a list, without one that is None, or empty where a registered operator leaves it out."""
+    return [y for y in ([outputs] if isinstance(outputs, Tensor) else outputs) if y is not None and y.numel()]
 
 
 def output_weights(outputs: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:

@@ -57,9 +57,11 @@ def test_every_public_operator_is_measured(cases):
 
 def described(name, arguments):
     """(operator, arguments) of a call: shapes instead of tensors, without those that are None or only values."""
-    ignored = ("eps", "next_eps", "seed", "step", "t", "next_dtype", "next_input", "coefficients")
-    if arguments.get("next_input") is False:  # what it would be made of is not read
-        ignored += ("lq",)
+    ignored = ("eps", "next_eps", "seed", "step", "t", "next_dtype", "coefficients")
+    if "next_dtype" in arguments:  # without which the registered operator leaves the next input out
+        arguments = {"next_input": arguments["next_dtype"] is not None} | arguments
+        if not arguments["next_input"]:  # what it would be made of is not read
+            ignored += ("lq",)
     described = {
         key: tuple(value.shape) if isinstance(value, torch.Tensor) else value
         for key, value in arguments.items()
