@@ -133,10 +133,9 @@ def _summing(a: Arguments, following: Following) -> Result:
         (x, h), other = _merged(a), None
     h, statistics = conv2d_sum.forward(h, a.weight1, a.bias1, next_groups=groups, next_eps=eps)
     h = group_norm_given.forward(h, statistics, a.norm2_weight, a.norm2_bias, a.scale, a.shift, "silu")
-    added = (x,) if a.skip_weight is None else (None, x, other, a.skip_weight, a.skip_bias)
-    y, statistics = conv2d_sum.forward(
-        h, a.weight2, a.bias2, *added, next_groups=following.groups, next_eps=following.eps
-    )
+    skip = (x, other, a.skip_weight, a.skip_bias)
+    added = (x, None, None, None, None) if a.skip_weight is None else (None, *skip)
+    y, statistics = conv2d_sum.forward(h, a.weight2, a.bias2, *added, *following)
     return y, statistics if following.groups else None
 
 

@@ -90,17 +90,6 @@ _posterior_step = partial(call, "posterior_step", channels=3, contiguous="lq")
 _prior_sample = partial(call, "prior_sample", channels=3, contiguous="lq")
 
 
-def _last_step(side: int) -> Callable[[torch.dtype], tuple]:
-    """The chain's last step, which draws no noise and writes no next input."""
-    step = call("posterior_step", side, channels=3, last=True, lq=False)
-
-    def arguments(dtype: torch.dtype) -> tuple:
-        *given, _, last = step(dtype)
-        return *given, None, last
-
-    return arguments
-
-
 def _with_statistics(op: str, side: int, *, groups: int = 32, given: bool = False, **sizes):
     """Arguments with which an operator also returns statistics, and with `given` takes some."""
 
@@ -108,6 +97,13 @@ def _with_statistics(op: str, side: int, *, groups: int = 32, given: bool = Fals
         made = call(op, side, **sizes)(dtype)
         statistics = torch.empty(made[0].shape[0], 2, 32, device=META) if given else None
         return *made, statistics, groups, 1e-5
+
+    return arguments
+
+
+def _block_with_statistics(side: int, **sizes):
+    def arguments(dtype: torch.dtype) -> tuple:
+        return *_block(side, **sizes)(dtype), 32, 1e-5
 
     return arguments
 
@@ -206,6 +202,7 @@ _SUMS = (  # 3×3 convolutions: side, channels, output channels, dtypes, residua
     (64, 160, 160, BF16, True, 0),
     (32, 320, 320, BF16, True, 0),
     (256, 3, 128, BF16, False, 0),
+    (64, 6, 160, BF16, False, 0),
 )
 
 # (launcher, case, dtypes, arguments)
@@ -307,10 +304,11 @@ _TABLE = (
     ("residual_block.forward", "320x32x32-concat-160", SIXTEEN, _block(32, channels=320, other=160, out=320)),
     ("residual_block.forward", "640x8x8", SIXTEEN, _block(8, channels=640, out=640)),
     ("residual_block.forward", "640x8x8-concat-640", BF16, _block(8, channels=640, other=640, out=640)),
+    ("residual_block.forward_with_statistics", "640x8x8", BF16, _block_with_statistics(8, channels=640, out=640)),
     ("residual_shift.posterior_step", "3x64x64", ALL, _posterior_step(64)),
     ("residual_shift.posterior_step", "3x64x64-origin", BF16, _posterior_step(64, origin=True)),
     ("residual_shift.posterior_step", "3x64x64-given-noise", BF16, _posterior_step(64, given_noise=True)),
-    ("residual_shift.posterior_step", "3x64x64-last", BF16, _last_step(64)),
+    ("residual_shift.posterior_step", "3x64x64-last", BF16, call("posterior_step", 64, channels=3, last=True)),
     ("residual_shift.posterior_step", "3x512x512", BF16, _posterior_step(512)),
     ("residual_shift.prior_sample", "3x64x64", ALL, _prior_sample(64)),
     ("residual_shift.prior_sample", "3x64x64-origin", BF16, _prior_sample(64, origin=True)),
