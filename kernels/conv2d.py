@@ -35,9 +35,10 @@ from torch import Tensor
 
 from resshift_fast.kernels.dependents import wait_for_previous
 from resshift_fast.kernels.epilogue import add_bias, store_sum
+from resshift_fast.kernels.group_norm_tiles import load_norm, normalize
 from resshift_fast.kernels.launch import Start
 from resshift_fast.kernels.norm_stats import constants, write_statistics
-from resshift_fast.kernels.plans import contiguous, planned
+from resshift_fast.kernels.plans import NEARLY_FULL, contiguous, new_image, planned
 from resshift_fast.kernels.split_sums import (
     PASSES,
     Plan,
@@ -57,7 +58,6 @@ MIN_CHANNELS = 32  # input and output: fewer are mostly padding of the blocks
 # many programs, and so half the workspace; larger ones read the weights less often.
 TILES = ((32, 64, 64, 4), (32, 64, 32, 4), (64, 64, 64, 4), (64, 32, 64, 4), (32, 128, 64, 4), (16, 128, 64, 4))
 SMALLEST = (16, 64, 64, 4)  # for images of fewer than 32 pixels
-FULL = 96  # programs that count as filling the multiprocessors
 
 
 def _programs(key: tuple, tile: tuple[int, int, int, int]) -> int:
@@ -79,36 +79,11 @@ def _tiles(key: tuple) -> list[tuple[int, int, int, int]]:
 def _default(arch: int, key: tuple) -> Config:
     """The first tile, or the second, with twice the channel blocks to divide, if the first leaves processors idle."""
     tiles = _tiles(key)
-    return _config(next((t for t in tiles[:2] if _programs(key, t) >= FULL), tiles[0]))
+    return _config(next((t for t in tiles[:2] if _programs(key, t) >= NEARLY_FULL), tiles[0]))
 
 
 # Bucket: images, pixels of an image, output channels, channels, whether x is normalized.
 SPACE = Space("conv2d_kernel", candidates=lambda key: [_config(tile) for tile in _tiles(key)], default=_default)
-
-
-@triton.jit
-def load_norm(
-    p_statistics, p_weight, p_bias, p_scale, p_shift, o_scale, o_shift, i_c, m_c, GROUPS: tl.constexpr,
-    CG: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """Mean, gain and offset of channels i_c, i_c + 1, …, of an image: its norm is (x − mean) · gain + offset.
-
-    Args:
-        p_statistics: to the image's, [2, GROUPS]. o_scale, o_shift: offsets of the image's rows.
-        m_c: [BLOCK_K], which channels exist.
-    """
-    o_k = tl.arange(0, BLOCK_K)
-    o_group = (i_c + o_k) // CG
-    b_gain = tl.load(p_weight + i_c + o_k, mask=m_c, other=0.0).to(tl.float32)
-    b_offset = tl.load(p_bias + i_c + o_k, mask=m_c, other=0.0).to(tl.float32)
-    if p_scale is not None:
-        b_scale = 1.0 + tl.load(p_scale + (o_scale + i_c) + o_k, mask=m_c, other=0.0).to(tl.float32)
-        b_gain *= b_scale
-        b_offset *= b_scale
-    if p_shift is not None:
-        b_offset += tl.load(p_shift + (o_shift + i_c) + o_k, mask=m_c, other=0.0).to(tl.float32)
-    b_gain *= tl.load(p_statistics + GROUPS + o_group, mask=m_c, other=0.0)
-    return tl.load(p_statistics + o_group, mask=m_c, other=0.0), b_gain, b_offset
 
 
 @triton.jit(do_not_specialize=["pixels", "height", "width", "n_taps"])
@@ -177,7 +152,7 @@ def conv2d_kernel(
         if GROUPS:
             b_mean, b_gain, b_offset = load_norm(
                 p_statistics + i_image * 2 * GROUPS, p_norm_weight, p_norm_bias, p_scale, p_shift,
-                i_image * scale_stride, i_image * shift_stride, i_c, m_c, GROUPS, C // GROUPS, BLOCK_K,
+                scale_stride, shift_stride, i_image, i_c + o_k, m_c, GROUPS, C // GROUPS,
             )  # fmt: skip
         for i_tap in range(n_taps):
             i_y, i_x = i_tap // 3 - 1, i_tap % 3 - 1
@@ -193,9 +168,7 @@ def conv2d_kernel(
                 other=0.0,
             )
             if GROUPS:
-                b_z = (b_x.to(tl.float32) - b_mean[None, :]) * b_gain[None, :] + b_offset[None, :]
-                if SILU:
-                    b_z = b_z / (1.0 + tl.exp(-b_z))
+                b_z = normalize(b_x.to(tl.float32), b_mean, None, b_gain, b_offset, SILU)
                 b_x = tl.where(m_x, b_z, 0.0).to(b_x.dtype)
             b_y = tl.dot(b_x, tl.trans(b_w), b_y, input_precision="ieee")
     if SKIP:
@@ -357,8 +330,7 @@ def forward(
     if skip is not None:
         skip_x = skip.x.contiguous(memory_format=torch.channels_last)
         skip_weight, skip_bias = skip.weight.to(dtype).contiguous(), contiguous(skip.bias)
-    size = (batch, out_channels, height, width)
-    y = torch.empty(size, dtype=dtype, device=device, memory_format=torch.channels_last)
+    y = new_image(x, batch, out_channels, height, width)
     tensors = contiguous(bias), residual, norm.statistics, *norm.affine, skip_x, skip_weight, skip_bias
     statistics = x.new_empty((batch, 2, next_groups), dtype=torch.float32) if next_groups else None
 

@@ -19,7 +19,6 @@ from torch import Tensor
 from resshift_fast.kernels.dependents import wait_for_previous
 from resshift_fast.kernels.group_norm_backward import backward, unsupported_backward
 from resshift_fast.kernels.group_norm_tiles import (
-    PROCESSORS,
     Plan,
     add_pixels,
     affine_rows,
@@ -40,7 +39,7 @@ from resshift_fast.kernels.group_norm_tiles import (
     unsupported,
 )
 from resshift_fast.kernels.launch import Start
-from resshift_fast.kernels.plans import planned
+from resshift_fast.kernels.plans import PROCESSORS, planned
 from resshift_fast.kernels.tuning import Config, Space, bucket
 
 __all__ = ["backward", "forward", "statistics", "unsupported", "unsupported_backward"]

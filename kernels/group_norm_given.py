@@ -12,7 +12,7 @@ from resshift_fast.kernels.group_norm_tiles import (
     affine_rows,
     dense,
     like,
-    load_affine,
+    load_norm,
     normalize,
     row_groups,
     tile_offsets,
@@ -62,18 +62,17 @@ def group_norm_given_kernel(
     i_chunk = tl.program_id(0) % CHUNKS
     i_pixel = tl.program_id(0) // CHUNKS % blocks * BLOCK_P
     i_image = (tl.program_id(0) // CHUNKS // blocks).to(tl.int64)
+    b_c = i_chunk * CHUNK + tl.arange(0, BLOCK_C)
     m_c = tl.arange(0, BLOCK_C) < CHUNK
-    p_group = p_statistics + i_image * 2 * GROUPS + (i_chunk * CHUNK + tl.arange(0, BLOCK_C)) // (C // GROUPS)
-    b_mean = tl.load(p_group, mask=m_c, other=0.0)
-    b_rstd = tl.load(p_group + GROUPS, mask=m_c, other=0.0)
-    b_gain, b_offset = load_affine(
-        p_weight, p_bias, p_scale, p_shift, scale_stride, shift_stride, i_image, i_chunk * CHUNK, CHUNK, BLOCK_C
-    )
+    b_mean, b_gain, b_offset = load_norm(
+        p_statistics + i_image * 2 * GROUPS, p_weight, p_bias, p_scale, p_shift, scale_stride, shift_stride, i_image,
+        b_c, m_c, GROUPS, C // GROUPS,
+    )  # fmt: skip
     m_x = (i_pixel + tl.arange(0, BLOCK_P) < pixels)[:, None] & m_c[None, :]
     o_tile = tile_start(i_image, i_chunk, i_pixel, pixels, C, CHUNK, CHANNELS_LAST)
     b_offsets = tile_offsets(pixels, C, CHANNELS_LAST, BLOCK_P, BLOCK_C)
     b_x = tl.load(p_x + o_tile + b_offsets, mask=m_x, other=0.0).to(tl.float32)
-    b_y = normalize(b_x, b_mean, tl.zeros_like(b_mean), b_gain * b_rstd, b_offset, SILU)
+    b_y = normalize(b_x, b_mean, None, b_gain, b_offset, SILU)
     tl.store(p_y + o_tile + b_offsets, b_y.to(p_y.dtype.element_ty), mask=m_x)
 
 

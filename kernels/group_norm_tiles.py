@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from resshift_fast.kernels.plans import PROCESSORS
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_GROUP_CHANNELS = 4096  # of one group: a tile holds whole groups
 # Most of the following are in csrc/cuda/group_norm_plan.h too; python_tests/csrc/test_group_norm.py holds them equal.
@@ -26,8 +28,6 @@ SECTOR = 32  # bytes of one row that a multiprocessor reads or writes in about a
 TILE = 8192  # elements of a tile that is one of many
 RESIDENT_TILE = 16384  # elements that 16 warps hold in registers without spills
 SINGLE_ELEMENTS = 81920  # of one program's groups: if there are more, the second reading misses the L2 cache
-# An H100's, on every GPU: plans follow from shapes alone, so that the order of summation is always the same.
-PROCESSORS = 132
 LAUNCH_CYCLES = 5000  # of a second launch: its start, its first loads, and the end of the first launch
 SPLIT_PROGRAMS = 512  # about four a multiprocessor
 MAX_PARTS = 128  # of an image: each program of the second pass reads all of them
@@ -157,6 +157,29 @@ def load_affine(p_weight, p_bias, p_scale, p_shift, scale_stride, shift_stride, 
     m_c = tl.arange(0, BLOCK_C) < CHUNK
     b_gain = tl.load(p_weight + b_c, mask=m_c, other=0.0).to(tl.float32)
     b_offset = tl.load(p_bias + b_c, mask=m_c, other=0.0).to(tl.float32)
+    return modulated(b_gain, b_offset, p_scale, p_shift, scale_stride, shift_stride, i_image, b_c, m_c)
+
+
+@triton.jit
+def load_norm(
+    p_statistics, p_weight, p_bias, p_scale, p_shift, scale_stride, shift_stride, i_image, b_c, m_c,
+    GROUPS: tl.constexpr, CG: tl.constexpr,
+):  # fmt: skip
+    """Mean, gain, which includes 1 / deviation, and offset of an image's channels b_c where m_c.
+
+    p_statistics points to the image's, [2, GROUPS].
+    """
+    b_mean = tl.load(p_statistics + b_c // CG, mask=m_c, other=0.0)
+    b_rstd = tl.load(p_statistics + GROUPS + b_c // CG, mask=m_c, other=0.0)
+    b_gain = b_rstd * tl.load(p_weight + b_c, mask=m_c, other=0.0).to(tl.float32)
+    b_offset = tl.load(p_bias + b_c, mask=m_c, other=0.0).to(tl.float32)
+    b_gain, b_offset = modulated(b_gain, b_offset, p_scale, p_shift, scale_stride, shift_stride, i_image, b_c, m_c)
+    return b_mean, b_gain, b_offset
+
+
+@triton.jit
+def modulated(b_gain, b_offset, p_scale, p_shift, scale_stride, shift_stride, i_image, b_c, m_c):
+    """Gain and offset with an image's scale and shift, each of which may be None."""
     if p_scale is not None:
         b_scale = 1.0 + tl.load(p_scale + i_image * scale_stride + b_c, mask=m_c, other=0.0).to(tl.float32)
         b_gain *= b_scale
@@ -168,8 +191,11 @@ def load_affine(p_weight, p_bias, p_scale, p_shift, scale_stride, shift_stride, 
 
 @triton.jit
 def normalize(b_x, b_guess, b_rest, b_gain, b_offset, SILU: tl.constexpr):
-    """The output of a tile [BLOCK_P, BLOCK_C] in float32; gain includes 1 / deviation."""
-    b_z = ((b_x - b_guess[None, :]) - b_rest[None, :]) * b_gain[None, :] + b_offset[None, :]
+    """A tile [BLOCK_P, BLOCK_C] in float32; gain includes 1 / deviation, b_rest corrects the mean, or is None."""
+    b_z = b_x - b_guess[None, :]
+    if b_rest is not None:
+        b_z -= b_rest[None, :]
+    b_z = b_z * b_gain[None, :] + b_offset[None, :]
     if SILU:
         b_z = b_z / (1.0 + tl.exp(-b_z))
     return b_z

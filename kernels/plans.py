@@ -13,6 +13,12 @@ from torch import Tensor
 
 from resshift_fast.kernels import tuning
 
+# Programs that fill a GPU. Plans count with the same numbers on every GPU, so that they follow from shapes alone, and
+# the order of summation is always the same.
+PROCESSORS = 132  # multiprocessors of an H100
+FULL = 108  # of an A100: with one program for each, no tile is divided further
+NEARLY_FULL = 96  # where smaller tiles would read more for the same products, eight of nine are enough
+
 PLANS = 1024  # cached for one function; a network makes some dozens at each size
 
 P = TypeVar("P")
@@ -71,6 +77,12 @@ def planned(
         return plan
 
     return decorate
+
+
+def new_image(x: Tensor, batch: int, channels: int, height: int, width: int) -> Tensor:
+    """An uninitialized channels-last image in x's dtype, on its device; a memory format would take longer to parse."""
+    strides = (height * width * channels, 1, width * channels, channels)
+    return x.new_empty_strided((batch, channels, height, width), strides)
 
 
 def contiguous(x: MaybeTensor) -> MaybeTensor:

@@ -15,9 +15,10 @@ from torch import Tensor
 from resshift_fast.kernels.dependents import wait_for_previous
 from resshift_fast.kernels.epilogue import store_sum
 from resshift_fast.kernels.group_norm import statistics as group_statistics
+from resshift_fast.kernels.group_norm_tiles import load_norm, normalize
 from resshift_fast.kernels.launch import Start
 from resshift_fast.kernels.norm_stats import PASSES, Plan, buffers, constants, write_statistics
-from resshift_fast.kernels.plans import contiguous, planned
+from resshift_fast.kernels.plans import contiguous, new_image, planned
 from resshift_fast.kernels.tuning import Config, Space, bucket
 
 # Tiles (BLOCK_M, BLOCK_N, num_warps), from the one that reads least to the one with the most programs. With these warps
@@ -66,12 +67,10 @@ def normalized(b_x, p_statistics, p_weight, p_bias, o_c, m_c, GROUPS: tl.constex
 
     p_statistics points to the image's means and 1 / deviations, [2, GROUPS].
     """
-    b_mean = tl.load(p_statistics + o_c // GROUP_SIZE, mask=m_c, other=0.0)
-    b_rstd = tl.load(p_statistics + GROUPS + o_c // GROUP_SIZE, mask=m_c, other=0.0)
-    b_scale = b_rstd * tl.load(p_weight + o_c, mask=m_c, other=0.0).to(tl.float32)
-    b_shift = tl.load(p_bias + o_c, mask=m_c, other=0.0).to(tl.float32)
-    b_y = (b_x.to(tl.float32) - b_mean[None, :]) * b_scale[None, :] + b_shift[None, :]
-    return b_y.to(b_x.dtype)
+    b_mean, b_gain, b_offset = load_norm(
+        p_statistics, p_weight, p_bias, None, None, 0, 0, 0, o_c, m_c, GROUPS, GROUP_SIZE
+    )
+    return normalize(b_x.to(tl.float32), b_mean, None, b_gain, b_offset, False).to(b_x.dtype)
 
 
 @triton.jit(do_not_specialize=["pixels"])
@@ -223,8 +222,7 @@ def _launch(
     x = x.contiguous(memory_format=torch.channels_last)
     if residual is not None:
         residual = residual.contiguous(memory_format=torch.channels_last)
-    size = (batch, out_channels, height, width)
-    y = torch.empty(size, dtype=dtype, device=device, memory_format=torch.channels_last)
+    y = new_image(x, batch, out_channels, height, width)
     following = x.new_empty((batch, 2, next_groups), dtype=torch.float32) if next_groups else None
     if num_groups:
         statistics = group_statistics(x, num_groups, eps) if statistics is None else statistics.contiguous()

@@ -29,8 +29,8 @@ from torch import Tensor
 
 from resshift_fast.kernels import norm_stats
 from resshift_fast.kernels.counters import counters
-from resshift_fast.kernels.group_norm_tiles import PROCESSORS
 from resshift_fast.kernels.launch import Start
+from resshift_fast.kernels.plans import PROCESSORS
 
 PASSES = {"p_workspace": 2, **norm_stats.PASSES}  # written and read
 

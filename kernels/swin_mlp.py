@@ -37,10 +37,9 @@ from torch import Tensor
 from resshift_fast.kernels.dependents import wait_for_previous
 from resshift_fast.kernels.epilogue import store_sum
 from resshift_fast.kernels.group_norm import Statistics, plan_statistics
-from resshift_fast.kernels.group_norm_tiles import PROCESSORS
 from resshift_fast.kernels.launch import Start
 from resshift_fast.kernels.norm_stats import constants, finish, store_part
-from resshift_fast.kernels.plans import planned
+from resshift_fast.kernels.plans import FULL, PROCESSORS, planned
 from resshift_fast.kernels.pointwise_conv2d import normalized
 from resshift_fast.kernels.split_sums import (
     PASSES,
@@ -57,7 +56,6 @@ BLOCKS_M = {2: (16, 32, 64), 4: (16, 32)}  # by bytes of an element
 # Values of y that a block accumulates: together with as many of x they fill the registers, in float32 sooner.
 ACCUMULATED = {2: 64 * 192, 4: 32 * 192}
 MAX_CHANNELS = 512  # with which the smallest block fits
-FULL = 108  # programs that count as filling the multiprocessors
 
 SQRT_HALF = tl.constexpr(0.7071067811865476)
 
@@ -199,7 +197,8 @@ def swin_mlp_kernel(
         o_c = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
         m_c = o_c < C
         b_x = tl.load(p_x + i_start + o_m[:, None] * C + o_c[None, :], mask=m_m[:, None] & m_c[None, :], other=0.0)
-        b_normalized += (normalized(b_x, p_own, p_norm_weight, p_norm_bias, o_c, m_c, GROUPS, C // GROUPS),)  # type: ignore[assignment]
+        b_x = normalized(b_x, p_own, p_norm_weight, p_norm_bias, o_c, m_c, GROUPS, C // GROUPS)
+        b_normalized += (b_x,)  # type: ignore[assignment]
 
     b_y = ()
     for _ in tl.static_range(CHUNKS):

@@ -23,7 +23,7 @@ from resshift_fast.kernels.dependents import wait_for_previous
 from resshift_fast.kernels.epilogue import store_sum
 from resshift_fast.kernels.launch import Start
 from resshift_fast.kernels.norm_stats import Plan, finish, store_part
-from resshift_fast.kernels.plans import contiguous, planned
+from resshift_fast.kernels.plans import FULL, contiguous, planned
 from resshift_fast.kernels.tuning import Config, Space, bucket
 from resshift_fast.kernels.window_attention_tiles import (
     ALL_REGISTERS,
@@ -34,8 +34,6 @@ from resshift_fast.kernels.window_attention_tiles import (
     window_values,
 )
 from resshift_fast.kernels.window_attention_tiles import unsupported as unsupported_attention
-
-PROGRAMS = 128  # about one for each multiprocessor of a large GPU
 
 
 def _chunk(out_channels: int) -> int:
@@ -81,7 +79,7 @@ def _candidates(key: tuple) -> list[Config]:
 def _default(arch: int, key: tuple) -> Config:
     # A warp's matrix instruction has 16 rows; only that of a group of four, or of 10.0, gains from 64 queries.
     tiles = [t for t in _tiles(key) if t[0] < 64 or arch in (90, 100)]
-    full = [t for t in tiles if key[3] * _programs(*t, key[0], key[4], _chunk(key[4])) >= PROGRAMS]
+    full = [t for t in tiles if key[3] * _programs(*t, key[0], key[4], _chunk(key[4])) >= FULL]
     return _config(full[0] if full else tiles[-1], key)
 
 
