@@ -3,29 +3,33 @@
 ===========  ===========================================================================================================
 "split"      The kernel in conv2d.py, which normalizes as it reads, and divides the sum over channels among programs.
 "sums"       The kernel in conv2d_sum.py, after a normalization of its own. All sums are in its epilogue.
-"pytorch"    PyTorch's convolution, which is cuDNN's on NVIDIA GPUs. Normalizations, sums and statistics are launches.
+"summed"     Of an upsampled image: the kernel in upsample_conv2d.py with 2×2 taps, which are summed before.
+"taps"       Of an upsampled image: that kernel with 3×3 taps.
+"pytorch"    PyTorch's convolution, which is cuDNN's on NVIDIA GPUs. Normalizations, sums and statistics are launches,
+             and an upsampled image is written.
 ===========  ===========================================================================================================
 
 While kernels are measured (`tuning.measuring`), so are the algorithms of each shape, with the fastest configurations
 of their kernels. The fastest is stored like a configuration, under the same rules: an algorithm whose results differ
 from the default's, or from run to run, is not used, and nothing is timed while a CUDA graph is captured. Without
-measurements, `RULES` decide. In float32 it is always PyTorch's convolution, because the kernels here are for matrix
-instructions, none of which has that precision.
+measurements, `RULES` and `upsample_conv2d.taps` decide. In float32 it is always PyTorch's convolution, because the
+kernels here are for matrix instructions, none of which has that precision; only upsampling has less to multiply here.
 
 The choice is made within an operator, so that torch.compile never sees it, and a captured graph keeps the one it was
 captured with. cuDNN chooses by shapes alone, as long as torch.backends.cudnn.benchmark is off, as it is by default.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from resshift_fast.kernels import conv2d, conv2d_sum, group_norm, pointwise_conv2d
+from resshift_fast.kernels import conv2d, conv2d_sum, group_norm, pointwise_conv2d, upsample_conv2d
 from resshift_fast.kernels.plans import planned
 from resshift_fast.kernels.tuning import Algorithm, Space, bucket
 
 SPLIT, SUMS, PYTORCH = (Algorithm(name) for name in ("split", "sums", "pytorch"))
+SUMMED_TAPS, TAPS = (Algorithm(name) for name in ("summed", "taps"))
 
 
 class Rule(NamedTuple):
@@ -105,53 +109,94 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y
 
 
-def sum_forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None = None,
-    skip: Tensor | None = None,
-    other: Tensor | None = None,
-    skip_weight: Tensor | None = None,
-    skip_bias: Tensor | None = None,
-    next_groups: int = 0,
-    next_eps: float = 1e-5,
-) -> tuple[Tensor, Tensor]:
+def sum_forward(*args: Any) -> tuple[Tensor, Tensor]:
     """`conv2d_sum` by the algorithm of its shape; arguments and results as in `conv2d_sum.forward`."""
-    arguments = (x, weight, bias, residual, skip, other, skip_weight, skip_bias, next_groups, next_eps)
+    a = conv2d_sum.Arguments(*args)
 
     def run(algorithm: Algorithm) -> tuple[Tensor, ...]:
-        y, statistics = (conv2d_sum.forward if algorithm == SUMS else _in_passes)(*arguments)
-        return (y, statistics) if next_groups else (y,)
+        y, statistics = conv2d_sum.forward(*a) if algorithm == SUMS else _in_passes(a)
+        return (y, statistics) if a.next_groups else (y,)
 
-    batch, channels, height, width = x.shape
-    skip_channels = 0 if skip_weight is None else skip_weight.shape[1]
-    sizes = batch * height * width, channels, weight.shape[0], residual is not None, skip_channels, next_groups
-    y, *following = run(_sum_algorithm(x.device, *sizes, trial=run))
-    return y, following[0] if following else x.new_empty((batch, 2, 0), dtype=torch.float32)
+    batch, channels, height, width = a.x.shape
+    skip_channels = 0 if a.skip_weight is None else a.skip_weight.shape[1]
+    sizes = batch * height * width, channels, a.weight.shape[0], a.residual is not None, skip_channels, a.next_groups
+    y, *following = run(_sum_algorithm(a.x.device, *sizes, trial=run))
+    return y, following[0] if following else a.x.new_empty((batch, 2, 0), dtype=torch.float32)
 
 
-def _in_passes(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    skip: Tensor | None,
-    other: Tensor | None,
-    skip_weight: Tensor | None,
-    skip_bias: Tensor | None,
-    next_groups: int,
-    next_eps: float,
-) -> tuple[Tensor, Tensor]:
+def _in_passes(a: conv2d_sum.Arguments) -> tuple[Tensor, Tensor]:
     """`conv2d_sum` by PyTorch's convolution and passes over its result."""
-    y = convolution(x.contiguous(memory_format=torch.channels_last), weight, bias)
-    if residual is not None:
-        y = y + residual
+    y = convolution(a.x.contiguous(memory_format=torch.channels_last), a.weight, a.bias)
+    if a.residual is not None:
+        y = y + a.residual
     y = y.contiguous(memory_format=torch.channels_last)
-    if skip is not None:
-        assert skip_weight is not None
-        both = skip if other is None else torch.cat([skip, other], dim=1)
-        y = pointwise_conv2d.forward(both, skip_weight, skip_bias, y, 0, None, None, next_eps)
-    if not next_groups:
-        return y, x.new_empty((x.shape[0], 2, 0), dtype=torch.float32)
-    return y, group_norm.statistics(y, next_groups, next_eps)
+    if a.skip is not None:
+        assert a.skip_weight is not None
+        both = a.skip if a.other is None else torch.cat([a.skip, a.other], dim=1)
+        y = pointwise_conv2d.forward(both, a.skip_weight, a.skip_bias, y, 0, None, None, a.next_eps)
+    if not a.next_groups:
+        return y, a.x.new_empty((a.x.shape[0], 2, 0), dtype=torch.float32)
+    return y, group_norm.statistics(y, a.next_groups, a.next_eps)
+
+
+def _of_upsampling(key: tuple) -> tuple[Algorithm, ...]:
+    """The algorithms for a bucket of upsampled images, the default first."""
+    pixels, _, _, element_size, given, _ = key
+    kernels = SUMMED_TAPS, TAPS
+    if upsample_conv2d.taps(pixels, element_size, given) == 3:
+        kernels = TAPS, SUMMED_TAPS
+    # In float32 PyTorch's convolution has other values where cuDNN may round to TF32, as it may by default.
+    return kernels if element_size == 4 else (*kernels, PYTORCH)
+
+
+# With cuDNN the upsampled image is written and read, four times as large, and it has 9/4 of the operations: projected
+# to be slower for every shape by the table in upsample_conv2d.py, so that only a measurement chooses it.
+# Bucket: pixels of the batch before upsampling, channels, output channels, bytes of an element, whether the caller has
+# the sums of the taps, groups of the statistics.
+UPSAMPLED = Space("upsample_conv2d", _of_upsampling, default=lambda arch, key: _of_upsampling(key)[0], nested=True)
+
+
+@planned(UPSAMPLED, lambda pixels, *others: (bucket(pixels), *others))
+def _upsample_algorithm(
+    algorithm: Algorithm,
+    pixels: int,
+    channels: int,
+    out_channels: int,
+    element_size: int,
+    given: bool,
+    next_groups: int,
+) -> Algorithm:
+    return algorithm
+
+
+def upsample_forward(x: Tensor, weight: Tensor, bias: Tensor | None, summed: Tensor | None = None) -> Tensor:
+    """`upsample_conv2d` by the algorithm of its shape; arguments and y as in `upsample_conv2d.forward`."""
+    return _upsampled(x, weight, bias, summed, 0, 0.0)[0]
+
+
+def upsample_forward_with_statistics(
+    x: Tensor, weight: Tensor, bias: Tensor | None, summed: Tensor | None, next_groups: int, next_eps: float
+) -> tuple[Tensor, Tensor]:
+    """`upsample_forward`; returns y, and the statistics of its next_groups groups, float32 [B, 2, next_groups]."""
+    y, statistics = _upsampled(x, weight, bias, summed, next_groups, next_eps)
+    assert statistics is not None
+    return y, statistics
+
+
+def _upsampled(
+    x: Tensor, weight: Tensor, bias: Tensor | None, summed: Tensor | None, next_groups: int, next_eps: float
+) -> tuple[Tensor, Tensor | None]:
+    (batch, channels, height, width), out_channels = x.shape, weight.shape[0]
+
+    def run(algorithm: Algorithm) -> tuple[Tensor, Tensor | None]:
+        if algorithm == PYTORCH:
+            rows = x.permute(0, 2, 3, 1).unsqueeze(2).unsqueeze(4).expand(-1, -1, 2, -1, 2, -1)
+            upsampled = rows.reshape(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
+            y = convolution(upsampled, weight, bias)
+            y = y.contiguous(memory_format=torch.contiguous_format if x.is_contiguous() else torch.channels_last)
+            return y, group_norm.statistics(y, next_groups, next_eps) if next_groups else None
+        row_taps = 2 if algorithm == SUMMED_TAPS else 3
+        return upsample_conv2d.forward(x, weight, bias, summed, next_groups, next_eps, row_taps)
+
+    sizes = batch * height * width, channels, out_channels, x.element_size(), summed is not None, next_groups
+    return run(_upsample_algorithm(x.device, *sizes, trial=run))

@@ -26,7 +26,7 @@ Images of few channels, such as pixels, have all taps in one step of the product
 pixel of the result depends on.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -37,13 +37,12 @@ from resshift_fast.kernels.dependents import wait_for_previous
 from resshift_fast.kernels.epilogue import add_bias, store_sum
 from resshift_fast.kernels.launch import Start
 from resshift_fast.kernels.norm_stats import PASSES, Plan, buffers, constants, write_statistics
-from resshift_fast.kernels.plans import contiguous, planned
+from resshift_fast.kernels.plans import NEARLY_FULL, contiguous, new_image, planned
 from resshift_fast.kernels.tuning import Config, Space, bucket
 
 DTYPES = (torch.float16, torch.bfloat16)  # float32 has no matrix instruction of its precision
 MAX_PACKED = 7  # channels of which all taps are one step of at most 64
 MIN_OUT_CHANNELS = 16  # fewer are mostly padding of a block
-FULL = 96  # programs that count as filling the multiprocessors
 
 # Tiles (BLOCK_M, BLOCK_N, BLOCK_K, num_warps, num_stages), and those for architectures with 99 KB of shared memory for
 # a program and for channels that would be mostly padding of a step of 64. Tiles of 128×256 would read a quarter less
@@ -76,7 +75,9 @@ def _default(arch: int, key: tuple) -> Config:
     """The largest tile of which there are enough, else the smallest."""
     small_memory = arch in (86, 89) or arch >= 120
     tiles = _fitting(key, NARROW if small_memory or 0 < key[3] % 64 <= 32 else TILES)
-    block_m, block_n, block_k, num_warps, num_stages = next((t for t in tiles if _programs(key, t) >= FULL), tiles[-1])
+    block_m, block_n, block_k, num_warps, num_stages = next(
+        (t for t in tiles if _programs(key, t) >= NEARLY_FULL), tiles[-1]
+    )
     if arch == 80 and (block_m, block_n) == (128, 64):
         num_warps = 8  # four have too few registers for the addresses of two images
     return _config(key, (block_m, block_n, block_k, num_warps, num_stages))
@@ -280,23 +281,28 @@ def unsupported(x: Tensor, weight: Tensor, *_: object) -> str | None:
     return None
 
 
-def forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None = None,
-    skip: Tensor | None = None,
-    other: Tensor | None = None,
-    skip_weight: Tensor | None = None,
-    skip_bias: Tensor | None = None,
-    next_groups: int = 0,
-    next_eps: float = 1e-5,
-) -> tuple[Tensor, Tensor]:
-    """Launch the kernel; arguments as in `ops.conv2d_sum`.
+class Arguments(NamedTuple):
+    """Arguments of the operator; `ops.conv2d_sum` describes them."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    residual: Tensor | None = None
+    skip: Tensor | None = None
+    other: Tensor | None = None
+    skip_weight: Tensor | None = None
+    skip_bias: Tensor | None = None
+    next_groups: int = 0
+    next_eps: float = 1e-5
+
+
+def forward(*args: Any) -> tuple[Tensor, Tensor]:
+    """Launch the kernel on `Arguments`.
 
     Returns:
         y [B, O, H, W], channels-last, and mean and 1 / deviation of its groups, float32 [B, 2, next_groups].
     """
+    x, weight, bias, residual, skip, other, skip_weight, skip_bias, next_groups, next_eps = Arguments(*args)
     batch, channels, height, width = x.shape
     out_channels, dtype, device = weight.shape[0], x.dtype, x.device
     x = x.contiguous(memory_format=torch.channels_last)
@@ -305,8 +311,7 @@ def forward(
     images = [None if t is None else t.contiguous(memory_format=torch.channels_last) for t in (residual, skip, other)]
     if skip_weight is not None:
         skip_weight = skip_weight.to(dtype).contiguous()
-    size = (batch, out_channels, height, width)
-    y = torch.empty(size, dtype=dtype, device=device, memory_format=torch.channels_last)
+    y = new_image(x, batch, out_channels, height, width)
     statistics = x.new_empty((batch, 2, next_groups), dtype=torch.float32)
     tensors = x, weight, contiguous(bias), *images, skip_weight, contiguous(skip_bias), y
 

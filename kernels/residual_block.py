@@ -118,10 +118,10 @@ def _normalizing(a: Arguments, following: Following) -> Result:
         h, statistics = conv2d.forward(h, a.weight1, a.bias1, next_groups=groups, next_eps=eps)
     affine, strides = affine_rows(a.norm2_weight, a.norm2_bias, a.scale, a.shift)
     norm = conv2d.Norm(groups, statistics, affine, strides, True)
-    finish = partial(conv2d.forward, norm=norm, next_groups=following.groups, next_eps=following.eps)
+    second = partial(conv2d.forward, norm=norm, next_groups=following.groups, next_eps=following.eps)
     if a.skip_weight is None:
-        return finish(h, a.weight2, a.bias2, residual=x)
-    return finish(h, a.weight2, a.bias2, skip=conv2d.Skip(x, a.skip_weight, a.skip_bias))
+        return second(h, a.weight2, a.bias2, residual=x)
+    return second(h, a.weight2, a.bias2, skip=conv2d.Skip(x, a.skip_weight, a.skip_bias))
 
 
 def _summing(a: Arguments, following: Following) -> Result:
@@ -131,7 +131,7 @@ def _summing(a: Arguments, following: Following) -> Result:
         h = add_concat_group_norm.concat_group_norm(x, other, groups, a.norm1_weight, a.norm1_bias, eps, "silu")
     else:
         (x, h), other = _merged(a), None
-    h, statistics = conv2d_sum.forward(h, a.weight1, a.bias1, next_groups=groups, next_eps=eps)
+    h, statistics = conv2d_sum.forward(h, a.weight1, a.bias1, *(None,) * 5, groups, eps)
     h = group_norm_given.forward(h, statistics, a.norm2_weight, a.norm2_bias, a.scale, a.shift, "silu")
     skip = (x, other, a.skip_weight, a.skip_bias)
     added = (x, None, None, None, None) if a.skip_weight is None else (None, *skip)

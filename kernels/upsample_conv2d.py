@@ -31,6 +31,9 @@ Below, the same kernel takes the nine taps as they are.
 A caller that keeps the sums passes them. Otherwise they are formed in every call, because weights may change between
 calls: 25·C·O elements more, read and written by a launch of its own. That is little beside the decoder's operations,
 but most of the traffic of the U-Net's small images; with the launch it pays from 500 pixels on in 16 bit.
+
+`taps` has these bounds. Where kernels are measured, conv2d_algorithms.py chooses between both ways and PyTorch's
+convolution of the upsampled image instead.
 """
 
 from typing import NamedTuple
@@ -43,7 +46,7 @@ from torch import Tensor
 from resshift_fast.kernels.dependents import wait_for_previous
 from resshift_fast.kernels.launch import Start
 from resshift_fast.kernels.norm_stats import PASSES, buffers, constants, finish, store_part
-from resshift_fast.kernels.plans import contiguous, planned
+from resshift_fast.kernels.plans import contiguous, new_image, planned
 from resshift_fast.kernels.tuning import Config, Space, bucket
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -60,7 +63,7 @@ def _config(channels: int, b_m: int, b_n: int, b_k: int, num_warps: int, num_sta
 
 
 def _candidates(key: tuple) -> list[Config]:
-    pixels, channels, _out_channels, itemsize = key
+    pixels, channels, _, itemsize, _ = key
     blocks: tuple[tuple[int, int, int, int, int], ...]
     if itemsize == 4:
         blocks = ((64, 64, 16, 8, 3), (64, 64, 32, 8, 2), (64, 32, 32, 4, 2), (32, 32, 32, 4, 2))
@@ -73,7 +76,7 @@ def _candidates(key: tuple) -> list[Config]:
 
 
 def _default(arch: int, key: tuple) -> Config:
-    pixels, channels, out_channels, itemsize = key
+    pixels, channels, out_channels, itemsize, _ = key
     if itemsize == 4:
         block = (64, 64, 16, 8, 3) if pixels > 1024 else (64, 32, 32, 4, 2)
     elif pixels <= 256:
@@ -87,7 +90,7 @@ def _default(arch: int, key: tuple) -> Config:
     return _config(channels, *block)
 
 
-# Bucket: (pixels, channels, output channels, itemsize), the first three as powers of two.
+# Bucket: (pixels, channels, output channels, itemsize, taps), the first three as powers of two.
 SPACE = Space("upsample_conv2d_kernel", _candidates, _default)
 
 
@@ -269,9 +272,9 @@ class Plan(NamedTuple):
 
 
 def _bucket(
-    images: int, pixels: int, sizes: tuple[int, ...], out_channels: int, _: int, element_size: int, *__: object
-) -> tuple[int, int, int, int]:
-    return bucket(images * pixels), bucket(sizes[0]), bucket(out_channels), element_size
+    images: int, pixels: int, sizes: tuple[int, ...], out_channels: int, taps: int, element_size: int, *_: object
+) -> tuple[int, ...]:
+    return bucket(images * pixels), bucket(sizes[0]), bucket(out_channels), element_size, taps
 
 
 @planned(SPACE, _bucket)
@@ -306,37 +309,44 @@ def _forward(
     return Plan(start, 4 * m_blocks, following["SLOTS"])
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, summed: Tensor | None = None) -> Tensor:
-    """Launch the kernels; returns [B, O, 2H, 2W], channels-last unless x is contiguous.
+def taps(pixels: int, element_size: int, given: bool) -> int:
+    """Taps of a row that are the faster way for so many pixels of the batch: 2, summed, or 3.
 
-    `summed` is what `sum_taps_kernel` writes, in x's dtype, or None.
+    Args:
+        element_size: of x, in bytes. given: whether the caller has the sums.
     """
-    return _launch(x, weight, bias, summed, 0, 0.0)[0]
+    return 2 if pixels >= (GIVEN_PIXELS if given else SUMMED_PIXELS)[element_size] else 3
 
 
-def forward_with_statistics(
-    x: Tensor, weight: Tensor, bias: Tensor | None, summed: Tensor | None, next_groups: int, next_eps: float
-) -> tuple[Tensor, Tensor]:
-    """`forward`; returns y, and the statistics of its next_groups groups, float32 [B, 2, next_groups]."""
-    y, following = _launch(x, weight, bias, summed, next_groups, next_eps)
-    assert following is not None
-    return y, following
-
-
-def _launch(
-    x: Tensor, weight: Tensor, bias: Tensor | None, summed: Tensor | None, next_groups: int, next_eps: float
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    summed: Tensor | None = None,
+    next_groups: int = 0,
+    next_eps: float = 0.0,
+    row_taps: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
+    """Launch the kernels.
+
+    Args:
+        x, weight, bias, next_groups, next_eps: as in `ops.upsample_conv2d`; 0 groups for no statistics.
+        summed: what `sum_taps_kernel` writes, in x's dtype, or None.
+        row_taps: 2 to sum the taps, 3 to take them as they are, None for the faster by `taps`.
+
+    Returns:
+        [B, O, 2H, 2W], channels-last unless x is contiguous, and the statistics of its groups, float32
+        [B, 2, next_groups], or None.
+    """
     batch, channels, height, width = x.shape
-    out_channels, device = weight.shape[0], x.device
-    memory_format = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+    out_channels, device, in_rows = weight.shape[0], x.device, x.is_contiguous()
     x = x.contiguous(memory_format=torch.channels_last)
-    size = (batch, out_channels, 2 * height, 2 * width)
-    y = torch.empty(size, dtype=x.dtype, device=device, memory_format=torch.channels_last)
+    y = new_image(x, batch, out_channels, 2 * height, 2 * width)
     following = x.new_empty((batch, 2, next_groups), dtype=torch.float32) if next_groups else None
     bias = contiguous(bias)
-    least = SUMMED_PIXELS if summed is None else GIVEN_PIXELS
-    taps = 2 if batch * height * width >= least[x.element_size()] else 3
-    if taps == 2:
+    if row_taps is None:
+        row_taps = taps(batch * height * width, x.element_size(), summed is not None)
+    if row_taps == 2:
         if summed is None:
             summed = weight.new_empty((4, out_channels, 4, channels), dtype=x.dtype)
             _sum_taps(device, weight.shape, weight.stride())(weight, summed)
@@ -350,6 +360,6 @@ def _launch(
 
     # Without statistics the pixels of all images can be treated as those of one.
     images, pixels = (batch, height * width) if next_groups else (1, batch * height * width)
-    sizes = images, pixels, (channels, height, width), out_channels, taps, x.element_size(), next_groups, next_eps
+    sizes = images, pixels, (channels, height, width), out_channels, row_taps, x.element_size(), next_groups, next_eps
     run(_forward(device, *sizes, trial=run))
-    return y.contiguous(memory_format=memory_format), following
+    return y.contiguous() if in_rows else y, following

@@ -95,7 +95,7 @@ def mlp():
 
 
 def upsample():
-    return upsample_conv2d.forward(images(1, 32, 6, 6), draw(8, 32, 3, 3), draw(8))
+    return upsample_conv2d.forward(images(1, 32, 6, 6), draw(8, 32, 3, 3), draw(8))[0]
 
 
 # The configurations differ in blocks of pixels, over which nothing is summed.

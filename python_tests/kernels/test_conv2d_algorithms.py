@@ -8,15 +8,19 @@ import pytest
 import torch
 from comparison import LIMITS, assert_close, double
 from interpreter import SIXTEEN_BITS
+from pairwise import pairwise
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from resshift_fast import backends, ops, use_backend
-from resshift_fast.kernels import config_cache, conv2d, conv2d_algorithms, residual_block, tuning
-from resshift_fast.kernels.conv2d_algorithms import BLOCKS, PYTORCH, SPLIT, SUMMED, SUMS
+from resshift_fast.kernels import config_cache, conv2d, conv2d_algorithms, residual_block, tuning, upsample_conv2d
+from resshift_fast.kernels.conv2d_algorithms import BLOCKS, PYTORCH, SPLIT, SUMMED, SUMMED_TAPS, SUMS, TAPS, UPSAMPLED
 from resshift_fast.kernels.launch import record
 from resshift_fast.ops import norm_stats
+from resshift_fast.restoration.fake_gpu import FusedPath
 
 DTYPE = SIXTEEN_BITS[0]
-block_op, sum_op = (import_module(f"resshift_fast.ops.{name}") for name in ("residual_block", "conv2d_sum"))
+OPS = ("residual_block", "conv2d_sum", "upsample_conv2d")
+block_op, sum_op, upsample_op = (import_module(f"resshift_fast.ops.{name}") for name in OPS)
 ALGORITHMS = [SPLIT, SUMS, PYTORCH]
 CPU = torch.device("cpu")
 interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="calls launchers with CPU tensors")
@@ -25,7 +29,7 @@ interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reas
 @pytest.fixture(autouse=True)
 def unmeasured(monkeypatch):
     """No choice of another test, and none of this one for others."""
-    for space in (BLOCKS, SUMMED):
+    for space in (BLOCKS, SUMMED, UPSAMPLED):
         monkeypatch.setattr(space, "_chosen", {})
     tuning.renew()
     yield
@@ -34,7 +38,7 @@ def unmeasured(monkeypatch):
 
 def take(monkeypatch, algorithm):
     """Make an algorithm the default of every shape."""
-    for space in (BLOCKS, SUMMED):
+    for space in (BLOCKS, SUMMED, UPSAMPLED):
         monkeypatch.setattr(space, "default", lambda arch, key: algorithm)
     tuning.renew()
 
@@ -104,6 +108,28 @@ def test_the_convolution_of_pytorch_takes_any_layout(layout, device, monkeypatch
     assert_close("y", y, expected, LIMITS[DTYPE])
 
 
+@pytest.mark.usefixtures("poisoned_empty")
+@pairwise(
+    algorithm={str(algorithm): algorithm for algorithm in (SUMMED_TAPS, TAPS, PYTORCH)},
+    layout=["channels-last", "contiguous"],
+    given={"given": True, "": False},
+)
+def test_an_upsampled_image_matches_float64(algorithm, layout, given, device, monkeypatch):
+    torch.manual_seed(0)
+    x, weight = draw(2, 16, 3, 5, offset=-2.3).to(device), draw(24, 16, 3, 3).to(device) / 12
+    bias = draw(24).to(device)
+    x = x.contiguous() if layout == "contiguous" else x
+    summed = ops.sum_upsample_taps(weight) if given else None
+    take(monkeypatch, algorithm)
+    y, statistics = conv2d_algorithms.upsample_forward_with_statistics(x, weight, bias, summed, 4, 1e-3)
+    assert y.dtype == DTYPE
+    wanted = torch.contiguous_format if layout == "contiguous" else torch.channels_last
+    assert y.is_contiguous(memory_format=wanted)
+    assert_close("y", y, upsample_op.reference(*double((x, weight, bias))), LIMITS[DTYPE])
+    assert_close("statistics", statistics, norm_stats.reference(y.double(), 4, 1e-3), 1e-5)
+    assert conv2d_algorithms.upsample_forward(x, weight, bias, summed).equal(y)
+
+
 # the default
 
 
@@ -148,6 +174,79 @@ def test_pytorchs_convolution_is_a_candidate_of_every_shape():
             assert PYTORCH in found[1:] and BLOCKS.default(90, (pixels, channels, channels)) == found[0]
             assert SPLIT not in found or conv2d.unsupported(torch.bfloat16, channels) is None
     assert PYTORCH in SUMMED.candidates(())[1:]
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["given", ""])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_the_algorithms_of_upsampling(given, dtype):
+    """Summed taps from as many pixels on as in the table of upsample_conv2d.py; in 16 bit PyTorch's may be faster."""
+    bounds = upsample_conv2d.GIVEN_PIXELS if given else upsample_conv2d.SUMMED_PIXELS
+    least = bounds[dtype.itemsize]
+    for pixels in (1, least // 2, least, 2 * least, 1 << 20):
+        key = (pixels, 64, 64, dtype.itemsize, given, 0)
+        first, second = (SUMMED_TAPS, TAPS) if pixels >= least else (TAPS, SUMMED_TAPS)
+        assert list(UPSAMPLED.candidates(key)) == [first, second] + [PYTORCH] * (dtype is torch.bfloat16)
+        assert UPSAMPLED.default(90, key) == first
+    x, weight = torch.empty(1, 64, 2, least // 2, dtype=dtype, device="meta"), torch.empty(64, 64, 3, 3, device="meta")
+    summed = torch.empty(4, 64, 4, 64, dtype=dtype, device="meta") if given else None
+    taps = []
+    for image in (x, x[..., : least // 4].contiguous()):
+        with record() as launches:
+            conv2d_algorithms.upsample_forward(image, weight, None, summed)
+        taps.append(launches[-1].constants["TAPS"])
+    assert taps == [2, 3]
+
+
+def test_the_fastest_is_chosen_for_each_upsampled_shape(monkeypatch):
+    """By times that are given; kernels are measured before."""
+    monkeypatch.setattr(upsample_conv2d.SPACE, "_chosen", {})
+    timed = []
+
+    def timer(call):
+        call()
+        timed.append(call.args[0])
+        return 1.0 if call.args[0] == PYTORCH else 2.0
+
+    x, weight = draw(1, 16, 4, 4), draw(16, 16, 3, 3) / 12
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        with tuning.measuring(timer):
+            conv2d_algorithms.upsample_forward(x, weight, None)
+    assert [choice for choice in timed if isinstance(choice, tuning.Algorithm)] == [TAPS, SUMMED_TAPS, PYTORCH]
+    assert all(isinstance(choice, tuning.Config) for choice in timed[:-3]) and len(timed) > 6
+    (chosen,) = UPSAMPLED._chosen.values()
+    assert chosen == PYTORCH
+    assert {bucket[-1] for _, bucket in upsample_conv2d.SPACE._chosen} == {2, 3}
+
+
+def test_all_algorithms_run_on_fake_tensors_of_a_gpu():
+    """As where the kernels of all candidates are compiled ahead of time, without a GPU."""
+    launched = {}
+
+    class Recorded(FusedPath):
+        def launched(self, name, function, args, result, launches):
+            launched[name.removeprefix("resshift_fast::")] = {launch.name for launch in launches}
+
+    def empty(*shape):
+        return torch.empty(shape, dtype=torch.bfloat16, device="cuda")
+
+    with (
+        FakeTensorMode(),
+        torch.no_grad(),
+        tuning.targeting(90),
+        Recorded(lambda *_: ("triton",)),
+        tuning.enumerating(),
+    ):
+        x = torch.empty(1, 64, 32, 16, dtype=torch.bfloat16, device="cuda", memory_format=torch.channels_last)
+        vector, weight = empty(64), empty(64, 64, 3, 3)
+        norm = vector, vector, weight, vector
+        ops.residual_block(x, None, 32, *norm, *norm, next_groups=32)
+        ops.conv2d_sum(x, weight, next_groups=32)
+        ops.upsample_conv2d(x, weight, next_groups=32)
+    statistics = {"group_stats_kernel"}
+    assert {"conv2d_kernel", "conv2d_sum_kernel", "group_norm_given_kernel"} <= launched["residual_block_statistics"]
+    assert launched["conv2d_sum"] == {"conv2d_sum_kernel"} | statistics
+    assert launched["upsample_conv2d_statistics"] == {"upsample_conv2d_kernel", "sum_taps_kernel"} | statistics
 
 
 # measurements

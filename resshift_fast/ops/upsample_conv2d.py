@@ -52,15 +52,15 @@ def _cpu() -> Kernel:
 
 
 def _triton() -> Kernel:
-    from resshift_fast.kernels import upsample_conv2d as kernels
+    from resshift_fast.kernels import conv2d_algorithms, upsample_conv2d
 
-    return Kernel(kernels.forward, kernels.unsupported)
+    return Kernel(conv2d_algorithms.upsample_forward, upsample_conv2d.unsupported)
 
 
 def _triton_with_statistics() -> Kernel:
-    from resshift_fast.kernels import upsample_conv2d as kernels
+    from resshift_fast.kernels import conv2d_algorithms, upsample_conv2d
 
-    return Kernel(kernels.forward_with_statistics, kernels.unsupported)
+    return Kernel(conv2d_algorithms.upsample_forward_with_statistics, upsample_conv2d.unsupported)
 
 
 def _examples(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, ...]]:

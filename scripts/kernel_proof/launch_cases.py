@@ -300,7 +300,7 @@ _TABLE = (
         )
         for side, channels, out, dtypes, residual, skip in _SUMS
     ),
-    ("upsample_conv2d.forward_with_statistics", "256x128x128", FEW, _upsampled_with_statistics(256, 128)),
+    ("upsample_conv2d.forward", "256x128x128-statistics", FEW, _upsampled_with_statistics(256, 128)),
     ("residual_block.forward", "320x32x32-concat-160", SIXTEEN, _block(32, channels=320, other=160, out=320)),
     ("residual_block.forward", "640x8x8", SIXTEEN, _block(8, channels=640, out=640)),
     ("residual_block.forward", "640x8x8-concat-640", BF16, _block(8, channels=640, other=640, out=640)),
