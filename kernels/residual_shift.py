@@ -264,28 +264,25 @@ def q_sample_kernel(
 
 def unsupported_posterior_step(x_t: Tensor, prediction: Tensor, *others: Any) -> str | None:
     """Why the kernel can't run this call, or None."""
-    if x_t.dtype is torch.float64:
-        return "x_t is float64"
-    if prediction.dtype is torch.float64:
-        return "prediction is float64"
-    return _unsupported_input(*others[-3:-1])
+    lq, next_dtype = others[-3], others[-2]
+    dtypes = x_t.dtype, prediction.dtype, next_dtype, None if lq is None else lq.dtype
+    return _float64(dtypes, ("x_t", "prediction", "next_dtype", "lq"))
 
 
 def unsupported_prior_sample(y: Tensor, *others: Any) -> str | None:
     """Why the kernel can't run this call, or None."""
-    return "y is float64" if y.dtype is torch.float64 else _unsupported_input(*others[-2:])
+    lq, next_dtype = others[-2:]
+    return _float64((y.dtype, next_dtype, None if lq is None else lq.dtype), ("y", "next_dtype", "lq"))
 
 
 def unsupported_q_sample(x0: Tensor, *_: object) -> str | None:
     """Why the kernel can't run this call, or None."""
-    return "x0 is float64" if x0.dtype is torch.float64 else None
+    return _float64((x0.dtype,), ("x0",))
 
 
-def _unsupported_input(lq: Tensor | None, next_dtype: torch.dtype | None) -> str | None:
-    """Why the kernels can't write a next input of lq in this dtype, or None."""
-    if next_dtype is torch.float64:
-        return "next_dtype is float64"
-    return "lq is float64" if lq is not None and lq.dtype is torch.float64 else None
+def _float64(dtypes: tuple[torch.dtype | None, ...], names: tuple[str, ...]) -> str | None:
+    """That the first which is float64 is, or None; this is asked at every call."""
+    return f"{names[dtypes.index(torch.float64)]} is float64" if torch.float64 in dtypes else None
 
 
 class _Plan(NamedTuple):
