@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from resshift_fast.core.files import expand_home, make_folder
 from resshift_fast.images.search import search
 
 if TYPE_CHECKING:
-    from resshift_fast.cli.batch import Fitting
+    from resshift_fast.images.fitting import Fitting
     from resshift_fast.models.catalog import ModelSpec
 
 MOST_NAMES = 20  # of files that are left out for one reason
@@ -32,7 +31,7 @@ class Request:
         threads: of the CPU; None for torch's number.
         skip_existing: skip photos whose results exist. as_json: print a line of JSON about each photo.
         max_megapixels: largest photo; 0 for no limit, None for Pillow's.
-        fitting: keyword arguments of `batch.Fitting`; the background by its name.
+        fitting: keyword arguments of `Fitting`; the background by its name.
         naming: suffix, compare and mask for `plan.plan_jobs`.
         files: weights of the model's networks; None for those that are published.
         loading: further keyword arguments of `Pipeline.from_pretrained`.
@@ -63,7 +62,7 @@ def run(request: Request, tally: Tally) -> int:
     from resshift_fast.weights.checkpoints import CheckpointError
 
     try:
-        with use_backend(request.backend or preferred()), _limit(request.max_megapixels), _threads(request.threads):
+        with use_backend(request.backend or preferred()), _limit(request.max_megapixels), threads(request.threads):
             spec = catalog.get(request.model)
             _check(request, spec)
             fitting = _fitting(request, spec)
@@ -96,29 +95,19 @@ def _check(request: Request, spec: ModelSpec) -> None:
         raise ValueError(f"--{error}") from None
 
 
-@contextmanager
-def _limit(megapixels: float | None) -> Iterator[None]:
-    """Set Pillow's limit on the pixels of a photo within the block."""
+def _limit(megapixels: float | None) -> AbstractContextManager[None]:
+    """Set the limit on the pixels of a photo within the block."""
     if megapixels is None:
-        yield
-        return
+        return nullcontext()
     if not megapixels >= 0:
         raise ValueError(f"--max-megapixels must be at least 0, got {megapixels}")
-    from PIL import Image
+    from resshift_fast.images.limits import limited
 
-    before = Image.MAX_IMAGE_PIXELS
-    # Pillow refuses twice this number, and warns of more than it, which is not wanted of a limit that was chosen.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        Image.MAX_IMAGE_PIXELS = int(min(megapixels, 1e9) * 5e5) or None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
+    return limited(int(min(megapixels, 1e9) * 1e6))
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def threads(count: int | None) -> Iterator[None]:
     """Set the number of threads that compute within the block."""
     if count is None:
         yield
@@ -134,8 +123,8 @@ def _threads(count: int | None) -> Iterator[None]:
 
 
 def _fitting(request: Request, spec: ModelSpec) -> Fitting:
-    from resshift_fast.cli.batch import Fitting
     from resshift_fast.images import results
+    from resshift_fast.images.fitting import Fitting
 
     found = dict(request.fitting)
     wanted = found["wanted_scale"]

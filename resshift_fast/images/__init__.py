@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from resshift_fast.images.masks import read_mask as read_mask
     from resshift_fast.images.photo import Photo as Photo
     from resshift_fast.images.photo import check_format as check_format
+    from resshift_fast.images.photo import encoded as encoded
     from resshift_fast.images.photo import from_float as from_float
     from resshift_fast.images.photo import luma as luma
     from resshift_fast.images.photo import suffix_for as suffix_for
@@ -20,16 +21,19 @@ if TYPE_CHECKING:
     from resshift_fast.images.photo import write as write
     from resshift_fast.images.reading import from_pil as from_pil
     from resshift_fast.images.reading import read as read
+    from resshift_fast.images.reading import read_bytes as read_bytes
     from resshift_fast.images.results import side_by_side as side_by_side
 
 __all__ = [
     "ImageError",
     "Photo",
     "check_format",
+    "encoded",
     "from_float",
     "from_pil",
     "luma",
     "read",
+    "read_bytes",
     "read_mask",
     "resize_alpha",
     "side_by_side",
@@ -43,6 +47,7 @@ _MODULES = {
     "ImageError": "errors",
     "from_pil": "reading",
     "read": "reading",
+    "read_bytes": "reading",
     "read_mask": "masks",
     "resize_alpha": "alpha",
     "side_by_side": "results",

@@ -133,7 +133,8 @@ def needed_bytes(file: BinaryIO, name: str) -> bytes:
         ImageError: if it is a large file that is no image or is damaged, has more pixels than Pillow's limit, or more
             bytes than they need.
     """
-    size = os.fstat(file.fileno()).st_size
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
     head = file.read(_HEAD)
     file.seek(0)
     is_tiff = head.startswith(directories.MAGIC)

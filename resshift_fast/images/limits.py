@@ -57,6 +57,20 @@ def too_large(name: str) -> ImageError:
 
 
 @contextmanager
+def limited(pixels: int) -> Iterator[None]:
+    """Refuse images with more than this many pixels within the block, whatever their files hold; 0: no limit."""
+    before = Image.MAX_IMAGE_PIXELS
+    # Pillow refuses twice this number, and warns of more than it, which is not wanted of a limit that was chosen.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        Image.MAX_IMAGE_PIXELS = pixels // 2 or None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+@contextmanager
 def lifted(pixels: int) -> Iterator[None]:
     """Let Pillow open and load an image of this many pixels, which `check_pixels` has accepted, within the block."""
     global _lifting, _before

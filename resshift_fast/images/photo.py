@@ -131,6 +131,19 @@ def write(path: str | Path, photo: Photo, quality: int = 95) -> None:
         ValueError, TypeError: if the quality is out of range, or ``photo`` is not a Photo.
         OSError: if it cannot be written; an existing file is then untouched.
     """
+    write_atomically(Path(path), encoded(path, photo, quality))
+
+
+def encoded(path: str | Path, photo: Photo, quality: int = 95) -> bytes:
+    """The bytes that ``write`` writes, from which nothing is written here.
+
+    Args:
+        path: its suffix says which format; the rest is for messages.
+        photo, quality: as for ``write``.
+
+    Raises:
+        ImageError, ValueError, TypeError: as ``write``.
+    """
     if not isinstance(photo, Photo):
         raise TypeError(f"write: expected a Photo, got {type(photo).__name__}; see from_pil and Photo(pixels)")
     path = Path(path)
@@ -138,10 +151,9 @@ def write(path: str | Path, photo: Photo, quality: int = 95) -> None:
         raise ValueError(f"write: quality must be 1 to 100, got {quality}")
     form = check_format(path, photo)
     try:
-        data = _encode(photo, form, quality)
+        return _encode(photo, form, quality)
     except (OSError, ValueError, struct.error, cv2.error) as error:
         raise ImageError(f"{path} cannot be encoded as {form} ({one_line(error)}); write it as .png") from error
-    write_atomically(path, data)
 
 
 def _encode(photo: Photo, form: str, quality: int) -> bytes:

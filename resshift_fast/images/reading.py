@@ -1,12 +1,12 @@
 """Reading photos: every kind of file, and Pillow's images, upright and with their profile, alpha and metadata."""
 
 import io
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -62,8 +62,22 @@ def read(path: str | PathLike[str]) -> Photo:
         ImageError: if it is empty, not an image, damaged, truncated, too large or of a kind that is refused.
     """
     path = Path(path)
-    name = str(path)
-    data = file_bytes(path)
+    return _decoded(file_bytes(path), str(path))
+
+
+def read_bytes(data: bytes, *, name: str = "image") -> Photo:
+    """Read the content of an image file as `read` does.
+
+    Args:
+        data: of the whole file. name: of the image, for messages.
+
+    Raises:
+        ImageError: as `read`.
+    """
+    return _decoded(_needed(io.BytesIO(data), name), name)
+
+
+def _decoded(data: bytes, name: str) -> Photo:
     if data.startswith(directories.MAGIC):
         return _read_tiff(data, name)
     chunks: list[png.Chunk] = []
@@ -164,12 +178,7 @@ def file_bytes(path: Path) -> bytes:
         raise IsADirectoryError(f"{path} is a folder, not an image; name the files in it")
     try:
         with open_regular(path) as file:
-            if not os.fstat(file.fileno()).st_size:
-                raise ImageError(f"{path} is empty (0 bytes); fetch or export it again")
-            if file.read(4) in directories.MAGIC:
-                directories.check_pages(file, str(path))
-            file.seek(0)
-            return needed_bytes(file, str(path))
+            return _needed(file, str(path))
     except NotRegularError as error:
         raise ImageError(str(error)) from error
     except FileNotFoundError as error:
@@ -178,6 +187,17 @@ def file_bytes(path: Path) -> bytes:
         raise PermissionError(f"{path} cannot be read: permission denied; check its rights") from error
     except OSError as error:
         raise OSError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _needed(file: BinaryIO, name: str) -> bytes:
+    """As much of an open file as its picture needs; raises ImageError as `read` does."""
+    start = file.read(4)
+    if not start:
+        raise ImageError(f"{name} is empty (0 bytes); fetch or export it again")
+    if start in directories.MAGIC:
+        directories.check_pages(file, name)
+    file.seek(0)
+    return needed_bytes(file, name)
 
 
 def from_pil(image: Image.Image, *, name: str = "image") -> Photo:
