@@ -6,7 +6,7 @@ from scripts.package_imports import FACE, ROOT, imports, module_graph, modules, 
 
 # A room imports those after it. `pipeline` is a file; the face, `__init__` and `__main__`, imports any room lazily.
 ROOMS = (
-    *("cli", "measure", "training", "pipeline", "restoration", "models", "weights", "images", "ops"),
+    *("cli", "apps", "measure", "training", "pipeline", "restoration", "models", "weights", "images", "ops"),
     *("backends", "kernels", "diffusion", "core"),
 )
 FILES = modules()

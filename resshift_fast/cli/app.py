@@ -20,6 +20,7 @@ from resshift_fast.cli.e2e import e2e
 from resshift_fast.cli.models import models
 from resshift_fast.cli.profile import profile
 from resshift_fast.cli.restore import restore
+from resshift_fast.cli.serve import serve
 from resshift_fast.cli.train import train
 from resshift_fast.cli.train_autoencoder import train_autoencoder
 from resshift_fast.cli.tune import tune
@@ -46,7 +47,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-_commands: tuple[Callable[..., None], ...] = (restore, models, doctor, train, train_autoencoder, profile)
+_commands: tuple[Callable[..., None], ...] = (restore, serve, models, doctor, train, train_autoencoder, profile)
 for command in _commands:
     app.command()(_interruptible(command))
 app.command("compile")(_interruptible(compile_kernels))

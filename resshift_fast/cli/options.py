@@ -1,9 +1,13 @@
 """Options of the commands."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+
+from resshift_fast.backends import names
+from resshift_fast.core import dtypes
 
 
 def option(text: str, *names: str, **details: Any) -> Any:
@@ -41,3 +45,60 @@ def parsed_by(parse: Callable[[str], Any]) -> Callable[[str], Any]:
 def shown(text: str, *names: str, **details: Any) -> Any:
     """An option with its default after the help text, which names it where it is None; arguments as of `option`."""
     return typer.Option(*names, help=text, show_default=True, **details)
+
+
+def _model_names() -> list[str]:
+    from resshift_fast.models import catalog
+
+    return list(catalog.MODELS)
+
+
+# What commands that run a model have in common.
+Model = Annotated[
+    str,
+    option(
+        "A name that `resshift-fast models` lists. Default: nano-x4.",
+        metavar="NAME",
+        autocompletion=one_of(_model_names),
+    ),
+]
+Weights = Annotated[Path | None, option("Weights of the denoiser. Default: the published ones.", metavar="FILE")]
+Autoencoder = Annotated[Path | None, option("Weights of the autoencoder. Default: the published ones.", metavar="FILE")]
+Threads = Annotated[int | None, option("Threads of the CPU that compute. Default: one per core.", min=1, metavar="N")]
+Device = Annotated[
+    str | None,
+    option(
+        "cpu, cuda, cuda:1, mps, ... Default: cuda if available, else cpu.",
+        metavar="NAME",
+        autocompletion=one_of(lambda: ("auto", "cpu", "cuda", "mps")),
+    ),
+]
+Dtype = Annotated[
+    str,
+    option(
+        "Floating-point format of the networks: float32, bfloat16 (bf16), float16 (fp16, half), or auto: bfloat16 "
+        "on GPUs that are fast with it. Default: float32.",
+        metavar="NAME",
+        parser=parsed_by(dtypes.full_name),
+        autocompletion=one_of(lambda: (*dtypes.NAMES, "auto")),
+    ),
+]
+Backend = Annotated[
+    str | None,
+    option(
+        f"Kernels: {', '.join(names())}. Default: RESSHIFT_FAST_BACKEND if that is set, else auto.",
+        metavar="NAME",
+        autocompletion=one_of(names),
+    ),
+]
+
+# What servers have in common.
+Host = Annotated[
+    str,
+    option(
+        "Address to listen on: 127.0.0.1, for this machine alone, or such as 0.0.0.0, for all that reach it. "
+        "Default: 127.0.0.1.",
+        metavar="ADDRESS",
+    ),
+]
+Port = Annotated[int, option("Port to listen on; 0: any that is free. Default: 8000.", min=0, max=65535, metavar="N")]

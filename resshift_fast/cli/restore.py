@@ -9,12 +9,21 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from resshift_fast.backends import names
 from resshift_fast.cli import console
-from resshift_fast.cli.options import one_of, option, parsed_by
+from resshift_fast.cli.options import (
+    Autoencoder,
+    Backend,
+    Device,
+    Dtype,
+    Model,
+    Threads,
+    Weights,
+    one_of,
+    option,
+    parsed_by,
+)
 from resshift_fast.cli.plan import Tally
 from resshift_fast.cli.request import Request, run
-from resshift_fast.core import dtypes
 
 OFFICIAL_SEED = 12345  # the official program's default
 FORMATS = ("png", "jpg", "webp", "tiff", "same")
@@ -52,14 +61,7 @@ def restore(
             "--recursive",
         ),
     ] = False,
-    model: Annotated[
-        str,
-        option(
-            "A name that `resshift-fast models` lists. Default: nano-x4.",
-            metavar="NAME",
-            autocompletion=one_of(_model_names),
-        ),
-    ] = "nano-x4",
+    model: Model = "nano-x4",
     scale: Annotated[
         float | None,
         option(
@@ -69,12 +71,8 @@ def restore(
             parser=parsed_by(_scale),
         ),
     ] = None,
-    weights: Annotated[
-        Path | None, option("Weights of the denoiser. Default: the published ones.", metavar="FILE")
-    ] = None,
-    autoencoder: Annotated[
-        Path | None, option("Weights of the autoencoder. Default: the published ones.", metavar="FILE")
-    ] = None,
+    weights: Weights = None,
+    autoencoder: Autoencoder = None,
     mask: Annotated[
         Path | None,
         option(
@@ -106,35 +104,10 @@ def restore(
     batch_size: Annotated[
         int | None, option("Tiles restored at once. Default: 1 on a CPU, 4 elsewhere.", min=1, metavar="N")
     ] = None,
-    threads: Annotated[
-        int | None, option("Threads of the CPU that compute. Default: one per core.", min=1, metavar="N")
-    ] = None,
-    device: Annotated[
-        str | None,
-        option(
-            "cpu, cuda, cuda:1, mps, ... Default: cuda if available, else cpu.",
-            metavar="NAME",
-            autocompletion=one_of(lambda: ("auto", "cpu", "cuda", "mps")),
-        ),
-    ] = None,
-    dtype: Annotated[
-        str,
-        option(
-            "Floating-point format of the networks: float32, bfloat16 (bf16), float16 (fp16, half), or auto: bfloat16 "
-            "on GPUs that are fast with it. Default: float32.",
-            metavar="NAME",
-            parser=parsed_by(dtypes.full_name),
-            autocompletion=one_of(lambda: (*dtypes.NAMES, "auto")),
-        ),
-    ] = "float32",
-    backend: Annotated[
-        str | None,
-        option(
-            f"Kernels: {', '.join(names())}. Default: RESSHIFT_FAST_BACKEND if that is set, else auto.",
-            metavar="NAME",
-            autocompletion=one_of(names),
-        ),
-    ] = None,
+    threads: Threads = None,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    backend: Backend = None,
     format: Annotated[
         str,
         option(
@@ -256,12 +229,6 @@ def restore(
 def _refuse(message: str) -> NoReturn:
     console.say(f"error: {message}", logging.ERROR)
     raise typer.Exit(2)
-
-
-def _model_names() -> list[str]:
-    from resshift_fast.models import catalog
-
-    return list(catalog.MODELS)
 
 
 def _scale(text: str) -> float:

@@ -1,0 +1,1 @@
+"""Programs over the pipeline, each a file or folder of its own, that need an extra."""
