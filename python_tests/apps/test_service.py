@@ -9,9 +9,9 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+from local_service import Enlarger, encoded, form_of, picture, running, until
 from PIL import Image
 from pipelines import tiny
-from serving import Enlarger, encoded, form_of, picture, running, until
 
 from resshift_fast import images
 from resshift_fast.images.fitting import Fitting

@@ -3,12 +3,15 @@
 import csv
 import json
 import subprocess
+from contextlib import nullcontext
+from itertools import count
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny_models
 import torch
+from local_service import running
 from PIL import Image
 from pipelines import integers, photo
 
@@ -53,7 +56,7 @@ def pixels(path):
     return np.asarray(Image.open(path))
 
 
-@pytest.mark.parametrize("name", ["quality", "tiling", "memory", "speed"])
+@pytest.mark.parametrize("name", ["quality", "tiling", "memory", "speed", "serving"])
 def test_help_names_options_and_defaults(name, script, capsys):
     with pytest.raises(SystemExit) as stop:
         script(name).main(["--help"])
@@ -285,3 +288,33 @@ def test_photo_is_extended_by_reflection(script, tmp_path):
     Image.fromarray(source).save(tmp_path / "a.png")
     made = script("common").photo(5, 6, tmp_path / "a.png")
     assert (made == source[[0, 1, 2, 1, 0]][:, [0, 1, 2, 3, 2, 1]]).all()
+
+
+# serving
+
+
+def test_serving_compares_every_answer(script, tiny, tmp_path, monkeypatch, capsys):
+    serving = script("serving")
+    pipe = Pipeline.from_pretrained("nano-x4", weights=tiny, device="cpu")
+    with running(pipe) as service:
+        monkeypatch.setattr(serving, "service", lambda args: nullcontext(serving.Client(service.address[1])))
+        options = ("--weights", tiny, "--requests", 8, "--at-once", 4, "--sides", 8, 9)
+        rows, summary = run(serving, tmp_path, *options)
+        assert [row["answers"] for row in rows] == [8, 2, 2, 2, 2]
+        assert summary["largest difference"] <= 1 and summary["per second"] > 0
+        values = count(1, 100 * 2**20)
+        with monkeypatch.context() as patch:
+            patch.setattr(serving.Client, "metric", lambda self, name: next(values))
+            assert serving.main([*map(str, options)]) == 1
+        assert "the memory grew by" in capsys.readouterr().err
+        asked = serving.questions(serving.options().parse_args([*map(str, options)]))
+        wrong = serving.Question(asked[2].data, asked[0].seed, asked[0].expected)
+        assert serving.Client(service.address[1]).ask(wrong) > 1
+
+
+def test_serving_reports_a_service_that_does_not_start(script, capsys, monkeypatch):
+    serving = script("serving")
+    monkeypatch.setattr(serving, "questions", lambda args: [])
+    monkeypatch.setattr(serving.sys, "executable", "false")
+    assert serving.main([]) == 1
+    assert "the service did not start" in capsys.readouterr().err

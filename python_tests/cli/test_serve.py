@@ -10,7 +10,7 @@ import sys
 import urllib.request
 
 import pytest
-from serving import PATIENCE, form_of, picture
+from local_service import PATIENCE, form_of, picture
 
 from resshift_fast.apps import extras
 from resshift_fast.apps.service.server import bound, is_local, url_of
