@@ -19,7 +19,7 @@ from resshift_fast.cli.doctor import doctor
 from resshift_fast.cli.e2e import e2e
 from resshift_fast.cli.models import models
 from resshift_fast.cli.profile import profile
-from resshift_fast.cli.restore import restore
+from resshift_fast.cli.restore import RestoreCommand, restore
 from resshift_fast.cli.serve import serve
 from resshift_fast.cli.train import train
 from resshift_fast.cli.train_autoencoder import train_autoencoder
@@ -47,7 +47,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-_commands: tuple[Callable[..., None], ...] = (restore, serve, models, doctor, train, train_autoencoder, profile)
+app.command(cls=RestoreCommand)(_interruptible(restore))
+_commands: tuple[Callable[..., None], ...] = (serve, models, doctor, train, train_autoencoder, profile)
 for command in _commands:
     app.command()(_interruptible(command))
 app.command("compile")(_interruptible(compile_kernels))

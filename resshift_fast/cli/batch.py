@@ -16,9 +16,9 @@ from resshift_fast.cli import console
 from resshift_fast.cli.plan import Job, Tally
 from resshift_fast.cli.reporting import Report
 from resshift_fast.core.claims import claimed
-from resshift_fast.core.files import check_target
+from resshift_fast.core.files import check_target, open_regular, write_atomically
 from resshift_fast.core.text import visible
-from resshift_fast.images import ImageError, Photo, animation, headers, results
+from resshift_fast.images import ImageError, Photo, animation, headers, results, slider
 from resshift_fast.images.fitting import Fitting
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def check_targets(job: Job) -> None:
 
 def is_done(job: Job, fitting: Fitting) -> bool:
     """Whether everything that a job would write is there: whole images, of the format that it would write."""
-    if job.compare and not headers.is_whole(job.compare):
+    if job.compare and not _is_whole_comparison(job.compare):
         return False
     if headers.is_whole(job.output):
         return True
@@ -178,6 +178,24 @@ def is_done(job: Job, fitting: Fitting) -> bool:
         return _output_of(job, fitting.fit(images.read(job.source))[0], fitting) == job.fallback
     except (OSError, ValueError):
         return False
+
+
+def _is_whole_comparison(path: Path) -> bool:
+    if path.suffix != slider.SUFFIX:
+        return headers.is_whole(path)
+    try:
+        with open_regular(path) as file:
+            return slider.is_whole_page(file)
+    except OSError:
+        return False
+
+
+def _write_comparison(path: Path, before: Photo, after: Photo) -> None:
+    """Write what --compare asks for: a picture, or a page."""
+    if path.suffix == slider.SUFFIX:
+        write_atomically(path, slider.slider_page(before, after, path.stem.removesuffix("_compare")))
+    else:
+        images.write(path, images.side_by_side(before, after))
 
 
 def _output_of(job: Job, before: Photo, fitting: Fitting) -> Path:
@@ -233,7 +251,7 @@ def _restore(
         after = restored(before)
     # Before the result, so that --skip-existing finds either both files or no result.
     if job.compare:
-        images.write(job.compare, images.side_by_side(before, after))
+        _write_comparison(job.compare, before, after)
     images.write(prepared.output, after, fitting.quality)
     return after
 
@@ -251,7 +269,7 @@ def _restore_frames(
             if not first:
                 first.append(after)
                 if job.compare:
-                    images.write(job.compare, images.side_by_side(before, after))
+                    _write_comparison(job.compare, before, after)
             yield after
 
     # As exact as the format that was asked for.

@@ -82,7 +82,7 @@ def plan_jobs(
     out: str,
     *,
     suffix: str | None,
-    compare: bool,
+    compare: str | None,
     mask: Path | None,
     one_given: bool,
     roots: Mapping[Path, Path],
@@ -93,7 +93,7 @@ def plan_jobs(
         inputs: the photos.
         out: a file (for one input, with an image suffix) or a folder.
         suffix: of the outputs in a folder; None keeps each input's own.
-        compare: also write before/after pictures, as STEM_compare.png.
+        compare: suffix of before/after pictures or pages, STEM_compare.png or .html; None for none.
         mask: a mask for all inputs, or a folder with masks of the inputs' stems, or None.
         one_given: a single input was given, so that `out` with an image suffix names a file.
         roots: the folders that inputs below other folders were found in. Their results go to folders of the same
@@ -113,7 +113,7 @@ def plan_jobs(
         if output in originals:
             what = "the input" if output in FileSet(inputs) else f"the mask {output}"
             raise ValueError(f"-o {out} would replace {what}; choose another name")
-    pictures = _compare_names(outputs, originals) if compare else [None] * len(outputs)
+    pictures = _compare_names(outputs, originals, compare) if compare else [None] * len(outputs)
     return [
         Job(source, output, picture, its_mask, exact, originals)
         for source, output, picture, its_mask in zip(inputs, outputs, pictures, masks, strict=True)
@@ -163,7 +163,7 @@ def _is_file(out: str, one_given: bool) -> bool:
     return True
 
 
-def _compare_names(outputs: Sequence[Path], originals: FileSet) -> list[Path]:
+def _compare_names(outputs: Sequence[Path], originals: FileSet, suffix: str) -> list[Path]:
     # A result may become PNG later, so stems are compared, not whole names.
     taken = {_key(output.with_suffix("")) for output in outputs}
     names = []
@@ -171,7 +171,7 @@ def _compare_names(outputs: Sequence[Path], originals: FileSet) -> list[Path]:
         number = 1
         while True:
             stem = f"{output.stem}_compare" + (f"-{number}" if number > 1 else "")
-            name = output.with_name(f"{stem}.png")
+            name = output.with_name(stem + suffix)
             if _key(name.with_suffix("")) not in taken and name not in originals:
                 break
             number += 1

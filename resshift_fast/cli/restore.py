@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from enum import Enum
+from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from resshift_fast.cli import console
 from resshift_fast.cli.options import (
@@ -32,6 +34,25 @@ FORMATS = ("png", "jpg", "webp", "tiff", "same")
 class Noise(str, Enum):
     field = "field"
     torch = "torch"
+
+
+class Compare(str, Enum):
+    png = "png"
+    html = "html"
+
+
+class RestoreCommand(TyperCommand):
+    """Takes --compare without a value too, which is a picture."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse arguments; a photo or folder after --compare is not its value, unless it is named html or png."""
+        kinds = {kind.value for kind in Compare}
+        filled = []
+        for word, following in zip_longest(args, args[1:], fillvalue=""):
+            filled.append(word)
+            if word == "--compare" and following not in kinds:
+                filled.append(Compare.png.value)
+        return super().parse_args(ctx, filled)
 
 
 def restore(
@@ -156,9 +177,13 @@ def restore(
         ),
     ] = None,
     compare: Annotated[
-        bool,
-        option("Also write STEM_compare.png: bicubic enlargement left, result right. Default: no.", "--compare"),
-    ] = False,
+        Compare | None,
+        option(
+            "Also write STEM_compare.png: bicubic enlargement left, result right; or html: STEM_compare.html, a page "
+            "of its own with a divider to drag. Default: no; png if nothing follows.",
+            "--compare",
+        ),
+    ] = None,
     skip_existing: Annotated[
         bool,
         option(
@@ -205,7 +230,11 @@ def restore(
             "quality": quality,
             "strip_metadata": strip_metadata,
         },
-        naming={"suffix": None if format == "same" else f".{format}", "compare": compare, "mask": mask},
+        naming={
+            "suffix": None if format == "same" else f".{format}",
+            "compare": compare and f".{compare.value}",
+            "mask": mask,
+        },
         files={"weights": weights, "autoencoder": autoencoder},
         loading={"device": device, "dtype": dtype},
         options={

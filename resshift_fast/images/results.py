@@ -48,11 +48,19 @@ def side_by_side(before: Photo, after: Photo) -> Photo:
 
     Transparent pixels are composited over white; the result has 8 bits and the profile of ``after``.
     """
-    left = Image.fromarray(_over_white(before)).resize((after.width, after.height), Image.Resampling.BICUBIC)
+    left, right = enlarged_over_white(before, after), over_white(after)
     line = np.full((after.height, max(2, after.width // 128), 3), 255, np.uint8)
-    pixels = np.concatenate([np.asarray(left), line, _over_white(after)], axis=1)
-    return Photo(pixels, gray=before.gray and after.gray, icc_profile=after.icc_profile, name=after.name)
+    return replace(right, pixels=np.concatenate([left.pixels, line, right.pixels], axis=1), gray=left.gray)
 
 
-def _over_white(photo: Photo) -> np.ndarray:
-    return laid_over(in_8_bits(photo), (255, 255, 255)).pixels
+def enlarged_over_white(before: Photo, after: Photo) -> Photo:
+    """A photo as `over_white` gives it, bicubically resized to the size of its result, and with its profile."""
+    image = Image.fromarray(over_white(before).pixels)
+    pixels = np.asarray(image.resize((after.width, after.height), Image.Resampling.BICUBIC))
+    return Photo(pixels, gray=before.gray and after.gray, icc_profile=after.icc_profile, name=before.name)
+
+
+def over_white(photo: Photo) -> Photo:
+    """A photo of 8 bits, laid over white, without metadata but for its profile."""
+    flat = laid_over(in_8_bits(photo), (255, 255, 255))
+    return Photo(flat.pixels, gray=flat.gray, icc_profile=photo.icc_profile, name=photo.name)
