@@ -29,6 +29,7 @@ from PIL import Image
 from resshift_fast import images
 
 _PATIENCE = 600.0  # seconds for one answer
+_BATCHES, _CPU_SECONDS = "resshift_fast_batch_photos_count", "process_cpu_seconds_total"  # metrics
 
 
 @dataclass(frozen=True)
@@ -126,17 +127,18 @@ def service(args: argparse.Namespace) -> Iterator[Client]:
 
 def row(name: str, client: Client, asked: Sequence[Question], at_once: int) -> dict[str, object]:
     """Ask all, so many at once."""
-    batches = client.metric("resshift_fast_batch_photos_count")
+    batches, used = (client.metric(name) for name in (_BATCHES, _CPU_SECONDS))
     began = time.perf_counter()
     with ThreadPoolExecutor(at_once) as pool:
         differences = list(pool.map(client.ask, asked))
     seconds = time.perf_counter() - began
-    batches = client.metric("resshift_fast_batch_photos_count") - batches
+    batches, used = client.metric(_BATCHES) - batches, client.metric(_CPU_SECONDS) - used
     return {
         "requests": name,
         "answers": len(differences),
         "seconds": seconds,
         "per second": len(asked) / seconds,
+        "CPU s a picture": used / len(asked),
         "photos a batch": len(asked) / batches,
         "largest difference": max(differences),
         "memory MiB": client.metric("process_resident_memory_bytes") / common.MIB,
@@ -158,6 +160,7 @@ def measure(args: argparse.Namespace) -> common.Report:
         "answers": "d",
         "seconds": ".1f",
         "per second": ".2f",
+        "CPU s a picture": ".3f",
         "photos a batch": ".1f",
         "largest difference": "d",
         "memory MiB": ".0f",

@@ -13,8 +13,9 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
+from resshift_fast.apps.listening import bound
 from resshift_fast.apps.service.limits import Limits
-from resshift_fast.apps.service.server import Server, bound, serve
+from resshift_fast.apps.service.server import Server, serve
 from resshift_fast.apps.service.web import Service
 from resshift_fast.images import Photo
 from resshift_fast.models import catalog

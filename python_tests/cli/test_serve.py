@@ -13,7 +13,7 @@ import pytest
 from local_service import PATIENCE, form_of, picture
 
 from resshift_fast.apps import extras
-from resshift_fast.apps.service.server import bound, is_local, url_of
+from resshift_fast.apps.listening import bound, is_local, url_of
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from resshift_fast.cli.compile import compile_kernels
 from resshift_fast.cli.doctor import doctor
 from resshift_fast.cli.e2e import e2e
 from resshift_fast.cli.models import models
+from resshift_fast.cli.page import page
 from resshift_fast.cli.profile import profile
 from resshift_fast.cli.restore import RestoreCommand, restore
 from resshift_fast.cli.serve import serve
@@ -52,6 +53,7 @@ _commands: tuple[Callable[..., None], ...] = (serve, models, doctor, train, trai
 for command in _commands:
     app.command()(_interruptible(command))
 app.command("compile")(_interruptible(compile_kernels))
+app.command("app")(_interruptible(page))
 for command in (e2e, bench.count, bench.roofline, tune):
     bench.app.command()(_interruptible(command))
 app.add_typer(bench.app)

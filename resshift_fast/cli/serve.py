@@ -61,7 +61,7 @@ def serve(
     if verbose:
         console.prepare_logging(logging.DEBUG)
     limits = _limits(queue, max_megapixels, max_megabytes, seconds)
-    from resshift_fast.apps.service.server import bound
+    from resshift_fast.apps.listening import bound
     from resshift_fast.backends import preferred, use_backend
     from resshift_fast.pipeline import Pipeline
 
@@ -86,7 +86,8 @@ def _limits(queue: int, megapixels: float, megabytes: float, seconds: float) -> 
 def _run(pipe: Pipeline, limits: Limits, batch_size: int, listener: socket.socket) -> None:
     import numpy as np
 
-    from resshift_fast.apps.service.server import Server, is_local, url_of
+    from resshift_fast.apps.listening import is_local, url_of
+    from resshift_fast.apps.service.server import Server
     from resshift_fast.apps.service.server import serve as run
     from resshift_fast.apps.service.web import Service
 
