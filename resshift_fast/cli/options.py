@@ -8,6 +8,7 @@ import typer
 
 from resshift_fast.backends import names
 from resshift_fast.core import dtypes
+from resshift_fast.core.files import expand_home
 
 
 def option(text: str, *names: str, **details: Any) -> Any:
@@ -45,6 +46,12 @@ def parsed_by(parse: Callable[[str], Any]) -> Callable[[str], Any]:
 def shown(text: str, *names: str, **details: Any) -> Any:
     """An option with its default after the help text, which names it where it is None; arguments as of `option`."""
     return typer.Option(*names, help=text, show_default=True, **details)
+
+
+def weights_files(weights: Path | None, autoencoder: Path | None) -> dict[str, Any]:
+    """The keyword arguments of `Pipeline.from_pretrained` for the two options of these names."""
+    files = {"weights": weights, "autoencoder": autoencoder}
+    return {name: path and expand_home(path) for name, path in files.items()}
 
 
 def _model_names() -> list[str]:

@@ -11,9 +11,19 @@ from typing import Annotated, Any
 
 from resshift_fast.apps import extras
 from resshift_fast.cli import console
-from resshift_fast.cli.options import Autoencoder, Backend, Device, Dtype, Host, Port, Threads, Weights, option
+from resshift_fast.cli.options import (
+    Autoencoder,
+    Backend,
+    Device,
+    Dtype,
+    Host,
+    Port,
+    Threads,
+    Weights,
+    option,
+    weights_files,
+)
 from resshift_fast.cli.request import threads as limited_threads
-from resshift_fast.core.files import expand_home
 
 
 def page(
@@ -55,7 +65,7 @@ def page(
     from resshift_fast.images.limits import limited
 
     chosen = models or (["nano-x4"] if weights else [])
-    files = {"weights": weights and expand_home(weights), "autoencoder": autoencoder and expand_home(autoencoder)}
+    files = weights_files(weights, autoencoder)
     with bound(host, port) as listener:
         port = listener.getsockname()[1]
     with (

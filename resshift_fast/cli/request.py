@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resshift_fast.cli import console, reporting
+from resshift_fast.cli.options import weights_files
 from resshift_fast.cli.plan import Job, Tally, plan_jobs, refuse_originals
 from resshift_fast.core.claims import announced
 from resshift_fast.core.files import expand_home, make_folder
@@ -218,6 +219,6 @@ def _restore_writable(jobs: list[Job], request: Request, tally: Tally, fitting: 
             report.failed(job, error)
             tally.failed += 1
     if writable:
-        files: dict[str, Any] = {name: path and expand_home(path) for name, path in request.files.items()}
+        files = weights_files(**request.files)
         pipe = Pipeline.from_pretrained(request.model, **files, **request.loading, progress=not console.is_quiet())
         run_jobs(pipe, writable, request.options, tally, fitting, report, prepared)

@@ -7,9 +7,20 @@ from typing import TYPE_CHECKING, Annotated
 
 from resshift_fast.apps import extras
 from resshift_fast.cli import console
-from resshift_fast.cli.options import Autoencoder, Backend, Device, Dtype, Host, Model, Port, Threads, Weights, option
+from resshift_fast.cli.options import (
+    Autoencoder,
+    Backend,
+    Device,
+    Dtype,
+    Host,
+    Model,
+    Port,
+    Threads,
+    Weights,
+    option,
+    weights_files,
+)
 from resshift_fast.cli.request import threads as limited_threads
-from resshift_fast.core.files import expand_home
 
 if TYPE_CHECKING:
     import socket
@@ -66,7 +77,7 @@ def serve(
     from resshift_fast.pipeline import Pipeline
 
     with bound(host, port) as listener, use_backend(backend or preferred()), limited_threads(threads):
-        files = {"weights": weights and expand_home(weights), "autoencoder": autoencoder and expand_home(autoencoder)}
+        files = weights_files(weights, autoencoder)
         pipe = Pipeline.from_pretrained(model, **files, device=device, dtype=dtype)
         _run(pipe, limits, batch_size, listener)
 
