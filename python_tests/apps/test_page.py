@@ -27,16 +27,16 @@ gradio_client = pytest.importorskip("gradio_client")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-RESULTS = "[...document.querySelectorAll('#result img')]"
+RESULTS = "[...document.querySelectorAll('#restore-result img')]"
 
 
 class Model(Enlarger):
     """Restores one photo, in steps, and adds `brighten`."""
 
-    brighten, is_running = 0, False
+    brighten, is_running, mask = 0, False, None
 
     def __call__(self, photo, mask=None, *, seed, progress):
-        self.is_running = True
+        self.is_running, self.mask = True, mask
         try:
             (result,) = super().__call__([photo], seed=[seed + self.brighten], batch_size=1, progress=progress)
         finally:
@@ -65,7 +65,7 @@ def page(model, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
-        yield Page([model.spec], lambda name: model, queue=4, megapixels=0.01)
+        yield Page([model.spec, catalog.get("inpaint-face")], lambda name: model, queue=4, megapixels=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +156,23 @@ def test_a_restoration_is_cancelled(page, client, model, tmp_path):
     assert restore(client, tmp_path / "a.png")
 
 
+def test_the_painted_mask_reaches_the_model(client, model, tmp_path):
+    photo = make_photo(tmp_path / "photo.png", (20, 12))
+    stroke = Image.new("RGBA", (20, 12))
+    stroke.paste((255, 255, 255, 255), (5, 2, 9, 7))
+    stroke.save(tmp_path / "stroke.png")
+    painted = {
+        "background": gradio_client.handle_file(photo),
+        "layers": [gradio_client.handle_file(tmp_path / "stroke.png")],
+        "composite": None,
+    }
+    _, result = client.predict(painted, "inpaint-face", 0, api_name="/fill")
+    expected = np.zeros((12, 20), bool)
+    expected[2:7, 5:9] = True
+    np.testing.assert_array_equal(model.mask, expected)
+    np.testing.assert_array_equal(images.read(result).pixels, images.read(photo).pixels.repeat(4, 0).repeat(4, 1))
+
+
 def test_what_is_painted_is_filled_in():
     from resshift_fast.apps.page import _photo_and_mask
 
@@ -207,7 +224,7 @@ def test_upload_cancel_result_and_slider_in_a_browser(address, model, tmp_path):
         model.gate.set()
         window.click(begin)
         window.until(f"return {RESULTS}.filter(one => one.naturalWidth == 360).length > 1")
-        place = "return document.querySelector('#result .image-container').getBoundingClientRect().toJSON()"
+        place = "return document.querySelector('#restore-result .image-container').getBoundingClientRect().toJSON()"
         box = window.until(place)
         middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         first = edge(window, box, tmp_path / "result.png")

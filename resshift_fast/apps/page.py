@@ -96,7 +96,7 @@ class Page:
                     elem_id="picture",
                 )
                 options = self._options(names)
-            result = self._result()
+            result = self._result("restore")
         self._connect([picture, *options], result, self._restore, "restore")
 
     def _filling(self, names: list[str]) -> None:
@@ -112,17 +112,17 @@ class Page:
                     elem_id="painted",
                 )
                 options = self._options(names)
-            result = self._result()
+            result = self._result("fill")
         self._connect([picture, *options], result, self._fill, "fill")
 
     def _options(self, names: list[str]) -> list[Any]:
         model = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1)
         return [model, gr.Number(0, label="Seed of the noise", precision=0, minimum=0)]
 
-    def _result(self) -> list[Any]:
+    def _result(self, name: str) -> list[Any]:
         with gr.Column():
-            slider = gr.ImageSlider(type="pil", format="png", label="Before and after", elem_id="result")
-            file = gr.File(label="Result", elem_id="file")
+            slider = gr.ImageSlider(type="pil", format="png", label="Before and after", elem_id=f"{name}-result")
+            file = gr.File(label="Result", elem_id=f"{name}-file")
         return [slider, file]
 
     def _connect(self, inputs: list[Any], outputs: list[Any], run: Callable[..., Any], name: str) -> None:
