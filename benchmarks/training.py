@@ -40,14 +40,18 @@ COLUMNS = {
     "median s": ".4f",
     "least s": ".4f",
     "most s": ".4f",
+    "CPU s": ".3f",
     "steps/s": ".3f",
     "speed-up": ".2f",
+    "by CPU s": ".2f",
     "peak MiB": ".0f",
     "first loss": ".6f",
 }
 STEPS_OF_CHILD = 2  # the optimizer's state exists from the first one on
 STARTUP_COLUMNS = {"photos": "d", "CPU s": ".1f", "wall s": ".1f", "peak MiB": ".0f"}
 DIFFERENT = 20  # photos; the others are links to them
+
+Times = dict[str, list[tuple[float, float]]]
 
 
 def options() -> argparse.ArgumentParser:
@@ -184,21 +188,26 @@ def in_child(name: str, argv: list[str]) -> dict[str, float]:
     return found
 
 
-def time_steps(args: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, float], Trainer]:
-    """Time the steps of both, in turns: seconds and the loss of the first step by provider, and one of the trainers."""
+def time_steps(args: argparse.Namespace) -> tuple[Times, dict[str, float], Trainer]:
+    """Time the steps of both, in turns.
+
+    Returns:
+        (wall and CPU seconds of each step by provider, loss of the first step by provider, one of the trainers).
+    """
     with tempfile.TemporaryDirectory() as folder:
         trainers = {provider: build(provider, args, folder) for provider in PROVIDERS}
     device = trainers["ours"].device
     batch = random_batch(trainers["ours"])
-    seconds: dict[str, list[float]] = {provider: [] for provider in PROVIDERS}
+    seconds: Times = {provider: [] for provider in PROVIDERS}
     first: dict[str, float] = {}
     for run in range(args.runs + 1):  # the first one warms up
         for provider in PROVIDERS[:: 1 if run % 2 else -1]:
+            began = time.process_time()
             with choice(provider):
                 taken, (loss, _) = timing.seconds(lambda p=provider: trainers[p].train_step(batch), device)
             first.setdefault(provider, loss)
             if run:
-                seconds[provider].append(taken)
+                seconds[provider].append((taken, time.process_time() - began))
     return seconds, first, trainers["ours"]
 
 
@@ -209,23 +218,33 @@ def measure(args: argparse.Namespace, argv: list[str]) -> common.Report:
     device, patch = trainer.device, trainer.config.patch
     del trainer  # the others need its memory
     agree = abs(first["ours"] - first["reference"]) <= MOST_APART[args.precision] * abs(first["reference"])
-    plain = common.median(seconds["reference"])
-    rows: list[dict[str, Any]] = [
-        {
-            "provider": provider,
-            "median s": common.median(values),
-            "least s": min(values),
-            "most s": max(values),
-            "steps/s": 1.0 / common.median(values),
-            "speed-up": plain / common.median(values) if agree else None,
-            "peak MiB": in_child(provider, argv)["peak MiB"],
-            "first loss": first[provider],
-        }
-        for provider, values in seconds.items()
-    ]
+    medians = {
+        provider: [common.median(values) for values in zip(*steps, strict=True)] for provider, steps in seconds.items()
+    }
+    rows: list[dict[str, Any]] = []
+    for provider, (wall, cpu) in medians.items():
+        taken = [one for one, _ in seconds[provider]]
+        plain_wall, plain_cpu = medians["reference"]
+        rows.append(
+            {
+                "provider": provider,
+                "median s": wall,
+                "least s": min(taken),
+                "most s": max(taken),
+                "CPU s": cpu,
+                "steps/s": 1.0 / wall,
+                "speed-up": plain_wall / wall if agree else None,
+                "by CPU s": plain_cpu / cpu if agree else None,
+                "peak MiB": in_child(provider, argv)["peak MiB"],
+                "first loss": first[provider],
+            }
+        )
     title = f"A training step of {args.model}, {args.batch} patches of {patch}², {args.precision}"
     problem = "" if agree else f"the first losses differ: {first['ours']:.6g}, expected {first['reference']:.6g}"
-    notes = [f"Peaks of whole processes after {STEPS_OF_CHILD} steps; on a GPU, of the memory that torch allocated."]
+    notes = [
+        f"Peaks of whole processes after {STEPS_OF_CHILD} steps; on a GPU, of the memory that torch allocated.",
+        "CPU s are those of all threads, which other work on the machine changes less than wall time.",
+    ]
     return common.Report(title, COLUMNS, rows, notes, summary={"device": device}, problem=problem)
 
 
