@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,15 +68,19 @@ def measure_folder(
     pipes: dict[str, Pipeline], folder: Path, args: argparse.Namespace
 ) -> dict[str, dict[str, list[float]]]:
     """PSNR and SSIM of every image, and all times, of each network."""
-    found: dict[str, dict[str, list[float]]] = {name: {"psnr": [], "ssim": [], "seconds": []} for name in pipes}
+    found: dict[str, dict[str, list[float]]] = {
+        name: {"psnr": [], "ssim": [], "seconds": [], "cpu": []} for name in pipes
+    }
     for low, high in quality.pairs(folder, args.limit):
         lq, gt = quality.read_8_bit(low), quality.read_8_bit(high)
         for number in range(args.rounds + 1):
             for name, pipe in pipes.items():
                 run = partial(pipe, lq, seed=args.seed, progress=False)
+                began = time.process_time()
                 taken, result = timing.seconds(run, pipe.device)
                 if number:
                     found[name]["seconds"].append(taken)
+                    found[name]["cpu"].append(time.process_time() - began)
                 else:  # the first run warms up
                     found[name]["psnr"].append(psnr_y(result, gt))
                     found[name]["ssim"].append(ssim_y(result, gt))
@@ -84,7 +89,8 @@ def measure_folder(
 
 def rows_of(folder: Path, found: dict[str, dict[str, list[float]]], pipes: dict[str, Pipeline]) -> list[dict[str, Any]]:
     """A row of each network."""
-    psnr, time = float(np.mean(found["teacher"]["psnr"])), common.median(found["teacher"]["seconds"])
+    psnr = float(np.mean(found["teacher"]["psnr"]))
+    wall, cpu = (common.median(found["teacher"][name]) for name in ("seconds", "cpu"))
     return [
         {
             "folder": folder.resolve().name,
@@ -94,7 +100,9 @@ def rows_of(folder: Path, found: dict[str, dict[str, list[float]]], pipes: dict[
             "SSIM-Y": float(np.mean(values["ssim"])),
             "dB to teacher": float(np.mean(values["psnr"])) - psnr,
             "seconds": common.median(values["seconds"]),
-            "of its time": common.median(values["seconds"]) / time,
+            "of its time": common.median(values["seconds"]) / wall,
+            "CPU s": common.median(values["cpu"]),
+            "of its CPU time": common.median(values["cpu"]) / cpu,
         }
         for name, values in found.items()
     ]
@@ -113,6 +121,8 @@ def measure(args: argparse.Namespace) -> common.Report:
         "dB to teacher": "+.3f",
         "seconds": ".4f",
         "of its time": ".3f",
+        "CPU s": ".4f",
+        "of its CPU time": ".3f",
     }
     worst = min(row["dB to teacher"] for row in rows if row["network"] == "student")
     problem = (

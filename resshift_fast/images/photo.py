@@ -260,7 +260,8 @@ def from_float(values: np.ndarray, dtype: type | np.dtype = np.uint8, *, check: 
         )
     # float16 and bfloat16 cannot represent 65535 steps.
     scaled = values.astype(np.float32 if values.itemsize < 8 else np.float64)
-    np.nan_to_num(scaled, copy=False, nan=0.0, posinf=1.0, neginf=0.0)
+    if not check:
+        np.nan_to_num(scaled, copy=False, nan=0.0, posinf=1.0, neginf=0.0)
     np.clip(scaled, 0, 1, out=scaled)
     scaled *= np.iinfo(dtype).max
     return np.rint(scaled, out=scaled).astype(dtype)

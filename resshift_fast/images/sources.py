@@ -72,7 +72,9 @@ class PhotoSource(Source):
         self._out = np.empty((self.height * scale, self.width * scale, 3), dtype=self._photo.pixels.dtype)
 
     def write(self, top: int, band: np.ndarray, mask: np.ndarray | None) -> None:
-        pixels = images.from_float((band.transpose(1, 2, 0) + 1) / 2, self._out.dtype)
+        values = band.transpose(1, 2, 0) + 1
+        values /= 2
+        pixels = images.from_float(values, self._out.dtype)
         if self._photo.gray:
             pixels = images.luma(pixels)[:, :, None]
         rows = slice(top, top + band.shape[1])

@@ -123,6 +123,8 @@ class Blender:
         column_weights: np.ndarray | None = None,
     ):
         self._rows, self._columns, self._scale, self._emit = rows, columns, scale, emit
+        # The only tile of an image, without weights of its own, is its result.
+        self._is_single = row_weights is None and column_weights is None and len(rows.starts) * len(columns.starts) == 1
         self._row_weights = feather(rows, scale) if row_weights is None else row_weights
         self._column_weights = feather(columns, scale) if column_weights is None else column_weights
         self._band: np.ndarray | None = None
@@ -135,6 +137,9 @@ class Blender:
             pixels: float32 [3, rows.tile · scale, columns.tile · scale], or None for a tile that adds nothing.
         """
         scale = self._scale
+        if self._is_single and pixels is not None:
+            self._emit(0, pixels[:, : self._rows.length * scale, : self._columns.length * scale])
+            return
         if self._band is None:
             self._band = np.zeros((3, self._rows.tile * scale, self._columns.padded * scale), dtype=np.float32)
         if row > self._row:

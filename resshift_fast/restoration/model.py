@@ -16,9 +16,8 @@ from resshift_fast.models.autoencoder import SpaceToDepth, VQAutoencoder
 from resshift_fast.models.catalog import ModelSpec
 from resshift_fast.models.derived import Preparable
 from resshift_fast.models.swin_unet import SwinUNet
+from resshift_fast.restoration import enlarging
 from resshift_fast.restoration.sampler import LatentChain
-
-BICUBIC_MARGIN = 2  # input pixels that the bicubic kernel reads beyond a tile
 
 
 class Restoration(nn.Module):
@@ -32,10 +31,13 @@ class Restoration(nn.Module):
         margin: extra input pixels that `forward` needs on every side of those that it restores.
     """
 
+    filters: Tensor
+
     def __init__(self, spec: ModelSpec, denoiser: SwinUNet, first_stage: VQAutoencoder | SpaceToDepth):
         super().__init__()
         self.spec = spec
-        self.margin = BICUBIC_MARGIN if spec.scale > 1 else 0
+        self.margin = enlarging.MARGIN if spec.scale > 1 else 0
+        self.register_buffer("filters", enlarging.phase_filters(spec.scale), persistent=False)
         self.first_stage = first_stage
         self.chain = LatentChain(denoiser, spec.schedule, prediction_type=spec.prediction_type, clamp_x0=spec.clamp_x0)
         self._preparable = [part for part in self.modules() if isinstance(part, Preparable)]
@@ -84,9 +86,8 @@ class Restoration(nn.Module):
         lq, enlarged = image, image
         with nvtx.stage("encode"):
             if spec.scale > 1:
-                m = margin * spec.scale
                 lq = image[:, :, margin:-margin, margin:-margin]
-                enlarged = F.interpolate(image, scale_factor=spec.scale, mode="bicubic")[:, :, m:-m, m:-m]
+                enlarged = self._enlarged(image)
             y = self.first_stage.encode(enlarged.to(dtype)).float()
         x0 = self.chain(y, lq if spec.denoiser.cond_lq else None, seed, mask_channel, origin, noise, callback)
         with nvtx.stage("decode"):
@@ -95,3 +96,10 @@ class Restoration(nn.Module):
         # value. `isfinite` would launch four kernels.
         finite = (x0.sum() + pixels.sum()).abs() < math.inf
         return pixels, finite
+
+    def _enlarged(self, image: Tensor) -> Tensor:
+        if image.device.type == "cpu":
+            return enlarging.enlarge(image, self.filters)
+        border = self.margin * self.spec.scale
+        enlarged = F.interpolate(image, scale_factor=self.spec.scale, mode="bicubic")
+        return enlarged[:, :, border:-border, border:-border]
