@@ -46,6 +46,15 @@ def test_a_constant_rate_and_half_precision(write):
     assert settings["precision"] == "bfloat16"
 
 
+@pytest.mark.parametrize(
+    ("batch", "given", "microbatch", "accumulate"), [(64, None, 16, 4), (64, 6, 16, 1), (64, 6, 4, 2), (64, 7, 4, 7)]
+)
+def test_a_batch_is_divided_into_parts_of_at_most_a_microbatch(batch, given, microbatch, accumulate, write):
+    text = REALSR.replace("batch: [2, 1]", f"batch: [{batch}, 1]").replace("microbatch: 1", f"microbatch: {microbatch}")
+    settings = read(write(text), batch_size=given).settings
+    assert (settings["batch_size"], settings["accumulate"]) == (given or batch, accumulate)
+
+
 def test_files_that_exist_are_taken(write, tmp_path):
     for name in ("vq.pth", "start.pth"):
         (tmp_path / name).touch()
@@ -87,6 +96,7 @@ BAD = {
     "weighted": (REALSR.replace("weighted_mse: False", "weighted_mse: True"), "weighted_mse is True"),
     "schedule": (REALSR.replace("cosin", "steps"), "lr_schedule is 'steps'"),
     "loss": (REALSR.replace("loss_coef: [1.0, 0.0]", "loss_coef: 1.0"), "loss_coef is 1.0"),
+    "batch": (REALSR.replace("batch: [2, 1]", "batch: 0"), "train.batch 0 and train.microbatch 1 must be at least 1"),
     "missing": (REALSR.replace(TRAIN, "train: {lr: 1e-4}"), "train.iterations is missing"),
 }
 

@@ -130,7 +130,9 @@ def test_recomputed_layers_keep_less_for_the_backward_pass(photos, tmp_path):
 
 
 def test_parts_must_divide_the_batch(photos, tmp_path):
-    with pytest.raises(ValueError, match="multiple of 1 processes × 3 accumulated parts, got 2"):
+    with pytest.raises(
+        ValueError, match="batch_size is 2, but 1 processes × 3 accumulated parts .* give --batch-size 3"
+    ):
         make_trainer(make_config(photos, tmp_path, accumulate=3))
 
 

@@ -245,7 +245,8 @@ def _described(settings: dict) -> tuple[Any, dict]:
     settings["data"] = tuple(str(expand_home(one)) for one in settings["data"] or ())
     spec = None
     if path is not None:
-        training = read(path, settings["model"] if "model" in given else None)
+        named = {name: settings[name] for name in ("model", "batch_size") if name in given}
+        training = read(path, **named)
         spec, described = training.spec, training.settings
         if "objective" not in given:
             options = described["objective_options"] | options

@@ -127,10 +127,12 @@ class Training(ABC):
 
     def _check_division(self) -> None:
         config, count = self.config, self.processes.count
-        if config.batch_size % (count * config.accumulate):
+        parts = count * config.accumulate
+        if config.batch_size % parts:
             raise ValueError(
-                f"batch_size must be a multiple of {count} processes × {config.accumulate} accumulated parts, "
-                f"got {config.batch_size}"
+                f"batch_size is {config.batch_size}, but {count} processes × {config.accumulate} accumulated parts "
+                f"(accumulate, or train.microbatch of a --config file) need a multiple of {parts}; give "
+                f"--batch-size {-(-config.batch_size // parts) * parts}, or another --accumulate"
             )
 
     # ---- one step

@@ -81,7 +81,7 @@ class OfficialTraining:
     without_effect: tuple[str, ...]
 
 
-def read(path: str | PathLike[str], model: str | None = None) -> OfficialTraining:
+def read(path: str | PathLike[str], model: str | None = None, batch_size: int | None = None) -> OfficialTraining:
     """The training that an official YAML file describes.
 
     Folders and files in it that do not exist, such as its author's, are left out of the settings.
@@ -91,6 +91,7 @@ def read(path: str | PathLike[str], model: str | None = None) -> OfficialTrainin
             degradation, `degradation`.
         model: name of the model to train instead of the file's, whose sections `model`, `diffusion` and `autoencoder`
             are then without effect. Default: the file's.
+        batch_size: patches per step instead of the file's; `train.microbatch` divides them.
 
     Raises:
         FileNotFoundError, OSError, ImportError: as of `models.official_config.read`.
@@ -109,6 +110,8 @@ def read(path: str | PathLike[str], model: str | None = None) -> OfficialTrainin
             used.add(entry)
             if entries.get(entry, allowed[0]) not in allowed:
                 raise ValueError(f"{entry} is {entries[entry]!r}; only {allowed[0]!r} is supported")
+        if batch_size is not None:
+            entries["train.batch"] = batch_size
         for part in (_training, _data, _degradation):
             settings |= part(entries, used)
         files = {"autoencoder": "autoencoder.ckpt_path", "init_from": "model.ckpt_path"}
@@ -166,7 +169,7 @@ def _training(entries: dict[str, Any], used: set[str]) -> dict[str, Any]:
         if entries.get(f"train.{name}") is None:
             raise ValueError(f"train.{name} is missing")
     if entries.get("train.microbatch"):
-        settings["accumulate"] = max(1, settings["batch_size"] // int(entries["train.microbatch"]))
+        settings["accumulate"] = _parts(settings["batch_size"], int(entries["train.microbatch"]))
     used.update({"train.microbatch", "train.lr_schedule", "train.lr_min", "train.loss_coef"})
     schedule = entries.get("train.lr_schedule")
     if schedule not in (None, "cosin", "cosine"):
@@ -177,6 +180,14 @@ def _training(entries: dict[str, Any], used: set[str]) -> dict[str, Any]:
         raise ValueError(f"train.loss_coef is {weights!r}, expected the weights of the squared error and of LPIPS")
     settings["objective_options"] = {"mse": float(weights[0]), "lpips": float(weights[1])}
     return settings
+
+
+def _parts(batch_size: int, microbatch: int) -> int:
+    """The least number of equal parts of at most `microbatch` patches."""
+    if min(batch_size, microbatch) < 1:
+        raise ValueError(f"train.batch {batch_size} and train.microbatch {microbatch} must be at least 1")
+    fitting = (parts for parts in range(1, batch_size + 1) if batch_size <= parts * microbatch)
+    return next(parts for parts in fitting if batch_size % parts == 0)
 
 
 def _data(entries: dict[str, Any], used: set[str]) -> dict[str, Any]:
