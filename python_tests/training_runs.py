@@ -81,8 +81,8 @@ def make_autoencoder_config(photos, run, *, options=None, **changes):
     return make_config(photos, run, **(values | {"patch": 32} | changes))
 
 
-def make_autoencoder_trainer(config, **options):
-    return AutoencoderTrainer(config, TINY_AUTOENCODER, **options)
+def make_autoencoder_trainer(config, kind=AutoencoderTrainer, **options):
+    return kind(config, TINY_AUTOENCODER, **options)
 
 
 def random_batch():

@@ -15,7 +15,7 @@ from resshift_fast.training.distributed import Processes, parts_of
 WORKER = Path(__file__).parents[1] / "training_worker.py"
 
 
-def _train(kind, photos, run, processes, steps=20):
+def _train(kind, photos, run, processes, steps):
     start = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     start += [] if processes == 1 else [f"--nproc-per-node={processes}"]
     paths = os.pathsep.join([str(WORKER.parent), str(WORKER.parents[1])])
@@ -28,15 +28,14 @@ def _train(kind, photos, run, processes, steps=20):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "steps", "columns"),
+    ("kind", "columns"),
     [
-        ("denoiser", 20, {"loss": 20, "val_psnr_y_clean": 2}),
-        # In the fourth step one channel of the discriminator differs, and all below it: rounding puts a value on the
-        # other side of a LeakyReLU. The gradients of the autoencoder and of the layers above still agree.
-        ("autoencoder", 3, {"loss": 3, "val_psnr_y_reconstructed": 1, "l1": 3, "lambda": 1, "usage": 3}),
+        ("denoiser", {"loss": 20, "val_psnr_y_clean": 2}),
+        ("autoencoder", {"loss": 20, "val_psnr_y_reconstructed": 2, "l1": 20, "lambda": 18, "usage": 20}),
     ],
 )
-def test_two_processes_train_as_one_does_and_write_one_log(photos, tmp_path, kind, steps, columns):
+def test_two_processes_train_as_one_does_and_write_one_log(photos, tmp_path, kind, columns):
+    steps = 20
     _train(kind, photos, tmp_path / "one", 1, steps)
     said = _train(kind, photos, tmp_path / "two", 2, steps)
     one = torch.load(tmp_path / "one" / "gradients-0.pt")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,9 +75,10 @@ class Processes:
         if self.count == 1:
             return module
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(
-            module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        parallel = nn.parallel.DistributedDataParallel
+        new = "forward_sync_buffers" in inspect.signature(parallel).parameters
+        options: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
+        return parallel(module, device_ids=ids, gradient_as_bucket_view=True, **options)
 
     def leave(self) -> None:
         """End the communication, if this object has begun it."""
