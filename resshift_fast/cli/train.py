@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # Options of the command that are settings of an objective.
 OPTIONS = {"official": {"mse", "lpips", "vgg", "lpips_weights"}}
 OPTIONS["distill"] = OPTIONS["official"] | {"teacher", "fake_steps"}
+DISTILL_BETAS = (0.9, 0.95)  # AdamW's decay rates of the objective distill, arXiv 2503.13358, appendix C
 
 
 def train(
@@ -261,4 +262,6 @@ def _described(settings: dict) -> tuple[Any, dict]:
         needed = " or ".join(objective for objective, names in OPTIONS.items() if name in names)
         raise ValueError(f"--{name.replace('_', '-')} needs --objective {needed}")
     settings["objective_options"] = options
+    if settings["objective"] == "distill":
+        settings["betas"] = DISTILL_BETAS
     return spec, settings
