@@ -97,6 +97,17 @@ BAD = {
     "schedule": (REALSR.replace("cosin", "steps"), "lr_schedule is 'steps'"),
     "loss": (REALSR.replace("loss_coef: [1.0, 0.0]", "loss_coef: 1.0"), "loss_coef is 1.0"),
     "batch": (REALSR.replace("batch: [2, 1]", "batch: 0"), "train.batch 0 and train.microbatch 1 must be at least 1"),
+    "number": (REALSR.replace("lr: 5e-5", "lr: fast"), "train.lr is 'fast', expected a number"),
+    "no batch": (REALSR.replace("batch: [2, 1]", "batch: []"), r"train.batch is \[\], expected a number"),
+    "list": (
+        REALSR.replace("resize_prob: [0.2, 0.7, 0.1]", "resize_prob: 3"),
+        "resize_prob is 3, expected a list, each",
+    ),
+    "share": (
+        REALSR.replace("gray_noise_prob: 0.4", "gray_noise_prob: high"),
+        "gray_noise_prob is 'high', expected",
+    ),
+    "mask value": (of_type("inpaint", "{mask_kwargs: {box_proba: much}}"), "box_proba is 'much', expected a number"),
     "missing": (REALSR.replace(TRAIN, "train: {lr: 1e-4}"), "train.iterations is missing"),
 }
 

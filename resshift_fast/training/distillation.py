@@ -17,10 +17,10 @@ The right side is minimized; its gradient needs no derivative of the best f by t
 It passes through x̂_0 and, by x_t, through both models. All errors are of x_0, mean over the latent's values, and t is
 uniform. A supervised part is added: LPIPS of the decoded x̂_0, as in the paper, or the squared error of x̂_0.
 
-As in appendix C of the paper, the fake model takes 5 steps for each of the student's and LPIPS has weight 2. Three parts
-of its algorithm 1 are left out: an adversarial loss, of weight 0.003, by a small network on features of the fake model;
-training the student at four timesteps, from x_t of the true x_0, where it is used at the last one alone; and SiD's
-normalization of the loss.
+As in appendix C of the paper, the fake model takes 5 steps for each of the student's and LPIPS has weight 2. Three
+parts of its algorithm 1 are left out: an adversarial loss, of weight 0.003, by a small network on features of the fake
+model; training the student at four timesteps, from x_t of the true x_0, where it is used at the last one alone; and
+SiD's normalization of the loss.
 """
 
 from __future__ import annotations

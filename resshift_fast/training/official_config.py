@@ -164,22 +164,38 @@ def _training(entries: dict[str, Any], used: set[str]) -> dict[str, Any]:
     for name, (setting, convert) in direct.items():
         used.add(f"train.{name}")
         if (value := entries.get(f"train.{name}")) is not None:
-            settings[setting] = convert(value)
+            settings[setting] = _converted(f"train.{name}", value, convert)
     for name in ("lr", "iterations", "batch"):
         if entries.get(f"train.{name}") is None:
             raise ValueError(f"train.{name} is missing")
     if entries.get("train.microbatch"):
-        settings["accumulate"] = _parts(settings["batch_size"], int(entries["train.microbatch"]))
+        settings["accumulate"] = _parts(
+            settings["batch_size"], _converted("train.microbatch", entries["train.microbatch"], int)
+        )
     used.update({"train.microbatch", "train.lr_schedule", "train.lr_min", "train.loss_coef"})
     schedule = entries.get("train.lr_schedule")
     if schedule not in (None, "cosin", "cosine"):
         raise ValueError(f"train.lr_schedule is {schedule!r}, expected nothing (constant) or cosin")
-    settings["min_lr"] = settings["lr"] if schedule is None else float(entries.get("train.lr_min") or 0.0)
+    least = _converted("train.lr_min", entries.get("train.lr_min") or 0.0, float)
+    settings["min_lr"] = settings["lr"] if schedule is None else least
     weights = entries.get("train.loss_coef") or [1.0, 0.0]
     if not isinstance(weights, list) or len(weights) != 2:
         raise ValueError(f"train.loss_coef is {weights!r}, expected the weights of the squared error and of LPIPS")
-    settings["objective_options"] = {"mse": float(weights[0]), "lpips": float(weights[1])}
+    mse, lpips = (_converted("train.loss_coef", weight, float) for weight in weights)
+    settings["objective_options"] = {"mse": mse, "lpips": lpips}
     return settings
+
+
+def _converted(name: str, value: Any, convert: Callable[[Any], Any]) -> Any:
+    """The value of an entry as a number, or by another conversion.
+
+    Raises:
+        ValueError: naming the entry, if it is impossible.
+    """
+    try:
+        return convert(value)
+    except (TypeError, ValueError, IndexError):
+        raise ValueError(f"{name} is {value!r}, expected a number") from None
 
 
 def _parts(batch_size: int, microbatch: int) -> int:
@@ -233,7 +249,7 @@ def _degradation(entries: dict[str, Any], used: set[str]) -> dict[str, Any]:
         options = {}
     settings["degradation_options"] = options
     size = entries.get("degradation.gt_size", entries.get(_PARAMS + "gt_size"))
-    return settings | ({} if size is None else {"patch": int(size)})
+    return settings | ({} if size is None else {"patch": _converted("gt_size", size, int)})
 
 
 def _taken(entries: dict[str, Any], used: set[str], names: Mapping[str, str]) -> dict[str, Any]:
@@ -246,8 +262,11 @@ def _masks(entries: dict[str, Any], used: set[str]) -> dict[str, Any]:
     """Settings of `Masks` from LaMa's names."""
 
     def take(name: str, default: Any) -> Any:
-        used.add(f"{_PARAMS}mask_kwargs.{name}")
-        return entries.get(f"{_PARAMS}mask_kwargs.{name}", default)
+        entry = f"{_PARAMS}mask_kwargs.{name}"
+        used.add(entry)
+        value = entries.get(entry, default)
+        _converted(entry, value, float)
+        return value
 
     kinds = (("irregular", 1 / 3), ("box", 1 / 3), ("segm", 0.0), ("superres", 0.0))
     return {

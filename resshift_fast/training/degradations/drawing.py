@@ -57,14 +57,38 @@ def from_options(kind: type[_Settings], options: Mapping[str, Any]) -> _Settings
     """A dataclass of settings from plain values; lists become tuples.
 
     Raises:
-        ValueError: naming the options that it does not have.
+        ValueError: naming the options that it does not have, or whose value is of another kind than the default.
     """
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    if unknown := set(options) - known:
+    known = {field.name: field.default for field in fields(kind)}  # type: ignore[arg-type]
+    if unknown := set(options) - known.keys():
         raise ValueError(
             f"{kind.__name__} has no setting {', '.join(sorted(unknown))}; it has {', '.join(sorted(known)) or 'none'}"
         )
+    for name, value in options.items():
+        if not _is_like(value, known[name]):
+            raise ValueError(
+                f"{kind.__name__}: {name} is {value!r}, expected {_like(known[name])}, such as {known[name]}"
+            )
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
+
+
+_KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a name"}
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Whether a value may take the place of a default; any may where that is None or missing."""
+    if isinstance(default, tuple):
+        return isinstance(value, list | tuple) and all(_is_like(one, default[0]) for one in value)
+    if type(default) not in _KINDS:
+        return True
+    return type(value) is type(default) or (type(default) is float and type(value) is int)
+
+
+def _like(default: Any) -> str:
+    """What `_is_like` expects."""
+    if isinstance(default, tuple):
+        return f"a list, each {_like(default[0])}"
+    return _KINDS[type(default)]
 
 
 class PixelNoise:
