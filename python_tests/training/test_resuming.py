@@ -11,6 +11,7 @@ from training_runs import make_config, make_trainer, random_batch, read_log
 
 from resshift_fast.training.degradations import Mixture
 from resshift_fast.training.interfaces import Batch
+from resshift_fast.training.run_folder import RunFolder
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
@@ -105,22 +106,6 @@ def test_a_damaged_checkpoint_is_one_clear_error(photos, tmp_path):
         make_trainer(config).run()
 
 
-def test_a_failed_write_keeps_the_previous_checkpoint(photos, tmp_path, monkeypatch):
-    trainer = make_trainer(make_config(photos, tmp_path))
-    trainer.run(stop_after=1)
-    before = (tmp_path / "last.pt").read_bytes()
-
-    def full(_state, file):
-        file.write(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="no space"):
-        trainer.save()
-    assert (tmp_path / "last.pt").read_bytes() == before
-    assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob(".*.part"))
-
-
 def test_a_signal_ends_after_the_step_and_the_run_continues(photos, tmp_path):
     config = make_config(photos, tmp_path)
     trainer = make_trainer(config)
@@ -186,3 +171,36 @@ def test_files_of_a_killed_training_are_removed(photos, tmp_path):
     left.write_bytes(b"half a checkpoint")
     make_trainer(make_config(photos, tmp_path))
     assert not left.exists()
+
+
+def test_a_full_disk_is_named_and_keeps_the_previous_state(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path)
+    folder.save_last({"step": 1})
+    opened = os.fdopen
+
+    class Full:
+        """A file without space beyond 200 kB."""
+
+        def __init__(self, *arguments):
+            self._file = opened(*arguments)
+
+        def __getattr__(self, name):
+            return getattr(self._file, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self._file.close()
+
+        def write(self, data):
+            if self._file.tell() + len(data) > 200_000:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return self._file.write(data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fdopen", Full)
+        with pytest.raises(OSError, match=r"last\.pt.*space") as raised:
+            folder.save_last({"step": 2, "weights": torch.zeros(100_000)})
+    assert raised.value.errno == errno.ENOSPC
+    assert folder.load_last()["step"] == 1 and [path.name for path in tmp_path.iterdir()] == ["last.pt"]

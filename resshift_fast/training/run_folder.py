@@ -9,6 +9,7 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 
@@ -57,6 +58,24 @@ class Table:
             csv.DictWriter(file, self.fields).writerow(values)
 
 
+class _Sink:
+    """A file to write to that keeps its error."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
 class RunFolder:
     """Paths and formats of one run's files. Raises OSError if the folder can't be created."""
 
@@ -72,9 +91,19 @@ class RunFolder:
         return self.folder / "val" / f"{step:07d}.png"
 
     def save_last(self, state: dict) -> None:
-        """Write the resumable state, replacing the previous one atomically."""
+        """Write the resumable state, replacing the previous one atomically.
+
+        Raises:
+            OSError: if there is no space left or writing fails otherwise; the previous state is then kept.
+        """
         with replacing(self.last) as file:
-            torch.save({"format": FORMAT, **state}, file)
+            sink = _Sink(file)
+            try:
+                torch.save({"format": FORMAT, **state}, sink)
+            except RuntimeError:  # torch's, which hides what the file said
+                if sink.error is not None:
+                    raise sink.error from None
+                raise
 
     def load_last(self) -> dict:
         """Read the resumable state. Raises ValueError for a damaged file or another format."""
