@@ -106,12 +106,23 @@ def test_objective_and_degradation_need_no_file(folder, made):
     assert config.objective_options == {"lpips": 1.0, "vgg": str(folder / "vgg.pth")}
 
 
+def test_the_projects_file_trains_the_embedded_model(folder, made):
+    file = Path(__file__).parents[2] / "examples" / "nano-realsr.yaml"
+    options = ["-o", folder / "run", "--model", "nano-x4", "--config", file, "--batch-size", 6]
+    found = run(folder / "photos", *options)
+    assert found.exit_code == 0, found.output
+    assert "without effect" not in found.output
+    config, spec = made[0]
+    assert spec is None and config.model == "nano-x4" and config.degradation == "second_order"
+    assert (config.batch_size, config.patch, config.steps, config.precision) == (6, 128, 4000, "float32")
+
+
 def test_distillation_has_its_own_settings(folder, made):
     found = run(folder / "photos", "-o", folder / "run", "--objective", "distill", "--teacher", folder / "vgg.pth",
                 "--fake-steps", "3", "--mse", "0.5")  # fmt: skip
     assert found.exit_code == 0, found.output
     config, spec = made[0]
-    assert spec is None and config.objective == "distill"
+    assert spec is None and config.objective == "distill" and config.betas == (0.9, 0.95)
     assert config.objective_options == {"teacher": str(folder / "vgg.pth"), "fake_steps": 3, "mse": 0.5}
     found = run(folder / "photos", "-o", folder / "run", "--config", folder / "realsr.yaml", "--objective", "distill")
     assert found.exit_code == 0, found.output
