@@ -9,7 +9,7 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 
@@ -99,7 +99,7 @@ class RunFolder:
         with replacing(self.last) as file:
             sink = _Sink(file)
             try:
-                torch.save({"format": FORMAT, **state}, sink)
+                torch.save({"format": FORMAT, **state}, cast(BinaryIO, sink))
             except RuntimeError:  # torch's, which hides what the file said
                 if sink.error is not None:
                     raise sink.error from None
