@@ -32,6 +32,7 @@ CALLS = {
     "negative batch": ({"batch_size": -2}, ValueError, "batch_size is -2"),
     "fractional batch": ({"batch_size": 1.5}, TypeError, "batch_size is 1.5, expected an integer"),
     "boolean batch": ({"batch_size": True}, TypeError, "batch_size is True"),
+    "unknown layout": ({"layout": "HCW"}, ValueError, "layout is 'HCW', expected None or one of BCHW"),
     "unknown noise": ({"noise": "white"}, ValueError, "noise is 'white', expected 'field' or 'torch'"),
     "negative seed": ({"seed": -1}, ValueError, r"seed is -1, expected 0 to 2\*\*63 - 1"),
     "seed beyond 63 bits": ({"seed": 2**63}, ValueError, "expected 0 to"),
@@ -62,7 +63,7 @@ IMAGES = {
     "sparse tensor": (torch.zeros(3, 8, 8).to_sparse(), TypeError, "sparse or meta tensor"),
     "tensor without data": (torch.zeros(3, 8, 8, device="meta"), TypeError, "sparse or meta tensor"),
     "wrong rank": (torch.zeros(8, 8), ValueError, r"got \[8, 8\]"),
-    "float array": (np.zeros((8, 8, 3)), TypeError, "uint8 or uint16, got float64"),
+    "signed array": (np.zeros((8, 8, 3), int), TypeError, "uint8, uint16, or floating point .*, got int64"),
     "unsupported": ({"image": 1}, TypeError, "cannot restore a dict"),
     "second of a list": ([IMAGE, None], TypeError, "cannot restore a NoneType"),
 }

@@ -190,21 +190,23 @@ class Pipeline:
         overlap: int | None = None,
         batch_size: int | None = None,
         noise: str = "field",
+        layout: str | None = None,
         progress: inputs.Progress = True,
     ) -> Any:
         """Restore an image, or a list of images of any sizes.
 
         | `image` | returns | range | dtype | device | layout |
         |---|---|---|---|---|---|
-        | path | PIL image | 8 bit (I;16 for 16-bit gray) | – | – | mode L, LA, RGB or RGBA as in the file |
+        | path, bytes, open file | PIL image | 8 bit (I;16 for 16-bit gray) | – | – | L, LA, RGB or RGBA as in it |
         | PIL image | PIL image | 8 bit (I;16 stays) | – | – | mode L, LA, RGB or RGBA |
-        | array | array | full integer range | uint8 or uint16 as given | CPU | [H, W] or [H, W, C]; C = 1, 3, 4 |
-        | tensor | tensor | [0, 1] | as given | as given | [B, C, H, W] or [C, H, W]; C = 1, 3, 4 |
+        | array | array | full integer range, floats [0, 1] | as given | CPU | `layout`, else [H, W] or [H, W, C] |
+        | tensor | tensor | full integer range, floats [0, 1] | as given | as given | `layout`, else [(B,) C, H, W] |
         | `images.Photo` | `images.Photo` | full integer range | as given | CPU | [H, W, 3], alpha apart |
         | list, tuple | list, tuple | each as its kind | | | |
 
-        Sides are multiplied by the model's scale. A fourth channel is alpha, which is enlarged bicubically. The colour
-        profile and EXIF data of files and PIL images are kept in the `info` of the PIL image returned.
+        Integers are uint8 or uint16; C is 1, 3 or 4, of which the fourth is alpha; bytes are those of an image file.
+        Sides are multiplied by the model's scale, alpha is enlarged bicubically. The colour profile and EXIF data of
+        files and PIL images are kept in the `info` of the PIL image returned.
 
         Args:
             image: see the table. Values are sRGB.
@@ -219,13 +221,14 @@ class Pipeline:
             batch_size: tiles that are restored at once; None takes 1 on a CPU and 4 elsewhere.
             noise: "field", a function of the seed and the pixel's position, so that it does not depend on the tiling;
                 or "torch", drawn with torch's generator in the official program's order.
+            layout: of arrays and tensors: "BCHW", "BHWC", "CHW", "HWC" or "HW"; None takes the usual one of the table.
             progress: True shows a bar on a terminal; a function is called with (done, total) denoiser evaluations.
 
         Raises:
             TypeError, ValueError: for an argument that does not fit, naming what was expected.
             OSError: for a file that cannot be read.
         """
-        sources, gather = sources_of(image)
+        sources, gather = sources_of(image, layout)
         seeds = _seeds(seed, len(sources))
         masks = self._masks(mask, sources)
         if noise not in NOISES:
@@ -410,7 +413,7 @@ def sample(
 
     Args:
         image, mask, seed: as in `Pipeline.__call__`, which also takes `options` (tile, overlap, batch_size, noise,
-            progress).
+            layout, progress).
         model, device, dtype, weights, autoencoder: as in `Pipeline.from_pretrained`.
 
     Raises:

@@ -1,5 +1,6 @@
 """Every kind of image is restored to the same kind; an invalid one raises a one-line error."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,9 @@ from resshift_fast.images.sources import sources_of
 H, W = 5, 7
 
 
-def restore(image, scale=1, change=lambda pixels: pixels, mask=None):
+def restore(image, scale=1, change=lambda pixels: pixels, mask=None, layout=None):
     """Read `image` by its sources, repeat every pixel `scale` times, apply `change`, and write it in two bands."""
-    sources, gather = sources_of(image)
+    sources, gather = sources_of(image, layout)
     for source in sources:
         source.begin(scale)
         pixels = source.crop(np.arange(source.height), np.arange(source.width)).numpy()
@@ -60,6 +61,9 @@ KINDS = {
     "array-HW4-16bit": lambda: visible(integers(H, W, 4, bits=16)),
     "array-1x1": lambda: integers(1, 1, 3),
     "array-strided": lambda: integers(2 * H, W, 4)[::-2, ::-1, :3],
+    "array-float": lambda: tensor(H, 3, W).numpy().transpose(0, 2, 1),
+    "array-float-HW4": lambda: tensor(4, H, W, dtype=torch.float64).permute(1, 2, 0).numpy(),
+    "array-float-big-endian": lambda: tensor(1, H, W)[0].numpy().astype(">f4"),
     "array-read-only": lambda: np.broadcast_to(integers(H, 1, 3), (H, W, 3)),
     "photo": lambda: Photo(integers(H, W, 3), name="seaside"),
     "photo-16bit-alpha": lambda: Photo(integers(H, W, 3, bits=16), visible(integers(H, W, 1, bits=16))[..., 0]),
@@ -69,6 +73,9 @@ KINDS = {
     "pil-RGB": lambda: pil("RGB"),
     "pil-RGBA": lambda: pil("RGBA"),
     "pil-I16": lambda: pil("I;16"),
+    "tensor-uint8": lambda: torch.from_numpy(integers(2, 3, H, W)),
+    "tensor-uint8-gray": lambda: torch.from_numpy(integers(1, H, W)),
+    "tensor-uint16-alpha": lambda: torch.from_numpy(visible(integers(H, W, 4, bits=16))).permute(2, 0, 1),
     "tensor-CHW": lambda: tensor(3, H, W),
     "tensor-strided": lambda: tensor(2, W, H, 3).permute(0, 3, 2, 1),
     "tensor-expanded": lambda: tensor(1, 3, 1, W).expand(2, 3, H, W),
@@ -92,7 +99,7 @@ def parts(image):
         if image.mode == "LA":
             return (Image.Image, image.mode), values[..., 0], values[..., 1]
         return (Image.Image, image.mode), values
-    return (type(image), image.dtype), image
+    return (type(image), image.dtype.newbyteorder("=")), image
 
 
 def assert_same(ours, expected):
@@ -155,7 +162,7 @@ def test_gray_results_are_luma():
     expected = (np.array([0.299, 0.587, 0.114]) @ (colours[:, 0, 0] + 1)) / 2
     for kind in ("array-HW", "array-HW1-16bit", "photo-gray", "pil-L", "pil-I16", "tensor-B2-C1-float32"):
         (_, values, *_) = parts(restore(KINDS[kind](), change=lambda pixels: np.broadcast_to(colours, pixels.shape)))
-        top = 1 if values.dtype == np.float64 else np.iinfo(values.dtype).max
+        top = 1 if values.dtype.kind == "f" else np.iinfo(values.dtype).max
         np.testing.assert_allclose(values / top, expected, atol=0.004 if top == 255 else 2e-5)
 
 
@@ -192,6 +199,58 @@ def saved(folder, image, name="photo.png", **options):
 def test_a_path_gives_a_pil_image_of_the_files_mode(tmp_path, mode, give):
     result = restore(give(saved(tmp_path, pil(mode))))
     assert_same(result, pil(mode))
+
+
+@pytest.mark.parametrize("give", [bytes, bytearray, memoryview, io.BytesIO, "at its end", "a file"], ids=str)
+def test_bytes_and_open_files_are_read_as_files(tmp_path, give):
+    """Also 16-bit PNG and TIFF, for which the reader needs all bytes."""
+    for name, mode in (("a.png", "RGBA"), ("b.tif", "I;16"), ("c.webp", "RGB")):
+        path = saved(tmp_path, pil(mode), name, **({"lossless": True} if mode == "RGB" else {}))
+        data = path.read_bytes()
+        if give == "at its end":
+            given = io.BytesIO()
+            given.write(data)
+        else:
+            given = path.open("rb") if give == "a file" else give(data)
+        assert_same(restore(given), restore(path))
+        if give == "a file":
+            given.close()
+
+
+LAYOUTS = ("BCHW", "BHWC", "CHW", "HWC", "HW")
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32", "float64"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout_names_the_axes(layout, kind):
+    """Arrays and tensors alike; a batch of three pictures with alpha, or one picture, or gray."""
+    sides = {"B": 3, "C": 4, "H": H, "W": W}
+    shape = [sides[axis] for axis in layout]
+    if kind.startswith("uint"):
+        array = integers(*shape, bits=int(kind[4:]))
+        if "C" in layout:  # every pixel is visible
+            np.moveaxis(array, layout.index("C"), 0)[3] |= 64 << (8 if kind == "uint16" else 0)
+    else:
+        array = (integers(*shape) / 256).astype(kind)
+        if "C" in layout:
+            np.moveaxis(array, layout.index("C"), 0)[3] = 0.5
+    rows, columns = layout.index("H"), layout.index("W")
+    for image, as_array in ((array, np.asarray), (torch.from_numpy(array), lambda tensor: tensor.numpy())):
+        result = restore(image, 2, layout=layout)
+        assert type(result) is type(image) and result.dtype == image.dtype
+        large = array.repeat(2, rows).repeat(2, columns)
+        assert as_array(result).shape == large.shape and as_array(result).flags.c_contiguous
+        colour = (slice(None),) * layout.find("C") + (slice(3),) if "C" in layout else ...
+        np.testing.assert_allclose(as_array(result)[colour], large[colour], rtol=0, atol=1e-6)
+
+
+def test_a_layout_that_does_not_fit():
+    with pytest.raises(ValueError, match="layout is 'NHWC', expected None or one of BCHW, BHWC, CHW, HWC, HW"):
+        sources_of(integers(H, W), "NHWC")
+    with pytest.raises(ValueError, match=r"must be \[H, W\], got \[5, 7, 3\]; if that is HWC, give layout='HWC'"):
+        sources_of(integers(H, W, 3), "HW")
+    sources, _ = sources_of(integers(2, H, W, 3), "BHWC")
+    assert [source.name for source in sources] == ["array[0]", "array[1]"]
 
 
 CONVERTED = {"1": "L", "PA": "RGBA", "I": "I;16"} | dict.fromkeys(("P", "CMYK", "YCbCr", "HSV", "LAB", "RGBX"), "RGB")
@@ -242,27 +301,41 @@ def test_lists_and_tuples_keep_their_nesting_and_order():
 
 
 REFUSED = {
-    "float-array": (lambda: np.zeros((H, W, 3), np.float32), TypeError, r"uint8 or uint16, got float32; .*tensor"),
-    "int-array": (lambda: np.zeros((H, W, 3), np.int64), TypeError, "uint8 or uint16, got int64"),
-    "bool-array": (lambda: np.zeros((H, W), bool), TypeError, "uint8 or uint16, got bool"),
-    "planar-array": (lambda: integers(3, H, W), ValueError, r"\[H, W, C\] with C of 1, 3 or 4, got \[3, 5, 7\]"),
+    "int-array": (lambda: np.zeros((H, W, 3), np.int64), TypeError, r"or floating point in \[0, 1\], got int64"),
+    "uint32-array": (lambda: np.zeros((H, W, 3), np.uint32), TypeError, r"got uint32"),
+    "long-array": (lambda: np.zeros((H, W, 3), np.longdouble), TypeError, r"got float128"),
+    "bool-array": (lambda: np.zeros((H, W), bool), TypeError, "uint8, uint16, or floating point .*, got bool"),
+    "array-of-255": (
+        lambda: integers(H, W, 3).astype(np.float32),
+        ValueError,
+        r"the array's values .*, 255\], expected",
+    ),
+    "nan-array": (lambda: np.full((H, W, 3), np.nan), ValueError, "the array has NaN"),
+    "planar-array": (
+        lambda: integers(3, H, W),
+        ValueError,
+        r"\[H, W, C\] or .* with C .*got \[3, 5, 7\]; .*layout='CHW'",
+    ),
     "two-channel-array": (lambda: integers(H, W, 2), ValueError, r"got \[5, 7, 2\]"),
-    "batch-of-arrays": (lambda: integers(2, H, W, 3), ValueError, r"got \[2, 5, 7, 3\]"),
+    "batch-of-arrays": (lambda: integers(2, H, W, 3), ValueError, r"got \[2, 5, 7, 3\]; .* layout='BHWC'"),
     "row-array": (lambda: integers(3), ValueError, r"got \[3\]"),
     "empty-array": (lambda: integers(0, W, 3), ValueError, r"got \[0, 7, 3\]"),
-    "integer-tensor": (lambda: torch.zeros(3, H, W, dtype=torch.uint8), TypeError, r"uint8; use x.float\(\) / 255"),
+    "integer-tensor": (lambda: torch.zeros(3, H, W, dtype=torch.int64), TypeError, r"int64; use x.float\(\) / 255"),
     "complex-tensor": (lambda: torch.zeros(3, H, W, dtype=torch.complex64), TypeError, "floating point"),
     "flat-tensor": (lambda: torch.zeros(H, W), ValueError, r"\[B, C, H, W\] or \[C, H, W\] .*, got \[5, 7\]"),
     "video-tensor": (lambda: torch.zeros(1, 1, 3, H, W), ValueError, r"got \[1, 1, 3, 5, 7\]"),
-    "channels-last-tensor": (lambda: torch.zeros(1, H, W, 3), ValueError, r"got \[1, 5, 7, 3\]"),
+    "channels-last-tensor": (lambda: torch.zeros(1, H, W, 3), ValueError, r"got \[1, 5, 7, 3\]; .* layout='BHWC'"),
     "empty-tensor": (lambda: torch.zeros(0, 3, H, W), ValueError, r"got \[0, 3, 5, 7\]"),
     "nan-tensor": (lambda: torch.tensor(float("nan")).expand(3, H, W), ValueError, r"NaN .* \[0, 1\]"),
     "infinite-tensor": (lambda: torch.tensor(float("inf")).expand(3, H, W), ValueError, "infinite"),
     "negative-tensor": (lambda: tensor(3, H, W) * 2 - 1, ValueError, r"in \[-\S+, 1\], expected \[0, 1\]; scale"),
     "tensor-of-255": (lambda: tensor(1, 3, H, W) * 255, ValueError, r", 255\], expected \[0, 1\]"),
     "float-pil": (lambda: Image.new("F", (W, H)), ValueError, "float"),
+    "no-bytes": (lambda: b"", ValueError, r"the image is empty \(0 bytes\)"),
+    "bytes-of-text": (lambda: bytearray(b"hello, world"), ValueError, "the image is not an image|the image"),
+    "open-as-text": (lambda: io.StringIO("hello"), TypeError, "open as text; open it with mode 'rb'"),
     "missing-file": (lambda: "no-such-photo.png", FileNotFoundError, "no-such-photo.png"),
-    "number": (lambda: 3, TypeError, "cannot restore a int; give a path, .* or a list of these"),
+    "number": (lambda: 3, TypeError, "cannot restore a int; give a path, the bytes .* or a list of these"),
     "nothing": (lambda: None, TypeError, "cannot restore a NoneType"),
     "bad-one-in-a-list": (lambda: [integers(H, W), [torch.zeros(3)]], ValueError, r"got \[3\]"),
 }

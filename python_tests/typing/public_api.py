@@ -23,6 +23,9 @@ assert_type(resshift_fast.__version__, str)
 def images(image: Image.Image, array: np.ndarray, tensor: Tensor, photo: Photo) -> None:
     assert_type(sample("a.png"), Image.Image)
     assert_type(sample(Path("a.png"), "realsr-x4-v3", seed=3), Image.Image)
+    assert_type(sample(b"bytes of a file"), Image.Image)
+    assert_type(sample(open("a.png", "rb")), Image.Image)  # noqa: SIM115
+    assert_type(sample(array, layout="BHWC"), np.ndarray)
     assert_type(sample(image, device="cpu", dtype="bfloat16"), Image.Image)
     assert_type(sample(array, dtype=torch.float16, weights=Path("w.safetensors")), np.ndarray)
     assert_type(sample(tensor, mask=tensor, tile=256), Tensor)

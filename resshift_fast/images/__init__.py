@@ -19,18 +19,22 @@ if TYPE_CHECKING:
     from resshift_fast.images.photo import to_float as to_float
     from resshift_fast.images.photo import to_pil as to_pil
     from resshift_fast.images.photo import write as write
+    from resshift_fast.images.reading import File as File
     from resshift_fast.images.reading import from_pil as from_pil
+    from resshift_fast.images.reading import is_file as is_file
     from resshift_fast.images.reading import read as read
     from resshift_fast.images.reading import read_bytes as read_bytes
     from resshift_fast.images.results import side_by_side as side_by_side
 
 __all__ = [
+    "File",
     "ImageError",
     "Photo",
     "check_format",
     "encoded",
     "from_float",
     "from_pil",
+    "is_file",
     "luma",
     "read",
     "read_bytes",
@@ -44,8 +48,10 @@ __all__ = [
 ]
 
 _MODULES = {
+    "File": "reading",
     "ImageError": "errors",
     "from_pil": "reading",
+    "is_file": "reading",
     "read": "reading",
     "read_bytes": "reading",
     "read_mask": "masks",

@@ -7,18 +7,19 @@ import numpy as np
 from PIL import Image
 
 from resshift_fast.images.photo import Photo, luma
-from resshift_fast.images.reading import from_pil, read
+from resshift_fast.images.reading import File, from_pil, is_file, read
 
 
-def read_mask(mask: str | Path | Image.Image | Photo | np.ndarray) -> np.ndarray:
+def read_mask(mask: File | Image.Image | Photo | np.ndarray) -> np.ndarray:
     """Read a mask: white (at least half of full brightness) is filled in, black is kept.
 
     With a threshold halfway, JPEG artefacts do no harm. A mask with transparency is laid over black, so that white
     strokes on a clear ground are filled in, whatever colour the ground hides.
 
     Args:
-        mask: a path, Pillow image or Photo in any mode; or an array [H, W] or [H, W, C] of bool, uint8, uint16, or
-            floating point in [0, 1]. The second of two and the fourth of four channels are alpha.
+        mask: a path, bytes or open file of an image, Pillow image or Photo in any mode; or an array [H, W] or
+            [H, W, C] of bool, uint8, uint16, or floating point in [0, 1]. The second of two and the fourth of four
+            channels are alpha.
 
     Returns:
         bool [H, W], True where to fill in.
@@ -33,7 +34,7 @@ def read_mask(mask: str | Path | Image.Image | Photo | np.ndarray) -> np.ndarray
     name = f"the mask {mask}" if isinstance(mask, str | Path) else "the mask"
     if isinstance(mask, Image.Image):
         mask = from_pil(mask, name="mask")
-    elif isinstance(mask, str | Path):
+    elif is_file(mask):
         mask = read(mask)
     if isinstance(mask, Photo):
         mask = mask.pixels if mask.alpha is None else np.dstack([mask.pixels, mask.alpha])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO, TypeGuard
 
 import numpy as np
 from PIL import Image
@@ -29,6 +29,10 @@ from resshift_fast.images.limits import check_pixels, lifted, too_large
 from resshift_fast.images.notes import Notes, clean_xmp, dpi_of, notes_of
 from resshift_fast.images.photo import Photo, rounded
 
+Encoded = bytes | bytearray | memoryview
+"""An image file that is in memory."""
+File = str | PathLike[str] | Encoded | IO[bytes]
+"""An image file: its path, its bytes, or open."""
 _READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
 
 # EXIF orientation (tag 274) to the transform that turns the stored pixels upright.
@@ -44,8 +48,15 @@ _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def read(path: str | PathLike[str]) -> Photo:
+def is_file(image: Any) -> TypeGuard[File]:
+    """Whether `read` takes it: a path, the bytes of a file, or an open file."""
+    return isinstance(image, str | PathLike | Encoded) or hasattr(image, "read")
+
+
+def read(path: File) -> Photo:
     """Read a PNG, JPEG, WebP, AVIF, HEIC, GIF, TIFF or BMP; the content decides, not the suffix.
+
+    The bytes of such a file are read too, and a binary file that is open, from its beginning if it can seek.
 
     Supported are gray of 1 to 16 bits, RGB, palettes, every kind of transparency (16-bit ones too) and CMYK. CMYK is
     converted to sRGB through its profile (in 8 bits), or without one by the product of what the inks leave; the profile
@@ -57,12 +68,14 @@ def read(path: str | PathLike[str]) -> Photo:
     with a byte for 32 pixels, which are no decompression bombs.
 
     Raises:
+        TypeError: if it is none of these, such as a file that is open as text.
         FileNotFoundError: with the nearest name in the folder.
         IsADirectoryError, PermissionError, OSError: if the file cannot be opened or read.
         ImageError: if it is empty, not an image, damaged, truncated, too large or of a kind that is refused.
     """
-    path = Path(path)
-    return _decoded(file_bytes(path), str(path))
+    if isinstance(path, str | PathLike):
+        return _decoded(file_bytes(Path(path)), str(Path(path)))
+    return _decoded(*_given_bytes(path))
 
 
 def read_bytes(data: bytes, *, name: str = "image") -> Photo:
@@ -198,6 +211,21 @@ def _needed(file: BinaryIO, name: str) -> bytes:
         directories.check_pages(file, name)
     file.seek(0)
     return needed_bytes(file, name)
+
+
+def _given_bytes(given: Any) -> tuple[bytes, str]:
+    """What is needed of bytes or of an open file, and a name for messages."""
+    name = "the image"
+    if not isinstance(given, Encoded):
+        if not hasattr(given, "read"):
+            raise TypeError(f"read: expected a path, bytes or an open file, got {type(given).__name__}")
+        name = str(getattr(given, "name", name))
+        if hasattr(given, "seekable") and given.seekable():
+            given.seek(0)
+        given = given.read()
+        if not isinstance(given, bytes):
+            raise TypeError(f"{name} is open as text; open it with mode 'rb'")
+    return _needed(io.BytesIO(given), name), name
 
 
 def from_pil(image: Image.Image, *, name: str = "image") -> Photo:

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
-from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor
 from resshift_fast import images
 from resshift_fast.images import Photo
 from resshift_fast.images.alpha import bleed_colors, fill_alpha
+from resshift_fast.images.layouts import check_layout, from_bchw, layout_of, to_bchw
 
 
 class Source(ABC):
@@ -142,21 +142,25 @@ class TensorSource(Source):
         return self._out.to(self._pixels.device)
 
 
-def sources_of(image: Any) -> tuple[list[Source], Callable[[list[Any]], Any]]:
+def sources_of(image: Any, layout: str | None = None) -> tuple[list[Source], Callable[[list[Any]], Any]]:
     """The images in `image`, and a function that converts the list of their results to the kind of `image`.
 
     Args:
-        image: path, PIL image, Photo, uint8/uint16 array, float tensor, or a list or tuple of these.
+        image: path, bytes or open file of an image, PIL image, Photo, array or tensor of uint8, uint16 or floating
+            point, or a list or tuple of these.
+        layout: of arrays and tensors, one of `layouts.LAYOUTS`; None takes [H, W] or [H, W, C] for arrays, [B, C, H, W]
+            or [C, H, W] for tensors.
 
     Returns:
         (sources, gather): gather takes the list of results.
 
     Raises:
-        TypeError: for a kind, rank or dtype that is not accepted. ValueError: for empty, NaN or out-of-range values.
-        OSError, images.ImageError: for a file that cannot be read.
+        TypeError: for a kind or dtype that is not accepted. ValueError: for another rank, an unknown layout, and empty,
+            NaN or out-of-range values. OSError, images.ImageError: for a file that cannot be read.
     """
+    check_layout(layout)
     if isinstance(image, list | tuple):
-        parts = [sources_of(one) for one in image]
+        parts = [sources_of(one, layout) for one in image]
         counts = [len(sources) for sources, _ in parts]
 
         def gather(results: list[Any]) -> Any:
@@ -166,64 +170,93 @@ def sources_of(image: Any) -> tuple[list[Source], Callable[[list[Any]], Any]]:
 
         return [source for sources, _ in parts for source in sources], gather
     if isinstance(image, Tensor):
-        return _tensor_sources(image)
+        return _tensor_sources(image, layout)
+    if isinstance(image, np.ndarray):
+        return _array_sources(image, layout)
     return [_photo_source(image)], lambda results: results[0]
 
 
 def _photo_source(image: Any) -> PhotoSource:
     if isinstance(image, Photo):
         return PhotoSource(image)
-    if isinstance(image, str | PathLike):
+    if images.is_file(image):
         return PhotoSource(images.read(image), images.to_pil)
-    if isinstance(image, np.ndarray):
-        return _array_source(image)
     if hasattr(image, "getbands"):
         return PhotoSource(images.from_pil(image), images.to_pil)
     raise TypeError(
-        f"cannot restore a {type(image).__name__}; give a path, a PIL image, a uint8 or uint16 array [H, W, 3], "
-        "a float tensor [B, 3, H, W] in [0, 1], or a list of these"
+        f"cannot restore a {type(image).__name__}; give a path, the bytes of an image file, an open file, a PIL image, "
+        "an array [H, W, 3], a tensor [B, 3, H, W], or a list of these"
     )
 
 
-def _array_source(array: np.ndarray) -> PhotoSource:
-    if array.dtype not in (np.uint8, np.uint16):
+def _array_sources(array: np.ndarray, layout: str | None) -> tuple[list[Source], Callable[[list[Any]], Any]]:
+    if array.dtype.kind not in "fu" or array.dtype.itemsize > 8 or array.dtype.type in (np.uint32, np.uint64):
         raise TypeError(
-            f"an array must be uint8 or uint16, got {array.dtype}; floats go in as a tensor [B, 3, H, W] in [0, 1]"
+            f"an array must be uint8, uint16, or floating point in [0, 1], got {array.dtype}; convert it with "
+            "array.astype(numpy.uint8) if its values are 0 to 255"
         )
-    channels = 1 if array.ndim == 2 else array.shape[-1]
-    if array.ndim not in (2, 3) or channels not in (1, 3, 4) or 0 in array.shape:
-        raise ValueError(f"an array must be [H, W], or [H, W, C] with C of 1, 3 or 4, got {list(array.shape)}")
-    planes = array[:, :, None] if array.ndim == 2 else array
-    gray = channels == 1
-    pixels = np.broadcast_to(planes, (*planes.shape[:2], 3)).copy() if gray else np.ascontiguousarray(planes[:, :, :3])
-    alpha = np.ascontiguousarray(planes[:, :, 3]) if channels == 4 else None
+    layout = layout_of(array, layout)
+    planes = to_bchw(array, layout)
+    if array.dtype.kind == "f":
+        # torch takes neither another byte order nor negative strides.
+        native = np.ascontiguousarray(planes, array.dtype.newbyteorder("="))
+        sources, gather_floats = _float_sources(torch.from_numpy(native), "array")
+        return sources, lambda results: np.ascontiguousarray(from_bchw(gather_floats(results).numpy(), layout))
+    sources, gather = _integer_sources(planes, "array")
+    return sources, lambda results: np.ascontiguousarray(from_bchw(gather(results), layout))
+
+
+def _integer_sources(planes: np.ndarray, kind: str) -> tuple[list[Source], Callable[[list[np.ndarray]], np.ndarray]]:
+    """The images in uint8 or uint16 [B, C, H, W]; the results are [1, C, H, W] each, and [B, C, H, W] together."""
+    channels, batch = planes.shape[1], planes.shape[0]
+
+    def source(image: np.ndarray, name: str) -> Source:
+        pixels = image.transpose(1, 2, 0)
+        alpha = np.ascontiguousarray(pixels[:, :, 3]) if channels == 4 else None
+        wide = np.broadcast_to(pixels, (*pixels.shape[:2], 3)) if channels == 1 else pixels[:, :, :3]
+        return PhotoSource(Photo(np.ascontiguousarray(wide), alpha, gray=channels == 1, name=name), back)
 
     def back(photo: Photo) -> np.ndarray:
-        if gray:
-            return photo.pixels[:, :, 0].copy() if array.ndim == 2 else photo.pixels[:, :, :1].copy()
-        return photo.pixels if photo.alpha is None else np.dstack([photo.pixels, photo.alpha])
+        whole = photo.pixels[:, :, :1] if channels == 1 else photo.pixels
+        if photo.alpha is not None:
+            whole = np.dstack([whole, photo.alpha])
+        return whole.transpose(2, 0, 1)[None]
 
-    return PhotoSource(Photo(pixels, alpha, gray=gray, name="array"), back)
+    sources = [source(image, kind if batch == 1 else f"{kind}[{i}]") for i, image in enumerate(planes)]
+    return sources, lambda results: results[0] if batch == 1 else np.concatenate(results)
 
 
-def _tensor_sources(tensor: Tensor) -> tuple[list[Source], Callable[[list[Any]], Any]]:
-    if not tensor.is_floating_point():
-        raise TypeError(f"a tensor must be floating point in [0, 1], got {tensor.dtype}; use x.float() / 255 for uint8")
-    if tensor.dim() not in (3, 4) or tensor.shape[-3] not in (1, 3, 4) or tensor.numel() == 0:
-        raise ValueError(f"a tensor must be [B, C, H, W] or [C, H, W] with C of 1, 3 or 4, got {list(tensor.shape)}")
+def _tensor_sources(tensor: Tensor, layout: str | None) -> tuple[list[Source], Callable[[list[Any]], Any]]:
+    is_integer = tensor.dtype in (torch.uint8, torch.uint16)
+    if not tensor.is_floating_point() and not is_integer:
+        raise TypeError(
+            f"a tensor must be floating point in [0, 1], uint8 or uint16, got {tensor.dtype}; use x.float() / 255, or "
+            "x.byte(), if its values are 0 to 255"
+        )
     if tensor.layout != torch.strided or tensor.is_meta:
         raise TypeError("a tensor must hold its pixels, got a sparse or meta tensor; use x.to_dense(), or give it data")
+    layout = layout_of(tensor, layout)
+    tensor = to_bchw(tensor.detach(), layout)
+    if is_integer:
+        sources, join = _integer_sources(tensor.cpu().numpy(), "tensor")
+        device = tensor.device
+        return sources, lambda results: from_bchw(torch.from_numpy(join(results)), layout).contiguous().to(device)
+    sources, gather = _float_sources(tensor, "tensor")
+    return sources, lambda results: from_bchw(gather(results), layout).contiguous()
+
+
+def _float_sources(tensor: Tensor, kind: str) -> tuple[list[Source], Callable[[list[Tensor]], Tensor]]:
+    """The images in floats [B, C, H, W]; the results together are [B, C, H, W]."""
     if not torch.isfinite(tensor).all():
-        raise ValueError("the tensor has NaN or infinite values; values must be in [0, 1]")
-    tensor = tensor.detach()
+        raise ValueError(f"the {kind} has NaN or infinite values; values must be in [0, 1]")
     low, high = float(tensor.min()), float(tensor.max())
     # Values that were scaled and scaled back are off by rounding errors.
     tolerance = max(1e-5, 2 * torch.finfo(tensor.dtype).eps)
     if low < -tolerance or high > 1 + tolerance:
-        raise ValueError(f"the tensor's values are in [{low:.4g}, {high:.4g}], expected [0, 1]; scale or clamp them")
+        raise ValueError(f"the {kind}'s values are in [{low:.4g}, {high:.4g}], expected [0, 1]; scale or clamp them")
     if low < 0 or high > 1:
         tensor = tensor.clamp(0, 1)
-    if tensor.dim() == 3:
-        return [TensorSource(tensor)], lambda results: results[0]
-    sources: list[Source] = [TensorSource(one, f"tensor[{i}]") for i, one in enumerate(tensor)]
-    return sources, torch.stack
+    sources: list[Source] = [
+        TensorSource(one, kind if len(tensor) == 1 else f"{kind}[{i}]") for i, one in enumerate(tensor)
+    ]
+    return sources, lambda results: results[0][None] if len(results) == 1 else torch.stack(results)

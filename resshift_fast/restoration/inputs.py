@@ -1,6 +1,5 @@
 """Types of the arguments of a restoration; imported by type checkers only."""
 
-import pathlib
 from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any, TypedDict, TypeVar
@@ -10,16 +9,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from resshift_fast.images import Photo
+from resshift_fast.images import File, Photo
 
 Path = str | PathLike[str]
 Progress = bool | Callable[[int, int], None]
 
-ImageOrPath = Image.Image | Path
+ImageOrPath = Image.Image | File
 """Inputs that give a PIL image."""
 Pixels = TypeVar("Pixels", np.ndarray, Tensor, Photo)
 """Inputs whose result has the same type."""
-Mask = str | pathlib.Path | Image.Image | Photo | np.ndarray | Tensor
+Mask = File | Image.Image | Photo | np.ndarray | Tensor
 Masks = Mask | list[Any] | tuple[Any, ...]
 Seeds = int | Sequence[int] | np.ndarray | Tensor
 
@@ -32,6 +31,7 @@ class Options(TypedDict, total=False):
     overlap: int | None
     batch_size: int | None
     noise: str
+    layout: str | None
     progress: Progress
 
 
