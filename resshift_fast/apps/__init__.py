@@ -1,1 +1,1 @@
-"""Programs over the pipeline, each a file or folder of its own, that need an extra."""
+"""Programs around the pipeline and bridges to other projects, each with an extra of its own."""

@@ -49,20 +49,28 @@ def build(
         ValueError: a model without published weights, or a file that does not fit (`checkpoints.CheckpointError`).
         FileNotFoundError, OSError: a file that cannot be read or downloaded (`download.DownloadError`).
     """
-    denoiser, first_stage = catalog.build_denoiser(spec), catalog.build_first_stage(spec)
+    denoiser = catalog.build_denoiser(spec)
     if random_weights:
-        return spec, denoiser, first_stage
+        return spec, denoiser, catalog.build_first_stage(spec)
     state, path = _read(denoiser, spec, "weights", spec.weights, weights, progress)
     found = trained_as(spec, state)
     if found.denoiser != spec.denoiser:
         denoiser = catalog.build_denoiser(found)
     checkpoints.load_into(denoiser, state, path)
+    return found, denoiser, load_first_stage(spec, autoencoder, progress=progress)
+
+
+def load_first_stage(
+    spec: ModelSpec, autoencoder: Path | None = None, *, progress: bool = True
+) -> VQAutoencoder | SpaceToDepth:
+    """The first stage of a model on the CPU, with its weights if it has any; arguments and errors as in `build`."""
+    first_stage = catalog.build_first_stage(spec)
     if any(True for _ in first_stage.parameters()):
         state, path = _read(first_stage, spec, "autoencoder", spec.autoencoder_weights, autoencoder, progress)
         checkpoints.load_into(first_stage, state, path)
     elif autoencoder is not None:
         raise ValueError(f"{spec.name} has no autoencoder to load {autoencoder} into; leave autoencoder out")
-    return found, denoiser, first_stage
+    return first_stage
 
 
 def trained_as(spec: ModelSpec, state: Mapping[str, Tensor]) -> ModelSpec:

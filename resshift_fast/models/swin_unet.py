@@ -112,7 +112,8 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.num_heads, self.window_size, self.shift_size = num_heads, window_size, shift_size
         table = torch.empty((2 * window_size - 1) ** 2, num_heads)
-        self.relative_position_bias_table = nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
+        nn.init.trunc_normal_(table, std=0.02)  # its result is not used: loaders replace it by a function without one
+        self.relative_position_bias_table = nn.Parameter(table)
         # For compatibility with the checkpoints only; the operator derives it from the window's size.
         self.register_buffer("relative_position_index", relative_position_index(window_size).clone())
         self.qkv = nn.Linear(channels, 3 * channels)

@@ -1,0 +1,24 @@
+"""Packages of other projects, which tests of bridges need; each such test is skipped where its package is missing."""
+
+import importlib.util
+
+import pytest
+import torch
+
+
+def needs(name: str) -> None:
+    """Skip the tests of a file whose package is not installed.
+
+    torchvision's build for CUDA has no operators beside a torch for CPUs, and can't be imported there unless those that
+    it describes are declared.
+    """
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed", allow_module_level=True)
+    if importlib.util.find_spec("torchvision") is not None and not _declared:
+        _declared.append(torch.library.Library("torchvision", "FRAGMENT"))
+        for operator in ("nms", "qnms"):
+            if not hasattr(torch.ops.torchvision, operator):
+                _declared[0].define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+_declared: list[torch.library.Library] = []
