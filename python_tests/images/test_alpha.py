@@ -1,5 +1,6 @@
 """Transparent pixels: their colours leak into no visible one, and filled-in regions become visible."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -10,7 +11,7 @@ from pipelines import integers, oracle, tensor_of, zero
 
 from resshift_fast import images
 from resshift_fast.images import Photo
-from resshift_fast.images.alpha import bleed_colors, fill_alpha
+from resshift_fast.images.alpha import _components, bleed_colors, fill_alpha
 
 BICUBIC = oracle(zero)
 SIDE = 40
@@ -217,3 +218,24 @@ def test_a_clear_border_round_a_photo_becomes_opaque():
 def test_an_empty_mask_changes_no_alpha():
     alpha = integers(6, 5)
     np.testing.assert_array_equal(fill_alpha(alpha, np.zeros((6, 5), bool)), alpha)
+
+
+MASKS = {
+    "empty": np.zeros((3, 4), bool),
+    "full": np.ones((3, 4), bool),
+    "diagonal": np.eye(5, dtype=bool),
+    "one row": np.array([[1, 0, 1, 1, 0, 1]], bool),
+    "spiral": np.kron([[1, 1, 1, 1], [0, 0, 0, 1], [1, 1, 0, 1], [1, 0, 0, 1], [1, 1, 1, 1]], [[1, 0], [0, 0]]) > 0,
+    "comb": np.pad(np.tile([True, False], 8)[None].repeat(6, 0), ((0, 1), (0, 0)), constant_values=True),
+} | {f"random {density}": np.random.default_rng(0).random((23, 31)) < density for density in (0.2, 0.4, 0.6)}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_connected_parts_are_those_of_opencv(name):
+    mask = MASKS[name]
+    count, labels = _components(mask)
+    expected_count, expected = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    assert count == expected_count
+    np.testing.assert_array_equal(labels > 0, mask)
+    pairs = set(zip(labels.ravel().tolist(), expected.ravel().tolist(), strict=True))
+    assert len(pairs) == len(np.unique(labels))  # the same parts, whatever their numbers

@@ -150,7 +150,7 @@ def explain(error: BaseException, subject: str = "", tile: int | None = None, *,
         text = f"not enough memory; try {smaller or f'{tiles}, --batch-size 1 or --dtype bfloat16'}"
     elif isinstance(error, OSError) and error.strerror:
         text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-    elif isinstance(error, (ValueError, TypeError, OSError, FloatingPointError)):
+    elif isinstance(error, (ValueError, TypeError, OSError, FloatingPointError, ModuleNotFoundError)):
         text = one_line(error)
     else:
         text = (

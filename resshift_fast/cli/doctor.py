@@ -56,7 +56,7 @@ def _checks() -> dict[str, Callable[[], str]]:
         "CPU library": lambda: _library("cpu"),
         "CUDA library": lambda: _library("cuda"),
         "numpy": lambda: _version_of("numpy", "not installed: pip install numpy"),
-        "OpenCV": lambda: _version_of("cv2", "not installed: pip install opencv-python-headless"),
+        "OpenCV": lambda: _version_of("cv2", "not installed; for training: pip install 'resshift-fast[train]'"),
         "Pillow": lambda: _version_of("PIL", "not installed: pip install pillow"),
         "weights": _weights,
         "cache": _cache,

@@ -6,9 +6,10 @@ averages weighted by alpha, of which each level fills what the one below leaves 
 Lumigraph, SIGGRAPH 1996, section 3.4).
 """
 
-import cv2
 import numpy as np
 from PIL import Image
+
+from resshift_fast.images.planes import resampled
 
 # Fainter colours are increasingly replaced: in files that stored them multiplied by alpha, they have few bits left.
 _FAINT = 1 / 16
@@ -52,8 +53,7 @@ def fill_alpha(alpha: np.ndarray, mask: np.ndarray) -> np.ndarray:
         A new array [H, W] in the same dtype; values outside the mask are unchanged.
     """
     top = _largest(alpha.dtype)
-    count, found = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-    labels = found.astype(np.int64)
+    count, labels = _components(mask)
     inside = np.zeros(count, np.float64)
     np.maximum.at(inside, labels, alpha)
     lowest, highest = np.full(count, np.inf), np.full(count, -np.inf)
@@ -109,20 +109,57 @@ def _fill(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
         levels.append(level)
         if max(height, width) == 1 or level[..., -1].min() >= _FAINT:
             break
-        level = cv2.resize(level, ((width + 1) // 2, (height + 1) // 2), interpolation=cv2.INTER_AREA)
+        level = _halved(level)
     filled = _divided(levels.pop())
     for level in reversed(levels):
         height, width = level.shape[:2]
-        filled = cv2.resize(filled, (width, height), interpolation=cv2.INTER_LINEAR).reshape(height, width, -1)
+        twice = (2 * filled.shape[0], 2 * filled.shape[1])
+        filled = resampled(filled, twice, Image.Resampling.BILINEAR)[:height, :width]
         own = np.minimum(level[..., -1:] / _FAINT, 1)
         filled += own * (_divided(level) - filled)
     return filled
+
+
+def _halved(level: np.ndarray) -> np.ndarray:
+    """Means of 2 × 2 pixels of [H, W, C]; the last row and column of an odd side count twice."""
+    even = np.pad(level, ((0, level.shape[0] % 2), (0, level.shape[1] % 2), (0, 0)), mode="edge")
+    rows = even[::2] + even[1::2]
+    return (rows[:, ::2] + rows[:, 1::2]) / 4
 
 
 def _divided(level: np.ndarray) -> np.ndarray:
     """[H, W, C + 1], values times weights and the weights, to [H, W, C]; 0 where the weight is 0."""
     weights = level[..., -1:]
     return np.divide(level[..., :-1], weights, out=np.zeros_like(level[..., :-1]), where=weights > 0)
+
+
+def _components(mask: np.ndarray) -> tuple[int, np.ndarray]:
+    """Connected parts of a mask, diagonal neighbours among them, as those of its runs in rows.
+
+    Returns:
+        (1 + their number, int64 [H, W]: 0 outside of the mask, else the number of the part).
+    """
+    width = mask.shape[1]
+    edges = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    rows, starts = np.nonzero(edges > 0)
+    ends = np.nonzero(edges < 0)[1]  # exclusive
+    # Runs of the row above that touch a run are consecutive: from the first that ends at its start or later, to the
+    # last that starts at its end or before.
+    row = rows * (width + 2)
+    first = np.searchsorted(row + ends, row - (width + 2) + starts, side="left")
+    counts = np.maximum(np.searchsorted(row + starts, row - (width + 2) + ends, side="right") - first, 0)
+    below = np.repeat(np.arange(len(rows)), counts)
+    above = np.arange(len(below)) + np.repeat(first - (np.cumsum(counts) - counts), counts)
+    roots = np.arange(len(rows))
+    while (roots[below] != roots[above]).any():
+        pair = np.sort([roots[below], roots[above]], axis=0)
+        np.minimum.at(roots, pair[1], pair[0])
+        while (roots[roots] != roots).any():
+            roots = roots[roots]
+    kinds, numbers = np.unique(roots, return_inverse=True)
+    labels = np.zeros(mask.shape, np.int64)
+    labels[mask] = np.repeat(numbers + 1, ends - starts)
+    return 1 + len(kinds), labels
 
 
 def _neighbours(labels: np.ndarray, alpha: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:

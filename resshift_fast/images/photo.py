@@ -11,12 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from PIL import Image
 
 from resshift_fast.core.files import write_atomically
-from resshift_fast.images import png, tiff
+from resshift_fast.images import png, png16, tiff
 from resshift_fast.images.color import profile_space, to_srgb
 from resshift_fast.images.errors import ImageError, one_line
 from resshift_fast.images.files import FORMATS
@@ -152,7 +151,7 @@ def encoded(path: str | Path, photo: Photo, quality: int = 95) -> bytes:
     form = check_format(path, photo)
     try:
         return _encode(photo, form, quality)
-    except (OSError, ValueError, struct.error, cv2.error) as error:
+    except (OSError, ValueError, struct.error) as error:
         raise ImageError(f"{path} cannot be encoded as {form} ({one_line(error)}); write it as .png") from error
 
 
@@ -170,7 +169,7 @@ def _encode(photo: Photo, form: str, quality: int) -> bytes:
     if planes.dtype == np.uint16:
         chunks = [png.profile_chunk(icc_profile)] if icc_profile else []
         chunks += [png.exif_chunk(exif)] if exif else []
-        return png.with_chunks(png.encode_16_bit(planes), chunks + chunks_of(photo.notes))
+        return png.with_chunks(png16.encode_16_bit(planes), chunks + chunks_of(photo.notes))
     image = Image.fromarray(planes)
     if form == "BMP" or (is_rgb and icc_profile and profile_space(icc_profile) == b"GRAY"):
         image, icc_profile = _in_srgb(image, photo, icc_profile), None

@@ -5,11 +5,6 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import cv2
-import numpy as np
-
-from resshift_fast.images.errors import ImageError
-
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 Chunk = tuple[bytes, bytes]  # type and content
 
@@ -51,7 +46,7 @@ def split(data: bytes) -> tuple[bytes, list[Chunk]]:
 def ended(data: bytes) -> bytes:
     """The first bytes of a PNG as a whole file: its last chunk that is whole, then the end."""
     end = max((end for _, _, end in _chunks(data)), default=len(SIGNATURE))
-    return data[:end] + _chunk(b"IEND", b"")
+    return data[:end] + chunk(b"IEND", b"")
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -106,10 +101,11 @@ def frames(chunks: Sequence[Chunk]) -> int:
 def with_chunks(data: bytes, chunks: Sequence[Chunk]) -> bytes:
     """The file with chunks inserted before its pixels."""
     after_header = len(SIGNATURE) + 25
-    return data[:after_header] + b"".join(_chunk(*chunk) for chunk in chunks) + data[after_header:]
+    return data[:after_header] + b"".join(chunk(*one) for one in chunks) + data[after_header:]
 
 
-def _chunk(kind: bytes, content: bytes) -> bytes:
+def chunk(kind: bytes, content: bytes) -> bytes:
+    """A chunk as it is in a file."""
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
@@ -121,39 +117,3 @@ def profile_chunk(icc_profile: bytes) -> Chunk:
 def exif_chunk(exif: bytes) -> Chunk:
     """The chunk of EXIF."""
     return b"eXIf", exif.removeprefix(b"Exif\0\0")
-
-
-def decode_16_bit(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Decode a PNG of 16-bit colour with OpenCV.
-
-    Args:
-        data: the file. name: for messages.
-
-    Returns:
-        Pixels uint16 [H, W, 3] RGB and alpha uint16 [H, W] or None. The orientation is not applied.
-
-    Raises:
-        ImageError: if OpenCV cannot read it as 16-bit colour.
-    """
-    try:
-        planes = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        planes = None
-    if planes is None or planes.dtype != np.uint16 or planes.ndim != 3 or planes.shape[2] not in (3, 4):
-        raise ImageError(f"{name} is a kind of 16-bit PNG that is not supported; export it as 16-bit RGB or RGBA")
-    return cv2.cvtColor(planes[..., :3], cv2.COLOR_BGR2RGB), planes[..., 3] if planes.shape[2] == 4 else None
-
-
-def encode_16_bit(planes: np.ndarray) -> bytes:
-    """A PNG of uint16 planes: [H, W] gray, [H, W, 2] gray and alpha, [H, W, 3] RGB or [H, W, 4] RGBA."""
-    if planes.ndim == 3 and planes.shape[2] == 2:  # which OpenCV does not write
-        height, width = planes.shape[:2]
-        rows = planes.astype(">u2").reshape(height, -1).view(np.uint8)
-        filtered = np.full((height, 1 + rows.shape[1]), 2, np.uint8)  # filter 2: the difference from the row above
-        filtered[:, 1:] = np.diff(rows, axis=0, prepend=np.zeros_like(rows[:1]))
-        shape = struct.pack(">IIBBBBB", width, height, 16, 4, 0, 0, 0)
-        parts = ((b"IHDR", shape), (b"IDAT", zlib.compress(filtered.tobytes(), 6)), (b"IEND", b""))
-        return SIGNATURE + b"".join(_chunk(*part) for part in parts)
-    if planes.ndim == 3:
-        planes = cv2.cvtColor(planes, cv2.COLOR_RGB2BGR if planes.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
-    return cv2.imencode(".png", planes, [cv2.IMWRITE_PNG_COMPRESSION, 6])[1].tobytes()

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from resshift_fast.core.files import NotRegularError, open_regular
-from resshift_fast.images import boxes, directories, heif, libtiff, png, tiff
+from resshift_fast.images import boxes, directories, heif, libtiff, png, png16, tiff
 from resshift_fast.images.codecs import bmp_profile, clean_exif, decode_planes, what_it_is
 from resshift_fast.images.color import (
     adobe_profile,
@@ -75,10 +75,20 @@ def read(path: File) -> Photo:
     """
     if isinstance(path, str | PathLike):
         return _decoded(file_bytes(Path(path)), str(Path(path)))
-    return _decoded(*_given_bytes(path))
+    if isinstance(path, Encoded):
+        return read_bytes(path)
+    if not hasattr(path, "read"):
+        raise TypeError(f"read: expected a path, bytes or an open file, got {type(path).__name__}")
+    name = str(getattr(path, "name", "image"))
+    if hasattr(path, "seekable") and path.seekable():
+        path.seek(0)
+    data = path.read()
+    if not isinstance(data, bytes):
+        raise TypeError(f"{name} is open as text; open it with mode 'rb'")
+    return read_bytes(data, name=name)
 
 
-def read_bytes(data: bytes, *, name: str = "image") -> Photo:
+def read_bytes(data: Encoded, *, name: str = "image") -> Photo:
     """Read the content of an image file as `read` does.
 
     Args:
@@ -213,21 +223,6 @@ def _needed(file: BinaryIO, name: str) -> bytes:
     return needed_bytes(file, name)
 
 
-def _given_bytes(given: Any) -> tuple[bytes, str]:
-    """What is needed of bytes or of an open file, and a name for messages."""
-    name = "the image"
-    if not isinstance(given, Encoded):
-        if not hasattr(given, "read"):
-            raise TypeError(f"read: expected a path, bytes or an open file, got {type(given).__name__}")
-        name = str(getattr(given, "name", name))
-        if hasattr(given, "seekable") and given.seekable():
-            given.seek(0)
-        given = given.read()
-        if not isinstance(given, bytes):
-            raise TypeError(f"{name} is open as text; open it with mode 'rb'")
-    return _needed(io.BytesIO(given), name), name
-
-
 def from_pil(image: Image.Image, *, name: str = "image") -> Photo:
     """Convert a Pillow image of any mode but float to a ``Photo``; orientation, profile and EXIF as for ``read``.
 
@@ -298,7 +293,7 @@ def _clean(exif: Image.Exif) -> tuple[bytes | None, int]:
 
 
 def _with_16_bits(photo: Photo, image: Image.Image, data: bytes) -> Photo:
-    pixels, alpha = png.decode_16_bit(data, photo.name)
+    pixels, alpha = png16.decode_16_bit(data, photo.name)
     gray, orientation = png.header(data)[1] == 4, _exif(image)[1]
     deep = _upright(pixels, alpha, gray, photo.icc_profile, photo.exif, orientation, photo.name)
     return replace(deep, notes=photo.notes)

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from resshift_fast.images.photo import Photo, from_float, to_float
+from resshift_fast.images.planes import resampled
 
 _LOBES = 3  # of the filter, on either side
 _STRIP = 256  # rows of a result that are computed at once, so that float copies stay small
@@ -54,9 +55,4 @@ def _rows_for(height: int, wanted: int, rows: slice) -> slice:
 
 def _resized(values: np.ndarray, size: tuple[int, int], rows: tuple[float, float]) -> np.ndarray:
     """float32 [H, W, C], of which the given rows become (height, width) pixels."""
-    box = (0, rows[0], values.shape[1], rows[1])
-    planes = [
-        np.asarray(Image.fromarray(values[..., i]).resize(size[::-1], Image.Resampling.LANCZOS, box))
-        for i in range(values.shape[2])
-    ]
-    return np.stack(planes, axis=2)
+    return resampled(values, size, Image.Resampling.LANCZOS, (0, rows[0], values.shape[1], rows[1]))

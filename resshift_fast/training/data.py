@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from resshift_fast.training.interfaces import Batch, Data, PatchDegradation
+from resshift_fast.training.opencv import cv2
 from resshift_fast.training.photos import Photos
 
 Pair = tuple[np.ndarray, np.ndarray | None]

@@ -9,7 +9,6 @@ from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import cv2
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +30,7 @@ from resshift_fast.training.interfaces import (
     PatchDegradation,
     Reporting,
 )
+from resshift_fast.training.opencv import cv2
 from resshift_fast.training.optimization import AveragedWeights, Optimization, learning_rate
 from resshift_fast.training.photos import Photos
 from resshift_fast.training.pixels import to_tensor

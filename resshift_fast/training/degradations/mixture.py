@@ -11,9 +11,10 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 from PIL import Image
+
+from resshift_fast.training.opencv import cv2
 
 if TYPE_CHECKING:
     from resshift_fast.training.config import TrainConfig
