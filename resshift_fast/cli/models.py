@@ -16,14 +16,27 @@ _BYTES_PER_PARAMETER = 4  # the published files hold float32
 
 def models(
     as_json: Annotated[bool, option("Print JSON instead, for programs. Default: no.", "--json")] = False,
+    pins: Annotated[
+        list[str] | None,
+        option(
+            "Demand a SHA-256, and a size in bytes, of a weights file; another file is refused. FILE alone takes those of "
+            "the file that has been downloaded. May be repeated. Default: whatever was downloaded first.",
+            "--pin",
+            metavar="FILE[=SHA256[,BYTES]]",
+        ),
+    ] = None,
 ) -> None:
-    """List the models.
+    """List the models, or pin the hashes of their weights.
 
     Prints scale, steps, parameters (denoiser and autoencoder), weights files with their sizes, licence and purpose of
     each.
     """
     from resshift_fast.models import catalog
 
+    if pins:
+        for text in pins:
+            _pin(text)
+        return
     if as_json:
         print(json.dumps([_as_data(spec) for spec in catalog.MODELS.values()], indent=1))
         return
@@ -38,6 +51,22 @@ def models(
             print(_COLUMNS.format("", "", "", "", other))
         print(f"    {spec.summary}\n    licence: {spec.licence}")
     print(f"\n* default model. Weights are downloaded on first use to {_folder()}")
+
+
+def _pin(text: str) -> None:
+    """Pin what FILE[=SHA256[,BYTES]] says, and print it in that form, for other machines."""
+    from resshift_fast.models import catalog
+    from resshift_fast.weights import pins
+
+    name, _, wanted = text.partition("=")
+    sha256, _, size = wanted.partition(",")
+    files = {file.filename: file for spec in catalog.MODELS.values() for file, _ in _files(spec) if file.url}
+    if name not in files:
+        raise ValueError(f"{name!r} is no published weights file; expected one of {', '.join(files)}")
+    if size and not size.isdecimal():
+        raise ValueError(f"the size of {name} is {size!r}, expected a number of bytes")
+    record = pins.pin(files[name], sha256 or None, int(size) if size else None)
+    print(f"{name}={record.sha256}{'' if record.size is None else f',{record.size}'}")
 
 
 def _as_data(spec: ModelSpec) -> dict[str, object]:

@@ -21,6 +21,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -122,6 +123,7 @@ def fetch(
             target.parent.mkdir(parents=True, exist_ok=True)
             with _only_one(target) as part:
                 if not target.exists():  # else another process has finished it meanwhile
+                    file = _with_pinned_size(file, target)
                     _announce(file)
                     _download(file, target, part, progress, check)
         _check(file, target, verify)
@@ -136,6 +138,12 @@ def fetch(
             f"there, or choose another folder with {CACHE_VARIABLE}=FOLDER; or {by_hand}"
         ) from error
     return target
+
+
+def _with_pinned_size(file: "WeightFile", target: Path) -> "WeightFile":
+    """The file with the size that the user has pinned, so that no other one is received."""
+    record = read_record(target)
+    return file if record is None or record.mtime_ns is not None else replace(file, size=file.size or record.size)
 
 
 def _announce(file: "WeightFile") -> None:
@@ -161,7 +169,7 @@ def _check(file: "WeightFile", target: Path, verify: bool) -> None:
         raise DownloadError(f"{target} is damaged or another file ({status.st_size} bytes, not {known_size}); {remedy}")
     if not verify and record == Record(status.st_size, status.st_mtime_ns, known_hash):
         return
-    digest = _sha256(target)
+    digest = sha256_of(target)
     if known_hash and digest != known_hash:
         raise DownloadError(f"{target} is damaged or another file (sha256 {digest}, not {known_hash}); {remedy}")
     write_record(target, Record(status.st_size, status.st_mtime_ns, digest))
@@ -230,7 +238,7 @@ def _receive_all(file: "WeightFile", part: Path, progress: bool) -> tuple[bool, 
 
 def _checked(file: "WeightFile", target: Path, part: Path, check: Callable[[Path], object] | None) -> tuple[str, str]:
     """The SHA-256 of a complete part, and what its check has verified; one that is another file is discarded."""
-    digest = _sha256(part)
+    digest = sha256_of(part)
     record = read_record(target)
     expected = (file.sha256 or (record.sha256 if record else digest)).lower()
     try:
@@ -401,7 +409,8 @@ def _try_lock(handle: IO[bytes]) -> bool | None:
     return True
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in lower-case hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as handle:
         while block := handle.read(1 << 20):

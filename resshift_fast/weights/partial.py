@@ -20,14 +20,15 @@ if TYPE_CHECKING:
     from resshift_fast.weights.published import WeightFile
 
 _RECORD = re.compile(r"# size (\d{1,20}) mtime_ns (-?\d{1,20})\n([0-9a-f]{64}) ")
-_PINNED = re.compile(r"\\?([0-9a-fA-F]{64})\b")  # of sha256sum, which begins a line with \ if it escapes the name
+# Of sha256sum, which begins a line with \ if it escapes the name; a comment before it may have the size in bytes.
+_PINNED = re.compile(r"(?:# size (\d{1,20})\n)?\\?([0-9a-fA-F]{64})\b")
 
 
 @dataclass(frozen=True)
 class Record:
     """SHA-256 of a complete file, and its size and modification time, by which a change is noticed.
 
-    One that the user wrote, in the format of sha256sum, has neither of the two.
+    One that the user wrote, in the format of sha256sum, has no time, and a size only if `pins.pin` wrote it.
     """
 
     size: int | None
@@ -58,7 +59,9 @@ def read_record(target: Path) -> Record | None:
     if found := _RECORD.match(text):
         return Record(int(found[1]), int(found[2]), found[3])
     pinned = _PINNED.match(text)
-    return Record(None, None, pinned[1].lower()) if pinned else None
+    if pinned is None:
+        return None
+    return Record(int(pinned[1]) if pinned[1] else None, None, pinned[2].lower())
 
 
 def write_record(target: Path, record: Record) -> None:
