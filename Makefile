@@ -94,15 +94,16 @@ lint: $(INSTALLED) style types
 
 # A second, and half a minute: .pre-commit-config.yaml has both run when they are quick enough. What is installed is not
 # brought up to date for them, as the kernels in C++ would be compiled before a commit that changes them.
-style: $(BIN)/clang-format
+style: $(BIN)/clang-format $(BIN)/hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $$(find csrc python_tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+	$(BIN)/hadolint docker/*.Dockerfile
 
 types: $(BIN)/pyright
 	$(BIN)/python scripts/check_types.py
 
-$(BIN)/clang-format $(BIN)/pyright:
+$(BIN)/clang-format $(BIN)/hadolint $(BIN)/pyright:
 	@$(MAKE) --no-print-directory $(INSTALLED)
 
 # No network is needed once the extra is installed.

@@ -19,8 +19,8 @@ def models(
     pins: Annotated[
         list[str] | None,
         option(
-            "Demand a SHA-256, and a size in bytes, of a weights file; another file is refused. FILE alone takes those of "
-            "the file that has been downloaded. May be repeated. Default: whatever was downloaded first.",
+            "Demand a SHA-256, and a size in bytes, of a weights file; another file is refused. FILE alone takes those "
+            "of the file that has been downloaded. May be repeated. Default: whatever was downloaded first.",
             "--pin",
             metavar="FILE[=SHA256[,BYTES]]",
         ),

@@ -75,8 +75,8 @@ class ResShiftLoader:
         self, name: str, device: str, dtype: str, weights: str = PUBLISHED, autoencoder: str = PUBLISHED
     ) -> tuple[Pipeline]:
         """Raises ValueError or OSError as `Pipeline.from_pretrained` does."""
-        files = {"weights": _path(weights), "autoencoder": _path(autoencoder)}
-        return (Pipeline.from_pretrained(name, device=device, dtype=dtype, **files),)
+        own, second = _path(weights), _path(autoencoder)
+        return (Pipeline.from_pretrained(name, weights=own, autoencoder=second, device=device, dtype=dtype),)
 
 
 class ResShiftRestore:
