@@ -3,14 +3,20 @@
     python scripts/check_wheel.py cpu          the CPU library has a correct kernel for each of its operators
     python scripts/check_wheel.py cpu cuda     so has the CUDA library, whose kernels are run if there is a GPU
 
+Then the installed program restores a photo, counts, profiles and measures, with what the wheel depends on and no more.
+
 Run it outside the repository's root, so that the installed package is imported.
 """
 
 import argparse
 import subprocess
 import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
+from PIL import Image
 
 from resshift_fast import ops  # noqa: F401  ops registers the operators
 from resshift_fast.backends import OPERATORS, native, unavailable, verification
@@ -26,6 +32,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("libraries", nargs="+", choices=native.LIBRARIES)
     wrong = [problem for name in parser.parse_args().libraries for problem in problems(name)]
+    wrong += program_problems()
     for problem in wrong:
         print(problem, file=sys.stderr)
     return 1 if wrong else 0
@@ -46,6 +53,34 @@ def problems(name: str) -> list[str]:
             found += [f"{qualified}: {verdict}"] if verdict != verification.PASSED else []
     if not found:
         print(f"{name}: torch {torch.__version__} has kernels for {', '.join(bound)}")
+    return found
+
+
+COMMANDS = (
+    ("restore", "photo.png", "-o", "restored.png"),
+    ("bench", "count", "--model", "nano-x4", "--dtype", "float32"),
+    ("profile", "--model", "nano-x4", "--size", "16", "--dtype", "float32", "--warmup", "1", "--runs", "1"),
+    ("bench", "e2e", "--model", "nano-x4", "--size", "16", "--dtype", "float32", "--providers", "reference,ours"),
+)
+
+
+def program_problems() -> list[str]:
+    """Commands of the installed program that fail in an empty folder, one line each."""
+    found = ["OpenCV is installed, so that this does not show whether restoring needs it"] * (
+        find_spec("cv2") is not None
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        Image.linear_gradient("L").resize((24, 20)).convert("RGB").save(Path(folder, "photo.png"))
+        for arguments in COMMANDS:
+            command = [sys.executable, "-m", "resshift_fast", *arguments]
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+            if done.returncode:
+                found.append(f"{' '.join(arguments)}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+        restored = Path(folder, "restored.png")
+        if restored.exists() and Image.open(restored).size != (96, 80):
+            found.append(f"restored.png has {Image.open(restored).size}, expected (96, 80)")
+    if not found:
+        print(f"the program runs: {', '.join(arguments[0] for arguments in COMMANDS)}")
     return found
 
 

