@@ -116,8 +116,8 @@ def test_later_corruption(site, cache, content, keep_time, verify, noticed, know
 def test_unchanged_files_are_not_hashed_again(site, monkeypatch):
     path = fetch(site.file(), progress=False)
     os.utime(path)
-    calls, whole = [], download._sha256
-    monkeypatch.setattr(download, "_sha256", lambda path: calls.append(path) or whole(path))
+    calls, whole = [], download.sha256_of
+    monkeypatch.setattr(download, "sha256_of", lambda path: calls.append(path) or whole(path))
     for _ in range(3):
         fetch(site.file(), progress=False)
     assert calls == [path]

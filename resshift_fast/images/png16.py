@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from resshift_fast.images.errors import ImageError, damaged, one_line
-from resshift_fast.images.png import SIGNATURE, chunk, header
+from resshift_fast.images.limits import lifted
+from resshift_fast.images.png import SIGNATURE, chunk, header, size
 
 _KINDS = {2: "RGB", 4: "LA", 6: "RGBA"}  # by colour type
 _TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # colour types by the number of channels
@@ -62,10 +63,12 @@ def _gray_and_alpha(data: bytes) -> np.ndarray:
 
 def _decoded(data: bytes, raw_mode: str | None = None) -> tuple[np.ndarray, dict[str, Any]]:
     """uint8 [H, W, C], by another of Pillow's raw modes if it is given, and what the file says of the image."""
-    image: Any = Image.open(io.BytesIO(data), formats=("PNG",))
-    if raw_mode is not None:
-        image.tile = [tile._replace(args=raw_mode) for tile in image.tile]
-    return np.asarray(image), image.info
+    width, height = size(data[:24]) or (0, 0)
+    with lifted(width * height):  # which the reader has checked
+        image: Any = Image.open(io.BytesIO(data), formats=("PNG",))
+        if raw_mode is not None:
+            image.tile = [tile._replace(args=raw_mode) for tile in image.tile]
+        return np.asarray(image), image.info
 
 
 def encode_16_bit(planes: np.ndarray) -> bytes:
