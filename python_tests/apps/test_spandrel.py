@@ -52,8 +52,8 @@ def test_spandrels_own_models_are_still_found():
     [("bicsr-x4", "realsr-x4-v3", 4), ("realsr-x2", "realsr-x2", 4), ("faceir", "faceir", 4)]
     + [("inpaint-face", "inpaint-imagenet", 4), ("nano-x4-1step", "nano-x4-1step", 1)],
 )
-def test_weights_are_recognized_by_the_names_and_shapes_of_the_official_files(name, preferred, steps):
-    """Of the names in `state_dict_shapes.json`, which are those of the published files."""
+def test_weights_are_recognized_by_their_names_and_shapes(name, preferred, steps):
+    """Of the project's own networks, into which the published files are loaded."""
     with torch.device("meta"):
         state = catalog.build_denoiser(catalog.get(name)).state_dict()
     specs = bridge.fitting(state)
