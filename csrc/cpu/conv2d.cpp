@@ -51,7 +51,9 @@ void run_with_shared_tiles(const Conv2d& call, const WinogradPlan& plan) {
         begin = stop;
       }
     });
-    parallel_for(0, plan.column_blocks * chunks, 1, [&](std::int64_t begin, std::int64_t end) {
+    // Where there are enough blocks, one thread transforms the weights of each.
+    const std::int64_t grain = plan.column_blocks >= 8 * threads ? chunks : 1;
+    parallel_for(0, plan.column_blocks * chunks, grain, [&](std::int64_t begin, std::int64_t end) {
       const Workspace scratch(plan.weight_size() + plan.product_size());
       float *u = scratch.data(), *product = u + plan.weight_size();
       for (std::int64_t item = begin; item < end; ++item) {

@@ -7,17 +7,25 @@
 #include <algorithm>
 #include <thread>
 #include <vector>
+#else
+#include "thread_pool.h"
 #endif
 
 namespace resshift::cpu {
 
 using torch::stable::get_num_threads;
 
-// Call f(begin, end) for subranges that cover a range, none but the last smaller than the grain, and wait for all.
+// Call f(begin, end) for subranges that cover a range, multiples of the grain but for the last, and wait for all.
 #if !defined(RSF_SANITIZED)
-using torch::stable::parallel_for;
+template <class F>
+void parallel_for(int64_t begin, int64_t end, int64_t grain, const F& f) {
+  const auto body = [](const void* function, int64_t first, int64_t last) {
+    (*static_cast<const F*>(function))(first, last);
+  };
+  run({begin, end, grain, get_num_threads(), body, &f});
+}
 #else
-// A sanitizer knows nothing of the order in which torch's threads work, and the tests' calls are too small for several.
+// The tests' calls are too small for several threads, and what a thread takes next it does after what it took before.
 // Here every subrange, of any size, has a thread of its own, and none is ordered before another: two threads that use
 // one address are seen.
 template <class F>

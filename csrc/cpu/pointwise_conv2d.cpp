@@ -10,7 +10,7 @@ void run_by_pixels(const PointwiseConv2d& call) {
   const Workspace packed(packed_size(call, call.out_channels));
   pack_for_all(call, packed.data());
   const auto compute = RSF_KERNEL(pointwise_conv2d);
-  const std::int64_t grain = pointwise_grain(call.channels * call.out_channels);
+  const std::int64_t grain = pixel_grain(call.channels * call.out_channels);
   parallel_for(0, call.pixels, grain, [&](std::int64_t begin, std::int64_t end) {
     const Workspace scratch(scratch_size(call));
     compute(slice(call, begin, end), 0, call.out_channels, packed.data(), scratch.data());

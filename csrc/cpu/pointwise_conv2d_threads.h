@@ -15,6 +15,9 @@ inline std::int64_t pointwise_grain(std::int64_t multiplications) {
   return (1 << 18) / std::max<std::int64_t>(1, multiplications) + 1;
 }
 
+// The same for a loop over pixels, of which kernels take 12, 6 or 4 at a time.
+inline std::int64_t pixel_grain(std::int64_t multiplications) { return round_up(pointwise_grain(multiplications), 24); }
+
 // Whether threads should share the output channels rather than the pixels: every thread then reads all pixels, but the
 // weight is read and packed only once.
 inline bool by_columns(std::int64_t pixels, std::int64_t out_channels) {

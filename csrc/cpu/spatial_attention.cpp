@@ -19,7 +19,7 @@ void spatial_attention(const SpatialAttention& call) {
   parallel_for(0, call.batch * divide_up(call.pixels, kPackedPixels), kGrain / (8 * kPackedPixels * call.channels) + 1,
                [&](std::int64_t begin, std::int64_t end) { pack(call, begin, end, keys, values); });
   const auto attend = RSF_KERNEL(spatial_attention);
-  const std::int64_t grain = kGrain / (2 * call.pixels * call.channels) + 1;
+  const std::int64_t grain = round_up(kGrain / (2 * call.pixels * call.channels) + 1, kQueries / 2);
   parallel_for(0, call.batch * call.pixels, grain, [&](std::int64_t begin, std::int64_t end) {
     const Workspace scratch(scratch_size(call));
     attend(call, keys, values, begin, end, scratch.data());

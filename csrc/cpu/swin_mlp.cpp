@@ -19,7 +19,7 @@ void run_by_pixels(const PointwiseConv2d& first, const PointwiseConv2d& second) 
   pack_for_all(first, first_packed);
   pack_for_all(second, second_packed);
   const auto compute = RSF_KERNEL(pointwise_conv2d);
-  const std::int64_t grain = pointwise_grain(2 * first.channels * first.out_channels);
+  const std::int64_t grain = pixel_grain(2 * first.channels * first.out_channels);
   parallel_for(0, first.pixels, grain, [&](std::int64_t begin, std::int64_t end) {
     const std::int64_t hidden_size = kBlockPixels * first.out_channels;
     const Workspace scratch(hidden_size + std::max(scratch_size(first), scratch_size(second)));

@@ -11,7 +11,7 @@ CODE = """
 import multiprocessing, numpy as np, torch, tiny_models
 tiny_models.install()
 torch.set_num_threads(2)
-from resshift_fast import Pipeline
+from resshift_fast import Pipeline, ops
 
 pipe = Pipeline.from_pretrained(random_weights=True)
 photo = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
@@ -23,12 +23,24 @@ def matrices(_):
     a = torch.randn(700, 700)
     return torch.get_num_threads(), (a @ a).relu().numpy()
 
+def concatenated(threads):
+    torch.set_num_threads(threads)
+    with torch.no_grad():
+        results = [ops.concat(x, x) for _ in range(3)]
+    torch.set_num_threads(1)  # for torch's own operators
+    return [result.equal(torch.cat([x, x], dim=1)) for result in results]
+
+x = torch.randn(1, 64, 64, 64).contiguous(memory_format=torch.channels_last)
+assert all(concatenated(2))  # starts the kernels' own threads
+torch.set_num_threads(2)
 expected = restore(0)[1]
 matrices(0)
 with multiprocessing.get_context("fork").Pool(2) as pool:
     for threads, result in pool.map_async(restore, range(2)).get(90):
         assert threads == 1 and np.abs(result.astype(int) - expected).max() <= 1, threads
     assert all(threads == 1 for threads, _ in pool.map_async(matrices, range(2)).get(90))
+    # The kernels' own threads are started anew where more than one is asked for.
+    assert all(all(found) for found in pool.map_async(concatenated, (2, 3)).get(90))
 assert torch.get_num_threads() == 2
 """
 

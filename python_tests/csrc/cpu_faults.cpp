@@ -1,6 +1,11 @@
 // Deliberate faults of the kinds that kernels can have, for test_cpu_sanitizers.py.
+#include <chrono>
+#include <numeric>
+#include <thread>
+
 #include "../../csrc/bindings/tensors.h"
 #include "../../csrc/cpu/parallel.h"
+#include "../../csrc/cpu/thread_pool.h"
 #include "../../csrc/cpu/workspace.h"
 
 namespace resshift::faults {
@@ -43,6 +48,48 @@ void read_beyond(Tensor x, int64_t beyond) {
   });
 }
 
+template <class F>
+void share(int64_t begin, int64_t end, int64_t grain, int64_t threads, const F& f) {
+  const auto body = [](const void* function, int64_t first, int64_t last) {
+    (*static_cast<const F*>(function))(first, last);
+  };
+  cpu::run({begin, end, grain, threads, body, &f});
+}
+
+// Threads of the pool set the elements of x, and in a loop within that loop those of each row; the caller reads them.
+int64_t shared_sum(Tensor x, int64_t grain, int64_t threads) {
+  auto* data = static_cast<float*>(x.mutable_data_ptr());
+  const int64_t rows = x.size(0), columns = x.size(1);
+  share(0, rows, grain, threads, [&](int64_t begin, int64_t end) {
+    STD_TORCH_CHECK(begin % grain == 0 && (end % grain == 0 || end == rows), "a subrange is no multiple of the grain");
+    for (; begin < end; ++begin) {
+      share(0, columns, 5, 2, [&, begin](int64_t first, int64_t last) {
+        for (; first < last; ++first) data[begin * columns + first] += 1.0f;
+      });
+    }
+  });
+  return static_cast<int64_t>(std::accumulate(data, data + rows * columns, 0.0));
+}
+
+// One of the iterations throws.
+void shared_failure(int64_t size, int64_t threads, int64_t wrong) {
+  share(0, size, 1, threads, [&](int64_t begin, int64_t end) {
+    STD_TORCH_CHECK(wrong < begin || wrong >= end, "iteration ", wrong, " failed");
+  });
+}
+
+// Threads of the pool write one counter, in turns only if `alone`.
+int64_t shared_counter(int64_t size, bool alone) {
+  int64_t counter = 0;
+  share(0, size, 1, alone ? 1 : 4, [&](int64_t begin, int64_t end) {
+    for (; begin < end; ++begin) {
+      ++counter;
+      std::this_thread::sleep_for(std::chrono::milliseconds(alone ? 0 : 1));
+    }
+  });
+  return counter;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(resshift_fast_faults, library) {
@@ -52,6 +99,9 @@ STABLE_TORCH_LIBRARY(resshift_fast_faults, library) {
   library.def("add(int a, int b) -> int");
   library.def("write(Tensor(a!) x, int beyond) -> ()");
   library.def("read_beyond(Tensor(a!) x, int beyond) -> ()");
+  library.def("shared_sum(Tensor(a!) x, int grain, int threads) -> int");
+  library.def("shared_failure(int size, int threads, int wrong) -> ()");
+  library.def("shared_counter(int size, bool alone) -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(resshift_fast_faults, CompositeExplicitAutograd, library) {
@@ -61,6 +111,9 @@ STABLE_TORCH_LIBRARY_IMPL(resshift_fast_faults, CompositeExplicitAutograd, libra
   library.impl("add", TORCH_BOX(&add));
   library.impl("write", TORCH_BOX(&write));
   library.impl("read_beyond", TORCH_BOX(&read_beyond));
+  library.impl("shared_sum", TORCH_BOX(&shared_sum));
+  library.impl("shared_failure", TORCH_BOX(&shared_failure));
+  library.impl("shared_counter", TORCH_BOX(&shared_counter));
 }
 
 }  // namespace resshift::faults

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import cpu_build
 import pytest
@@ -38,6 +39,7 @@ FAULTS = {
     "overflow": ("memory", "add(2**62, 2**61)", "add(2**62, 2**62)", "runtime error: signed integer overflow"),
     "writes": ("threads", "write(torch.empty(64), 0)", "write(torch.empty(64), 1)", RACE),
     "few-writes": ("threads", "write(torch.empty(3), 0)", "write(torch.empty(3), 1)", RACE),
+    "pool": ("threads", "shared_counter(64, True)", "shared_counter(64, False)", RACE),
     "write-and-read": ("threads", "read_beyond(torch.ones(64), 0)", "read_beyond(torch.ones(64), 1)", RACE),
 }
 
@@ -64,3 +66,25 @@ def test_uninitialized_memory_does_not_hold_a_likely_value():
     assert faults.read_variable(4) == 6
     if cpu_build.fills_variables():
         assert not abs(faults.read_variable(3)) < 1e30
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("rows, grain", [(1, 1), (7, 1), (64, 3), (1000, 7)])
+def test_threads_share_a_loop(rows, grain, threads):
+    """Every iteration once, also of loops within it and of several callers at once."""
+    assert unavailable("cpu") is None
+    share = torch.ops.resshift_fast_faults.shared_sum
+    with ThreadPoolExecutor(4) as pool:
+        images = [torch.zeros(rows, 11) for _ in range(8)]
+        sums = list(pool.map(lambda x: share(x, grain, threads), images))
+    assert sums == [rows * 11] * 8 and all((x == 1).all() for x in images)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_failure_in_a_shared_loop_reaches_the_caller(threads):
+    assert unavailable("cpu") is None
+    faults = torch.ops.resshift_fast_faults
+    for wrong in (0, 57, 99):
+        with pytest.raises(RuntimeError, match=f"iteration {wrong} failed"):
+            faults.shared_failure(100, threads, wrong)
+        faults.shared_failure(100, threads, 100)

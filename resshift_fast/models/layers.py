@@ -49,7 +49,7 @@ def merged(x: Image) -> Tensor:
     if isinstance(x, Measured):
         return x.image
     first, second = x.take()
-    return first + second if x.mode == "add" else torch.cat([first, second], dim=1)
+    return first + second if x.mode == "add" else ops.concat(first, second)
 
 
 class GroupNorm(nn.Module):

@@ -1,6 +1,7 @@
 """The operators of ResShift, each in a file of its own: formula, reference, checks and public function."""
 
 from resshift_fast.ops.add_concat_group_norm import add_concat_group_norm
+from resshift_fast.ops.concat import concat as concat
 from resshift_fast.ops.conv2d import conv2d
 from resshift_fast.ops.conv2d import conv2d_reads_packed as conv2d_reads_packed
 from resshift_fast.ops.conv2d import conv2d_takes_norm as conv2d_takes_norm
