@@ -223,7 +223,10 @@ class Runner:
         return Run(seconds, memory.peak_bytes(device) if known else None)
 
     def operations(self) -> dict[str, float]:
-        """Multiplications and additions in convolutions and matrix products, by stage and of the whole."""
+        """Multiplications and additions in convolutions and matrix products, by stage and of the whole.
+
+        A first restoration has more, for what depends on the weights alone and is kept.
+        """
         attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         mapping = {attention: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
         with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
