@@ -1,5 +1,6 @@
 """Pinned hashes and sizes are demanded of downloads and of files that are there."""
 
+import logging
 import subprocess
 
 import pytest
@@ -22,7 +23,8 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [None, 300_000])
-def test_a_pinned_download_is_kept_and_another_refused(site, cache, size, capsys):
+def test_a_pinned_download_is_kept_and_another_refused(site, cache, size, caplog):
+    caplog.set_level(logging.INFO, "resshift_fast")
     right = sha256(site.content)
     site.content = noise(2)
     pin(site.file(), right.upper(), size)
@@ -30,7 +32,7 @@ def test_a_pinned_download_is_kept_and_another_refused(site, cache, size, capsys
     assert not (cache / NAME).exists()
     site.content = noise(1)
     assert fetch(site.file(), progress=False).read_bytes() == site.content
-    line = capsys.readouterr().err.splitlines()[-1]
+    line = caplog.messages[-1]
     assert f"the sha256 in {cache / NAME}.sha256" in line and ("its size" in line) == (size is not None)
     assert subprocess.run(["sha256sum", "-c", f"{NAME}.sha256"], cwd=cache, capture_output=True).returncode == 0
 

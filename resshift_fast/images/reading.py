@@ -131,7 +131,7 @@ def _read_tiff(data: bytes, name: str) -> Photo:
             raise tiff.explained(error, data, name, lines) from error
     if lines:
         text = f"{name} is damaged, and parts of the picture may be wrong ({lines[0]}); fetch or export it again"
-        warnings.warn(text, UserWarning, stacklevel=3)
+        warnings.warn(text, UserWarning, stacklevel=4)
     return photo
 
 
@@ -167,7 +167,7 @@ def _add_avif_properties(image: Image.Image, data: bytes, name: str) -> None:
     if properties.cicp and not image.info.get("icc_profile"):
         image.info["cicp"] = properties.cicp
     if properties.bits > 8:
-        warnings.warn(f"{name}: its {properties.bits} bits per channel are read as 8", UserWarning, stacklevel=3)
+        warnings.warn(f"{name}: its {properties.bits} bits per channel are read as 8", UserWarning, stacklevel=4)
 
 
 def _leave_out_large_exif(image: Image.Image, name: str) -> None:
@@ -177,7 +177,7 @@ def _leave_out_large_exif(image: Image.Image, name: str) -> None:
         plain = exif.removeprefix(b"Exif\0\0")
         if directories.tags_exceed(io.BytesIO(plain), 2 * len(plain) + (1 << 16)):
             del image.info["exif"]
-            warnings.warn(f"{name}: its EXIF is damaged and was left out", UserWarning, stacklevel=3)
+            warnings.warn(f"{name}: its EXIF is damaged and was left out", UserWarning, stacklevel=4)
 
 
 def _warn_of_frames(image: Image.Image, chunks: Sequence[png.Chunk], name: str) -> None:
@@ -192,7 +192,7 @@ def _warn_of_frames(image: Image.Image, chunks: Sequence[png.Chunk], name: str) 
             else ("a file", "pictures, of which only the main one")
         )
         text = f"{name} is {what} of {frames} {which} is read"
-        warnings.warn(text, UserWarning, stacklevel=3)
+        warnings.warn(text, UserWarning, stacklevel=4)
 
 
 def file_bytes(path: Path) -> bytes:
@@ -321,7 +321,7 @@ def _in_rgb(samples: tiff.Samples, icc_profile: bytes | None, name: str) -> tupl
         if not icc_profile:
             return srgb_of_cmyk(values), alpha
         text = f"{name}: its 16-bit CMYK is converted through its profile in 8 bits; convert it to RGB first for 16"
-        warnings.warn(text, UserWarning, stacklevel=5)
+        warnings.warn(text, UserWarning, stacklevel=6)
         values, alpha = rounded(values), None if alpha is None else rounded(alpha)
     return decode_planes(Image.fromarray(values, "CMYK" if is_cmyk else "LAB"), icc_profile, name, None)[0], alpha
 
