@@ -62,10 +62,10 @@ def make_config(photos, run, **changes):
     return TrainConfig(data=str(photos), run=str(run), **(values | changes))
 
 
-def make_trainer(config, spec=None, **options):
+def make_trainer(config, spec=None, kind=Trainer, **options):
     torch.manual_seed(0)
     stage = SpaceToDepth(SpaceToDepthConfig())
-    return Trainer(config, spec or make_spec(), denoiser=SwinUNet(TINY), first_stage=stage, **options)
+    return kind(config, spec or make_spec(), denoiser=SwinUNet(TINY), first_stage=stage, **options)
 
 
 def make_autoencoder_config(photos, run, *, options=None, **changes):

@@ -10,13 +10,14 @@ import torch
 from training_runs import make_autoencoder_config, make_autoencoder_trainer, make_config, make_trainer
 
 from resshift_fast.training.autoencoder import AutoencoderTrainer
+from resshift_fast.training.trainer import Trainer
 
 
-class ExactTrainer(AutoencoderTrainer):
+class Exact:
     """Trains in float64.
 
-    In float32, rounding puts a value on the other side of a LeakyReLU in the fourth step, and the gradients of a
-    channel of the discriminator differ from then on, and of all below it.
+    In float32, rounding is amplified from step to step, and in the fourth puts a value on the other side of a LeakyReLU
+    in the discriminator, after which the gradients of a channel differ, and of all below it.
     """
 
     def _batches(self, source):
@@ -27,15 +28,23 @@ class ExactTrainer(AutoencoderTrainer):
         return super().restore(low.double(), mask).float()
 
 
+class ExactTrainer(Exact, Trainer):
+    """Trains a denoiser in float64."""
+
+
+class ExactAutoencoderTrainer(Exact, AutoencoderTrainer):
+    """Trains an autoencoder in float64."""
+
+
 def main(kind, photos, run, steps):
     torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
     common = {"steps": int(steps), "lr": 1e-4, "val": photos, "val_every": 10, "val_side": 64}
     if kind == "denoiser":
-        trainer = make_trainer(make_config(photos, run, rollout=0.5, batch_size=4, **common))
+        trainer = make_trainer(make_config(photos, run, rollout=0.5, batch_size=4, **common), kind=ExactTrainer)
     else:
-        torch.set_default_dtype(torch.float64)
         config = make_autoencoder_config(photos, run, batch_size=2, **common | {"patch": 24})
-        trainer = make_autoencoder_trainer(config, ExactTrainer)
+        trainer = make_autoencoder_trainer(config, ExactAutoencoderTrainer)
     trainer.run()
     parameters = [
         *trainer.network.parameters(),

@@ -90,7 +90,7 @@ class Training(ABC):
             self.network.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
         )
         self.optimization = Optimization(self.network, self.optimizer, config, self.device)
-        self._by_t = torch.zeros(2, timesteps)  # sums of the losses, and their numbers
+        self._by_t = torch.zeros(2, timesteps, dtype=torch.float32)  # sums of the losses, and their numbers
         self.data: Data | None = None  # instead of photos
         self.metadata: dict[str, str] = {}  # of best.safetensors, besides the model and the step
         self.signals = StopSignals()
