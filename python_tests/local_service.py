@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from resshift_fast.apps.listening import bound
-from resshift_fast.apps.service.limits import Limits
-from resshift_fast.apps.service.server import Server, serve
-from resshift_fast.apps.service.web import Service
 from resshift_fast.images import Photo
 from resshift_fast.models import catalog
 
@@ -110,7 +108,13 @@ class Running:
 
 @contextlib.contextmanager
 def running(pipe, *, batch_size=8, is_local=True, send_buffer=None, **limits):
-    """Serve in a thread within the block."""
+    """Serve in a thread within the block; skips the test where the extra `serve` is not installed."""
+    for module in ("fastapi", "prometheus_client", "python_multipart", "uvicorn"):
+        pytest.importorskip(module, reason="the extra `serve` is not installed: pip install 'resshift-fast[serve]'")
+    from resshift_fast.apps.service.limits import Limits
+    from resshift_fast.apps.service.server import Server, serve
+    from resshift_fast.apps.service.web import Service
+
     bounds = Limits(**{**LIMITS, **limits})
     listener = bound("127.0.0.1", 0)
     if send_buffer:

@@ -35,6 +35,7 @@ PARTS = {
     "matplotlib": "plots",
     "opencv-python-headless": "training",
     "pillow-heif": "reading HEIC",
+    **dict.fromkeys(("fastapi", "prometheus-client", "python-multipart", "uvicorn"), "the service and its tests"),
     "ninja": "compiling only what has changed",
     "pybind11": "tests that run CUDA kernels on the CPU",
     "tensorboard": "logs of trainings in TensorBoard",
