@@ -48,6 +48,12 @@ void Fiber::after_switch([[maybe_unused]] void* fake_stack, [[maybe_unused]] con
 #endif
 }
 
+void Fiber::unpoison() {
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_unpoison_memory_region(stack_ + kGuardBytes, kStackBytes - kGuardBytes);
+#endif
+}
+
 void Fiber::begin() {
   Fiber& self = *current;
   self.after_switch(nullptr, &self.outer_bottom_, &self.outer_bytes_);
@@ -64,9 +70,7 @@ void Fiber::start(void (*function)()) {
     stack_ = static_cast<char*>(memory);
     mprotect(stack_, kGuardBytes, PROT_NONE);
   }
-#if defined(__SANITIZE_ADDRESS__)
-  __asan_unpoison_memory_region(stack_ + kGuardBytes, kStackBytes - kGuardBytes);
-#endif
+  unpoison();
   function_ = function;
   ended_ = false;
   inner_fake_stack_ = nullptr;

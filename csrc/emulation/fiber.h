@@ -25,7 +25,9 @@ class Fiber {
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
   ~Fiber() {
-    if (stack_) munmap(stack_, kStackBytes);
+    if (!stack_) return;
+    unpoison();
+    munmap(stack_, kStackBytes);
   }
 
   // Make `function` begin at the next `enter`; an earlier one that did not finish is abandoned.
@@ -43,6 +45,9 @@ class Fiber {
   static constexpr std::size_t kGuardBytes = 4096;
 
   static void begin();
+  // Forget what AddressSanitizer has marked on the stack: frames that were abandoned, which new ones would meet, and
+  // whoever is given the memory next.
+  void unpoison();
   void before_switch(void** fake_stack, const void* bottom, std::size_t bytes);
   void after_switch(void* fake_stack, const void** bottom, std::size_t* bytes);
 
