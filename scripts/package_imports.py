@@ -46,6 +46,7 @@ def imports(source: str) -> set[str]:
     return {name for name in found if name.partition(".")[0] == PACKAGE}
 
 
+@cache
 def module_graph() -> dict[str, set[str]]:
     """Module to the modules that it imports."""
     return {module: imports(path.read_text(encoding="utf-8")) for module, path in modules().items()}

@@ -14,22 +14,28 @@ from resshift_fast.models import catalog
 
 needs("diffusers")
 
-from diffusers import DiffusionPipeline, ImagePipelineOutput  # noqa: E402
-
-from resshift_fast.apps import diffusers as bridge  # noqa: E402
-
 IMAGE = Image.fromarray(photo(20, 17))
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
+def bridge():
+    """The module, imported here because diffusers takes seconds."""
+    from resshift_fast.apps import diffusers
+
+    return diffusers
+
+
+@pytest.fixture(scope="module")
+def saved(bridge, tmp_path_factory):
     pipe = bridge.ResShiftPipeline.from_model("nano-x4")
     folder = tmp_path_factory.mktemp("saved")
     pipe.save_pretrained(folder)
     return pipe, folder
 
 
-def test_a_saved_pipeline_is_loaded_and_restores_the_same(saved):
+def test_a_saved_pipeline_is_loaded_and_restores_the_same(saved, bridge):
+    from diffusers import DiffusionPipeline, ImagePipelineOutput
+
     pipe, folder = saved
     assert json.loads((folder / "model_index.json").read_text())["_class_name"] == "ResShiftPipeline"
     assert (folder / "model" / "diffusion_pytorch_model.safetensors").is_file()
@@ -42,7 +48,7 @@ def test_a_saved_pipeline_is_loaded_and_restores_the_same(saved):
         np.testing.assert_array_equal(np.asarray(result.images[0]), np.asarray(expected))
 
 
-def test_it_moves_and_casts_as_a_pipeline_of_diffusers(saved):
+def test_it_moves_and_casts_as_a_pipeline_of_diffusers(saved, bridge):
     loaded = bridge.ResShiftPipeline.from_pretrained(saved[1], dtype=torch.bfloat16)
     assert loaded.dtype == torch.bfloat16 and loaded.model.restorer.pipeline().dtype == torch.bfloat16
     loaded.to(torch.float32)
@@ -69,11 +75,11 @@ def test_output_types_and_generators(saved):
 
 
 @pytest.mark.parametrize("spec", [*catalog.MODELS.values(), catalog.one_step(SPECS["x4-vq"])], ids=lambda x: x.name)
-def test_every_model_survives_json(spec):
+def test_every_model_survives_json(spec, bridge):
     assert bridge.from_data(json.loads(json.dumps(bridge.to_data(spec)))) == spec
 
 
-def test_a_latent_model_with_masks(monkeypatch, tmp_path):
+def test_a_latent_model_with_masks(monkeypatch, tmp_path, bridge):
     monkeypatch.setitem(catalog.MODELS, "tiny", SPECS["inpaint-vq"])
     bridge.ResShiftPipeline.from_model("tiny", random_weights=True).save_pretrained(tmp_path)
     pipe = bridge.ResShiftPipeline.from_pretrained(tmp_path)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from golden_data import fill_
 from torch import nn
-from torch._dynamo.testing import CompileCounter
 
 from resshift_fast import ops
 from resshift_fast.models.autoencoder import _Downsample
@@ -206,6 +205,8 @@ def test_threads_derive_it_once(module):
 
 
 def test_compiled_code_reads_a_refreshed_tensor(module):
+    from torch._dynamo.testing import CompileCounter  # which takes seconds
+
     counter = CompileCounter()
     compiled = torch.compile(module, fullgraph=True, backend=counter)
     assert compiled().tolist() == [5, 13]
