@@ -142,6 +142,7 @@ print(json.dumps({kernel.__name__: kernel.cache_key for kernel in kernels}))
 """
 
 
+@pytest.mark.slow
 def test_a_kernels_hash_does_not_depend_on_what_was_compiled_before():
     """Otherwise another process would not find in the disk cache what this one compiled."""
     found = []

@@ -4,7 +4,7 @@ import pytest
 import torch
 from comparison import LAYOUTS, LIMITS, assert_close, double, layouts, name_of, relative_error
 from golden_data import array
-from interpreter import DTYPES, SIXTEEN_BITS
+from interpreter import DTYPES, ON_GPU, SIXTEEN_BITS
 
 from resshift_fast.kernels import pointwise_conv2d, tuning
 from resshift_fast.kernels.launch import record
@@ -61,10 +61,14 @@ def channels_last(arguments):
     return arguments
 
 
-def assert_matches(arguments):
-    """y is channels-last and within `LIMITS` of float64; in 16 bits also within twice the plain path's error."""
+def assert_matches(arguments, y=None):
+    """y is channels-last and within `LIMITS` of float64; in 16 bits also within twice the plain path's error.
+
+    It is that of `forward` if None.
+    """
     dtype = arguments[X].dtype
-    y, exact = pointwise_conv2d.forward(*arguments), reference(*double(arguments))
+    y = pointwise_conv2d.forward(*arguments) if y is None else y
+    exact = reference(*double(arguments))
     assert y.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last)
     allowed = LIMITS[dtype]
     if dtype != torch.float32:
@@ -133,20 +137,34 @@ def test_float32_tensors_with_16_bit_images(dtype, device):
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: "rows{}-O{}-C{}-{}bytes".format(*size))
-def test_every_configuration(size, device, monkeypatch):
-    rows, out_channels, channels, itemsize = size
-    key = (rows, rows, out_channels, channels, itemsize)
-    candidates = pointwise_conv2d.SPACE.candidates(key)
+def test_the_default_is_a_candidate(size):
+    rows, *others = size
+    candidates = pointwise_conv2d.SPACE.candidates((rows, rows, *others))
     assert len(candidates) <= 8
     for arch in tuning.ARCHITECTURES:
-        assert pointwise_conv2d.SPACE.default(arch, key) in candidates
+        assert pointwise_conv2d.SPACE.default(arch, (rows, rows, *others)) in candidates
+
+
+# Of all sizes; without those that differ in warps or stages alone, which the interpreter ignores.
+CONFIGURATIONS = {
+    (itemsize, str(config if ON_GPU else dict(config.blocks))): config
+    for rows, *others, itemsize in SIZES
+    for config in pointwise_conv2d.SPACE.candidates((rows, rows, *others, itemsize))
+}
+
+
+@pytest.mark.parametrize(
+    "itemsize, config",
+    [(itemsize, config) for (itemsize, _), config in CONFIGURATIONS.items()],
+    ids=[f"{itemsize}bytes-{config}" for (itemsize, _), config in CONFIGURATIONS.items()],
+)
+def test_every_configuration(itemsize, config, device, monkeypatch):
     dtype = torch.float32 if itemsize == 4 else torch.float16
     arguments = inputs((2, 80, 4, 40, 3, 6, True, True), device, dtype)
-    for config in candidates:
-        monkeypatch.setattr(pointwise_conv2d.SPACE, "default", lambda arch, key, config=config: config)
-        assert_matches(arguments)
-        y, statistics = pointwise_conv2d.forward_with_statistics(*arguments, None, 8, 1e-5)
-        assert_close("statistics", statistics, norm_stats.reference(y.double(), 8, 1e-5), 1e-5)
+    monkeypatch.setattr(pointwise_conv2d.SPACE, "default", lambda arch, key: config)
+    y, statistics = pointwise_conv2d.forward_with_statistics(*arguments, None, 8, 1e-5)
+    assert_matches(arguments, y)
+    assert_close("statistics", statistics, norm_stats.reference(y.double(), 8, 1e-5), 1e-5)
 
 
 @pytest.mark.parametrize("rows, out_channels, channels", [(4096, 576, 192), (4096, 192, 160), (256, 192, 640)])

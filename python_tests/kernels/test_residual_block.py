@@ -35,7 +35,13 @@ def assert_matches(arguments, following=()):
     assert_close("y", y, exact, allowed)
 
 
-@pairwise(case=CASES, dtype=DTYPES, statistics={"statistics": True, "": False})
+# In float32 a large block is separate operations, as the others are, and takes the interpreter seconds.
+@pairwise(
+    case=CASES,
+    dtype=DTYPES,
+    statistics={"statistics": True, "": False},
+    allowed=lambda case: case["case"] != "large" or case["dtype"] != torch.float32,
+)
 def test_matches_float64(case, dtype, statistics, device):
     *arguments, groups, eps = _statistics_examples(device, dtype)[CASES.index(case)]
     assert residual_block.unsupported(*arguments) is None

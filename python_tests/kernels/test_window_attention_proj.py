@@ -16,7 +16,7 @@ from resshift_fast.ops.window_attention_proj import reference
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
 CASES = [  # batch, height, width, heads, head_dim, window, shift, mask, output channels, bias, residual
-    (1, 16, 16, 3, 32, 8, 4, "resshift", 96, True, True),
+    (1, 8, 16, 3, 32, 8, 4, "resshift", 96, True, True),
     (2, 8, 16, 2, 32, 8, 0, "resshift", 64, True, True),
     (2, 4, 8, 2, 16, 4, 1, "swin", 33, False, True),
     (1, 10, 5, 1, 32, 5, 2, "resshift", 1, True, False),
@@ -169,7 +169,7 @@ def test_nan_stays_in_its_window(device):
 
 
 def test_results_are_bitwise_the_same(device):
-    arguments = inputs((1, 8, 16, 3, 32, 8, 4, "resshift", 96, True, True), device, torch.float16)
+    arguments = inputs((1, 8, 16, 1, 32, 8, 4, "resshift", 40, True, True), device, torch.float16)
     assert torch.equal(window_attention_proj.forward(*arguments), window_attention_proj.forward(*arguments))
 
 
