@@ -227,6 +227,7 @@ def test_torch_noise_is_drawn_in_the_official_order(name):
     assert_close(name, pipe(image, seed=12345, noise="torch", progress=False), expected, 1e-4)
 
 
+@pytest.mark.slow
 def test_the_official_sample_is_reproduced(official, monkeypatch):
     """realsr-x4-v3, 4 steps, with the deterministic weights: the whole pipeline against the official program."""
     spec = catalog.get("realsr-x4-v3")

@@ -104,6 +104,7 @@ def network_calls(monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 def test_cases_are_calls_of_the_networks(cases, network_calls):
     assert len(network_calls) > 50
     for case in cases.CASES:

@@ -14,6 +14,7 @@ def training(script):
     return script("training")
 
 
+@pytest.mark.slow
 def test_both_providers_have_the_same_first_loss(training, tmp_path):
     found = tmp_path / "training.json"
     assert training.main([*SMALL, "--json", str(found)]) == 0
@@ -34,6 +35,7 @@ def test_different_losses_give_no_speed_up(training, monkeypatch, tmp_path, caps
     assert "the first losses differ" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_start_with_many_photos(training, tmp_path):
     found = tmp_path / "start.json"
     assert training.main([*SMALL, "--photos", "30", "--json", str(found)]) == 0

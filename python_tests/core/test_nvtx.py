@@ -78,6 +78,7 @@ def test_torch_profiler_records_ranges(plain_operator):
     assert outer.start <= inner.start <= inner.end <= outer.end
 
 
+@pytest.mark.slow
 def test_torch_compile_traces_once_whether_on_or_off(pushed):
     graphs = []
 

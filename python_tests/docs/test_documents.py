@@ -81,6 +81,7 @@ def test_examples_that_are_not_run():
     assert len(PYTHON) > 4
 
 
+@pytest.mark.slow
 def test_operator_page_runs(tmp_path):
     """The page's code blocks form one test file, which runs in its own process because it registers an operator."""
     blocks = [x.code for x in examples(OPERATOR_PAGE) if x.language == "python" and not x.skipped]

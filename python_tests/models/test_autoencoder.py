@@ -36,7 +36,7 @@ def test_all_official_entries_are_covered():
     assert set(OFFICIAL) == set(catalog.MODELS) - {"nano-x4"}
 
 
-@pytest.mark.parametrize("model", ["faceir", "realsr-x4-v3"])
+@pytest.mark.parametrize("model", [pytest.param("faceir", marks=pytest.mark.slow), "realsr-x4-v3"])
 def test_official_outputs(model, official):
     name = OFFICIAL[model]
     autoencoder, expected = official.first_stage(model), arrays(f"{name}.npz")

@@ -23,6 +23,7 @@ OFFICIAL = {  # catalogue entry: name in state_dict_shapes.json
     "inpaint-face": "unet_inpaint_imagenet",
     "faceir": "unet_faceir",
 }
+LARGER = ("inpaint_imagenet", "faceir", "realsr")
 TASKS = {  # name of the arrays: catalogue entry
     "realsr_x2": "realsr-x2",
     "inpaint_imagenet": "inpaint-imagenet",
@@ -107,7 +108,7 @@ def test_mini_on_a_larger_rectangle(mini):
     assert_close("out", out, arrays("mini_unet_32x48.npz")["out"], 1e-5)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ["realsr_x2", *(pytest.param(task, marks=pytest.mark.slow) for task in LARGER)])
 def test_official_outputs(task, official):
     denoiser, expected = official.denoiser(TASKS[task]), arrays(f"unet_{task}.npz")
     config = denoiser.config

@@ -85,18 +85,23 @@ def test_the_schema_has_the_fields_of_a_structure_without_their_defaults():
         plain(x, 1, None, x)
 
 
+def opcheck(name: str, args: tuple, *checks: str) -> None:
+    torch.library.opcheck(registered(name), leaves(args) if name in GRADIENTS else args, test_utils=checks)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name_of)
 @pytest.mark.parametrize("name", NAMES)
 def test_opcheck(name, dtype):
-    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    for i, args in enumerate(examples(name, dtype)):
-        args = leaves(args) if name in GRADIENTS else args
-        # Tracing takes a hundred times as long as the other checks and sees the same code for each example and dtype.
-        # So one is traced, with 16 bits, where float32 intermediates differ in dtype from the inputs.
-        traced = i == 0 and dtype == torch.bfloat16
-        torch.library.opcheck(
-            registered(name), args, test_utils=(*checks, "test_aot_dispatch_dynamic") if traced else checks
-        )
+    for args in examples(name, dtype):
+        opcheck(name, args, "test_schema", "test_autograd_registration", "test_faketensor")
+
+
+# A trace takes a hundred times as long as the other checks and sees the same code for each example and dtype. So one is
+# traced, with 16 bits, where float32 intermediates differ in dtype from the inputs.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_traces_pass_opcheck(name):
+    opcheck(name, examples(name, torch.bfloat16)[0], "test_aot_dispatch_dynamic")
 
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, "batch-1", "one-pixel"])

@@ -126,6 +126,7 @@ def test_one_graph_serves_every_size_with_ahead_of_time_autograd():
             assert counter.frame_count == 1, f"traced again for {size}"
 
 
+@pytest.mark.slow
 def test_a_prepared_chain_is_one_graph_that_follows_its_weights():
     network = fill_(SwinUNet(config(1))).eval().requires_grad_(False)
     sampler = LatentChain(network, Schedule(steps=2))
@@ -190,6 +191,7 @@ def test_the_choice_of_a_backend_is_part_of_the_graph():
     assert opaque == [True, False]
 
 
+@pytest.mark.slow
 def test_the_chain_exports_with_dynamic_sizes(tmp_path):
     batch, height, width = Dim("batch", min=1, max=64), Dim("h", min=1, max=256), Dim("w", min=1, max=256)
     sizes = {0: batch, 2: WINDOW * height, 3: WINDOW * width}
