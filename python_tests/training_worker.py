@@ -39,9 +39,11 @@ class ExactAutoencoderTrainer(Exact, AutoencoderTrainer):
 def main(kind, photos, run, steps):
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
-    common = {"steps": int(steps), "lr": 1e-4, "val": photos, "val_every": 10, "val_side": 64}
+    common = {"steps": int(steps), "lr": 1e-4, "val": photos, "val_every": 10, "val_side": 32}
     if kind == "denoiser":
-        trainer = make_trainer(make_config(photos, run, rollout=0.5, batch_size=4, **common), kind=ExactTrainer)
+        trainer = make_trainer(
+            make_config(photos, run, rollout=0.5, batch_size=4, **common, patch=32), kind=ExactTrainer
+        )
     else:
         config = make_autoencoder_config(photos, run, batch_size=2, **common | {"patch": 24})
         trainer = make_autoencoder_trainer(config, ExactAutoencoderTrainer)

@@ -137,10 +137,10 @@ def test_float32_table(emulated, case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("window", [4, 8])
-def test_many_windows_in_a_block(emulated, window):
+@pytest.mark.slow
+def test_many_windows_in_a_block(emulated):
     """So many heads and windows that a block processes a second window, except the last block."""
-    case = (1, 1, 33, window, window // 2, "resshift", 32, 16)
+    case = (1, 1, 33, 4, 2, "resshift", 32, 16)
     qkv, table, _ = tensors_of(case, torch.float16)
     exact = plain(case, qkv.double(), table.double())
     limit = allowed(torch.float16, plain(case, qkv, table), exact)
