@@ -24,6 +24,7 @@ from resshift_fast.cli import console
 from resshift_fast.core.files import make_folder, write_atomically
 from resshift_fast.images.tiling import reflect
 from resshift_fast.measure import memory
+from resshift_fast.measure.table import table
 
 if TYPE_CHECKING:
     from resshift_fast.measure.providers import Case
@@ -232,28 +233,6 @@ def machine_line(found: dict[str, Any]) -> str:
     if "load" in found:
         parts.append(f"load average {found['load']:.2f}")
     return "; ".join(parts)
-
-
-def table(columns: dict[str, str], rows: Sequence[dict[str, Any]]) -> str:
-    """A table as text: numbers aligned right, text left."""
-    cells = [[_shown(row.get(name), form) for name, form in columns.items()] for row in rows]
-    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-    right = [bool(form) for form in columns.values()]
-
-    def line(texts: Sequence[str]) -> str:
-        aligned = (
-            text.rjust(width) if to_right else text.ljust(width)
-            for text, width, to_right in zip(texts, widths, right, strict=True)
-        )
-        return "  ".join(aligned).rstrip()
-
-    return "\n".join([line(list(columns)), line(["─" * width for width in widths]), *map(line, cells)])
-
-
-def _shown(value: Any, form: str) -> str:
-    if value is None:
-        return "–"
-    return format(value, form) if form and not isinstance(value, str) else str(value)
 
 
 def run(measure: Callable[[argparse.Namespace], Report], options: argparse.ArgumentParser, argv: Any = None) -> int:

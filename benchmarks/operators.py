@@ -30,6 +30,7 @@ from resshift_fast.core import devices
 from resshift_fast.core.accuracy import full_float32
 from resshift_fast.core.files import make_folder, write_atomically
 from resshift_fast.measure import roofline, timing
+from resshift_fast.measure.table import table
 
 SHOWN = {
     "case": "",
@@ -348,7 +349,7 @@ def _report(benchmark: Benchmark, path: Path) -> None:
         notes.append(
             "Where ours has the backend `reference` both run the same code; how far its speed-up is from 1 is noise."
         )
-    print("\n".join([title, line, "", common.table(SHOWN, benchmark.rows), "", *notes, *benchmark.notes]))
+    print("\n".join([title, line, "", table(SHOWN, benchmark.rows), "", *notes, *benchmark.notes]))
     for written in (path, *write_plots(path.parent, benchmark.rows, line)):
         print(f"written: {written}")
     if benchmark.failed:

@@ -44,6 +44,7 @@ from resshift_fast import backends, ops
 from resshift_fast.backends import verification
 from resshift_fast.cli import console
 from resshift_fast.core import counters, devices
+from resshift_fast.measure.table import table
 
 PARTS = ("checks µs", "dispatch µs", "launcher µs", "start µs")
 SHOWN = {
@@ -219,7 +220,7 @@ def overhead(
     with torch.inference_mode():
         rows = measured(ops.__all__, where, dtype, calls, rounds)
     title = f"Host time of a call, {dtype}, medians of {calls} calls in the quietest of {rounds} rounds"
-    print("\n".join([title, common.machine_line(common.machine(device=where)), "", common.table(SHOWN, rows)]))
+    print("\n".join([title, common.machine_line(common.machine(device=where)), "", table(SHOWN, rows)]))
     single = [row for row in rows if row["starts"] == 1]
     reached = sum(row["call µs"] <= GOAL for row in single)
     print("\nFrom, to: quartiles of the calls. The parts are medians of differences and may not add up.")

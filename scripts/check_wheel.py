@@ -3,7 +3,7 @@
     python scripts/check_wheel.py cpu          the CPU library has a correct kernel for each of its operators
     python scripts/check_wheel.py cpu cuda     so has the CUDA library, whose kernels are run if there is a GPU
 
-Then the installed program restores a photo in an empty folder, with what the wheel depends on and no more.
+Then the installed program restores, profiles and measures in an empty folder, with what the wheel depends on alone.
 
 Run it outside the repository's root, so that the installed package is imported.
 """
@@ -56,7 +56,16 @@ def problems(name: str) -> list[str]:
     return found
 
 
-COMMANDS = (("restore", "photo.png", "-o", "restored.png"), ("models", "--json"))
+SMALL = ("--model", "nano-x4", "--size", "16")
+COMMANDS = (
+    ("restore", "photo.png", "-o", "restored.png"),
+    ("models", "--json"),
+    ("profile", *SMALL, "--dtype", "float32", "--warmup", "1", "--runs", "1", "--device", "cpu"),
+    ("bench", "report", "out/profile/trace.json"),
+    ("bench", "e2e", *SMALL, "--dtype", "float32", "--providers", "reference,ours", "--runs", "1", "--device", "cpu"),
+)
+# They read the definitions of Triton's kernels.
+WITH_TRITON = (("bench", "count", *SMALL), ("bench", "roofline", *SMALL))
 
 
 def program_problems() -> list[str]:
@@ -66,7 +75,8 @@ def program_problems() -> list[str]:
     )
     with tempfile.TemporaryDirectory() as folder:
         Image.linear_gradient("L").resize((24, 20)).convert("RGB").save(Path(folder, "photo.png"))
-        for arguments in COMMANDS:
+        commands = (*COMMANDS, *WITH_TRITON) if find_spec("triton") else COMMANDS
+        for arguments in commands:
             command = [sys.executable, "-m", "resshift_fast", *arguments]
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
             if done.returncode:
@@ -75,7 +85,7 @@ def program_problems() -> list[str]:
         if restored.exists() and Image.open(restored).size != (96, 80):
             found.append(f"restored.png has {Image.open(restored).size}, expected (96, 80)")
     if not found:
-        print(f"the program runs: {', '.join(arguments[0] for arguments in COMMANDS)}")
+        print(f"the program runs: {', '.join(' '.join(arguments[:2]) for arguments in commands)}")
     return found
 
 

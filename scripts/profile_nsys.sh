@@ -39,7 +39,7 @@ die() {
 }
 
 output=out/profile graph_trace=node device=
-workload=(-m resshift_fast profile) report=(scripts/nsys_report.py)
+workload=(-m resshift_fast profile) report=(-m resshift_fast bench report)
 while (($#)); do
     if [[ $1 == --help || $1 == -h ]]; then
         usage

@@ -6,6 +6,8 @@ import json
 import pytest
 import tiny_models
 
+from resshift_fast.apps import extras
+
 pytest.importorskip("triton")
 
 SMALL = ("--model", tiny_models.ENLARGE, "--size", 16)
@@ -15,6 +17,14 @@ SMALL = ("--model", tiny_models.ENLARGE, "--size", 16)
 def bench(program, models):
     """Runs `resshift-fast bench COMMAND ARGUMENTS` with a tiny model."""
     return lambda command, *arguments: program("bench", command, *SMALL, *arguments)
+
+
+@pytest.mark.parametrize("command", ["count", "roofline"])
+def test_without_triton_it_says_what_to_install(bench, command, monkeypatch):
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    outcome = bench(command)
+    assert outcome.code == 1 and not outcome.out
+    assert outcome.errors == ["error: bench needs another package, triton: pip install 'resshift-fast[bench]'"]
 
 
 def rows_of(path):

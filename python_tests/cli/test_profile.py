@@ -15,7 +15,7 @@ def test_records_a_restoration(program, models, tmp_path):
     lines = outcome.out.splitlines()
     assert lines[0] == "nano-x4, 16x16 input, batch 1, 2 steps, float32, eager on cpu"
     assert f"written: {folder / 'trace.json'}" in lines and f"written: {folder / 'workload.json'}" in lines
-    assert lines[-1].endswith(f"python scripts/nsys_report.py {folder / 'trace.json'}")
+    assert lines[-1].endswith(f"resshift-fast bench report {folder / 'trace.json'}")
     assert json.loads((folder / "workload.json").read_text())["runs"] == 1
 
 

@@ -104,7 +104,7 @@ def test_without_nsys_it_says_how_to_get_it(tools, tmp_path):
     _, recorded, reported = called(tools)
     profile = ["python", "-m", "resshift_fast", "profile", "--output", str(tmp_path), "--tool", "torch"]
     assert recorded == profile
-    assert reported == ["python", "scripts/nsys_report.py", f"{tmp_path}/trace.json"]
+    assert reported == ["python", "-m", "resshift_fast", "bench", "report", f"{tmp_path}/trace.json"]
 
 
 @pytest.mark.parametrize("installed", [True, False], ids=["installed", "not-installed"])

@@ -20,6 +20,7 @@ from resshift_fast.cli.e2e import e2e
 from resshift_fast.cli.models import models
 from resshift_fast.cli.page import page
 from resshift_fast.cli.profile import profile
+from resshift_fast.cli.report import report
 from resshift_fast.cli.restore import RestoreCommand, restore
 from resshift_fast.cli.serve import serve
 from resshift_fast.cli.train import train
@@ -54,7 +55,7 @@ for command in _commands:
     app.command()(_interruptible(command))
 app.command("compile")(_interruptible(compile_kernels))
 app.command("app")(_interruptible(page))
-for command in (e2e, bench.count, bench.roofline, tune):
+for command in (e2e, bench.count, bench.roofline, tune, report):
     bench.app.command()(_interruptible(command))
 app.add_typer(bench.app)
 

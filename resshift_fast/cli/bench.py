@@ -63,6 +63,7 @@ def count(
     """
     from resshift_fast.measure.counting import PATHS, measure_sample, total
 
+    _require_triton()
     print(f"{model}, {size}x{size} input, batch {batch}, {dtype}, {_steps(model)} steps, from pixels to pixels")
     paths = ("fused",) if shapes or fewer else PATHS
     samples = {path: measure_sample(model, path, size=(size, size), batch=batch, dtype=_dtype(dtype)) for path in paths}
@@ -86,6 +87,13 @@ def count(
         header = ("operator", "plain_count", "plain_bytes", "fused_count", "fused_bytes")
         counts = [[value for rows in (plain, fused) for value in _counts(rows.get(name))] for name in names]
         _write(table, header, [[name, *row] for name, row in zip(names, counts, strict=True)])
+
+
+def _require_triton() -> None:
+    """Raises MissingExtraError without Triton, which defines the kernels that are counted."""
+    from resshift_fast.apps.extras import require
+
+    require("bench", {"triton": "triton"})
 
 
 def _print_memory(sample: Sample, batch: int) -> None:
@@ -167,6 +175,8 @@ def roofline(
     from resshift_fast.measure import roofline as model_of
     from resshift_fast.measure.counting import count_sample
 
+    if path == "fused":
+        _require_triton()
     chosen = model_of.get(gpu)
     torch_dtype = _dtype(dtype)
     times = None if measured is None else model_of.measured_kernels(measured)

@@ -43,8 +43,8 @@ def profile(
 ) -> None:
     """Profile a restoration with random weights after a warm-up.
 
-    Writes workload.json, which describes the run, and with torch.profiler trace.json. scripts/profile_nsys.sh of the
-    repository runs this command under Nsight Systems; scripts/nsys_report.py makes tables and a plot of the recording.
+    Writes workload.json, which describes the run, and with torch.profiler trace.json. `bench report` makes tables and a
+    plot of the recording. scripts/profile_nsys.sh of the repository runs both commands with Nsight Systems.
     """
     from resshift_fast.measure.profiling import Workload, record
 
@@ -58,4 +58,4 @@ def profile(
     for name in (*recorded, "workload.json"):
         print(f"written: {output / name}")
     if recorded:
-        print(f"for tables and a plot: python scripts/nsys_report.py {output / 'trace.json'}")
+        print(f"for tables and a plot: resshift-fast bench report {output / 'trace.json'}")

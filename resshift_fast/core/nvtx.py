@@ -14,7 +14,7 @@ from typing import Any
 
 VARIABLE = "RESSHIFT_FAST_NVTX"
 
-# Prefixes of the ranges' names; scripts/profile_report reads them.
+# Prefixes of the ranges' names; measure/report reads them.
 STAGE = "resshift_fast/stage/"
 OPERATOR = "resshift_fast/operator/"
 RESTORATION = "resshift_fast/restoration"

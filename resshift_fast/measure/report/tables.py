@@ -2,12 +2,11 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from resshift_fast.measure.report.names import OUTSIDE, operator_of, stages_of
+from resshift_fast.measure.report.trace import Activity, Trace
 from resshift_fast.measure.roofline import Floor
-
-from .names import OUTSIDE, operator_of, stages_of
-from .trace import Activity, Trace
 
 MS, US = 1e6, 1e3  # nanoseconds
 
@@ -64,7 +63,7 @@ class Report:
     floor: float | None = None
     unmatched: float = 0.0
     notes: list[str] = field(default_factory=list)
-    settings: dict[str, object] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def whole(self) -> int:
@@ -82,9 +81,7 @@ class Report:
         return sum(stage.gaps for stage in self.stages)
 
 
-def make(
-    trace: Trace, floors: Mapping[str, Floor] | None = None, settings: Mapping[str, object] | None = None
-) -> Report:
+def make(trace: Trace, floors: Mapping[str, Floor] | None = None, settings: Mapping[str, Any] | None = None) -> Report:
     """The report on a trace.
 
     Args:

@@ -1,19 +1,20 @@
-"""scripts/nsys_report.py on generated recordings with known times, of nsys and of torch.profiler."""
+"""`bench report` on generated recordings with known times, of nsys and of torch.profiler."""
 
 import ast
 import csv
 import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
 from nsys_export import PROCESS, Export
 
+from resshift_fast import cli
 from resshift_fast.backends import OPERATORS
 from resshift_fast.measure import roofline
 from resshift_fast.measure.profiling import Workload
+from resshift_fast.measure.report import files, names, show, tables
 from resshift_fast.measure.roofline import Floor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,22 +26,6 @@ FLOORS = {
     "resshift_fast::group_norm": Floor(15e-6, 2, 2),
     "aten::addmm": Floor(5e-6, 1, 1),
 }
-
-
-@pytest.fixture(scope="module")
-def script():
-    """The script as a module, with its package `profile_report` importable."""
-    before = list(sys.path)
-    spec = importlib.util.spec_from_file_location("nsys_report", ROOT / "scripts" / "nsys_report.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    sys.path[:] = before
-
-
-@pytest.fixture(scope="module")
-def names(script):
-    return importlib.import_module("profile_report.names")
 
 
 @pytest.fixture
@@ -99,10 +84,10 @@ EAGER_OPERATORS = {
 }
 
 
-def test_time_by_stage_operator_and_kernel(script, export):
+def test_time_by_stage_operator_and_kernel(export):
     eager(export)
-    trace = script.read(export.close())
-    report = script.tables.make(trace)
+    trace = files.read(export.close())
+    report = tables.make(trace)
     assert (trace.recorder, trace.device, trace.on_cpu) == ("nsys", "NVIDIA H100 80GB HBM3", False)
     assert stages(report) == EAGER_STAGES
     assert list(stages(report)) == list(EAGER_STAGES)
@@ -120,28 +105,28 @@ def test_time_by_stage_operator_and_kernel(script, export):
     assert not report.notes
 
 
-def test_gaps_name_the_kernels_around_them(script, export):
+def test_gaps_name_the_kernels_around_them(export):
     eager(export)
-    gaps = script.tables.make(script.read(export.close())).gaps
+    gaps = tables.make(files.read(export.close())).gaps
     assert sum(gap.duration for gap in gaps) == 490_000
     assert gaps[0] == (100_000, "encode", "the start", "group_norm_fwd_kernel")
     assert gaps[1] == (80_000, "decode", "posterior_step_kernel", CONVOLUTION)
     assert (50_000, "outside the stages", "copy device to host", "the end") in gaps
 
 
-def test_only_restorations_count_and_all_of_them(script, export):
+def test_only_restorations_count_and_all_of_them(export):
     export.kernel("warm_up_kernel", -500, -400, -600)
     export.kernel("late_warm_up_kernel", 20, 30, -5)  # launched before, and still running
     eager(export)
     eager(export, 2000)
     export.kernel("after_kernel", 5000, 5100, 4000)
-    report = script.tables.make(script.read(export.close()))
+    report = tables.make(files.read(export.close()))
     assert report.count == 2 and report.wall == [1_000_000, 1_000_000]
     assert operators(report) == {name: (2 * calls, 2 * time) for name, (calls, time) in EAGER_OPERATORS.items()}
     assert {gap.before for gap in report.gaps} >= {"the start"} and len(report.gaps) == 18
 
 
-def test_another_process_has_correlation_ids_of_its_own(script, export):
+def test_another_process_has_correlation_ids_of_its_own(export):
     export.range(RESTORATION, 0, 1000)
     export.range(f"{STAGE}encode", 0, 500)
     correlation = export.launch(100)
@@ -150,14 +135,14 @@ def test_another_process_has_correlation_ids_of_its_own(script, export):
         "CUPTI_ACTIVITY_KIND_RUNTIME", start=600_000, end=601_000, globalTid=other + 1, correlationId=correlation
     )
     export.kernel("group_norm_fwd_kernel", 700, 750, correlation=correlation)
-    assert stages(script.tables.make(script.read(export.close())))["encode"][:2] == (1, 50)
+    assert stages(tables.make(files.read(export.close())))["encode"][:2] == (1, 50)
 
 
-def test_concurrent_work_counts_once_in_its_stage(script, export):
+def test_concurrent_work_counts_once_in_its_stage(export):
     export.range(RESTORATION, 0, 100)
     export.kernel(CONVOLUTION, 0, 60, 0)
     export.kernel(ELEMENTWISE, 20, 100, 5, stream=9)
-    report = script.tables.make(script.read(export.close()))
+    report = tables.make(files.read(export.close()))
     assert report.busy == 100_000 and report.idle == 0
     assert operators(report) == {"by name: elementwise": (1, 80), "by name: convolution": (1, 60)}
     assert any("0.040 ms a restoration ran beside other work" in note for note in report.notes)
@@ -188,9 +173,9 @@ def graph(export, *, captured):
         export.kernel(name, start, end, correlation=launch, node=node)
 
 
-def test_nodes_of_a_graph_count_in_the_stage_of_their_capture(script, export):
+def test_nodes_of_a_graph_count_in_the_stage_of_their_capture(export):
     graph(export, captured=True)
-    report = script.tables.make(script.read(export.close()), FLOORS)
+    report = tables.make(files.read(export.close()), FLOORS)
     assert stages(report) == {
         "encode": (2, 200, 50, 50),
         "prepare": (1, 50, 0, 0),
@@ -208,9 +193,9 @@ def test_nodes_of_a_graph_count_in_the_stage_of_their_capture(script, export):
     assert not report.notes
 
 
-def test_nodes_whose_capture_was_not_recorded_are_assigned_by_name(script, export):
+def test_nodes_whose_capture_was_not_recorded_are_assigned_by_name(export):
     graph(export, captured=False)
-    report = script.tables.make(script.read(export.close()))
+    report = tables.make(files.read(export.close()))
     assert stages(report) == {
         "encode and prepare": (3, 250, 50, 50),
         "denoise 1": (1, 90, 0, 0),
@@ -222,14 +207,14 @@ def test_nodes_whose_capture_was_not_recorded_are_assigned_by_name(script, expor
     assert ["Of 5 nodes" in report.notes[0], "prior_sample and posterior_step" in report.notes[1]] == [True, True]
 
 
-def test_nodes_that_are_clones_of_one_another_are_assigned_by_name(script, export):
+def test_nodes_that_are_clones_of_one_another_are_assigned_by_name(export):
     graph(export, captured=False)
     export.node(201, -10, 301)
     export.node(301, -10, 201)
-    assert "Of 5 nodes" in script.read(export.close()).notes[0]
+    assert "Of 5 nodes" in files.read(export.close()).notes[0]
 
 
-def test_graphs_recorded_as_wholes(script, export):
+def test_graphs_recorded_as_wholes(export):
     export.range(RESTORATION, 0, 500)
     export.range(f"{STAGE}encode", 600, 700)
     for start, end in ((50, 450), (0, 0)):
@@ -242,18 +227,18 @@ def test_graphs_recorded_as_wholes(script, export):
             globalPid=PROCESS,
             graphId=3,
         )
-    report = script.tables.make(script.read(export.close()))
+    report = tables.make(files.read(export.close()))
     assert operators(report) == {"whole CUDA graph": (1, 400)}
     assert stages(report) == {"outside the stages": (1, 400, 100, 50)}
     assert report.kernels[0].name == "CUDA graph 3"
     assert "--cuda-graph-trace=node" in report.notes[0]
 
 
-def test_a_recording_without_ranges_counts_as_one_restoration(script, export):
+def test_a_recording_without_ranges_counts_as_one_restoration(export):
     export.kernel("group_norm_fwd_kernel", 100, 200, 50)
     export.kernel("void resshift::cuda::<unnamed>::chain_step_kernel<(bool)1>(ChainStep)", 250, 300, 60)
     export.kernel("void resshift::cuda::<unnamed>::chain_step_kernel<(bool)0>(ChainStep)", 300, 310)
-    report = script.tables.make(script.read(export.close()))
+    report = tables.make(files.read(export.close()))
     assert operators(report) == {
         "resshift_fast::group_norm": (1, 100),
         "resshift_fast::prior_sample": (1, 50),
@@ -265,21 +250,21 @@ def test_a_recording_without_ranges_counts_as_one_restoration(script, export):
     assert "Of 1 kernels" in notes and "the whole recording counts as one" in notes
 
 
-def test_against_the_projected_floor(script, export):
+def test_against_the_projected_floor(export):
     eager(export)
-    report = script.tables.make(script.read(export.close()), FLOORS, {"floor_gpu": "NVIDIA H100 SXM"})
+    report = tables.make(files.read(export.close()), FLOORS, {"floor_gpu": "NVIDIA H100 SXM"})
     floors = {share.name: share.floor for share in report.operators if share.floor is not None}
     assert floors == pytest.approx({"by name: convolution": 100_000, "resshift_fast::group_norm": 15_000})
     assert (report.floor, report.unmatched) == pytest.approx((120_000, 5_000))
-    text = script.show.text(report, 10)
+    text = show.text(report, 10)
     assert "projected floor         0.120 ms on NVIDIA H100 SXM; busy is 4.2 times that" in text
     assert re.search(r"^resshift_fast::group_norm +4\.0 +0\.180 +35\.3 +0\.015 +12\.0$", text, re.MULTILINE)
 
 
-def test_the_printed_report(script, export):
+def test_the_printed_report(export):
     eager(export)
     eager(export, 2000)
-    text = script.show.text(script.tables.make(script.read(export.close())), 2)
+    text = show.text(tables.make(files.read(export.close())), 2)
     lines = text.splitlines()
     assert lines[0] == "Restorations on NVIDIA H100 80GB HBM3, recorded by nsys"
     assert "time of a restoration   1.000 ms, the mean of 2 (from 1.000 to 1.000)" in lines
@@ -291,14 +276,23 @@ def test_the_printed_report(script, export):
     assert all(len(line) < 160 for line in lines)
 
 
-def run(script, *arguments):
-    return script.main([str(argument) for argument in arguments])
+@pytest.fixture
+def run(monkeypatch):
+    """Runs `resshift-fast bench report ARGUMENTS` in this process; returns the exit status."""
+
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["resshift-fast", "bench", "report", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return end.value.code or 0
+
+    return call
 
 
-def test_files_of_a_report(script, export, tmp_path, capsys):
+def test_files_of_a_report(run, export, tmp_path, capsys):
     eager(export)
     file = export.close()
-    assert run(script, file, "--output", tmp_path / "report") == 0
+    assert run(file, "--output", tmp_path / "report") == 0
     printed = capsys.readouterr().out
     with open(tmp_path / "report" / "stages.csv", newline="", encoding="utf-8") as opened:
         rows = list(csv.DictReader(opened))
@@ -313,13 +307,13 @@ def test_files_of_a_report(script, export, tmp_path, capsys):
     assert (tmp_path / "report" / "report.png").exists() == plotted
 
 
-def test_the_floor_is_that_of_the_recorded_workload(script, export, tmp_path, capsys, monkeypatch):
+def test_the_floor_is_that_of_the_recorded_workload(run, export, tmp_path, capsys, monkeypatch):
     eager(export)
     requested = []
     monkeypatch.setattr(Workload, "floors", lambda self, gpu: requested.append((self, gpu)) or FLOORS)
     settings = {"model": "nano-x4", "steps": 2, "size": 32, "device_name": "NVIDIA H100 80GB HBM3", "title": "nano"}
     (tmp_path / "workload.json").write_text(json.dumps(settings))
-    assert run(script, export.close()) == 0
+    assert run(export.close()) == 0
     assert requested == [(Workload("nano-x4", size=32, steps=2), roofline.GPUS["h100"])]
     assert "busy is 4.2 times that" in capsys.readouterr().out
 
@@ -338,35 +332,35 @@ def test_the_floor_is_that_of_the_recorded_workload(script, export, tmp_path, ca
     ],
     ids=["missing", "cut-off", "foreign", "empty", "only-ranges"],
 )
-def test_a_bad_file_is_one_line(script, tmp_path, capsys, content, message):
+def test_a_bad_file_is_one_line(run, tmp_path, capsys, content, message):
     path = tmp_path / "profile.bin"
     if content is not None:
         path.write_bytes(content)
-    assert run(script, path) == 1
+    assert run(path) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error and "profile.bin" in error
 
 
-def test_nsys_own_format_must_be_exported_first(script, tmp_path, capsys):
+def test_nsys_own_format_must_be_exported_first(run, tmp_path, capsys):
     path = tmp_path / "profile.nsys-rep"
     path.write_bytes(b"whatever it holds")
-    assert run(script, path) == 1
+    assert run(path) == 1
     assert f"nsys export --type sqlite {path}" in capsys.readouterr().err
 
 
-def test_an_export_without_work_of_a_gpu(script, export, capsys):
+def test_an_export_without_work_of_a_gpu(run, export, capsys):
     export.range(RESTORATION, 0, 100)
     export.copy(1, 10, 20, 5)
-    assert run(script, export.close()) == 1
+    assert run(export.close()) == 1
     error = capsys.readouterr().err
     assert "has neither CUPTI_ACTIVITY_KIND_KERNEL nor CUPTI_ACTIVITY_KIND_GRAPH_TRACE" in error
     assert "--trace=cuda,nvtx" in error
 
 
-def test_an_export_with_work_outside_of_restorations_only(script, export, capsys):
+def test_an_export_with_work_outside_of_restorations_only(run, export, capsys):
     export.range(RESTORATION, 0, 100)
     export.kernel("group_norm_fwd_kernel", 300, 400, 200)
-    assert run(script, export.close()) == 1
+    assert run(export.close()) == 1
     assert "none within its 1 restorations" in capsys.readouterr().err
 
 
@@ -389,11 +383,11 @@ def cuda_kernels():
             yield f"void resshift::cuda::<unnamed>::{name}<float, (int)3>(resshift::cuda::{call}, int)"
 
 
-def test_every_kernel_of_the_library_is_known_by_name(names):
+def test_every_kernel_of_the_library_is_known_by_name():
     found = {name: names.own_operator(name) for name in [*triton_kernels(), *cuda_kernels()]}
     assert len(found) > 20
     unknown = [name for name, operator in found.items() if operator not in OPERATORS]
-    assert not unknown, "say in scripts/profile_report/names.py, _OWN_STEMS, which operator they belong to"
+    assert not unknown, "say in measure/report/names.py, _OWN_STEMS, which operator they belong to"
 
 
 @pytest.mark.parametrize(
@@ -413,7 +407,7 @@ def test_every_kernel_of_the_library_is_known_by_name(names):
         ("", None),
     ],
 )
-def test_own_operators(names, kernel, operator):
+def test_own_operators(kernel, operator):
     assert names.own_operator(kernel) == operator
 
 
@@ -438,7 +432,7 @@ def write_trace(path, *events, **content):
     return path
 
 
-def test_a_gpu_recorded_by_torch(script, tmp_path):
+def test_a_gpu_recorded_by_torch(tmp_path):
     path = write_trace(
         tmp_path / "trace.json",
         event("user_annotation", RESTORATION, 0.5, 999.5),
@@ -457,8 +451,8 @@ def test_a_gpu_recorded_by_torch(script, tmp_path):
         event("gpu_memcpy", "Memcpy DtoH", 700, 10, thread=7),
         deviceProperties=[{"id": 0, "name": "NVIDIA L40S"}],
     )
-    trace = script.read(path)
-    report = script.tables.make(trace, FLOORS)
+    trace = files.read(path)
+    report = tables.make(trace, FLOORS)
     assert (trace.recorder, trace.device, trace.on_cpu) == ("torch.profiler", "NVIDIA L40S", False)
     assert operators(report) == {
         "resshift_fast::swin_mlp": (1, 100),
@@ -470,7 +464,7 @@ def test_a_gpu_recorded_by_torch(script, tmp_path):
     assert "1 kernels and copies ran in CUDA graphs" in report.notes[0]
 
 
-def test_a_cpu_recorded_by_torch(script, tmp_path):
+def test_a_cpu_recorded_by_torch(tmp_path):
     path = write_trace(
         tmp_path / "trace.json",
         event("user_annotation", RESTORATION, 0, 200),
@@ -481,7 +475,7 @@ def test_a_cpu_recorded_by_torch(script, tmp_path):
         event("cpu_op", "aten::add", 20, 500, thread=2),
         event("cpu_op", "aten::late", 400, 30),
     )
-    report = script.tables.make(script.read(path))
+    report = tables.make(files.read(path))
     assert report.trace.on_cpu
     assert operators(report) == {"aten::conv2d": (2, 60), "aten::add": (1, 30)}
     assert {k.name: (k.calls, k.busy / 1000) for k in report.kernels} == {

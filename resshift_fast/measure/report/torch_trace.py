@@ -13,8 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from resshift_fast.core import nvtx as library
-
-from .trace import COPY, CPU, KERNEL, Activity, Range, Trace, TraceError, enclosing, index_at
+from resshift_fast.measure.report.trace import (
+    COPY,
+    CPU,
+    KERNEL,
+    Activity,
+    Range,
+    Trace,
+    TraceError,
+    enclosing,
+    index_at,
+)
 
 WORK = {"kernel": KERNEL, "gpu_memcpy": COPY, "gpu_memset": COPY}
 LAUNCHES = ("cuda_runtime", "cuda_driver")
@@ -64,7 +73,7 @@ def _host(events: list[dict]) -> tuple[dict[Thread, list[Range]], dict[Thread, l
     annotations: dict[Thread, list[Range]] = defaultdict(list)
     operators: dict[Thread, list[Range]] = defaultdict(list)
     for event in events:
-        kind = {"user_annotation": annotations, "cpu_op": operators}.get(event.get("cat"))
+        kind = {"user_annotation": annotations, "cpu_op": operators}.get(event.get("cat", ""))
         if kind is not None:
             kind[event["pid"], event["tid"]].append(Range(event["name"], *_times(event)))
     return annotations, operators
@@ -111,7 +120,7 @@ def _within(
     operators: dict[Thread, list[Range]],
 ) -> Iterator[Activity]:
     """The activities with the ranges and operators of the thread at their launch."""
-    around = [*annotations.get(thread, ()), *operators.get(thread, ())]
+    around = [] if thread is None else [*annotations.get(thread, ()), *operators.get(thread, ())]
     for (_, activity), names in zip(launched, enclosing(around, [time for time, _ in launched]), strict=True):
         yield activity._replace(ranges=names)
 
@@ -119,7 +128,7 @@ def _within(
 def _host_work(
     annotations: dict[Thread, list[Range]], operators: dict[Thread, list[Range]], restorations: list[Range]
 ) -> list[Activity]:
-    found = []
+    found: list[Activity] = []
     for thread, of_thread in operators.items():
         if restorations and not any(r.name == library.RESTORATION for r in annotations.get(thread, ())):
             continue  # another thread runs in parallel, so its time would be counted twice

@@ -6,8 +6,7 @@ from collections.abc import Collection, Iterable
 from resshift_fast import ops  # noqa: F401  registers the operators
 from resshift_fast.backends import OPERATORS
 from resshift_fast.core import nvtx as library
-
-from .trace import COPY, GRAPH, Activity
+from resshift_fast.measure.report.trace import COPY, GRAPH, Activity
 
 NAMESPACE = "resshift_fast::"
 OUTSIDE = "outside the stages"

@@ -16,9 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from resshift_fast.core import nvtx as library
-
-from .names import without_details
-from .trace import COPY, GRAPH, KERNEL, Activity, Range, Trace, TraceError, enclosing, index_at
+from resshift_fast.measure.report.names import without_details
+from resshift_fast.measure.report.trace import (
+    COPY,
+    GRAPH,
+    KERNEL,
+    Activity,
+    Range,
+    Trace,
+    TraceError,
+    enclosing,
+    index_at,
+)
 
 KERNELS = "CUPTI_ACTIVITY_KIND_KERNEL"
 GRAPHS = "CUPTI_ACTIVITY_KIND_GRAPH_TRACE"
@@ -124,7 +133,7 @@ class _Export:
             yield KERNEL, self._strings.get(name) or self._strings.get(short) or "kernel without a name", *values
         for *values, kind in self._rows("CUPTI_ACTIVITY_KIND_MEMCPY", *shared, "copyKind"):
             yield COPY, f"copy {COPIES.get(kind, 'of another kind')}", *values
-        for values in self._rows("CUPTI_ACTIVITY_KIND_MEMSET", *shared):
+        for (*values,) in self._rows("CUPTI_ACTIVITY_KIND_MEMSET", *shared):
             yield COPY, "memory set", *values
         for *values, graph in self._rows(GRAPHS, *shared, "graphId"):
             if values[1] > values[0]:  # both are 0 if the times could not be recorded
@@ -172,12 +181,12 @@ class _Export:
 
 def _ranges_at(moments: list[Moment | None], ranges: dict[int, list[Range]]) -> list[tuple[str, ...]]:
     found: list[tuple[str, ...]] = [()] * len(moments)
-    by_thread: dict[int, list[int]] = defaultdict(list)
+    by_thread: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for i, moment in enumerate(moments):
         if moment is not None:
-            by_thread[moment[0]].append(i)
+            by_thread[moment[0]].append((i, moment[1]))
     for thread, chosen in by_thread.items():
-        names = enclosing(ranges.get(thread, ()), [moments[i][1] for i in chosen])
-        for i, one in zip(chosen, names, strict=True):
+        names = enclosing(ranges.get(thread, ()), [time for _, time in chosen])
+        for (i, _), one in zip(chosen, names, strict=True):
             found[i] = one
     return found

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from resshift_fast.core.files import write_atomically
-
-from .show import shortened
-from .tables import MS, US, Report
+from resshift_fast.measure.report.show import shortened
+from resshift_fast.measure.report.tables import MS, US, Report
 
 BUSY, IDLE, FLOOR = "tab:blue", "tab:orange", "black"
 ROWS = 12  # of operators and kernels

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import table
 from resshift_fast.core.files import write_atomically
-
-from .tables import MS, US, Report, Share
+from resshift_fast.measure.report.tables import MS, US, Report, Share
+from resshift_fast.measure.table import table
 
 WIDTH = 72  # characters of a kernel's name in the text; CSV files have all of it
 
