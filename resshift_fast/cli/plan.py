@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from resshift_fast.core.files import FileSet, expand_home
-from resshift_fast.images.files import FORMATS, missing_file, unique_outputs
+from resshift_fast.images.files import FORMATS, VIDEO_FORMATS, VIDEOS, missing_file, unique_outputs
 from resshift_fast.images.search import find_images
 
 # Suffixes of formats that are not written: -o out.gif is an error, not the name of a folder.
@@ -40,6 +40,7 @@ class Job:
         mask: the photo's mask, for inpainting models.
         exact: the output's name was given, so its format is kept; else a format that can't hold a result becomes PNG.
         originals: all files that the run reads, none of which may be written.
+        is_video: the source is a video.
     """
 
     source: Path
@@ -48,6 +49,12 @@ class Job:
     mask: Path | None = None
     exact: bool = False
     originals: FileSet = field(default_factory=FileSet, repr=False)
+    is_video: bool = False
+
+    @property
+    def place(self) -> Path:
+        """What is claimed for the output: its stem counts, and a video may have that of a photo."""
+        return self.output.with_name(f"{self.output.name}.video") if self.is_video else self.output
 
     @property
     def fallback(self) -> Path:
@@ -87,12 +94,12 @@ def plan_jobs(
     one_given: bool,
     roots: Mapping[Path, Path],
 ) -> list[Job]:
-    """A job for each input, with outputs that overwrite neither one another nor an input.
+    """A job for each input, with outputs that overwrite neither one another nor an input; videos come last.
 
     Args:
-        inputs: the photos.
-        out: a file (for one input, with an image suffix) or a folder.
-        suffix: of the outputs in a folder; None keeps each input's own.
+        inputs: the photos and videos.
+        out: a file (for one input, with a suffix of its kind) or a folder.
+        suffix: of the photos' outputs in a folder; None keeps each input's own. Videos keep theirs if it is written.
         compare: suffix of before/after pictures or pages, STEM_compare.png or .html; None for none.
         mask: a mask for all inputs, or a folder with masks of the inputs' stems, or None.
         one_given: a single input was given, so that `out` with an image suffix names a file.
@@ -106,7 +113,10 @@ def plan_jobs(
     """
     exact = _is_file(out, one_given)
     path = expand_home(out)
-    outputs = [path] if exact else _outputs(inputs, path, suffix, roots)
+    videos = _videos(inputs)
+    if exact:
+        _check_kind(out, inputs[0], bool(videos))
+    outputs = [path] if exact else _outputs(inputs, path, suffix, roots, videos)
     masks = _masks(inputs, mask)
     originals = FileSet([*inputs, *{its_mask for its_mask in masks if its_mask is not None}])
     for output in outputs:
@@ -114,21 +124,42 @@ def plan_jobs(
             what = "the input" if output in FileSet(inputs) else f"the mask {output}"
             raise ValueError(f"-o {out} would replace {what}; choose another name")
     pictures = _compare_names(outputs, originals, compare) if compare else [None] * len(outputs)
-    return [
-        Job(source, output, picture, its_mask, exact, originals)
+    jobs = [
+        Job(source, output, picture, its_mask, exact, originals, source in videos)
         for source, output, picture, its_mask in zip(inputs, outputs, pictures, masks, strict=True)
     ]
+    return sorted(jobs, key=lambda job: job.is_video)  # a video may take as long as all photos
 
 
-def _outputs(inputs: Sequence[Path], folder: Path, suffix: str | None, roots: Mapping[Path, Path]) -> list[Path]:
+def _videos(inputs: Sequence[Path]) -> set[Path]:
+    from resshift_fast.apps.video.clips import is_video
+
+    return {source for source in inputs if is_video(source)}
+
+
+def _check_kind(out: str, source: Path, is_video: bool) -> None:
+    """Raise ValueError for a video that would be written as a picture, and the other way round."""
+    if is_video != (Path(out).suffix.lower() in VIDEO_FORMATS):
+        kind, formats = ("a video", VIDEO_FORMATS) if is_video else ("no video", FORMATS)
+        raise ValueError(f"-o {out}: {source} is {kind}; use one of {', '.join(formats)}, or name a folder")
+
+
+def _video_suffix(source: Path) -> str:
+    return source.suffix if source.suffix.lower() in VIDEO_FORMATS else ".mp4"
+
+
+def _outputs(
+    inputs: Sequence[Path], folder: Path, suffix: str | None, roots: Mapping[Path, Path], videos: set[Path]
+) -> list[Path]:
     """An output for each input, in the folder below `folder` that corresponds to its own."""
-    groups: dict[Path, list[int]] = {}
+    groups: dict[tuple[Path, bool], list[int]] = {}
     for index, source in enumerate(inputs):
         below = source.parent.relative_to(roots[source]) if source in roots else Path()
-        groups.setdefault(below, []).append(index)
+        groups.setdefault((below, source in videos), []).append(index)
     outputs = dict[int, Path]()
-    for below, members in groups.items():
-        named = unique_outputs([inputs[index] for index in members], folder / below, suffix)
+    for (below, are_videos), members in groups.items():
+        sources = [inputs[index] for index in members]
+        named = unique_outputs(sources, folder / below, _video_suffix if are_videos else suffix)
         outputs |= dict(zip(members, named, strict=True))
     return [outputs[index] for index in range(len(inputs))]
 
@@ -154,10 +185,12 @@ def _key(path: Path) -> str:
 def _is_file(out: str, one_given: bool) -> bool:
     path = expand_home(out)
     suffix = path.suffix.lower()
-    if path.is_dir() or out.endswith(("/", os.sep)) or suffix not in (*FORMATS, *_FOREIGN_SUFFIXES):
+    written, known = (*FORMATS, *VIDEO_FORMATS), (*FORMATS, *VIDEOS, *_FOREIGN_SUFFIXES)
+    if path.is_dir() or out.endswith(("/", os.sep)) or suffix not in known:
         return False
-    if suffix not in FORMATS:
-        raise ValueError(f"-o {out}: {suffix} is not supported; use one of {', '.join(FORMATS)}, or name a folder")
+    if suffix not in written:
+        kinds = VIDEO_FORMATS if suffix in VIDEOS else FORMATS
+        raise ValueError(f"-o {out}: {suffix} is not supported; use one of {', '.join(kinds)}, or name a folder")
     if not one_given:
         raise ValueError(f"-o {out} names one file, but there are several inputs; name a folder, such as {path.stem}")
     return True

@@ -141,7 +141,7 @@ def _fitting(request: Request, spec: ModelSpec) -> Fitting:
 
 def _jobs_to_do(request: Request, tally: Tally, fitting: Fitting) -> list[Job]:
     """The jobs to run; inputs that were not found are reported and counted as failed."""
-    found = search(request.patterns, expand_home(request.out), recursive=request.recursive)
+    found = search(request.patterns, expand_home(request.out), recursive=request.recursive, videos=True)
     inputs, problems = found.files, found.problems
     one_given = len(inputs) == 1 and not problems
     names = {"one_given": one_given, "roots": found.roots, **request.naming}
@@ -181,7 +181,7 @@ def _restore(jobs: list[Job], request: Request, tally: Tally, fitting: Fitting) 
     for folder in dict.fromkeys(job.output.parent for job in jobs):
         refuse_originals(jobs, make_folder(folder))
     folder = jobs[0].output.parent if jobs[0].exact else expand_home(request.out)
-    with announced(folder, _settings(request), (job.output for job in jobs)) as differences:
+    with announced(folder, _settings(request), (job.place for job in jobs)) as differences:
         if differences:
             raise ValueError(
                 f"another run restores some of these photos into {folder}, with {', '.join(differences)}; wait for it, "

@@ -113,9 +113,9 @@ def check_target(path: str | Path) -> os.stat_result | None:
         status = os.stat(target)
     except FileNotFoundError as error:
         if not target.parent.is_dir():
-            raise _write_error(error, path) from error
+            raise write_error(error, path) from error
     except OSError as error:
-        raise _write_error(error, path) from error
+        raise write_error(error, path) from error
     if status is not None:
         if stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(f"{path} is a folder; give a file name, such as {path / 'photo.png'}")
@@ -127,7 +127,7 @@ def check_target(path: str | Path) -> os.stat_result | None:
                 f"{path} is read-only and is not replaced; make it writable, or choose another output"
             )
     if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise _write_error(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), path)
+        raise write_error(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), path)
     return status
 
 
@@ -154,7 +154,7 @@ def make_folder(folder: str | Path) -> Path:
             f"the output folder {folder} is, or lies under, a file; choose another name"
         ) from error
     except OSError as error:
-        raise _write_error(error, folder) from error
+        raise write_error(error, folder) from error
     return folder
 
 
@@ -205,7 +205,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise _write_error(error, path) from error
+            raise write_error(error, path) from error
         raise
     _sync_folder(target.parent)
 
@@ -264,7 +264,7 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def _write_error(error: OSError, path: Path) -> OSError:
+def write_error(error: OSError, path: Path) -> OSError:
     """An error of the same kind whose message says what to do."""
     number = error.errno
     if number in (errno.ENOSPC, errno.EDQUOT):

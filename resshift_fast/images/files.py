@@ -30,12 +30,25 @@ FORMATS = {
 """Suffixes that are read and written (in any case), and the format each one means."""
 READABLE = FORMATS | {".gif": "GIF", ".avif": "AVIF", ".heic": "HEIF", ".heif": "HEIF", ".hif": "HEIF"}
 """Suffixes that are read."""
+VIDEOS = (
+    *(".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".webm"),
+    ".wmv",
+)
+"""Suffixes of videos, of which `restore` reads and writes the frames."""
+VIDEO_FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
+"""Suffixes of videos that are written, and FFmpeg's name of the format that each one means."""
+VIDEO_NEEDS = "videos need another package: pip install 'resshift-fast[video]'"
 HEIC_NEEDS = "HEIC needs another package: pip install 'resshift-fast[heic]'"
 
 
 def reads_heic() -> bool:
     """Whether the package is installed that HEIC needs."""
     return find_spec("pillow_heif") is not None
+
+
+def reads_videos() -> bool:
+    """Whether the package is installed that videos need."""
+    return find_spec("av") is not None
 
 
 def natural_key(path: str | Path) -> tuple:

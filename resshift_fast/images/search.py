@@ -11,21 +11,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from resshift_fast.core.files import expand_home
-from resshift_fast.images.files import HEIC_NEEDS, READABLE, missing_file, natural_key, reads_heic
+from resshift_fast.images.files import (
+    HEIC_NEEDS,
+    READABLE,
+    VIDEO_NEEDS,
+    VIDEOS,
+    missing_file,
+    natural_key,
+    reads_heic,
+    reads_videos,
+)
 
 # Why files of these suffixes are not read.
 _REASONS = {
     re.compile(r"\.(3fr|arw|cr[23w]|dng|erf|fff|iiq|kdc|mef|mos|mrw|nef|nrw|orf|pef|raf|raw|rw[2l]|sr[2fw]|srw|x3f)"): (
         "camera raw is not read; develop them as 16-bit TIFF or PNG first"
     ),
-    re.compile(r"\.(3gp|avi|flv|m2ts|m4v|mkv|mov|mp4|mpe?g|mts|ogv|webm|wmv)"): (
-        "films are not read; export their frames as PNG first"
-    ),
     re.compile(r"\.(ai|bpg|cdr|dds|eps|exr|hdr|ico|j2k|jp2|jpx|jxl|p[bgnp]m|pcx|pdf|ps[bd]|qoi|svgz?|tga|xcf)"): (
         "pictures of this kind are not read; export them as PNG, JPEG, WebP, TIFF or BMP first"
     ),
 }
 _UNKNOWN = "they have no suffix of a picture; name one as a file to restore it all the same"
+_VIDEOS = "videos are not read here; export their frames as PNG first"
 _HIDDEN = "they are hidden; name one as a file to restore it all the same"
 _DEVICES = "pipes and devices are not read"
 _FOLDERS = "folders below a folder are not searched without --recursive"
@@ -42,12 +49,14 @@ class Found:
         problems: an error for each pattern without an image, and for each folder that can't be listed.
         roots: of the files that were found below a folder, the folder that was named.
         left_out: reason to the files, and folders, that are in a folder or match a glob and are not taken.
+        takes_videos: whether videos are taken too.
     """
 
     files: list[Path] = field(default_factory=list)
     problems: list[Exception] = field(default_factory=list)
     roots: dict[Path, Path] = field(default_factory=dict)
     left_out: dict[str, list[Path]] = field(default_factory=dict)
+    takes_videos: bool = False
 
     def leave_out(self, path: Path, reason: str) -> None:
         """Note a file that is not taken."""
@@ -56,7 +65,13 @@ class Found:
             paths.append(path)
 
 
-def search(patterns: Iterable[str | Path], results: str | Path | None = None, *, recursive: bool = False) -> Found:
+def search(
+    patterns: Iterable[str | Path],
+    results: str | Path | None = None,
+    *,
+    recursive: bool = False,
+    videos: bool = False,
+) -> Found:
     """Expand files, folders and globs into a list of image files.
 
     - A file is taken as it is, whatever its suffix (``images.read`` goes by the content).
@@ -72,8 +87,9 @@ def search(patterns: Iterable[str | Path], results: str | Path | None = None, *,
         patterns: paths and globs, in the order in which their images are wanted.
         results: the folder that results go to, which is not searched below others, nor noted as left out.
         recursive: whether folders below folders are searched too.
+        videos: whether videos are taken, if the package that they need is installed.
     """
-    found = Found()
+    found = Found(takes_videos=videos)
     files: dict[str, Path] = {}
     for pattern in patterns:
         try:
@@ -165,7 +181,7 @@ def _images(paths: Iterable[Path], found: Found) -> list[Path]:
     """The image files among these paths, in natural order; the others are noted as left out."""
     files = []
     for path in sorted(paths, key=natural_key):
-        reason = _why_not(path)
+        reason = _why_not(path, found.takes_videos)
         if reason is None:
             files.append(path)
         else:
@@ -173,13 +189,15 @@ def _images(paths: Iterable[Path], found: Found) -> list[Path]:
     return files
 
 
-def _why_not(path: Path) -> str | None:
+def _why_not(path: Path, takes_videos: bool) -> str | None:
     """Why a path that a folder or glob gives is not taken; None if it is."""
     suffix = path.suffix.lower()
     if not _may_be_file(path):
         return _FOLDERS if os.path.isdir(path) else _DEVICES
     if suffix in READABLE:
         return HEIC_NEEDS if READABLE[suffix] == "HEIF" and not reads_heic() else None
+    if suffix in VIDEOS:
+        return _VIDEOS if not takes_videos else None if reads_videos() else VIDEO_NEEDS
     return next((reason for suffixes, reason in _REASONS.items() if suffixes.fullmatch(suffix)), _UNKNOWN)
 
 

@@ -1,0 +1,243 @@
+"""The finished video: restored segments, with the sound, subtitles, chapters and metadata of the original."""
+
+from __future__ import annotations
+
+import heapq
+import io
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resshift_fast.apps.video import clips, encoding
+from resshift_fast.core.files import replacing
+from resshift_fast.images.files import VIDEO_FORMATS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from av.container import InputContainer
+
+    from resshift_fast.apps.video.clips import Clip
+
+_SOUND = {"webm": "libopus"}  # codec that sound is encoded with where it cannot be copied; AAC elsewhere
+# What a container writes about itself.
+_OWN = {"major_brand", "minor_version", "compatible_brands", "encoder", "handler_name", "vendor_id", "duration"}
+_OWN |= {"number_of_frames", "number_of_bytes", "bps", "_statistics_tags", "_statistics_writing_app"}
+_OWN |= {"_statistics_writing_date_utc"}
+
+
+@dataclass(frozen=True)
+class Companion:
+    """A stream beside the picture, and what is done with it.
+
+    Attributes:
+        index: of the stream. copied: its packets are. codec: FFmpeg's name of that which it is encoded with instead.
+    """
+
+    index: int
+    copied: bool
+    codec: str = ""
+
+
+def companions(path: Path, form: str) -> tuple[list[Companion], tuple[str, ...]]:
+    """What becomes of the sound and the subtitles of a video, and notes about what is not kept as it is.
+
+    Args:
+        path: of the video. form: the format of the result, one of `images.files.VIDEO_FORMATS`.
+    """
+    found, notes = [], []
+    with clips.opened(path) as container:
+        for stream in container.streams:
+            if stream.type == "video":
+                continue
+            name = stream.codec_context.name if stream.codec_context is not None else stream.type
+            if _fits(stream, form):
+                found.append(Companion(stream.index, True))
+            elif stream.type == "audio" and stream.codec_context is not None:
+                codec = _SOUND.get(form, "aac")
+                found.append(Companion(stream.index, False, codec))
+                notes.append(f"sound encoded again from {name} to {codec.removeprefix('lib')}")
+            elif stream.type != "data" or not container.chapters():  # MP4 has chapters as a stream too
+                what = {"subtitle": "subtitles", "audio": "sound"}.get(stream.type, f"a stream of {stream.type}")
+                notes.append(f"{what} left out, since {name} does not go into {form}")
+    return found, tuple(dict.fromkeys(notes))
+
+
+def _fits(stream: Any, form: str) -> bool:
+    """Whether a container takes the packets of a stream as they are: whether it writes a header with it alone."""
+    import av
+
+    if stream.type == "data":
+        return False
+    try:
+        with av.open(io.BytesIO(), "w", format=form) as container:
+            container.add_stream_from_template(stream)
+            container.start_encoding()
+        return True
+    except (av.FFmpegError, ValueError, NotImplementedError):
+        return False
+
+
+def join(
+    clip: Clip,
+    segments: Sequence[Path],
+    output: Path,
+    encoder: encoding.Encoder,
+    streams: Sequence[Companion],
+    *,
+    strip_metadata: bool = False,
+) -> None:
+    """Write the finished video, atomically.
+
+    Args:
+        clip: the original. segments: the restored ones, in order. output: its suffix is one of `images.files.VIDEO_FORMATS`.
+        encoder: of the segments. streams: see `companions`.
+        strip_metadata: leave out all but languages.
+
+    Raises:
+        OSError: if there is no space left, or the output cannot be written.
+    """
+    import av
+
+    form = VIDEO_FORMATS[output.suffix.lower()]
+    with ExitStack() as stack:
+        source = stack.enter_context(clips.opened(clip.path))
+        file = stack.enter_context(replacing(output))
+        target = stack.enter_context(av.open(file, "w", format=form))
+        first = stack.enter_context(av.open(str(segments[0])))
+        picture = target.add_stream_from_template(first.streams.video[0], opaque=True)
+        picture.time_base = encoder.time_base
+        if encoder.codec == "libx265" and form in ("mp4", "mov"):
+            picture.codec_context.codec_tag = "hvc1"  # without which some players show nothing
+        tracks = [_Track(source.streams[one.index], one, target) for one in streams]
+        if not strip_metadata:
+            _copy_metadata(source, target, picture)
+        for track in tracks:
+            track.copy_metadata(strip_metadata)
+        packets = heapq.merge(
+            _pictures(segments, encoder, clip.start, picture), _others(source, tracks, clip.start), key=_time
+        )
+        for packet in packets:
+            target.mux(packet)
+
+
+def _time(packet: Any) -> Fraction:
+    """When a packet is decoded, in seconds, by which those of all streams are written."""
+    moment = packet.dts if packet.dts is not None else packet.pts
+    return Fraction(0) if moment is None else moment * packet.time_base
+
+
+def _pictures(segments: Sequence[Path], encoder: encoding.Encoder, start: Fraction, stream: Any) -> Iterator[Any]:
+    """The packets of all segments as those of one stream.
+
+    Each segment is encoded for itself, so its packets are given new times of decoding: as those of the frames in order,
+    later by what the encoder reorders.
+    """
+    shift = round(start / encoder.time_base)
+    step = max(1, round(1 / (encoder.rate * encoder.time_base)))
+    delay = 0 if encoder.codec == "libvpx-vp9" else encoding.REORDERING
+    past: list[int] = []
+    for path in segments:
+        packets, duration = encoding.packets_of(path, encoder.time_base)
+        times = sorted(packet.pts - shift for packet in packets)
+        if not past:
+            past = [times[0] - step * (delay - i) for i in range(delay)]
+        queue = past + times
+        for i, packet in enumerate(packets):
+            packet.pts -= shift
+            packet.dts = queue[i]
+            packet.duration = duration if packet.pts == times[-1] else 0
+            packet.stream = stream
+            yield packet
+        past = queue[len(times) :]
+
+
+def _others(source: InputContainer, tracks: Sequence[_Track], start: Fraction) -> Iterator[Any]:
+    """The packets of the other streams, copied or encoded again; those that are damaged are left out."""
+    import av
+
+    by_index = {track.index: track for track in tracks}
+    if not tracks:
+        return
+    packets = source.demux(*(track.source for track in tracks))
+    while True:
+        try:
+            packet = next(packets, None)
+        except av.FFmpegError:  # the file ends here
+            packet = None
+        if packet is None:
+            break
+        yield from by_index[packet.stream.index].packets(packet, start)
+    for track in tracks:
+        yield from track.rest(start)
+
+
+class _Track:
+    """A stream beside the picture on its way into the result.
+
+    Args:
+        source: the stream. companion: what is done with it. target: the container of the result.
+    """
+
+    def __init__(self, source: Any, companion: Companion, target: Any):
+        self.source, self.index = source, companion.index
+        self._copied, self._ended = companion.copied, False
+        if companion.copied:
+            self._stream = target.add_stream_from_template(source)
+            return
+        context = source.codec_context
+        rate = 48000 if companion.codec == "libopus" else _rate(context.sample_rate)
+        self._stream = target.add_stream(companion.codec, rate=rate)
+        self._stream.codec_context.layout = context.layout.name
+        self._stream.codec_context.bit_rate = 96_000 * max(1, context.layout.nb_channels)
+
+    def copy_metadata(self, strip: bool) -> None:
+        """Copy the title and the language, and whether a stream is the default one."""
+        kept = {key: value for key, value in self.source.metadata.items() if not strip or key == "language"}
+        self._stream.metadata.update({key: value for key, value in kept.items() if key.lower() not in _OWN})
+        self._stream.disposition = self.source.disposition
+
+    def packets(self, packet: Any, start: Fraction) -> Iterator[Any]:
+        """What a packet of the source becomes."""
+        import av
+
+        if self._copied:
+            if packet.size and (packet.dts is not None or packet.pts is not None):
+                shift = round(start / packet.time_base)
+                packet.pts = None if packet.pts is None else packet.pts - shift
+                packet.dts = None if packet.dts is None else packet.dts - shift
+                packet.stream = self._stream
+                yield packet
+            return
+        try:
+            frames = self.source.codec_context.decode(packet if packet.size else None)
+        except av.FFmpegError:
+            return
+        for frame in frames:
+            if frame.pts is not None:
+                frame.pts -= round(start / frame.time_base)
+            yield from self._stream.encode(frame)
+
+    def rest(self, start: Fraction) -> Iterator[Any]:
+        """What the encoder still holds at the end."""
+        if not self._copied:
+            yield from self._stream.encode(None)
+
+
+def _rate(wanted: int) -> int:
+    """The sampling rate of AAC that is nearest to the wanted one, and not below it."""
+    rates = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
+    return next((rate for rate in rates if rate >= wanted), 96000)
+
+
+def _copy_metadata(source: InputContainer, target: Any, picture: Any) -> None:
+    kept = {key: value for key, value in source.metadata.items() if key.lower() not in _OWN}
+    target.metadata.update(kept)
+    stream = clips.picture_stream(source)
+    own = {key: value for key, value in stream.metadata.items() if key.lower() not in _OWN | {"rotate"}}
+    picture.metadata.update(own)
+    if source.chapters():
+        target.set_chapters(source.chapters())
