@@ -188,8 +188,8 @@ def _prepare_video(job: Job, fitting: Fitting) -> Prepared:
     first = planned.clip.first
     if mask is not None and mask.shape != (first.height, first.width):
         raise ImageError(
-            f"the mask {job.mask} is {mask.shape[1]}×{mask.shape[0]}, but {job.source} is {first.width}×{first.height}; "
-            "make them the same size"
+            f"the mask {job.mask} is {mask.shape[1]}×{mask.shape[0]}, but {job.source} is "
+            f"{first.width}×{first.height}; make them the same size"
         )
     return Prepared(first, mask, job.output, planned.notes, video=planned)
 

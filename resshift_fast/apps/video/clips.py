@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from resshift_fast.apps import extras
 from resshift_fast.apps.video import colours
 from resshift_fast.core.files import open_regular
+from resshift_fast.images import boxes
 from resshift_fast.images.errors import DamagedError, ImageError, one_line
-from resshift_fast.images.files import VIDEOS
+from resshift_fast.images.files import READABLE, VIDEOS
 from resshift_fast.images.limits import check_pixels, limit
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class Damage:
     Attributes:
         decoded: number of frames. packets: that were left out. frames: that the decoder has repaired.
         resized: frames of another size than the first. end: why the rest could not be read.
+        seconds: when the last frame ends, from the beginning of the file.
+        gap: longest time without a frame, in seconds, and gap_after: the number of the frame before it.
     """
 
     decoded: int = 0
@@ -44,6 +47,9 @@ class Damage:
     frames: int = 0
     resized: int = 0
     end: str = ""
+    seconds: float = 0.0
+    gap: float = 0.0
+    gap_after: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,9 @@ class Clip:
 
     Attributes:
         path: of the file. first: its first frame, upright.
-        frames: number of frames, as the file says or by its duration; 0 if it does not say. is_counted: it says so.
+        frames: number of frames, as the file says or by its duration; 0 if it does not say.
+        is_counted: the file has an index with all frames.
+        length: of the file, in seconds; 0 if it does not say.
         rate: frames a second, on average. time_base: seconds of the unit of times.
         start: time of the beginning of the file, in seconds.
         coding, turn: how frames are coded, and turned.
@@ -64,6 +72,7 @@ class Clip:
     first: Photo
     frames: int
     is_counted: bool
+    length: float
     rate: Fraction
     time_base: Fraction
     start: Fraction
@@ -105,15 +114,15 @@ class Timed:
 def is_video(path: Path) -> bool:
     """Whether a file is a video, by its suffix, or by its first bytes if the suffix says nothing."""
     suffix = path.suffix.lower()
-    if suffix in VIDEOS:
-        return True
+    if suffix in VIDEOS or suffix in READABLE:
+        return suffix in VIDEOS
     with suppress(OSError), open_regular(path) as file:
         head = file.read(189)
-        if head[:1] == head[188:] == b"G":  # the packets of an MPEG transport stream
-            return True
         if head[4:8] == b"ftyp":
-            return head[8:12] in (b"isom", b"iso2", b"iso5", b"iso6", b"mp41", b"mp42", b"avc1", b"qt  ", b"M4V ", b"3gp4")
-        return head.startswith(b"\x1a\x45\xdf\xa3") or (head.startswith(b"RIFF") and head[8:12] == b"AVI ")
+            return boxes.kind_of(head) is None and head[8:12] != b"crx "  # which is camera raw
+        # Matroska and WebM, AVI, and two packets of an MPEG transport stream.
+        is_avi = head.startswith(b"RIFF") and head[8:12] == b"AVI "
+        return is_avi or head.startswith(b"\x1a\x45\xdf\xa3") or head[:1] == head[188:] == b"G"
     return False
 
 
@@ -176,7 +185,8 @@ def read_clip(path: Path) -> Clip:
             path,
             first,
             stream.frames or _frames_by_duration(container, stream, rate),
-            bool(stream.frames),
+            container.format.name.startswith("mov") and bool(stream.frames),
+            (container.duration or 0) / 1_000_000,
             rate,
             stream.time_base,
             max(Fraction(0), Fraction(container.start_time or 0, 1_000_000)),
@@ -226,7 +236,7 @@ def frames_of(clip: Clip, damage: Damage, after: int = 0) -> Iterator[Timed]:
         stream.thread_type = "AUTO"
         step = max(1, round(1 / (clip.rate * clip.time_base)))
         jump = round(_JUMP_SECONDS / clip.time_base)
-        shift, last = 0, None
+        shift, last, lasts = 0, None, step
         for index, frame in enumerate(_decoded(container, stream, damage, clip.path)):
             time = frame.pts if frame.pts is not None else (0 if last is None else last + step) - shift
             time += shift
@@ -234,12 +244,16 @@ def frames_of(clip: Clip, damage: Damage, after: int = 0) -> Iterator[Timed]:
                 moved = last + (step if time < last - jump else 1) - time
                 shift += moved if time < last - jump else 0
                 time += moved
-            last = time
+            gap = 0.0 if last is None else float((time - last - max(step, lasts)) * clip.time_base)
+            if gap > damage.gap:
+                damage.gap, damage.gap_after = gap, index
+            last, lasts = time, int(frame.duration or step)
+            damage.seconds = float((time + step) * clip.time_base - clip.start)
             if (frame.width, frame.height) != clip.stored_size:
                 damage.resized += 1
                 frame = frame.reformat(*clip.stored_size)
             if index >= after:
-                yield Timed(frame, time, int(frame.duration or step))
+                yield Timed(frame, time, lasts)
 
 
 def _decoded(container: InputContainer, stream: Any, damage: Damage, path: Path) -> Iterator[VideoFrame]:

@@ -1,7 +1,7 @@
 """Frames of a video as photos, and back: Y'CbCr to R'G'B' by the matrix and range that the video names.
 
-The matrices are those of ITU-T H.273, table 4, computed here in float32, since swscale is off by up to 3 of 1023 levels at 10
-bits. It only brings chroma to full resolution.
+The matrices are those of ITU-T H.273, table 4, computed here in float32, since swscale is off by up to 3 of 1023 levels
+at 10 bits. It only brings chroma to full resolution.
 """
 
 from __future__ import annotations
@@ -76,13 +76,8 @@ def pixels_of(frame: VideoFrame, coding: Coding) -> np.ndarray:
         return np.ascontiguousarray(values, np.uint16 if deep else np.uint8)
     wanted = "yuv444p" if depth <= 8 else f"yuv444p{next(bits for bits in (10, 12, 14, 16) if bits >= depth)}le"
     value_range = FULL if coding.is_full else LIMITED
-    planes = _planes(_reformatted(frame, wanted, value_range, value_range))
-    return _to_rgb(planes, coding, max(_depth_of_name(wanted), 8))
-
-
-def _depth_of_name(name: str) -> int:
-    digits = name.removeprefix("yuv444p").removesuffix("le")
-    return int(digits) if digits else 8
+    full = _reformatted(frame, wanted, value_range, value_range)
+    return _to_rgb(_planes(full), coding, _depth(full))
 
 
 def _reformatted(frame: VideoFrame, wanted: str, source: int, target: int) -> VideoFrame:
@@ -103,9 +98,9 @@ def _reformatted(frame: VideoFrame, wanted: str, source: int, target: int) -> Vi
 
 def _planes(frame: VideoFrame) -> list[np.ndarray]:
     """The planes of a frame, [H, W] each."""
+    dtype = np.dtype(np.uint8 if _depth(frame) == 8 else "<u2")
     planes = []
     for plane in frame.planes:
-        dtype = np.dtype(np.uint8 if plane.line_size < 2 * plane.width else "<u2")
         values = np.frombuffer(plane, dtype).reshape(plane.height, plane.line_size // dtype.itemsize)
         planes.append(values[:, : plane.width])
     return planes

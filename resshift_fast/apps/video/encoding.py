@@ -13,7 +13,6 @@ from resshift_fast.apps.video.work import Stored
 from resshift_fast.core.files import replacing
 from resshift_fast.images.errors import ImageError, one_line
 
-REORDERING = 2  # frames by which packets may be ahead of their frames' order, with B-frames that others refer to
 _LATER = 1 << 40  # added to times in segments, since some formats have no negative ones
 _DURATION = "resshift_duration"  # of a segment's last frame, which its packets do not tell
 
@@ -60,17 +59,24 @@ def codec_for(suffix: str, bits: int) -> str:
     return "libx264" if bits == 8 else "libx265"
 
 
+def bits_of(codec: str) -> int:
+    """Bits per channel that an encoder is used with."""
+    return 10 if codec == "libx265" else 8
+
+
 def options_for(codec: str, quality: int) -> tuple[tuple[str, str], ...]:
     """The options of an encoder for a quality of 1 to 100: a constant rate factor of 51 − 0.37 · quality.
 
     That is 16 at the default of 95, 18 at 90 and 23, the encoders' own default, at 75. VP9's go to 63 instead of 51.
+    There are no B-frames, a tenth of the size: without them packets have the times of their frames, however these vary,
+    so that segments which were encoded for themselves fit together in every container.
     """
     factor = 51 - 0.37 * quality
     if codec == "libvpx-vp9":
-        return ("crf", str(round(factor * 63 / 51))), ("b", "0"), ("row-mt", "1"), ("auto-alt-ref", "0")
+        return ("crf", str(round(factor * 63 / 51))), ("b", "0"), ("row-mt", "1")
     if codec == "libx265":
-        return ("crf", f"{factor:.2f}"), ("x265-params", "log-level=none:open-gop=0")
-    return (("crf", f"{factor:.2f}"),)
+        return ("crf", f"{factor:.2f}"), ("x265-params", "log-level=none:bframes=0")
+    return ("crf", f"{factor:.2f}"), ("bf", "0")
 
 
 def check(encoder: Encoder) -> None:
@@ -120,16 +126,13 @@ def write_segment(path: Path, frames: Iterable[Stored], encoder: Encoder) -> Non
 
 
 def packets_of(path: Path, time_base: Fraction) -> tuple[list[Any], int]:
-    """The packets of a segment in the order in which they are decoded, and the duration of its last frame.
-
-    Their pts are the times that the frames had.
-    """
+    """The packets of a segment, with the times that its frames had, and the duration of the last one."""
     import av
 
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         packets = [packet for packet in container.demux(stream) if packet.size]
         for packet in packets:
-            packet.pts = round(packet.pts * packet.time_base / time_base) - _LATER
-            packet.dts, packet.time_base = None, time_base
+            packet.pts = packet.dts = round(packet.pts * packet.time_base / time_base) - _LATER
+            packet.time_base = time_base
         return packets, int(container.metadata[_DURATION])

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +24,14 @@ if TYPE_CHECKING:
     from resshift_fast.apps.video.clips import Clip
 
 _SOUND = {"webm": "libopus"}  # codec that sound is encoded with where it cannot be copied; AAC elsewhere
+# Channels that AAC and Opus know, and those of sound that tells nothing but their number; stereo for any other.
+_LAYOUTS = ("mono", "stereo", "5.1", "7.1")
+_CHANNELS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
+_KINDS = {"audio": "sound", "subtitle": "subtitles", "attachment": "attachments", "data": "data"}
 # What a container writes about itself.
 _OWN = {"major_brand", "minor_version", "compatible_brands", "encoder", "handler_name", "vendor_id", "duration"}
 _OWN |= {"number_of_frames", "number_of_bytes", "bps", "_statistics_tags", "_statistics_writing_app"}
-_OWN |= {"_statistics_writing_date_utc"}
+_OWN |= {"_statistics_writing_date_utc", "software"}
 
 
 @dataclass(frozen=True)
@@ -53,32 +58,37 @@ def companions(path: Path, form: str) -> tuple[list[Companion], tuple[str, ...]]
         for stream in container.streams:
             if stream.type == "video":
                 continue
-            name = stream.codec_context.name if stream.codec_context is not None else stream.type
-            if _fits(stream, form):
+            name = stream.codec_context.name if stream.codec_context is not None else "it"
+            if _fits(path, stream.index, form):
                 found.append(Companion(stream.index, True))
             elif stream.type == "audio" and stream.codec_context is not None:
                 codec = _SOUND.get(form, "aac")
                 found.append(Companion(stream.index, False, codec))
                 notes.append(f"sound encoded again from {name} to {codec.removeprefix('lib')}")
             elif stream.type != "data" or not container.chapters():  # MP4 has chapters as a stream too
-                what = {"subtitle": "subtitles", "audio": "sound"}.get(stream.type, f"a stream of {stream.type}")
-                notes.append(f"{what} left out, since {name} does not go into {form}")
+                notes.append(f"{_KINDS.get(stream.type, stream.type)} left out, since {form} does not hold {name}")
     return found, tuple(dict.fromkeys(notes))
 
 
-def _fits(stream: Any, form: str) -> bool:
-    """Whether a container takes the packets of a stream as they are: whether it writes a header with it alone."""
+def _fits(path: Path, index: int, form: str) -> bool:
+    """Whether a container takes the packets of a stream as they are: whether a file with the first one is written."""
     import av
 
-    if stream.type == "data":
-        return False
-    try:
-        with av.open(io.BytesIO(), "w", format=form) as container:
-            container.add_stream_from_template(stream)
-            container.start_encoding()
-        return True
-    except (av.FFmpegError, ValueError, NotImplementedError):
-        return False
+    with clips.opened(path) as source:
+        stream = source.streams[index]
+        if stream.type == "data":
+            return False
+        try:
+            with av.open(io.BytesIO(), "w", format=form) as container:
+                copy = container.add_stream_from_template(stream)
+                container.start_encoding()
+                if stream.type == "audio":  # whose packets are never far
+                    packet = next(packet for packet in source.demux(stream) if packet.size)
+                    packet.stream = copy
+                    container.mux(packet)
+            return True
+        except (av.FFmpegError, ValueError, NotImplementedError, StopIteration):
+            return False
 
 
 def join(
@@ -89,13 +99,17 @@ def join(
     streams: Sequence[Companion],
     *,
     strip_metadata: bool = False,
-) -> None:
+) -> list[str]:
     """Write the finished video, atomically.
 
     Args:
-        clip: the original. segments: the restored ones, in order. output: its suffix is one of `images.files.VIDEO_FORMATS`.
+        clip: the original. segments: the restored ones, in order.
+        output: its suffix is one of `images.files.VIDEO_FORMATS`.
         encoder: of the segments. streams: see `companions`.
         strip_metadata: leave out all but languages.
+
+    Returns:
+        Names of metadata that the output has no place for.
 
     Raises:
         OSError: if there is no space left, or the output cannot be written.
@@ -106,15 +120,20 @@ def join(
     with ExitStack() as stack:
         source = stack.enter_context(clips.opened(clip.path))
         file = stack.enter_context(replacing(output))
-        target = stack.enter_context(av.open(file, "w", format=form))
+        kept = {} if strip_metadata else _metadata_of(source)
+        # Those that some cameras write in MP4 and MOV, which are else left out there.
+        tags = any(key.startswith("com.") for key in kept) and form in ("mp4", "mov")
+        options = {"movflags": "use_metadata_tags"} if tags else {}
+        target = stack.enter_context(av.open(file, "w", format=form, container_options=options))
         first = stack.enter_context(av.open(str(segments[0])))
         picture = target.add_stream_from_template(first.streams.video[0], opaque=True)
-        picture.time_base = encoder.time_base
+        picture.time_base, picture.framerate = encoder.time_base, encoder.rate
         if encoder.codec == "libx265" and form in ("mp4", "mov"):
             picture.codec_context.codec_tag = "hvc1"  # without which some players show nothing
         tracks = [_Track(source.streams[one.index], one, target) for one in streams]
+        target.metadata.update(kept)
         if not strip_metadata:
-            _copy_metadata(source, target, picture)
+            _copy_notes(source, target, picture)
         for track in tracks:
             track.copy_metadata(strip_metadata)
         packets = heapq.merge(
@@ -122,6 +141,9 @@ def join(
         )
         for packet in packets:
             target.mux(packet)
+    with clips.opened(output) as container:
+        written = {key.lower() for key in container.metadata}
+    return sorted(key for key in kept if key.lower() not in written)
 
 
 def _time(packet: Any) -> Fraction:
@@ -131,28 +153,16 @@ def _time(packet: Any) -> Fraction:
 
 
 def _pictures(segments: Sequence[Path], encoder: encoding.Encoder, start: Fraction, stream: Any) -> Iterator[Any]:
-    """The packets of all segments as those of one stream.
-
-    Each segment is encoded for itself, so its packets are given new times of decoding: as those of the frames in order,
-    later by what the encoder reorders.
-    """
+    """The packets of all segments, as those of one stream that begins at 0."""
     shift = round(start / encoder.time_base)
-    step = max(1, round(1 / (encoder.rate * encoder.time_base)))
-    delay = 0 if encoder.codec == "libvpx-vp9" else encoding.REORDERING
-    past: list[int] = []
     for path in segments:
         packets, duration = encoding.packets_of(path, encoder.time_base)
-        times = sorted(packet.pts - shift for packet in packets)
-        if not past:
-            past = [times[0] - step * (delay - i) for i in range(delay)]
-        queue = past + times
-        for i, packet in enumerate(packets):
-            packet.pts -= shift
-            packet.dts = queue[i]
-            packet.duration = duration if packet.pts == times[-1] else 0
+        for packet, following in zip_longest(packets, packets[1:]):
+            packet.duration = duration if following is None else following.pts - packet.pts
+        for packet in packets:
+            packet.pts = packet.dts = packet.pts - shift
             packet.stream = stream
             yield packet
-        past = queue[len(times) :]
 
 
 def _others(source: InputContainer, tracks: Sequence[_Track], start: Fraction) -> Iterator[Any]:
@@ -191,8 +201,10 @@ class _Track:
         context = source.codec_context
         rate = 48000 if companion.codec == "libopus" else _rate(context.sample_rate)
         self._stream = target.add_stream(companion.codec, rate=rate)
-        self._stream.codec_context.layout = context.layout.name
-        self._stream.codec_context.bit_rate = 96_000 * max(1, context.layout.nb_channels)
+        layout = context.layout
+        known = layout.name if layout.name in _LAYOUTS else _CHANNELS.get(layout.nb_channels, "stereo")
+        self._stream.codec_context.layout = known
+        self._stream.codec_context.bit_rate = 96_000 * layout.nb_channels
 
     def copy_metadata(self, strip: bool) -> None:
         """Copy the title and the language, and whether a stream is the default one."""
@@ -233,11 +245,13 @@ def _rate(wanted: int) -> int:
     return next((rate for rate in rates if rate >= wanted), 96000)
 
 
-def _copy_metadata(source: InputContainer, target: Any, picture: Any) -> None:
-    kept = {key: value for key, value in source.metadata.items() if key.lower() not in _OWN}
-    target.metadata.update(kept)
-    stream = clips.picture_stream(source)
-    own = {key: value for key, value in stream.metadata.items() if key.lower() not in _OWN | {"rotate"}}
-    picture.metadata.update(own)
+def _metadata_of(source: InputContainer) -> dict[str, str]:
+    return {key: value for key, value in source.metadata.items() if key.lower() not in _OWN}
+
+
+def _copy_notes(source: InputContainer, target: Any, picture: Any) -> None:
+    """Copy what is said about the picture, and the chapters."""
+    own = clips.picture_stream(source).metadata.items()
+    picture.metadata.update({key: value for key, value in own if key.lower() not in _OWN | {"rotate"}})
     if source.chapters():
         target.set_chapters(source.chapters())

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from resshift_fast.apps.video.clips import Clip, Timed
     from resshift_fast.pipeline import Pipeline
 
+LEAST_MISSING = 1.0  # seconds without a frame, within a video or while there is sound, that are told
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -58,7 +60,8 @@ def plan(path: Path, output: Path, fitting: Fitting) -> Plan:
     """Read a video's beginning and find out whether and how its result can be written, before it is restored.
 
     Args:
-        path: of the video. output: its suffix is one of `images.files.VIDEO_FORMATS`. fitting: the scale and the quality.
+        path: of the video. output: its suffix is one of `images.files.VIDEO_FORMATS`.
+        fitting: the scale and the quality.
 
     Raises:
         MissingExtraError: without PyAV. ImageError: if the video cannot be read or its result not be encoded.
@@ -75,18 +78,18 @@ def plan(path: Path, output: Path, fitting: Fitting) -> Plan:
     clip = clips.read_clip(path)
     form = VIDEO_FORMATS[output.suffix.lower()]
     height, width = _even_sides(clip.first, fitting)
-    coding = replace(clip.coding, bits=8) if fitting.eight_bits else clip.coding
-    codec = encoding.codec_for(output.suffix.lower(), coding.bits)
+    codec = encoding.codec_for(output.suffix.lower(), 8 if fitting.eight_bits else clip.coding.bits)
+    coding = replace(clip.coding, bits=encoding.bits_of(codec))
     options = encoding.options_for(codec, fitting.quality)
     threads = torch.get_num_threads()
-    encoder = encoding.Encoder(
-        codec, options, width, height, clip.rate, clip.time_base, coding, clip.aspect, threads
-    )
+    encoder = encoding.Encoder(codec, options, width, height, clip.rate, clip.time_base, coding, clip.aspect, threads)
     encoding.check(encoder)
     companions, notes = joining.companions(path, form)
     exact = fitting.sides(clip.first)
     if (height, width) != exact:
         notes = (f"{exact[1]}×{exact[0]} made even, as its encoder needs it", *notes)
+    if coding.bits < clip.coding.bits:
+        notes = ("rounded to 8 bits", *notes)
     return Plan(clip, output, encoder, tuple(companions), (*clip.notes, *notes))
 
 
@@ -133,7 +136,7 @@ def restore(
             on_resume(work.done if work.total is None else work.total)
         if work.total is None:
             run.frames(work)
-        joining.join(
+        lost = joining.join(
             planned.clip,
             work.segments,
             planned.output,
@@ -147,7 +150,8 @@ def restore(
         work.close()
     work.remove()
     encoder = planned.encoder
-    return Result(encoder.width, encoder.height, work.total or 0, (*planned.notes, *work.notes))
+    notes = (f"metadata without a place in {planned.output.suffix} left out: {', '.join(lost)}",) if lost else ()
+    return Result(encoder.width, encoder.height, work.total or 0, (*planned.notes, *work.notes, *notes))
 
 
 class _Run:
@@ -249,14 +253,17 @@ def _fingerprint(pipe: Pipeline) -> str:
 
 def _notes_of(damage: clips.Damage, clip: Clip, total: int) -> tuple[str, ...]:
     """What a video's damage has cost."""
-    missing = clip.frames - total if clip.is_counted else 0
     found = []
     if damage.packets or damage.frames:
-        found.append(f"damaged: {damage.packets} frames were lost and {damage.frames} repaired")
+        found.append(f"it is damaged: frames lost: {damage.packets}, repaired by the decoder: {damage.frames}")
     if damage.end:
-        found.append(f"the file is damaged after frame {total} ({damage.end}), and restored up to there")
-    elif missing > damage.packets:
-        found.append(f"the file ends after frame {total} of {clip.frames}, and is restored up to there")
+        found.append(f"it is damaged after frame {total} ({damage.end}), and was restored up to there")
+    elif clip.is_counted and total + damage.packets < clip.frames:
+        found.append(f"it ends after frame {total} of {clip.frames}, and was restored up to there")
+    elif not clip.is_counted and damage.seconds < clip.length - LEAST_MISSING:
+        found.append(f"its picture ends after {damage.seconds:.1f} s of {clip.length:.1f} s")
+    if damage.gap > LEAST_MISSING:
+        found.append(f"no frame for {damage.gap:.1f} s after frame {damage.gap_after}")
     if damage.resized:
         found.append(f"{damage.resized} frames of another size were fitted to the first one's")
     return tuple(found)
