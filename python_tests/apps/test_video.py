@@ -1,4 +1,4 @@
-"""Videos: frames, times, colours, sound and metadata of the result, what is refused, and how an interrupted run goes on."""
+"""Videos: frames, times, colours, sound and metadata of results, what is refused, and how interrupted runs go on."""
 
 import errno
 import os
@@ -106,7 +106,7 @@ def test_colours_are_those_of_the_formula(matrix, is_full, bits):
 
 
 def test_chroma_is_sited_left():
-    """Of a ramp along the rows, chroma is that of the left of two columns, and along the columns that between two rows."""
+    """Of a ramp, chroma is that at the left of two columns, and between two rows."""
     coding = colours.Coding(1, 2, 2, True, 10)
     ramp = np.zeros((16, 16, 3), np.uint16)
     ramp[..., 2] = np.arange(16) * 3000 + np.arange(16)[:, None] * 500
@@ -149,7 +149,9 @@ def test_ten_bits_are_rounded_where_wanted_or_needed(bicubic, tmp_path, name, bi
     assert "rounded to 8 bits" in result.notes and clips.read_clip(tmp_path / name).coding.bits == bits
 
 
-@pytest.mark.parametrize("codec, pixels", [("ffv1", "gray"), ("ffv1", "bgr0"), ("ffv1", "yuva420p"), ("ffv1", "yuv411p")])
+@pytest.mark.parametrize(
+    "codec, pixels", [("ffv1", "gray"), ("ffv1", "bgr0"), ("ffv1", "yuva420p"), ("ffv1", "yuv411p")]
+)
 def test_other_pixel_formats(bicubic, tmp_path, codec, pixels):
     source = make_video(tmp_path / "a.mkv", 2, codec=codec, pixels=pixels)
     result = restore(bicubic, source, tmp_path / "b.mp4")
@@ -364,7 +366,9 @@ def test_the_end_is_not_restored_again(bicubic, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", lambda source, target: full() if str(target).endswith("b.mp4") else os.rename(source, target))
+        patch.setattr(
+            os, "replace", lambda source, target: full() if str(target).endswith("b.mp4") else os.rename(source, target)
+        )
         with pytest.raises(OSError, match="no space left to write .*b.mp4"):
             restore(bicubic, source, tmp_path / "b.mp4")
     counted, calls = stopping(bicubic, 99)
@@ -424,7 +428,9 @@ def test_damaged_videos_are_restored_up_to_the_damage(bicubic, tmp_path, damage,
     assert any("damaged" in one or (note and note in one) for one in result.notes), result
 
 
-@pytest.mark.parametrize("content, message", [(b"", "is not a video"), (b"#EXTM3U\nfile:///etc/passwd\n", "is not a video")])
+@pytest.mark.parametrize(
+    "content, message", [(b"", "is not a video"), (b"#EXTM3U\nfile:///etc/passwd\n", "is not a video")]
+)
 def test_what_is_no_video(tmp_path, content, message):
     (tmp_path / "a.mp4").write_bytes(content)
     with pytest.raises(ImageError, match=message):

@@ -85,7 +85,7 @@ def tree(tmp_path):
         (root / place).parent.mkdir(parents=True, exist_ok=True)
         make_photo(root / place, (8, 8))
     (root / "x" / "back").symlink_to(root)
-    (root / "y" / "clip.mov").touch()
+    (root / "y" / "photo.cr3").touch()
     return root
 
 
@@ -97,7 +97,7 @@ def test_recursive(restore, tree, tmp_path):
     outcome = restore(tree, "-r", "-o", tmp_path / "out")
     assert outcome.code == 0 and "5 restored, 0 failed, 0 skipped" in outcome.err
     assert found_below(tmp_path / "out") == ["a.png", "x/a.png", "x/deep/b.png", "y/a_jpg.png", "y/a_png.png"]
-    assert f"left out 1: {tree}/y/clip.mov: films" in outcome.err
+    assert f"left out 1: {tree}/y/photo.cr3: camera raw" in outcome.err
     assert "5 skipped" in restore(tree, "--recursive", "-o", tmp_path / "out", "--skip-existing").err
 
 
@@ -116,7 +116,7 @@ def test_without_recursive_folders_are_named(restore, tree, tmp_path):
 
 def test_a_line_of_json_a_photo(restore, photos, tmp_path):
     (photos / "broken.png").write_bytes(b"no picture")
-    (photos / "clip.mov").touch()
+    (photos / "photo.cr3").touch()
     make_photo(tmp_path / "out.png", (8, 8))
     (tmp_path / "out").mkdir()
     make_photo(tmp_path / "out" / "c.png", (8, 8))
@@ -127,7 +127,9 @@ def test_a_line_of_json_a_photo(restore, photos, tmp_path):
     assert sorted(line["status"] for line in lines) == sorted(
         ["restored", "restored", "failed", "failed", "skipped", "left out"]
     )
-    assert by_status["left out"]["input"] == str(photos / "clip.mov") and "films" in by_status["left out"]["reason"]
+    assert (
+        by_status["left out"]["input"] == str(photos / "photo.cr3") and "camera raw" in by_status["left out"]["reason"]
+    )
     assert by_status["skipped"]["input"] == str(photos / "c.webp")
     assert {line["error"].split(":")[0] for line in lines if line["status"] == "failed"} == {
         f"{tmp_path}/none.png does not exist; did you mean {tmp_path}/out.png?",

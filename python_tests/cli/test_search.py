@@ -12,7 +12,7 @@ def here(tmp_path, monkeypatch):
 
 def test_restore_goes_on(restore, here):
     (here / "in").mkdir()
-    (here / "in" / "x.mov").touch()
+    (here / "in" / "x.cr2").touch()
     make_photo(here / "in" / "a.png", (8, 8))
     (here / "in" / "gone.png").symlink_to("deleted.png")
     outcome = restore("in", "~photo.png", "-o", "out")
@@ -20,7 +20,7 @@ def test_restore_goes_on(restore, here):
     assert len(outcome.errors) == 2 and "there is no user photo.png" in outcome.errors[0]
     assert "in/gone.png is a link to deleted.png" in outcome.errors[1]
     lines = outcome.err.splitlines()
-    assert lines[-2] == "left out 1: in/x.mov: films are not read; export their frames as PNG first"
+    assert lines[-2] == "left out 1: in/x.cr2: camera raw is not read; develop them as 16-bit TIFF or PNG first"
     assert lines[-1] == "1 restored, 2 failed, 0 skipped"
 
 

@@ -111,7 +111,7 @@ def test_an_entry_that_cannot_be_reached_does_not_hide_the_others(here, monkeypa
     assert [str(path) for path in both.files] == ["in/a.png"] and len(both.problems) == 1
 
 
-def test_pictures_and_films_that_are_not_read_are_named(here):
+def test_pictures_and_videos_that_are_not_read_are_named(here):
     fill(here, "in/a.png", "in/b.JPE", "in/d.gif", "in/e.AVIF", "in/f.mov", "in/g.CR3", "in/h.dng", "in/i.psd")
     fill(here, "in/notes.txt", "in/.hidden.png", "in/._a.png", "in/.hidden.txt")
     (here / "in" / "folder.png").mkdir()
@@ -121,7 +121,7 @@ def test_pictures_and_films_that_are_not_read_are_named(here):
         assert [path.name for path in there.files] == ["a.png", "b.JPE", "d.gif", "e.AVIF"]
         named = {reason: [path.name for path in paths] for reason, paths in there.left_out.items()}
         expected = {
-            "films": ["f.mov"],
+            "videos are not read here": ["f.mov"],
             "camera raw": ["g.CR3", "h.dng"],
             "pictures of this kind": ["i.psd"],
             "they have no suffix": ["notes.txt"],
@@ -131,6 +131,15 @@ def test_pictures_and_films_that_are_not_read_are_named(here):
             expected
         )
     assert not search(["in/*.png"]).left_out.keys() - {"folders below a folder are not searched without --recursive"}
+
+
+@pytest.mark.parametrize("is_here", [True, False])
+def test_videos_are_taken_where_their_package_is_installed(here, monkeypatch, is_here):
+    fill(here, "in/a.png", "in/b.MP4", "in/c.webm")
+    monkeypatch.setattr("resshift_fast.images.search.reads_videos", lambda: is_here)
+    there = search(["in"], videos=True)
+    assert [path.name for path in there.files] == (["a.png", "b.MP4", "c.webm"] if is_here else ["a.png"])
+    assert [*there.left_out] == [] if is_here else ["videos need another package: pip install 'resshift-fast[video]'"]
 
 
 @pytest.mark.parametrize("is_here", [True, False])

@@ -68,7 +68,7 @@ def restore(
                 progress=progress,
             )
         except KeyboardInterrupt:
-            console.say(f"{label} stopped after frame {int(clock.done)}; the same command goes on there")
+            console.say(f"{label} stopped; the same command goes on from the frames that are restored")
             raise
 
 
@@ -78,23 +78,19 @@ class _Clock:
     Args:
         label: of its line. total: number of frames, or 0 if it is not known.
 
-    Attributes:
-        done: number of frames that are restored.
     """
 
     def __init__(self, label: str, total: int):
-        self.done = 0.0
-        self._label, self._total, self._start = label, total, 0.0
+        self._label, self._total, self._start = label, total, 0
         self._begun: tuple[float, float] | None = None
         self._is_said = not total
 
     def begin(self, done: int) -> None:
         """Go on after frames that an earlier run has restored."""
-        self.done = self._start = float(done)
+        self._start = done
 
     def tick(self, done: float) -> None:
         """Note that frames, and a part of the next one, are restored."""
-        self.done = done
         if self._is_said or done < self._start + 1:
             return
         now = time.monotonic()
