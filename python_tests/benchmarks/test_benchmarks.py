@@ -318,3 +318,14 @@ def test_serving_reports_a_service_that_does_not_start(script, capsys, monkeypat
     monkeypatch.setattr(serving.sys, "executable", "false")
     assert serving.main([]) == 1
     assert "the service did not start" in capsys.readouterr().err
+
+
+# flicker
+
+
+def test_flicker_of_a_still_clip(script, tiny, tmp_path):
+    pytest.importorskip("av", reason="the extra `video` is not installed")
+    rows, summary = run(script("flicker"), tmp_path, "--weights", tiny, "--size", 12, "--frames", 3)
+    same, written, other = (row["variance"] for row in rows)
+    assert same == 0 and 0 <= written < 0.5 and other > 0
+    assert summary["frames of a seed each"] == other

@@ -146,6 +146,7 @@ def test_a_full_disk_keeps_what_is_restored(restore, tmp_path, monkeypatch):
     def filling(self, frame):
         stored.append(frame)
         if len(stored) == 3:
+            self._file.close()
             self._file = open("/dev/full", "wb")  # noqa: SIM115  closed by the work
         add(self, frame)
 

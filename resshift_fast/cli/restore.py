@@ -58,16 +58,16 @@ class RestoreCommand(TyperCommand):
 def restore(
     images: Annotated[
         list[str] | None,
-        typer.Argument(metavar="IN", help="Photos, folders of photos, or globs.", show_default=False),
+        typer.Argument(metavar="IN", help="Photos, videos, folders of them, or globs.", show_default=False),
     ] = None,
     more: Annotated[
         list[str] | None,
-        option("A photo, folder or glob like IN; may be repeated.", "-i", "--in", "--input", metavar="IN"),
+        option("A photo, video, folder or glob like IN; may be repeated.", "-i", "--in", "--input", metavar="IN"),
     ] = None,
     out: Annotated[
         str | None,
         option(
-            "Output: a file, for one photo and with an image suffix, else a folder. Required.",
+            "Output: a file, for one photo or video and with a suffix of its kind, else a folder. Required.",
             "-o",
             "--out",
             "--output",
@@ -132,8 +132,8 @@ def restore(
     format: Annotated[
         str,
         option(
-            f"File format of results in a folder: {', '.join(FORMATS)}; same: that of each photo. PNG is written if "
-            "the format can't hold the result. Default: png.",
+            f"File format of photos' results in a folder: {', '.join(FORMATS)}; same: that of each photo. PNG is "
+            "written if the format can't hold the result; videos keep theirs, or become MP4. Default: png.",
             metavar="NAME",
             parser=parsed_by(_format),
             autocompletion=one_of(lambda: FORMATS),
@@ -142,13 +142,16 @@ def restore(
     quality: Annotated[
         int,
         option(
-            "Quality of JPEG and WebP, 1 to 100; a WebP of 100 is lossless. Default: 95.", min=1, max=100, metavar="N"
+            "Quality of JPEG, WebP and videos, 1 to 100; a WebP of 100 is lossless. Default: 95.",
+            min=1,
+            max=100,
+            metavar="N",
         ),
     ] = 95,
     strip_metadata: Annotated[
         bool,
         option(
-            "Leave out EXIF with the place, XMP, resolution, comments and texts; the colour profile stays. "
+            "Leave out EXIF with the place, XMP, resolution, comments, texts and titles; the colour profile stays. "
             "Default: they are kept.",
             "--strip-metadata",
         ),
@@ -187,7 +190,7 @@ def restore(
     skip_existing: Annotated[
         bool,
         option(
-            "Skip photos whose results exist as whole images, to continue an interrupted batch. Default: no.",
+            "Skip photos and videos whose results exist and are whole, to continue an interrupted batch. Default: no.",
             "--skip-existing",
         ),
     ] = False,
@@ -198,7 +201,7 @@ def restore(
     quiet: Annotated[bool, option("Print errors only. Default: no.", "-q", "--quiet")] = False,
     verbose: Annotated[bool, option("Also print what the package logs. Default: no.", "-v", "--verbose")] = False,
 ) -> None:
-    """Restore photos. Only earlier results are overwritten, and a photo that fails does not stop the others.
+    """Restore photos and videos. Only earlier results are overwritten, and one that fails does not stop the others.
 
     Exit codes: 0 all restored, 1 some failed, 2 wrong usage, 130 interrupted by Ctrl-C.
     """

@@ -174,7 +174,8 @@ class Work:
 
     def close(self) -> None:
         """Close the store; the work stays."""
-        self._file.close()
+        with suppress(OSError):  # of what could not be written, which has been reported
+            self._file.close()
 
     def remove(self) -> None:
         """Remove the folder and all that is in it."""
