@@ -312,11 +312,15 @@ def test_an_interrupted_run_goes_on(bicubic, tmp_path, monkeypatch, batch_size):
         file.write(b"\0" * 100)
     counted, calls = stopping(bicubic, 99)
     resumed = []
+
+    def on_resume(*told):
+        resumed.extend(told)
+
     planned = restoring.plan(source, output, FITTING)
     options = {"batch_size": batch_size}
-    result = restoring.restore(counted, planned, FITTING, options=options, on_resume=resumed.append)
+    result = restoring.restore(counted, planned, FITTING, options=options, on_resume=on_resume)
     done = {1: 8, 3: 6}[batch_size]
-    assert resumed == [done] and len(calls) == 11 - done and result.frames == 11
+    assert resumed == [done, []] and len(calls) == 11 - done and result.frames == 11
     assert output.read_bytes() == (tmp_path / "whole.mp4").read_bytes()
     assert not work.folder_for(output).exists()
 
@@ -338,8 +342,9 @@ def test_other_settings_begin_anew(bicubic, tmp_path, change):
         pipe = pipelines.oracle(pipelines.zero)
         pipe.denoiser.weight.data += 1
     counted, calls = stopping(pipe, 99)
-    restore(counted, source, tmp_path / "b.mp4", fitting, seed=seed)
-    assert len(calls) == 4
+    planned, told = restoring.plan(source, tmp_path / "b.mp4", fitting), []
+    restoring.restore(counted, planned, fitting, options={"seed": seed}, on_resume=lambda *these: told.extend(these))
+    assert len(calls) == 4 and told == [0, ["encoding" if change == "quality" else change]]
 
 
 def test_a_stored_frame_that_is_damaged_is_restored_again(tmp_path):

@@ -46,9 +46,12 @@ def restore(
     console.say(f"{label} {size}, {frames}")
     clock = _Clock(label, clip.frames)
 
-    def on_resume(done: int) -> None:
+    def on_resume(done: int, changed: list[str]) -> None:
         clock.begin(done)
-        console.say(f"{label} goes on after frame {done}, up to which an earlier run has restored it")
+        if changed:
+            console.say(f"{label} begins anew: an earlier run had other settings ({', '.join(changed)})")
+        else:
+            console.say(f"{label} goes on after frame {done}, up to which an earlier run has restored it")
 
     with _bar(label, clip.frames) as show:
 

@@ -105,7 +105,7 @@ class _Nowhere:
         return len(data)
 
 
-def write_segment(path: Path, frames: Iterable[Stored], encoder: Encoder) -> None:
+def write_segment(path: Path, frames: Iterable[Stored], last_duration: int, encoder: Encoder) -> None:
     """Encode frames as a file that begins with a key frame, and appears when it is whole.
 
     Raises:
@@ -113,10 +113,9 @@ def write_segment(path: Path, frames: Iterable[Stored], encoder: Encoder) -> Non
     """
     import av
 
-    frames = list(frames)
     options = {"avoid_negative_ts": "disabled"}
     with replacing(path) as file, av.open(file, "w", format="nut", container_options=options) as container:
-        container.metadata[_DURATION] = str(frames[-1].duration)
+        container.metadata[_DURATION] = str(last_duration)
         stream = encoder.add_to(container)
         for stored in frames:
             frame = colours.frame_of(stored.planes, encoder.coding)

@@ -107,7 +107,7 @@ def restore(
     mask: np.ndarray | None = None,
     options: Mapping[str, Any] | None = None,
     on_first: Callable[[Photo, Photo], None] | None = None,
-    on_resume: Callable[[int], None] | None = None,
+    on_resume: Callable[[int, list[str]], None] | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Result:
     """Restore a video, and write the result atomically when it is complete.
@@ -120,7 +120,8 @@ def restore(
         mask: bool [H, W], for inpainting models: what to fill in of every upright frame.
         options: keyword arguments of the pipeline's call: seed, tile, overlap, batch_size, noise.
         on_first: called with the first frame and its result.
-        on_resume: called with the number of frames that an earlier run has restored, if there are any.
+        on_resume: called where there was an earlier run, with the number of frames that it has restored, or with 0 and
+            the names of the settings for which they are of no use.
         progress: called with the number of frames that are restored, and a part of the next one.
 
     Raises:
@@ -132,8 +133,8 @@ def restore(
     run = _Run(pipe, planned, fitting, mask, dict(options or {}), on_first, progress or (lambda done: None))
     work = run.work()
     try:
-        if work.done and on_resume is not None:
-            on_resume(work.done if work.total is None else work.total)
+        if (work.done or work.changed) and on_resume is not None:
+            on_resume(work.done if work.total is None else work.total, work.changed)
         if work.total is None:
             run.frames(work)
         lost = joining.join(
@@ -190,7 +191,7 @@ class _Run:
         found |= {"source": f"{source.st_size} bytes of {source.st_mtime_ns}", "at once": self._at_once}
         found |= {"model": self._pipe.spec.name, "weights": _fingerprint(self._pipe), "dtype": self._pipe.dtype}
         found |= {"mask": None if self._mask is None else hashlib.sha256(self._mask.tobytes()).hexdigest()}
-        found |= {"encoder": replace(encoder, threads=0), "format": 1}
+        found |= {"encoding": replace(encoder, threads=0), "format of the work": 1}
         return {name: str(value) for name, value in found.items()}
 
     def frames(self, work: Work) -> None:
@@ -213,7 +214,7 @@ class _Run:
         work.end(total, _notes_of(damage, clip, total))
 
     def _encode(self, work: Work) -> None:
-        encoding.write_segment(work.next_segment(), work.frames(), self._plan.encoder)
+        encoding.write_segment(work.next_segment(), work.frames(), work.last_duration, self._plan.encoder)
         work.finish_segment()
 
     def _restored(self, batch: list[Timed], done: int) -> Iterator[Stored]:

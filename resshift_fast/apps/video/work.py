@@ -62,28 +62,32 @@ class Work:
     Attributes:
         segments: those that are whole, in order.
         stored: number of frames in the store. total: of the video, once its end is reached; None before.
-        notes: of the end.
+        notes: of the end. changed: names of the settings for which an earlier run's work was removed.
     """
 
     def __init__(
         self, folder: Path, settings: Mapping[str, str], shape: tuple[int, int], dtype: np.dtype, per_segment: int
     ):
         self.folder, self._shape, self._dtype, self.per_segment = folder, shape, dtype, per_segment
-        self._settings = json.dumps(dict(settings), sort_keys=True).encode()
+        self._settings = dict(settings)
         self.segments: list[Path] = []
+        self._last = 0  # duration of the last frame of the store
         self.stored, self.total, self.notes = 0, None, tuple[str, ...]()
         self._size = _HEAD.size + int(np.prod(shape)) * dtype.itemsize
-        if not self._is_mine():
+        before = self._earlier_settings()
+        self.changed = sorted(name for name in before if before[name] != self._settings.get(name))
+        if before != self._settings:
             self.remove()
             make_folder(folder)
-            write_atomically(folder / _SETTINGS, self._settings)
+            write_atomically(folder / _SETTINGS, json.dumps(self._settings).encode())
         self._find()
         self._file = self._open_store()
 
-    def _is_mine(self) -> bool:
-        with suppress(OSError):
-            return (self.folder / _SETTINGS).read_bytes() == self._settings
-        return False
+    def _earlier_settings(self) -> dict[str, Any]:
+        with suppress(OSError, ValueError, RecursionError):
+            found = json.loads((self.folder / _SETTINGS).read_bytes())
+            return found if isinstance(found, dict) else {}
+        return {}
 
     def _find(self) -> None:
         while (path := self._segment(len(self.segments))).is_file():
@@ -102,10 +106,8 @@ class Work:
             file = open(path, "r+b" if path.exists() else "x+b")  # noqa: SIM115  it stays open
         except OSError as error:
             raise write_error(error, path) from error
-        for _ in range(self.per_segment):
-            if self._read(file) is None:
-                break
-            self.stored += 1
+        while self.stored < self.per_segment and (frame := self._read(file)) is not None:
+            self.stored, self._last = self.stored + 1, frame.duration
         self._cut(file, self.stored)
         return file
 
@@ -136,7 +138,12 @@ class Work:
             self._file.flush()
         except OSError as error:
             raise write_error(error, self.folder / _FRAMES) from error
-        self.stored += 1
+        self.stored, self._last = self.stored + 1, frame.duration
+
+    @property
+    def last_duration(self) -> int:
+        """Of the last frame of the store."""
+        return self._last
 
     def frames(self) -> Iterator[Stored]:
         """The frames of the store."""
