@@ -84,8 +84,9 @@ def _reformatted(frame: VideoFrame, wanted: str, source: int, target: int) -> Vi
     """A frame in another pixel format; chroma is interpolated, no colour is changed."""
     from av.video.reformatter import Interpolation
 
-    exact = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
-    flags = int(Interpolation.BICUBIC | exact | Interpolation.BITEXACT)
+    flags = int(Interpolation.BICUBIC)
+    for name in ("ACCURATE_RND", "FULL_CHR_H_INT", "FULL_CHR_H_INP", "BITEXACT"):
+        flags |= int(getattr(Interpolation, name, 0))  # which PyAV 17 does not have
     return frame.reformat(
         format=wanted,
         src_colorspace=BT709,  # of both, so that none is converted
@@ -182,7 +183,13 @@ def frame_of(planes: np.ndarray, coding: Coding) -> VideoFrame:
     """A frame to encode, of what `planes_of` gives."""
     import av
 
-    frame = av.VideoFrame.from_ndarray(planes, format="yuv420p" if coding.bits == 8 else "yuv420p10le")
+    height, width = planes.shape[0] * 2 // 3, planes.shape[1]
+    frame = av.VideoFrame(width, height, "yuv420p" if coding.bits == 8 else "yuv420p10le")
+    chroma = planes[height:].reshape(2, height // 2, width // 2)
+    for plane, values in zip(frame.planes, (planes[:height], *chroma), strict=True):
+        rows = np.zeros((plane.height, plane.line_size // planes.itemsize), planes.dtype)
+        rows[:, : plane.width] = values
+        plane.update(rows)
     frame.colorspace, frame.color_primaries, frame.color_trc = coding.matrix, coding.primaries, coding.transfer
     frame.color_range = FULL if coding.is_full else LIMITED
     return frame
