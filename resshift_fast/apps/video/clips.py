@@ -307,12 +307,13 @@ def is_whole(path: Path) -> bool:
             return False
         with opened(path) as container:
             stream = picture_stream(container)
-            container.seek(max(0, int(container.duration) - 1), backward=True)
+            duration = container.duration or 0
+            container.seek(max(0, duration - 1), backward=True)
             last = Fraction(-1)
             for packet in container.demux():
                 if packet.pts is not None and packet.size:
                     if packet.is_corrupt:
                         return False
                     last = max(last, (packet.pts + (packet.duration or 0)) * packet.time_base)
-            return bool(stream and last * 1_000_000 >= container.duration - 1_000_000)
+            return bool(stream and duration and last * 1_000_000 >= duration - 1_000_000)
     return False

@@ -7,7 +7,7 @@ at 10 bits. It only brings chroma to full resolution.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -102,7 +102,8 @@ def _planes(frame: VideoFrame) -> list[np.ndarray]:
     dtype = np.dtype(np.uint8 if _depth(frame) == 8 else "<u2")
     planes = []
     for plane in frame.planes:
-        values = np.frombuffer(plane, dtype).reshape(plane.height, plane.line_size // dtype.itemsize)
+        data: Any = plane
+        values = np.frombuffer(data, dtype).reshape(plane.height, plane.line_size // dtype.itemsize)
         planes.append(values[:, : plane.width])
     return planes
 
@@ -116,9 +117,8 @@ def _to_rgb(planes: list[np.ndarray], coding: Coding, depth: int) -> np.ndarray:
     pixels = np.empty((height, width, 3), dtype)
     for top in range(0, height, _ROWS):
         rows = slice(top, top + _ROWS)
-        y, cb, cr = (plane[rows].astype(np.float32) for plane in planes)
-        y = (y - lowest) / luma
-        cb, cr = (cb - middle) / chroma, (cr - middle) / chroma
+        y = (planes[0][rows].astype(np.float32) - lowest) / luma
+        cb, cr = ((plane[rows].astype(np.float32) - middle) / chroma for plane in planes[1:])
         r = y + np.float32(2 * (1 - red)) * cr
         b = y + np.float32(2 * (1 - blue)) * cb
         g = (y - np.float32(red) * r - np.float32(blue) * b) / np.float32(1 - red - blue)
@@ -225,8 +225,9 @@ def turn_of(frame: VideoFrame) -> Turn | None:
 
     The point at (column, row) is shown at (a · column + c · row, b · column + d · row), up to a shift.
     """
+    sides: Any = frame.side_data
     try:
-        found = frame.side_data["DISPLAYMATRIX"]
+        found = sides["DISPLAYMATRIX"]
     except KeyError:
         return Turn()
     a, b, _, c, d = np.frombuffer(bytes(found), np.int32)[:5]

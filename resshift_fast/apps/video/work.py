@@ -72,7 +72,8 @@ class Work:
         self._settings = dict(settings)
         self.segments: list[Path] = []
         self._last = 0  # duration of the last frame of the store
-        self.stored, self.total, self.notes = 0, None, tuple[str, ...]()
+        self.stored, self.notes = 0, tuple[str, ...]()
+        self.total: int | None = None
         self._size = _HEAD.size + int(np.prod(shape)) * dtype.itemsize
         before = self._earlier_settings()
         self.changed = sorted(name for name in before if before[name] != self._settings.get(name))
@@ -131,7 +132,7 @@ class Work:
         Raises:
             OSError: if there is no space left.
         """
-        data = memoryview(np.ascontiguousarray(frame.planes)).cast("B")
+        data = np.ascontiguousarray(frame.planes).data.cast("B")
         try:
             self._file.write(_HEAD.pack(frame.time, frame.duration, _checksum(frame.time, frame.duration, data)))
             self._file.write(data)
