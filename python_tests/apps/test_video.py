@@ -2,6 +2,7 @@
 
 import errno
 import os
+from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
 
@@ -308,7 +309,7 @@ def test_an_interrupted_run_goes_on(bicubic, tmp_path, monkeypatch, batch_size):
             restore(stopped, source, output, batch_size=batch_size)
         assert not output.exists() and work.folder_for(output).is_dir()
     # As a process that is killed while it writes leaves it.
-    with open(work.folder_for(output) / "frames.raw", "ab") as file:
+    with open(next(work.folder_for(output).glob("*.raw")), "ab") as file:
         file.write(b"\0" * 100)
     counted, calls = stopping(bicubic, 99)
     resumed = []
@@ -323,6 +324,24 @@ def test_an_interrupted_run_goes_on(bicubic, tmp_path, monkeypatch, batch_size):
     assert resumed == [done, []] and len(calls) == 11 - done and result.frames == 11
     assert output.read_bytes() == (tmp_path / "whole.mp4").read_bytes()
     assert not work.folder_for(output).exists()
+
+
+def test_a_run_that_is_killed_after_it_has_encoded_a_segment(bicubic, tmp_path, monkeypatch):
+    """Its frames are not encoded again, although they are still in the store."""
+    monkeypatch.setattr(restoring, "frames_per_segment", lambda size, at_once: 3)
+    source = make_video(tmp_path / "a.mp4", 5)
+
+    def killed(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work.Work, "finish_segment", killed)
+        with pytest.raises(KeyboardInterrupt):
+            restore(bicubic, source, tmp_path / "b.mp4")
+    assert len(list(work.folder_for(tmp_path / "b.mp4").glob("000000.*"))) == 2
+    counted, calls = stopping(bicubic, 99)
+    assert restore(counted, source, tmp_path / "b.mp4").frames == 5 and len(calls) == 2
+    np.testing.assert_allclose(frames_in(tmp_path / "b.mp4")[1], np.arange(5) / 10)
 
 
 @pytest.mark.parametrize("change", ["seed", "quality", "source", "weights"])
@@ -354,7 +373,7 @@ def test_a_stored_frame_that_is_damaged_is_restored_again(tmp_path):
     for i in range(3):
         first.add(work.Stored(np.full(shape, i, dtype), 10 * i, 10))
     first.close()
-    store = tmp_path / "w" / "frames.raw"
+    store = tmp_path / "w" / "000000.raw"
     data = bytearray(store.read_bytes())
     data[-5] ^= 1
     store.write_bytes(data)
@@ -378,6 +397,23 @@ def test_the_end_is_not_restored_again(bicubic, tmp_path, monkeypatch):
             restore(bicubic, source, tmp_path / "b.mp4")
     counted, calls = stopping(bicubic, 99)
     assert restore(counted, source, tmp_path / "b.mp4").frames == 3 and not calls
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is always full")
+@pytest.mark.parametrize("name", ["000000.nut", "b.mp4"])
+def test_a_full_disk_is_named_while_it_is_encoded(bicubic, tmp_path, monkeypatch, name):
+    replacing = encoding.replacing
+
+    @contextmanager
+    def full(path):
+        with replacing(path) as file, open("/dev/full", "wb", buffering=0) as device:
+            yield device if path.name == name else file
+
+    monkeypatch.setattr(encoding, "replacing", full)
+    source = make_video(tmp_path / "a.mp4", 2, sound="aac")
+    with pytest.raises(OSError, match="o space left") as caught:
+        restore(bicubic, source, tmp_path / "b.mp4")
+    assert caught.value.errno == errno.ENOSPC and not (tmp_path / "b.mp4").exists()
 
 
 def test_memory_holds_few_frames(bicubic, tmp_path, monkeypatch):

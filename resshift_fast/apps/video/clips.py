@@ -65,7 +65,7 @@ class Clip:
         start: time of the beginning of the file, in seconds.
         coding, turn: how frames are coded, and turned.
         aspect: width of an upright pixel over its height.
-        sounds: number of soundtracks. notes: what is lost.
+        notes: what is lost.
     """
 
     path: Path
@@ -79,7 +79,6 @@ class Clip:
     coding: colours.Coding
     turn: colours.Turn
     aspect: Fraction
-    sounds: int
     notes: tuple[str, ...]
 
     @property
@@ -193,7 +192,6 @@ def read_clip(path: Path) -> Clip:
             coding,
             turn or colours.Turn(),
             1 / aspect if turn is not None and turn.is_transposed else aspect,
-            len(container.streams.audio),
             _notes(container, frame, turn),
         )
 

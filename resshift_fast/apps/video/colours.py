@@ -189,7 +189,7 @@ def frame_of(planes: np.ndarray, coding: Coding) -> VideoFrame:
     for plane, values in zip(frame.planes, (planes[:height], *chroma), strict=True):
         rows = np.zeros((plane.height, plane.line_size // planes.itemsize), planes.dtype)
         rows[:, : plane.width] = values
-        plane.update(rows)
+        plane.update(rows.tobytes())
     frame.colorspace, frame.color_primaries, frame.color_trc = coding.matrix, coding.primaries, coding.transfer
     frame.color_range = FULL if coding.is_full else LIMITED
     return frame

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from resshift_fast.apps.video import colours
 from resshift_fast.apps.video.work import Stored
 from resshift_fast.core.files import replacing
 from resshift_fast.images.errors import ImageError, one_line
+
+if TYPE_CHECKING:
+    from av.container import OutputContainer
 
 _LATER = 1 << 40  # added to times in segments, since some formats have no negative ones
 _DURATION = "resshift_duration"  # of a segment's last frame, which its packets do not tell
@@ -68,8 +72,7 @@ def options_for(codec: str, quality: int) -> tuple[tuple[str, str], ...]:
     """The options of an encoder for a quality of 1 to 100: a constant rate factor of 51 − 0.37 · quality.
 
     That is 16 at the default of 95, 18 at 90 and 23, the encoders' own default, at 75. VP9's go to 63 instead of 51.
-    There are no B-frames, a tenth of the size: without them packets have the times of their frames, however these vary,
-    so that segments which were encoded for themselves fit together in every container.
+    There are no B-frames: without them packets have the times of their frames, however these vary, so that segments which were encoded for themselves fit together in every container.
     """
     factor = 51 - 0.37 * quality
     if codec == "libvpx-vp9":
@@ -105,16 +108,59 @@ class _Nowhere:
         return len(data)
 
 
+@contextmanager
+def written(path: Path, form: str, options: dict[str, str]) -> Iterator[OutputContainer]:
+    """An output container, whose file appears when it is whole.
+
+    Args:
+        path: of the file. form: FFmpeg's name of its format. options: of the container.
+
+    Raises:
+        OSError: of the file, as `replacing`. FFmpegError: of the container.
+    """
+    import av
+
+    with replacing(path) as file:
+        target = _Target(file)
+        try:
+            with av.open(target, "w", format=form, container_options=options) as container:
+                yield container
+        except av.FFmpegError:
+            if target.error is not None:
+                raise target.error from None  # which PyAV reports as an error of a callback
+            raise
+
+
+class _Target:
+    """A file that remembers why it could not be written.
+
+    Args:
+        file: open for writing.
+
+    Attributes:
+        error: the first one.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self.error: OSError | None = None
+        self.seek, self.tell = file.seek, file.tell
+        self._file = file
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+
 def write_segment(path: Path, frames: Iterable[Stored], last_duration: int, encoder: Encoder) -> None:
     """Encode frames as a file that begins with a key frame, and appears when it is whole.
 
     Raises:
         OSError: if there is no space left.
     """
-    import av
-
-    options = {"avoid_negative_ts": "disabled"}
-    with replacing(path) as file, av.open(file, "w", format="nut", container_options=options) as container:
+    with written(path, "nut", {"avoid_negative_ts": "disabled"}) as container:
         container.metadata[_DURATION] = str(last_duration)
         stream = encoder.add_to(container)
         for stored in frames:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resshift_fast.apps.video import clips, encoding
-from resshift_fast.core.files import replacing
 from resshift_fast.images.files import VIDEO_FORMATS
 
 if TYPE_CHECKING:
@@ -119,12 +118,11 @@ def join(
     form = VIDEO_FORMATS[output.suffix.lower()]
     with ExitStack() as stack:
         source = stack.enter_context(clips.opened(clip.path))
-        file = stack.enter_context(replacing(output))
         kept = {} if strip_metadata else _metadata_of(source)
         # Those that some cameras write in MP4 and MOV, which are else left out there.
         tags = any(key.startswith("com.") for key in kept) and form in ("mp4", "mov")
         options = {"movflags": "use_metadata_tags"} if tags else {}
-        target = stack.enter_context(av.open(file, "w", format=form, container_options=options))
+        target = stack.enter_context(encoding.written(output, form, options))
         first = stack.enter_context(av.open(str(segments[0])))
         picture = target.add_stream_from_template(first.streams.video[0], opaque=True)
         picture.time_base, picture.framerate = encoder.time_base, encoder.rate

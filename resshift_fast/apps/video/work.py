@@ -23,8 +23,8 @@ import numpy as np
 from resshift_fast.core.claims import PREFIX
 from resshift_fast.core.files import make_folder, write_atomically, write_error
 
-_SETTINGS, _END, _FRAMES = "settings.json", "end.json", "frames.raw"
-_SEGMENT = ".nut"
+_SETTINGS, _END = "settings.json", "end.json"
+_SEGMENT, _FRAMES = ".nut", ".raw"
 _HEAD = struct.Struct("<qqI")  # time, duration, CRC-32 of both and the planes
 _MOST_NAME = 255  # bytes, on most file systems
 _STORE_BYTES = 1 << 29  # that frames of one segment may take
@@ -72,7 +72,7 @@ class Work:
         self._settings = dict(settings)
         self.segments: list[Path] = []
         self._last = 0  # duration of the last frame of the store
-        self.stored, self.notes = 0, tuple[str, ...]()
+        self.notes = tuple[str, ...]()
         self.total: int | None = None
         self._size = _HEAD.size + int(np.prod(shape)) * dtype.itemsize
         before = self._earlier_settings()
@@ -91,18 +91,16 @@ class Work:
         return {}
 
     def _find(self) -> None:
-        while (path := self._segment(len(self.segments))).is_file():
+        while (path := self.next_segment()).is_file():
             self.segments.append(path)
+            path.with_suffix(_FRAMES).unlink(missing_ok=True)  # of a process that was killed when it had encoded them
         with suppress(OSError, ValueError, TypeError, KeyError):
             end = json.loads((self.folder / _END).read_bytes())
             self.total, self.notes = int(end["total"]), tuple(map(str, end["notes"]))
 
-    def _segment(self, number: int) -> Path:
-        return self.folder / f"{number:06d}{_SEGMENT}"
-
     def _open_store(self) -> Any:
-        """The file of the store, cut off after the last frame that is whole, also after a failure of power."""
-        path = self.folder / _FRAMES
+        """The file of the next segment's frames, cut off after the last one that is whole."""
+        self.stored, path = 0, self._store
         try:
             file = open(path, "r+b" if path.exists() else "x+b")  # noqa: SIM115  it stays open
         except OSError as error:
@@ -111,6 +109,10 @@ class Work:
             self.stored, self._last = self.stored + 1, frame.duration
         self._cut(file, self.stored)
         return file
+
+    @property
+    def _store(self) -> Path:
+        return self.next_segment().with_suffix(_FRAMES)
 
     def _cut(self, file: Any, frames: int) -> None:
         file.truncate(frames * self._size)
@@ -138,7 +140,7 @@ class Work:
             self._file.write(data)
             self._file.flush()
         except OSError as error:
-            raise write_error(error, self.folder / _FRAMES) from error
+            raise write_error(error, self._store) from error
         self.stored, self._last = self.stored + 1, frame.duration
 
     @property
@@ -152,7 +154,7 @@ class Work:
         for _ in range(self.stored):
             frame = self._read(self._file)
             if frame is None:
-                raise OSError(f"{self.folder / _FRAMES} was changed while it was used; run again")
+                raise OSError(f"{self._store} was changed while it was used; run again")
             yield frame
 
     def _read(self, file: Any) -> Stored | None:
@@ -167,13 +169,14 @@ class Work:
 
     def next_segment(self) -> Path:
         """Where the frames of the store are to be encoded to; then call `finish_segment`."""
-        return self._segment(len(self.segments))
+        return self.folder / f"{len(self.segments):06d}{_SEGMENT}"
 
     def finish_segment(self) -> None:
-        """Empty the store, since its frames are in the segment, which is whole."""
+        """Begin the next store, since the frames of this one are in the segment, which is whole."""
+        self.close()
+        self._store.unlink(missing_ok=True)
         self.segments.append(self.next_segment())
-        self.stored = 0
-        self._cut(self._file, 0)
+        self._file = self._open_store()
 
     def end(self, total: int, notes: tuple[str, ...]) -> None:
         """Note that all frames of the video are in segments, how many they are, and what there is to say about it."""
