@@ -7,32 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from hanging import PROGRAM
 from PIL import Image
 from sample_photos import make_photo, names
 
 from resshift_fast.pipeline import Pipeline
 
 TESTS = Path(__file__).resolve().parents[1]
-
-# The program with tiny models, which hangs in the third photo. It sets the handler of SIGINT, because a shell's
-# background jobs ignore the signal and their children inherit that.
-PROGRAM = """
-import signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)
-import tiny_models
-from resshift_fast import cli
-from resshift_fast.pipeline import Pipeline
-tiny_models.install()
-call, calls = Pipeline.__call__, []
-def slow(self, *arguments, **options):
-    calls.append(1)
-    if len(calls) == 3:
-        print("third", file=sys.stderr, flush=True)
-        time.sleep(120)
-    return call(self, *arguments, **options)
-Pipeline.__call__ = slow
-cli.main()
-"""
 
 
 @pytest.fixture

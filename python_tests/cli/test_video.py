@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hanging import PROGRAM
 from PIL import Image
 from sample_photos import make_photo, names
 from videos import av, frames_in, make_video, sound_of
@@ -154,25 +155,6 @@ def test_a_full_disk_keeps_what_is_restored(restore, tmp_path, monkeypatch):
     outcome = restore(source, "-o", tmp_path / "b.mp4")
     assert outcome.code == 1 and "no space left to write" in outcome.errors[0] and "stopped with 0 of 1" in outcome.err
     assert "goes on after frame 2" in restore(source, "-o", tmp_path / "b.mp4").err
-
-
-# The program with tiny models, whose third frame never ends.
-PROGRAM = """
-import sys, time
-import tiny_models
-from resshift_fast import cli
-from resshift_fast.pipeline import Pipeline
-tiny_models.install()
-call, calls = Pipeline.__call__, []
-def slow(self, *arguments, **options):
-    calls.append(1)
-    if len(calls) == 3:
-        print("third", file=sys.stderr, flush=True)
-        time.sleep(120)
-    return call(self, *arguments, **options)
-Pipeline.__call__ = slow
-cli.main()
-"""
 
 
 @pytest.mark.slow

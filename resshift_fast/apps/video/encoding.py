@@ -72,7 +72,8 @@ def options_for(codec: str, quality: int) -> tuple[tuple[str, str], ...]:
     """The options of an encoder for a quality of 1 to 100: a constant rate factor of 51 − 0.37 · quality.
 
     That is 16 at the default of 95, 18 at 90 and 23, the encoders' own default, at 75. VP9's go to 63 instead of 51.
-    There are no B-frames: without them packets have the times of their frames, however these vary, so that segments which were encoded for themselves fit together in every container.
+    There are no B-frames: without them packets have the times of their frames, however these vary, so that segments
+    which were encoded for themselves fit together in every container.
     """
     factor = 51 - 0.37 * quality
     if codec == "libvpx-vp9":
