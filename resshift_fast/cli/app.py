@@ -17,6 +17,7 @@ from resshift_fast.cli import bench, console
 from resshift_fast.cli.compile import compile_kernels
 from resshift_fast.cli.doctor import doctor
 from resshift_fast.cli.e2e import e2e
+from resshift_fast.cli.export import export
 from resshift_fast.cli.models import models
 from resshift_fast.cli.page import page
 from resshift_fast.cli.profile import profile
@@ -50,7 +51,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(cls=RestoreCommand)(_interruptible(restore))
-_commands: tuple[Callable[..., None], ...] = (serve, models, doctor, train, train_autoencoder, profile)
+_commands: tuple[Callable[..., None], ...] = (serve, models, doctor, train, train_autoencoder, export, profile)
 for command in _commands:
     app.command()(_interruptible(command))
 app.command("compile")(_interruptible(compile_kernels))

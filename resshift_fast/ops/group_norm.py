@@ -73,7 +73,7 @@ def _sampled_means(x: Tensor, num_groups: int) -> Tensor:
     rows, columns = eighths * x.shape[2] // 8, eighths * x.shape[3] // 8
     samples = x.detach().permute(0, 2, 3, 1)[:, rows[:, None], columns]  # [B, 8, 8, C]
     mean: Tensor = samples.mean((1, 2)).unflatten(1, (num_groups, -1)).mean(2)
-    return mean.repeat_interleave(x.shape[1] // num_groups, dim=1)[:, :, None, None]
+    return mean[:, :, None].expand(-1, -1, x.shape[1] // num_groups).flatten(1)[:, :, None, None]
 
 
 @takes(Arguments)

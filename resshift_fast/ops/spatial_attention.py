@@ -23,11 +23,15 @@ SCORE_ELEMENTS = 1 << 26  # 256 MiB in float32
 
 @checks.without_autocast
 def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The formula through scaled_dot_product_attention, in blocks of queries."""
+    """The formula through scaled_dot_product_attention, in blocks of queries.
+
+    An exported program has one block, as it can't have another number of blocks for another size.
+    """
     batch, channels, height, width = q.shape
     q, k, v = (x.flatten(2).transpose(1, 2)[:, None] for x in (q, k, v))  # [B, 1, HW, C]
     block = max(1, SCORE_ELEMENTS // (batch * height * width))
-    parts = [F.scaled_dot_product_attention(part, k, v) for part in q.split(block, dim=2)]
+    blocks = (q,) if torch.compiler.is_exporting() else q.split(block, dim=2)
+    parts = [F.scaled_dot_product_attention(part, k, v) for part in blocks]
     out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
     return out[:, 0].transpose(1, 2).reshape(batch, channels, height, width)
 

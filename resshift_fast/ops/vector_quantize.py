@@ -21,11 +21,15 @@ CHUNK_ELEMENTS = 1 << 22  # distances held at once: 16 MiB
 
 
 def nearest(rows: Tensor, codebook: Tensor) -> Tensor:
-    """Index of the nearest entry for rows [M, C] in codebook [N, C], int64 [M], in bounded memory."""
+    """Index of the nearest entry for rows [M, C] in codebook [N, C], int64 [M].
+
+    Memory is bounded, but for an exported program, which can't have another number of chunks for another size.
+    """
     norms = codebook.square().sum(1)
     chunk = max(1, CHUNK_ELEMENTS // codebook.shape[0])
+    parts = (rows,) if torch.compiler.is_exporting() else rows.split(chunk)
     # argmin treats NaN as the smallest value; a row with NaN has only NaN distances and gives index 0.
-    indices = [torch.addmm(norms, part, codebook.T, alpha=-2).argmin(1) for part in rows.split(chunk)]
+    indices = [torch.addmm(norms, part, codebook.T, alpha=-2).argmin(1) for part in parts]
     return torch.cat(indices)
 
 
