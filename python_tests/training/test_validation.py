@@ -256,11 +256,12 @@ def test_metrics_of_pyiqa_and_own_ones_are_logged(photos, tmp_path, monkeypatch)
         ),
     }
 
-    class Metric:
+    class Metric(torch.nn.Module):
         def __init__(self, name):
+            super().__init__()
             self.metric_mode, self._function = created[name].metric_mode, created[name].function
 
-        def __call__(self, *images):
+        def forward(self, *images):
             return self._function(*images)
 
     _module(monkeypatch, "pyiqa", create_metric=lambda name, device: Metric(name))

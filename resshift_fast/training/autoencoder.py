@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from resshift_fast.models import catalog
 from resshift_fast.models.autoencoder import AutoencoderConfig, Reconstruction, VQAutoencoder
-from resshift_fast.training import choices, validation
+from resshift_fast.training import choices, origins, validation
 from resshift_fast.training.config import TrainConfig
 from resshift_fast.training.distributed import Processes
 from resshift_fast.training.loop import Training
@@ -57,6 +57,7 @@ class AutoencoderTrainer(Training):
             config.for_multiple(autoencoder.factor), processes, autoencoder, name=config.model, scale=1, timesteps=0
         )
         self._metrics = metrics or {}
+        self.described = origins.described(autoencoder, ("config",))
         parts = AutoencoderParts(
             autoencoder,
             self._reconstruct,

@@ -89,6 +89,7 @@ class Distillation:
         optimizer: of its parameters.
         columns: of the log: means of the terms without their weights, and of the fake model's loss.
         metadata: of the student's weights.
+        frozen: networks that are not trained, by name.
 
     Raises:
         ValueError: for weights or a number of steps that are not possible, or a missing `perceptual`.
@@ -127,6 +128,7 @@ class Distillation:
         self.optimizer = optimizer(self.networks.parameters())
         self._teacher, self._fake = called(teacher.requires_grad_(False)), called(self.networks)
         self.metadata: dict[str, str] = {}
+        self.frozen = {"teacher": teacher} | ({"LPIPS": perceptual} if perceptual is not None else {})
         self._sums = torch.zeros(2, len(self.columns), dtype=torch.float64)  # of the terms, and their numbers
 
     def __call__(self, batch: Batch, draws: Draws) -> Loss:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from resshift_fast.core import claims
 from resshift_fast.models.layers import prepack_weights_
-from resshift_fast.training import networks
+from resshift_fast.training import networks, origins
 from resshift_fast.training.config import TrainConfig
 from resshift_fast.training.data import Patches, prefetch
 from resshift_fast.training.distributed import Processes, accumulating, parts_of
@@ -30,6 +30,7 @@ from resshift_fast.training.interfaces import (
     PatchDegradation,
     Reporting,
 )
+from resshift_fast.training.metrics import NetworkMetric
 from resshift_fast.training.opencv import cv2
 from resshift_fast.training.optimization import AveragedWeights, Optimization, learning_rate
 from resshift_fast.training.photos import Photos
@@ -83,6 +84,7 @@ class Training(ABC):
         self.run_folder = RunFolder(config.run)
         self.step, self.best_gain, self.elapsed = 0, -math.inf, 0.0
         self._validated = ""  # fingerprint of the validation set that best_gain was reached on
+        self._origins: dict[str, str] = {}  # fingerprints of what is not in the settings, see `origins`
         if config.init_from is not None and not self.run_folder.last.exists():
             networks.load_weights(self.network, config.init_from)
         self.average = AveragedWeights(self.network, config.ema_decay)
@@ -93,20 +95,24 @@ class Training(ABC):
         self._by_t = torch.zeros(2, timesteps, dtype=torch.float32)  # sums of the losses, and their numbers
         self.data: Data | None = None  # instead of photos
         self.metadata: dict[str, str] = {}  # of best.safetensors, besides the model and the step
+        self.described: dict[str, Any] = {}  # what a resumed run must have in common besides the settings, by name
+        self.frozen: dict[str, nn.Module] = {}  # networks that are used and not trained, by name
         self.signals = StopSignals()
         self._stopping = False  # all processes know of the signal
-        self._changed: list[str] = []  # settings that differ from those of the checkpoint
+        self._changed: list[str] = []  # what differs from the checkpoint, a phrase for each
 
     def use(self, called: nn.Module, objective: Objective, degradation: Degradation | None) -> None:
         """Set what the steps need.
 
         Args:
             called: the network as the objective calls it, from `called_network`.
-            objective: what is minimized; if it has `metadata`, strings by name, the weights get them.
+            objective: what is minimized; if it has `metadata`, strings by name, the weights get them; if it has
+                `frozen`, networks by name, a resumed run says whether their weights are others.
             degradation: makes the low-quality patches; None takes the high-quality ones.
         """
         self._called, self.objective, self.degradation = called, objective, degradation
         self.metadata |= getattr(objective, "metadata", {})
+        self.frozen |= getattr(objective, "frozen", {})
         self._auxiliary: Optimization | None = None
         if isinstance(objective, Auxiliary):
             objective.networks.requires_grad_(False)
@@ -244,6 +250,8 @@ class Training(ABC):
             "config": self.config.to_dict(),
             "best_gain": self.best_gain,
             "validated": self._validated,
+            "origins": self._origins,
+            "described": self.described,
             "elapsed": self.elapsed,
         }
         if self._auxiliary is not None:
@@ -260,6 +268,7 @@ class Training(ABC):
             return False
         state = self.run_folder.load_last()
         self._changed = self.config.check_resumable(state["config"])
+        self._check_described(state.get("described", {}))
         self.network.load_state_dict(state["model"])
         self.average.set(state["ema"])
         self.optimization.load(state)
@@ -267,8 +276,35 @@ class Training(ABC):
             self._auxiliary.network.load_state_dict(state["auxiliary"]["networks"])
             self._auxiliary.load(state["auxiliary"])
         self.step, self.best_gain, self.elapsed = state["step"], state["best_gain"], state["elapsed"]
-        self._validated = state.get("validated", "")
+        self._validated, self._origins = state.get("validated", ""), state.get("origins", {})
         return True
+
+    def _check_described(self, before: Mapping[str, Any]) -> None:
+        """Raise ValueError for another model than that of a checkpoint."""
+        for name, value in self.described.items():
+            if before.get(name, value) != value:
+                raise ValueError(
+                    f"cannot resume {self.config.run}: {name} of the model was {before[name]} and is now {value}; "
+                    "give the model as it was, or start in another run folder"
+                )
+
+    def _find_changes(self, source: Patches | Data, held_out: Validation | None) -> None:
+        """Add what is not as it was at the checkpoint to `_changed`, and remember it as it is."""
+        found = {f"weights of the {name}": origins.of_weights(module) for name, module in self.frozen.items()}
+        if isinstance(source, Patches):
+            found["training photos"] = origins.of_photos(self.config.sources, source.photos.paths)
+        if held_out is not None:
+            found |= {
+                f"weights of the metric {name}": origins.of_weights(metric.network)
+                for name, metric in held_out.metrics.items()
+                if isinstance(metric, NetworkMetric)
+            }
+            if held_out.fingerprint != self._validated:
+                if self._validated:
+                    self._changed.append("the validation photos have changed: the best weights are chosen anew")
+                self._validated, self.best_gain = held_out.fingerprint, -math.inf
+        self._changed += origins.changes(self._origins, found)
+        self._origins |= found
 
     # ---- the loop
 
@@ -331,15 +367,12 @@ class Training(ABC):
         progress = Progress(self.step, config.steps, quiet=not main)
         board = TensorBoard(self.run_folder.folder / "tensorboard", self.step, main and config.tensorboard)
         if main:
+            self._find_changes(source, held_out)
             self.run_folder.log.start(self.step, [*self._columns(), *(held_out.columns() if held_out else ())])
             if len(self._by_t[0]):
                 self.run_folder.timesteps.start(self.step)
         if resumed and main:
             progress.note("; ".join([f"resumed {self.run_folder.last} at step {self.step}", *self._changed]))
-        if held_out is not None and held_out.fingerprint != self._validated:
-            if self._validated:
-                progress.note("the validation photos have changed: the best weights are chosen anew")
-            self._validated, self.best_gain = held_out.fingerprint, -math.inf
         if main and self._changed:
             self.run_folder.log.append(step=self.step, note="; ".join(self._changed))
         try:

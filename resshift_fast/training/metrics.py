@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from resshift_fast.training.config import TrainConfig
 
@@ -102,6 +102,25 @@ Metric = Callable[[np.ndarray, np.ndarray], float]
 """Compares a restored image with the true one, both uint8 RGB [H, W, 3]; the second is not used by some."""
 
 
+class NetworkMetric:
+    """A metric that a network computes.
+
+    Args:
+        network: called as network(image, reference) with [1, 3, H, W] on `device`, and returns a tensor with one value.
+        device: of the network.
+        signed: whether it takes values in [−1, 1] instead of [0, 1].
+        reference: whether it takes the true image.
+    """
+
+    def __init__(self, network: nn.Module, device: torch.device, *, signed: bool = False, reference: bool = True):
+        self.network, self._device, self._signed, self._reference = network, device, signed, reference
+
+    @torch.no_grad()
+    def __call__(self, image: np.ndarray, reference: np.ndarray) -> float:
+        images = [_unit_tensor(one, self._device) for one in (image, reference)[: 2 if self._reference else 1]]
+        return float(self.network(*(one * 2 - 1 if self._signed else one for one in images)))
+
+
 def from_config(config: TrainConfig, device: torch.device) -> dict[str, Metric]:
     """The metrics of a validation by name: PSNR and SSIM of Y, and those that the settings add.
 
@@ -123,12 +142,7 @@ def _unit_tensor(image: np.ndarray, device: torch.device) -> Tensor:
 
 def _lpips(vgg: str, device: torch.device) -> Metric:
     lpips: Any = import_module("resshift_fast.training.lpips").LPIPS.from_files(vgg).to(device)
-
-    @torch.no_grad()
-    def measure(image: np.ndarray, reference: np.ndarray) -> float:
-        return float(lpips(*(_unit_tensor(one, device) * 2 - 1 for one in (image, reference))))
-
-    return measure
+    return NetworkMetric(lpips, device, signed=True)
 
 
 def _pyiqa(name: str, device: torch.device) -> Metric:
@@ -141,9 +155,4 @@ def _pyiqa(name: str, device: torch.device) -> Metric:
     except (KeyError, AssertionError) as error:
         raise ValueError(f"pyiqa has no metric {name!r} ({error}); pyiqa.list_models() names them") from None
 
-    @torch.no_grad()
-    def measure(image: np.ndarray, reference: np.ndarray) -> float:
-        images = (image, reference) if metric.metric_mode == "FR" else (image,)
-        return float(metric(*(_unit_tensor(one, device) for one in images)))
-
-    return measure
+    return NetworkMetric(metric, device, reference=metric.metric_mode == "FR")

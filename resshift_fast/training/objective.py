@@ -67,6 +67,9 @@ class Official:
 
     Raises:
         ValueError: for a weight that is negative, both being 0, or a missing `perceptual`.
+
+    Attributes:
+        frozen: networks that are not trained, by name.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class Official:
         if isinstance(parts.first_stage, nn.Module):
             parts.first_stage.requires_grad_(False)
         self.mse, self.lpips, self.perceptual, self.quantize = mse, lpips, perceptual, quantize
+        self.frozen = {"LPIPS": perceptual} if lpips else {}
 
     def __call__(self, batch: Batch, draws: Draws) -> Loss:
         """The loss of a batch for random steps and noise."""

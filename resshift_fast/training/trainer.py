@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from resshift_fast.diffusion import schedule as columns
 from resshift_fast.diffusion.schedule import schedule_text
-from resshift_fast.training import choices, networks, validation
+from resshift_fast.training import choices, networks, origins, validation
 from resshift_fast.training.config import TrainConfig
 from resshift_fast.training.distributed import Processes
 from resshift_fast.training.interfaces import Data, Parts
@@ -81,6 +81,9 @@ class Trainer(Training):
         self.timesteps = torch.as_tensor(self.schedule.timesteps, dtype=torch.int64, device=self.device)
         self._pairs, self._metrics = pairs, metrics or {}
         self.metadata["schedule"] = schedule_text(self.schedule)
+        self.described = origins.described(spec, ("schedule", "prediction_type", "scale", "clamp_x0", "denoiser"))
+        if any(True for _ in first_stage.parameters()):
+            self.frozen["autoencoder"] = first_stage
         config = self.config
         parts = Parts(spec, self.first_stage, self.table, self._predict, self.autocast, self.device)
         self.use(

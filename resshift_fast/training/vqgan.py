@@ -109,6 +109,7 @@ class VQGAN:
 
     Attributes:
         networks: the discriminator; `Auxiliary` and `Reporting` say what else this is.
+        frozen: networks that are not trained, by name.
     """
 
     columns = (*MEANS, "perplexity", "usage")
@@ -121,6 +122,7 @@ class VQGAN:
                 f"lpips has weight {options.lpips}, but no LPIPS module was given; pass one or set it to 0"
             )
         self.parts, self.options, self.perceptual = parts, options, perceptual
+        self.frozen = {"LPIPS": perceptual} if options.lpips else {}
         found = PatchDiscriminator(options.disc_channels, options.disc_layers, options.disc_norm)
         if options.disc_weight and config.patch is not None and config.patch < found.least_side:
             raise ValueError(
