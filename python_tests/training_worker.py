@@ -4,13 +4,19 @@ It saves the last gradients of its network, and then those of the auxiliary netw
 """
 
 import sys
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from training_runs import make_autoencoder_config, make_autoencoder_trainer, make_config, make_trainer
+from training_runs import TINY, make_autoencoder_config, make_autoencoder_trainer, make_config, make_trainer
 
+from resshift_fast.diffusion.schedule import Schedule
+from resshift_fast.models import catalog
+from resshift_fast.models.swin_unet import SwinUNet
 from resshift_fast.training.autoencoder import AutoencoderTrainer
 from resshift_fast.training.trainer import Trainer
+from resshift_fast.weights.checkpoints import save_safetensors
 
 
 class Exact:
@@ -36,14 +42,31 @@ class ExactAutoencoderTrainer(Exact, AutoencoderTrainer):
     """Trains an autoencoder in float64."""
 
 
+def make_student_trainer(photos, run, **changes):
+    """Of a student of a random teacher, on patches of 16 pixels."""
+    sizes = replace(TINY, image_size=4, attention_resolutions=(4,), swin_depth=1, lq_size=4)
+    schedule = Schedule(steps=3, kappa=0.3)
+    spec = replace(catalog.get("nano-x4"), denoiser=sizes, schedule=schedule, pad_multiple=4, weights=None)
+    torch.manual_seed(1)
+    teacher = SwinUNet(sizes)
+    torch.nn.init.normal_(teacher.out[2].weight, std=0.02)  # it is zero in a new network
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "teacher.safetensors"
+        save_safetensors(teacher, path, {})
+        options = {"teacher": str(path), "fake_steps": 1, "student_timesteps": 2}
+        config = make_config(photos, run, patch=16, objective="distill", objective_options=options, **changes)
+        return ExactTrainer(config, spec)
+
+
 def main(kind, photos, run, steps):
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     common = {"steps": int(steps), "lr": 1e-4, "val": photos, "val_every": 10, "val_side": 32}
     if kind == "denoiser":
-        trainer = make_trainer(
-            make_config(photos, run, rollout=0.5, batch_size=4, **common, patch=32), kind=ExactTrainer
-        )
+        config = make_config(photos, run, rollout=0.5, batch_size=4, patch=32, **common)
+        trainer = make_trainer(config, kind=ExactTrainer)
+    elif kind == "student":
+        trainer = make_student_trainer(photos, run, batch_size=2, **common)
     else:
         config = make_autoencoder_config(photos, run, batch_size=2, **common | {"patch": 24})
         trainer = make_autoencoder_trainer(config, ExactAutoencoderTrainer)

@@ -119,11 +119,13 @@ def test_the_projects_file_trains_the_embedded_model(folder, made):
 
 def test_distillation_has_its_own_settings(folder, made):
     found = run(folder / "photos", "-o", folder / "run", "--objective", "distill", "--teacher", folder / "vgg.pth",
-                "--fake-steps", "3", "--mse", "0.5")  # fmt: skip
+                "--fake-steps", "3", "--mse", "0.5", "--adversarial", "0.1", "--student-timesteps", "2",
+                "--no-normalize")  # fmt: skip
     assert found.exit_code == 0, found.output
     config, spec = made[0]
     assert spec is None and config.objective == "distill" and config.betas == (0.9, 0.95)
-    assert config.objective_options == {"teacher": str(folder / "vgg.pth"), "fake_steps": 3, "mse": 0.5}
+    expected = {"teacher": str(folder / "vgg.pth"), "fake_steps": 3, "mse": 0.5, "adversarial": 0.1}
+    assert config.objective_options == expected | {"student_timesteps": 2, "normalize": False}
     found = run(folder / "photos", "-o", folder / "run", "--config", folder / "realsr.yaml", "--objective", "distill")
     assert found.exit_code == 0, found.output
     config, spec = made[1]
@@ -136,6 +138,7 @@ def test_distillation_has_its_own_settings(folder, made):
         (("PHOTOS", "--lpips", "1"), "--lpips needs --objective official or distill"),
         (("PHOTOS", "--teacher", "x.pth", "--objective", "official"), "--teacher needs --objective distill"),
         (("PHOTOS", "--fake-steps", "1"), "--fake-steps needs --objective distill"),
+        (("PHOTOS", "--no-normalize", "--objective", "official"), "--normalize needs --objective distill"),
         ((), "no training photos"),
         (("PHOTOS", "--degradation", "rain"), "unknown degradation 'rain'; expected one of mixture, second_order"),
     ],

@@ -2,11 +2,13 @@
 
 import contextlib
 import copy
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from lpips_formula import formula as lpips_formula
 from lpips_formula import random_weights
 from safetensors import safe_open
@@ -18,7 +20,7 @@ from resshift_fast.models import catalog
 from resshift_fast.models.autoencoder import AutoencoderConfig, SpaceToDepth, SpaceToDepthConfig, VQAutoencoder
 from resshift_fast.models.swin_unet import SwinUNet
 from resshift_fast.training import teachers
-from resshift_fast.training.distillation import Distillation
+from resshift_fast.training.distillation import Distillation, evenly_spaced
 from resshift_fast.training.interfaces import Batch, Draws, Parts
 from resshift_fast.training.lpips import LPIPS
 from resshift_fast.training.trainer import Trainer
@@ -51,15 +53,9 @@ def randomize(module, seed=0):
 
 
 def make_objective(spec, student, first_stage, **options):
-    schedule = catalog.one_step(spec).schedule
-
-    def predict(x_t, t, lq, mask, noise):
-        scale = torch.as_tensor(schedule.coefficients[:, 6]).to(x_t)[t][:, None, None, None]
-        return student(x_t * scale, torch.as_tensor(schedule.timesteps)[t], lq, mask, noise)
-
-    parts = Parts(
-        catalog.one_step(spec), first_stage, schedule.table(), predict, contextlib.nullcontext, torch.device("cpu")
-    )
+    model = catalog.one_step(spec)
+    rest = (contextlib.nullcontext, torch.device("cpu"), student)
+    parts = Parts(model, first_stage, model.schedule.table(), None, *rest)
     objective = Distillation(
         parts, randomize(SwinUNet(spec.denoiser), 2), spec.schedule, optimizer=torch.optim.AdamW, **options
     )
@@ -75,12 +71,26 @@ def estimate(network, spec, x0, y, lq, t, noise):
     return out if spec.prediction_type == "x0" else y - out
 
 
-def students_result(student, spec, y, lq, prior, channel):
-    """x̂_0 of the student for one picture, from y and noise."""
-    eta, kappa, last = spec.schedule.etas_end**2, spec.schedule.kappa, spec.schedule.steps - 1
-    x_t = y + kappa * eta**0.5 * prior
-    out = student(x_t / (kappa**2 * eta + 1) ** 0.5, torch.tensor([last]), lq, None, channel)
+def students_result(student, spec, start, y, lq, n, prior, channel):
+    """x̂_0 of the student for one picture at step n, from q(x_n | start, y) and noise."""
+    eta, kappa = spec.schedule.sqrt_etas_all[n] ** 2, spec.schedule.kappa
+    x_t = (1 - eta) * start + eta * y + kappa * eta**0.5 * prior
+    out = student(x_t / (kappa**2 * eta + 1) ** 0.5, torch.tensor([n]), lq, None, channel)
     return out if spec.prediction_type == "x0" else y - out
+
+
+def logits(fake, head, spec, latent, lq):
+    """The discriminator's values of one picture's latent, from what the fake model's middle block returns."""
+    seen = []
+    hook = fake.middle_block.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    scale = (spec.schedule.kappa**2 * spec.schedule.sqrt_etas_all[0] ** 2 + 1) ** -0.5
+    fake(latent * scale, torch.tensor([0]), lq)
+    hook.remove()
+    x = seen[0]
+    for conv, norm, stride in ((0, 1, 2), (3, 4, 1)):
+        x = F.conv2d(x, head[conv].weight, head[conv].bias, stride=stride, padding=1)
+        x = F.silu(F.group_norm(x, 32, head[norm].weight, head[norm].bias))
+    return F.conv2d(x, head[6].weight, head[6].bias)
 
 
 def gradients(module):
@@ -99,74 +109,117 @@ class Given:
         return value
 
     def integers(self, low, high):
-        assert (low, high) == (0, 3)
-        return self.values.pop(0)
+        value = self.values.pop(0)
+        assert low == 0 and int(value.max()) < high <= 3
+        return value
 
 
-@pytest.mark.parametrize("kind", ["pixels", "latent-lpips"])
+CASES = {
+    "plain": (TEACHER, {"mse": 0.5, "student_timesteps": 1, "normalize": False, "adversarial": 0.0}),
+    "latent-lpips": (LATENT, {"mse": 0.5, "lpips": 2.0, "student_timesteps": 2, "adversarial": 0.7}),
+    "distill-only": (TEACHER, {"mse": 0.0, "adversarial": 0.3}),
+}
+
+
+@pytest.mark.parametrize("kind", CASES)
 def test_losses_and_gradients_are_those_of_the_formulas(kind):
-    spec, lpips = (TEACHER, 0.0) if kind == "pixels" else (LATENT, 2.0)
-    stage = SpaceToDepth(SpaceToDepthConfig())
-    perceptual, vgg = None, None
-    if lpips:
+    spec, options = CASES[kind]
+    stage, perceptual, vgg = SpaceToDepth(SpaceToDepthConfig()), None, None
+    if options.get("lpips"):
         stage, perceptual, vgg = randomize(VQAutoencoder(spec.first_stage), 1), LPIPS(), random_weights()
         perceptual.load(*vgg)
     student = randomize(SwinUNet(catalog.one_step(spec).denoiser))
-    objective = make_objective(spec, student, stage, rsd=3.0, mse=0.5, lpips=lpips, perceptual=perceptual)
+    objective = make_objective(spec, student, stage, rsd=3.0, perceptual=perceptual, **options)
+    count, supervised = options.get("student_timesteps", 4), options["mse"] > 0
+    steps = {1: [2], 2: [1, 2], 4: [0, 1, 2]}[count]
+    assert objective.places.tolist() == steps
     generator = torch.Generator().manual_seed(4)
     high = torch.rand(2, 3, 16, 16, generator=generator) * 2 - 1
     lq = torch.rand(2, 3, 4, 4, generator=generator) * 2 - 1
     channels = spec.denoiser.in_channels
-    prior, noise = (torch.randn(2, channels, 4, 4, generator=generator) for _ in range(2))
-    channel, t = torch.randn(2, 1, 4, 4, generator=generator), torch.tensor([2, 0])
+    (prior, last, noise), (channel, last_channel) = (
+        [torch.randn(2, depth, 4, 4, generator=generator) for _ in range(number)]
+        for depth, number in ((channels, 3), (1, 2))
+    )
+    t, place = torch.tensor([2, 0]), torch.tensor([0, len(steps) - 1])
+    drawn = [*([] if count == 1 else [place]), prior, channel]
+    ends = [last, last_channel] if count > 1 and supervised else []
     batch = Batch(high, lq)
-    loss = objective(batch, Given(prior, channel, t, noise))
+    loss = objective(batch, Given(*drawn, *ends, t, noise))
     loss.by_sample.mean().backward()
     assert loss.by_sample.shape == (2,) and loss.t.tolist() == [0, 0]
     assert all(one.grad is None for one in (*objective._teacher.parameters(), *stage.parameters()))
     ours = gradients(student)
     objective.networks.zero_grad()
     student.zero_grad()
-    fake_loss = objective.auxiliary_loss(batch, Given(prior, channel, t, noise))
-    fake_loss.mean().backward()
+    other_loss = objective.auxiliary_loss(batch, Given(*drawn, t, noise))
+    other_loss.mean().backward()
     assert all(parameter.grad is None for parameter in student.parameters())
 
-    exact, teacher, fake, first_stage = (
+    exact, teacher, others, first_stage = (
         copy.deepcopy(one).double() for one in (student, objective._teacher, objective.networks, stage)
     )
-    fake.zero_grad()
+    others.zero_grad()
+    fake, head = others["fake"], others["head"].body if options.get("adversarial") else None
+    assert ("head" in others) == (head is not None)
     with use_backend("reference"):
-        total = fake_total = 0
+        total = other_total = 0
         for i in range(2):
             picture, small = high[i : i + 1].double(), lq[i : i + 1].double()
             truth = first_stage.encode(picture)
-            y = first_stage.encode(torch.nn.functional.interpolate(small, scale_factor=4, mode="bicubic"))
+            y = first_stage.encode(F.interpolate(small, scale_factor=4, mode="bicubic"))
             draws = (prior[i : i + 1].double(), channel[i : i + 1].double())
-            x0, step, n = students_result(exact, spec, y, small, *draws), int(t[i]), noise[i : i + 1].double()
-            by_teacher, by_fake = (estimate(f, spec, x0, y, small, step, n) for f in (teacher, fake))
-            total = total + 3 * (((by_teacher - x0) ** 2).mean() - ((by_fake - x0) ** 2).mean())
-            total = total + 0.5 * ((x0 - truth) ** 2).mean()
-            if lpips:
-                total = total + 2 * lpips_formula(first_stage.decode(x0, quantize=False), picture, *vgg)[0]
+            start, n = (y, 2) if count == 1 else (truth, steps[int(place[i])])
+            x0 = result = students_result(exact, spec, start, y, small, n, *draws)
+            if ends:
+                draws = (last[i : i + 1].double(), last_channel[i : i + 1].double())
+                result = students_result(exact, spec, y, y, small, 2, *draws)
+            step, e = int(t[i]), noise[i : i + 1].double()
+            by_teacher, by_fake = (estimate(f, spec, x0, y, small, step, e) for f in (teacher, fake))
+            rsd = ((by_teacher - x0) ** 2).mean() - ((by_fake - x0) ** 2).mean()
+            if options.get("normalize", True):
+                rsd = rsd / (by_teacher - x0).abs().mean().item()
+            total = total + 3 * rsd + options["mse"] * ((result - truth) ** 2).mean()
+            if options.get("lpips"):
+                total = total + 2 * lpips_formula(first_stage.decode(result, quantize=False), picture, *vgg)[0]
             fixed = x0.detach()
-            fake_total = fake_total + ((estimate(fake, spec, fixed, y, small, step, n) - fixed) ** 2).mean()
+            other_total = other_total + ((estimate(fake, spec, fixed, y, small, step, e) - fixed) ** 2).mean()
+            if head:
+                weight = options["adversarial"]
+                total = total - weight * torch.sigmoid(logits(fake, head, spec, x0, small)).log().mean()
+                real, made = (torch.sigmoid(logits(fake, head, spec, one, small)) for one in (truth, fixed))
+                other_total = other_total - weight * (real.log().mean() + (1 - made).log().mean())
         (total / 2).backward()
-        fake.zero_grad()
-        (fake_total / 2).backward()
+        others.zero_grad()
+        (other_total / 2).backward()
     assert loss.by_sample.mean().item() == pytest.approx(total.item() / 2, rel=1e-5)
-    assert fake_loss.mean().item() == pytest.approx(fake_total.item() / 2, rel=1e-5)
-    for name, found, expected in (
-        ("student", ours, gradients(exact)),
-        ("fake model", gradients(objective.networks), gradients(fake)),
-    ):
+    assert other_loss.mean().item() == pytest.approx(other_total.item() / 2, rel=1e-5)
+    compared = [("student", ours, gradients(exact))]
+    compared += [(name, gradients(objective.networks[name]), gradients(others[name])) for name in others]
+    for name, found, expected in compared:
         error = (found - expected).norm() / expected.norm()
         assert error < 1e-4, f"{name}: relative error {error:.1e}"
 
 
+@pytest.mark.parametrize(
+    "steps, count, expected",
+    [
+        (15, 4, [3, 7, 11, 14]),
+        (15, 1, [14]),
+        (15, 2, [7, 14]),
+        (4, 4, [0, 1, 2, 3]),
+        (4, 9, [0, 1, 2, 3]),
+        (4, 3, [1, 2, 3]),
+    ],
+)
+def test_the_students_timesteps_are_evenly_spaced_up_to_the_last(steps, count, expected):
+    assert evenly_spaced(steps, count) == expected
+
+
 def test_a_fake_model_that_is_the_teacher_gives_no_gradient():
     student = randomize(SwinUNet(STUDENT.denoiser))
-    objective = make_objective(TEACHER, student, SpaceToDepth(SpaceToDepthConfig()), mse=0.0)
-    objective.networks.load_state_dict(objective._teacher.state_dict())
+    objective = make_objective(TEACHER, student, SpaceToDepth(SpaceToDepthConfig()), mse=0.0, adversarial=0.0)
+    objective.networks["fake"].load_state_dict(objective._teacher.state_dict())
     loss = objective(small_batch(), Draws(0, 0, range(2)))
     loss.by_sample.mean().backward()
     assert not loss.by_sample.any() and not gradients(student).any()
@@ -176,8 +229,10 @@ def test_a_fake_model_that_is_the_teacher_gives_no_gradient():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"rsd": -1.0}, "expected weights ≥ 0, not all 0, got rsd -1"),
+        ({"rsd": -1.0}, "expected weights ≥ 0, and rsd, mse and lpips not all 0, got rsd -1"),
+        ({"adversarial": -1.0}, "expected weights ≥ 0"),
         ({"rsd": 0.0, "mse": 0.0}, "not all 0"),
+        ({"student_timesteps": 0}, "student_timesteps must be at least 1, got 0"),
         ({"fake_steps": 0}, "fake_steps must be at least 1, got 0"),
         ({"lpips": 1.0}, "no LPIPS module was given"),
     ],
@@ -240,18 +295,36 @@ def test_each_optimizer_changes_its_own_network(photos, tmp_path, weights):
     assert not same(before[0], state(student)) and same(trained, state(fake)) and same(before[2], state(teacher))
 
 
-def test_resuming_gives_the_uninterrupted_weights_bit_for_bit(photos, tmp_path, weights):
+def test_resuming_gives_the_uninterrupted_weights_bit_for_bit(photos, tmp_path, weights, capsys):
     options = {"steps": 3, "val": str(photos), "val_every": 3, "val_side": 64, "val_limit": 1}
     whole = make_trainer(photos, tmp_path / "whole", weights, **options)
     assert whole.run()
     assert not make_trainer(photos, tmp_path / "parts", weights, **options).run(stop_after=1)
     resumed = make_trainer(photos, tmp_path / "parts", weights, **options)
-    assert resumed.run()
+    assert resumed.run() and "have changed" not in capsys.readouterr().err
     assert same(state(whole.denoiser), state(resumed.denoiser)) and same(whole.average.state, resumed.average.state)
     assert same(state(whole.objective.networks), state(resumed.objective.networks))
-    columns = ("step", "loss", "rsd_loss", "mse_loss", "fake_loss", "val_psnr_y_clean")
+    columns = (
+        "step",
+        "loss",
+        "rsd_loss",
+        "mse_loss",
+        "generator_loss",
+        "fake_loss",
+        "discriminator_loss",
+        "val_psnr_y_clean",
+    )
     logs = [[[row[name] for name in columns] for row in read_log(tmp_path / run)] for run in ("whole", "parts")]
     assert logs[0] == logs[1] and all(logs[0][-1])
+
+
+def test_a_teacher_that_was_replaced_is_named(photos, tmp_path, weights, capsys):
+    path = tmp_path / "teacher.safetensors"
+    shutil.copy(weights, path)
+    make_trainer(photos, tmp_path / "run", path).run(stop_after=1)
+    save_safetensors(randomize(SwinUNet(SMALL), 6), path, {"schedule": schedule_text(TEACHER.schedule)})
+    make_trainer(photos, tmp_path / "run", path).run(stop_after=0)
+    assert "at step 1; the weights of the teacher have changed\n" in capsys.readouterr().err
 
 
 def test_the_saved_student_restores_with_one_evaluation(photos, tmp_path, weights, monkeypatch):

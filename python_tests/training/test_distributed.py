@@ -31,6 +31,7 @@ def _train(kind, photos, run, processes, steps):
     ("kind", "columns"),
     [
         ("denoiser", {"loss": 20, "val_psnr_y_clean": 2}),
+        ("student", {"loss": 20, "rsd_loss": 20, "generator_loss": 20, "fake_loss": 20, "discriminator_loss": 20}),
         ("autoencoder", {"loss": 20, "val_psnr_y_reconstructed": 2, "l1": 20, "lambda": 18, "usage": 20}),
     ],
 )

@@ -56,7 +56,8 @@ def spec(prediction_type="x0", scale=4, steps=4):
 
 
 def parts(model, first_stage, predict):
-    return Parts(model, first_stage, model.schedule.table(), predict, contextlib.nullcontext, torch.device("cpu"))
+    rest = (contextlib.nullcontext, torch.device("cpu"), None)
+    return Parts(model, first_stage, model.schedule.table(), predict, *rest)
 
 
 def predictor(denoiser, schedule):

@@ -19,7 +19,7 @@ def _rollout(predict=None, **changes):
     spec = SimpleNamespace(prediction_type="residual", scale=4, clamp_x0=True, schedule=SCHEDULE)
     stage = SpaceToDepth(SpaceToDepthConfig())
     predict = predict or (lambda x_t, t, low, mask: torch.zeros_like(x_t))
-    parts = Parts(spec, stage, SCHEDULE.table("cpu"), predict, torch.no_grad, torch.device("cpu"))
+    parts = Parts(spec, stage, SCHEDULE.table("cpu"), predict, torch.no_grad, torch.device("cpu"), None)
     return Rollout(TrainConfig(data="", run="", **changes), parts)
 
 

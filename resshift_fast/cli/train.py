@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # Options of the command that are settings of an objective.
 OPTIONS = {"official": {"mse", "lpips", "vgg", "lpips_weights"}}
-OPTIONS["distill"] = OPTIONS["official"] | {"teacher", "fake_steps"}
+OPTIONS["distill"] = OPTIONS["official"] | {*("teacher", "fake_steps", "adversarial", "student_timesteps", "normalize")}
 DISTILL_BETAS = (0.9, 0.95)  # AdamW's decay rates of the objective distill, arXiv 2503.13358, appendix C
 
 
@@ -84,6 +84,20 @@ def train(
     ] = None,
     fake_steps: Annotated[
         int | None, _option("Steps of distill's fake model before each one of the student. Default: 5.")
+    ] = None,
+    adversarial: Annotated[
+        float | None,
+        _option("Weight of distill's adversarial loss; 0: train without a discriminator. Default: 0.003."),
+    ] = None,
+    student_timesteps: Annotated[
+        int | None,
+        _option(
+            "Timesteps that distill trains the student at, evenly spaced; 1: only the one it is used at. Default: 4."
+        ),
+    ] = None,
+    normalize: Annotated[
+        bool | None,
+        _option("Divide distill's loss of each picture by the teacher's mean absolute error. Default: yes."),
     ] = None,
     mse: Annotated[
         float | None,

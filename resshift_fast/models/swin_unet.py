@@ -386,17 +386,26 @@ class SwinUNet(nn.Module):
             The prediction, [B, out_channels, h, w].
         """
         modulations = iter(modulation)
+        y, skips = self._encoded(x, modulations)
+        norm, _, conv = self.out
+        # The norms of all blocks but the last are of concatenations, whose groups may have channels of both images.
+        for block, following in zip(self.output_blocks, [*[None] * (len(self.output_blocks) - 1), norm], strict=True):
+            y = block(PendingMerge(y, skips.pop(), "concat"), modulations, following)
+        return conv.after(norm, y)[1]  # type: ignore[operator]
+
+    def _encoded(self, x: Tensor, modulations: Iterator[Tensor]) -> tuple[Tensor | Measured, list[Tensor]]:
+        """(the image in the middle of the U-Net, those that the second half takes again)."""
         skips = []
         y: Any = x
         for block, next_block in zip(self.input_blocks, [*self.input_blocks[1:], self.middle_block], strict=True):
             y = block(y, modulations, first_norm(next_block))
             skips.append(merged(y))
-        norm, _, conv = self.out
-        y = self.middle_block(y, modulations)
-        # The norms of all blocks but the last are of concatenations, whose groups may have channels of both images.
-        for block, following in zip(self.output_blocks, [*[None] * (len(self.output_blocks) - 1), norm], strict=True):
-            y = block(PendingMerge(y, skips.pop(), "concat"), modulations, following)
-        return conv.after(norm, y)[1]  # type: ignore[operator]
+        return self.middle_block(y, modulations), skips
+
+    def bottleneck(self, x: Tensor, timesteps: Tensor, lq: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """The image in the middle, [B, C, h / downsampling, w / downsampling]; arguments as in `forward`."""
+        y, _ = self._encoded(self._input(x, lq, mask, None), iter(self.modulation(timesteps)))
+        return merged(y)
 
     def forward(
         self,
@@ -416,9 +425,11 @@ class SwinUNet(nn.Module):
         Returns:
             The prediction, [B, out_channels, h, w].
         """
+        return self.denoise(self._input(x, lq, mask, noise), self.modulation(timesteps))
+
+    def _input(self, x: Tensor, lq: Tensor | None, mask: Tensor | None, noise: Tensor | None) -> Tensor:
         features = self.condition(lq, mask, noise)
-        x = x if features is None else torch.cat([x, features.to(x.dtype)], dim=1)
-        return self.denoise(x, self.modulation(timesteps))
+        return x if features is None else torch.cat([x, features.to(x.dtype)], dim=1)
 
     def _res_blocks(self) -> Iterator[ResBlock]:
         for stage in (*self.input_blocks, self.middle_block, *self.output_blocks):

@@ -6,7 +6,7 @@ D gives one value for each patch of an image, 70×70 pixels with three layers. F
     L_\mathrm{hinge} = \tfrac12 \mathrm{mean}\,(1 - D(x))_+ + \tfrac12 \mathrm{mean}\,(1 + D(\hat x))_+ \qquad
     L_\mathrm{vanilla} = \tfrac12 \mathrm{mean}\,\log(1 + e^{-D(x)}) + \tfrac12 \mathrm{mean}\,\log(1 + e^{D(\hat x)})
 
-The generator minimizes −mean D(x̂) with both.
+The generator minimizes −mean D(x̂) with both. `FeatureHead` is another discriminator, of a network's features.
 """
 
 from __future__ import annotations
@@ -73,6 +73,27 @@ class PatchDiscriminator(nn.Module):
         return found
 
 
+class FeatureHead(nn.Module):
+    """A small discriminator of features: two convolutions, normalized, and one value at each place.
+
+    Args:
+        channels: of the features, a multiple of 32.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            *(nn.Conv2d(channels, channels, 3, stride=2, padding=1), GroupNorm(channels), nn.SiLU()),
+            *(nn.Conv2d(channels, channels, 3, padding=1), GroupNorm(channels), nn.SiLU()),
+            nn.Conv2d(channels, 1, 1),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, channels, h, w] to values [B, 1, ⌈h/2⌉, ⌈w/2⌉], the logits that the image is real."""
+        found: Tensor = self.body(features)
+        return found
+
+
 class _BatchNorm(nn.BatchNorm2d):
     """Without running statistics, since a discriminator is never evaluated."""
 
@@ -97,3 +118,8 @@ def discriminator_loss(real: Tensor, fake: Tensor, kind: str) -> Tensor:
 def generator_loss(fake: Tensor) -> Tensor:
     """Loss of the generator for each sample, float32 [B], from the discriminator's values [B, 1, h, w]."""
     return -fake.float().flatten(1).mean(1)
+
+
+def logistic_generator_loss(fake: Tensor) -> Tensor:
+    """−log of the probability that the discriminator gives, from its logits [B, 1, h, w]; float32 [B]."""
+    return F.softplus(-fake.float()).flatten(1).mean(1)

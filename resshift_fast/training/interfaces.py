@@ -105,6 +105,8 @@ class Parts:
             channels of noise these are a fifth argument, [B, noise_channels, h, w].
         autocast: the context in which other networks run in the configured precision.
         device: of the training.
+        denoise: the same as `predict` for timesteps that are not in the table: (x, timesteps, low, mask or None, noise
+            where there is such a channel) with x scaled already and timesteps as the denoiser takes them.
     """
 
     spec: Model
@@ -113,6 +115,7 @@ class Parts:
     predict: Callable[..., Tensor]
     autocast: Callable[[], AbstractContextManager[Any]]
     device: torch.device
+    denoise: Callable[..., Tensor]
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class Trainer(Training):
         if any(True for _ in first_stage.parameters()):
             self.frozen["autoencoder"] = first_stage
         config = self.config
-        parts = Parts(spec, self.first_stage, self.table, self._predict, self.autocast, self.device)
+        parts = Parts(spec, self.first_stage, self.table, self._predict, self.autocast, self.device, self._denoise)
         self.use(
             self.called_network(denoiser),
             choices.chosen(choices.OBJECTIVES, "objective", config.objective)(config, parts),
@@ -94,10 +94,13 @@ class Trainer(Training):
 
     def _predict(self, x_t: Tensor, t: Tensor, low: Tensor, mask: Tensor | None, *noise: Tensor) -> Tensor:
         scaled = x_t * self.table[t, columns.INPUT_SCALE][:, None, None, None]
+        return self._denoise(scaled, self.timesteps[t], low, mask, *noise)
+
+    def _denoise(self, x: Tensor, timesteps: Tensor, low: Tensor, mask: Tensor | None, *noise: Tensor) -> Tensor:
         if self.config.channels_last:
-            scaled = scaled.contiguous(memory_format=torch.channels_last)
+            x = x.contiguous(memory_format=torch.channels_last)
         with self.autocast():
-            prediction: Tensor = self._called(scaled, self.timesteps[t], low, mask, *noise)
+            prediction: Tensor = self._called(x, timesteps, low, mask, *noise)
         return prediction
 
     def restore(self, low: Tensor, mask: Tensor | None = None) -> Tensor:
