@@ -23,6 +23,20 @@ def phase_filters(scale: int) -> Tensor:
     return (weight[:, None, :, None] * weight[None, :, None, :]).reshape(scale**2, 1, 5, 5).float()
 
 
+def phases(image: Tensor, filters: Tensor) -> Tensor:
+    """All phases of the enlarged image apart: `F.pixel_unshuffle(enlarge(image, filters), scale)`, equal bit for bit.
+
+    Args:
+        image, filters: as in `enlarge`.
+
+    Returns:
+        [B, C·scale², H, W].
+    """
+    batch, channels, height, width = image.shape
+    found = F.conv2d(image.reshape(batch * channels, 1, height, width), filters)
+    return found.reshape(batch, channels * len(filters), height - 2 * MARGIN, width - 2 * MARGIN)
+
+
 def enlarge(image: Tensor, filters: Tensor) -> Tensor:
     """`F.interpolate(image, scale_factor=scale, mode="bicubic")` but for `MARGIN` input pixels at each border.
 
@@ -33,9 +47,4 @@ def enlarge(image: Tensor, filters: Tensor) -> Tensor:
     Returns:
         [B, C, H·scale, W·scale], equal up to rounding.
     """
-    batch, channels, height, width = image.shape
-    scale = round(len(filters) ** 0.5)
-    phases = F.conv2d(image.reshape(batch * channels, 1, height, width), filters)
-    return F.pixel_shuffle(phases, scale).reshape(
-        batch, channels, *((side - 2 * MARGIN) * scale for side in (height, width))
-    )
+    return F.pixel_shuffle(phases(image, filters), round(len(filters) ** 0.5))

@@ -83,12 +83,9 @@ class Restoration(nn.Module):
             image = torch.where(mask, -1.0, image)
             mask_channel = mask.float() * 2 - 1
         dtype = next((p.dtype for p in self.first_stage.parameters()), torch.float32)
-        lq, enlarged = image, image
         with nvtx.stage("encode"):
-            if spec.scale > 1:
-                lq = image[:, :, margin:-margin, margin:-margin]
-                enlarged = self._enlarged(image)
-            y = self.first_stage.encode(enlarged.to(dtype)).float()
+            lq = image[:, :, margin:-margin, margin:-margin] if margin else image
+            y = self._encoded(image, dtype)
         x0 = self.chain(y, lq if spec.denoiser.cond_lq else None, seed, mask_channel, origin, noise, callback)
         with nvtx.stage("decode"):
             pixels = self.first_stage.decode(x0.to(dtype)).float()
@@ -96,6 +93,13 @@ class Restoration(nn.Module):
         # value. `isfinite` would launch four kernels.
         finite = (x0.sum() + pixels.sum()).abs() < math.inf
         return pixels, finite
+
+    def _encoded(self, image: Tensor, dtype: torch.dtype) -> Tensor:
+        """The latent of the enlarged image, float32."""
+        stage, scale = self.first_stage, self.spec.scale
+        if image.device.type == "cpu" and isinstance(stage, SpaceToDepth) and stage.factor == scale > 1:
+            return enlarging.phases(image, self.filters)  # whose blocks need not be put together and taken apart
+        return stage.encode((self._enlarged(image) if scale > 1 else image).to(dtype)).float()
 
     def _enlarged(self, image: Tensor) -> Tensor:
         if image.device.type == "cpu":

@@ -184,7 +184,9 @@ class LatentChain(Preparable):
             return self.denoiser.condition(lq, mask, noise[1].to(dtype))
         # The noise field of step 1, from which a chain of one step draws nothing, by the operator that makes it.
         zero = y.new_zeros(y.shape[0], self.noise_channels, *y.shape[2:])
-        extra, _ = ops.posterior_step(zero, zero, zero, self.noise_row, seed, self.steps[1], origin=origin)
+        extra, _ = ops.posterior_step(
+            zero, zero, zero, self.noise_row, seed, self.steps[1], origin=origin, next_input=False
+        )
         return self.denoiser.condition(lq, mask, extra.to(dtype))
 
 
