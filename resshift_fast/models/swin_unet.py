@@ -386,7 +386,8 @@ class SwinUNet(nn.Module):
             The prediction, [B, out_channels, h, w].
         """
         modulations = iter(modulation)
-        y, skips = self._encoded(x, modulations)
+        middle, skips = self._encoded(x, modulations)
+        y: Any = middle
         norm, _, conv = self.out
         # The norms of all blocks but the last are of concatenations, whose groups may have channels of both images.
         for block, following in zip(self.output_blocks, [*[None] * (len(self.output_blocks) - 1), norm], strict=True):
