@@ -78,7 +78,12 @@ class PhotoSource(Source):
         if self._photo.gray:
             pixels = images.luma(pixels)[:, :, None]
         rows = slice(top, top + band.shape[1])
-        self._out[rows] = pixels if mask is None else np.where(mask[rows, :, None], pixels, self._photo.pixels[rows])
+        out = self._out[rows]
+        if mask is not None:
+            pixels = np.where(mask[rows, :, None], pixels, self._photo.pixels[rows])
+        pixels = np.broadcast_to(pixels, out.shape)
+        for channel in range(3):  # their planes are apart: at once NumPy would copy three values at a time
+            out[:, :, channel] = pixels[:, :, channel]
 
     def result(self) -> Any:
         alpha = self._photo.alpha
