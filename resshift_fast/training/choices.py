@@ -16,6 +16,7 @@ Factory = Callable[..., Any]
 OBJECTIVES: dict[str, str | Factory] = {
     "rollout": "resshift_fast.training.rollout:Rollout",
     "official": "resshift_fast.training.objective:from_config",
+    "perceptual": "resshift_fast.training.perceptual:from_config",
     "distill": "resshift_fast.training.distillation:from_config",
 }
 AUTOENCODER_OBJECTIVES: dict[str, str | Factory] = {

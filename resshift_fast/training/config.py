@@ -40,6 +40,8 @@ FREE_FIELDS = frozenset(
         "init_from",
         "override",
         "recompute",
+        "taught.folder",
+        "taught.batches",
     )
 )
 # Settings that name the network, with which an optimizer's state cannot be continued.
@@ -164,6 +166,8 @@ class TrainConfig:
     """How low-quality patches are made, a name in `choices.DEGRADATIONS`."""
     degradation_options: dict[str, Any] = field(default_factory=dict)
     """Settings of the degradation, plain values by name; those of "mixture" are in `mixture`."""
+    taught: dict[str, Any] = field(default_factory=dict)
+    """Settings of batches with a teacher's pictures by name, see `taught.Options`; empty: no teacher."""
     override: tuple[str, ...] = ()
     """Settings that may differ from those of the run that is resumed; see `overridden`."""
     mixture: Mixture = field(default_factory=Mixture)

@@ -12,10 +12,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
-from resshift_fast.training.interfaces import Batch, Data, PatchDegradation
+from resshift_fast.training.interfaces import Batch, BatchDegradation, Data, Degradation, Draws, PatchDegradation
 from resshift_fast.training.opencv import cv2
 from resshift_fast.training.photos import Photos
+from resshift_fast.training.pixels import to_tensor
 
 Pair = tuple[np.ndarray, np.ndarray | None]
 
@@ -110,6 +112,33 @@ class Patches:
         pairs = [self.pair(step, index) for index in indices]
         lows = [low for _, low in pairs if low is not None]
         return np.stack([high for high, _ in pairs]), np.stack(lows) if lows else None
+
+
+def paired(
+    made: Pair | Batch,
+    degradation: Degradation | None,
+    scale: int,
+    key: tuple[int, int, Sequence[int]],
+    device: torch.device | str = "cpu",
+) -> Batch:
+    """A batch on a device; low-quality patches that are missing are made.
+
+    Args:
+        made: patches, or a batch, which only moves.
+        degradation: makes the low-quality patches; None takes the high-quality ones.
+        scale: of the model.
+        key: seed, step and indices of the samples, for the random values of the degradation.
+        device: of the training.
+    """
+    if isinstance(made, Batch):
+        return made.to(torch.device(device))
+    high, low = made
+    truth = to_tensor(high).to(device)
+    if low is not None:
+        return Batch(truth, to_tensor(low).to(device))
+    if isinstance(degradation, BatchDegradation):
+        return degradation.degrade_batch(truth, scale, Draws(*key, device, stream=1))
+    return Batch(truth, truth)
 
 
 def prefetch(patches: Patches | Data, steps: range, indices: Sequence[int], workers: int = 1) -> Iterator[Pair | Batch]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -23,22 +23,27 @@ class Batch:
         high: float32 [B, channels, P, P] in [−1, 1]; photos have 3 channels.
         low: float32 [B, channels, P/scale, P/scale] in [−1, 1].
         mask: float32 [B, 1, P, P], 1 = unknown and −1 = known, for inpainting; else None.
+        taught: like high, what a teacher makes of low; None without a teacher.
     """
 
     high: Tensor
     low: Tensor
     mask: Tensor | None = None
+    taught: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.high)
 
     def __getitem__(self, part: slice) -> Batch:
-        return Batch(self.high[part], self.low[part], None if self.mask is None else self.mask[part])
+        return self._each(lambda tensor: tensor[part])
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
-        mask = None if self.mask is None else self.mask.to(device)
-        return replace(self, high=self.high.to(device), low=self.low.to(device), mask=mask)
+        return self._each(lambda tensor: tensor.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        mask, taught = (None if one is None else change(one) for one in (self.mask, self.taught))
+        return Batch(change(self.high), change(self.low), mask, taught)
 
 
 class Draws:

@@ -16,12 +16,11 @@ from resshift_fast.core import claims
 from resshift_fast.models.layers import prepack_weights_
 from resshift_fast.training import networks, origins
 from resshift_fast.training.config import TrainConfig
-from resshift_fast.training.data import Patches, prefetch
+from resshift_fast.training.data import Patches, paired, prefetch
 from resshift_fast.training.distributed import Processes, accumulating, parts_of
 from resshift_fast.training.interfaces import (
     Auxiliary,
     Batch,
-    BatchDegradation,
     Data,
     Degradation,
     Draws,
@@ -34,7 +33,6 @@ from resshift_fast.training.metrics import NetworkMetric
 from resshift_fast.training.opencv import cv2
 from resshift_fast.training.optimization import AveragedWeights, Optimization, learning_rate
 from resshift_fast.training.photos import Photos
-from resshift_fast.training.pixels import to_tensor
 from resshift_fast.training.progress import Progress
 from resshift_fast.training.run_folder import RunFolder
 from resshift_fast.training.stopping import StopSignals
@@ -315,25 +313,19 @@ class Training(ABC):
         in_workers = self.degradation if isinstance(self.degradation, PatchDegradation) else None
         plan = config.plan(self.scale, in_workers)
         photos = Photos(config.sources, min_side=plan.patch, cache_mb=config.cache_mb)
-        return Patches(photos, plan, config.seed, config.batch_size)
+        patches = Patches(photos, plan, config.seed, config.batch_size)
+        if not config.taught:
+            return patches
+        from resshift_fast.training import taught
+
+        return taught.from_config(config, patches, self.degradation)
 
     def _batches(self, source: Patches | Data) -> Generator[Batch, None, None]:
         config = self.config
         steps, indices = range(self.step, config.steps), self.processes.indices(config.batch_size)
         batches = prefetch(source, steps, indices, config.workers)
         for step, made in zip(steps, batches, strict=True):
-            if isinstance(made, Batch):
-                yield made.to(self.device)
-                continue
-            high, low = made
-            truth = to_tensor(high).to(self.device)
-            if low is not None:
-                yield Batch(truth, to_tensor(low).to(self.device))
-            elif isinstance(self.degradation, BatchDegradation):
-                draws = Draws(config.seed, step, indices, self.device, stream=1)
-                yield self.degradation.degrade_batch(truth, self.scale, draws)
-            else:
-                yield Batch(truth, truth)
+            yield paired(made, self.degradation, self.scale, (config.seed, step, indices), self.device)
 
     def run(self, *, stop_after: int | None = None) -> bool:
         """Train to config.steps, or until `stop_after` more steps or a signal; always writes last.pt at the end.
@@ -401,7 +393,7 @@ class Training(ABC):
             loss_sum, loss_count = loss_sum + loss, loss_count + 1
             self.elapsed = time.monotonic() - began
             progress.advance()
-            for report in source.photos.reports() if isinstance(source, Patches) else ():
+            for report in self._unusable(source):
                 progress.note(f"skipped {report}")
             row: dict[str, object] = {}
             by_timestep: dict[str, object] = {}
@@ -424,6 +416,12 @@ class Training(ABC):
                 saved = time.monotonic()
         if main:
             self._finish(held_out, progress)
+
+    @staticmethod
+    def _unusable(source: Patches | Data) -> list[str]:
+        """One line for each photo that has been left out since the last call."""
+        photos = getattr(source, "photos", None)
+        return photos.reports() if isinstance(photos, Photos) else []
 
     def _columns(self) -> tuple[str, ...]:
         return self.objective.columns if isinstance(self.objective, Reporting) else ()

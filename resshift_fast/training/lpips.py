@@ -147,12 +147,12 @@ class LPIPS(nn.Module):
             )
         distances = []
         for x, y, weight in zip(self.activations(a), self.activations(b), self.linear, strict=True):
-            difference = _unit(x) - _unit(y)
+            difference = unit(x) - unit(y)
             distances.append((difference.square() * weight).sum(1).mean((1, 2)))
         return torch.stack(distances).sum(0)
 
 
-def _unit(x: Tensor) -> Tensor:
+def unit(x: Tensor) -> Tensor:
     """Divide by the norm over the channels, in float32 for 16-bit activations."""
     x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     squares = x.square().sum(1, keepdim=True)

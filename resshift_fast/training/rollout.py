@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from resshift_fast import ops
-from resshift_fast.diffusion import schedule as columns
 from resshift_fast.training.config import TrainConfig
 from resshift_fast.training.interfaces import Batch, Draws, Loss, Parts
+from resshift_fast.training.objective import target
 from resshift_fast.training.pixels import upsample
 
 
@@ -27,11 +29,30 @@ def loss_between(prediction: Tensor, target: Tensor, kind: str) -> Tensor:
     return (error.square() + 1e-6).sqrt().mean(1)
 
 
-class Rollout:
-    """Error of the prediction at a random timestep; x_t may be built from the network's own estimate of x_0.
+@dataclass(frozen=True)
+class Sample:
+    """A training input of the chain and what the network makes of it.
+
+    Attributes:
+        t: int64 [B], rows of the schedule's table.
+        noise: ε of x_t, [B, C, h, w].
+        x_t: like it, not scaled.
+        prediction: the network's, like it.
+    """
+
+    t: Tensor
+    noise: Tensor
+    x_t: Tensor
+    prediction: Tensor
+
+
+class Chain:
+    """Draws inputs of the denoiser as it gets them at inference, where x_t is built from its own estimates of x_0.
+
+    A one-step model always gets y plus noise, and its channels of noise.
 
     Args:
-        config: `loss`, `first_step_weight` and `rollout` are used.
+        config: `first_step_weight` and `rollout` are used.
         parts: of the training.
 
     Raises:
@@ -46,25 +67,25 @@ class Rollout:
             raise ValueError(f"rollout needs a model that predicts x0 or the residual, not {kind}; set rollout to 0")
         self.config, self.parts = config, parts
         self._last = len(parts.table) - 1
+        self._noise_channels = getattr(getattr(parts.spec, "denoiser", None), "noise_channels", 0)
 
-    def __call__(self, batch: Batch, draws: Draws) -> Loss:
-        parts = self.parts
-        with torch.no_grad():
-            x0 = parts.first_stage.encode(batch.high)
-            y = parts.first_stage.encode(upsample(batch.low, parts.spec.scale))
-        t = self.draw_t(draws).to(parts.device)
-        noise = draws.normal(*x0.shape[1:])
+    def sample(self, batch: Batch, x0: Tensor, y: Tensor, draws: Draws) -> Sample:
+        """Random steps and noise, and the prediction.
+
+        Args:
+            batch: the pictures.
+            x0, y: latents of the high- and of the enlarged low-quality pictures, [B, C, h, w].
+            draws: the random values.
+        """
+        t = self.draw_t(draws).to(self.parts.device)
+        noise = draws.normal(*y.shape[1:])
         source = x0
-        if draws.of_batch() < self.config.rollout:
-            source = self._own_x0(y, batch.low, draws.normal(*x0.shape[1:]))
-        prediction = parts.predict(self.x_t(source, y, t, noise), t, batch.low, None)
-        target = {
-            "x0": lambda: x0,
-            "residual": lambda: y - x0,
-            "epsilon": lambda: noise,
-            "epsilon_scaled": lambda: noise * parts.table[t, columns.KAPPA_SQRT_ETA][:, None, None, None],
-        }[parts.spec.prediction_type]()
-        return Loss(loss_between(prediction, target, self.config.loss), t)
+        if self._last and draws.of_batch() < self.config.rollout:
+            source = self._own_x0(y, batch.low, draws.normal(*y.shape[1:]))
+        x_t = self.x_t(source, y, t, noise)
+        channels = self._noise_channels
+        z = (draws.normal(channels, *y.shape[2:]),) if channels else ()
+        return Sample(t, noise, x_t, self.parts.predict(x_t, t, batch.low, None, *z))
 
     def draw_t(self, draws: Draws) -> Tensor:
         """Timesteps, int64 [B]; T − 1 with the probability `first_step_weight`."""
@@ -87,3 +108,28 @@ class Rollout:
         prediction = self.parts.predict(self.x_t(y, y, t, noise), t, low, None).float()
         x0 = y - prediction if self.parts.spec.prediction_type == "residual" else prediction
         return x0.clamp(-1, 1) if self.parts.spec.clamp_x0 else x0
+
+
+class Rollout:
+    """Error of the prediction at a random timestep; x_t may be built from the network's own estimate of x_0.
+
+    Args:
+        config: `loss` is used, and what `Chain` uses.
+        parts: of the training.
+
+    Raises:
+        ValueError: as of `Chain`.
+    """
+
+    def __init__(self, config: TrainConfig, parts: Parts):
+        self.config, self.parts, self.chain = config, parts, Chain(config, parts)
+
+    def __call__(self, batch: Batch, draws: Draws) -> Loss:
+        parts = self.parts
+        with torch.no_grad():
+            x0 = parts.first_stage.encode(batch.high)
+            y = parts.first_stage.encode(upsample(batch.low, parts.spec.scale))
+        found = self.chain.sample(batch, x0, y, draws)
+        row = parts.table[found.t].T[..., None, None, None]
+        wanted = target(parts.spec.prediction_type, x0, y, found.noise, row)
+        return Loss(loss_between(found.prediction, wanted, self.config.loss), found.t)

