@@ -28,7 +28,7 @@ def test_the_first_step_of_the_chain_does_not_depend_on_x0():
     y, noise = torch.rand(1, 48, 4, 4), torch.randn(1, 48, 4, 4)
 
     def x_t(value, t):
-        return objective.x_t(torch.full_like(y, value), y, torch.tensor([t]), noise)
+        return objective.chain.x_t(torch.full_like(y, value), y, torch.tensor([t]), noise)
 
     assert torch.equal(x_t(-1.0, 2), x_t(1.0, 2))
     assert not torch.equal(x_t(-1.0, 1), x_t(1.0, 1))
@@ -49,7 +49,7 @@ def test_rollout_shows_the_network_its_own_estimate():
 
 
 def test_the_share_of_the_first_step_is_as_configured():
-    t = _rollout(first_step_weight=0.7).draw_t(Draws(0, 0, range(4000)))
+    t = _rollout(first_step_weight=0.7).chain.draw_t(Draws(0, 0, range(4000)))
     shares = torch.bincount(t, minlength=3) / 4000
     assert shares.tolist() == pytest.approx([0.15, 0.15, 0.7], abs=0.03)
 

@@ -37,8 +37,8 @@ def train(
     config_file: Annotated[
         Path | None,
         _option(
-            "YAML file in the layout of the official code, with the model and settings to use where no option is "
-            "given; --model replaces its model. Default: none.",
+            "YAML file with the model and settings to use where no option is given: a recipe of this project, or in "
+            "the layout of the official code, whose model --model replaces. Default: none.",
             "--config",
         ),
     ] = None,
@@ -53,7 +53,10 @@ def train(
     model: Annotated[str, _option("Model to train.")] = "nano-x4",
     init_from: Annotated[
         Path | None,
-        _option("Weights to start from: any file that `restore` loads, or a last.pt. Default: random weights."),
+        _option(
+            "Weights to start from: any file that `restore` loads, a last.pt, or the name of a model, such as nano-x4. "
+            "Default: random weights."
+        ),
     ] = None,
     autoencoder: Annotated[
         Path | None, _option("Weights of the model's autoencoder, if it has one. Default: the published ones.")
@@ -75,8 +78,9 @@ def train(
     objective: Annotated[
         str,
         _option(
-            "rollout; official: the squared error of the published models, and LPIPS; or distill: train a one-step "
-            "student of --model. --loss, --first-step-weight and --rollout are settings of rollout."
+            "rollout; official: the squared error of the published models, and LPIPS; perceptual: pixels, features "
+            "and a discriminator, whose weights are those of a recipe; or distill: train a one-step student of --model. "
+            "--loss, --first-step-weight and --rollout are settings of rollout, the last two of perceptual too."
         ),
     ] = "rollout",
     teacher: Annotated[
@@ -243,39 +247,52 @@ def _run(settings: dict, clean: float, threads: int | None, resume: bool, change
 
     settings["val_metrics"] = tuple(filter(None, settings["val_metrics"].split(",")))
     spec, settings = _described(settings)
-    config = TrainConfig(**settings, mixture=Mixture(clean=clean)).overridden(changes or "")
+    config = TrainConfig(**({"mixture": Mixture(clean=clean)} | settings)).overridden(changes or "")
     return start(
         config, lambda one: Trainer(one) if spec is None else Trainer(one, spec), threads=threads, resume=resume
     )
 
 
+def _read(path: str, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The model, None if the settings name it, and the settings of a recipe or of an official file.
+
+    Args:
+        path: the YAML file.
+        named: options that come before an official file's entries, `model` and `batch_size`.
+    """
+    from resshift_fast.models.official_config import load
+    from resshift_fast.training import official_config, recipe
+
+    tree = load(Path(path))
+    if recipe.is_recipe(tree):
+        return None, recipe.read(tree, path)
+    training = official_config.read(path, **named)
+    if training.without_effect:
+        console.say(f"{path}: without effect here: {', '.join(training.without_effect)}")
+    return training.spec, training.settings
+
+
 def _described(settings: dict) -> tuple[Any, dict]:
     """The model and the settings of --config where no option was given; without a file the model is None."""
-    from resshift_fast.training.official_config import read
-
     settings = {name: str(expand_home(value)) if isinstance(value, Path) else value for name, value in settings.items()}
     given, path = settings.pop("given"), settings.pop("config_file")
     options = {name: settings.pop(name) for name in OPTIONS["distill"]}
     options = {name: value for name, value in options.items() if value is not None}
     settings["data"] = tuple(str(expand_home(one)) for one in settings["data"] or ())
     spec = None
+    described: dict[str, Any] = {}
     if path is not None:
-        named = {name: settings[name] for name in ("model", "batch_size") if name in given}
-        training = read(path, **named)
-        spec, described = training.spec, training.settings
-        if "objective" not in given:
-            options = described["objective_options"] | options
-        settings["degradation_options"] = {} if "degradation" in given else described["degradation_options"]
+        spec, described = _read(path, {name: settings[name] for name in ("model", "batch_size") if name in given})
+        settings["degradation_options"] = {} if "degradation" in given else described.get("degradation_options", {})
         taken = described.keys() - given - {"objective_options", "degradation_options"}
         settings |= {name: described[name] for name in taken}
-        if training.without_effect:
-            console.say(f"{path}: without effect here: {', '.join(training.without_effect)}")
     if not settings["data"]:
         raise ValueError("no training photos; give a folder or a list file")
     for name in sorted(options.keys() - OPTIONS.get(settings["objective"], set())):
         needed = " or ".join(objective for objective, names in OPTIONS.items() if name in names)
         raise ValueError(f"--{name.replace('_', '-')} needs --objective {needed}")
-    settings["objective_options"] = options
-    if settings["objective"] == "distill":
+    own = {} if "objective" in given else described.get("objective_options", {})
+    settings["objective_options"] = own | options
+    if settings["objective"] == "distill" and ("objective" in given or "betas" not in described):
         settings["betas"] = DISTILL_BETAS
     return spec, settings

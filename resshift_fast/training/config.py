@@ -84,7 +84,8 @@ class TrainConfig:
     model: str = "nano-x4"
     """Catalogue name of the model to train."""
     init_from: str | None = None
-    """Weights to start from instead of random ones: any file that `restore` loads, or a last.pt (its averages)."""
+    """Weights to start from instead of random ones: any file that `restore` loads, a last.pt (its averages), or a
+    catalogue name (its published weights)."""
     autoencoder: str | None = None
     """Weights of the model's autoencoder, if it has one; None: the published ones."""
     steps: int = 10_000

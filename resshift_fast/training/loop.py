@@ -84,7 +84,7 @@ class Training(ABC):
         self._validated = ""  # fingerprint of the validation set that best_gain was reached on
         self._origins: dict[str, str] = {}  # fingerprints of what is not in the settings, see `origins`
         if config.init_from is not None and not self.run_folder.last.exists():
-            networks.load_weights(self.network, config.init_from)
+            networks.load_weights(self.network, networks.initial_weights(config.init_from))
         self.average = AveragedWeights(self.network, config.ema_decay)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay

@@ -39,6 +39,19 @@ def build_first_stage(config: TrainConfig, spec: Any) -> VQAutoencoder | SpaceTo
     return first_stage
 
 
+def initial_weights(name: str) -> Path:
+    """The file of `init_from`: the published weights of a model of the catalogue, or a file.
+
+    Raises:
+        OSError: if weights cannot be downloaded.
+    """
+    from resshift_fast.models import catalog
+    from resshift_fast.weights import download
+
+    published = catalog.MODELS[name].weights if name in catalog.MODELS and not Path(name).exists() else None
+    return Path(name) if published is None else Path(download.fetch(published, option="init_from"))
+
+
 def load_weights(module: nn.Module, path: str | Path) -> None:
     """Load any file of weights that `restore` takes, or the averaged weights of a last.pt.
 

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,8 +28,10 @@ from resshift_fast.training.discriminator import PatchDiscriminator
 from resshift_fast.training.features import FeatureDistance, distance
 from resshift_fast.training.interfaces import Batch, Draws, Loss, Parts
 from resshift_fast.training.objective import decode
-from resshift_fast.training.pixels import upsample
+from resshift_fast.training.metrics import Metric
+from resshift_fast.training.pixels import to_tensor, upsample
 from resshift_fast.training.rollout import Chain
+from resshift_fast.training.validation import BEST, FEATURES
 
 if TYPE_CHECKING:
     from resshift_fast.training.config import TrainConfig
@@ -86,6 +90,8 @@ class Perceptual:
             patches.
 
     Attributes:
+        metrics: further ones for the validation, by name.
+        best: the one that chooses weights.
         networks: the discriminator; `Auxiliary` and `Reporting` say what else this is.
     """
 
@@ -111,6 +117,9 @@ class Perceptual:
             betas=config.betas,
             weight_decay=config.weight_decay,
         )
+        self.best, self.metrics = BEST, cast(dict[str, Metric], {})
+        if features is not None:
+            self.best, self.metrics = FEATURES, {FEATURES: partial(_measured, features, parts.device)}
         self._sums = torch.zeros(2, len(self.columns), dtype=torch.float64)  # of the terms, and their numbers
 
     def __call__(self, batch: Batch, draws: Draws) -> Loss:
@@ -196,6 +205,12 @@ class Perceptual:
         sums, counts = total(self._sums.float()).tolist()
         self._sums.zero_()
         return {name: sums[i] / counts[i] for i, name in enumerate(self.columns) if counts[i]}
+
+
+@torch.no_grad()
+def _measured(features: FeatureDistance, device: torch.device, image: np.ndarray, reference: np.ndarray) -> float:
+    """The distance of two images, uint8 RGB [H, W, 3]."""
+    return float(features(*(to_tensor(one[None]).to(device) for one in (image, reference))))
 
 
 def from_config(config: TrainConfig, parts: Parts) -> Perceptual:

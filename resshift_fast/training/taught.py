@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ Teacher = Callable[[Tensor], Tensor]
 """Low-quality pictures [B, 3, h, w] in [0, 1] to restored ones [B, 3, scale·h, scale·w]."""
 
 CLEAN_STREAM, TURN_STREAM = 101, 102  # of draws
-DAMAGED = (ValueError, OSError, KeyError, EOFError)
+DAMAGED = (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def turned(batch: Batch, way: int) -> Batch:
 def _read(path: Path) -> dict[str, np.ndarray] | None:
     """The content of a file; None if there is none, or it is damaged."""
     try:
-        with np.load(path) as file:
+        with path.open("rb") as opened, np.load(opened) as file:
             return {name: file[name] for name in ("high", "low", "taught")}
     except DAMAGED:
         return None

@@ -121,5 +121,7 @@ class Trainer(Training):
         else:
             assert self.degradation is not None
             pairs = validation.from_photos(config.val, scale, self.degradation, limit=config.val_limit, side=side)
-        found = {**metrics_from_config(config, self.device), **self._metrics}
-        return Validation(pairs, scale, batch=config.val_batch, metrics=found)
+        own: Mapping[str, Metric] = getattr(self.objective, "metrics", {})
+        found = {**metrics_from_config(config, self.device), **own, **self._metrics}
+        best = getattr(self.objective, "best", validation.BEST)
+        return Validation(pairs, scale, batch=config.val_batch, metrics=found, best=best)

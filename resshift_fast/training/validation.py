@@ -29,7 +29,9 @@ Restore = Callable[[Tensor, Tensor | None], Tensor]
 SHEET_ROWS = 4
 LEAST_SIDE = 64  # pixels of a photo
 SEED = 20240319  # of the degradations
-BEST = "psnr_y"  # the metric that chooses the best weights
+BEST = "psnr_y"  # the metric that chooses the best weights, unless the objective names another
+FEATURES = "features"  # the distance of `training.features`
+LOWER_IS_BETTER = frozenset((FEATURES, "lpips"))
 MASKED = "masked"  # the kind of input for inpainting
 UNKNOWN = "psnr_y_unknown"  # of the pixels to fill in alone
 
@@ -58,21 +60,28 @@ class ValidationResult:
 
     restored: dict[str, dict[str, float]]
     bicubic: dict[str, dict[str, float]]
+    best: str = BEST
+    """The metric that chooses weights."""
 
-    def gains(self) -> dict[str, float]:
-        """Gain in PSNR-Y over bicubic interpolation in dB, by kind of input; without bicubic images PSNR-Y itself."""
-        bicubic = {kind: scores[BEST] for kind, scores in self.bicubic.items()}
-        return {kind: scores[BEST] - bicubic.get(kind, 0.0) for kind, scores in self.restored.items()}
+    def gains(self, metric: str = BEST) -> dict[str, float]:
+        """Gain of a metric over bicubic interpolation by kind of input, PSNR-Y in dB; without bicubic images itself.
+
+        Where lower values are better, a gain is what the value is lower.
+        """
+        sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+        bicubic = {kind: scores[metric] for kind, scores in self.bicubic.items()}
+        return {kind: sign * (scores[metric] - bicubic.get(kind, 0.0)) for kind, scores in self.restored.items()}
 
     @property
     def gain(self) -> float:
-        """Mean of the gains."""
-        return float(np.mean(list(self.gains().values())))
+        """Mean of the gains of the metric that chooses weights."""
+        return float(np.mean(list(self.gains(self.best).values())))
 
     def metadata(self) -> dict[str, str]:
         """The gains, for a file of weights."""
         end = "_gain" if self.bicubic else ""
-        return {f"{BEST}_{kind}{end}": f"{gain:.4f}" for kind, gain in self.gains().items()}
+        metrics = dict.fromkeys((BEST, self.best))
+        return {f"{name}_{kind}{end}": f"{gain:.4f}" for name in metrics for kind, gain in self.gains(name).items()}
 
     def row(self) -> dict[str, str]:
         """Columns of the log: val_METRIC_KIND, and bicubic_METRIC_KIND."""
@@ -103,6 +112,7 @@ class Validation:
         batch: images of one size that are restored at once.
         metrics: by name; "psnr_y" must be among them.
         bicubic: compare with bicubic interpolation, which is pointless where the input is the photo itself.
+        best: name of the metric that chooses weights.
 
     Attributes:
         fingerprint: differs if the images or their low-quality versions do.
@@ -116,8 +126,9 @@ class Validation:
         batch: int = 4,
         metrics: Mapping[str, Metric] | None = None,
         bicubic: bool = True,
+        best: str = BEST,
     ):
-        self.scale, self.batch = scale, batch
+        self.scale, self.batch, self.best = scale, batch, best
         self.metrics: Mapping[str, Metric] = {"psnr_y": psnr_y} if metrics is None else metrics
         self.high = [pair.high for pair in pairs]
         self.low = {kind: [pair.low[kind] for pair in pairs] for kind in pairs[0].low}
@@ -148,7 +159,7 @@ class Validation:
         if sheet is not None:
             self._write_sheet(sheet, restored)
         means = {kind: self._means(images) for kind, images in restored.items()}
-        return ValidationResult(means, self._bicubic_means)
+        return ValidationResult(means, self._bicubic_means, self.best)
 
     def columns(self) -> list[str]:
         """The columns of `ValidationResult.row`."""

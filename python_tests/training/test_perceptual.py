@@ -1,0 +1,147 @@
+"""The objective towards features, a teacher's pictures and a discriminator, against its formula."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from features_formula import formula, random_weights
+from training_runs import make_config, make_spec, make_trainer, read_log
+
+from resshift_fast.diffusion.schedule import Schedule
+from resshift_fast.models.autoencoder import SpaceToDepth, SpaceToDepthConfig
+from resshift_fast.training.config import TrainConfig
+from resshift_fast.training.features import FeatureDistance
+from resshift_fast.training.interfaces import Batch, Draws, Parts
+from resshift_fast.training.perceptual import Options, Perceptual, from_config
+
+STATE = random_weights()
+ONE_STEP = Schedule(steps=4, kappa=0.25, one_step=True)
+
+
+def _pictures(count, side, seed):
+    return torch.rand(2, count, 3, side, side, generator=torch.Generator().manual_seed(seed)).mul(2).sub(1).unbind(0)
+
+
+def _objective(predict=None, schedule=ONE_STEP, denoiser=None, **options):
+    options = {"features": 0.1, "disc_channels": 16, "disc_layers": 1} | options
+    spec = SimpleNamespace(
+        prediction_type="residual", scale=4, clamp_x0=True, schedule=schedule, denoiser=denoiser or SimpleNamespace()
+    )
+    predict = predict or (lambda x_t, t, low, mask: torch.zeros_like(x_t))
+    stage = SpaceToDepth(SpaceToDepthConfig())
+    parts = Parts(spec, stage, schedule.table("cpu"), predict, torch.no_grad, torch.device("cpu"))
+    features = FeatureDistance()
+    features.load(STATE)
+    torch.manual_seed(0)
+    parts = Parts(**(vars(parts) | {"autocast": torch.enable_grad}))
+    return Perceptual(TrainConfig(data="", run="", patch=64), parts, Options(**options), features)
+
+
+@pytest.mark.parametrize("share, shift", [(0.0, (0, 0)), (0.3, (3, 5)), (1.0, (0, 1))])
+def test_the_loss_is_the_formula(share, shift):
+    (image, high), (taught, _) = _pictures(2, 32, 1), _pictures(2, 32, 2)
+    objective = _objective(pixel=0.7, teacher_share=share)
+    down, right = shift
+
+    def error(picture):
+        pixels = (image.double() - picture.double()).abs().mean((1, 2, 3))
+        return 0.7 * pixels + 0.1 * formula(image[..., down:, right:], picture[..., down:, right:], STATE)
+
+    batch = Batch(high, torch.zeros(2, 3, 8, 8), taught=taught)
+    expected = (1 - share) * error(high) + share * error(taught)
+    torch.testing.assert_close(objective.by_sample(image, batch, shift).double(), expected, rtol=1e-4, atol=0)
+    without = objective.by_sample(image, Batch(high, batch.low), shift)
+    torch.testing.assert_close(without.double(), error(high), rtol=1e-4, atol=0)
+
+
+def test_a_one_step_model_gets_y_plus_noise_and_its_channels_of_noise():
+    seen = []
+
+    def predict(x_t, t, low, mask, z):
+        seen.append((x_t, t, z))
+        return torch.full_like(x_t, 0.25)
+
+    objective = _objective(predict, denoiser=SimpleNamespace(noise_channels=2))
+    batch = Batch(torch.ones(3, 3, 64, 64), torch.full((3, 3, 16, 16), -0.5))
+    image, t = objective.estimate(batch, Draws(0, 0, range(3)))
+    # The residual y − x_0 is 0.25 and y is −0.5, whatever the true picture is.
+    torch.testing.assert_close(image, torch.full_like(image, -0.75))
+    ((x_t, seen_t, z),) = seen
+    assert t.tolist() == seen_t.tolist() == [0, 0, 0] and z.shape == (3, 2, 16, 16)
+    assert float(x_t.mean()) == pytest.approx(-0.5, abs=0.02) and float(x_t.std()) == pytest.approx(0.25, abs=0.02)
+
+
+def test_the_discriminator_waits_and_then_adds_its_term():
+    scale = torch.ones((), requires_grad=True)
+    objective = _objective(lambda x_t, t, low, mask: scale * x_t, adversarial=0.5, disc_start=3, disc_lead=2)
+    high, _ = _pictures(2, 32, 3)
+    batch = Batch(high, torch.zeros(2, 3, 8, 8))
+    assert [objective.auxiliary_steps(step) for step in (0, 2, 3, 9)] == [0, 0, 1, 1]
+
+    def parts(step):
+        image, _ = objective.estimate(batch, Draws(0, step, range(2)))
+        draws = Draws(0, step, range(2))
+        loss = objective(batch, draws).by_sample
+        return loss - objective.by_sample(image, batch, _shift(objective, step)), objective.networks(image)
+
+    before, _ = parts(4)
+    assert before.abs().max() < 1e-6
+    added, values = parts(5)
+    torch.testing.assert_close(added, -0.5 * values.flatten(1).mean(1))
+    objective(batch, Draws(0, 5, range(2))).by_sample.sum().backward()
+    assert scale.grad is not None and torch.isfinite(scale.grad)
+
+    scale.grad = None
+    loss = objective.auxiliary_loss(batch, Draws(0, 5, range(2), stream=2))
+    loss.sum().backward()
+    assert loss.shape == (2,) and scale.grad is None
+    assert all(one.grad is not None for one in objective.networks.parameters())
+    report = objective.report(lambda sums: sums)
+    assert set(report) == {"pixel_loss", "feature_loss", "generator", "discriminator"}
+
+
+def _shift(objective, step):
+    """The place of the features that the loss of a step draws, after the values of the chain."""
+    draws = Draws(0, step, range(2))
+    objective.chain.sample(Batch(torch.zeros(2, 3, 32, 32), torch.zeros(2, 3, 8, 8)), *[torch.zeros(2, 48, 8, 8)] * 2, draws)
+    return objective.shift(draws)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"pixel": 0.0, "features": 0.0}, "both 0"),
+        ({"adversarial": -1.0}, "adversarial must be at least 0"),
+        ({"teacher_share": 1.5}, "expected 0 to 1, got 1.5"),
+        ({"disc_lr": 0.0}, "disc_lr must be above 0"),
+    ],
+)
+def test_bad_settings_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Options(**options)
+
+
+def test_missing_features_and_small_patches_are_refused():
+    objective = _objective()
+    with pytest.raises(ValueError, match="no distance was given"):
+        Perceptual(TrainConfig(data="", run=""), objective.parts, Options())
+    with pytest.raises(ValueError, match="needs patches of at least 96 pixels, got 64"):
+        _objective(adversarial=1.0, disc_layers=5)
+
+
+def test_a_training_chooses_its_weights_by_features(photos, tmp_path):
+    torch.save(STATE, tmp_path / "weights.pth")
+    options = {"feature_weights": str(tmp_path / "weights.pth"), "adversarial": 0.1, "disc_lead": 1}
+    options |= {"disc_channels": 16, "disc_layers": 1}
+    config = make_config(photos, tmp_path / "run", steps=2, objective="perceptual", objective_options=options)
+    config = TrainConfig(**(vars(config) | {"val": str(photos), "val_every": 1, "val_limit": 1, "val_side": 64}))
+    trainer = make_trainer(config, make_spec())
+    assert isinstance(from_config(config, trainer.objective.parts).features, FeatureDistance)
+    assert trainer.run()
+    first, second = read_log(tmp_path / "run")
+    gains = [
+        sum(float(row[f"bicubic_features_{kind}"]) - float(row[f"val_features_{kind}"]) for kind in ("clean", "degraded"))
+        for row in (first, second)
+    ]
+    assert trainer.best_gain == pytest.approx(max(gains) / 2, abs=1e-3)
+    assert float(second["generator"]) != 0 and float(first["discriminator"]) > 0 and not first["generator"]
