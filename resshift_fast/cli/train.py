@@ -79,7 +79,7 @@ def train(
         str,
         _option(
             "rollout; official: the squared error of the published models, and LPIPS; perceptual: pixels, features "
-            "and a discriminator, whose weights are those of a recipe; or distill: train a one-step student of --model. "
+            "and a discriminator, weighted as a recipe says; or distill: train a one-step student of --model. "
             "--loss, --first-step-weight and --rollout are settings of rollout, the last two of perceptual too."
         ),
     ] = "rollout",

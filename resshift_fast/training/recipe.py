@@ -1,9 +1,9 @@
 """Recipes: trainings described by a YAML file of this project, with settings of `TrainConfig` by name.
 
-    settings:
-      model: nano-x4
-      objective: perceptual
-      objective_options: {features: 0.1}
+settings:
+  model: nano-x4
+  objective: perceptual
+  objective_options: {features: 0.1}
 """
 
 from __future__ import annotations
@@ -46,10 +46,12 @@ def read(tree: Mapping[str, Any], source: str) -> dict[str, Any]:
             near = difflib.get_close_matches(str(name), sorted(known), n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"{source}: {SECTION} has the unknown name {name}{hint}")
-    found = {name: tuple(value) if isinstance(value, list) else value for name, value in section.items()}
+    found: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in section.items()
+    }
     try:
         if "mixture" in found:
-            found["mixture"] = from_options(Mixture, found["mixture"])
+            found["mixture"] = from_options(Mixture, section["mixture"])
         # Refuses bad values before the training.
         from_options(TrainConfig, {"data": "", "run": ""} | found)
     except (TypeError, ValueError, AttributeError) as error:

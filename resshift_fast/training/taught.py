@@ -80,7 +80,8 @@ class Taught:
         key: object = None,
     ):
         self.patches, self.degradation, self.options = patches, degradation, options
-        self._make, self._teacher = teacher, None
+        self._make = teacher
+        self._teacher: Teacher | None = None
         plan = patches.plan
         settings = asdict(plan) | {
             "degradation": [type(one).__name__ + repr(one) for one in (plan.degradation, degradation)],
@@ -106,7 +107,7 @@ class Taught:
         if made is None:
             made = self._taught(number, indices)
             file = io.BytesIO()
-            np.savez(file, **made)
+            np.savez(file, high=made["high"], low=made["low"], taught=made["taught"])
             write_atomically(path, file.getbuffer())
         batch = Batch(to_tensor(made["high"]), to_tensor(made["low"]), taught=to_tensor(made["taught"]))
         way = int(8 * Draws(self.patches.seed, step, indices, stream=TURN_STREAM).of_batch())
@@ -121,9 +122,9 @@ class Taught:
         clean = Draws(patches.seed, number, indices, stream=CLEAN_STREAM).uniform() < self.options.clean
         for index in clean.nonzero().flatten().tolist():
             low[index] = resize(high[index], low.shape[1], low.shape[2], "bicubic")
-        self._teacher = self._teacher or self._make()
+        teacher = self._teacher = self._teacher or self._make()
         with torch.inference_mode():
-            taught = self._teacher(to_tensor(low) / 2 + 0.5)
+            taught = teacher(to_tensor(low) / 2 + 0.5)
         return {"high": high, "low": low, "taught": to_images(taught * 2 - 1)}
 
 
