@@ -9,6 +9,7 @@ import pytest
 import torch
 from training_runs import make_config, make_trainer, random_batch, read_log
 
+from resshift_fast.training import networks
 from resshift_fast.training.degradations import Mixture
 from resshift_fast.training.interfaces import Batch
 from resshift_fast.training.run_folder import RunFolder
@@ -97,6 +98,19 @@ def test_settings_that_change_nothing_may_differ(photos, tmp_path):
     config = make_config(photos, tmp_path)
     make_trainer(config).run(stop_after=1)
     assert make_trainer(replace(config, workers=2, log_every=2, save_every=1, val=str(photos))).run()
+
+
+def test_more_batches_with_a_teacher_may_be_asked_for_later(photos, tmp_path):
+    taught = {"folder": "here", "batches": 2, "clean": 0.5}
+    saved = make_config(photos, tmp_path, taught=taught).to_dict()
+    assert make_config(photos, tmp_path, taught=taught | {"folder": "there", "batches": 9}).check_resumable(saved) == []
+    with pytest.raises(ValueError, match="taught.clean was 0.5 and is now 0.1"):
+        make_config(photos, tmp_path, taught=taught | {"clean": 0.1}).check_resumable(saved)
+
+
+def test_a_models_name_stands_for_its_weights(tmp_path):
+    assert networks.initial_weights("nano-x4").name == "nano-x4.safetensors"
+    assert networks.initial_weights(str(tmp_path / "mine.pth")) == tmp_path / "mine.pth"
 
 
 def test_a_damaged_checkpoint_is_one_clear_error(photos, tmp_path):

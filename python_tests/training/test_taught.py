@@ -74,6 +74,15 @@ def test_a_repeated_batch_is_turned(make):
     assert len(set(ways)) == 8
 
 
+def test_new_batches_have_no_teacher(make):
+    taught = make(fresh=1.0)
+    batches = [taught.batch(step, range(2)) for step in range(3)]
+    assert all(batch.taught is None for batch in batches) and Teacher.calls == 0
+    assert len({batch.high.numpy().tobytes() for batch in batches}) == 3
+    kept = make().batch(0, range(2))
+    assert not any(torch.equal(batch.high, kept.high) for batch in batches)
+
+
 def test_other_settings_have_other_files(make):
     folders = {make().folder, make(clean=0.5).folder, make(PatchPlan(patch=128)).folder, make(BATCH_PLAN).folder}
     assert len(folders) == 4 and make(batches=7).folder in folders

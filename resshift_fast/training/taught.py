@@ -2,7 +2,8 @@
 
 A teacher takes longer than a training step, so a training has a number of batches that it repeats. Each has a file with
 its patches, in 8 bits; when it is repeated, it is mirrored and turned at random. A file depends on the settings that
-the patches are made with, and on nothing else, so that trainings share them.
+the patches are made with, and on nothing else, so that trainings share them. Between them may be new batches without a
+teacher's pictures.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 Teacher = Callable[[Tensor], Tensor]
 """Low-quality pictures [B, 3, h, w] in [0, 1] to restored ones [B, 3, scale·h, scale·w]."""
 
-CLEAN_STREAM, TURN_STREAM = 101, 102  # of draws
+CLEAN_STREAM, STEP_STREAM = 101, 102  # of draws
 DAMAGED = (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile)
 
 
@@ -51,10 +52,13 @@ class Options:
     clean: float = 0.0
     """Probability that a low-quality patch is made by bicubic downscaling alone."""
 
+    fresh: float = 0.0
+    """Probability that a step gets a new batch without the teacher's pictures, which costs no time of it."""
+
     def __post_init__(self) -> None:
         if self.batches < 1:
             raise ValueError(f"taught: batches must be at least 1, got {self.batches}")
-        check_share("taught", clean=self.clean)
+        check_share("taught", clean=self.clean, fresh=self.fresh)
 
 
 class Taught:
@@ -100,7 +104,12 @@ class Taught:
         return self.patches.photos
 
     def batch(self, step: int, indices: Sequence[int]) -> Batch:
-        """The batch of a step, turned at random; made if it is not kept."""
+        """The batch of a step: new, or a kept one turned at random, which is made if there is none."""
+        draws = Draws(self.patches.seed, step, indices, stream=STEP_STREAM)
+        if draws.of_batch() < self.options.fresh:
+            # Further steps than those of the kept batches have other photos and draws.
+            high, low = self._pairs(self.options.batches + step, indices)
+            return Batch(to_tensor(high), to_tensor(low))
         number = step % self.options.batches
         path = self.folder / f"{number:06d}-{indices[0]}-{len(indices)}.npz"
         made = _read(path)
@@ -110,11 +119,10 @@ class Taught:
             np.savez(file, high=made["high"], low=made["low"], taught=made["taught"])
             write_atomically(path, file.getbuffer())
         batch = Batch(to_tensor(made["high"]), to_tensor(made["low"]), taught=to_tensor(made["taught"]))
-        way = int(8 * Draws(self.patches.seed, step, indices, stream=TURN_STREAM).of_batch())
-        return turned(batch, way)
+        return turned(batch, int(8 * draws.of_batch()))
 
-    def _taught(self, number: int, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        """The patches of a batch, uint8 [B, H, W, 3], by name."""
+    def _pairs(self, number: int, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """High- and low-quality patches, uint8 [B, H, W, 3]."""
         patches = self.patches
         scale = patches.plan.scale
         batch = paired(patches.batch(number, indices), self.degradation, scale, (patches.seed, number, indices))
@@ -122,6 +130,11 @@ class Taught:
         clean = Draws(patches.seed, number, indices, stream=CLEAN_STREAM).uniform() < self.options.clean
         for index in clean.nonzero().flatten().tolist():
             low[index] = resize(high[index], low.shape[1], low.shape[2], "bicubic")
+        return high, low
+
+    def _taught(self, number: int, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        """The patches of a batch and the teacher's pictures, uint8 [B, H, W, 3], by name."""
+        high, low = self._pairs(number, indices)
         teacher = self._teacher = self._teacher or self._make()
         with torch.inference_mode():
             taught = teacher(to_tensor(low) / 2 + 0.5)
