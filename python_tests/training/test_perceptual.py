@@ -29,11 +29,10 @@ def _objective(predict=None, schedule=ONE_STEP, denoiser=None, **options):
     )
     predict = predict or (lambda x_t, t, low, mask: torch.zeros_like(x_t))
     stage = SpaceToDepth(SpaceToDepthConfig())
-    parts = Parts(spec, stage, schedule.table("cpu"), predict, torch.no_grad, torch.device("cpu"))
+    parts = Parts(spec, stage, schedule.table("cpu"), predict, torch.enable_grad, torch.device("cpu"))
     features = FeatureDistance()
     features.load(STATE)
     torch.manual_seed(0)
-    parts = Parts(**(vars(parts) | {"autocast": torch.enable_grad}))
     return Perceptual(TrainConfig(data="", run="", patch=64), parts, Options(**options), features)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -184,6 +184,20 @@ class Reporting(Protocol):
             total: the sum of a tensor over all processes, which all call it equally often.
         """
         ...
+
+
+@runtime_checkable
+class Measuring(Protocol):
+    """What an objective also has that adds metrics to the validation.
+
+    Attributes:
+        metrics: functions of a restored and a true image, both uint8 RGB [H, W, 3], by name.
+        best: the metric that chooses the weights, one of these or psnr_y; those of `validation.LOWER_IS_BETTER` are
+            best where they are least.
+    """
+
+    metrics: Mapping[str, Callable[[np.ndarray, np.ndarray], float]]
+    best: str
 
 
 class Data(Protocol):

@@ -12,7 +12,7 @@ makes results of the error to the true picture smooth; the true picture corrects
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, cast
@@ -90,9 +90,7 @@ class Perceptual:
             patches.
 
     Attributes:
-        metrics: further ones for the validation, by name.
-        best: the one that chooses weights.
-        networks: the discriminator; `Auxiliary` and `Reporting` say what else this is.
+        networks: the discriminator; `Auxiliary`, `Measuring` and `Reporting` say what else this is.
     """
 
     columns = ("pixel_loss", "feature_loss", "teacher_pixel_loss", "teacher_feature_loss", "generator", "discriminator")
@@ -117,9 +115,10 @@ class Perceptual:
             betas=config.betas,
             weight_decay=config.weight_decay,
         )
-        self.best, self.metrics = BEST, cast(dict[str, Metric], {})
-        if features is not None:
-            self.best, self.metrics = FEATURES, {FEATURES: partial(_measured, features, parts.device)}
+        self.best = BEST if features is None else FEATURES
+        self.metrics: Mapping[str, Metric] = (
+            {} if features is None else {FEATURES: partial(_measured, features, parts.device)}
+        )
         self._sums = torch.zeros(2, len(self.columns), dtype=torch.float64)  # of the terms, and their numbers
 
     def __call__(self, batch: Batch, draws: Draws) -> Loss:

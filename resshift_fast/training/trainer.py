@@ -13,7 +13,7 @@ from resshift_fast.diffusion.schedule import schedule_text
 from resshift_fast.training import choices, networks, origins, validation
 from resshift_fast.training.config import TrainConfig
 from resshift_fast.training.distributed import Processes
-from resshift_fast.training.interfaces import Data, Parts
+from resshift_fast.training.interfaces import Data, Measuring, Parts
 from resshift_fast.training.loop import Training
 from resshift_fast.training.metrics import Metric
 from resshift_fast.training.metrics import from_config as metrics_from_config
@@ -121,7 +121,10 @@ class Trainer(Training):
         else:
             assert self.degradation is not None
             pairs = validation.from_photos(config.val, scale, self.degradation, limit=config.val_limit, side=side)
-        own: Mapping[str, Metric] = getattr(self.objective, "metrics", {})
+        own, best = (
+            (self.objective.metrics, self.objective.best)
+            if isinstance(self.objective, Measuring)
+            else ({}, validation.BEST)
+        )
         found = {**metrics_from_config(config, self.device), **own, **self._metrics}
-        best = getattr(self.objective, "best", validation.BEST)
         return Validation(pairs, scale, batch=config.val_batch, metrics=found, best=best)
