@@ -11,8 +11,9 @@ excitation; its batch norms are folded into the convolutions. It is 6 MB large a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from os import PathLike
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -94,15 +95,7 @@ class FeatureDistance(nn.Module):
         Raises:
             CheckpointError: a key is missing or a shape differs.
         """
-        names = [("stem", "_conv_stem", "_bn0")]
-        for number, block in enumerate(self.blocks):
-            norms = iter(("_bn0", "_bn1", "_bn2") if block.expand is not None else ("_bn1", "_bn2"))
-            parts = ("expand", "depthwise", "project") if block.expand is not None else ("depthwise", "project")
-            for part in parts:
-                start = f"_blocks.{number}."
-                names.append((f"blocks.{number}.{part}", f"{start}_{part}_conv", start + next(norms)))
-        for own, convolution, norm in names:
-            module = self.get_submodule(own)
+        for module, convolution, norm in self._places():
             try:
                 weight = state[f"{convolution}.weight"].double()
                 scale, shift, mean, variance = (
@@ -116,9 +109,20 @@ class FeatureDistance(nn.Module):
                     "give weights of EfficientNet-Lite0"
                 )
             factor = scale / (variance + BATCH_NORM_EPS).sqrt()
+            assert module.bias is not None
             with torch.no_grad():
                 module.weight.copy_(weight * factor[:, None, None, None])
                 module.bias.copy_(shift - mean * factor)
+
+    def _places(self) -> Iterator[tuple[_Convolution, str, str]]:
+        """Each convolution with the names of its weight and of its batch norm in the package's file."""
+        yield self.stem, "_conv_stem", "_bn0"
+        for number, block in enumerate(cast("list[_Block]", list(self.blocks))):
+            start = f"_blocks.{number}"
+            if block.expand is not None:
+                yield block.expand, f"{start}._expand_conv", f"{start}._bn0"
+            yield block.depthwise, f"{start}._depthwise_conv", f"{start}._bn1"
+            yield block.project, f"{start}._project_conv", f"{start}._bn2"
 
     @classmethod
     def from_files(cls, path: str | PathLike[str] | None = None) -> FeatureDistance:
