@@ -16,6 +16,7 @@ from resshift_fast.models.swin_unet import SwinUNet
 from resshift_fast.training import networks
 from resshift_fast.training.config import TrainConfig
 from resshift_fast.training.degradations import Mixture
+from resshift_fast.training.degradations.second_order import SecondOrder
 from resshift_fast.training.interfaces import Batch
 from resshift_fast.training.metrics import from_config, psnr_y
 from resshift_fast.training.pixels import to_images, to_tensor
@@ -45,6 +46,11 @@ def test_an_untrained_residual_network_validates_close_to_bicubic(photos, tmp_pa
     result = trainer.validate(Validation(from_photos(photos, 4, Mixture(), limit=2), 4))
     assert result.gains() == pytest.approx({"clean": 0.0, "degraded": 0.0}, abs=0.02)
     assert result.bicubic["degraded"]["psnr_y"] < result.bicubic["clean"]["psnr_y"]
+
+
+def test_a_degradation_that_cuts_patches_is_validated_on_whole_squares(photos):
+    (pair,) = from_photos(photos, 4, SecondOrder(gt_size=32), limit=1, side=64)
+    assert pair.high.shape == (64, 64, 3) and {low.shape for low in pair.low.values()} == {(16, 16, 3)}
 
 
 def test_photos_of_any_size_are_validated(tmp_path):

@@ -19,6 +19,7 @@ from torch import Tensor
 from resshift_fast.images.errors import ImageError
 from resshift_fast.training.degradations import Mixture
 from resshift_fast.training.degradations import resize as resized
+from resshift_fast.training.degradations.second_order import SecondOrder
 from resshift_fast.training.interfaces import BatchDegradation, Degradation, Draws
 from resshift_fast.training.metrics import Metric, psnr_y
 from resshift_fast.training.photos import list_photos, read_rgb
@@ -222,7 +223,8 @@ def from_photos(
         source: the photos, as in `list_photos`. Those that are unreadable or below 64 pixels a side are skipped with a
             warning.
         scale: of the model.
-        degradation: makes the degraded version; the clean share of a `Mixture` is left out.
+        degradation: makes the degraded version; the clean share of a `Mixture` and the cut of a `SecondOrder` are left
+            out.
         limit: largest number of photos, spread over the list.
         side: their central squares have at most this side in pixels; None takes whole photos.
 
@@ -232,6 +234,8 @@ def from_photos(
     """
     if isinstance(degradation, Mixture):
         degradation = replace(degradation, clean=0.0)
+    if isinstance(degradation, SecondOrder):
+        degradation = replace(degradation, gt_size=None)
     pairs: list[Pair] = []
     for number, image in _usable(source, limit):
         high = _central(image, scale, side)
