@@ -52,6 +52,7 @@ from resshift_fast.training import networks, teachers
 from resshift_fast.training.degradations.drawing import from_options
 from resshift_fast.training.discriminator import FeatureHead, discriminator_loss, logistic_generator_loss
 from resshift_fast.training.interfaces import Batch, Draws, Loss, Parts
+from resshift_fast.training.means import Means
 from resshift_fast.training.objective import decode
 from resshift_fast.training.pixels import upsample
 
@@ -156,7 +157,7 @@ class Distillation:
         self.optimizer = optimizer(self.networks.parameters())
         self.metadata: dict[str, str] = {}
         self.frozen = {"teacher": teacher} | ({"LPIPS": perceptual} if perceptual is not None else {})
-        self._sums = torch.zeros(2, len(self.columns), dtype=torch.float64)  # of the terms, and their numbers
+        self._means = Means(self.columns, parts.device)
 
     def __call__(self, batch: Batch, draws: Draws) -> Loss:
         """The student's loss of a batch for random steps and noise."""
@@ -230,7 +231,7 @@ class Distillation:
         if self.adversarial:
             terms["generator_loss"] = self.adversarial, logistic_generator_loss(self._logits(x0, batch))
         for name, (_, term) in terms.items():
-            self._count(name, term)
+            self._means.count(name, term)
         return sum((weight * term for weight, term in terms.values()), torch.zeros(len(y), device=y.device))
 
     def _rsd(self, batch: Batch, y: Tensor, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -260,19 +261,17 @@ class Distillation:
         """That loss for given results of the student, steps and noise, [B]; arguments as in `by_sample`."""
         x_t = ops.q_sample(x0, y, t, self.table, noise)
         loss = _error(self._estimate(self._fake, x_t, y, t, batch), x0)
-        self._count("fake_loss", loss)
+        self._means.count("fake_loss", loss)
         if not self.adversarial:
             return loss
         real, fake = self._logits(torch.cat([truth, x0]), _twice(batch)).chunk(2)
         of_head = 2 * discriminator_loss(real, fake, "vanilla")
-        self._count("discriminator_loss", of_head)
+        self._means.count("discriminator_loss", of_head)
         return loss + self.adversarial * of_head
 
     def report(self, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Means since the last call, by column."""
-        sums, counts = total(self._sums.float()).tolist()
-        self._sums.zero_()
-        return {name: sums[i] / counts[i] for i, name in enumerate(self.columns) if counts[i]}
+        return self._means.report(total)
 
     @torch.no_grad()
     def _encoded(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -299,10 +298,6 @@ class Distillation:
         with self.parts.autocast():
             prediction = model(self._scaled(x_t, row), self.timesteps[t], batch.low, batch.mask)
         return x0_from_prediction(x_t, prediction.to(x_t.dtype), y, row, self.parts.spec.prediction_type)
-
-    def _count(self, name: str, term: Tensor) -> None:
-        place = self.columns.index(name)
-        self._sums[:, place] += torch.stack([term.detach().double().sum().cpu(), torch.tensor(float(len(term)))])
 
 
 class _Bottleneck(nn.Module):

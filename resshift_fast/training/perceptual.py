@@ -27,6 +27,7 @@ from resshift_fast.training.degradations.drawing import from_options
 from resshift_fast.training.discriminator import PatchDiscriminator
 from resshift_fast.training.features import FeatureDistance, distance
 from resshift_fast.training.interfaces import Batch, Draws, Loss, Parts
+from resshift_fast.training.means import Means
 from resshift_fast.training.metrics import Metric
 from resshift_fast.training.objective import decode
 from resshift_fast.training.pixels import to_tensor, upsample
@@ -119,7 +120,7 @@ class Perceptual:
         self.metrics: Mapping[str, Metric] = (
             {} if features is None else {FEATURES: partial(_measured, features, parts.device)}
         )
-        self._sums = torch.zeros(2, len(self.columns), dtype=torch.float64)  # of the terms, and their numbers
+        self._means = Means(self.columns, parts.device)
 
     def __call__(self, batch: Batch, draws: Draws) -> Loss:
         """The loss of a batch for random steps and noise."""
@@ -128,7 +129,7 @@ class Perceptual:
         if self.options.adversarial and draws.step >= self.options.disc_start + self.options.disc_lead:
             with self.parts.autocast():
                 generator = discriminator.generator_loss(self.networks(image))
-            self._count("generator", generator)
+            self._means.count("generator", generator)
             loss = loss + self.options.adversarial * generator
         return Loss(loss, t)
 
@@ -166,13 +167,13 @@ class Perceptual:
             if not weight or picture is None:
                 continue
             pixel = (image - picture).abs().mean((1, 2, 3))
-            self._count(f"{start}pixel_loss", pixel)
+            self._means.count(f"{start}pixel_loss", pixel)
             total = total + weight * self.options.pixel * pixel
             if own is not None:
                 with torch.no_grad():
                     expected = self._activations(picture, shift)
                 features = distance(own, expected)
-                self._count(f"{start}feature_loss", features)
+                self._means.count(f"{start}feature_loss", features)
                 total = total + weight * self.options.features * features
         return total
 
@@ -192,18 +193,12 @@ class Perceptual:
         with self.parts.autocast():
             real, fake = self.networks(batch.high), self.networks(image)
         loss = discriminator.discriminator_loss(real, fake, "hinge")
-        self._count("discriminator", loss)
+        self._means.count("discriminator", loss)
         return loss
-
-    def _count(self, name: str, term: Tensor) -> None:
-        place = self.columns.index(name)
-        self._sums[:, place] += torch.stack([term.detach().double().sum().cpu(), torch.tensor(float(len(term)))])
 
     def report(self, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Means since the last call, by column."""
-        sums, counts = total(self._sums.float()).tolist()
-        self._sums.zero_()
-        return {name: sums[i] / counts[i] for i, name in enumerate(self.columns) if counts[i]}
+        return self._means.report(total)
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from resshift_fast.training import discriminator
 from resshift_fast.training.degradations.drawing import from_options
 from resshift_fast.training.discriminator import PatchDiscriminator
 from resshift_fast.training.interfaces import Batch, Draws, Loss
+from resshift_fast.training.means import Means
 
 if TYPE_CHECKING:
     from resshift_fast.training.config import TrainConfig
@@ -137,7 +138,7 @@ class VQGAN:
             weight_decay=config.weight_decay,
         )
         entries = parts.autoencoder.config.codebook_size
-        self._sums = torch.zeros(2, len(MEANS), device=parts.device)  # of the samples' values, and their numbers
+        self._means = Means(MEANS, parts.device)
         self._codes = torch.zeros(entries, dtype=torch.int64, device=parts.device)  # how often each entry was used
 
     # ---- the autoencoder
@@ -147,16 +148,16 @@ class VQGAN:
         image, options = batch.high, self.options
         found = self.parts.reconstruct(image)
         l1 = (found.image.float() - image).abs().mean((1, 2, 3))
-        self._note("l1", l1)
+        self._means.count("l1", l1)
         reconstruction = l1
         if options.lpips:
             assert self.perceptual is not None
             with self.parts.autocast():
                 distance = self.perceptual(found.image, image)
-            self._note("lpips", distance)
+            self._means.count("lpips", distance)
             reconstruction = l1 + options.lpips * distance
         codebook = codebook_loss(found.latent, found.entries, options.beta)
-        self._note("codebook", codebook)
+        self._means.count("codebook", codebook)
         used = found.indices.flatten()
         self._codes.scatter_add_(0, used, torch.ones_like(used))
         total = reconstruction + codebook
@@ -164,8 +165,8 @@ class VQGAN:
             with self.parts.autocast():
                 generator = discriminator.generator_loss(self.networks(found.image))
             weight = self._adaptive_weight(reconstruction, generator)
-            self._note("generator", generator)
-            self._note("lambda", weight.expand(len(image)))
+            self._means.count("generator", generator)
+            self._means.count("lambda", weight.expand(len(image)))
             total = total + options.disc_weight * weight * generator
         return Loss(total)
 
@@ -196,22 +197,16 @@ class VQGAN:
         with self.parts.autocast():
             real, fake = self.networks(batch.high), self.networks(reconstruction)
         loss = discriminator.discriminator_loss(real, fake, self.options.disc_loss)
-        self._note("discriminator", loss)
+        self._means.count("discriminator", loss)
         return loss
 
     # ---- the log
 
-    def _note(self, name: str, values: Tensor) -> None:
-        index = MEANS.index(name)
-        self._sums[0, index] += values.detach().float().sum()
-        self._sums[1, index] += len(values)
-
     def report(self, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Means since the last call, and the perplexity and the share of the codebook that was used."""
-        sums, counts = total(self._sums).tolist()
-        found = {name: sums[i] / counts[i] for i, name in enumerate(MEANS) if counts[i]}
+        found = self._means.report(total)
         found |= codebook_usage(total(self._codes).cpu())
-        self._sums, self._codes = torch.zeros_like(self._sums), torch.zeros_like(self._codes)
+        self._codes = torch.zeros_like(self._codes)
         return found
 
 
