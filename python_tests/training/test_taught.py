@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from training_runs import PLAN
 
 from resshift_fast.training import rrdb
@@ -19,12 +20,12 @@ from resshift_fast.training.taught import Options, Taught, from_config, turned
 BATCH_PLAN = PatchPlan(patch=64)
 
 
-class Teacher:
+class Teacher(nn.Module):
     """Enlarges by repeating pixels, and counts its calls."""
 
     calls = 0
 
-    def __call__(self, low):
+    def forward(self, low):
         Teacher.calls += 1
         return F.interpolate(low, scale_factor=4, mode="nearest")
 

@@ -318,7 +318,7 @@ class Training(ABC):
             return patches
         from resshift_fast.training import taught
 
-        return taught.from_config(config, patches, self.degradation)
+        return taught.from_config(config, patches, self.degradation, self.device)
 
     def _batches(self, source: Patches | Data) -> Generator[Batch, None, None]:
         config = self.config

