@@ -37,7 +37,7 @@ from resshift_fast.training.validation import BEST, FEATURES
 if TYPE_CHECKING:
     from resshift_fast.training.config import TrainConfig
 
-SHIFT = 8  # pixels; see `Perceptual.shifted`
+SHIFT = 8  # pixels; see `cut`
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Perceptual:
     def __call__(self, batch: Batch, draws: Draws) -> Loss:
         """The loss of a batch for random steps and noise."""
         image, t = self.estimate(batch, draws)
-        loss = self.by_sample(image, batch, self.shift(draws))
+        loss = self.by_sample(image, batch, draws.integers(0, SHIFT, 2))
         if self.options.adversarial and draws.step >= self.options.disc_start + self.options.disc_lead:
             with self.parts.autocast():
                 generator = discriminator.generator_loss(self.networks(image))
@@ -144,25 +144,18 @@ class Perceptual:
         latent = x0_from_prediction(found.x_t, found.prediction.to(y.dtype), y, row, parts.spec.prediction_type)
         return decode(parts.first_stage, latent), found.t
 
-    def shift(self, draws: Draws) -> tuple[int, int]:
-        """A random place, (rows, columns) from 0 to 7, at which the pictures are cut before features are taken.
-
-        The network of the features reads every other pixel; a fixed place would leave a pattern with that period free.
-        """
-        return int(draws.of_batch() * SHIFT), int(draws.of_batch() * SHIFT)
-
-    def by_sample(self, image: Tensor, batch: Batch, shift: tuple[int, int] = (0, 0)) -> Tensor:
+    def by_sample(self, image: Tensor, batch: Batch, places: Tensor) -> Tensor:
         """The loss without the adversarial one, [B].
 
         Args:
             image: the decoded estimate, [B, 3, P, P].
             batch: the pictures.
-            shift: as of `shift`.
+            places: of the squares whose features are compared, as of `cut`.
         """
         share = self.options.teacher_share if batch.taught is not None else 0.0
         wanted = [("", 1 - share, batch.high), ("teacher_", share, batch.taught)]
         total = image.new_zeros(len(image))
-        own = self._activations(image, shift) if self.options.features else None
+        own = self._activations(cut(image, places)) if self.options.features else None
         for start, weight, picture in wanted:
             if not weight or picture is None:
                 continue
@@ -171,16 +164,16 @@ class Perceptual:
             total = total + weight * self.options.pixel * pixel
             if own is not None:
                 with torch.no_grad():
-                    expected = self._activations(picture, shift)
+                    expected = self._activations(cut(picture, places))
                 features = distance(own, expected)
                 self._means.count(f"{start}feature_loss", features)
                 total = total + weight * self.options.features * features
         return total
 
-    def _activations(self, image: Tensor, shift: tuple[int, int]) -> list[Tensor]:
+    def _activations(self, image: Tensor) -> list[Tensor]:
         assert self.features is not None
         with self.parts.autocast():
-            return self.features.activations(image[:, :, shift[0] :, shift[1] :])
+            return self.features.activations(image)
 
     def auxiliary_steps(self, step: int) -> int:
         """1 from `disc_start` on, if there is a discriminator."""
@@ -199,6 +192,20 @@ class Perceptual:
     def report(self, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Means since the last call, by column."""
         return self._means.report(total)
+
+
+def cut(image: Tensor, places: Tensor) -> Tensor:
+    """A square of each picture, 7 pixels smaller than it.
+
+    The network of the features reads every other pixel: at a fixed place, patterns with that period would cost nothing.
+
+    Args:
+        image: [B, 3, H, W].
+        places: int64 [B, 2], row and column of the squares' corners, 0 to 7.
+    """
+    height, width = (side - SHIFT + 1 for side in image.shape[2:])
+    found = zip(image, places.tolist(), strict=True)
+    return torch.stack([one[:, top : top + height, left : left + width] for one, (top, left) in found])
 
 
 @torch.no_grad()
