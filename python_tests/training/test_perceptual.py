@@ -29,7 +29,7 @@ def _objective(predict=None, schedule=ONE_STEP, denoiser=None, **options):
     )
     predict = predict or (lambda x_t, t, low, mask: torch.zeros_like(x_t))
     stage = SpaceToDepth(SpaceToDepthConfig())
-    parts = Parts(spec, stage, schedule.table("cpu"), predict, torch.enable_grad, torch.device("cpu"))
+    parts = Parts(spec, stage, schedule.table("cpu"), predict, torch.enable_grad, torch.device("cpu"), denoise=predict)
     features = FeatureDistance()
     features.load(STATE)
     torch.manual_seed(0)

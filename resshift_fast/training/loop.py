@@ -289,8 +289,9 @@ class Training(ABC):
     def _find_changes(self, source: Patches | Data, held_out: Validation | None) -> None:
         """Add what is not as it was at the checkpoint to `_changed`, and remember it as it is."""
         found = {f"weights of the {name}": origins.of_weights(module) for name, module in self.frozen.items()}
-        if isinstance(source, Patches):
-            found["training photos"] = origins.of_photos(self.config.sources, source.photos.paths)
+        patches = getattr(source, "patches", source)
+        if isinstance(patches, Patches):
+            found["training photos"] = origins.of_photos(self.config.sources, patches.photos.paths)
         if held_out is not None:
             found |= {
                 f"weights of the metric {name}": origins.of_weights(metric.network)

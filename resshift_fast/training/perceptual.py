@@ -125,6 +125,7 @@ class Perceptual:
         self.metrics: Mapping[str, Metric] = (
             {} if features is None else {FEATURES: partial(_measured, features, parts.device)}
         )
+        self.frozen: Mapping[str, nn.Module] = {} if features is None else {"feature distance": features}
         self._means = Means(self.columns, parts.device)
 
     def __call__(self, batch: Batch, draws: Draws) -> Loss:
