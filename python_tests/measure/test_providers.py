@@ -135,12 +135,12 @@ def test_operations_are_those_counted_by_hand(monkeypatch):
 
     class Pipe:
         device = torch.device("cpu")
-        first_stage, restoration = networks, SimpleNamespace(chain=networks)
+        first_stage, restoration = networks, SimpleNamespace(chain=networks, encode=networks.encode)
 
         def __call__(self, *_, **__):
             with torch.inference_mode():
                 self.restoration.chain.forward(x)
-                return [networks.decode(networks.encode(x))]
+                return [networks.decode(self.restoration.encode(x))]
 
     monkeypatch.setattr(providers, "build", lambda case: Pipe())
     assert Runner(Case("reference", **TINY)).operations() == {

@@ -33,6 +33,6 @@ def test_the_latent_of_blocks_of_pixels_is_made_without_the_image_bit_for_bit(sc
     spec = SimpleNamespace(scale=scale, schedule=Schedule(steps=2), prediction_type="x0", clamp_x0=True)
     image = torch.randn(2, 3, 9, 13, generator=torch.Generator().manual_seed(0))
     restoration = Restoration(spec, torch.nn.Linear(1, 1), stage)
-    found = restoration._encoded(image, torch.float32)
+    found = restoration.encode(image, torch.float32)
     expected = stage.encode(enlarge(image, phase_filters(scale)))
     assert torch.equal(found, expected) and found.stride() == expected.stride()

@@ -103,8 +103,8 @@ class Run:
     """One timed restoration.
 
     Args:
-        seconds: by stage if stages can be timed, and of the `WHOLE`, which also includes what is around them: bicubic
-            upsampling, tiling, pixel conversion.
+        seconds: by stage if stages can be timed, and of the `WHOLE`, which also includes what is around them, such as
+            tiling and pixel conversion. Encoding includes the bicubic upsampling.
         peak_bytes: peak memory during the run, weights included; None if the system does not report it.
     """
 
@@ -273,7 +273,7 @@ def build(case: Case) -> Pipeline:
 def places(pipe: Pipeline) -> list[tuple[nn.Module, str, str]]:
     """(module, method name, stage) of every stage."""
     return [
-        (pipe.first_stage, "encode", "encode"),
+        (pipe.restoration, "encode", "encode"),
         (pipe.restoration.chain, "forward", "denoise"),
         (pipe.first_stage, "decode", "decode"),
     ]

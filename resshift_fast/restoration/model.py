@@ -85,7 +85,7 @@ class Restoration(nn.Module):
         dtype = next((p.dtype for p in self.first_stage.parameters()), torch.float32)
         with nvtx.stage("encode"):
             lq = image[:, :, margin:-margin, margin:-margin] if margin else image
-            y = self._encoded(image, dtype)
+            y = self.encode(image, dtype)
         x0 = self.chain(y, lq if spec.denoiser.cond_lq else None, seed, mask_channel, origin, noise, callback)
         with nvtx.stage("decode"):
             pixels = self.first_stage.decode(x0.to(dtype)).float()
@@ -94,8 +94,8 @@ class Restoration(nn.Module):
         finite = (x0.sum() + pixels.sum()).abs() < math.inf
         return pixels, finite
 
-    def _encoded(self, image: Tensor, dtype: torch.dtype) -> Tensor:
-        """The latent of the enlarged image, float32."""
+    def encode(self, image: Tensor, dtype: torch.dtype) -> Tensor:
+        """The latent of the enlarged image [B, 3, H + 2·margin, W + 2·margin], float32; `dtype` is the first stage's."""
         stage, scale = self.first_stage, self.spec.scale
         if image.device.type == "cpu" and isinstance(stage, SpaceToDepth) and stage.factor == scale > 1:
             return enlarging.phases(image, self.filters)  # whose blocks need not be put together and taken apart
