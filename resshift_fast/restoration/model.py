@@ -95,7 +95,7 @@ class Restoration(nn.Module):
         return pixels, finite
 
     def encode(self, image: Tensor, dtype: torch.dtype) -> Tensor:
-        """The latent of the enlarged image [B, 3, H + 2·margin, W + 2·margin], float32; `dtype` is the first stage's."""
+        """The latent, float32, of the enlarged image, with its margins; `dtype` is the first stage's."""
         stage, scale = self.first_stage, self.spec.scale
         if image.device.type == "cpu" and isinstance(stage, SpaceToDepth) and stage.factor == scale > 1:
             return enlarging.phases(image, self.filters)  # whose blocks need not be put together and taken apart
