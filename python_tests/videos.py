@@ -7,6 +7,10 @@ import pytest
 
 av = pytest.importorskip("av", reason="the extra `video` is not installed: pip install 'resshift-fast[video]'")
 
+from resshift_fast.apps.video import restoring  # noqa: E402
+from resshift_fast.images.fitting import Fitting  # noqa: E402
+
+FITTING = Fitting(4)
 RATE = 10  # frames a second
 SOUND_RATE = 48000
 
@@ -82,3 +86,10 @@ def sound_of(path):
     """The packets of the first soundtrack, as bytes."""
     with av.open(str(path)) as container:
         return [bytes(packet) for packet in container.demux(audio=0) if packet.size]
+
+
+def restore(pipe, source, output, fitting=FITTING, mask=None, progress=None, **options):
+    """Restore a video as `resshift-fast restore` does."""
+    return restoring.restore(
+        pipe, restoring.plan(source, output, fitting), fitting, mask=mask, options=options, progress=progress
+    )
