@@ -67,6 +67,14 @@ class PatchDiscriminator(nn.Module):
         """Smallest side of an image in pixels."""
         return 3 * 2**self.layers
 
+    def check_patch(self, side: int | None) -> None:
+        """Raise ValueError for patches whose sides, in pixels, are too short; None stands for the model's default."""
+        if side is not None and side < self.least_side:
+            raise ValueError(
+                f"a discriminator of {self.layers} layers needs patches of at least {self.least_side} pixels, "
+                f"got {side}; use fewer layers or a larger patch"
+            )
+
     def forward(self, image: Tensor) -> Tensor:
         """[B, 3, H, W] in [−1, 1] to values [B, 1, H/2^layers − 2, W/2^layers − 2], large for real patches."""
         found: Tensor = self.body(image)

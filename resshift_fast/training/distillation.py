@@ -54,6 +54,7 @@ from resshift_fast.training.discriminator import FeatureHead, discriminator_loss
 from resshift_fast.training.interfaces import Batch, Draws, Loss, Parts
 from resshift_fast.training.means import Means
 from resshift_fast.training.objective import decode
+from resshift_fast.training.optimization import adamw
 from resshift_fast.training.pixels import upsample
 
 if TYPE_CHECKING:
@@ -380,8 +381,7 @@ def from_config(config: TrainConfig, parts: Parts) -> Distillation:
         return torch.compile(network) if config.compile else network
 
     def optimizer(parameters: Any) -> torch.optim.Optimizer:
-        lr = options.fake_lr or config.lr
-        return torch.optim.AdamW(parameters, lr=lr, betas=config.betas, weight_decay=config.weight_decay)
+        return adamw(parameters, config, options.fake_lr or None)
 
     objective = Distillation(
         parts,

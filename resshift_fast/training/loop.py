@@ -31,7 +31,7 @@ from resshift_fast.training.interfaces import (
 )
 from resshift_fast.training.metrics import NetworkMetric
 from resshift_fast.training.opencv import cv2
-from resshift_fast.training.optimization import AveragedWeights, Optimization, learning_rate
+from resshift_fast.training.optimization import AveragedWeights, Optimization, adamw, learning_rate
 from resshift_fast.training.photos import Photos
 from resshift_fast.training.progress import Progress
 from resshift_fast.training.run_folder import RunFolder
@@ -86,9 +86,7 @@ class Training(ABC):
         if config.init_from is not None and not self.run_folder.last.exists():
             networks.load_weights(self.network, networks.initial_weights(config.init_from))
         self.average = AveragedWeights(self.network, config.ema_decay)
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
-        )
+        self.optimizer = adamw(self.network.parameters(), config)
         self.optimization = Optimization(self.network, self.optimizer, config, self.device)
         self._by_t = torch.zeros(2, timesteps, dtype=torch.float32)  # sums of the losses, and their numbers
         self.data: Data | None = None  # instead of photos

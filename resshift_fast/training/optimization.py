@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,18 @@ def learning_rate(config: TrainConfig, step: int) -> float:
         return config.lr * (step + 1) / config.warmup
     progress = (step - config.warmup) / max(1, config.steps - 1 - config.warmup)
     return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+def adamw(parameters: Iterable[nn.Parameter], config: TrainConfig, peak: float | None = None) -> torch.optim.Optimizer:
+    """AdamW (arXiv 1711.05101) with a training's decay rates.
+
+    Args:
+        parameters: to train.
+        config: `betas` and `weight_decay` are used, and `lr` if `peak` is None.
+        peak: the peak learning rate.
+    """
+    lr = config.lr if peak is None else peak
+    return torch.optim.AdamW(parameters, lr=lr, betas=config.betas, weight_decay=config.weight_decay)
 
 
 class Optimization:

@@ -30,6 +30,7 @@ from resshift_fast.training.interfaces import Batch, Draws, Loss, Parts
 from resshift_fast.training.means import Means
 from resshift_fast.training.metrics import Metric
 from resshift_fast.training.objective import decode
+from resshift_fast.training.optimization import adamw
 from resshift_fast.training.pixels import to_tensor, upsample
 from resshift_fast.training.rollout import Chain
 from resshift_fast.training.validation import BEST, FEATURES
@@ -109,18 +110,10 @@ class Perceptual:
         self.parts, self.options, self.features, self.chain = parts, options, features, Chain(config, parts)
         cast(nn.Module, parts.first_stage).requires_grad_(False)
         found = PatchDiscriminator(options.disc_channels, options.disc_layers)
-        if options.adversarial and config.patch is not None and config.patch < found.least_side:
-            raise ValueError(
-                f"a discriminator of {options.disc_layers} layers needs patches of at least {found.least_side} pixels, "
-                f"got {config.patch}; use fewer layers or a larger patch"
-            )
+        if options.adversarial:
+            found.check_patch(config.patch)
         self.networks: nn.Module = found.to(parts.device)
-        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            self.networks.parameters(),
-            lr=config.lr if options.disc_lr is None else options.disc_lr,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-        )
+        self.optimizer: torch.optim.Optimizer = adamw(self.networks.parameters(), config, options.disc_lr)
         self.best = BEST if features is None else FEATURES
         self.metrics: Mapping[str, Metric] = (
             {} if features is None else {FEATURES: partial(_measured, features, parts.device)}

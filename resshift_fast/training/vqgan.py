@@ -27,6 +27,7 @@ from resshift_fast.training.degradations.drawing import from_options
 from resshift_fast.training.discriminator import PatchDiscriminator
 from resshift_fast.training.interfaces import Batch, Draws, Loss
 from resshift_fast.training.means import Means
+from resshift_fast.training.optimization import adamw
 
 if TYPE_CHECKING:
     from resshift_fast.training.config import TrainConfig
@@ -125,18 +126,10 @@ class VQGAN:
         self.parts, self.options, self.perceptual = parts, options, perceptual
         self.frozen = {"LPIPS": perceptual} if options.lpips else {}
         found = PatchDiscriminator(options.disc_channels, options.disc_layers, options.disc_norm)
-        if options.disc_weight and config.patch is not None and config.patch < found.least_side:
-            raise ValueError(
-                f"a discriminator of {options.disc_layers} layers needs patches of at least {found.least_side} pixels, "
-                f"got {config.patch}; use fewer layers or a larger patch"
-            )
+        if options.disc_weight:
+            found.check_patch(config.patch)
         self.networks: nn.Module = found.to(parts.device)
-        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            self.networks.parameters(),
-            lr=config.lr if options.disc_lr is None else options.disc_lr,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-        )
+        self.optimizer: torch.optim.Optimizer = adamw(self.networks.parameters(), config, options.disc_lr)
         entries = parts.autoencoder.config.codebook_size
         self._means = Means(MEANS, parts.device)
         self._codes = torch.zeros(entries, dtype=torch.int64, device=parts.device)  # how often each entry was used
