@@ -1,6 +1,6 @@
-"""A process of a training, which torchrun starts with its kind, photos, run folder and steps.
+"""A process of trainings, one after the other, which torchrun starts with photos, a folder, steps and kinds.
 
-It saves the last gradients of its network, and then those of the auxiliary networks.
+It saves the last gradients of each network, and then those of the auxiliary networks, in a folder of the kind's name.
 """
 
 import sys
@@ -15,6 +15,7 @@ from resshift_fast.diffusion.schedule import Schedule
 from resshift_fast.models import catalog
 from resshift_fast.models.swin_unet import SwinUNet
 from resshift_fast.training.autoencoder import AutoencoderTrainer
+from resshift_fast.training.distributed import Processes
 from resshift_fast.training.trainer import Trainer
 from resshift_fast.weights.checkpoints import save_safetensors
 
@@ -58,26 +59,30 @@ def make_student_trainer(photos, run, **changes):
         return ExactTrainer(config, spec)
 
 
-def main(kind, photos, run, steps):
-    torch.set_num_threads(1)
-    torch.set_default_dtype(torch.float64)
-    common = {"steps": int(steps), "lr": 1e-4, "val": photos, "val_every": 10, "val_side": 32}
+def make(kind, photos, run, steps):
+    """The trainer of a kind."""
+    common = {"steps": steps, "lr": 1e-4, "val": photos, "val_every": 10, "val_side": 32}
     if kind == "denoiser":
         config = make_config(photos, run, rollout=0.5, batch_size=4, patch=32, **common)
-        trainer = make_trainer(config, kind=ExactTrainer)
-    elif kind == "student":
-        trainer = make_student_trainer(photos, run, batch_size=2, **common)
-    else:
-        config = make_autoencoder_config(photos, run, batch_size=2, **common | {"patch": 24})
-        trainer = make_autoencoder_trainer(config, ExactAutoencoderTrainer)
-    trainer.run()
-    parameters = [
-        *trainer.network.parameters(),
-        *getattr(trainer.objective, "networks", torch.nn.Module()).parameters(),
-    ]
-    gradients = [parameter.grad for parameter in parameters]
-    torch.save(gradients, Path(run) / f"gradients-{trainer.processes.rank}.pt")
-    trainer.processes.leave()
+        return make_trainer(config, kind=ExactTrainer)
+    if kind == "student":
+        return make_student_trainer(photos, run, batch_size=2, **common)
+    config = make_autoencoder_config(photos, run, batch_size=2, **common | {"patch": 24})
+    return make_autoencoder_trainer(config, ExactAutoencoderTrainer)
+
+
+def main(photos, folder, steps, *kinds):
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    joined = Processes("cpu")
+    for kind in kinds:
+        run = Path(folder, kind)
+        trainer = make(kind, photos, run, int(steps))
+        trainer.run()
+        auxiliary = getattr(trainer.objective, "networks", torch.nn.Module())
+        gradients = [parameter.grad for network in (trainer.network, auxiliary) for parameter in network.parameters()]
+        torch.save(gradients, run / f"gradients-{joined.rank}.pt")
+    joined.leave()
 
 
 if __name__ == "__main__":

@@ -15,43 +15,51 @@ from resshift_fast.training.distributed import Processes, parts_of
 WORKER = Path(__file__).parents[1] / "training_worker.py"
 
 
-def _train(kind, photos, run, processes, steps):
+STEPS = 20
+KINDS = ("denoiser", "student", "autoencoder")
+
+
+def _train(photos, folder, processes):
+    """Train the networks of all kinds in one process, or several; returns what was said."""
     start = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     start += [] if processes == 1 else [f"--nproc-per-node={processes}"]
     paths = os.pathsep.join([str(WORKER.parent), str(WORKER.parents[1])])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    command = [*start, str(WORKER), kind, str(photos), str(run), str(steps)]
+    command = [*start, str(WORKER), str(photos), str(folder), str(STEPS), *KINDS]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "columns"),
-    [
-        ("denoiser", {"loss": 20, "val_psnr_y_clean": 2}),
-        ("student", {"loss": 20, "rsd_loss": 20, "generator_loss": 20, "fake_loss": 20, "discriminator_loss": 20}),
-        ("autoencoder", {"loss": 20, "val_psnr_y_reconstructed": 2, "l1": 20, "lambda": 18, "usage": 20}),
-    ],
-)
-def test_two_processes_train_as_one_does_and_write_one_log(photos, tmp_path, kind, columns):
-    steps = 20
-    _train(kind, photos, tmp_path / "one", 1, steps)
-    said = _train(kind, photos, tmp_path / "two", 2, steps)
-    one = torch.load(tmp_path / "one" / "gradients-0.pt")
-    both = [torch.load(tmp_path / "two" / f"gradients-{rank}.pt") for rank in range(2)]
+def test_two_processes_train_as_one_does_and_write_one_log(photos, tmp_path):
+    _train(photos, tmp_path / "one", 1)
+    said = _train(photos, tmp_path / "two", 2)
+    assert said.count(f"step {STEPS}/{STEPS}") == len(KINDS)
+    _compare(tmp_path, "denoiser", {"loss": 20, "val_psnr_y_clean": 2})
+    columns = ("loss", "rsd_loss", "generator_loss", "fake_loss", "discriminator_loss")
+    _compare(tmp_path, "student", dict.fromkeys(columns, 20))
+    columns = {"loss": 20, "val_psnr_y_reconstructed": 2, "l1": 20, "lambda": 18, "usage": 20}
+    _compare(tmp_path, "autoencoder", columns)
+
+
+def _compare(folder, kind, columns):
+    """Compare the gradients, the numbers in the log, with how many rows have one, and the names of the files."""
+    alone, together = folder / "one" / kind, folder / "two" / kind
+    one = torch.load(alone / "gradients-0.pt")
+    both = [torch.load(together / f"gradients-{rank}.pt") for rank in range(2)]
     largest = max(float(gradient.abs().max()) for gradient in one)
     for reference, first, second in zip(one, *both, strict=True):
-        assert torch.equal(first, second)
-        assert float((first - reference).abs().max()) <= 1e-5 * largest
-    logs = [read_log(tmp_path / name) for name in ("one", "two")]
+        assert torch.equal(first, second), kind
+        assert float((first - reference).abs().max()) <= 1e-5 * largest, kind
+    logs = [read_log(path) for path in (alone, together)]
     for column, count in columns.items():
         expected, found = ([float(row[column]) for row in log if row[column]] for log in logs)
-        assert found == pytest.approx(expected, rel=1e-4) and len(found) == count
-    names = {path.name for path in (tmp_path / "two").iterdir()} - {"gradients-0.pt", "gradients-1.pt"}
-    assert names == {path.name for path in (tmp_path / "one").iterdir()} - {"gradients-0.pt"}
-    assert said.count(f"step {steps}/{steps}") == 1
+        assert found == pytest.approx(expected, rel=1e-4) and len(found) == count, f"{kind}: {column}"
+    names = [
+        {path.name for path in run.iterdir() if not path.name.startswith("gradients")} for run in (alone, together)
+    ]
+    assert names[0] == names[1], kind
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 6), (2, 6), (3, 6)])
