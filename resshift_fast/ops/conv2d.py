@@ -8,6 +8,7 @@ pixels as it reads them; conv2d_winograd.py chooses its tiles.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -132,19 +133,28 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     """For a convolution alone x's gradient is itself a convolution: of dy, with the weight rotated by 180°."""
     if not ctx.alone:
-        gradients: tuple[Tensor | None, ...] = _recomputed["backward"](ctx, dy)
-        return gradients
+        together: tuple[Tensor | None, ...] = _recomputed["backward"](ctx, dy)
+        return together
     x, weight, *bias = ctx.saved_tensors
-    wanted = ctx.needs_input_grad
+    found = gradients(dy, x, weight, bias[0] if bias else None, ctx.padding, ctx.needs_input_grad)
+    return *found, *[None] * (len(Arguments._fields) - 3)
+
+
+def gradients(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, weight and bias of a convolution alone, with padding up to 2; None for those not wanted."""
     dx = None
     if wanted[0]:
         rotated = weight.flip(2, 3).transpose(0, 1)
         # The operator ignores autocast, which may be on where the gradient is asked for.
-        dx = _op(*Arguments(dy, rotated, bias=None, padding=2 - ctx.padding))
+        dx = _op(*Arguments(dy, rotated, bias=None, padding=2 - padding))
         dx = checks.match_memory_format(dx, x)
-    dweight = _weight_gradient(dy, x, weight, ctx.padding) if wanted[1] else None
-    dbias = dy.sum((0, 2, 3), dtype=checks.accumulation_dtype(dy)).to(bias[0].dtype) if wanted[2] else None
-    return dx, dweight, dbias, *[None] * (len(Arguments._fields) - 3)
+    dweight = _weight_gradient(dy, x, weight, padding) if wanted[1] else None
+    dbias = None
+    if wanted[2] and bias is not None:
+        dbias = dy.sum((0, 2, 3), dtype=checks.accumulation_dtype(dy)).to(bias.dtype)
+    return dx, dweight, dbias
 
 
 def _plain_weight_gradient(dy: Tensor, x: Tensor, padding: int) -> Tensor:

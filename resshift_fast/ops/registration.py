@@ -213,15 +213,9 @@ def recomputed(plain: Callable[..., Any]) -> Gradient:
     differentiated again, as that of `plain`.
     """
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
-        ctx.others = tuple(None if isinstance(x, Tensor) else (x,) for x in inputs)
-
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         again = torch.is_grad_enabled()  # where the gradient is differentiated itself
-        # Aliases, so that no gradient takes the way from one argument to another that was computed from it.
-        saved = (x.view_as(x) if again else x.detach() for x in ctx.saved_tensors)
-        args = [next(saved) if other is None else other[0] for other in ctx.others]
+        args = saved_arguments(ctx)
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad) if needed]
         with torch.enable_grad():
             for i in wanted:
@@ -241,4 +235,18 @@ def recomputed(plain: Callable[..., Any]) -> Gradient:
             results[i] = gradient
         return tuple(results)
 
-    return {"backward": backward, "setup_context": setup_context}
+    return {"backward": backward, "setup_context": save_arguments}
+
+
+def save_arguments(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Save an operator's arguments for its gradient: `setup_context` for `register`."""
+    ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
+    ctx.others = tuple(None if isinstance(x, Tensor) else (x,) for x in inputs)
+
+
+def saved_arguments(ctx: Any) -> list[Any]:
+    """The arguments that `save_arguments` saved; a graph of the gradient starts at them where there is one."""
+    again = torch.is_grad_enabled()
+    # Aliases, so that no gradient takes the way from one argument to another that was computed from it.
+    saved = (x.view_as(x) if again else x.detach() for x in ctx.saved_tensors)
+    return [next(saved) if other is None else other[0] for other in ctx.others]

@@ -17,8 +17,14 @@ from resshift_fast import backends
 from resshift_fast.backends import Kernel
 from resshift_fast.ops import checks, drawing, norm_stats
 from resshift_fast.ops.group_norm import reference as group_norm
-from resshift_fast.ops.pointwise_conv2d import normalization
-from resshift_fast.ops.registration import Native, recomputed, register, takes
+from resshift_fast.ops.pointwise_conv2d import (
+    bias_gradient,
+    differentiable_norm,
+    normalization,
+    product,
+    weight_gradient,
+)
+from resshift_fast.ops.registration import Native, recomputed, register, save_arguments, saved_arguments, takes
 
 
 class Arguments(NamedTuple):
@@ -106,6 +112,29 @@ def _given(*args: Any) -> str | None:
     return None if args[-1] is None else "statistics are given"
 
 
+_recomputed = recomputed(reference)
+
+
+def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradient, with the hidden layer computed again, as products of matrices."""
+    if torch.is_grad_enabled():  # it is differentiated itself
+        gradients: tuple[Tensor | None, ...] = _recomputed["backward"](ctx, dy)
+        return gradients
+    a, wanted = Arguments(*saved_arguments(ctx)), Arguments(*ctx.needs_input_grad)
+    y, leaves = differentiable_norm(a.x, a.num_groups, a.norm_weight, a.norm_bias, a.eps, a.statistics)
+    names = ["x", "norm_weight", "norm_bias", "statistics"][: len(leaves)] + ["w1", "b1"]
+    leaves += [tensor.detach().requires_grad_() for tensor in (a.w1, a.b1)]
+    with torch.enable_grad():
+        hidden = F.gelu(product(y, *leaves[-2:]))
+    found = dict(zip(names, torch.autograd.grad(hidden, leaves, product(dy, a.w2.t())), strict=True))
+    found["x"] = found["x"] + dy
+    if wanted.w2:
+        found["w2"] = weight_gradient(dy, hidden.detach(), a.w2)
+    if wanted.b2:
+        found["b2"] = bias_gradient(dy, a.b2)
+    return tuple(found.get(name) if getattr(wanted, name) else None for name in Arguments._fields)
+
+
 _op = register(
     "swin_mlp",
     _plain,
@@ -113,7 +142,8 @@ _op = register(
     examples=_examples,
     loaders={"cpu": Native(_normalized, _given), "triton": _triton},
     matrix_operations=_matrix_operations,
-    **recomputed(reference),
+    backward=_backward,
+    setup_context=save_arguments,
 )
 _op_with_statistics = register(
     "swin_mlp_statistics",

@@ -11,15 +11,19 @@ from resshift_fast import backends
 from resshift_fast.backends import Kernel
 from resshift_fast.backends import native as libraries
 from resshift_fast.ops import checks, drawing, norm_stats
-from resshift_fast.ops.conv2d import checked, examples
+from resshift_fast.ops.conv2d import checked, examples, gradients
 from resshift_fast.ops.conv2d_winograd import DIRECT, cpu_kernel, pack_conv2d
-from resshift_fast.ops.registration import recomputed, register
+from resshift_fast.ops.registration import recomputed, register, save_arguments, saved_arguments
+
+
+def upsampled(x: Tensor) -> Tensor:
+    """The image with every pixel repeated twice in both directions."""
+    return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None, summed: Tensor | None = None) -> Tensor:
     """The formula in plain PyTorch, in x's dtype; makes the upsampled image and does without `summed`."""
-    upsampled = F.interpolate(x, scale_factor=2, mode="nearest")
-    return F.conv2d(upsampled, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=1)
+    return F.conv2d(upsampled(x), weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=1)
 
 
 def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, summed: Tensor | None = None) -> Tensor:
@@ -75,6 +79,21 @@ def _statistics_examples(device: torch.device, dtype: torch.dtype) -> list[tuple
     return [(*case, 8, 1e-5) for case in _examples(device, dtype)]
 
 
+_recomputed = recomputed(reference)
+
+
+def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    """Of the convolution of the upsampled image, which is made again; x's gradient sums each pixel's four copies."""
+    if torch.is_grad_enabled():  # it is differentiated itself
+        again: tuple[Tensor | None, ...] = _recomputed["backward"](ctx, dy)
+        return again
+    x, weight, bias, _ = saved_arguments(ctx)
+    dx, dweight, dbias = gradients(dy, upsampled(x), weight, bias, 1, ctx.needs_input_grad)
+    if dx is not None:
+        dx = checks.match_memory_format(F.avg_pool2d(dx, 2, divisor_override=1), x)
+    return dx, dweight, dbias, None
+
+
 _op = register(
     "upsample_conv2d",
     _plain,
@@ -82,7 +101,8 @@ _op = register(
     examples=_examples,
     loaders={"cpu": _cpu, "triton": _triton},
     matrix_operations=_matrix_operations,
-    **recomputed(reference),
+    backward=_backward,
+    setup_context=save_arguments,
 )
 _op_with_statistics = register(
     "upsample_conv2d_statistics",
