@@ -62,10 +62,35 @@ def test_a_plain_call_in_inference_mode_skips_the_dispatcher(skipped):
 
 
 @pytest.mark.parametrize("context", [contextlib.nullcontext, torch.no_grad], ids=["grad", "no_grad"])
-def test_outside_inference_mode_the_dispatcher_is_called(skipped, context):
+def test_so_does_one_that_is_not_differentiated(skipped, context):
     with context():
-        call()
-    assert not skipped
+        y = call()
+    assert len(skipped) == 1 and not y.requires_grad and not y.is_inference()
+
+
+def test_a_differentiated_call_skips_it_and_has_the_registered_gradients(skipped):
+    ours, theirs = ([x.clone().requires_grad_() for x in (X, ONES, ZEROS)] for _ in range(2))
+    y = call(*ours)
+    assert len(skipped) == 1
+    expected = OVERLOAD(theirs[0], 4, *theirs[1:], 1e-5, None, None, "silu")[0]
+    assert y.equal(expected)
+    for found, one in zip(torch.autograd.grad(y.sum(), ours), torch.autograd.grad(expected.sum(), theirs), strict=True):
+        assert found.equal(one)
+
+
+def test_only_what_needs_a_gradient_gets_one(skipped):
+    weight = ONES.clone().requires_grad_()
+    call(weight=weight).sum().backward()
+    assert len(skipped) >= 1 and weight.grad is not None and X.grad is None
+
+
+def test_a_change_of_what_is_saved_is_an_error(skipped):
+    x = X.clone().requires_grad_()
+    copy = x.clone()
+    y = call(copy)
+    copy.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
 
 
 class SeesOperators(TorchDispatchMode):
