@@ -3,7 +3,9 @@
     python scripts/check_wheel.py cpu          the CPU library has a correct kernel for each of its operators
     python scripts/check_wheel.py cpu cuda     so has the CUDA library, whose kernels are run if there is a GPU
 
-Then the installed program restores, profiles and measures in an empty folder, with what the wheel depends on alone.
+Then the installed program restores, profiles and measures in an empty folder, with what the wheel depends on alone:
+
+    python scripts/check_wheel.py cpu --commands restore "bench count"    no more than that
 
 Run it outside the repository's root, so that the installed package is imported.
 """
@@ -12,6 +14,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -31,8 +34,14 @@ def main() -> int:
     """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("libraries", nargs="+", choices=native.LIBRARIES)
-    wrong = [problem for name in parser.parse_args().libraries for problem in problems(name)]
-    wrong += program_problems()
+    parser.add_argument("--commands", nargs="+", metavar="BEGINNING", default=[""], help="Those to run. Default: all.")
+    args = parser.parse_args()
+    wrong = [problem for name in args.libraries for problem in problems(name)]
+    available = (*COMMANDS, *WITH_TRITON) if find_spec("triton") else COMMANDS
+    chosen = [command for command in available if " ".join(command).startswith(tuple(args.commands))]
+    if not chosen:
+        parser.error(f"no command begins with {', '.join(args.commands)}")
+    wrong += program_problems(chosen)
     for problem in wrong:
         print(problem, file=sys.stderr)
     return 1 if wrong else 0
@@ -68,14 +77,13 @@ COMMANDS = (
 WITH_TRITON = (("bench", "count", *SMALL), ("bench", "roofline", *SMALL))
 
 
-def program_problems() -> list[str]:
+def program_problems(commands: Sequence[tuple[str, ...]]) -> list[str]:
     """Commands of the installed program that fail in an empty folder, one line each."""
     found = ["OpenCV is installed, so that this does not show whether restoring needs it"] * (
         find_spec("cv2") is not None
     )
     with tempfile.TemporaryDirectory() as folder:
         Image.linear_gradient("L").resize((24, 20)).convert("RGB").save(Path(folder, "photo.png"))
-        commands = (*COMMANDS, *WITH_TRITON) if find_spec("triton") else COMMANDS
         for arguments in commands:
             command = [sys.executable, "-m", "resshift_fast", *arguments]
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
