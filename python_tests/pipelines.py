@@ -68,7 +68,11 @@ def fresh(name: str, dtype: torch.dtype = torch.float32, steps: int | None = Non
     Args:
         steps: steps of the chain; None for those of the model.
     """
-    spec = replace(SPECS[name], schedule=replace(SPECS[name].schedule, respacing=steps))
+    return built(replace(SPECS[name], schedule=replace(SPECS[name].schedule, respacing=steps)), dtype)
+
+
+def built(spec: ModelSpec, dtype: torch.dtype = torch.float32) -> Pipeline:
+    """A pipeline with real networks and fixed weights."""
     denoiser, first_stage = fill_(catalog.build_denoiser(spec)), fill_(catalog.build_first_stage(spec))
     with torch.no_grad():
         # Larger predictions would hide the picture, and with it errors in how it is processed.
