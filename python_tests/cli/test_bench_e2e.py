@@ -61,7 +61,7 @@ def test_a_case_that_fails_has_its_reason_in_the_table(e2e, monkeypatch):
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        (("--providers", "reference,tensorrt"), "provider is 'tensorrt', expected one of reference, compile, ours"),
+        (("--providers", "reference,tensorrt"), "'tensorrt', expected one of reference, compile, openvino"),
         (("--providers", ","), "--providers is empty"),
         (("--dtype", "int8"), "dtype is 'int8', expected one of float32"),
         (("--model", "nano-x9"), "nano-x9"),

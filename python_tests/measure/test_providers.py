@@ -1,5 +1,7 @@
 """One case of a provider: what is timed, counted and compiled."""
 
+import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import tiny_models
 import torch
 import torch.nn.functional as F
+from other_projects import needs
 from pipelines import SPECS
 from torch import nn
 from torch._inductor import config as inductor
@@ -38,7 +41,7 @@ def compiled(monkeypatch):
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"provider": "onnx"}, "provider is 'onnx', expected one of reference, compile, ours, ours-compiled"),
+        ({"provider": "onnx"}, "provider is 'onnx', expected one of reference, compile, openvino, ours"),
         ({"dtype": "int8"}, "dtype is 'int8', expected one of float32, bfloat16, float16"),
         ({"size": 0}, "size is 0, expected at least 1"),
         ({"batch": -1}, "batch is -1, expected at least 1"),
@@ -63,6 +66,31 @@ def test_every_provider_times_the_stages_and_gives_the_same_image(provider, comp
         assert set(seconds) == {*STAGES, WHOLE} and all(value > 0 for value in seconds.values())
         assert sum(seconds[stage] for stage in STAGES) <= seconds[WHOLE]
     assert backends.preferred() == "auto"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [tiny_models.ENLARGE, "x4-vq"])
+def test_openvino_gives_the_same_image(model):
+    needs("openvino")
+    case = Case("openvino", **TINY | {"model": model, "size": 32})
+    runner, plain = Runner(case), Runner(replace(case, provider="reference"))
+    runner.first()
+    np.testing.assert_allclose(runner.pixels(), plain.pixels(), atol=1e-4)
+    assert set(runner.run().seconds) == {*STAGES, WHOLE}
+
+
+def test_openvino_has_a_cpu_and_two_dtypes(monkeypatch):
+    with pytest.raises(ValueError, match="OpenVINO computes in float32 or bfloat16 here, got float16"):
+        Runner(Case("openvino", dtype="float16", **TINY))
+    monkeypatch.setattr(providers.devices, "usable_device", lambda device: torch.device("cuda"))
+    with pytest.raises(ValueError, match="openvino runs on the CPU, not on a GPU; choose device cpu"):
+        Runner(Case("openvino", **TINY | {"device": None}))
+
+
+def test_a_missing_openvino_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ImportError, match=r"pip install 'resshift-fast\[bench\]'"):
+        Runner(Case("openvino", **TINY))
 
 
 def test_operations_are_counted_for_every_tile():

@@ -30,8 +30,9 @@ def e2e(
         str,
         option(
             "Of reference (plain PyTorch), compile (plain PyTorch through torch.compile, for one size, with frozen "
-            "weights on a CPU and CUDA graphs on a GPU), ours (this library, eager), ours-compiled (this library after "
-            f"Pipeline.compile()). Default: {PROVIDERS}.",
+            "weights on a CPU and CUDA graphs on a GPU), openvino (plain PyTorch's networks in OpenVINO, on a CPU in "
+            "float32 or bfloat16; needs resshift-fast[bench]), ours (this library, eager), ours-compiled (this library "
+            f"after Pipeline.compile()). Default: {PROVIDERS}.",
             metavar="NAME,...",
         ),
     ] = PROVIDERS,

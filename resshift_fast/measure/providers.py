@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,7 @@ from resshift_fast.pipeline import DTYPES, Pipeline
 PROVIDERS = {
     "reference": "plain PyTorch, eager",
     "compile": "plain PyTorch through torch.compile, with its fastest settings",
+    "openvino": "plain PyTorch's networks, exported to OpenVINO, on a CPU",
     "ours": "the pipeline, eager",
     "ours-compiled": "the pipeline after Pipeline.compile(), whose stages cannot be timed: CUDA graphs on a GPU",
 }
@@ -118,7 +119,7 @@ class Runner:
     def __init__(self, case: Case):
         if case.threads:
             torch.set_num_threads(case.threads)
-        self._case, self._plain = case, case.provider in ("reference", "compile")
+        self._case, self._plain = case, case.provider in ("reference", "compile", "openvino")
         self._totals: dict[str, float] = {}
         self._read: Callable[[], float] | None = None
         self._seconds, _ = timing.seconds(self._build)
@@ -128,6 +129,8 @@ class Runner:
             self._pipe = build(self._case)
             if self._case.provider == "compile":
                 compile_stages(self._pipe)
+            elif self._case.provider == "openvino":
+                give_to_openvino(self._pipe, self._case.dtype)
         if self._case.provider == "ours-compiled":
             self._pipe.compile()
         else:
@@ -250,7 +253,11 @@ def _stacked(restored: list[Tensor]) -> np.ndarray:
 
 
 def build(case: Case) -> Pipeline:
-    """The case's pipeline."""
+    """The case's pipeline, in float32 for OpenVINO, which has a precision of its own."""
+    if case.provider == "openvino":
+        if devices.usable_device(case.device).type != "cpu":
+            raise ValueError(f"openvino runs on the CPU, not on {case.device or 'a GPU'}; choose device cpu")
+        case = replace(case, provider="reference", dtype="float32")
     if not case.random_weights:
         return Pipeline.from_pretrained(
             case.model,
@@ -289,9 +296,27 @@ def compile_stages(pipe: Pipeline) -> None:
     # As an option of torch.compile it would be read too late: tracing decides which tensors are constant.
     torch._inductor.config.freezing = not on_gpu
     options: dict[str, Any] = {"dynamic": False, "fullgraph": True} | ({"mode": "reduce-overhead"} if on_gpu else {})
-    for owner, name in ((pipe.first_stage, "encode"), (pipe.denoiser, "denoise"), (pipe.first_stage, "decode")):
+    for owner, name in networks(pipe):
         function = torch.compile(getattr(owner, name), **options)
         setattr(owner, name, _owned(function) if on_gpu else function)
+
+
+def networks(pipe: Pipeline) -> list[tuple[nn.Module, str]]:
+    """(module, method name) of every network."""
+    return [(pipe.first_stage, "encode"), (pipe.denoiser, "denoise"), (pipe.first_stage, "decode")]
+
+
+def give_to_openvino(pipe: Pipeline, dtype: str) -> None:
+    """Have OpenVINO run the networks, in "float32" or "bfloat16".
+
+    Raises:
+        ImportError, ValueError: as of `openvino.Compiled`.
+    """
+    from resshift_fast.measure.openvino import Compiled
+
+    for owner, name in networks(pipe):
+        if any(True for _ in owner.parameters()):  # not where pixels are only rearranged
+            setattr(owner, name, Compiled(owner, name, dtype))
 
 
 def _owned(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
