@@ -36,67 +36,89 @@ LARGE_PIXELS = 50_000_000  # of a result, from which its size is said before
 ANNOUNCED_SECONDS = 20.0  # from which the time is said before
 
 
-def run_jobs(
-    pipe: Pipeline,
-    jobs: Sequence[Job],
-    options: dict[str, Any],
-    tally: Tally,
-    fitting: Fitting,
-    report: Report,
-    prepared: Prepared | None = None,
-) -> None:
-    """Restore every job's photo, print a line about each on stderr, and count them in `tally`.
+class Batch:
+    """Restores every job's photo, prints a line about each on stderr, and counts them in `tally`.
 
     A photo that cannot be read, restored or written is reported and skipped. So is one that another run on the same
-    outputs restores, or has restored since this one began: the two share the work. A full disk ends the batch, since no
-    further result could be written.
+    outputs restores, or has restored since this one began: the two share the work.
 
     Args:
         pipe: the loaded model.
-        jobs: what to do, in this order.
+        jobs: what to do.
         options: keyword arguments of the pipeline's call.
         tally: updated after every photo, so that it is correct after Ctrl-C.
         fitting: how results are made to fit their formats.
         report: says how each photo ended.
-        prepared: the first photo, if it has been read already.
+        sharing: how many such batches restore the jobs together, for the estimate of the time left.
+        began: when the first of them began, in seconds of `time.time`; None for now.
     """
-    clock = _Clock([_pixels(job) for job in jobs])
-    began = time.time()
-    for i, job in enumerate(jobs):
-        label = f"[{i + 1}/{len(jobs)}] {visible(job.source.name)}"
+
+    def __init__(
+        self,
+        pipe: Pipeline,
+        jobs: Sequence[Job],
+        options: dict[str, Any],
+        tally: Tally,
+        fitting: Fitting,
+        report: Report,
+        *,
+        sharing: int = 1,
+        began: float | None = None,
+    ):
+        self._pipe, self._jobs, self._options, self._fitting = pipe, jobs, options, fitting
+        self._tally, self._report = tally, report
+        self._clock = _Clock([_pixels(job) for job in jobs], sharing)
+        self._began = time.time() if began is None else began
+
+    def run(self, prepared: Prepared | None = None) -> None:
+        """Restore all in their order; a full disk ends the batch, since no further result could be written.
+
+        Args:
+            prepared: the first photo, if it has been read already.
+        """
+        for i in range(len(self._jobs)):
+            self.restore(i, prepared if i == 0 else None)
+            if self._tally.stopped:
+                self._tally.stopped = f"stopped with {len(self._jobs) - i - 1} of {len(self._jobs)} not started"
+                return
+
+    def restore(self, i: int, prepared: Prepared | None = None) -> None:
+        """Restore the photo of the job at `i`; on a full disk, `tally.stopped` says so."""
+        job, tally, pipe, fitting = self._jobs[i], self._tally, self._pipe, self._fitting
+        label = f"[{i + 1}/{len(self._jobs)}] {visible(job.source.name)}"
         start = time.monotonic()
         try:
             with claimed(job.place) as is_mine:
-                if not is_mine or _is_written_since(began, job):
+                if not is_mine or _is_written_since(self._began, job):
                     reason = f"left to another run, which {'has restored' if is_mine else 'restores'} it"
-                    report.skipped(job, f"{label} {reason}", reason)
+                    self._report.skipped(job, f"{label} {reason}", reason)
                     tally.skipped += 1
-                    clock.skip(i)
-                    continue
+                    self._clock.skip(i)
+                    return
                 ready = prepare(job, fitting) if prepared is None else prepared
-                prepared = None
                 if ready.video is not None:
-                    after = _restore_video(pipe, job, ready, fitting, options, label)
+                    after = _restore_video(pipe, job, ready, fitting, self._options, label)
                 else:
-                    announcer = _Announcer(label, ready, fitting, pipe.spec.schedule.num_steps, clock.share_of(i))
-                    after = _Restored.of(_restore(pipe, job, ready, fitting, options, announcer), ready)
+                    share = self._clock.share_of(i)
+                    announcer = _Announcer(label, ready, fitting, pipe.spec.schedule.num_steps, share)
+                    after = _Restored.of(_restore(pipe, job, ready, fitting, self._options, announcer), ready)
         except Exception as error:
-            report.failed(job, error, options["tile"] or pipe.spec.tile)
+            self._report.failed(job, error, self._options["tile"] or pipe.spec.tile)
             tally.failed += 1
-            clock.skip(i)
+            self._clock.skip(i)
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-                tally.stopped = f"stopped with {len(jobs) - i - 1} of {len(jobs)} not started"
-                return
-            continue
+                tally.stopped = "the disk is full"
+            return
         tally.restored += 1
-        seconds = time.monotonic() - start
-        left = clock.left_after(i, seconds)
-        sizes = _sizes(ready, after)
+        self._say(i, label, ready, after, time.monotonic() - start)
+
+    def _say(self, i: int, label: str, ready: Prepared, after: _Restored, seconds: float) -> None:
+        left = self._clock.left_after(i, seconds)
         remaining = "" if left is None else f"{console.duration(left)} left"
         notes = "".join(f", {note}" for note in (remaining, *after.notes) if note)
-        report.restored(
-            job,
-            f"{label} {sizes} {console.duration(seconds)}{notes}",
+        self._report.restored(
+            self._jobs[i],
+            f"{label} {_sizes(ready, after)} {console.duration(seconds)}{notes}",
             output=str(ready.output),
             width=ready.before.width,
             height=ready.before.height,
@@ -385,8 +407,8 @@ class _Announcer:
 @contextmanager
 def _bar(label: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on a terminal, for photos that take long; the value is called with (done, total)."""
-    quiet = True if console.is_quiet() else None  # None: only on a terminal
-    with tqdm(desc=label, unit="step", leave=False, disable=quiet, delay=BAR_SECONDS) as bar:
+    hidden = True if console.bars_are_hidden() else None  # None: only on a terminal
+    with tqdm(desc=label, unit="step", leave=False, disable=hidden, delay=BAR_SECONDS) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
@@ -396,10 +418,14 @@ def _bar(label: str) -> Iterator[Callable[[int, int], None]]:
 
 
 class _Clock:
-    """Estimates the time left from the pixels done and to do."""
+    """Estimates the time left from the pixels done and to do.
 
-    def __init__(self, pixels: list[int]):
-        self._pixels = pixels
+    Args:
+        pixels: of each photo. sharing: how many processes restore them together.
+    """
+
+    def __init__(self, pixels: list[int], sharing: int):
+        self._pixels, self._sharing = pixels, sharing
         self._done_pixels, self._seconds = 0, 0.0
 
     def skip(self, index: int) -> None:
@@ -416,7 +442,7 @@ class _Clock:
         self._seconds += seconds
         if index == len(self._pixels) - 1:
             return None
-        return self._seconds / max(1, self._done_pixels) * sum(self._pixels[index + 1 :])
+        return self._seconds / max(1, self._done_pixels) * sum(self._pixels[index + 1 :]) / self._sharing
 
 
 def _pixels(job: Job) -> int:

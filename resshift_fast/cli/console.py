@@ -15,6 +15,7 @@ DEBUG_VARIABLE = "RESSHIFT_FAST_DEBUG"
 
 _PACKAGE = logging.getLogger("resshift_fast")
 _LOG = logging.getLogger(__name__)
+_without_bars = False
 _HANDLER = "resshift_fast.plain"
 _PLAIN = {"×": "x", "→": "->", "−": "-", "–": "-", "…": "...", "≥": ">=", "≤": "<="}
 
@@ -118,6 +119,17 @@ def end_logging() -> None:
 def is_quiet() -> bool:
     """Whether errors alone are printed."""
     return not _LOG.isEnabledFor(logging.INFO)
+
+
+def hide_bars() -> None:
+    """Show no progress bars in this process from now on: those of several on one terminal would overwrite another."""
+    global _without_bars
+    _without_bars = True
+
+
+def bars_are_hidden() -> bool:
+    """Whether progress bars are not shown, on a terminal either."""
+    return _without_bars or is_quiet()
 
 
 def say(text: str, level: int = logging.INFO) -> None:

@@ -15,7 +15,6 @@ from resshift_fast.cli import console
 from resshift_fast.cli.options import (
     Autoencoder,
     Backend,
-    Device,
     Dtype,
     Model,
     Threads,
@@ -25,7 +24,8 @@ from resshift_fast.cli.options import (
     parsed_by,
 )
 from resshift_fast.cli.plan import Tally
-from resshift_fast.cli.request import Request, run
+from resshift_fast.cli.request import Request
+from resshift_fast.cli.running import run
 
 OFFICIAL_SEED = 12345  # the official program's default
 FORMATS = ("png", "jpg", "webp", "tiff", "same")
@@ -126,7 +126,16 @@ def restore(
         int | None, option("Tiles restored at once. Default: 1 on a CPU, 4 elsewhere.", min=1, metavar="N")
     ] = None,
     threads: Threads = None,
-    device: Device = None,
+    device: Annotated[
+        str | None,
+        option(
+            "cpu, cuda, cuda:1, mps, ..., or several, such as cuda:0,cuda:1, which share the photos. "
+            "Default: cuda if available, else cpu.",
+            metavar="NAME,...",
+            parser=parsed_by(_devices),
+            autocompletion=one_of(lambda: ("auto", "cpu", "cuda", "mps")),
+        ),
+    ] = None,
     dtype: Dtype = "float32",
     backend: Backend = None,
     format: Annotated[
@@ -239,7 +248,8 @@ def restore(
             "mask": mask,
         },
         files={"weights": weights, "autoencoder": autoencoder},
-        loading={"device": device, "dtype": dtype},
+        devices=tuple(device.split(",")) if device else (),
+        loading={"dtype": dtype},
         options={
             "seed": seed if seed is not None else OFFICIAL_SEED if noise is Noise.torch else 0,
             "tile": tile,
@@ -272,6 +282,14 @@ def _scale(text: str) -> float:
     if not 0 < scale < float("inf"):
         raise ValueError(f"{text!r} is not an enlargement; give a number such as 2 or 1.5")
     return scale
+
+
+def _devices(text: str) -> str:
+    """Names of devices, separated by commas."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise ValueError(f"{text!r} lacks the name of a device; give one, or several as cuda:0,cuda:1")
+    return ",".join(names)
 
 
 def _format(text: str) -> str:

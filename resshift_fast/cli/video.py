@@ -110,8 +110,8 @@ class _Clock:
 @contextmanager
 def _bar(label: str, total: int) -> Iterator[Callable[[float], None]]:
     """A progress bar of frames on a terminal; the value is called with how many are restored."""
-    quiet = True if console.is_quiet() else None  # None: only on a terminal
-    with tqdm(desc=label, unit="frame", total=total or None, leave=False, disable=quiet, delay=BAR_SECONDS) as bar:
+    hidden = True if console.bars_are_hidden() else None  # None: only on a terminal
+    with tqdm(desc=label, unit="frame", total=total or None, leave=False, disable=hidden, delay=BAR_SECONDS) as bar:
 
         def show(done: float) -> None:
             # Parts of frames by tenths; a file may hold more frames than it says.
