@@ -15,22 +15,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from resshift_fast.diffusion import schedule
+from resshift_fast.diffusion import coefficients
 from resshift_fast.kernels.dependents import wait_for_previous
 from resshift_fast.kernels.launch import Start
 from resshift_fast.kernels.plans import contiguous, planned
 from resshift_fast.kernels.residual_shift_noise import noise_tile
 from resshift_fast.kernels.tuning import Config, Space, bucket
 
-ETA = tl.constexpr(schedule.ETA)
-ONE_MINUS_ETA = tl.constexpr(schedule.ONE_MINUS_ETA)
-KAPPA_SQRT_ETA = tl.constexpr(schedule.KAPPA_SQRT_ETA)
-MEAN_X_T = tl.constexpr(schedule.MEAN_X_T)
-MEAN_X0 = tl.constexpr(schedule.MEAN_X0)
-NOISE_STD = tl.constexpr(schedule.NOISE_STD)
-INPUT_SCALE = tl.constexpr(schedule.INPUT_SCALE)
-NEXT_INPUT_SCALE = tl.constexpr(schedule.NEXT_INPUT_SCALE)
-NUM_COEFFICIENTS = tl.constexpr(schedule.NUM_COEFFICIENTS)
+ETA = tl.constexpr(coefficients.ETA)
+ONE_MINUS_ETA = tl.constexpr(coefficients.ONE_MINUS_ETA)
+KAPPA_SQRT_ETA = tl.constexpr(coefficients.KAPPA_SQRT_ETA)
+MEAN_X_T = tl.constexpr(coefficients.MEAN_X_T)
+MEAN_X0 = tl.constexpr(coefficients.MEAN_X0)
+NOISE_STD = tl.constexpr(coefficients.NOISE_STD)
+INPUT_SCALE = tl.constexpr(coefficients.INPUT_SCALE)
+NEXT_INPUT_SCALE = tl.constexpr(coefficients.NEXT_INPUT_SCALE)
+NUM_COEFFICIENTS = tl.constexpr(coefficients.NUM_COEFFICIENTS)
 
 MAX_GROUPS = 4  # groups of four channels in a tile: 16 channels, a 32-byte sector of 16-bit elements
 MAX_LQ_BLOCK = 32

@@ -15,8 +15,9 @@ from golden_data import document
 from pairwise import pairwise
 
 from resshift_fast.diffusion import schedule
+from resshift_fast.diffusion.coefficients import PREDICTION_TYPES
 from resshift_fast.diffusion.noise import MAX_SEED, noise_words
-from resshift_fast.diffusion.schedule import PREDICTION_TYPES, Schedule
+from resshift_fast.diffusion.schedule import Schedule
 from resshift_fast.ops.residual_shift import posterior_step_reference, prior_sample_reference
 
 ROW = Schedule(steps=5, kappa=1.7, power=0.6).table()[2]

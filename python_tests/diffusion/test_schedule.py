@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resshift_fast import ops
-from resshift_fast.diffusion import schedule as columns
-from resshift_fast.diffusion.schedule import PREDICTION_TYPES, Schedule
+from resshift_fast.diffusion import coefficients as columns
+from resshift_fast.diffusion.coefficients import PREDICTION_TYPES
+from resshift_fast.diffusion.schedule import Schedule
 from resshift_fast.ops.residual_shift import x0_from_prediction
 
 OFFICIAL = {

@@ -12,8 +12,9 @@ from golden_data import array, document
 from interpreter import truncates
 from pairwise import pairwise
 
+from resshift_fast.diffusion.coefficients import KAPPA_SQRT_ETA, PREDICTION_TYPES
 from resshift_fast.diffusion.noise import MAX_SEED, noise_words
-from resshift_fast.diffusion.schedule import KAPPA_SQRT_ETA, PREDICTION_TYPES, Schedule
+from resshift_fast.diffusion.schedule import Schedule
 from resshift_fast.kernels import residual_shift, residual_shift_noise
 from resshift_fast.kernels.launch import record
 from resshift_fast.ops.residual_shift import posterior_step_reference, prior_sample_reference

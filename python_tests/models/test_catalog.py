@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from resshift_fast.diffusion.schedule import PREDICTION_TYPES
+from resshift_fast.diffusion.coefficients import PREDICTION_TYPES
 from resshift_fast.models import catalog
 from resshift_fast.models.autoencoder import SpaceToDepth, VQAutoencoder
 from resshift_fast.models.catalog import MODELS, get

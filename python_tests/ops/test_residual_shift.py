@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pairwise import BACKENDS, once, pairwise
 
+from resshift_fast.diffusion.coefficients import PREDICTION_TYPES
 from resshift_fast.diffusion.noise import noise_field
-from resshift_fast.diffusion.schedule import PREDICTION_TYPES, Schedule
+from resshift_fast.diffusion.schedule import Schedule
 from resshift_fast.ops import posterior_step, prior_sample, q_sample
 from resshift_fast.ops.residual_shift import posterior_step_reference, prior_sample_reference, q_sample_reference
 

@@ -14,8 +14,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from resshift_fast import ops
+from resshift_fast.diffusion.coefficients import PREDICTION_TYPES
 from resshift_fast.diffusion.noise import noise_field
-from resshift_fast.diffusion.schedule import PREDICTION_TYPES, Schedule
+from resshift_fast.diffusion.schedule import Schedule
 from resshift_fast.models.catalog import get
 from resshift_fast.models.swin_unet import SwinUNet, SwinUNetConfig
 from resshift_fast.restoration.sampler import LatentChain, sample_latents, torch_noise

@@ -19,14 +19,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from resshift_fast.diffusion.coefficients import check_prediction_type
+
 if TYPE_CHECKING:
     import torch
-
-PREDICTION_TYPES = ("x0", "epsilon", "epsilon_scaled", "residual")
-
-# Columns of a coefficient row, in the order in which the operators read them.
-ETA, ONE_MINUS_ETA, KAPPA_SQRT_ETA, MEAN_X_T, MEAN_X0, NOISE_STD, INPUT_SCALE, NEXT_INPUT_SCALE = range(8)
-NUM_COEFFICIENTS = 8
 
 
 @dataclass(frozen=True)
@@ -181,10 +177,3 @@ def schedule_from_text(text: str) -> Schedule:
         return Schedule(**json.loads(text))
     except TypeError:
         raise ValueError(f"{text[:200]!r} is not a schedule") from None
-
-
-def check_prediction_type(where: str, prediction_type: str) -> None:
-    """Raise ValueError, naming `where`, unless `prediction_type` is one of `PREDICTION_TYPES`."""
-    if prediction_type not in PREDICTION_TYPES:
-        expected = ", ".join(PREDICTION_TYPES)
-        raise ValueError(f"{where}: prediction_type is {prediction_type!r}, expected one of {expected}")

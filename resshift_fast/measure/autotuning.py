@@ -21,7 +21,7 @@ from resshift_fast import __version__, backends
 from resshift_fast.backends import Kernel, autotune_cache, verification
 from resshift_fast.backends.autotune_cache import REFERENCE
 from resshift_fast.core import accuracy, devices
-from resshift_fast.diffusion.schedule import NUM_COEFFICIENTS
+from resshift_fast.diffusion.coefficients import NUM_COEFFICIENTS
 from resshift_fast.measure import timing
 
 

@@ -31,7 +31,7 @@ class ModelSpec:
         name, summary: its name, and its purpose in one line.
         scale: output side / input side.
         denoiser, first_stage, schedule: sizes of the parts.
-        prediction_type: what the denoiser predicts, one of `schedule.PREDICTION_TYPES`.
+        prediction_type: what the denoiser predicts, one of `coefficients.PREDICTION_TYPES`.
         clamp_x0: clamp x̂_0 to [−1, 1] at every step; for first stages whose latent is the image.
         pad_multiple: input sides are padded to a multiple of this, in input pixels.
         tile, overlap: default tile side and overlap in input pixels.

@@ -21,7 +21,7 @@ class Model(Protocol):
 
     Attributes:
         schedule: η and the coefficients of every step.
-        prediction_type: what the denoiser predicts; one of `schedule.PREDICTION_TYPES`.
+        prediction_type: what the denoiser predicts; one of `coefficients.PREDICTION_TYPES`.
         scale: side of a restored image / side of the low-quality one, an integer from 1 on.
         clamp_x0: clamp the estimates of x_0 to [−1, 1].
     """

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from resshift_fast import backends
 from resshift_fast.backends import Kernel
-from resshift_fast.diffusion import schedule as columns
+from resshift_fast.diffusion import coefficients as columns
+from resshift_fast.diffusion.coefficients import NUM_COEFFICIENTS, PREDICTION_TYPES, check_prediction_type
 from resshift_fast.diffusion.noise import noise_field
-from resshift_fast.diffusion.schedule import NUM_COEFFICIENTS, PREDICTION_TYPES, check_prediction_type
 from resshift_fast.ops import checks, drawing
 from resshift_fast.ops.registration import Native, recomputed, register, takes
 

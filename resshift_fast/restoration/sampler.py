@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from resshift_fast import ops
 from resshift_fast.core import nvtx
-from resshift_fast.diffusion.schedule import NOISE_STD, NUM_COEFFICIENTS, Schedule
+from resshift_fast.diffusion.coefficients import NOISE_STD, NUM_COEFFICIENTS
+from resshift_fast.diffusion.schedule import Schedule
 from resshift_fast.models.derived import Derived, Preparable
 from resshift_fast.models.swin_unet import Modulation, SwinUNet
 

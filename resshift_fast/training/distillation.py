@@ -45,7 +45,7 @@ import torch
 from torch import Tensor, nn
 
 from resshift_fast import ops
-from resshift_fast.diffusion import schedule as columns
+from resshift_fast.diffusion import coefficients as columns
 from resshift_fast.diffusion.schedule import Schedule
 from resshift_fast.ops.residual_shift import x0_from_prediction
 from resshift_fast.training import networks, teachers

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from resshift_fast import ops
-from resshift_fast.diffusion import schedule as columns
+from resshift_fast.diffusion import coefficients as columns
 from resshift_fast.ops.residual_shift import x0_from_prediction
 from resshift_fast.training.degradations.drawing import from_options
 from resshift_fast.training.interfaces import Batch, Draws, Loss, Parts
@@ -139,7 +139,7 @@ def target(prediction_type: str, x0: Tensor, y: Tensor, noise: Tensor, row: Tens
     """What the denoiser predicts, [B, C, h, w].
 
     Args:
-        prediction_type: one of `schedule.PREDICTION_TYPES`.
+        prediction_type: one of `coefficients.PREDICTION_TYPES`.
         x0, y, noise: [B, C, h, w].
         row: coefficients of each picture's step, [8, B, 1, 1, 1].
     """

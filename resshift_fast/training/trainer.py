@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from resshift_fast.diffusion import schedule as columns
+from resshift_fast.diffusion import coefficients as columns
 from resshift_fast.diffusion.schedule import schedule_text
 from resshift_fast.training import choices, networks, origins, validation
 from resshift_fast.training.config import TrainConfig
