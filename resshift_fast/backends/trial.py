@@ -8,16 +8,22 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+# Loads this very copy of the package, which may be no one that `import` finds.
 CODE = """
 import sys
+from importlib import import_module, util
 import torch
-import resshift_fast.ops
-from resshift_fast import backends
-from resshift_fast.backends import verification
-name, backend, device, dtype = sys.argv[1:]
-verdict = verification.compare(backends.OPERATORS[name], backend, torch.device(device), getattr(torch, dtype))
+package, file, name, backend, device, dtype = sys.argv[1:]
+spec = util.spec_from_file_location(package, file)
+sys.modules[package] = module = util.module_from_spec(spec)
+spec.loader.exec_module(module)
+import_module(f"{package}.ops")
+operator = import_module(f"{package}.backends").OPERATORS[name]
+verification = import_module(f"{package}.backends.verification")
+verdict = verification.compare(operator, backend, torch.device(device), getattr(torch, dtype))
 print(f"verdict: {verdict}")
 """
+PACKAGE = __name__.partition(".")[0]
 SECONDS = 600.0  # after which a verification hangs
 # Signals that a process sends to itself by what it executes; all others come from outside.
 FAULTS = ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT", "SIGTRAP")
@@ -31,7 +37,8 @@ def run(operator: str, backend: str, device: "torch.device", dtype: "torch.dtype
     """
     if not sys.executable or getattr(sys, "frozen", False):  # the executable is no Python interpreter
         return "its verification did not finish, and cannot be repeated in this program", False
-    arguments = [operator, backend, str(device), str(dtype).removeprefix("torch.")]
+    package = [PACKAGE, str(sys.modules[PACKAGE].__file__)]
+    arguments = [*package, operator, backend, str(device), str(dtype).removeprefix("torch.")]
     try:
         done = subprocess.run(
             [sys.executable, "-c", CODE, *arguments], capture_output=True, text=True, errors="replace", timeout=SECONDS

@@ -25,7 +25,7 @@ from resshift_fast import backends
 from resshift_fast.backends import Kernel, Operator
 from resshift_fast.backends import native as libraries
 
-NAMESPACE = "resshift_fast"
+NAMESPACE = __name__.partition(".")[0]  # "resshift_fast", or the name under which a copy of the package was loaded
 _library = torch.library.Library(NAMESPACE, "DEF")
 
 P = ParamSpec("P")
