@@ -6,6 +6,21 @@ from resshift_fast.apps import export as exporting
 from resshift_fast.apps import extras
 
 
+def test_operators_are_a_folder(program, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outcome = program("export", "kernels", "--repository", "me/kernels")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.splitlines() == [
+        "written: resshift-fast-kernels, with builds for torch-cpu and torch-cuda",
+        "kernel = kernels.get_local_kernel(Path('resshift-fast-kernels'))",
+    ]
+    assert 'repo-id = "me/kernels"' in (tmp_path / "resshift-fast-kernels" / "build.toml").read_text("utf-8")
+    again = program("export", "kernels")
+    assert again.code == 1 and again.errors == [
+        "error: resshift-fast-kernels exists already; remove it or name another folder"
+    ]
+
+
 @pytest.fixture
 def export(program, weights, tmp_path, monkeypatch):
     """Runs `resshift-fast export ARGUMENTS` with a tiny model in an empty folder."""
@@ -37,7 +52,9 @@ def test_a_missing_package_is_one_line(export, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("tensorrt",), "the format is 'tensorrt', expected one of onnx, torch"),
+        (("tensorrt",), "the format is 'tensorrt', expected one of onnx, torch, kernels"),
+        (("kernels",), "leave --model, --weights and --autoencoder out"),
+        (("torch", "--repository", "me/kernels"), "--repository is of kernels, not of torch"),
         (("torch", "-o", "missing/model.pt2"), "missing"),
         (("torch", "--model", "nano-x5"), "nano-x5"),
     ],

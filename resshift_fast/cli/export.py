@@ -18,28 +18,47 @@ def export(
     kind: Annotated[
         str,
         typer.Argument(
-            help="onnx, or torch for a program that torch.export.load reads.", metavar="FORMAT", show_default=False
+            help="onnx; torch for a program that torch.export.load reads; kernels for the operators, as a folder for "
+            "Hugging Face's kernels.",
+            metavar="FORMAT",
+            show_default=False,
         ),
     ],
     model: Model = "nano-x4",
     weights: Weights = None,
     autoencoder: Autoencoder = None,
     output: Annotated[
-        Path | None, option("File to write. Default: MODEL.onnx or MODEL.pt2.", "--output", "-o", metavar="FILE")
+        Path | None,
+        option(
+            "File to write, or folder. Default: MODEL.onnx, MODEL.pt2 or resshift-fast-kernels.",
+            *("--output", "-o"),
+            metavar="PATH",
+        ),
+    ] = None,
+    repository: Annotated[
+        str | None,
+        option("Of kernels: its repository on the Hub. Default: left open.", "--repository", metavar="OWNER/NAME"),
     ] = None,
 ) -> None:
     """Write a model to a file that runs without this package, for images of any size that is a multiple of its unit.
+
+    Or write its operators to a folder that kernels.get_local_kernel loads without this package.
 
     The file takes image, float32 [B, 3, H, W] in [0, 1], and noise, float32 [steps, B, C, h, w], standard normal;
     models that fill in take mask, bool [B, 1, H, W], True where to fill in. It gives restored, float32 in [0, 1]. The
     result is compared with the model at three sizes. This takes minutes.
     """
+    if kind == "kernels":
+        _export_operators(model, weights or autoencoder, output, repository)
+        return
     from resshift_fast.apps import export as exporting
 
     if kind == "onnx":
         extras.require("onnx", MODULES)
     elif kind not in exporting.FORMATS:
-        raise ValueError(f"the format is {kind!r}, expected one of {', '.join(exporting.FORMATS)}")
+        raise ValueError(f"the format is {kind!r}, expected one of {', '.join(exporting.FORMATS)}, kernels")
+    if repository is not None:
+        raise ValueError(f"--repository is of kernels, not of {kind}; leave it out")
     from resshift_fast.core.files import check_target
     from resshift_fast.pipeline import Pipeline
 
@@ -57,3 +76,16 @@ def export(
         print(f"mask [B, 1, {inputs.unit}·n, {inputs.unit}·m], true where to fill in")
     if pipe.spec.denoiser.noise_channels:
         print(f"noise_channels [B, {pipe.spec.denoiser.noise_channels}, {side}·n, {side}·m], standard normal")
+
+
+def _export_operators(model: str, weights: Path | None, output: Path | None, repository: str | None) -> None:
+    from resshift_fast.models import catalog
+
+    if model != catalog.DEFAULT_MODEL or weights is not None:
+        raise ValueError("kernels has the operators, not a model; leave --model, --weights and --autoencoder out")
+    from resshift_fast.apps.hub import folder
+
+    path = output or Path(folder.NAME)
+    builds = folder.write(path, repository)
+    print(f"written: {path}, with builds for {' and '.join(builds)}")
+    print(f"kernel = kernels.get_local_kernel(Path({str(path)!r}))")
