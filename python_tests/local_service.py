@@ -19,7 +19,7 @@ from resshift_fast.images import Photo
 from resshift_fast.models import catalog
 
 PATIENCE = 20.0  # seconds after which something has not happened
-LIMITS = {"seconds": PATIENCE, "receive_seconds": PATIENCE, "send_seconds": PATIENCE}
+LIMITS = {"seconds": PATIENCE, "receive_seconds": PATIENCE, "send_seconds": PATIENCE, "keep_alive_seconds": 5.0}
 
 
 class Enlarger:

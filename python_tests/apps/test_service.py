@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-from local_service import Enlarger, encoded, form_of, picture, running, until
+from local_service import PATIENCE, Enlarger, encoded, form_of, picture, running, until
 from PIL import Image
 from pipelines import tiny
 
@@ -251,6 +251,55 @@ def test_a_connection_without_a_request_is_closed(start, enlarger):
     with running(enlarger, receive_seconds=0.2) as service, service.socket() as client:
         client.sendall(start)
         assert client.recv(1) == b""
+
+
+def test_an_idle_connection_is_closed_after_its_time_and_a_slow_second_request_too(enlarger):
+    ask = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+    def closes(service, rest, within):
+        """Whether the service closes a connection that has its answer, and sends no more than this."""
+        with service.socket() as client, client.makefile("rb") as answer:
+            client.sendall(ask)
+            head = iter(answer.readline, b"\r\n")
+            (length,) = (int(line.split()[1]) for line in head if line.lower().startswith(b"content-length"))
+            assert json.loads(answer.read(length))["status"] == "ok"
+            client.sendall(rest)
+            client.settimeout(within)
+            try:
+                return client.recv(1) == b""
+            except TimeoutError:
+                return False
+
+    with running(enlarger, keep_alive_seconds=0.2) as service:
+        assert closes(service, b"", PATIENCE)
+        assert not closes(service, b"GET /hea", 0.6)  # which has begun, and 20 seconds to arrive
+    with running(enlarger, receive_seconds=0.2) as service:
+        assert closes(service, b"GET /hea", PATIENCE)
+        assert not closes(service, b"", 0.6)  # it may be idle for longer
+
+
+def test_more_connections_are_answered_and_closed(enlarger):
+    enlarger.gate.clear()
+    data, pixels = picture(8, 8)
+    with running(enlarger, connections=3) as service:
+        asked = service.later(data)
+        until(lambda: service.service.places == 1)
+        idle = [service.socket() for _ in range(2)]
+        until(lambda: len(service.server.server_state.connections) == 3)
+        for _ in range(2):
+            with service.socket() as client:
+                answer = client.makefile("rb").read()
+                assert answer.startswith(b"HTTP/1.1 503 ") and b"Connection: close" in answer
+                assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"].startswith(
+                    "there are too many connections"
+                )
+        idle.pop().close()
+        until(lambda: len(service.server.server_state.connections) == 2)
+        assert service.ask("GET", "/health").status == 200
+        enlarger.gate.set()
+        asked.thread.join()
+        np.testing.assert_array_equal(asked.answer.pixels, pixels.repeat(4, 0).repeat(4, 1))
+        idle.pop().close()
 
 
 def test_half_a_picture_is_not_waited_for(enlarger):

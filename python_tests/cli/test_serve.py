@@ -46,6 +46,8 @@ def test_a_port_that_is_used_is_one_line(serve):
         (("--max-megapixels", "0"), "--max-megapixels is 0.0, expected a positive number"),
         (("--max-megabytes", "nan"), "--max-megabytes is nan, expected a positive number"),
         (("--seconds", "-1"), "--seconds is -1.0, expected a positive number"),
+        (("--receive-seconds", "0"), "--receive-seconds is 0.0, expected a positive number"),
+        (("--keep-alive-seconds", "inf"), "--keep-alive-seconds is inf, expected a positive number"),
         (("--model", "nano-x5"), "nano-x5"),
     ],
 )

@@ -55,6 +55,19 @@ def serve(
     seconds: Annotated[
         float, option("Longest time for a request, in seconds, waiting included. Default: 60.", metavar="N")
     ] = 60.0,
+    max_connections: Annotated[
+        int, option("Most connections at once, idle ones included. Default: 500.", min=1, metavar="N")
+    ] = 500,
+    receive_seconds: Annotated[
+        float,
+        option("Longest time for the head of a request to arrive, and for its body. Default: 20 seconds.", metavar="N"),
+    ] = 20.0,
+    send_seconds: Annotated[
+        float, option("Longest time for a client to take its picture. Default: 60 seconds.", metavar="N")
+    ] = 60.0,
+    keep_alive_seconds: Annotated[
+        float, option("Time that a connection may be idle after an answer. Default: 5 seconds.", metavar="N")
+    ] = 5.0,
     threads: Threads = None,
     device: Device = None,
     dtype: Dtype = "float32",
@@ -71,7 +84,13 @@ def serve(
     extras.require("serve", MODULES)
     if verbose:
         console.prepare_logging(logging.DEBUG)
-    limits = _limits(queue, max_megapixels, max_megabytes, seconds)
+    times = {
+        "seconds": seconds,
+        "receive_seconds": receive_seconds,
+        "send_seconds": send_seconds,
+        "keep_alive_seconds": keep_alive_seconds,
+    }
+    limits = _limits(queue, max_connections, max_megapixels, max_megabytes, times)
     from resshift_fast.apps.listening import bound
     from resshift_fast.backends import preferred, use_backend
     from resshift_fast.pipeline import Pipeline
@@ -82,16 +101,17 @@ def serve(
         _run(pipe, limits, batch_size, listener)
 
 
-def _limits(queue: int, megapixels: float, megabytes: float, seconds: float) -> Limits:
+def _limits(queue: int, connections: int, megapixels: float, megabytes: float, times: dict[str, float]) -> Limits:
     from resshift_fast.apps.service.limits import Limits
 
     for name, value in (("megapixels", megapixels), ("megabytes", megabytes)):
         if not 0 < value < 1e6:
             raise ValueError(f"--max-{name} is {value}, expected a positive number")
-    if not 0 < seconds < 1e6:
-        raise ValueError(f"--seconds is {seconds}, expected a positive number")
+    for name, value in times.items():
+        if not 0 < value < 1e6:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}, expected a positive number")
     pixels, size = max(1, int(megapixels * 1e6)), max(1, int(megabytes * 1e6))
-    return Limits(pixels=pixels, body_bytes=size, seconds=seconds, queue=queue)
+    return Limits(pixels=pixels, body_bytes=size, queue=queue, connections=connections, **times)
 
 
 def _run(pipe: Pipeline, limits: Limits, batch_size: int, listener: socket.socket) -> None:

@@ -20,17 +20,32 @@ from resshift_fast.apps.service.web import Service
 from resshift_fast.images.limits import limited
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_FULL_TEXT = b'{"error": "there are too many connections; try again later"}'
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 5\r\n"
+    b"Connection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(_FULL_TEXT), _FULL_TEXT)
+)
 
 
 def protocol(limits: Limits) -> type[H11Protocol]:
-    """uvicorn's protocol, which also ends connections whose clients send no request, or do not take an answer."""
+    """uvicorn's protocol, which also ends connections that are too many, that send no request, or take no answer."""
 
     class Connection(H11Protocol):
         _timer: asyncio.TimerHandle | None = None
+        _is_between = False  # after an answer, before the next request
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             self._wait(limits.receive_seconds)
+            if len(self.connections) > limits.connections:
+                transport.write(_FULL)
+                transport.close()
+
+        def data_received(self, data: bytes) -> None:
+            if self._is_between and not self.flow.write_paused:
+                self._wait(limits.receive_seconds)
+            self._is_between = False
+            super().data_received(data)
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_waiting()
@@ -43,7 +58,9 @@ def protocol(limits: Limits) -> type[H11Protocol]:
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
-            self._wait(limits.send_seconds)
+            if self.cycle is None or self.cycle.response_complete:  # else the next request had arrived already
+                self._is_between = True
+                self._wait(limits.send_seconds)
 
         def pause_writing(self) -> None:
             super().pause_writing()
@@ -84,7 +101,7 @@ class Server(uvicorn.Server):
             log_config=None,
             access_log=False,
             server_header=False,
-            limit_concurrency=limits.connections,
+            timeout_keep_alive=limits.keep_alive_seconds,  # type: ignore[arg-type]
             # Each request has ended by then, whatever its client does.
             timeout_graceful_shutdown=int(limits.receive_seconds + limits.seconds + limits.send_seconds) + 1,
         )
