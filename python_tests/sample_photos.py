@@ -38,6 +38,17 @@ def camera_exif(orientation=1):
     return exif
 
 
+def stored_for(orientation, upright):
+    """The stored image that Pillow's exif_transpose turns upright.
+
+    Args:
+        orientation: from 1 to 8, as in EXIF. upright: an array of pixels.
+    """
+    back = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]
+    image = Image.fromarray(upright)
+    return image if back is None else image.transpose(Image.Transpose(back))
+
+
 def cmyk_profile():
     """A 2-point lut8 CMYK profile: paper is white and any cyan gives a mid gray, unlike a plain conversion."""
     grid = b"".join(bytes([128 if cmyk & 8 else 255, 128, 128]) for cmyk in range(16))

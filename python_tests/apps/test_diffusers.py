@@ -8,6 +8,7 @@ import torch
 from other_projects import needs
 from PIL import Image
 from pipelines import SPECS, photo, tensor_of
+from sample_photos import camera_exif, stored_for
 
 from resshift_fast import Pipeline
 from resshift_fast.models import catalog
@@ -46,6 +47,16 @@ def test_a_saved_pipeline_is_loaded_and_restores_the_same(saved, bridge):
         result = one(IMAGE, seed=5)
         assert isinstance(result, ImagePipelineOutput)
         np.testing.assert_array_equal(np.asarray(result.images[0]), np.asarray(expected))
+
+
+def test_a_photo_on_its_side_is_restored_upright(saved):
+    pipe, _ = saved
+    stored = stored_for(6, np.asarray(IMAGE))
+    stored.info["exif"] = camera_exif(6).tobytes()
+    (expected,) = pipe(IMAGE, output_type="np").images
+    np.testing.assert_array_equal(pipe(stored, output_type="np").images[0], expected)
+    (result,) = pipe(stored).images
+    assert result.size == (68, 80) and result.getexif().get(0x0112, 1) == 1
 
 
 def test_it_moves_and_casts_as_a_pipeline_of_diffusers(saved, bridge):

@@ -14,7 +14,7 @@ import pytest
 from browser import browser, needs_browser
 from local_service import PATIENCE, Enlarger, until
 from PIL import Image
-from sample_photos import make_photo
+from sample_photos import camera_exif, make_photo, stored_for
 
 from resshift_fast import images
 from resshift_fast.apps.listening import bound
@@ -173,17 +173,45 @@ def test_the_painted_mask_reaches_the_model(client, model, tmp_path):
     np.testing.assert_array_equal(images.read(result).pixels, images.read(photo).pixels.repeat(4, 0).repeat(4, 1))
 
 
+def test_a_photo_on_its_side_is_turned_upright_in_both_tabs(client, model, tmp_path):
+    """As a phone stores it, with orientation 6; the page shows it upright, and that is what is painted on."""
+    upright = np.random.default_rng(1).integers(0, 256, (12, 20, 3)).astype(np.uint8)
+    stored_for(6, upright).save(tmp_path / "phone.png", exif=camera_exif(6))
+    phone = gradio_client.handle_file(tmp_path / "phone.png")
+    stroke = Image.new("RGBA", (20, 12))
+    stroke.paste((255, 255, 255, 255), (5, 2, 9, 7))
+    stroke.save(tmp_path / "stroke.png")
+    painted = {"background": phone, "layers": [gradio_client.handle_file(tmp_path / "stroke.png")], "composite": None}
+    for pair, result in (
+        client.predict(phone, "nano-x4", 0, api_name="/restore"),
+        client.predict(painted, "inpaint-face", 0, api_name="/fill"),
+    ):
+        restored = images.read(result)
+        np.testing.assert_array_equal(restored.pixels, upright.repeat(4, 0).repeat(4, 1))
+        assert [Image.open(path).size for path in pair] == [(80, 48), (80, 48)]
+    assert model.mask.shape == (12, 20) and model.mask[2:7, 5:9].all() and model.mask.sum() == 20
+
+
 def test_what_is_painted_is_filled_in():
     from resshift_fast.apps.page import _photo_and_mask
 
-    background = np.full((6, 8, 4), 255, np.uint8)
+    upright, clear = np.random.default_rng(0).integers(0, 255, (2, 6, 8, 4)).astype(np.uint8)
     stroke = np.zeros((6, 8, 4), np.uint8)
     stroke[2:4, 3:5] = 255
-    photo, mask = _photo_and_mask({"background": background, "layers": [stroke]})
-    assert photo.pixels.shape == (6, 8, 3) and photo.alpha is None
-    assert mask.sum() == 4 and mask[2:4, 3:5].all()
+    strokes, nothing = [Image.fromarray(stroke)], [Image.fromarray(0 * stroke)]
+    for alpha in (None, clear[..., 3]):
+        upright[..., 3] = 255 if alpha is None else alpha
+        for orientation in (1, 6):
+            background = stored_for(orientation, upright)
+            background.info["exif"] = camera_exif(orientation).tobytes()
+            photo, mask = _photo_and_mask({"background": background, "layers": strokes})
+            np.testing.assert_array_equal(photo.pixels, upright[..., :3])
+            np.testing.assert_array_equal(photo.alpha, alpha)
+            assert mask.sum() == 4 and mask[2:4, 3:5].all()
     with pytest.raises(ValueError, match="nothing is painted"):
-        _photo_and_mask({"background": background, "layers": [0 * stroke]})
+        _photo_and_mask({"background": background, "layers": nothing})
+    with pytest.raises(ValueError, match="what is painted has 6×8 pixels, but the photo is 8×6; upload"):
+        _photo_and_mask({"background": background, "layers": [strokes[0].transpose(Image.Transpose.ROTATE_90)]})
 
 
 def test_models_with_weights_here_are_offered(monkeypatch, tmp_path):

@@ -12,6 +12,7 @@ import pytest
 from local_service import PATIENCE, Enlarger, encoded, form_of, picture, running, until
 from PIL import Image
 from pipelines import tiny
+from sample_photos import camera_exif, stored_for
 
 from resshift_fast import images
 from resshift_fast.images.fitting import Fitting
@@ -129,6 +130,31 @@ def test_masks():
     assert difference(answer.pixels, pipe(pixels, mask > 0, seed=3, progress=False)) == 0
     assert missing.status == 400 and "needs a mask" in missing.error
     assert small.status == 422 and "the mask is 24×5, but the picture is 24×20" in small.error
+
+
+class Keeper(Enlarger):
+    """Gives photos back as they are, and keeps the masks of its last call."""
+
+    def __call__(self, photos, masks=None, **options):
+        self.masks = masks
+        return photos
+
+
+def test_a_photo_on_its_side_is_turned_upright_and_its_mask_belongs_to_it():
+    """As a phone stores it, with orientation 6."""
+    upright = picture(6, 9)[1]
+    mask = np.zeros((6, 9), np.uint8)
+    mask[1:4, 2:8] = 255
+    file = io.BytesIO()
+    stored_for(6, upright).save(file, "PNG", exif=camera_exif(6))
+    model = Keeper("inpaint-face")
+    with running(model) as service:
+        body, headers = form_of(image=file.getvalue(), mask=encoded(mask))
+        answer = service.post(body, headers=headers)
+    assert answer.status == 200, answer.body
+    np.testing.assert_array_equal(answer.pixels, upright)
+    assert Image.open(io.BytesIO(answer.body)).getexif()[0x0112] == 1
+    np.testing.assert_array_equal(model.masks, [mask > 0])
 
 
 BAD = {

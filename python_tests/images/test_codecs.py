@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pairwise import pairwise
 from PIL import ExifTags, Image
-from sample_photos import camera_exif, cmyk_profile
+from sample_photos import camera_exif, cmyk_profile, stored_for
 
 from resshift_fast.images import read
 
@@ -51,13 +51,6 @@ def tiff_bytes(planes, photometric, extra=(), sample_format=1, more=()):
     file = io.BytesIO()
     tags.save(file)
     return file.getvalue() + planes.tobytes()
-
-
-def stored_for(orientation, upright):
-    """The stored image that Pillow's exif_transpose turns upright."""
-    back = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]
-    image = Image.fromarray(upright)
-    return image if back is None else image.transpose(Image.Transpose(back))
 
 
 @pairwise(kind=["png", "tiff"], channels={"gray": 1, "rgb": 3, "rgba": 4}, orientation=range(1, 9))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
-from sample_photos import camera_exif
+from sample_photos import camera_exif, stored_for
 
 from resshift_fast import images
 from resshift_fast.images import (
@@ -136,13 +136,6 @@ def test_quality_reaches_the_encoders(tmp_path):
             write(tmp_path / f"a{suffix}", photo_of(8, False, False), quality)
             sizes.append((tmp_path / f"a{suffix}").stat().st_size)
         assert sizes[0] < sizes[1]
-
-
-def stored_for(orientation, upright):
-    """The stored image that Pillow's exif_transpose turns upright."""
-    back = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]
-    image = Image.fromarray(upright)
-    return image if back is None else image.transpose(Image.Transpose(back))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ class Page:
         with gr.Row():
             with gr.Column():
                 picture = gr.ImageEditor(
-                    type="numpy",
+                    type="pil",  # with the orientation, which an array has not
                     sources=["upload", "clipboard"],
                     transforms=[],
                     layers=False,
@@ -200,15 +201,19 @@ class Page:
 
 
 def _photo_and_mask(painted: dict[str, Any]) -> tuple[Photo, np.ndarray]:
-    """The photo of an ImageEditor, RGBA of 8 bits, and where it was painted on, bool [H, W]."""
-    background = np.asarray(painted["background"])
-    mask = np.zeros(background.shape[:2], bool)
+    """The photo of an ImageEditor, whose images are RGBA, upright, and where it was painted on, bool [H, W]."""
+    photo = images.from_pil(painted["background"], name="the photo")
+    if photo.alpha is not None and photo.alpha.min() == 255:
+        photo = replace(photo, alpha=None)
+    mask = np.zeros((photo.height, photo.width), bool)
     for layer in painted["layers"]:
+        if layer.size != (photo.width, photo.height):
+            size = f"{layer.width}×{layer.height} pixels, but the photo is {photo.width}×{photo.height}"
+            raise ValueError(f"what is painted has {size}; upload the photo again and paint on it as it is shown")
         mask |= np.asarray(layer)[..., 3] > 127
     if not mask.any():
         raise ValueError("nothing is painted; paint over what is to be filled in")
-    alpha = background[..., 3]
-    return Photo(np.ascontiguousarray(background[..., :3]), None if alpha.min() == 255 else alpha), mask
+    return photo, mask
 
 
 def _pair(before: Photo, after: Photo) -> tuple[Any, Any]:
