@@ -11,6 +11,7 @@ from resshift_fast.diffusion.noise import noise_field
 from resshift_fast.diffusion.schedule import Schedule
 from resshift_fast.models import catalog
 from resshift_fast.models.swin_unet import SwinUNet, SwinUNetConfig
+from resshift_fast.ops import prior_sample
 from resshift_fast.restoration.sampler import sample_latents, torch_noise
 
 CONFIG = SwinUNetConfig(
@@ -38,6 +39,13 @@ def student():
 
 def inputs():
     return array("one_step.y", 2, 3, 16, 8) - 2.3, array("one_step.lq", 2, 3, 16, 8)
+
+
+def test_the_official_prior():
+    y, noise = 0.5 * array("sinsr.y", 1, 3, 64, 64), array("sinsr.noise", 1, 3, 64, 64)
+    row = catalog.get("realsr-x4-v1-1step").schedule.table()[-1]
+    ours, _ = prior_sample(y, row, noise=noise)
+    assert_close("x_T", ours, arrays("one_step.npz")["sinsr.xT"], 1e-6)
 
 
 @pytest.mark.slow
