@@ -13,6 +13,7 @@ import os
 import warnings
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -269,9 +270,9 @@ def _with_folder(path: Path | None) -> Path | None:
 def _environment(device: "torch.device") -> str:
     """Hash of everything that a verdict depends on."""
     details = [autotune_cache.processor(), os.environ.get("RESSHIFT_FAST_CPU_ISA", "")] if device.type == "cpu" else []
-    from resshift_fast import kernels
-
-    paths = environment.code(Path(__file__).parents[1] / "ops", *map(Path, kernels.__path__))
+    kernels = find_spec(__name__.partition(".")[0] + ".kernels")
+    folders = [Path(folder) for folder in (kernels and kernels.submodule_search_locations) or ()]
+    paths = environment.code(Path(__file__).parents[1] / "ops", *folders)
     if device.type in native.LIBRARIES and native.path(device.type).exists():
         paths.append(native.path(device.type))
     return environment.fingerprint(device, paths, details)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -59,12 +59,17 @@ def export(
         raise ValueError(f"the format is {kind!r}, expected one of {', '.join(exporting.FORMATS)}, kernels")
     if repository is not None:
         raise ValueError(f"--repository is of kernels, not of {kind}; leave it out")
+    path = output or Path(f"{model}.{'onnx' if kind == 'onnx' else 'pt2'}")
+    _export_model(kind, model, weights_files(weights, autoencoder), path)
+
+
+def _export_model(kind: str, model: str, files: dict[str, Any], path: Path) -> None:
+    from resshift_fast.apps import export as exporting
     from resshift_fast.core.files import check_target
     from resshift_fast.pipeline import Pipeline
 
-    path = output or Path(f"{model}.{'onnx' if kind == 'onnx' else 'pt2'}")
     check_target(path)
-    pipe = Pipeline.from_pretrained(model, **weights_files(weights, autoencoder), device="cpu")
+    pipe = Pipeline.from_pretrained(model, **files, device="cpu")
     console.say(f"exporting {model}, which takes minutes")
     difference = exporting.export(pipe, path, kind)
     inputs = exporting.Inputs(pipe.spec)

@@ -84,12 +84,8 @@ def serve(
     extras.require("serve", MODULES)
     if verbose:
         console.prepare_logging(logging.DEBUG)
-    times = {
-        "seconds": seconds,
-        "receive_seconds": receive_seconds,
-        "send_seconds": send_seconds,
-        "keep_alive_seconds": keep_alive_seconds,
-    }
+    times = {"seconds": seconds, "receive_seconds": receive_seconds, "send_seconds": send_seconds}
+    times["keep_alive_seconds"] = keep_alive_seconds
     limits = _limits(queue, max_connections, max_megapixels, max_megabytes, times)
     from resshift_fast.apps.listening import bound
     from resshift_fast.backends import preferred, use_backend
