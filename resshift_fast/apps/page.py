@@ -16,10 +16,9 @@ from resshift_fast import images
 from resshift_fast.diffusion.noise import check_seed
 from resshift_fast.images import Photo
 from resshift_fast.images.results import enlarged_over_white, over_white
-from resshift_fast.models import catalog
+from resshift_fast.models import catalog, loading
 from resshift_fast.models.catalog import ModelSpec
 from resshift_fast.pipeline import Pipeline
-from resshift_fast.weights.download import local_path
 
 _KEPT_SECONDS = 3600  # of uploads and results
 _PROGRESS = gr.Progress()  # Gradio gives each call its own
@@ -34,12 +33,7 @@ def offered(names: Sequence[str]) -> list[ModelSpec]:
     """
     if names:
         return [catalog.get(name) for name in names]
-    return [spec for spec in catalog.MODELS.values() if _is_here(spec)]
-
-
-def _is_here(spec: ModelSpec) -> bool:
-    files = [spec.weights, spec.autoencoder_weights] if spec.autoencoder_weights else [spec.weights]
-    return all(file is not None and local_path(file).exists() for file in files)
+    return [spec for spec in catalog.MODELS.values() if loading.is_here(spec)]
 
 
 class _CancelledError(Exception):

@@ -73,6 +73,12 @@ def load_first_stage(
     return first_stage
 
 
+def is_here(spec: ModelSpec) -> bool:
+    """Whether the published weights of a model are on this computer."""
+    files = [spec.weights, spec.autoencoder_weights] if spec.autoencoder_weights else [spec.weights]
+    return all(file is not None and download.local_path(file).exists() for file in files)
+
+
 def trained_as(spec: ModelSpec, state: Mapping[str, Tensor]) -> ModelSpec:
     """The model that the weights of its denoiser belong to: itself, or its one-step student.
 
