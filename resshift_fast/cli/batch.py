@@ -6,15 +6,16 @@ import errno
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tqdm import tqdm
 
 from resshift_fast import images
 from resshift_fast.apps import extras
+from resshift_fast.apps.faces import FaceRestorer
 from resshift_fast.apps.video import clips, restoring
-from resshift_fast.cli import console, video
+from resshift_fast.cli import console, faces, video
 from resshift_fast.cli.plan import Job, Tally
 from resshift_fast.cli.reporting import Report
 from resshift_fast.core.claims import claimed
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from resshift_fast.apps.faces import Found
     from resshift_fast.pipeline import Pipeline
 
 BAR_SECONDS = 1.0  # no bar for a photo that takes less
@@ -49,6 +51,7 @@ class Batch:
         tally: updated after every photo, so that it is correct after Ctrl-C.
         fitting: how results are made to fit their formats.
         report: says how each photo ended.
+        restorer: restores faces too, over `pipe`; None if they are not sought.
         sharing: how many such batches restore the jobs together, for the estimate of the time left.
         began: when the first of them began, in seconds of `time.time`; None for now.
     """
@@ -61,12 +64,13 @@ class Batch:
         tally: Tally,
         fitting: Fitting,
         report: Report,
+        restorer: FaceRestorer | None = None,
         *,
         sharing: int = 1,
         began: float | None = None,
     ):
         self._pipe, self._jobs, self._options, self._fitting = pipe, jobs, options, fitting
-        self._tally, self._report = tally, report
+        self._tally, self._report, self._restorer = tally, report, restorer
         self._clock = _Clock([_pixels(job) for job in jobs], sharing)
         self._began = time.time() if began is None else began
 
@@ -101,7 +105,7 @@ class Batch:
                 else:
                     share = self._clock.share_of(i)
                     announcer = _Announcer(label, ready, fitting, pipe.spec.schedule.num_steps, share)
-                    after = _Restored.of(_restore(pipe, job, ready, fitting, self._options, announcer), ready)
+                    after = _restore(self._restorer or pipe, job, ready, fitting, self._options, announcer)
         except Exception as error:
             self._report.failed(job, error, self._options["tile"] or pipe.spec.tile)
             tally.failed += 1
@@ -127,6 +131,7 @@ class Batch:
             frames=after.frames,
             seconds=round(seconds, 3),
             notes=list(after.notes),
+            **({} if after.faces is None else {"faces": after.faces}),
         )
 
 
@@ -168,16 +173,18 @@ class Prepared:
 
 @dataclass(frozen=True)
 class _Restored:
-    """What was written: sides in pixels, number of frames, and what differs from what was asked for."""
+    """What was written.
+
+    Args:
+        width, height: in pixels. frames: their number. notes: what differs from what was asked for, and the faces.
+        faces: how many were restored; None if they were not sought.
+    """
 
     width: int
     height: int
     frames: int
     notes: tuple[str, ...]
-
-    @classmethod
-    def of(cls, result: Photo, ready: Prepared) -> _Restored:
-        return cls(result.width, result.height, ready.frames, ready.notes)
+    faces: int | None = None
 
 
 def prepare(job: Job, fitting: Fitting) -> Prepared:
@@ -300,24 +307,44 @@ def _refuse(result: Photo, output: Path) -> NoReturn:
 
 
 def _restore(
-    pipe: Pipeline, job: Job, prepared: Prepared, fitting: Fitting, options: dict[str, Any], announcer: _Announcer
-) -> Photo:
-    """Restore one photo, or the frames of an animation, and write the result; returns it, or the first frame."""
+    pipe: Pipeline | FaceRestorer,
+    job: Job,
+    prepared: Prepared,
+    fitting: Fitting,
+    options: dict[str, Any],
+    announcer: _Announcer,
+) -> _Restored:
+    """Restore one photo, or the frames of an animation, and write the result."""
+    found: list[Found] = []  # of each frame
+
+    def on_found(one: Found) -> None:
+        found.append(one)
+        announcer.faces = len(one.restored)
 
     def restored(before: Photo) -> Photo:
-        return fitting.fit_result(before, pipe(before, prepared.mask, progress=progress, **options))
+        if isinstance(pipe, FaceRestorer):
+            result: Photo = pipe(before, progress=progress, on_found=on_found, **options)
+        else:
+            result = pipe(before, prepared.mask, progress=progress, **options)
+        return fitting.fit_result(before, result)
 
     before = prepared.before
     with _bar(announcer.label) as bar:
         progress = announcer.watching(bar)
         if prepared.moving is not None:
-            return _restore_frames(job, prepared, prepared.moving, fitting, restored)
-        after = restored(before)
-    # Before the result, so that --skip-existing finds either both files or no result.
-    if job.compare:
-        _write_comparison(job.compare, before, after)
-    images.write(prepared.output, after, fitting.quality)
-    return after
+            after = _restore_frames(job, prepared, prepared.moving, fitting, restored)
+        else:
+            after = restored(before)
+    if prepared.moving is None:
+        # Before the result, so that --skip-existing finds either both files or no result.
+        if job.compare:
+            _write_comparison(job.compare, before, after)
+        images.write(prepared.output, after, fitting.quality)
+    done = _Restored(after.width, after.height, prepared.frames, prepared.notes)
+    if not found:
+        return done
+    count, note = faces.summary(found)
+    return replace(done, notes=(*done.notes, note), faces=count)
 
 
 def _restore_frames(
@@ -375,6 +402,7 @@ class _Announcer:
         self._past = 0  # evaluations for the frames before
         self._begun: float | None = None
         self._is_said = False
+        self.faces = 0  # that are restored besides, whose time is not known before
         height, width = fitting.sides(ready.before)
         if width * height * ready.frames >= LARGE_PIXELS:
             size = f"{ready.before.width}×{ready.before.height} → {width}×{height} pixels"
@@ -399,7 +427,8 @@ class _Announcer:
                 if seconds >= ANNOUNCED_SECONDS:
                     everything = seconds / self._share if self._share else seconds
                     others = f", {console.duration(everything)} for all" if everything > 1.05 * seconds else ""
-                    console.say(f"{self.label} will take about {console.duration(seconds)}{others}")
+                    besides = ", besides its faces" if self.faces else ""
+                    console.say(f"{self.label} will take about {console.duration(seconds)}{others}{besides}")
 
         return progress
 

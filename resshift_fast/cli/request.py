@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resshift_fast.cli import console
+from resshift_fast.cli import console, faces
 from resshift_fast.cli.options import weights_files
 
 if TYPE_CHECKING:
+    from resshift_fast.apps.faces import FaceRestorer
+    from resshift_fast.cli.faces import FaceOptions
     from resshift_fast.pipeline import Pipeline
 
 
@@ -28,6 +30,7 @@ class Request:
         fitting: keyword arguments of `Fitting`; the background by its name.
         naming: suffix, compare and mask for `plan.plan_jobs`.
         files: weights of the model's networks; None for those that are published.
+        faces: the options about faces; None if they are not sought.
         devices: to restore on; none for the default one.
         loading: further keyword arguments of `Pipeline.from_pretrained`.
         options: keyword arguments of a pipeline's call.
@@ -45,6 +48,7 @@ class Request:
     fitting: dict[str, Any]
     naming: dict[str, Any]
     files: dict[str, Path | None]
+    faces: FaceOptions | None
     devices: tuple[str, ...]
     loading: dict[str, Any]
     options: dict[str, Any]
@@ -86,10 +90,15 @@ def threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def load(request: Request, device: str | None = None) -> Pipeline:
-    """The model that was asked for; None for a device takes CUDA if it is there, else the CPU."""
+def load(request: Request, device: str | None = None) -> tuple[Pipeline, FaceRestorer | None]:
+    """The model that was asked for, and what restores faces over it, if they are sought.
+
+    Args:
+        request: names them. device: None takes CUDA if it is there, else the CPU.
+    """
     from resshift_fast.pipeline import Pipeline
 
+    loading = {"device": device, **request.loading}
     files = weights_files(**request.files)
-    options = {"device": device, **request.loading, "progress": not console.is_quiet()}
-    return Pipeline.from_pretrained(request.model, **files, **options)
+    pipe = Pipeline.from_pretrained(request.model, **files, **loading, progress=not console.is_quiet())
+    return pipe, None if request.faces is None else faces.load(request.faces, pipe, loading)

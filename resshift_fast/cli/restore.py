@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from resshift_fast.cli import console
+from resshift_fast.cli.faces import FaceOptions
 from resshift_fast.cli.options import (
     Autoencoder,
     Backend,
@@ -100,6 +101,35 @@ def restore(
             "For inpainting models: an image that is white where to fill in, or a folder of such masks, named like the "
             "photos.",
             metavar="PATH",
+        ),
+    ] = None,
+    faces: Annotated[
+        bool,
+        option(
+            "Also find the faces in each photo, restore them with a model of faces, and paste them into the result. "
+            "Default: no.",
+            "--faces",
+        ),
+    ] = False,
+    face_model: Annotated[
+        str | None,
+        option(
+            "Model of --faces, of scale 1. Default: faceir.",
+            metavar="NAME",
+        ),
+    ] = None,
+    face_weights: Annotated[
+        Path | None, option("Weights of that model's denoiser. Default: the published ones.", metavar="FILE")
+    ] = None,
+    face_autoencoder: Annotated[
+        Path | None, option("Weights of that model's autoencoder. Default: the published ones.", metavar="FILE")
+    ] = None,
+    face_detector: Annotated[
+        Path | None,
+        option(
+            "Wheel of facenet-pytorch, whose weights find the faces. Default: the package that "
+            "pip install --no-deps facenet-pytorch has installed.",
+            metavar="FILE",
         ),
     ] = None,
     seed: Annotated[
@@ -225,6 +255,9 @@ def restore(
         _refuse("an empty name was given for a photo (an unset variable?); leave it out, or name the folder .")
     if not out:
         _refuse("no output was given; name a file or folder: -o restored")
+    asked_of_faces = FaceOptions(face_model, face_weights, face_autoencoder, face_detector)
+    if asked_of_faces.given and not faces:
+        _refuse(f"--{next(iter(asked_of_faces.given))} is of --faces; give that too, or leave it out")
     request = Request(
         patterns=patterns,
         out=out,
@@ -248,6 +281,7 @@ def restore(
             "mask": mask,
         },
         files={"weights": weights, "autoencoder": autoencoder},
+        faces=asked_of_faces if faces else None,
         devices=tuple(device.split(",")) if device else (),
         loading={"dtype": dtype},
         options={

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from resshift_fast.cli import console, reporting, several
+from resshift_fast.cli import console, faces, reporting, several
 from resshift_fast.cli.plan import Job, Tally, plan_jobs, refuse_originals
 from resshift_fast.cli.request import Request, environment, load
 from resshift_fast.core.claims import announced
@@ -56,6 +56,8 @@ def _check(request: Request, spec: ModelSpec) -> None:
         spec.plan_tiles(1, 1, request.options["tile"], request.options["overlap"])
     except ValueError as error:
         raise ValueError(f"--{error}") from None
+    if request.faces is not None:
+        faces.check(request.faces, spec)
 
 
 def _fitting(request: Request, spec: ModelSpec) -> Fitting:
@@ -134,6 +136,8 @@ def _settings(request: Request) -> dict[str, str]:
     found |= {name: request.options[name] for name in ("seed", "tile", "overlap", "noise")}
     for name, path in (*request.files.items(), ("mask", request.naming["mask"])):
         found[name] = path and expand_home(path).name
+    if request.faces is not None:
+        found |= {"faces": "yes"} | request.faces.given
     return {name: str(value) for name, value in found.items()}
 
 
@@ -145,6 +149,8 @@ def _restore_writable(jobs: list[Job], request: Request, tally: Tally, fitting: 
     writable, prepared = [], None
     for job in jobs:
         try:
+            if job.is_video and request.faces is not None:
+                raise ValueError(f"{job.source} is a video, and faces are restored in photos; leave --faces out for it")
             check_targets(job)
             if job.exact:  # the only one, so its pixels may stay in memory
                 prepared = prepare(job, fitting)
@@ -155,5 +161,5 @@ def _restore_writable(jobs: list[Job], request: Request, tally: Tally, fitting: 
     if len(writable) > 1 and len(request.devices) > 1:
         several.restore(writable, request, tally, fitting)
     elif writable:
-        pipe = load(request, *request.devices[:1])
-        Batch(pipe, writable, request.options, tally, fitting, report).run(prepared)
+        pipe, restorer = load(request, *request.devices[:1])
+        Batch(pipe, writable, request.options, tally, fitting, report, restorer).run(prepared)

@@ -45,8 +45,10 @@ class Part:
         ExitStack().enter_context(environment(request))  # until the process ends
         self._tally = Tally()
         report = reporting.Report(request.as_json)
-        pipe, sharing = load(request, device), len(request.devices)
-        self._batch = Batch(pipe, jobs, request.options, self._tally, fitting, report, sharing=sharing, began=began)
+        (pipe, restorer), sharing = load(request, device), len(request.devices)
+        self._batch = Batch(
+            pipe, jobs, request.options, self._tally, fitting, report, restorer, sharing=sharing, began=began
+        )
 
     def restore(self, index: int) -> Tally:
         """Restore the photo of a job; returns the counts of all so far."""
