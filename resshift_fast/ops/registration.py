@@ -160,7 +160,8 @@ def _differentiated(
         return output
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    apply: Callable[..., Any] = type(name, (torch.autograd.Function,), methods).apply
+    function: Any = type(name, (torch.autograd.Function,), methods)
+    apply: Callable[..., Any] = function.apply
     return apply
 
 
