@@ -38,6 +38,7 @@ PARTS = {
     "pillow-heif": "reading HEIC",
     **dict.fromkeys(("fastapi", "prometheus-client", "python-multipart", "uvicorn"), "the service and its tests"),
     "ninja": "compiling only what has changed",
+    "openvino": "measuring it beside this library",
     "pybind11": "tests that run CUDA kernels on the CPU",
     "tensorboard": "logs of trainings in TensorBoard",
     "tifffile": "tests of TIFF",

@@ -14,7 +14,7 @@ from golden_data import array as random
 from golden_data import document
 from pairwise import pairwise
 
-from resshift_fast.diffusion import schedule
+from resshift_fast.diffusion import coefficients as columns
 from resshift_fast.diffusion.coefficients import PREDICTION_TYPES
 from resshift_fast.diffusion.noise import MAX_SEED, noise_words
 from resshift_fast.diffusion.schedule import Schedule
@@ -183,7 +183,7 @@ def test_posterior_step_matches_float64(shape, kind, given, emulated):
     ours = chain_step(emulated, *arguments)
     arguments[9] = noise if given else exact_noise(seed, step, shape, origin)
     expected = posterior_step_reference(*double(arguments))
-    assert_chain_step(ours, expected, ROW[schedule.NEXT_INPUT_SCALE], lq)
+    assert_chain_step(ours, expected, ROW[columns.NEXT_INPUT_SCALE], lq)
 
 
 @pairwise(
@@ -203,11 +203,11 @@ def test_next_inputs(shape, next_dtype, lq_channels, lq_layout, emulated):
     arguments = [x_t, prediction, y, ROW, seed, step, origin, "epsilon", False, None, lq, next_dtype, False]
     ours = chain_step(emulated, *arguments)
     arguments[9] = exact_noise(seed, step, shape, origin)
-    assert_chain_step(ours, posterior_step_reference(*double(arguments)), ROW[schedule.NEXT_INPUT_SCALE], lq)
+    assert_chain_step(ours, posterior_step_reference(*double(arguments)), ROW[columns.NEXT_INPUT_SCALE], lq)
     arguments = [y, ROW, seed, origin, None, lq, next_dtype]
     ours = prior_sample(emulated, *arguments)
     arguments[4] = exact_noise(seed, step * 0, shape, origin)
-    assert_chain_step(ours, prior_sample_reference(*double(arguments)), ROW[schedule.INPUT_SCALE], lq)
+    assert_chain_step(ours, prior_sample_reference(*double(arguments)), ROW[columns.INPUT_SCALE], lq)
 
 
 @pytest.mark.parametrize("next_dtype", DTYPES, ids=name_of)
@@ -219,7 +219,7 @@ def test_predictions_and_lq_of_other_dtypes(dtype, next_dtype, emulated):
     arguments = (x_t, prediction, y, ROW, *field(2), "residual", False, noise, lq, next_dtype, False)
     ours = chain_step(emulated, *arguments)
     expected = posterior_step_reference(*double(arguments))
-    assert_chain_step(ours, expected, ROW[schedule.NEXT_INPUT_SCALE], lq)
+    assert_chain_step(ours, expected, ROW[columns.NEXT_INPUT_SCALE], lq)
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["drawn", "given"])
@@ -230,7 +230,7 @@ def test_prior_sample_matches_float64(shape, given, emulated):
     ours = prior_sample(emulated, y, ROW, seed, origin, noise if given else None, lq, torch.float32)
     noise = noise if given else exact_noise(seed, step * 0, shape, origin)
     expected = prior_sample_reference(*double((y, ROW, seed, origin, noise, lq, torch.float32)))
-    assert_chain_step(ours, expected, ROW[schedule.INPUT_SCALE], lq)
+    assert_chain_step(ours, expected, ROW[columns.INPUT_SCALE], lq)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 6, 10), (2, 5, 6, 7)], ids=["rows", "general"])
@@ -349,7 +349,7 @@ def test_q_sample_matches_float64(shape, dtype, memory_format, emulated):
     ours = q_sample(emulated, x0, y, t, tables.table(), noise)
     row = torch.from_numpy(tables.coefficients)[t].view(-1, 8, 1, 1, 1)
     x0, y, noise = x0.double(), y.double(), noise.double()
-    exact = x0 + row[:, schedule.ETA] * (y - x0) + row[:, schedule.KAPPA_SQRT_ETA] * noise
+    exact = x0 + row[:, columns.ETA] * (y - x0) + row[:, columns.KAPPA_SQRT_ETA] * noise
     assert_close("x_t", ours, exact, max(torch.finfo(dtype).eps / 2, 1e-6))
 
 
@@ -384,6 +384,6 @@ def test_q_sample_with_a_table_of_another_dtype(table_dtype, emulated):
     table, t = Schedule(steps=5).table().to(table_dtype), torch.tensor([2, 4])
     ours = q_sample(emulated, x0, y, t, table, noise)
     row = table.double()[t].view(-1, 8, 1, 1, 1)
-    exact = x0.double() + row[:, schedule.ETA] * (y.double() - x0.double())
-    exact = exact + row[:, schedule.KAPPA_SQRT_ETA] * noise.double()
+    exact = x0.double() + row[:, columns.ETA] * (y.double() - x0.double())
+    exact = exact + row[:, columns.KAPPA_SQRT_ETA] * noise.double()
     assert_close("x_t", ours, exact, torch.finfo(torch.bfloat16).eps / 2)

@@ -77,6 +77,7 @@ def test_examples_that_are_not_run():
     assert [(x.page.name, x.skipped) for x in PYTHON if x.skipped] == [
         ("README.md", "needs a GPU, and downloads weights"),
         ("README.md", "torch.compile takes minutes"),
+        ("faces.md", "needs weights that are downloaded, and another package"),
     ]
     assert len(PYTHON) > 4
 
