@@ -322,4 +322,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # setuptools imports what installed packages add to it. That of one named kernels is not in the folder kernels here.
+    sys.path[:] = [path for path in sys.path if Path(path).resolve() != ROOT.resolve()]
     main()

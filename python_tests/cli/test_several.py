@@ -178,4 +178,6 @@ def test_processes_share_a_folder_and_one_that_is_killed_is_no_loss(tmp_path):
         reader.join()
     text = "".join(said)
     assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in photos.iterdir()), text
-    assert "12 restored, 0 failed, 0 skipped" in text and "killed by the system" in text
+    # A photo may have been written when its process was killed.
+    assert re.search("12 restored, 0 failed, 0 skipped|11 restored, 0 failed, 1 skipped", text), text
+    assert "killed by the system" in text

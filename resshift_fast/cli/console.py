@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from contextlib import suppress
+from threading import RLock
 from typing import Any, TextIO
 
 from resshift_fast.core.memory import ResultTooLargeError, is_out_of_memory
@@ -123,8 +124,11 @@ def is_quiet() -> bool:
 
 def hide_bars() -> None:
     """Show no progress bars in this process from now on: those of several on one terminal would overwrite another."""
+    from tqdm import tqdm
+
     global _without_bars
     _without_bars = True
+    tqdm.set_lock(RLock())  # not one between processes, which would be left behind by a process that is killed
 
 
 def bars_are_hidden() -> bool:
