@@ -136,6 +136,16 @@ def test_processes_on_one_cpu_share_its_threads(monkeypatch, devices, threads, e
     assert workers.threads["cpu"] == expected
 
 
+def test_after_an_interruption_no_photo_begins_and_ended_processes_are_not_named(capfd):
+    tally = Tally(total=3)
+    shared = several._Shared([Job(Path(f"{i}.png"), Path(f"out/{i}.png")) for i in range(3)], tally, as_json=False)
+    index = shared.next()
+    shared.end()
+    shared.give_back(index, "a", WorkerError(DIED))
+    assert shared.is_done and shared.next() is None and tally.failed == 0
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("text", ["", "cpu,", ",cuda:0", "cuda:0,,cuda:1"])
 def test_an_empty_name_is_refused(text):
     with pytest.raises(ValueError, match="lacks the name of a device; give one, or several as cuda:0,cuda:1"):

@@ -67,12 +67,13 @@ class _Shared:
         self._jobs, self._tally, self._report = jobs, tally, reporting.Report(as_json)
         self._left, self._attempts, self._lock = deque(range(len(jobs))), [0] * len(jobs), Lock()
         self._working = 0  # photos, which come back if a process dies
+        self._is_ended = False
         self.errors: list[str] = []
 
     def next(self) -> int | None:
         """The next photo; None if there is none for now."""
         with self._lock:
-            if self._tally.stopped or not self._left:
+            if self._is_ended or self._tally.stopped or not self._left:
                 return None
             self._working += 1
             index = self._left.popleft()
@@ -83,7 +84,12 @@ class _Shared:
     def is_done(self) -> bool:
         """Whether no photo is left, or will come back."""
         with self._lock:
-            return bool(self._tally.stopped) or not (self._left or self._working)
+            return self._is_ended or bool(self._tally.stopped) or not (self._left or self._working)
+
+    def end(self) -> None:
+        """Begin no further photo, and say nothing of processes that are ended."""
+        with self._lock:
+            self._is_ended = True
 
     def count(self, before: Tally, after: Tally) -> None:
         """Add what has been counted in between."""
@@ -98,6 +104,8 @@ class _Shared:
         """Leave a photo to another device; one that has ended several processes has failed."""
         with self._lock:
             self._working -= 1
+            if self._is_ended:
+                return
             self.errors.append(f"{device}: {error}")
             if self._attempts[index] < ATTEMPTS:
                 self._left.append(index)
@@ -140,10 +148,18 @@ def restore(jobs: Sequence[Job], request: Request, tally: Tally, fitting: Fittin
         workers.append(worker)
         return worker
 
-    def work(device: str, worker: Worker | None) -> None:
+    def work(device: str, worker: Worker | None = None) -> None:
         worker = worker or start(device)
+        if worker is None:
+            return
+        try:
+            drive(device, worker)
+        finally:
+            worker.close()
+
+    def drive(device: str, worker: Worker) -> None:
         before = Tally()
-        while worker is not None and not shared.is_done:
+        while not shared.is_done:
             index = shared.next()
             if index is None:
                 time.sleep(0.05)  # another device has the last photos, and may give them back
@@ -157,26 +173,24 @@ def restore(jobs: Sequence[Job], request: Request, tally: Tally, fitting: Fittin
             before = after
 
     # The first one downloads weights that are missing; its errors are most likely those of the others.
-    devices = list(request.devices)
+    devices = deque(request.devices)
     first = None
     while first is None and devices:
-        first = start(devices.pop(0))
+        device = devices.popleft()
+        first = start(device)
     if first is None:
         raise ValueError(f"none of the devices {', '.join(request.devices)} can be used")
-    used = request.devices[len(request.devices) - len(devices) - 1]
-    threads = [Thread(target=work, args=(device, None), daemon=True) for device in devices]
-    threads.append(Thread(target=work, args=(used, first), daemon=True))
+    threads = [Thread(target=work, args=args, daemon=True) for args in [(device, first), *((one,) for one in devices)]]
     try:
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
     except KeyboardInterrupt:
+        shared.end()
         for worker in workers:
             worker.kill()
         raise
-    for worker in workers:
-        worker.close()
     if not tally.stopped:
         shared.fail_rest()
 
