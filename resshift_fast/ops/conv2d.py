@@ -151,10 +151,13 @@ def gradients(
         dx = _op(*Arguments(dy, rotated, bias=None, padding=2 - padding))
         dx = checks.match_memory_format(dx, x)
     dweight = _weight_gradient(dy, x, weight, padding) if wanted[1] else None
-    dbias = None
-    if wanted[2] and bias is not None:
-        dbias = dy.sum((0, 2, 3), dtype=checks.accumulation_dtype(dy)).to(bias.dtype)
+    dbias = bias_gradient(dy, bias) if wanted[2] and bias is not None else None
     return dx, dweight, dbias
+
+
+def bias_gradient(dy: Tensor, bias: Tensor) -> Tensor:
+    """Gradient of a convolution's bias [O], from that of its result [B, O, H, W], in the bias's dtype."""
+    return dy.sum((0, 2, 3), dtype=checks.accumulation_dtype(dy)).to(bias.dtype)
 
 
 def _plain_weight_gradient(dy: Tensor, x: Tensor, padding: int) -> Tensor:

@@ -82,7 +82,7 @@ def reference(a: Arguments) -> Tensor:
     accumulate = checks.accumulation_dtype(a.x)
     values = a.x.to(accumulate)
     if values.device.type == "cpu" and not values.is_contiguous():
-        # An exported program has no other operations for it than these: fewer of them count for more than a copy.
+        # A copy is as exact, and fewer operations in an exported program.
         exporting = torch.compiler.is_exporting()
         values = values.contiguous() if exporting else values - _sampled_means(values, a.num_groups)
     # torch.group_norm, because torch.nn.functional.group_norm refuses groups of a single element.

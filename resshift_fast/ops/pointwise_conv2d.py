@@ -7,6 +7,7 @@ may be missing. The statistics of norm can be given, and those of y's next norma
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -17,9 +18,10 @@ from resshift_fast import backends
 from resshift_fast.backends import Kernel
 from resshift_fast.core.counters import counters
 from resshift_fast.ops import checks, drawing, norm_stats
+from resshift_fast.ops.conv2d import bias_gradient
 from resshift_fast.ops.group_norm import group_norm
 from resshift_fast.ops.group_norm import reference as group_norm_reference
-from resshift_fast.ops.registration import Native, recomputed, register, save_arguments, saved_arguments, takes
+from resshift_fast.ops.registration import Native, recomputed, register, takes, with_gradient
 
 
 class Arguments(NamedTuple):
@@ -158,11 +160,6 @@ def weight_gradient(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     return (gradients.t() @ pixels).to(weight.dtype)
 
 
-def bias_gradient(dy: Tensor, bias: Tensor) -> Tensor:
-    """Gradient of the bias of `product`, in the bias's dtype."""
-    return dy.sum((0, 2, 3), dtype=checks.accumulation_dtype(dy)).to(bias.dtype)
-
-
 def differentiable_norm(
     x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float, statistics: Tensor | None
 ) -> tuple[Tensor, list[Tensor]]:
@@ -176,15 +173,9 @@ def differentiable_norm(
         return norm_stats.normalized(x, leaves[3], weight, bias), leaves
 
 
-_recomputed = recomputed(reference)
-
-
-def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+def _gradient(dy: Tensor, arguments: Sequence[Any], needed: Sequence[Any]) -> tuple[Tensor | None, ...]:
     """Of products of matrices, and of the normalization computed again."""
-    if torch.is_grad_enabled():  # it is differentiated itself
-        gradients: tuple[Tensor | None, ...] = _recomputed["backward"](ctx, dy)
-        return gradients
-    a, wanted = Arguments(*saved_arguments(ctx)), Arguments(*ctx.needs_input_grad)
+    a, wanted = Arguments(*arguments), Arguments(*needed)
     found: dict[str, Tensor] = {}
     x = a.x
     if a.num_groups:
@@ -211,8 +202,7 @@ _op = register(
     examples=_examples,
     loaders={"cpu": Native(_normalized, _given), "cuda": Native(None, _not_compiled), "triton": _triton},
     matrix_operations=_matrix_operations,
-    backward=_backward,
-    setup_context=save_arguments,
+    **with_gradient(reference, _gradient),
 )
 _op_with_statistics = register(
     "pointwise_conv2d_statistics",

@@ -7,6 +7,7 @@ the normalization can be given, and those of y's next normalization returned wit
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -16,15 +17,15 @@ from torch import Tensor
 from resshift_fast import backends
 from resshift_fast.backends import Kernel
 from resshift_fast.ops import checks, drawing, norm_stats
+from resshift_fast.ops.conv2d import bias_gradient
 from resshift_fast.ops.group_norm import reference as group_norm
 from resshift_fast.ops.pointwise_conv2d import (
-    bias_gradient,
     differentiable_norm,
     normalization,
     product,
     weight_gradient,
 )
-from resshift_fast.ops.registration import Native, recomputed, register, save_arguments, saved_arguments, takes
+from resshift_fast.ops.registration import Native, recomputed, register, takes, with_gradient
 
 
 class Arguments(NamedTuple):
@@ -112,15 +113,9 @@ def _given(*args: Any) -> str | None:
     return None if args[-1] is None else "statistics are given"
 
 
-_recomputed = recomputed(reference)
-
-
-def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradient, with the hidden layer computed again, as products of matrices."""
-    if torch.is_grad_enabled():  # it is differentiated itself
-        gradients: tuple[Tensor | None, ...] = _recomputed["backward"](ctx, dy)
-        return gradients
-    a, wanted = Arguments(*saved_arguments(ctx)), Arguments(*ctx.needs_input_grad)
+def _gradient(dy: Tensor, arguments: Sequence[Any], needed: Sequence[Any]) -> tuple[Tensor | None, ...]:
+    """Products of matrices, with the hidden layer computed again."""
+    a, wanted = Arguments(*arguments), Arguments(*needed)
     y, leaves = differentiable_norm(a.x, a.num_groups, a.norm_weight, a.norm_bias, a.eps, a.statistics)
     names = ["x", "norm_weight", "norm_bias", "statistics"][: len(leaves)] + ["w1", "b1"]
     leaves += [tensor.detach().requires_grad_() for tensor in (a.w1, a.b1)]
@@ -142,8 +137,7 @@ _op = register(
     examples=_examples,
     loaders={"cpu": Native(_normalized, _given), "triton": _triton},
     matrix_operations=_matrix_operations,
-    backward=_backward,
-    setup_context=save_arguments,
+    **with_gradient(reference, _gradient),
 )
 _op_with_statistics = register(
     "swin_mlp_statistics",

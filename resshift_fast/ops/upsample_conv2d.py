@@ -1,6 +1,7 @@
 """Nearest-neighbour upsampling by 2, then a 3×3 convolution with padding 1."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, overload
 
 import torch
@@ -13,7 +14,7 @@ from resshift_fast.backends import native as libraries
 from resshift_fast.ops import checks, drawing, norm_stats
 from resshift_fast.ops.conv2d import checked, examples, gradients
 from resshift_fast.ops.conv2d_winograd import DIRECT, cpu_kernel, pack_conv2d
-from resshift_fast.ops.registration import recomputed, register, save_arguments, saved_arguments
+from resshift_fast.ops.registration import recomputed, register, with_gradient
 
 
 def upsampled(x: Tensor) -> Tensor:
@@ -79,16 +80,10 @@ def _statistics_examples(device: torch.device, dtype: torch.dtype) -> list[tuple
     return [(*case, 8, 1e-5) for case in _examples(device, dtype)]
 
 
-_recomputed = recomputed(reference)
-
-
-def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+def _gradient(dy: Tensor, arguments: Sequence[Any], needed: Sequence[bool]) -> tuple[Tensor | None, ...]:
     """Of the convolution of the upsampled image, which is made again; x's gradient sums each pixel's four copies."""
-    if torch.is_grad_enabled():  # it is differentiated itself
-        again: tuple[Tensor | None, ...] = _recomputed["backward"](ctx, dy)
-        return again
-    x, weight, bias, _ = saved_arguments(ctx)
-    dx, dweight, dbias = gradients(dy, upsampled(x), weight, bias, 1, ctx.needs_input_grad)
+    x, weight, bias, _ = arguments
+    dx, dweight, dbias = gradients(dy, upsampled(x), weight, bias, 1, needed)
     if dx is not None:
         dx = checks.match_memory_format(F.avg_pool2d(dx, 2, divisor_override=1), x)
     return dx, dweight, dbias, None
@@ -101,8 +96,7 @@ _op = register(
     examples=_examples,
     loaders={"cpu": _cpu, "triton": _triton},
     matrix_operations=_matrix_operations,
-    backward=_backward,
-    setup_context=save_arguments,
+    **with_gradient(reference, _gradient),
 )
 _op_with_statistics = register(
     "upsample_conv2d_statistics",
