@@ -1,4 +1,4 @@
-"""Builds the native libraries where that can be done; pyproject.toml says everything else.
+"""Finds the packages, and builds the native libraries where that can be done; pyproject.toml says everything else.
 
     RESSHIFT_FAST_CPU=auto|0|1    the library for CPUs; auto builds it where there is a C++ compiler
     RESSHIFT_FAST_CUDA=auto|0|1   the library for NVIDIA GPUs; auto builds it where there is nvcc
@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
@@ -304,6 +304,11 @@ def ninja_file(plan: Plan, objects: list[Path], link: list[str], library: Path) 
     return "\n".join(lines)
 
 
+def packages() -> list[str]:
+    """All that is installed: every package below resshift_fast, and kernels as one of them."""
+    return [*find_packages(str(ROOT), include=["resshift_fast", "resshift_fast.*"]), "resshift_fast.kernels"]
+
+
 def main() -> None:
     """What setuptools runs."""
     # Asking for the metadata alone runs this file too, and needs no search for compilers.
@@ -315,6 +320,7 @@ def main() -> None:
         else:
             REASONS[name] = plan
     setup(
+        packages=packages(),
         ext_modules=[Extension(f"resshift_fast._{name}", [], py_limited_api=True, optional=True) for name in PLANS],
         cmdclass={"build_ext": BuildNative, "build_py": Record},
         options={"bdist_wheel": {"py_limited_api": "cp310"}} if PLANS else {},

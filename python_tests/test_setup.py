@@ -158,6 +158,12 @@ class TestPlan:
         assert build.plan_or_reason("cpu") == "RESSHIFT_FAST_CPU=0 when it was installed"
 
 
+def test_every_folder_with_python_is_installed(build):
+    folders = {path.relative_to(ROOT).parent for path in (ROOT / "resshift_fast").rglob("*.py")}
+    names = [".".join(folder.parts) for folder in folders]
+    assert sorted(build.packages()) == sorted([*names, "resshift_fast.kernels"])
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """Builds a wheel of a copy of the repository with environment variables; returns its path and stderr."""
@@ -186,6 +192,9 @@ def test_a_wheel_without_a_compiler_is_pure_and_says_why(wheel, tmp_path):
     assert len(lines) == 2 and all("no C++ compiler was found" in line or "nvcc" in line for line in lines)
     with zipfile.ZipFile(file) as archive:
         assert "no C++ compiler" in json.loads(archive.read("resshift_fast/native.json"))["cpu"]
+        installed = {name for name in archive.namelist() if name.endswith(".py")}
+    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "resshift_fast").rglob("*.py")}
+    assert installed == sources | {f"resshift_fast/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
 
 
 @pytest.mark.slow
