@@ -1,5 +1,7 @@
 """spandrel's own loader finds, loads, moves and runs ResShift models."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -62,6 +64,14 @@ def test_weights_are_recognized_by_their_names_and_shapes(name, preferred, steps
     assert (chosen.name, chosen.schedule.num_steps) == (preferred, steps)
     del state["out.2.bias"]
     assert not bridge.fitting(state)
+
+
+def test_a_students_own_number_of_blocks_is_recognized():
+    sizes = replace(catalog.get("realsr-x4-v3-1step").denoiser, num_res_blocks=(1, 2, 2, 1))
+    with torch.device("meta"):
+        state = catalog.build_denoiser(replace(catalog.get("realsr-x4-v3-1step"), denoiser=sizes)).state_dict()
+    found = bridge.chosen(bridge.fitting(state))
+    assert found.denoiser == sizes and found.schedule.num_steps == 1
 
 
 def test_an_autoencoder_and_a_model_can_be_named(tmp_path, monkeypatch):

@@ -148,15 +148,25 @@ def test_a_bad_recipe_is_refused(folder, text, message):
     assert found.exit_code == 1 and message in " ".join(found.output.split()), found.output
 
 
+def test_a_list_that_is_none_is_refused(folder, made):
+    found = run(folder / "photos", "-o", folder / "run", "--objective", "distill", "--num-res-blocks", "1;1")
+    assert found.exit_code == 2 and not made
+    assert "expected integers separated by commas, such as 1,1, got '1;1'" in " ".join(found.output.replace("│", "").split())
+
+
 def test_distillation_has_its_own_settings(folder, made):
     found = run(folder / "photos", "-o", folder / "run", "--objective", "distill", "--teacher", folder / "vgg.pth",
                 "--fake-steps", "3", "--mse", "0.5", "--adversarial", "0.1", "--student-timesteps", "2",
-                "--no-normalize")  # fmt: skip
+                "--no-normalize", "--num-res-blocks", "1,1")  # fmt: skip
     assert found.exit_code == 0, found.output
     config, spec = made[0]
     assert spec is None and config.objective == "distill" and config.betas == (0.9, 0.95)
     expected = {"teacher": str(folder / "vgg.pth"), "fake_steps": 3, "mse": 0.5, "adversarial": 0.1}
-    assert config.objective_options == expected | {"student_timesteps": 2, "normalize": False}
+    assert config.objective_options == expected | {
+        "student_timesteps": 2,
+        "normalize": False,
+        "num_res_blocks": [1, 1],
+    }
     found = run(folder / "photos", "-o", folder / "run", "--config", folder / "realsr.yaml", "--objective", "distill")
     assert found.exit_code == 0, found.output
     config, spec = made[1]

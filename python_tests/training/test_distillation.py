@@ -346,6 +346,27 @@ def test_the_saved_student_restores_with_one_evaluation(photos, tmp_path, weight
     assert counts == {"teacher": 3, "student": 1}
 
 
+def test_a_shallower_student_keeps_blocks_of_its_teacher_and_restores(photos, tmp_path, monkeypatch):
+    spec = replace(TEACHER, denoiser=replace(SMALL, num_res_blocks=(3,)))
+    deep, path = randomize(SwinUNet(spec.denoiser), 5), tmp_path / "teacher.safetensors"
+    save_safetensors(deep, path, {"schedule": schedule_text(spec.schedule)})
+    options = {"teacher": str(path), "fake_steps": 1, "num_res_blocks": [1]}
+    config = make_config(photos, tmp_path, patch=16, steps=1, objective="distill", objective_options=options)
+    trainer = Trainer(config, spec)
+    assert same(state(trainer.objective._teacher), state(deep)) and same(state(trainer.objective.networks["fake"]), state(deep))
+    own, given = trainer.denoiser.output_blocks, deep.output_blocks
+    assert len(own) == 2 and same(state(own[0]), state(given[0])) and same(state(own[1]), state(given[3]))
+    assert trainer.run()
+    monkeypatch.setitem(catalog.MODELS, "nano-x4", spec)
+    for name in ("nano-x4", "nano-x4-1step"):
+        pipe = Pipeline.from_pretrained(name, weights=trainer.run_folder.best, device="cpu")
+        assert pipe.spec.denoiser == replace(SMALL, num_res_blocks=(1,), noise_channels=1)
+        assert pipe.spec.schedule.num_steps == 1
+    changed = replace(config, objective_options=options | {"num_res_blocks": [2]})
+    with pytest.raises(ValueError, match=r"num_res_blocks was \[1\] and is now \[2\]"):
+        Trainer(changed, spec).run()
+
+
 def rewritten(path, folder, *, channels=0, name="other.safetensors", **metadata):
     """A copy of a teacher's weights with other input channels or metadata."""
     denoiser = SwinUNet(replace(SMALL, noise_channels=channels))
@@ -354,8 +375,8 @@ def rewritten(path, folder, *, channels=0, name="other.safetensors", **metadata)
 
 
 def test_wrong_teachers_are_refused(photos, tmp_path, weights):
-    def refused(message, path=weights, spec=TEACHER, **changes):
-        options = {"teacher": None if path is None else str(path)}
+    def refused(message, path=weights, spec=TEACHER, blocks=None, **changes):
+        options = {"teacher": None if path is None else str(path), "num_res_blocks": blocks}
         config = make_config(photos, tmp_path / "run", objective="distill", objective_options=options, **changes)
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             Trainer(config, spec)
@@ -372,6 +393,8 @@ def test_wrong_teachers_are_refused(photos, tmp_path, weights):
     refused("does not exist", tmp_path / "none.pth")
     refused("no weights of mine are published; give --teacher FILE", None, replace(TEACHER, name="mine"))
     refused("distill needs a model of several steps as its teacher, and nano-x4-1step is none", spec=STUDENT)
+    for blocks in ([2], [1, 1], [0], ["1"], [True], 1):
+        refused("num_res_blocks is .*, expected 1 integers from 1 to the teacher's 1, one for each", blocks=blocks)
     refused("predicts x0 or the residual; nano-x4 predicts epsilon", spec=replace(TEACHER, prediction_type="epsilon"))
     assert not (tmp_path / "run").exists()
 

@@ -7,6 +7,7 @@ The weights of a model tell its sizes, but neither its number of steps nor its a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from resshift_fast.apps.movable import Restorer
-from resshift_fast.models import catalog, loading
+from resshift_fast.models import catalog, depth, loading
 from resshift_fast.models.catalog import ModelSpec
 from resshift_fast.models.sizes import SwinUNetConfig
 from resshift_fast.models.swin_unet import SwinUNet
@@ -114,7 +115,9 @@ def fitting(state: Mapping[str, Any]) -> list[ModelSpec]:
     if loading.FIRST_CONVOLUTION not in state:
         return []
     shapes = {name: tuple(x.shape) for name, x in state.items() if isinstance(x, Tensor)}
-    specs = (spec for model in catalog.MODELS.values() for spec in (model, catalog.one_step(model)))
+    students = (catalog.one_step(model) for model in catalog.MODELS.values())
+    fitted = [replace(spec, denoiser=depth.of_weights(spec.denoiser, state)) for spec in students]
+    specs = [spec for pair in zip(catalog.MODELS.values(), fitted, strict=True) for spec in pair]
     return [spec for spec in specs if _shapes(spec.denoiser).items() <= shapes.items()]
 
 

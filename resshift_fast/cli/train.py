@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from resshift_fast.cli import console
+from resshift_fast.cli.options import parsed_by
 from resshift_fast.cli.options import shown as _option
 from resshift_fast.core.files import expand_home
 
@@ -20,8 +21,16 @@ if TYPE_CHECKING:
 
 # Options of the command that are settings of an objective.
 OPTIONS = {"official": {"mse", "lpips", "vgg", "lpips_weights"}}
-OPTIONS["distill"] = OPTIONS["official"] | {*("teacher", "fake_steps", "adversarial", "student_timesteps", "normalize")}
+OPTIONS["distill"] = OPTIONS["official"] | {"teacher", "num_res_blocks", "fake_steps", "adversarial"}
+OPTIONS["distill"] |= {"student_timesteps", "normalize"}
 DISTILL_BETAS = (0.9, 0.95)  # AdamW's decay rates of the objective distill, arXiv 2503.13358, appendix C
+
+
+def _integers(text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise ValueError(f"expected integers separated by commas, such as 1,1, got {text!r}") from None
 
 
 def train(
@@ -85,6 +94,15 @@ def train(
     ] = "rollout",
     teacher: Annotated[
         Path | None, _option("Weights of the model that distill trains a student of. Default: the published ones.")
+    ] = None,
+    num_res_blocks: Annotated[
+        Any,  # list[int] | None, which typer would take for an option that is given several times
+        _option(
+            "Residual blocks of distill's student at each level, from the largest images on: 1,1 instead of nano-x4's "
+            "2,1, for instance. Fewer take less time. Default: those of --model.",
+            metavar="N,N",
+            parser=parsed_by(_integers),
+        ),
     ] = None,
     fake_steps: Annotated[
         int | None, _option("Steps of distill's fake model before each one of the student. Default: 5.")

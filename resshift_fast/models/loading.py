@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from resshift_fast.models import catalog
+from resshift_fast.models import catalog, depth
 from resshift_fast.models.catalog import ModelSpec
 from resshift_fast.weights import checkpoints, download
 
@@ -83,7 +83,8 @@ def trained_as(spec: ModelSpec, state: Mapping[str, Tensor]) -> ModelSpec:
     """The model that the weights of its denoiser belong to: itself, or its one-step student.
 
     A student after arXiv 2503.13358 has one more input channel, of noise. One without it (SinSR, arXiv 2311.14760) has
-    the shapes of its teacher, so it is recognized only if the model is given as a student, NAME-1step.
+    the shapes of its teacher, so it is recognized only if the model is given as a student, NAME-1step. A student may
+    have other numbers of residual blocks than its teacher.
 
     Args:
         spec: the model that the user named.
@@ -95,10 +96,11 @@ def trained_as(spec: ModelSpec, state: Mapping[str, Tensor]) -> ModelSpec:
     config = spec.denoiser
     extra = first.shape[1] - config.in_channels - config.lq_channels
     if extra == 1 and not spec.schedule.one_step:
-        return catalog.one_step(spec)
-    if extra == -1 and config.noise_channels == 1:
-        return replace(spec, denoiser=replace(config, noise_channels=0))
-    return spec
+        spec = catalog.one_step(spec)
+    elif extra == -1 and config.noise_channels == 1:
+        spec = replace(spec, denoiser=replace(config, noise_channels=0))
+    sizes = depth.of_weights(spec.denoiser, state) if spec.schedule.one_step else spec.denoiser
+    return spec if sizes == spec.denoiser else replace(spec, denoiser=sizes)
 
 
 def _read(

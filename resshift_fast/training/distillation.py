@@ -72,6 +72,8 @@ class Options:
 
     teacher: str | None = None
     """Weights of the teacher; None takes the published ones of the model."""
+    num_res_blocks: tuple[int, ...] | None = None
+    """Residual blocks of the student at each level, from the largest images on; None takes the teacher's."""
     rsd: float = 1.0
     """Weight of the distillation loss."""
     mse: float | None = None
@@ -362,7 +364,8 @@ def from_config(config: TrainConfig, parts: Parts) -> Distillation:
 
     options = from_options(Options, config.objective_options)
     student = cast("ModelSpec", parts.spec)
-    path, spec = teachers.file_of(options.teacher, student), catalog.teacher_of(student)
+    path = teachers.file_of(options.teacher, student)
+    spec = teachers.of_student(student, path)
     teacher = catalog.build_denoiser(spec)
     networks.load_weights(teacher, path)
     teacher = teacher.to(parts.device).train()

@@ -55,15 +55,20 @@ def initial_weights(name: str) -> Path:
 def load_weights(module: nn.Module, path: str | Path) -> None:
     """Load any file of weights that `restore` takes, or the averaged weights of a last.pt.
 
-    A denoiser with channels of noise may start from one without: their weights are then zero.
+    A denoiser with channels of noise may start from one without: their weights are then zero. One with fewer residual
+    blocks at a level may start from one with more, see `depth.without_further_blocks`.
 
     Raises:
         FileNotFoundError, ValueError: if it does not exist, cannot be read or does not fit.
     """
+    from resshift_fast.models import depth
     from resshift_fast.models.loading import FIRST_CONVOLUTION
+    from resshift_fast.models.swin_unet import SwinUNet
     from resshift_fast.weights.checkpoints import load_into, read_state_dict
 
     state = read_state_dict(path)
+    if isinstance(module, SwinUNet):
+        state = depth.without_further_blocks(module.config, state)
     noise = getattr(module, "noise_channels", 0)
     for key in [key for key in state if noise and key.endswith(FIRST_CONVOLUTION)]:
         first, own = state[key], module.state_dict()[FIRST_CONVOLUTION]

@@ -10,6 +10,7 @@ from resshift_fast.diffusion.schedule import Schedule, schedule_from_text
 
 if TYPE_CHECKING:
     from resshift_fast.models.catalog import ModelSpec
+    from resshift_fast.models.sizes import SwinUNetConfig
     from resshift_fast.training.config import TrainConfig
 
 
@@ -19,7 +20,8 @@ def prepare(config: TrainConfig, spec: Any) -> tuple[TrainConfig, ModelSpec]:
     The student starts from the teacher's weights, unless `init_from` names others.
 
     Args:
-        config: of the training; the option "teacher" of its objective names the teacher's weights.
+        config: of the training; the options "teacher" and "num_res_blocks" of its objective name the teacher's weights
+            and the student's blocks.
         spec: the teacher.
 
     Raises:
@@ -38,7 +40,32 @@ def prepare(config: TrainConfig, spec: Any) -> tuple[TrainConfig, ModelSpec]:
         )
     path = file_of(config.objective_options.get("teacher"), spec)
     _check_teacher(path, spec)
-    return replace(config, init_from=config.init_from or str(path)), catalog.one_step(spec)
+    student = catalog.one_step(spec)
+    blocks = config.objective_options.get("num_res_blocks")
+    if blocks is not None:
+        student = replace(student, denoiser=_with_blocks(student.denoiser, blocks))
+    return replace(config, init_from=config.init_from or str(path)), student
+
+
+def of_student(student: ModelSpec, path: Path) -> ModelSpec:
+    """The teacher of a student with the teacher's weights; see `catalog.teacher_of`."""
+    from resshift_fast.models import catalog, depth
+    from resshift_fast.weights.checkpoints import read_state_dict
+
+    spec = catalog.teacher_of(student)
+    return replace(spec, denoiser=depth.of_weights(spec.denoiser, read_state_dict(path)))
+
+
+def _with_blocks(sizes: SwinUNetConfig, blocks: Any) -> SwinUNetConfig:
+    """The student's sizes with `blocks` residual blocks at each level, at most those of its teacher."""
+    most = sizes.num_res_blocks
+    fits = isinstance(blocks, list | tuple) and len(blocks) == len(most)
+    if not fits or not all(type(own) is int and 1 <= own <= given for own, given in zip(blocks, most, strict=True)):
+        raise ValueError(
+            f"num_res_blocks is {blocks!r}, expected {len(most)} integers from 1 to the teacher's "
+            f"{','.join(map(str, most))}, one for each level"
+        )
+    return replace(sizes, num_res_blocks=tuple(blocks))
 
 
 def file_of(given: str | None, spec: ModelSpec) -> Path:
