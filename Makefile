@@ -58,7 +58,7 @@ quick: $(INSTALLED)
 
 # KNOWN=SEED takes over what is recorded of kernels that are as they were when their budgets were accepted, of those in Triton
 # but for a sample, which that text selects; OBJECTS=build/native/cuda reads the library for CUDA that was built there, for the
-# architectures that it has.
+# architectures that it has. In `make sanitize` it leaves out runs that are recorded and have not changed, but for one.
 # CASES: of a test that has more, so many are run, here and in `make sanitize`.
 # The older Triton's interpreter needs a NumPy before 2.4.
 KNOWN ?=
@@ -77,8 +77,8 @@ $(OLDER_TRITON)/installed: | $(INSTALLED)
 	@touch $@
 
 sanitize: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python scripts/sanitize.py emulation -q -n $(WORKERS) $(if $(CASES),--most-cases=$(CASES))
-	OMP_NUM_THREADS=1 $(BIN)/python scripts/sanitize.py memory threads -q -n $(WORKERS) $(if $(CASES),--most-cases=$(CASES))
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/sanitize.py $(if $(KNOWN),--known $(KNOWN)) -q -n $(WORKERS) \
+		$(if $(CASES),--most-cases=$(CASES))
 
 # The installation is not begun where there is no GPU. ACCEPTANCE: options of scripts/gpu_acceptance.py.
 NEEDS_GPU = $(if $(filter --rehearse,$(ACCEPTANCE)),true,{ nvidia-smi -L >/dev/null 2>&1 || \

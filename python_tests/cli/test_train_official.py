@@ -151,7 +151,9 @@ def test_a_bad_recipe_is_refused(folder, text, message):
 def test_a_list_that_is_none_is_refused(folder, made):
     found = run(folder / "photos", "-o", folder / "run", "--objective", "distill", "--num-res-blocks", "1;1")
     assert found.exit_code == 2 and not made
-    assert "expected integers separated by commas, such as 1,1, got '1;1'" in " ".join(found.output.replace("│", "").split())
+    assert "expected integers separated by commas, such as 1,1, got '1;1'" in " ".join(
+        found.output.replace("│", "").split()
+    )
 
 
 def test_distillation_has_its_own_settings(folder, made):

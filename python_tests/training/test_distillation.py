@@ -353,7 +353,9 @@ def test_a_shallower_student_keeps_blocks_of_its_teacher_and_restores(photos, tm
     options = {"teacher": str(path), "fake_steps": 1, "num_res_blocks": [1]}
     config = make_config(photos, tmp_path, patch=16, steps=1, objective="distill", objective_options=options)
     trainer = Trainer(config, spec)
-    assert same(state(trainer.objective._teacher), state(deep)) and same(state(trainer.objective.networks["fake"]), state(deep))
+    assert same(state(trainer.objective._teacher), state(deep)) and same(
+        state(trainer.objective.networks["fake"]), state(deep)
+    )
     own, given = trainer.denoiser.output_blocks, deep.output_blocks
     assert len(own) == 2 and same(state(own[0]), state(given[0])) and same(state(own[1]), state(given[3]))
     assert trainer.run()

@@ -38,8 +38,8 @@ def of_weights(config: SwinUNetConfig, state: Mapping[str, Tensor]) -> SwinUNetC
 def without_further_blocks(config: SwinUNetConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights of a network from those of one with more residual blocks at some levels.
 
-    A level of the encoder keeps its first blocks. One of the decoder keeps its first blocks too, and its last one, which
-    takes what the level began with.
+    A level of the encoder keeps its first blocks. One of the decoder keeps its first blocks too, and its last one,
+    which takes what the level began with.
 
     Args:
         config: sizes of the network.
