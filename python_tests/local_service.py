@@ -32,6 +32,7 @@ class Enlarger:
 
     def __init__(self, name="nano-x4"):
         self.spec, self.device = catalog.get(name), "cpu"
+        self.plan_tiles = self.spec.plan_tiles
         self.gate, self.batches = threading.Event(), []
         self.gate.set()
         self.fault = lambda photos: None

@@ -3,6 +3,7 @@
 import io
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from pipelines import CPU, SPECS, WHOLE, fresh, integers, oracle, photo, pointwi
 
 from resshift_fast import Pipeline, images
 from resshift_fast.images import Photo
-from resshift_fast.models import catalog
+from resshift_fast.models import catalog, cost
 
 BICUBIC, IDENTITY = oracle(zero, 4), oracle(zero, 1)
 H, W = 13, 22
@@ -244,6 +245,26 @@ def test_the_official_sample_is_reproduced(official, monkeypatch):
     monkeypatch.setattr(pipe.first_stage, "decode", decode_with_ties_settled)
     result = pipe((y + 1) / 2, seed=12345, noise="torch", progress=False)
     assert_close("image", result, expected, 1e-4)
+
+
+def test_a_cpu_gets_the_tiles_that_cost_least(monkeypatch):
+    spec, usual = replace(SPECS["x4-vq"], overlap=8), tiny("x4-vq")
+    pipe, shapes = Pipeline(spec, usual.denoiser, usual.first_stage, CPU, torch.float32), []
+    expensive = replace(cost.of_model(spec), quadratic=1e9)  # as if attention were all
+    monkeypatch.setattr(cost, "of_model", lambda model: expensive)
+    restore = pipe._restore
+
+    def noted(*arguments):
+        pixels = restore(*arguments)
+        shapes.append(pixels.shape[2:])
+        return pixels
+
+    monkeypatch.setattr(pipe, "_restore", noted)
+    pipe(photo(70, 30), progress=False)
+    assert shapes == [(128, 128)] * 3 and [axis.tile for axis in pipe.plan_tiles(70, 30)] == [32, 32]
+    shapes.clear()
+    pipe(photo(70, 30), tile=64, progress=False)
+    assert shapes == [(192, 128)] * 2
 
 
 def test_several_threads_may_share_a_pipeline():

@@ -19,7 +19,7 @@ from resshift_fast.core.memory import ResultTooLargeError, is_out_of_memory
 from resshift_fast.diffusion.noise import check_seed
 from resshift_fast.images.batches import Job, Tile, crop, crop_mask, needs_restoring, plan_batches, shape_of
 from resshift_fast.images.sources import Source, sources_of
-from resshift_fast.images.tiling import Blender
+from resshift_fast.images.tiling import Axis, Blender
 from resshift_fast.models import catalog, loading
 from resshift_fast.models.catalog import ModelSpec
 from resshift_fast.models.layers import Module, prepack_weights_
@@ -215,7 +215,8 @@ class Pipeline:
                 True, or at least half of full brightness, is to be filled in. Pixels outside it come back bit for bit.
             seed: of the noise, in [0, 2⁶³); one for all images, or a list with one for each.
             tile: largest side of a tile in input pixels, rounded down to a multiple of the model's `pad_multiple`;
-                None takes the model's default. Smaller tiles need less memory.
+                None takes the model's default, or on a CPU the sides up to that which take the least time. Smaller
+                tiles need less memory.
             overlap: input pixels that neighbouring tiles share; None takes the model's default, at most a quarter of
                 a tile.
             batch_size: tiles that are restored at once; None takes 1 on a CPU and 4 elsewhere.
@@ -303,8 +304,25 @@ class Pipeline:
                 )
         return [*read]
 
+    def plan_tiles(
+        self, height: int, width: int, tile: int | None = None, overlap: int | None = None
+    ) -> tuple[Axis, Axis]:
+        """Where the tiles of an image lie: on a CPU those that take the least time, see `ModelSpec.plan_tiles`.
+
+        Args:
+            height, width: the image's sides in input pixels.
+            tile, overlap: as in `Pipeline.__call__`.
+
+        Returns:
+            (rows, columns).
+
+        Raises:
+            ValueError: as `ModelSpec.plan_tiles`.
+        """
+        return self.spec.plan_tiles(height, width, tile, overlap, cheapest=self.device.type == "cpu")
+
     def _job(self, source: Source, mask: np.ndarray | None, seed: int, tile: int | None, overlap: int | None) -> Job:
-        rows, columns = self.spec.plan_tiles(source.height, source.width, tile, overlap)
+        rows, columns = self.plan_tiles(source.height, source.width, tile, overlap)
         try:
             source.begin(self.spec.scale, mask)
         except (MemoryError, RuntimeError) as error:

@@ -275,7 +275,7 @@ def test_memory_holds_few_frames(bicubic, tmp_path, monkeypatch):
             yield timed
 
     class Counting:
-        spec, device, dtype = bicubic.spec, bicubic.device, bicubic.dtype
+        spec, device, dtype, plan_tiles = bicubic.spec, bicubic.device, bicubic.dtype, bicubic.plan_tiles
         denoiser, first_stage = bicubic.denoiser, bicubic.first_stage
 
         def __call__(self, photos, masks, **options):

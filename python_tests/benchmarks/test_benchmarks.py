@@ -56,7 +56,7 @@ def pixels(path):
     return np.asarray(Image.open(path))
 
 
-@pytest.mark.parametrize("name", ["quality", "tiling", "memory", "speed", "serving"])
+@pytest.mark.parametrize("name", ["quality", "tiling", "tile_cost", "memory", "speed", "serving"])
 def test_help_names_options_and_defaults(name, script, capsys):
     with pytest.raises(SystemExit) as stop:
         script(name).main(["--help"])
@@ -329,3 +329,19 @@ def test_flicker_of_a_still_clip(script, tiny, tmp_path):
     same, written, other = (row["variance"] for row in rows)
     assert same == 0 and 0 <= written < 0.5 and other > 0
     assert summary["frames of a seed each"] == other
+
+
+# tile_cost
+
+
+def test_tiles_are_timed_and_compared_with_their_predicted_cost(script, tiny, tmp_path):
+    arguments = ("--random-weights", "--sides", 8, 16, "--photo", 20, 12, "--runs", 1, "--within", 1000)
+    rows, summary = run(script("tile_cost"), tmp_path, *arguments)
+    assert [row["tiles"] for row in rows] == ["1 of 8×8", "1 of 16×16", "2 of 16×16", "2 of 16×16"]
+    assert rows[0]["ratio"] == rows[0]["predicted"] == 1 and all(row["CPU s"] > 0 for row in rows)
+    assert summary["worst"] == max(abs(row["error %"]) for row in rows) / 100
+
+
+def test_tiles_that_a_model_cannot_have_are_an_error(script, tiny, capsys):
+    assert script("tile_cost").main(["--random-weights", "--sides", "12"]) == 1
+    assert "--sides 12: expected multiples of 8" in capsys.readouterr().err

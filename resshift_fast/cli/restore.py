@@ -144,7 +144,11 @@ def restore(
     ] = Noise.field,
     tile: Annotated[
         int | None,
-        option("Largest tile side in input pixels; smaller tiles need less memory. Default: the model's.", metavar="N"),
+        option(
+            "Largest tile side in input pixels; smaller tiles need less memory. Default: the model's; on a CPU the "
+            "sides up to that which take the least time.",
+            metavar="N",
+        ),
     ] = None,
     overlap: Annotated[
         int | None,

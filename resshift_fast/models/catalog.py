@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from resshift_fast.diffusion.schedule import Schedule
 from resshift_fast.images.tiling import Axis, plan_axis
+from resshift_fast.models import cost
 from resshift_fast.models.sizes import AutoencoderConfig, SpaceToDepthConfig, SwinUNetConfig
 from resshift_fast.weights.published import OFFICIAL_LICENCE as OFFICIAL_LICENCE
 from resshift_fast.weights.published import WeightFile as WeightFile
@@ -65,7 +66,13 @@ class ModelSpec:
         return self.scale / self.first_stage.factor
 
     def plan_tiles(
-        self, height: int, width: int, tile: int | None = None, overlap: int | None = None
+        self,
+        height: int,
+        width: int,
+        tile: int | None = None,
+        overlap: int | None = None,
+        *,
+        cheapest: bool = False,
     ) -> tuple[Axis, Axis]:
         """Where the tiles of an image lie.
 
@@ -74,6 +81,9 @@ class ModelSpec:
             tile: largest side of a tile in input pixels, rounded down to a multiple of `pad_multiple`; None takes the
                 model's default.
             overlap: input pixels that neighbours share; None takes the model's default, at most a quarter of a tile.
+            cheapest: where no tile is given, choose sides up to the default with the least `cost`, as long as the
+                overlap is at most a quarter of them: many small tiles share more pixels, large ones cost more in an
+                autoencoder's attention.
 
         Returns:
             (rows, columns).
@@ -84,10 +94,22 @@ class ModelSpec:
         multiple = self.pad_multiple
         if tile is not None and tile < multiple:
             raise ValueError(f"tile is {tile}, expected at least {multiple} input pixels, the smallest for {self.name}")
+        cheapest = cheapest and tile is None
         tile = (self.tile if tile is None else tile) // multiple * multiple
         overlap = min(self.overlap, tile // 4) if overlap is None else overlap
         align = max(1, int(self.denoiser.downsampling / self.latent_per_input))
-        return plan_axis(height, tile, overlap, multiple, align), plan_axis(width, tile, overlap, multiple, align)
+        sides = [side for side in range(multiple, tile, multiple) if cheapest and 4 * overlap <= side]
+        plans = [
+            (plan_axis(height, high, overlap, multiple, align), plan_axis(width, wide, overlap, multiple, align))
+            for high in (tile, *sides)
+            for wide in (tile, *sides)
+        ]
+        return min(plans, key=self._cost)
+
+    def _cost(self, plan: tuple[Axis, Axis]) -> float:
+        rows, columns = plan
+        pixels = rows.tile * columns.tile * self.latent_per_input**2
+        return len(rows.starts) * len(columns.starts) * cost.of_model(self).of_tile(pixels)
 
 
 def _official(filename: str) -> WeightFile:

@@ -73,7 +73,7 @@ class Batcher:
         Raises:
             RuntimeError: after `close`.
         """
-        rows, columns = self._pipe.spec.plan_tiles(photo.height, photo.width, None, None)
+        rows, columns = self._pipe.plan_tiles(photo.height, photo.width)
         shape = (rows.tile, columns.tile, len(rows.starts) * len(columns.starts))
         work = Work(photo, mask, seed, shape)
         with self._changed:

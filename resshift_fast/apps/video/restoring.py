@@ -171,7 +171,7 @@ class _Run:
         self._pipe, self._plan, self._fitting, self._mask = pipe, planned, fitting, mask
         self._options, self._on_first, self._progress = options, on_first, progress
         first = planned.clip.first
-        rows, columns = pipe.spec.plan_tiles(first.height, first.width, options.get("tile"), options.get("overlap"))
+        rows, columns = pipe.plan_tiles(first.height, first.width, options.get("tile"), options.get("overlap"))
         tiles = len(rows.starts) * len(columns.starts)
         batch = options.get("batch_size") or (1 if pipe.device.type == "cpu" else 4)
         # torch's generator would draw other noise for the second frame of a call.

@@ -1,0 +1,122 @@
+"""The cost model of tiles against measured times, on a CPU.
+
+    python benchmarks/tile_cost.py
+    python benchmarks/tile_cost.py --model realsr-x4-v3 --random-weights --sides 64 128 192
+    python benchmarks/tile_cost.py --model realsr-x4-v3 --random-weights --sides 64 128 --photo 300 200
+
+The model, resshift_fast/models/cost.py, tells which tiles a photo is divided into where none are asked for. Fails if a
+predicted ratio of times is further from the measured one than --within.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import common
+
+from resshift_fast.models import cost
+
+if TYPE_CHECKING:
+    from resshift_fast.pipeline import Pipeline
+
+
+def options() -> argparse.ArgumentParser:
+    """The command line."""
+    made = common.parser(
+        "CPU seconds of one tile of several sizes, and of a photo in the tiles that are predicted best."
+    )
+    common.add_model_options(made)
+    common.option(
+        made,
+        "--sides",
+        type=common.positive,
+        nargs="+",
+        default=[64, 96, 128, 192],
+        help="Sides of square tiles in input pixels, multiples of what the model needs.",
+    )
+    common.option(
+        made,
+        "--photo",
+        type=common.positive,
+        nargs=2,
+        metavar=("WIDTH", "HEIGHT"),
+        help="Also restore a photo of this size, in the largest tiles and in those that are chosen. Default: none.",
+    )
+    common.option(made, "--runs", type=common.positive, default=3, help="Runs, of which the least counts.")
+    common.option(made, "--within", type=float, default=0.25, help="Largest relative error of a predicted ratio.")
+    return made
+
+
+@dataclass
+class Case:
+    """A photo and its largest tile, None for those that are chosen."""
+
+    height: int
+    width: int
+    tile: int | None
+
+    def row(self, pipe: Pipeline, args: argparse.Namespace) -> dict[str, Any]:
+        """Its tiles, the least CPU seconds of restoring it, and the model's prediction in multiplications."""
+        spec = pipe.spec
+        rows, columns = pipe.plan_tiles(self.height, self.width, self.tile)
+        count = len(rows.starts) * len(columns.starts)
+        predicted = count * cost.of_model(spec).of_tile(rows.tile * columns.tile * spec.latent_per_input**2)
+        picture, taken = common.photo(self.height, self.width), []
+        for _ in range(args.runs):
+            began = time.process_time()
+            pipe(picture, seed=args.seed, tile=self.tile, progress=False)
+            taken.append(time.process_time() - began)
+        return {
+            "photo": f"{self.width}×{self.height}",
+            "tiles": f"{count} of {columns.tile}×{rows.tile}",
+            "CPU s": min(taken),
+            "multiplications": predicted,
+        }
+
+
+def cases(pipe: Pipeline, args: argparse.Namespace) -> list[Case]:
+    """One tile of every side, and the photo in its largest tiles and in those that are chosen.
+
+    Raises:
+        ValueError: if the model enlarges nothing, or cannot be given such a tile.
+    """
+    spec = pipe.spec
+    if spec.needs_mask:
+        raise ValueError(f"{spec.name} needs a mask; measure a model that enlarges")
+    if wrong := [side for side in args.sides if side % spec.pad_multiple]:
+        raise ValueError(f"--sides {wrong[0]}: expected multiples of {spec.pad_multiple}, as {spec.name} needs them")
+    width, height = args.photo or (0, 0)
+    photos = [Case(height, width, tile) for tile in (spec.tile, None) if args.photo]
+    return [*(Case(side, side, side) for side in args.sides), *photos]
+
+
+def measure(args: argparse.Namespace) -> common.Report:
+    """Time every case."""
+    pipe = common.load(args)
+    measured = cases(pipe, args)
+    pipe(
+        common.photo(pipe.spec.pad_multiple, pipe.spec.pad_multiple), progress=False
+    )  # derives what it can from weights
+    rows = [case.row(pipe, args) for case in measured]
+    for row in rows:
+        row["ratio"] = row["CPU s"] / rows[0]["CPU s"]
+        row["predicted"] = row["multiplications"] / rows[0]["multiplications"]
+        row["error %"] = 100 * (row["predicted"] / row["ratio"] - 1)
+    worst = max(abs(row["error %"]) for row in rows) / 100
+    problem = f"a ratio is predicted {worst:.0%} off, more than {args.within:.0%}" if worst > args.within else ""
+    columns = {"photo": "", "tiles": "", "CPU s": ".3f", "ratio": ".3f", "predicted": ".3f", "error %": "+.1f"}
+    notes = [f"Ratios are those to the first row. CPU seconds are the least of {args.runs} runs."]
+    return common.Report(f"Cost of tiles of {pipe.spec.name}", columns, rows, notes, {"worst": worst}, problem)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the benchmark; returns the exit code."""
+    return common.run(measure, options(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
