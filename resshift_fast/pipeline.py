@@ -373,8 +373,9 @@ class Pipeline:
         steps = spec.schedule.num_steps
         noise = None
         if generator is not None:
-            channels = spec.denoiser.noise_channels
-            noise = torch_noise(self._latent_like(image), steps, generator, noise_channels=channels)
+            channels, first = spec.denoiser.noise_channels, spec.prior_first
+            latent = self._latent_like(image)
+            noise = torch_noise(latent, steps, generator, noise_channels=channels, prior_first=first)
         with devices.on(device):
             pixels, finite = self._run_networks((image, seed, origin, mask, noise), advance)
         if not finite:

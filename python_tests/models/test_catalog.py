@@ -18,6 +18,8 @@ NAMES = (
     "realsr-x4-v3",
     "realsr-x2",
     "bicsr-x4",
+    "distilled-x4",
+    "distilled-x2",
     "inpaint-imagenet",
     "inpaint-face",
     "faceir",
@@ -84,8 +86,9 @@ def test_parts_are_consistent(spec):
     assert denoiser.in_channels == denoiser.out_channels == stage.latent_channels
     assert len(denoiser.num_res_blocks) == len(denoiser.channel_mult)
     assert spec.latent_per_input * stage.factor == spec.scale
-    # The low-quality image has the input's size, and the latent has the denoiser's.
-    assert denoiser.cond_lq and denoiser.lq_size * spec.latent_per_input == denoiser.image_size
+    # The low-quality image has the input's size, unless another one is given, and the latent has the denoiser's.
+    ratio = spec.latent_per_input if spec.condition == "image" else 1
+    assert denoiser.cond_lq and denoiser.lq_size * ratio == denoiser.image_size
     assert denoiser.cond_mask == spec.needs_mask
     assert spec.prediction_type in PREDICTION_TYPES
     assert spec.summary and "\n" not in spec.summary and spec.licence
@@ -156,7 +159,7 @@ def test_the_embedded_model_is_small():
     assert spec.schedule.num_steps == 4
 
 
-@specs
+@pytest.mark.parametrize("spec", [spec for spec in MODELS.values() if not spec.schedule.one_step], ids=lambda s: s.name)
 def test_students(spec):
     student = get(f"{spec.name}-1step")
     assert student == catalog.one_step(spec) and student.name == f"{spec.name}-1step"

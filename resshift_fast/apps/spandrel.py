@@ -115,9 +115,12 @@ def fitting(state: Mapping[str, Any]) -> list[ModelSpec]:
     if loading.FIRST_CONVOLUTION not in state:
         return []
     shapes = {name: tuple(x.shape) for name, x in state.items() if isinstance(x, Tensor)}
-    students = (catalog.one_step(model) for model in catalog.MODELS.values())
-    fitted = [replace(spec, denoiser=depth.of_weights(spec.denoiser, state)) for spec in students]
-    specs = [spec for pair in zip(catalog.MODELS.values(), fitted, strict=True) for spec in pair]
+    specs = []
+    for model in catalog.MODELS.values():
+        specs.append(model)
+        if not model.schedule.one_step:
+            student = catalog.one_step(model)
+            specs.append(replace(student, denoiser=depth.of_weights(student.denoiser, state)))
     return [spec for spec in specs if _shapes(spec.denoiser).items() <= shapes.items()]
 
 

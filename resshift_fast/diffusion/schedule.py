@@ -38,9 +38,10 @@ class Schedule:
         respacing: number of steps that the chain executes, 1 … `steps`; None executes all.
         one_step: execute only the last of these steps, whose x̂_0 is the result, as a student of the chain does
             (arXiv 2503.13358).
+        unit_prior: the chain begins at x_T = y + κ ε, as if η of its last step were 1 there, instead of y + κ √η_T ε.
 
     Raises:
-        ValueError: for a value outside its range.
+        ValueError: for a value outside its range, or a unit prior of more than one step.
     """
 
     steps: int = 4
@@ -50,6 +51,7 @@ class Schedule:
     etas_end: float = 0.99
     respacing: int | None = None
     one_step: bool = False
+    unit_prior: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 2:
@@ -64,6 +66,8 @@ class Schedule:
             )
         if self.respacing is not None and not 1 <= self.respacing <= self.steps:
             raise ValueError(f"Schedule: respacing is {self.respacing}, expected 1 to steps={self.steps}")
+        if self.unit_prior and not self.one_step:
+            raise ValueError("Schedule: unit_prior needs one_step; more steps shift the residual from y + κ √η_T ε on")
 
     @cached_property
     def sqrt_etas_all(self) -> NDArray[np.float64]:
@@ -137,15 +141,16 @@ class Schedule:
     def coefficients(self) -> NDArray[np.float64]:
         """One row of operator coefficients a step, float64 [num_steps, 8].
 
-        Columns: η_t, 1 − η_t, κ√η_t, η_{t−1}/η_t, α_t/η_t, posterior deviation, input scale
+        Columns: η_t, 1 − η_t, κ√η_t (κ with `unit_prior`), η_{t−1}/η_t, α_t/η_t, posterior deviation, input scale
         1/√(κ²η_t + 1) of this step, and that of the next executed one.
         """
         input_scale = 1 / np.sqrt(self.kappa**2 * self.etas + 1)
+        std = np.ones(1) if self.unit_prior else np.sqrt(self.etas)
         return np.stack(
             [
                 self.etas,
                 1 - self.etas,
-                self.kappa * np.sqrt(self.etas),
+                self.kappa * std,
                 self.etas_previous / self.etas,
                 self.alphas / self.etas,
                 np.sqrt(self.posterior_variance),

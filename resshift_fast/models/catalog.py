@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from resshift_fast.models.swin_unet import SwinUNet
 
 RELEASE = "https://github.com/zsyOAOA/ResShift/releases/download/v2.0/"
+CONDITIONS = ("image", "latent", "enlarged")
 Entry = TypeVar("Entry")
 OWN_LICENCE = "CC BY-SA 4.0 (trained from free photographs, see weights/nano-x4.md)"
 
@@ -37,6 +38,10 @@ class ModelSpec:
         pad_multiple: input sides are padded to a multiple of this, in input pixels.
         tile, overlap: default tile side and overlap in input pixels.
         needs_mask: whether it is an inpainting model, which needs a mask.
+        condition: what the denoiser is given of the low-quality image, one of `CONDITIONS`: the image itself; its
+            latent y; or the enlarged image, reduced bicubically to the latent's size.
+        quantize: whether the result's latent is quantized before it is decoded.
+        prior_first: whether torch's generator draws the prior before the channels of noise; see `torch_noise`.
         weights, autoencoder_weights: files; None if there is nothing to load or nothing is published.
     """
 
@@ -52,8 +57,16 @@ class ModelSpec:
     tile: int = 512
     overlap: int = 64
     needs_mask: bool = False
+    condition: str = "image"
+    quantize: bool = True
+    prior_first: bool = False
     weights: WeightFile | None = None
     autoencoder_weights: WeightFile | None = None
+
+    def __post_init__(self) -> None:
+        if self.condition not in CONDITIONS:
+            expected = ", ".join(CONDITIONS)
+            raise ValueError(f"{self.name}: condition is {self.condition!r}, expected one of {expected}")
 
     @property
     def licence(self) -> str:
@@ -112,6 +125,9 @@ class ModelSpec:
         return len(rows.starts) * len(columns.starts) * cost.of_model(self).of_tile(pixels)
 
 
+DISTILLED = "distilled-x"  # begins the names of the students of others that tell their conventions by metadata
+
+
 def _official(filename: str) -> WeightFile:
     return WeightFile(filename, RELEASE + filename)
 
@@ -147,6 +163,7 @@ NANO = SwinUNetConfig(
 _PARAMETERS = {
     NANO: 2_261_396,
     REALSR: 118_593_583,
+    replace(REALSR, noise_channels=1): 118_595_023,
     REALSR_X2: 118_640_431,
     INPAINT: 118_714_399,
     FACEIR: 118_931_604,
@@ -167,6 +184,29 @@ def _realsr(name: str, summary: str, schedule: Schedule, filename: str) -> Model
         tile=256,
         overlap=32,
         weights=_official(filename),
+        autoencoder_weights=VQ_F4_WEIGHTS,
+    )
+
+
+def _distilled(scale: int) -> ModelSpec:
+    """A one-step student of Hugging Face's sorryhyun/Distilled-ResShift-4x and -2x.
+
+    Its weights are given as a file, whose metadata may name another condition; see `loading.trained_as`.
+    """
+    multiple = 64 * VQ_F4.factor // scale
+    return ModelSpec(
+        name=f"{DISTILLED}{scale}",
+        summary=f"×{scale} real-world super-resolution, one step, for the file of Distilled-ResShift-{scale}x",
+        scale=scale,
+        denoiser=replace(REALSR, noise_channels=1),
+        first_stage=VQ_F4,
+        schedule=replace(FIFTEEN_STEPS, one_step=True, unit_prior=True),
+        pad_multiple=multiple,
+        tile=4 * multiple,
+        overlap=multiple // 2,
+        condition="latent",
+        quantize=False,
+        prior_first=True,
         autoencoder_weights=VQ_F4_WEIGHTS,
     )
 
@@ -220,6 +260,8 @@ _SPECS = (
     _realsr(
         "bicsr-x4", "×4 super-resolution of bicubically reduced images, 4 steps", FOUR_STEPS, "resshift_bicsrx4_s4.pth"
     ),
+    _distilled(4),
+    _distilled(2),
     _inpaint("inpaint-imagenet", "inpainting of photos", "resshift_inpainting_imagenet_s4.pth", VQ_F4_WEIGHTS),
     _inpaint(
         "inpaint-face",
@@ -253,7 +295,7 @@ def get(name: str) -> ModelSpec:
         ValueError: for an unknown name; the message gives the nearest one that has weights, and all others.
     """
     teacher = str(name).removesuffix(ONE_STEP)
-    if name not in MODELS and teacher != name and teacher in MODELS:
+    if name not in MODELS and teacher != name and teacher in MODELS and not MODELS[teacher].schedule.one_step:
         return one_step(MODELS[teacher])
     return _found(MODELS, name, "model", [spec.name for spec in MODELS.values() if spec.weights is not None])
 

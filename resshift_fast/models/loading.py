@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 Path = str | os.PathLike[str]
 
 _log = logging.getLogger(__name__)
+# In the metadata of Distilled-ResShift, and in the catalogue.
+_CONDITIONS = {"latent": "latent", "pixel": "enlarged"}
 FIRST_CONVOLUTION = "input_blocks.0.0.weight"
 
 
@@ -53,7 +56,7 @@ def build(
     if random_weights:
         return spec, denoiser, catalog.build_first_stage(spec)
     state, path = _read(denoiser, spec, "weights", spec.weights, weights, progress)
-    found = trained_as(spec, state)
+    found = trained_as(spec, state, checkpoints.read_metadata(path))
     if found.denoiser != spec.denoiser:
         denoiser = catalog.build_denoiser(found)
     checkpoints.load_into(denoiser, state, path)
@@ -79,17 +82,26 @@ def is_here(spec: ModelSpec) -> bool:
     return all(file is not None and download.local_path(file).exists() for file in files)
 
 
-def trained_as(spec: ModelSpec, state: Mapping[str, Tensor]) -> ModelSpec:
+def trained_as(
+    spec: ModelSpec, state: Mapping[str, Tensor], metadata: Mapping[str, str] = MappingProxyType({})
+) -> ModelSpec:
     """The model that the weights of its denoiser belong to: itself, or its one-step student.
 
     A student after arXiv 2503.13358 has one more input channel, of noise. One without it (SinSR, arXiv 2311.14760) has
     the shapes of its teacher, so it is recognized only if the model is given as a student, NAME-1step. A student may
-    have other numbers of residual blocks than its teacher.
+    have other numbers of residual blocks than its teacher. Those of Distilled-ResShift have metadata: `noise_mode`,
+    "concat" for a channel of noise, and `cond_lq`, which condition they take.
 
     Args:
         spec: the model that the user named.
         state: as `checkpoints.read_state_dict` returns it.
+        metadata: as `checkpoints.read_metadata` returns it.
+
+    Raises:
+        ValueError: for metadata of a kind of student that is not supported.
     """
+    if "noise_mode" in metadata:
+        return _distilled(spec, metadata)
     first = next((tensor for key, tensor in state.items() if key.endswith(FIRST_CONVOLUTION)), None)
     if first is None or first.dim() != 4:
         return spec
@@ -101,6 +113,27 @@ def trained_as(spec: ModelSpec, state: Mapping[str, Tensor]) -> ModelSpec:
         spec = replace(spec, denoiser=replace(config, noise_channels=0))
     sizes = depth.of_weights(spec.denoiser, state) if spec.schedule.one_step else spec.denoiser
     return spec if sizes == spec.denoiser else replace(spec, denoiser=sizes)
+
+
+def _distilled(spec: ModelSpec, metadata: Mapping[str, str]) -> ModelSpec:
+    """The entry of the catalogue for a student with this metadata, of the scale of the model that the user named."""
+    name = f"{catalog.DISTILLED}{spec.scale}"
+    if name not in catalog.MODELS:
+        known = ", ".join(model for model in catalog.MODELS if model.startswith(catalog.DISTILLED))
+        raise ValueError(
+            f"these weights are of a Distilled-ResShift model, and {spec.name} is none; name one of {known}"
+        )
+    if metadata["noise_mode"] != "concat":
+        raise ValueError(
+            f"these weights have noise_mode {metadata['noise_mode']!r}, and only 'concat' is supported: noise as a "
+            "channel of the input; use a newer file of the same model"
+        )
+    condition = metadata.get("cond_lq", "latent")
+    if condition not in _CONDITIONS:
+        raise ValueError(f"these weights have cond_lq {condition!r}, expected one of {', '.join(_CONDITIONS)}")
+    channels = int(metadata.get("noise_channels", "1"))
+    found = catalog.MODELS[name]
+    return replace(found, condition=_CONDITIONS[condition], denoiser=replace(found.denoiser, noise_channels=channels))
 
 
 def _read(

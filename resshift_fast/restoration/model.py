@@ -77,18 +77,18 @@ class Restoration(nn.Module):
             (pixels float32 [B, 3, H·scale, W·scale], nominally in [−1, 1], not clamped; bool [], whether latents and
             pixels are all finite).
         """
-        spec, margin = self.spec, self.margin
+        spec = self.spec
         mask_channel = None
         if mask is not None:
             image = torch.where(mask, -1.0, image)
             mask_channel = mask.float() * 2 - 1
         dtype = next((p.dtype for p in self.first_stage.parameters()), torch.float32)
         with nvtx.stage("encode"):
-            lq = image[:, :, margin:-margin, margin:-margin] if margin else image
             y = self.encode(image, dtype)
-        x0 = self.chain(y, lq if spec.denoiser.cond_lq else None, seed, mask_channel, origin, noise, callback)
+            lq = self._condition(image, y) if spec.denoiser.cond_lq else None
+        x0 = self.chain(y, lq, seed, mask_channel, origin, noise, callback)
         with nvtx.stage("decode"):
-            pixels = self.first_stage.decode(x0.to(dtype)).float()
+            pixels = self.decode(x0.to(dtype)).float()
         # A sum is finite only if all its terms are. The latent is checked too: quantization turns NaN into a finite
         # value. `isfinite` would launch four kernels.
         finite = (x0.sum() + pixels.sum()).abs() < math.inf
@@ -100,6 +100,23 @@ class Restoration(nn.Module):
         if image.device.type == "cpu" and isinstance(stage, SpaceToDepth) and stage.factor == scale > 1:
             return enlarging.phases(image, self.filters)  # whose blocks need not be put together and taken apart
         return stage.encode((self._enlarged(image) if scale > 1 else image).to(dtype)).float()
+
+    def _condition(self, image: Tensor, y: Tensor) -> Tensor:
+        """What the denoiser is given of the image; see `ModelSpec`'s `condition`."""
+        if self.spec.condition == "latent":
+            return y
+        if self.spec.condition == "enlarged":
+            enlarged = self._enlarged(image) if self.spec.scale > 1 else image
+            return F.interpolate(enlarged, size=y.shape[2:], mode="bicubic").clamp(-1, 1)
+        margin = self.margin
+        return image[:, :, margin:-margin, margin:-margin] if margin else image
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Pixels of a latent, of the first stage's dtype."""
+        stage = self.first_stage
+        unquantized = isinstance(stage, VQAutoencoder) and not self.spec.quantize
+        pixels: Tensor = stage.decode(latent, quantize=False) if unquantized else stage.decode(latent)
+        return pixels
 
     def _enlarged(self, image: Tensor) -> Tensor:
         if image.device.type == "cpu":

@@ -19,7 +19,12 @@ from resshift_fast.models.swin_unet import Modulation, SwinUNet
 
 
 def torch_noise(
-    y: Tensor, num_steps: int, generator: torch.Generator | None = None, *, noise_channels: int = 0
+    y: Tensor,
+    num_steps: int,
+    generator: torch.Generator | None = None,
+    *,
+    noise_channels: int = 0,
+    prior_first: bool = False,
 ) -> list[Tensor]:
     """Noise from torch's generator in the official program's order.
 
@@ -30,18 +35,20 @@ def torch_noise(
         y: [B, C, h, w]; the noise has its shape, dtype and device.
         num_steps: number of executed steps.
         generator: on y's device; None means torch's global one.
-        noise_channels: of a denoiser of one step. They are drawn before the prior, as the program of arXiv 2503.13358
+        noise_channels: of a denoiser of one step.
+        prior_first: draw the prior before these channels, instead of after them, as the program of arXiv 2503.13358
             does.
 
     Returns:
         num_steps + 1 tensors: the prior's, then one per step. With noise channels: the prior's, then these.
     """
     if noise_channels:
-        shape = (y.shape[0], noise_channels, *y.shape[2:])
-        extra, prior = (
-            torch.randn(size, dtype=y.dtype, device=y.device, generator=generator) for size in (shape, y.shape)
-        )
-        return [prior, extra]
+        shapes = [y.shape, (y.shape[0], noise_channels, *y.shape[2:])]
+        drawn = [
+            torch.randn(shape, dtype=y.dtype, device=y.device, generator=generator)
+            for shape in (shapes if prior_first else reversed(shapes))
+        ]
+        return drawn if prior_first else drawn[::-1]
     return [torch.randn(y.shape, dtype=y.dtype, device=y.device, generator=generator) for _ in range(num_steps + 1)]
 
 

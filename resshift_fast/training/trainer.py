@@ -66,6 +66,11 @@ class Trainer(Training):
 
             denoiser = denoiser or catalog.build_denoiser(spec)
             first_stage = first_stage or networks.build_first_stage(config, spec)
+        if getattr(spec, "condition", "image") != "image":
+            raise ValueError(
+                f"{spec.name} is not trained here: it is given the {spec.condition} of the low-quality image; "
+                "--objective distill trains one-step students of other models"
+            )
         self.spec, self.schedule, self.denoiser = spec, spec.schedule, denoiser
         super().__init__(
             config.for_model(spec),
