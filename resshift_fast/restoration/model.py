@@ -114,9 +114,9 @@ class Restoration(nn.Module):
     def decode(self, latent: Tensor) -> Tensor:
         """Pixels of a latent, of the first stage's dtype."""
         stage = self.first_stage
-        unquantized = isinstance(stage, VQAutoencoder) and not self.spec.quantize
-        pixels: Tensor = stage.decode(latent, quantize=False) if unquantized else stage.decode(latent)
-        return pixels
+        if isinstance(stage, VQAutoencoder) and not self.spec.quantize:
+            return stage.decode(latent, quantize=False)
+        return stage.decode(latent)
 
     def _enlarged(self, image: Tensor) -> Tensor:
         if image.device.type == "cpu":
