@@ -33,8 +33,9 @@ OPTIMIZED = ["-O3", "-DNDEBUG"]
 LANGUAGE = ["-std=c++17"]
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 
-# csrc/cpu/kernels is compiled for each of these, and the processor decides which is called.
+# csrc/cpu/kernels is compiled for each of these, and the processor decides which is called. All arm64 processors have NEON.
 PORTABLE: dict[str, list[str]] = {"portable": []}
+NEON: dict[str, list[str]] = {"neon": ["-fno-schedule-insns", "-Wno-ignored-optimization-argument"]}
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
 INSTRUCTION_SETS = PORTABLE | {"avx2": AVX2, "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]}
@@ -157,6 +158,16 @@ def compiler() -> str:
     raise Missing("no C++ compiler was found; install g++ or clang, or name one with CXX")
 
 
+def instruction_sets() -> dict[str, list[str]]:
+    """Those of the machine that the compiler compiles for, which is this one unless it is a cross compiler."""
+    done = subprocess.run([compiler(), "-dumpmachine"], capture_output=True, text=True)
+    machine = done.stdout.partition("-")[0].strip() or platform.machine()
+    return {
+        **dict.fromkeys(("x86_64", "AMD64", "amd64"), INSTRUCTION_SETS),
+        **dict.fromkeys(("aarch64", "arm64"), NEON),
+    }.get(machine, PORTABLE)
+
+
 def units(pattern: str, command: list[str], suffix: str = "") -> list[Unit]:
     """One for each source that fits the pattern."""
     paths = sorted((ROOT / "csrc").glob(pattern))
@@ -174,7 +185,7 @@ def host_command(torch: Torch, *options: str) -> list[str]:
 def cpu_plan(torch: Torch) -> Plan:
     link = [compiler(), "-shared", f"-L{torch.lib}", "-ltorch_cpu"]
     found = units("bindings/cpu_*.cpp", host_command(torch)) + units("cpu/*.cpp", host_command(torch))
-    for isa, options in (INSTRUCTION_SETS if platform.machine() in ("x86_64", "AMD64") else PORTABLE).items():
+    for isa, options in instruction_sets().items():
         found += units("cpu/kernels/*.cpp", host_command(torch, *CPU_KERNELS, f"-DRSF_ISA={isa}", *options), f".{isa}")
     return Plan(found, link)
 

@@ -1,5 +1,7 @@
 """Pairwise test cases: every pair of values of two axes is in some case, with far fewer cases than the full product."""
 
+import os
+import platform
 import random
 from collections.abc import Callable, Iterable, Mapping
 from itertools import combinations, product
@@ -11,7 +13,9 @@ import torch
 from comparison import name_of
 
 BACKENDS = ("reference", "cpu")  # of all tests in ops/
-ISAS = {"portable": 0, "avx2": 1, "avx512": 2, "avx512_bf16": 3}  # instruction sets, as the fixture `isa` takes them
+ARM64 = platform.machine() in ("aarch64", "arm64") or "RESSHIFT_FAST_TEST_ARM64" in os.environ  # the latter: arm.py
+X86_ISAS = {"portable": 0, "avx2": 1, "avx512": 2, "avx512_bf16": 3}
+ISAS = {"neon": 4} if ARM64 else X86_ISAS  # instruction sets, as the fixture `isa` takes them
 
 # For tests of what happens before a backend is chosen.
 once = pytest.mark.parametrize("backend", BACKENDS[:1], indirect=True)

@@ -9,8 +9,8 @@ namespace {
 int64_t isa() { return static_cast<int64_t>(cpu::isa()); }
 
 int64_t limit_isa(int64_t limit) {
-  STD_TORCH_CHECK(limit >= 0 && limit <= 3,
-                  "the limit must be 0 (portable), 1 (AVX2), 2 (AVX-512) or 3 (with bfloat16)");
+  STD_TORCH_CHECK(limit >= 0 && limit <= 4,
+                  "the limit must be 0 (portable), 1 (AVX2), 2 (AVX-512), 3 (with bfloat16) or 4 (NEON)");
   cpu::limit_isa(static_cast<cpu::Isa>(limit));
   return isa();
 }

@@ -9,12 +9,13 @@
 namespace resshift::cpu {
 
 // Named as the namespaces.
-enum class Isa : int { portable, avx2, avx512, avx512_bf16 };
+enum class Isa : int { portable, avx2, avx512, avx512_bf16, neon };
 
 // The best that this processor runs and the library has, or less if the limit is lower.
 Isa isa();
 
-// Set the limit, for tests. RESSHIFT_FAST_CPU_ISA=portable|avx2|avx512|avx512_bf16 sets it at the start.
+// Set the limit, for tests. RESSHIFT_FAST_CPU_ISA=portable|avx2|avx512|avx512_bf16 sets it at the start. On arm64 there
+// is only NEON, which every processor has, and no limit.
 void limit_isa(Isa limit);
 
 }  // namespace resshift::cpu
@@ -49,6 +50,12 @@ void limit_isa(Isa limit);
    : isa() == Isa::avx512    ? &avx512::name      \
    : isa() == Isa::avx2      ? &avx2::name        \
                              : &portable::name)
+#elif defined(__aarch64__)
+#define RSF_FOR_EVERY_ISA(...) \
+  namespace neon {             \
+  __VA_ARGS__                  \
+  }
+#define RSF_KERNEL(name) (&neon::name)
 #else
 #define RSF_FOR_EVERY_ISA(...) \
   namespace portable {         \

@@ -31,6 +31,9 @@ constexpr std::chrono::microseconds kSpin{50};
 inline void pause() {
 #if defined(__x86_64__) || defined(_M_X64)
   _mm_pause();
+#elif defined(__aarch64__)
+  // `yield` does nothing on most of these processors; this waits for about as long as x86's pause.
+  __asm__ volatile("isb" ::: "memory");
 #else
   std::this_thread::yield();
 #endif

@@ -10,10 +10,10 @@
 namespace resshift::cpu::RSF_ISA {
 namespace {
 
-constexpr std::int64_t kRows = 512;           // that are summed in float32
-constexpr std::int64_t kStep = 16;            // rows that are prepared before they are summed
-constexpr int kTile = 8;                      // rows that share a load of pivots and a store of sums
-constexpr int kStrip = kLanes == 16 ? 8 : 4;  // neighbouring vectors whose sums fit the registers
+constexpr std::int64_t kRows = 512;     // that are summed in float32
+constexpr std::int64_t kStep = 16;      // rows that are prepared before they are summed
+constexpr int kTile = 8;                // rows that share a load of pivots and a store of sums
+constexpr int kStrip = kRegisters / 4;  // neighbouring vectors whose sums fit the registers
 
 // How many of `count` elements or pixels are sampled.
 RSF_INLINE std::int64_t samples(std::int64_t count) { return count < 16 ? 1 : count < 64 * 16 ? count / 16 : 64; }

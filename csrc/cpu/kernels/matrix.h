@@ -6,15 +6,15 @@
 
 namespace resshift::cpu::RSF_ISA {
 
-// Rows, and vectors of columns, of a result that fits the registers.
+// Rows, and vectors of columns, of a result that fits the registers. With short vectors and many registers, four are
+// multiplied with each factor, so that loads do not take longer than the products.
 #if defined(__AVX512F__)
-constexpr int kRows = 12;
-#elif defined(__AVX2__)
-constexpr int kRows = 6;
+constexpr int kRows = 12, kColumnVectors = 2;
+#elif defined(__AVX2__) || defined(__aarch64__)
+constexpr int kRows = 6, kColumnVectors = kRegisters / 16 * 2;
 #else
-constexpr int kRows = 4;
+constexpr int kRows = 4, kColumnVectors = 2;
 #endif
-constexpr int kColumnVectors = 2;
 constexpr int kColumns = kColumnVectors * kLanes;  // width of a packed column block
 
 // Terms that are summed before they are added to the result: adding up partial sums rounds less than one long sum.
@@ -45,7 +45,7 @@ RSF_INLINE void multiply_rows(Product p) {
       Floats columns[Vectors];
       for (int v = 0; v < Vectors; ++v) columns[v] = load(p.b + k * kColumns + v * kLanes);
       for (int row = 0; row < Rows; ++row) {
-        const Floats factor = broadcast(p.a[row * p.a_stride + k * p.a_step]);
+        const Floats factor = load_factor(p.a + row * p.a_stride + k * p.a_step);
         for (int v = 0; v < Vectors; ++v) sums[row][v] += factor * columns[v];
       }
     }

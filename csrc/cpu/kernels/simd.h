@@ -4,6 +4,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include <cstdint>
@@ -26,6 +28,11 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 constexpr int kLanes = kVectorBytes / 4;
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kRegisters = 32;
+#else
+constexpr int kRegisters = 16;
+#endif
 
 typedef float Floats __attribute__((vector_size(kVectorBytes)));
 typedef std::int32_t Ints __attribute__((vector_size(kVectorBytes)));
@@ -40,6 +47,18 @@ struct __attribute__((packed, may_alias)) UnalignedShorts {
 
 RSF_INLINE Floats broadcast(float value) { return value - Floats{}; }
 
+// A factor that multiplies whole vectors. NEON multiplies by one element of a register: loaded alone it takes no turn
+// of the units that multiply, as it does where compilers repeat it for all lanes first.
+RSF_INLINE Floats load_factor(const float* address) {
+#if defined(__aarch64__)
+  float factor = *address;
+  asm("" : "+w"(factor));
+  return broadcast(factor);
+#else
+  return broadcast(*address);
+#endif
+}
+
 RSF_INLINE Floats load(const float* address) { return reinterpret_cast<const UnalignedFloats*>(address)->value; }
 
 RSF_INLINE void store(float* address, Floats value) { reinterpret_cast<UnalignedFloats*>(address)->value = value; }
@@ -52,6 +71,9 @@ RSF_INLINE Floats load(const BFloat16* address) {
 RSF_INLINE void store(BFloat16* address, Floats value) {
 #if defined(__AVX512BF16__)
   const __m256bh rounded = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(value));
+  std::memcpy(address, &rounded, sizeof(rounded));
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+  const bfloat16x4_t rounded = vcvt_bf16_f32(reinterpret_cast<float32x4_t>(value));
   std::memcpy(address, &rounded, sizeof(rounded));
 #else
   const Words bits = reinterpret_cast<Words>(value);
@@ -79,6 +101,17 @@ RSF_INLINE Floats load(const Half* address) {
 RSF_INLINE void store(Half* address, Floats value) {
   const __m128i rounded = _mm256_cvtps_ph(reinterpret_cast<__m256>(value), _MM_FROUND_TO_NEAREST_INT);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(address), rounded);
+}
+#elif defined(__aarch64__)
+RSF_INLINE Floats load(const Half* address) {
+  float16x4_t values;
+  std::memcpy(&values, address, sizeof(values));
+  return reinterpret_cast<Floats>(vcvt_f32_f16(values));
+}
+
+RSF_INLINE void store(Half* address, Floats value) {
+  const float16x4_t rounded = vcvt_f16_f32(reinterpret_cast<float32x4_t>(value));
+  std::memcpy(address, &rounded, sizeof(rounded));
 }
 #else
 RSF_INLINE Floats load(const Half* address) {
@@ -122,6 +155,17 @@ RSF_INLINE void prefetch(const T* address) {
 
 RSF_INLINE Floats select(Ints condition, Floats yes, Floats no) { return condition ? yes : no; }
 
+#if defined(__aarch64__)
+// Where either is NaN, GCC takes several instructions for the compiler's own comparison.
+RSF_INLINE Floats select_if_greater(Floats a, Floats b, Floats yes, Floats no) {
+  const uint32x4_t greater = vcgtq_f32(reinterpret_cast<float32x4_t>(a), reinterpret_cast<float32x4_t>(b));
+  return reinterpret_cast<Floats>(
+      vbslq_f32(greater, reinterpret_cast<float32x4_t>(yes), reinterpret_cast<float32x4_t>(no)));
+}
+#else
+RSF_INLINE Floats select_if_greater(Floats a, Floats b, Floats yes, Floats no) { return a > b ? yes : no; }
+#endif
+
 // If either is NaN, the result is b. That is one instruction, where compilers emit two.
 RSF_INLINE Floats maximum(Floats a, Floats b) {
 #if defined(__AVX512F__)
@@ -129,7 +173,7 @@ RSF_INLINE Floats maximum(Floats a, Floats b) {
 #elif defined(__AVX2__)
   return reinterpret_cast<Floats>(_mm256_max_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
 #else
-  return a > b ? a : b;
+  return select_if_greater(a, b, a, b);
 #endif
 }
 
@@ -139,7 +183,7 @@ RSF_INLINE Floats minimum(Floats a, Floats b) {
 #elif defined(__AVX2__)
   return reinterpret_cast<Floats>(_mm256_min_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
 #else
-  return a < b ? a : b;
+  return select_if_greater(b, a, a, b);
 #endif
 }
 
@@ -158,7 +202,7 @@ RSF_INLINE float largest(Floats x) {
 // e^x within 2 ulp; 0 below −87.3, e^88.3 above 88.3, NaN for NaN.
 RSF_INLINE Floats exp(Floats x) {
   const Floats low = broadcast(-87.3f), high = broadcast(88.3f);
-  const Floats clamped = x < low ? low : x > high ? high : x;
+  const Floats clamped = select_if_greater(low, x, low, select_if_greater(x, high, high, x));
   // x = n ln 2 + r with |r| ≤ ln 2 / 2: adding and subtracting 1.5·2²³ rounds to the nearest integer.
   const Floats magic = broadcast(12582912.0f);
   const Floats shifted = clamped * 1.44269504f + magic;
@@ -173,7 +217,7 @@ RSF_INLINE Floats exp(Floats x) {
   p = (p * r) * r + r + 1.0f;
   const Words exponent = reinterpret_cast<Words>(shifted) << 23;
   const Floats result = reinterpret_cast<Floats>(reinterpret_cast<Words>(p) + exponent);
-  return x < low ? Floats{} : result;
+  return select_if_greater(low, x, Floats{}, result);
 }
 
 // 1 / x within 2 ulp, for normal x below 2^126.
@@ -221,7 +265,7 @@ RSF_INLINE Floats gelu(Floats z) {
   p = p * t - 0.284496736f;
   p = p * t + 0.254829592f;
   const Floats tail = 0.5f * (p * t) * exp(-x * x);  // 1 − Φ(|z|)
-  return z * (z < 0.0f ? tail : 1.0f - tail);
+  return z * select_if_greater(Floats{}, z, tail, 1.0f - tail);
 }
 
 }  // namespace resshift::cpu::RSF_ISA

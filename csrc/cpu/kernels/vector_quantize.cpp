@@ -12,11 +12,7 @@
 namespace resshift::cpu::RSF_ISA {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kVectors = 4;
-#else
-constexpr int kVectors = 2;
-#endif
+constexpr int kVectors = kRegisters / 8;
 constexpr int kTile = 2;  // entries whose distances are computed at once
 constexpr int kGroup = 16;
 

@@ -15,9 +15,13 @@ namespace resshift::cpu::RSF_ISA {
 namespace {
 
 RSF_INLINE Floats broadcast_word(const float* address) {
+#if defined(__aarch64__)
+  return load_factor(address);
+#else
   std::uint32_t word;
   std::memcpy(&word, address, sizeof(word));
   return reinterpret_cast<Floats>(word + Words{});
+#endif
 }
 
 struct Singles {
@@ -87,8 +91,8 @@ struct Columns {
 // Sums that fit the registers beside the factors.
 #if defined(__AVX512F__)
 constexpr int kTileRows = 8, kTileVectors = 2;
-#elif defined(__AVX2__)
-constexpr int kTileRows = 6, kTileVectors = 2;
+#elif defined(__AVX2__) || defined(__aarch64__)
+constexpr int kTileRows = 6, kTileVectors = kRegisters / 16 * 2;
 #else
 constexpr int kTileRows = 4, kTileVectors = 2;
 #endif
