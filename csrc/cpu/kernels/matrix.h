@@ -45,7 +45,7 @@ RSF_INLINE void multiply_rows(Product p) {
       Floats columns[Vectors];
       for (int v = 0; v < Vectors; ++v) columns[v] = load(p.b + k * kColumns + v * kLanes);
       for (int row = 0; row < Rows; ++row) {
-        const Floats factor = load_factor(p.a + row * p.a_stride + k * p.a_step);
+        const Floats factor = broadcast_factor(p.a[row * p.a_stride + k * p.a_step]);
         for (int v = 0; v < Vectors; ++v) sums[row][v] += factor * columns[v];
       }
     }

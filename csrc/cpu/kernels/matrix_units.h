@@ -36,11 +36,11 @@ RSF_INLINE std::int64_t units(std::int64_t elements) {
   return divide_up(elements, elements_in<Unit>());
 }
 
-RSF_INLINE Floats multiply_add(const float* a, const float* b, Floats sum) { return load_factor(a) * load(b) + sum; }
+RSF_INLINE Floats multiply_add(float a, const float* b, Floats sum) { return broadcast_factor(a) * load(b) + sum; }
 
 #if defined(__AVX512BF16__)
-RSF_INLINE Floats multiply_add(const Pair* a, const Pair* b, Floats sum) {
-  const __m512bh factor = reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(a->bits)));
+RSF_INLINE Floats multiply_add(Pair a, const Pair* b, Floats sum) {
+  const __m512bh factor = reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(a.bits)));
   const __m512bh columns = reinterpret_cast<__m512bh>(_mm512_loadu_si512(b));
   return reinterpret_cast<Floats>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), factor, columns));
 }
@@ -68,15 +68,15 @@ RSF_INLINE void multiply_tile(UnitRows<Unit> a, std::int64_t first, const Unit* 
   for (std::int64_t k = 0; k < depth; ++k) {
 #pragma GCC unroll 16
     for (int row = 0; row < Rows; ++row) {
-#pragma GCC unroll 4
+#pragma GCC unroll kColumnVectors
       for (int v = 0; v < Vectors; ++v) {
-        sums[row][v] = multiply_add(rows[row] + k, b + k * kColumns + v * kLanes, sums[row][v]);
+        sums[row][v] = multiply_add(rows[row][k], b + k * kColumns + v * kLanes, sums[row][v]);
       }
     }
   }
 #pragma GCC unroll 16
   for (int row = 0; row < Rows; ++row) {
-#pragma GCC unroll 4
+#pragma GCC unroll kColumnVectors
     for (int v = 0; v < Vectors; ++v) finish(first + row, v, sums[row][v]);
   }
 }

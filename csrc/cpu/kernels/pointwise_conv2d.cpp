@@ -87,7 +87,7 @@ RSF_INLINE Floats coarse_gelu(Floats z) {
   p = p * square + 9.041064107e-3f;
   p = p * square - 6.506652522e-2f;
   p = p * square + 3.981880735e-1f;
-  return select_if_greater(broadcast(-4.0f), z, Floats{}, z * (x * p + 0.5f));
+  return select(z < -4.0f, Floats{}, z * (x * p + 0.5f));
 }
 
 template <class T>
@@ -184,7 +184,8 @@ void compute_block(const PointwiseConv2d& call, const Block& block, UnitRows<Uni
                    std::int64_t depth, float* sums) {
   // float16 is rare, and has no kernels of its own.
   if constexpr (!std::is_same_v<T, Half>) {
-    if (block.columns == kLanes || block.columns == kColumns) {
+    // One vector of columns, or all: with two, a multiple of a vector is either.
+    if (kColumnVectors == 2 ? block.columns % kLanes == 0 : block.columns == kLanes || block.columns == kColumns) {
       const auto write = then(call) == Then::kGelu  ? write_block<Unit, T, Then::kGelu>
                          : then(call) == Then::kAdd ? write_block<Unit, T, Then::kAdd>
                                                     : write_block<Unit, T, Then::kNothing>;

@@ -49,14 +49,11 @@ RSF_INLINE Floats broadcast(float value) { return value - Floats{}; }
 
 // A factor that multiplies whole vectors. NEON multiplies by one element of a register: loaded alone it takes no turn
 // of the units that multiply, as it does where compilers repeat it for all lanes first.
-RSF_INLINE Floats load_factor(const float* address) {
+RSF_INLINE Floats broadcast_factor(float factor) {
 #if defined(__aarch64__)
-  float factor = *address;
   asm("" : "+w"(factor));
-  return broadcast(factor);
-#else
-  return broadcast(*address);
 #endif
+  return broadcast(factor);
 }
 
 RSF_INLINE Floats load(const float* address) { return reinterpret_cast<const UnalignedFloats*>(address)->value; }
@@ -155,15 +152,19 @@ RSF_INLINE void prefetch(const T* address) {
 
 RSF_INLINE Floats select(Ints condition, Floats yes, Floats no) { return condition ? yes : no; }
 
+// a < b ? yes : no, and a > b. On arm64 GCC takes several instructions for them, where operands could be NaN. Macros,
+// as compilers for x86 make more of the plain expression than of a function with it.
 #if defined(__aarch64__)
-// Where either is NaN, GCC takes several instructions for the compiler's own comparison.
-RSF_INLINE Floats select_if_greater(Floats a, Floats b, Floats yes, Floats no) {
-  const uint32x4_t greater = vcgtq_f32(reinterpret_cast<float32x4_t>(a), reinterpret_cast<float32x4_t>(b));
+RSF_INLINE Floats select_if_less(Floats a, Floats b, Floats yes, Floats no) {
+  const uint32x4_t less = vcltq_f32(reinterpret_cast<float32x4_t>(a), reinterpret_cast<float32x4_t>(b));
   return reinterpret_cast<Floats>(
-      vbslq_f32(greater, reinterpret_cast<float32x4_t>(yes), reinterpret_cast<float32x4_t>(no)));
+      vbslq_f32(less, reinterpret_cast<float32x4_t>(yes), reinterpret_cast<float32x4_t>(no)));
 }
+#define RSF_IF_LESS(a, b, yes, no) select_if_less(a, b, yes, no)
+#define RSF_IF_GREATER(a, b, yes, no) select_if_less(b, a, yes, no)
 #else
-RSF_INLINE Floats select_if_greater(Floats a, Floats b, Floats yes, Floats no) { return a > b ? yes : no; }
+#define RSF_IF_LESS(a, b, yes, no) ((a) < (b) ? (yes) : (no))
+#define RSF_IF_GREATER(a, b, yes, no) ((a) > (b) ? (yes) : (no))
 #endif
 
 // If either is NaN, the result is b. That is one instruction, where compilers emit two.
@@ -173,7 +174,7 @@ RSF_INLINE Floats maximum(Floats a, Floats b) {
 #elif defined(__AVX2__)
   return reinterpret_cast<Floats>(_mm256_max_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
 #else
-  return select_if_greater(a, b, a, b);
+  return RSF_IF_GREATER(a, b, a, b);
 #endif
 }
 
@@ -183,7 +184,7 @@ RSF_INLINE Floats minimum(Floats a, Floats b) {
 #elif defined(__AVX2__)
   return reinterpret_cast<Floats>(_mm256_min_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
 #else
-  return select_if_greater(b, a, a, b);
+  return RSF_IF_LESS(a, b, a, b);
 #endif
 }
 
@@ -202,7 +203,7 @@ RSF_INLINE float largest(Floats x) {
 // e^x within 2 ulp; 0 below −87.3, e^88.3 above 88.3, NaN for NaN.
 RSF_INLINE Floats exp(Floats x) {
   const Floats low = broadcast(-87.3f), high = broadcast(88.3f);
-  const Floats clamped = select_if_greater(low, x, low, select_if_greater(x, high, high, x));
+  const Floats clamped = RSF_IF_LESS(x, low, low, RSF_IF_GREATER(x, high, high, x));
   // x = n ln 2 + r with |r| ≤ ln 2 / 2: adding and subtracting 1.5·2²³ rounds to the nearest integer.
   const Floats magic = broadcast(12582912.0f);
   const Floats shifted = clamped * 1.44269504f + magic;
@@ -217,7 +218,7 @@ RSF_INLINE Floats exp(Floats x) {
   p = (p * r) * r + r + 1.0f;
   const Words exponent = reinterpret_cast<Words>(shifted) << 23;
   const Floats result = reinterpret_cast<Floats>(reinterpret_cast<Words>(p) + exponent);
-  return select_if_greater(low, x, Floats{}, result);
+  return RSF_IF_LESS(x, low, Floats{}, result);
 }
 
 // 1 / x within 2 ulp, for normal x below 2^126.
@@ -265,7 +266,7 @@ RSF_INLINE Floats gelu(Floats z) {
   p = p * t - 0.284496736f;
   p = p * t + 0.254829592f;
   const Floats tail = 0.5f * (p * t) * exp(-x * x);  // 1 − Φ(|z|)
-  return z * select_if_greater(Floats{}, z, tail, 1.0f - tail);
+  return z * RSF_IF_LESS(z, Floats{}, tail, 1.0f - tail);
 }
 
 }  // namespace resshift::cpu::RSF_ISA

@@ -16,7 +16,7 @@ namespace {
 
 RSF_INLINE Floats broadcast_word(const float* address) {
 #if defined(__aarch64__)
-  return load_factor(address);
+  return broadcast_factor(*address);
 #else
   std::uint32_t word;
   std::memcpy(&word, address, sizeof(word));
