@@ -20,7 +20,7 @@ OLDER := 3.6.0
 OLDER_TRITON := $(VENV)/triton-$(OLDER)
 ARCHITECTURES ?= 90
 
-.PHONY: help demo test test-slow quick proofs sanitize gpu gpu-offline lint style types docs clean
+.PHONY: help demo test test-slow quick proofs sanitize neon gpu gpu-offline lint style types docs clean
 
 help:
 	@echo "make demo   install into $(VENV), restore $(PHOTO) and show it beside the original"
@@ -30,6 +30,8 @@ help:
 	@echo "make proofs compile every kernel for six architectures, and with Triton $(OLDER) for ARCHITECTURES=\"$(ARCHITECTURES)\","
 	@echo "            and compare with the budgets (minutes, no GPU)"
 	@echo "make sanitize  run the native kernels under sanitizers of memory, arithmetic and threads (minutes, needs g++)"
+	@echo "make neon   compile the CPU kernels for arm64 and compare every operator under qemu (two minutes, needs apt's"
+	@echo "            g++-aarch64-linux-gnu and qemu-user); TESTS=1 runs their own tests too"
 	@echo "make gpu    on a machine with an NVIDIA GPU: tests, sanitizer, benchmarks and a profile, in ten minutes"
 	@echo "make gpu-offline  the same without a network, into the Python at hand; WHEEL=FILE if it was compiled elsewhere"
 	@echo "make lint   check style with ruff and clang-format, types with mypy and pyright; make style, make types: one of them"
@@ -79,6 +81,11 @@ $(OLDER_TRITON)/installed: | $(INSTALLED)
 sanitize: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/sanitize.py $(if $(KNOWN),--known $(KNOWN)) -q -n $(WORKERS) \
 		$(if $(CASES),--most-cases=$(CASES))
+
+# TESTS=1: the operators' own tests of these kernels too.
+TESTS ?=
+neon: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/check_neon.py $(if $(TESTS),--tests)
 
 # The installation is not begun where there is no GPU. ACCEPTANCE: options of scripts/gpu_acceptance.py.
 NEEDS_GPU = $(if $(filter --rehearse,$(ACCEPTANCE)),true,{ nvidia-smi -L >/dev/null 2>&1 || \

@@ -32,8 +32,14 @@ NAMESPACE = "resshift_fast_cpu"
 
 NONE, NUMBER, TENSOR, OPTIONAL = 0, 1, 2, 8  # as in csrc/cross/program.cpp
 DTYPES = {
-    **{0: torch.uint8, 3: torch.int32, 4: torch.int64, 5: torch.float16, 6: torch.float32},
-    **{7: torch.float64, 11: torch.bool, 15: torch.bfloat16},
+    0: torch.uint8,
+    3: torch.int32,
+    4: torch.int64,
+    5: torch.float16,
+    6: torch.float32,
+    7: torch.float64,
+    11: torch.bool,
+    15: torch.bfloat16,
 }  # by torch's number
 NUMBERS = {dtype: number for number, dtype in DTYPES.items()}
 
@@ -46,6 +52,7 @@ def missing() -> str | None:
     return None
 
 
+@cache
 def build() -> Path:
     """Compile the library for arm64 and link the program; returns its path.
 
@@ -181,8 +188,7 @@ def _implement(program: Program, schema: Any) -> None:
     program.library.impl(name, run, "CPU" if schema.arguments and kind == TENSOR else "CompositeExplicitAutograd")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_load_initial_conftests() -> None:
+def load_instead() -> None:
     """Have the package load this library in place of the installed one."""
     program, load = register(), torch.ops.load_library
     os.environ["RESSHIFT_FAST_CPU_LIBRARY"] = str(program.path)
@@ -192,3 +198,9 @@ def pytest_load_initial_conftests() -> None:
             load(path)
 
     torch.ops.load_library = load_library
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests() -> None:
+    """Load it before conftest.py loads the other."""
+    load_instead()

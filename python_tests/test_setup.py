@@ -125,7 +125,7 @@ class TestPlan:
         assert {unit.source for unit in built} == there and built
         assert len({unit.name for unit in built}) == len(built)
 
-    @pytest.mark.parametrize("machine, sets", [("x86_64", 4), ("aarch64", 1)])
+    @pytest.mark.parametrize("machine, sets", [("x86_64", 4), ("aarch64", 1), ("arm64", 1), ("riscv64", 1)])
     def test_kernels_for_cpus_are_built_for_every_instruction_set(self, build, bare, monkeypatch, machine, sets):
         monkeypatch.setattr(build.platform, "machine", lambda: machine)
         executable(bare / "g++")
@@ -135,6 +135,12 @@ class TestPlan:
         for unit in kernels:
             avx512 = "-mavx512f" in unit.command
             assert avx512 == any("RSF_ISA=avx512" in option for option in unit.command)
+            assert ("-DRSF_ISA=neon" in unit.command) == (machine in ("aarch64", "arm64"))
+
+    def test_a_cross_compiler_decides_the_instruction_sets(self, build, bare, monkeypatch):
+        monkeypatch.setattr(build.platform, "machine", lambda: "x86_64")
+        executable(bare / "g++", "echo aarch64-linux-gnu")
+        assert build.instruction_sets() == build.NEON
 
     def test_ninja_gets_paths_with_spaces_and_dollars(self, build):
         plan = build.Plan([build.Unit("x.o", Path("/a b/x$1.cpp"), ["c++", "-DX='1'"])], ["c++"])

@@ -169,7 +169,7 @@ def test_a_limit_is_applied_and_an_unknown_one_refused(unlimited):
     assert best == unlimited.isa()
     for limit in range(4):
         assert unlimited.limit_isa(limit) == unlimited.isa() == min(limit, best)
-    for limit in (-1, 4):
+    for limit in (-1, 5):
         with pytest.raises(RuntimeError, match="the limit must be 0"):
             unlimited.limit_isa(limit)
     assert unlimited.isa() == best

@@ -18,10 +18,12 @@ RESSHIFT_FAST_AUTOTUNE_CACHE=0 ignores all files, and those of `kernels.config_c
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import platform
 import re
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -60,14 +62,27 @@ class Measurement:
 
 def processor() -> str:
     """The model name of this machine's processor."""
+    parts: dict[str, str] = {}
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             key, _, value = line.partition(":")
             if key.strip() == "model name":
                 return value.strip()
+            parts[key.strip()] = value.strip()
     except OSError:
         pass
-    return platform.processor() or platform.machine() or "unknown"
+    if "CPU part" in parts:  # Linux on arm64, which knows processors by numbers
+        return f"arm64 implementer {parts.get('CPU implementer', 'unknown')} part {parts['CPU part']}"
+    return _apple_model() or platform.processor() or platform.machine() or "unknown"
+
+
+def _apple_model() -> str | None:
+    """The model name on macOS, such as "Apple M1"."""
+    if sys.platform != "darwin":
+        return None
+    text, size = ctypes.create_string_buffer(256), ctypes.c_size_t(256)
+    failed = ctypes.CDLL(None).sysctlbyname(b"machdep.cpu.brand_string", text, ctypes.byref(size), None, 0)
+    return None if failed else text.value.decode(errors="replace").strip() or None
 
 
 def device_name(device: "torch.device") -> str | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 LIBRARIES = ("cpu", "cuda")
 FOLDER = Path(__file__).parents[1]
+INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512_bf16", "neon")  # in the order of csrc/cpu/isa.h
 
 
 def path(name: str) -> Path:
@@ -48,6 +49,11 @@ def _record() -> dict[str, str]:
     """Name to reason of the libraries that the build left out, from native.json."""
     file = FOLDER / "native.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def instruction_set() -> str:
+    """The instruction set that the library "cpu", which is loaded, runs in: one of INSTRUCTION_SETS."""
+    return INSTRUCTION_SETS[operator("cpu", "isa")()]
 
 
 def operator(library: str, name: str) -> Any:

@@ -152,7 +152,9 @@ def _tool(names: list[str], absent: str) -> str:
 def _library(name: str) -> str:
     from resshift_fast.backends import native
 
-    return native.missing(name) or f"loaded from {native.path(name)}"
+    if reason := native.missing(name):
+        return reason
+    return f"loaded from {native.path(name)}" + (f", runs in {native.instruction_set()}" if name == "cpu" else "")
 
 
 def _weights() -> str:
