@@ -21,6 +21,7 @@ from resshift_fast.backends import (
 )
 
 CPU = torch.device("cpu")
+processor = autotune_cache.processor  # tests see one of their own
 OPERATOR, MODEL = "conv2d", "Test CPU (R) @ 3.1 GHz"
 X, WEIGHT = torch.randn(2, 3, 5, 7), torch.randn(4, 3, 3, 3)
 DEFAULTS = (None, 0, None, None, 1e-5, None, None, None)  # of the registered operator's arguments after the padding
@@ -235,3 +236,16 @@ def test_status_names_the_file_and_what_was_refused():
         "reference",
         f"fastest of reference, triton, cpu, cuda as measured ({path})",
     )
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("model name\t: EPYC 9654\nmodel name\t: other\n", "EPYC 9654"),
+        ("CPU implementer\t: 0x41\nCPU part\t: 0xd40\n", "arm64 implementer 0x41 part 0xd40"),
+    ],
+)
+def test_processors_are_told_apart_by_name_or_by_number(monkeypatch, tmp_path, text, expected):
+    (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr(autotune_cache, "Path", lambda _: tmp_path / "cpuinfo")
+    assert processor() == expected

@@ -1,6 +1,8 @@
 """The compiled libraries: why one is missing, and that C++ itself refuses arguments that lead out of bounds."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -153,3 +155,9 @@ def test_a_tiles_noise_equals_that_part_of_the_whole_bitwise(cpu):
     origin = torch.tensor([[7, 11]])
     tile, _ = cpu.prior_sample(zeros[:, :, 7:29, 11:42], ROW, seed, origin, None, None, torch.float32)
     assert torch.equal(tile, whole[:, :, 7:29, 11:42]) and whole.std() > 0
+
+
+def test_instruction_sets_are_named_as_in_the_library():
+    header = (Path(native.__file__).parents[2] / "csrc/cpu/isa.h").read_text()
+    names = re.search(r"enum class Isa : int \{ (.*) \};", header)[1]
+    assert tuple(names.split(", ")) == native.INSTRUCTION_SETS
