@@ -18,7 +18,7 @@ def stopping(pipe, after):
     calls = []
 
     class Stopping:
-        spec, device, dtype = pipe.spec, pipe.device, pipe.dtype
+        spec, device, dtype, plan_tiles = pipe.spec, pipe.device, pipe.dtype, pipe.plan_tiles
         denoiser, first_stage = pipe.denoiser, pipe.first_stage
 
         def __call__(self, photos, masks, **options):
@@ -36,6 +36,7 @@ class Repeating:
 
     def __init__(self, pipe):
         self.spec, self.device, self.dtype = pipe.spec, pipe.device, pipe.dtype
+        self.plan_tiles = pipe.plan_tiles
         self.denoiser, self.first_stage = pipe.denoiser, pipe.first_stage
 
     def __call__(self, photos, masks, **options):
