@@ -18,8 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import common
 
-from resshift_fast.models import cost
-
 if TYPE_CHECKING:
     from resshift_fast.pipeline import Pipeline
 
@@ -61,10 +59,7 @@ class Case:
 
     def row(self, pipe: Pipeline, args: argparse.Namespace) -> dict[str, Any]:
         """Its tiles, the least CPU seconds of restoring it, and the model's prediction in multiplications."""
-        spec = pipe.spec
         rows, columns = pipe.plan_tiles(self.height, self.width, self.tile)
-        count = len(rows.starts) * len(columns.starts)
-        predicted = count * cost.of_model(spec).of_tile(rows.tile * columns.tile * spec.latent_per_input**2)
         picture, taken = common.photo(self.height, self.width), []
         for _ in range(args.runs):
             began = time.process_time()
@@ -72,9 +67,9 @@ class Case:
             taken.append(time.process_time() - began)
         return {
             "photo": f"{self.width}×{self.height}",
-            "tiles": f"{count} of {columns.tile}×{rows.tile}",
+            "tiles": f"{len(rows.starts) * len(columns.starts)} of {columns.tile}×{rows.tile}",
             "CPU s": min(taken),
-            "multiplications": predicted,
+            "multiplications": pipe.spec.cost_of(rows, columns),
         }
 
 
@@ -82,9 +77,11 @@ def cases(pipe: Pipeline, args: argparse.Namespace) -> list[Case]:
     """One tile of every side, and the photo in its largest tiles and in those that are chosen.
 
     Raises:
-        ValueError: if the model enlarges nothing, or cannot be given such a tile.
+        ValueError: if the model enlarges nothing, cannot be given such a tile, or runs elsewhere than on a CPU.
     """
     spec = pipe.spec
+    if pipe.device.type != "cpu":
+        raise ValueError(f"the model is on {pipe.device}, and the costs are those of a CPU; give --device cpu")
     if spec.needs_mask:
         raise ValueError(f"{spec.name} needs a mask; measure a model that enlarges")
     if wrong := [side for side in args.sides if side % spec.pad_multiple]:
@@ -98,9 +95,8 @@ def measure(args: argparse.Namespace) -> common.Report:
     """Time every case."""
     pipe = common.load(args)
     measured = cases(pipe, args)
-    pipe(
-        common.photo(pipe.spec.pad_multiple, pipe.spec.pad_multiple), progress=False
-    )  # derives what it can from weights
+    least = pipe.spec.pad_multiple
+    pipe(common.photo(least, least), progress=False)  # which derives once what depends on the weights alone
     rows = [case.row(pipe, args) for case in measured]
     for row in rows:
         row["ratio"] = row["CPU s"] / rows[0]["CPU s"]

@@ -82,7 +82,8 @@ CPU_CASES = "(cpu or native) and not program and not compile and not earlier_cal
 # These call kernels from many threads, or with many: half of the time, for accesses that other tests have too.
 MEMORY_CASES = f"{CPU_CASES} and not at_once and not threads"
 ASAN = ["libasan.so", "libstdc++.so"]
-CALLERS = ["resshift_fast/ops", "python_tests/conftest.py", "scripts/sanitize.py"]
+HELPERS = [f"python_tests/{name}.py" for name in ("comparison", "conftest", "golden_data", "pairwise")]
+CALLERS = ["resshift_fast/ops", "scripts/sanitize.py", *HELPERS]
 OF_EMULATION = ["csrc/common", "csrc/cuda", "csrc/emulation", "csrc/bindings", "python_tests/emulation.py", *CALLERS]
 OF_CPU = [
     "csrc/common",
@@ -214,10 +215,10 @@ def main(argv: list[str] | None = None) -> int:
     if options.update and any(_selects(argument) for argument in arguments):
         parser.error("--update records whole runs; leave out -k, -m and names of tests")
     if options.known:
-        unchanged = [name for name in named if name not in left(named, options.known, options.most_cases)]
-        if unchanged:
-            print(f"sanitize: {' and '.join(unchanged)} passed before, and nothing has changed since", flush=True)
-        named = [name for name in named if name not in unchanged]
+        changed = left(named, options.known, options.most_cases)
+        if unchanged := " and ".join(name for name in named if name not in changed):
+            print(f"sanitize: {unchanged} passed before, and nothing has changed since", flush=True)
+        named = changed
     if options.most_cases is not None:
         arguments.append(f"--most-cases={options.most_cases}")
     results = {name: execute(name, arguments) for name in named}

@@ -6,6 +6,7 @@ page of github.com/zsyOAOA/ResShift.
 
 import difflib
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import TYPE_CHECKING, TypeVar
 
 from resshift_fast.diffusion.schedule import Schedule
@@ -111,18 +112,16 @@ class ModelSpec:
         tile = (self.tile if tile is None else tile) // multiple * multiple
         overlap = min(self.overlap, tile // 4) if overlap is None else overlap
         align = max(1, int(self.denoiser.downsampling / self.latent_per_input))
-        sides = [side for side in range(multiple, tile, multiple) if cheapest and 4 * overlap <= side]
-        plans = [
-            (plan_axis(height, high, overlap, multiple, align), plan_axis(width, wide, overlap, multiple, align))
-            for high in (tile, *sides)
-            for wide in (tile, *sides)
-        ]
-        return min(plans, key=self._cost)
+        sides = [tile, *(side for side in range(multiple, tile, multiple) if cheapest and 4 * overlap <= side)]
+        rows, columns = (
+            [plan_axis(length, side, overlap, multiple, align) for side in sides] for length in (height, width)
+        )
+        return min(product(rows, columns), key=lambda plan: self.cost_of(*plan))
 
-    def _cost(self, plan: tuple[Axis, Axis]) -> float:
-        rows, columns = plan
-        pixels = rows.tile * columns.tile * self.latent_per_input**2
-        return len(rows.starts) * len(columns.starts) * cost.of_model(self).of_tile(pixels)
+    def cost_of(self, rows: Axis, columns: Axis) -> float:
+        """What an image in these tiles costs on a CPU, in weighted multiplications; see `models.cost`."""
+        tiles, pixels = len(rows.starts) * len(columns.starts), rows.tile * columns.tile * self.latent_per_input**2
+        return tiles * cost.of_model(self).of_tile(pixels)
 
 
 DISTILLED = "distilled-x"  # begins the names of the students of others that tell their conventions by metadata

@@ -131,9 +131,7 @@ def _distilled(spec: ModelSpec, metadata: Mapping[str, str]) -> ModelSpec:
     condition = metadata.get("cond_lq", "latent")
     if condition not in _CONDITIONS:
         raise ValueError(f"these weights have cond_lq {condition!r}, expected one of {', '.join(_CONDITIONS)}")
-    channels = int(metadata.get("noise_channels", "1"))
-    found = catalog.MODELS[name]
-    return replace(found, condition=_CONDITIONS[condition], denoiser=replace(found.denoiser, noise_channels=channels))
+    return replace(catalog.MODELS[name], condition=_CONDITIONS[condition])
 
 
 def _read(

@@ -361,13 +361,15 @@ def from_config(config: TrainConfig, parts: Parts) -> Distillation:
     from resshift_fast.models import catalog
     from resshift_fast.models.autoencoder import VQAutoencoder
     from resshift_fast.models.layers import prepack_weights_
+    from resshift_fast.weights import checkpoints
 
     options = from_options(Options, config.objective_options)
     student = cast("ModelSpec", parts.spec)
     path = teachers.file_of(options.teacher, student)
-    spec = teachers.of_student(student, path)
+    state = checkpoints.read_state_dict(path)
+    spec = teachers.of_student(student, state)
     teacher = catalog.build_denoiser(spec)
-    networks.load_weights(teacher, path)
+    checkpoints.load_into(teacher, state, path)
     teacher = teacher.to(parts.device).train()
     if config.channels_last:
         prepack_weights_(teacher)

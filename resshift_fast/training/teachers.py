@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from resshift_fast.diffusion.schedule import Schedule, schedule_from_text
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from resshift_fast.models.catalog import ModelSpec
     from resshift_fast.models.sizes import SwinUNetConfig
     from resshift_fast.training.config import TrainConfig
@@ -47,13 +50,12 @@ def prepare(config: TrainConfig, spec: Any) -> tuple[TrainConfig, ModelSpec]:
     return replace(config, init_from=config.init_from or str(path)), student
 
 
-def of_student(student: ModelSpec, path: Path) -> ModelSpec:
-    """The teacher of a student with the teacher's weights; see `catalog.teacher_of`."""
+def of_student(student: ModelSpec, state: Mapping[str, Tensor]) -> ModelSpec:
+    """The teacher of a student by the teacher's weights, which tell its residual blocks; see `catalog.teacher_of`."""
     from resshift_fast.models import catalog, depth
-    from resshift_fast.weights.checkpoints import read_state_dict
 
     spec = catalog.teacher_of(student)
-    return replace(spec, denoiser=depth.of_weights(spec.denoiser, read_state_dict(path)))
+    return replace(spec, denoiser=depth.of_weights(spec.denoiser, state))
 
 
 def _with_blocks(sizes: SwinUNetConfig, blocks: Any) -> SwinUNetConfig:
