@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # Time of a multiplication relative to one of a 1×1 convolution, fitted to benchmarks/tile_cost.py. A 3×3 convolution
 # is a Winograd product with a quarter to two fifths of the multiplications.
 CONV3X3 = 0.4
-ATTENTION = 0.6
+ATTENTION = 0.85
 # What one evaluation of a denoiser takes however small the tile is, in multiplications.
 EVALUATION = 3.5e8
 
