@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from resshift_fast.core.files import FileSet, expand_home
-from resshift_fast.images.files import FORMATS, VIDEO_FORMATS, VIDEOS, missing_file, unique_outputs
+from resshift_fast.images.files import (
+    FORMATS,
+    VIDEO_FORMATS,
+    VIDEOS,
+    comparison_outputs,
+    missing_file,
+    unique_outputs,
+    video_suffix,
+)
 from resshift_fast.images.search import find_images
 
 # Suffixes of formats that are not written: -o out.gif is an error, not the name of a folder.
@@ -123,7 +131,7 @@ def plan_jobs(
         if output in originals:
             what = "the input" if output in FileSet(inputs) else f"the mask {output}"
             raise ValueError(f"-o {out} would replace {what}; choose another name")
-    pictures = _compare_names(outputs, originals, compare) if compare else [None] * len(outputs)
+    pictures = comparison_outputs(outputs, originals, compare) if compare else [None] * len(outputs)
     jobs = [
         Job(source, output, picture, its_mask, exact, originals, source in videos)
         for source, output, picture, its_mask in zip(inputs, outputs, pictures, masks, strict=True)
@@ -144,10 +152,6 @@ def _check_kind(out: str, source: Path, is_video: bool) -> None:
         raise ValueError(f"-o {out}: {source} is {kind}; use one of {', '.join(formats)}, or name a folder")
 
 
-def _video_suffix(source: Path) -> str:
-    return source.suffix if source.suffix.lower() in VIDEO_FORMATS else ".mp4"
-
-
 def _outputs(
     inputs: Sequence[Path], folder: Path, suffix: str | None, roots: Mapping[Path, Path], videos: set[Path]
 ) -> list[Path]:
@@ -159,7 +163,7 @@ def _outputs(
     outputs = dict[int, Path]()
     for (below, are_videos), members in groups.items():
         sources = [inputs[index] for index in members]
-        named = unique_outputs(sources, folder / below, _video_suffix if are_videos else suffix)
+        named = unique_outputs(sources, folder / below, video_suffix if are_videos else suffix)
         outputs |= dict(zip(members, named, strict=True))
     return [outputs[index] for index in range(len(inputs))]
 
@@ -177,11 +181,6 @@ def refuse_originals(jobs: Sequence[Job], folder: Path) -> None:
             raise ValueError(f"{output} is an input, or a mask, by way of another mount; choose another output folder")
 
 
-def _key(path: Path) -> str:
-    """Key of an output's path; equal for two that may be the same file, also on case-insensitive file systems."""
-    return os.path.realpath(path).casefold()
-
-
 def _is_file(out: str, one_given: bool) -> bool:
     path = expand_home(out)
     suffix = path.suffix.lower()
@@ -194,23 +193,6 @@ def _is_file(out: str, one_given: bool) -> bool:
     if not one_given:
         raise ValueError(f"-o {out} names one file, but there are several inputs; name a folder, such as {path.stem}")
     return True
-
-
-def _compare_names(outputs: Sequence[Path], originals: FileSet, suffix: str) -> list[Path]:
-    # A result may become PNG later, so stems are compared, not whole names.
-    taken = {_key(output.with_suffix("")) for output in outputs}
-    names = []
-    for output in outputs:
-        number = 1
-        while True:
-            stem = f"{output.stem}_compare" + (f"-{number}" if number > 1 else "")
-            name = output.with_name(stem + suffix)
-            if _key(name.with_suffix("")) not in taken and name not in originals:
-                break
-            number += 1
-        taken.add(_key(name.with_suffix("")))
-        names.append(name)
-    return names
 
 
 def _masks(inputs: Sequence[Path], mask: Path | None) -> list[Path | None]:

@@ -103,8 +103,8 @@ def unique_outputs(
         ValueError: if an output would replace one of the inputs, whatever the path by which it is reached.
     """
     paths, folder = [Path(path) for path in inputs], Path(folder)
-    stems = _unique_stems(paths)
-    outputs = [folder / f"{stem}{_suffix_of(path, suffix)}" for path, stem in zip(paths, stems, strict=True)]
+    stems = unique_stems(paths)
+    outputs = [folder / f"{stem}{suffix_of(path, suffix)}" for path, stem in zip(paths, stems, strict=True)]
     originals = FileSet(paths)
     for path, output in zip(paths, outputs, strict=True):
         if output in originals:
@@ -112,7 +112,8 @@ def unique_outputs(
     return outputs
 
 
-def _suffix_of(path: Path, suffix: str | Callable[[Path], str] | None) -> str:
+def suffix_of(path: Path, suffix: str | Callable[[Path], str] | None) -> str:
+    """The suffix of an input's output; the arguments are those of `unique_outputs`."""
     if callable(suffix):
         return suffix(path)
     if suffix is not None:
@@ -120,7 +121,40 @@ def _suffix_of(path: Path, suffix: str | Callable[[Path], str] | None) -> str:
     return path.suffix if path.suffix.lower() in FORMATS else ".png"
 
 
-def _unique_stems(paths: list[Path]) -> list[str]:
+def video_suffix(source: Path) -> str:
+    """The suffix of a video's output: its own if that is written, else that of MP4."""
+    return source.suffix if source.suffix.lower() in VIDEO_FORMATS else ".mp4"
+
+
+def comparison_outputs(outputs: Sequence[Path], originals: FileSet, suffix: str) -> list[Path]:
+    """Name a before/after picture beside each output, so that none overwrites another file of the run.
+
+    Args:
+        outputs: of the photos. originals: what the run reads. suffix: of the pictures.
+    """
+    # A result may become PNG later, so stems are compared, not whole names.
+    taken = {_file_key(output.with_suffix("")) for output in outputs}
+    names = []
+    for output in outputs:
+        number = 1
+        while True:
+            stem = f"{output.stem}_compare" + (f"-{number}" if number > 1 else "")
+            name = output.with_name(stem + suffix)
+            if _file_key(name.with_suffix("")) not in taken and name not in originals:
+                break
+            number += 1
+        taken.add(_file_key(name.with_suffix("")))
+        names.append(name)
+    return names
+
+
+def _file_key(path: Path) -> str:
+    """Key of an output's path; equal for two that may be the same file, also on case-insensitive file systems."""
+    return os.path.realpath(path).casefold()
+
+
+def unique_stems(paths: list[Path]) -> list[str]:
+    """The stems of the outputs of inputs, as `unique_outputs` names them."""
     groups: dict[str, list[int]] = {}
     for index, path in enumerate(paths):
         groups.setdefault(_name_key(path.stem), []).append(index)

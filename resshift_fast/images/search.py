@@ -33,9 +33,9 @@ _REASONS = {
 }
 _UNKNOWN = "they have no suffix of a picture; name one as a file to restore it all the same"
 _VIDEOS = "videos are not read here; export their frames as PNG first"
-_HIDDEN = "they are hidden; name one as a file to restore it all the same"
+HIDDEN = "they are hidden; name one as a file to restore it all the same"
 _DEVICES = "pipes and devices are not read"
-_FOLDERS = "folders below a folder are not searched without --recursive"
+FOLDERS = "folders below a folder are not searched without --recursive"
 _SUFFIX_LIST = ", ".join(READABLE)
 _MAGIC = re.compile(r"[*?[]")
 
@@ -173,7 +173,7 @@ def _names(folder: Path, found: Found | None = None) -> list[str]:
         # Not those that another system keeps beside each file, as ._photo.jpg.
         for name in names:
             if name.startswith(".") and not name.startswith("._") and Path(name).suffix.lower() in READABLE:
-                found.leave_out(folder / name, _HIDDEN)
+                found.leave_out(folder / name, HIDDEN)
     return [name for name in names if not name.startswith(".")]
 
 
@@ -191,9 +191,13 @@ def _images(paths: Iterable[Path], found: Found) -> list[Path]:
 
 def _why_not(path: Path, takes_videos: bool) -> str | None:
     """Why a path that a folder or glob gives is not taken; None if it is."""
-    suffix = path.suffix.lower()
     if not _may_be_file(path):
-        return _FOLDERS if os.path.isdir(path) else _DEVICES
+        return FOLDERS if os.path.isdir(path) else _DEVICES
+    return reason_against(path.suffix.lower(), takes_videos)
+
+
+def reason_against(suffix: str, takes_videos: bool) -> str | None:
+    """Why files of a suffix, in lower case, are not taken from a folder; None if they are."""
     if suffix in READABLE:
         return HEIC_NEEDS if READABLE[suffix] == "HEIF" and not reads_heic() else None
     if suffix in VIDEOS:
