@@ -54,6 +54,7 @@ class Batch:
         restorer: restores faces too, over `pipe`; None if they are not sought.
         sharing: how many such batches restore the jobs together, for the estimate of the time left.
         began: when the first of them began, in seconds of `time.time`; None for now.
+        is_numbered: begin lines with the number of the photo and that of all.
     """
 
     def __init__(
@@ -68,11 +69,13 @@ class Batch:
         *,
         sharing: int = 1,
         began: float | None = None,
+        is_numbered: bool = True,
     ):
         self._pipe, self._jobs, self._options, self._fitting = pipe, jobs, options, fitting
         self._tally, self._report, self._restorer = tally, report, restorer
         self._clock = _Clock([_pixels(job) for job in jobs], sharing)
         self._began = time.time() if began is None else began
+        self._is_numbered = is_numbered
 
     def run(self, prepared: Prepared | None = None) -> None:
         """Restore all in their order; a full disk ends the batch, since no further result could be written.
@@ -89,7 +92,7 @@ class Batch:
     def restore(self, i: int, prepared: Prepared | None = None) -> None:
         """Restore the photo of the job at `i`; on a full disk, `tally.stopped` says so."""
         job, tally, pipe, fitting = self._jobs[i], self._tally, self._pipe, self._fitting
-        label = f"[{i + 1}/{len(self._jobs)}] {visible(job.source.name)}"
+        label = f"[{i + 1}/{len(self._jobs)}] " * self._is_numbered + visible(job.source.name)
         start = time.monotonic()
         try:
             with claimed(job.place) as is_mine:

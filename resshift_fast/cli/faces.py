@@ -53,6 +53,12 @@ def check(asked: FaceOptions, spec: ModelSpec) -> None:
     Detector.from_files(asked.detector and expand_home(asked.detector))
 
 
+def check_kind(asked: FaceOptions | None, source: Path, is_video: bool) -> None:
+    """Raise ValueError if faces are sought in a video."""
+    if is_video and asked is not None:
+        raise ValueError(f"{source} is a video, and faces are restored in photos; leave --faces out for it")
+
+
 def load(asked: FaceOptions, pipe: Pipeline, loading: dict[str, Any]) -> FaceRestorer:
     """The model of faces, over that of photos.
 

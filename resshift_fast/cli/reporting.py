@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING
 from resshift_fast.cli import console
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from resshift_fast.cli.plan import Job
+
+
+MOST_NAMES = 20  # that are named of photos that failed, and of files that are left out for one reason
+
+
+def left_out(count: int, names: Sequence[str], reason: str) -> str:
+    """The line about files that are left out for one reason; the names are the first of them."""
+    others = f" and {count - len(names)} more" if count > len(names) else ""
+    return f"left out {count}: {', '.join(names)}{others}: {reason}"
 
 
 def print_json(**fields: object) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,8 @@ class Request:
         files: weights of the model's networks; None for those that are published.
         faces: the options about faces; None if they are not sought.
         devices: to restore on; none for the default one.
+        ray: address of the cluster to restore on, empty for the default one; None for this process.
+        ray_workers: how many restore there; None for all that fit.
         loading: further keyword arguments of `Pipeline.from_pretrained`.
         options: keyword arguments of a pipeline's call.
     """
@@ -50,6 +52,8 @@ class Request:
     files: dict[str, Path | None]
     faces: FaceOptions | None
     devices: tuple[str, ...]
+    ray: str | None
+    ray_workers: int | None
     loading: dict[str, Any]
     options: dict[str, Any]
 
@@ -61,6 +65,14 @@ def environment(request: Request) -> Iterator[None]:
 
     with use_backend(request.backend or preferred()), _limit(request.max_megapixels), threads(request.threads):
         yield
+
+
+def prepare_process(request: Request, level: int) -> None:
+    """Prepare a process that restores for another one: its streams, its log from this level on, and its environment."""
+    console.prepare_streams()
+    console.prepare_logging(level)
+    console.hide_bars()
+    ExitStack().enter_context(environment(request))  # until the process ends
 
 
 def _limit(megapixels: float | None) -> AbstractContextManager[None]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand
 
+from resshift_fast.apps.cluster.connecting import is_address
 from resshift_fast.cli import console
 from resshift_fast.cli.faces import FaceOptions
 from resshift_fast.cli.options import (
@@ -43,16 +44,21 @@ class Compare(str, Enum):
 
 
 class RestoreCommand(TyperCommand):
-    """Takes --compare without a value too, which is a picture."""
+    """Takes --compare without a value too, which is a picture, and --ray, which is the default cluster."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse arguments; a photo or folder after --compare is not its value, unless it is named html or png."""
+        """Parse arguments; a photo or folder after --compare is not its value, unless it is named html or png.
+
+        Nor is it that of --ray, unless it has the form of an address.
+        """
         kinds = {kind.value for kind in Compare}
         filled = []
         for word, following in zip_longest(args, args[1:], fillvalue=""):
             filled.append(word)
             if word == "--compare" and following not in kinds:
                 filled.append(Compare.png.value)
+            if word == "--ray" and not is_address(following):
+                filled.append("")
         return super().parse_args(ctx, filled)
 
 
@@ -96,7 +102,7 @@ def restore(
     weights: Weights = None,
     autoencoder: Autoencoder = None,
     mask: Annotated[
-        Path | None,
+        str | None,
         option(
             "For inpainting models: an image that is white where to fill in, or a folder of such masks, named like the "
             "photos.",
@@ -168,6 +174,25 @@ def restore(
             metavar="NAME,...",
             parser=parsed_by(_devices),
             autocompletion=one_of(lambda: ("auto", "cpu", "cuda", "mps")),
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        option(
+            "Restore on a Ray cluster, to which IN, -o and --mask may be URIs, such as s3://bucket/photos: local, started "
+            "on this machine for the run; auto, which runs on this machine; or HOST:PORT. Default: no; the cluster of "
+            "RAY_ADDRESS, or local, if no address follows.",
+            "--ray",
+            metavar="ADDRESS",
+        ),
+    ] = None,
+    ray_workers: Annotated[
+        int | None,
+        option(
+            "Workers of --ray, which are processes that restore at once. Default: one per GPU if the cluster has any, "
+            "else one per --threads cores, which are 4.",
+            min=1,
+            metavar="N",
         ),
     ] = None,
     dtype: Dtype = "float32",
@@ -259,6 +284,8 @@ def restore(
         _refuse("an empty name was given for a photo (an unset variable?); leave it out, or name the folder .")
     if not out:
         _refuse("no output was given; name a file or folder: -o restored")
+    if ray_workers and ray is None:
+        _refuse("--ray-workers is of --ray; give that too, or leave it out")
     asked_of_faces = FaceOptions(face_model, face_weights, face_autoencoder, face_detector)
     if asked_of_faces.given and not faces:
         _refuse(f"--{next(iter(asked_of_faces.given))} is of --faces; give that too, or leave it out")
@@ -282,11 +309,13 @@ def restore(
         naming={
             "suffix": None if format == "same" else f".{format}",
             "compare": compare and f".{compare.value}",
-            "mask": mask,
+            "mask": mask if mask is None or ray is not None else Path(mask),
         },
         files={"weights": weights, "autoencoder": autoencoder},
         faces=asked_of_faces if faces else None,
         devices=tuple(device.split(",")) if device else (),
+        ray=ray,
+        ray_workers=ray_workers,
         loading={"dtype": dtype},
         options={
             "seed": seed if seed is not None else OFFICIAL_SEED if noise is Noise.torch else 0,

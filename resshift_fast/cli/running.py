@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from resshift_fast.cli import console, faces, reporting, several
+from resshift_fast.cli import cluster, console, faces, reporting, several
 from resshift_fast.cli.plan import Job, Tally, plan_jobs, refuse_originals
 from resshift_fast.cli.request import Request, environment, load
 from resshift_fast.core.claims import announced
@@ -14,8 +14,6 @@ from resshift_fast.images.search import search
 if TYPE_CHECKING:
     from resshift_fast.images.fitting import Fitting
     from resshift_fast.models.catalog import ModelSpec
-
-MOST_NAMES = 20  # of files that are left out for one reason
 
 
 def run(request: Request, tally: Tally) -> int:
@@ -29,8 +27,9 @@ def run(request: Request, tally: Tally) -> int:
             spec = catalog.get(request.model)
             _check(request, spec)
             fitting = _fitting(request, spec)
-            jobs = _jobs_to_do(request, tally, fitting)
-            if jobs:
+            if request.ray is not None:
+                cluster.restore(request, tally, fitting)
+            elif jobs := _jobs_to_do(request, tally, fitting):
                 _restore(jobs, request, tally, fitting)
     except Exception as error:
         console.report(error)
@@ -108,9 +107,7 @@ def _say_what_is_left_out(tally: Tally, request: Request) -> None:
     for reason, paths in tally.left_out.items():
         for path in paths:
             _print_json(request, input=str(path), status="left out", reason=reason)
-        named = ", ".join(map(str, paths[:MOST_NAMES]))
-        others = f" and {len(paths) - MOST_NAMES} more" if len(paths) > MOST_NAMES else ""
-        console.say(f"left out {len(paths)}: {named}{others}: {reason}")
+        console.say(reporting.left_out(len(paths), list(map(str, paths[: reporting.MOST_NAMES])), reason))
 
 
 def _restore(jobs: list[Job], request: Request, tally: Tally, fitting: Fitting) -> None:
@@ -149,8 +146,7 @@ def _restore_writable(jobs: list[Job], request: Request, tally: Tally, fitting: 
     writable, prepared = [], None
     for job in jobs:
         try:
-            if job.is_video and request.faces is not None:
-                raise ValueError(f"{job.source} is a video, and faces are restored in photos; leave --faces out for it")
+            faces.check_kind(request.faces, job.source, job.is_video)
             check_targets(job)
             if job.exact:  # the only one, so its pixels may stay in memory
                 prepared = prepare(job, fitting)

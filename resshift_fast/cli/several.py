@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from contextlib import ExitStack
 from dataclasses import replace
 from threading import Lock, Thread
 from typing import TYPE_CHECKING
 
 from resshift_fast.cli import console, reporting
 from resshift_fast.cli.plan import Job, Tally
-from resshift_fast.cli.request import environment, load
+from resshift_fast.cli.request import load, prepare_process
 from resshift_fast.measure.workers import Worker, WorkerError
 
 if TYPE_CHECKING:
@@ -39,10 +38,7 @@ class Part:
     def __init__(self, device: str, jobs: Sequence[Job], request: Request, fitting: Fitting, began: float, level: int):
         from resshift_fast.cli.batch import Batch
 
-        console.prepare_streams()
-        console.prepare_logging(level)
-        console.hide_bars()
-        ExitStack().enter_context(environment(request))  # until the process ends
+        prepare_process(request, level)
         self._tally = Tally()
         report = reporting.Report(request.as_json)
         (pipe, restorer), sharing = load(request, device), len(request.devices)
