@@ -179,9 +179,9 @@ def restore(
     ray: Annotated[
         str | None,
         option(
-            "Restore on a Ray cluster, to which IN, -o and --mask may be URIs, such as s3://bucket/photos: local, started "
-            "on this machine for the run; auto, which runs on this machine; or HOST:PORT. Default: no; the cluster of "
-            "RAY_ADDRESS, or local, if no address follows.",
+            "Restore on a Ray cluster, where IN, -o and --mask may be URIs, such as s3://bucket/photos: local, started "
+            "here for the run; auto, that runs on this machine; or HOST:PORT. Default: no; if no address follows, the "
+            "cluster of RAY_ADDRESS, or local.",
             "--ray",
             metavar="ADDRESS",
         ),

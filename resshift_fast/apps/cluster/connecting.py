@@ -67,8 +67,8 @@ def connected(address: str) -> Iterator[None]:
     """Be connected to a cluster within the block; "local" starts one on this machine, and ends it.
 
     Args:
-        address: HOST:PORT, "auto" for the cluster that runs on this machine, "local", or "" for the one that RAY_ADDRESS
-            names, and "local" without it.
+        address: HOST:PORT, "auto" for the cluster that runs on this machine, "local", or "" for the one that
+            RAY_ADDRESS names, and "local" without it.
 
     Raises:
         MissingExtraError: without Ray. UnreachableError: if no cluster answers within `SECONDS`.
@@ -83,23 +83,40 @@ def connected(address: str) -> Iterator[None]:
     # Nothing is reported to anyone, and a worker without a GPU does not hide those of the machine from others.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # The driver's log is for its file; it would also print what its native code reports.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     own = {"include_dashboard": False, "object_store_memory": _MEMORY} if address == LOCAL else {}
     try:
-        ray.init(
-            address=address,
-            runtime_env={"env_vars": _variables()},
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **own,
-        )
+        with _without_stderr():
+            ray.init(
+                address=address,
+                runtime_env={"env_vars": _variables()},
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
+                **own,
+            )
     except (Exception, SystemExit) as error:
         raise UnreachableError(_why_not(address, error)) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Drop what native code prints meanwhile; what is worth knowing is raised, too."""
+    sys.stderr.flush()
+    with open(os.devnull, "wb") as nothing:
+        kept = os.dup(2)
+        try:
+            os.dup2(nothing.fileno(), 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def _check_answers(address: str, host: str, port: int) -> None:
@@ -109,7 +126,7 @@ def _check_answers(address: str, host: str, port: int) -> None:
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
         raise UnreachableError(
-            f"no Ray cluster answers at {address}: {reason}; check the address, or leave it out to use this machine alone"
+            f"no Ray cluster answers at {address}: {reason}; check the address, or give --ray local"
         ) from error
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
     try:
@@ -129,8 +146,8 @@ def _why_not(address: str, error: BaseException) -> str:
     if address == LOCAL:
         return f"Ray could not be started on this machine: {text}"
     return (
-        f"the Ray cluster at {address} can't be used: {text}; this machine has to be one of its own, with the same versions "
-        "of Python and Ray"
+        f"the Ray cluster at {address} can't be used: {text}; this machine has to be one of its own, with the same "
+        "versions of Python and Ray"
     )
 
 
@@ -160,9 +177,7 @@ def division(
     gpus = sum(int(machine.get("GPU", 0)) for machine in machines)
     if device == "cuda" or (device is None and gpus):
         if not gpus and workers is None:
-            raise ValueError(
-                "--device cuda: the cluster has no GPU; give --ray-workers N if machines with some will join"
-            )
+            raise ValueError("--device cuda: the cluster has no GPU; give --ray-workers N if some will join")
         return Division(workers or gpus, "cuda", 1, 1)
     cores = [int(machine.get("CPU", 0)) for machine in machines if machine.get("CPU", 0) >= 1]
     each = threads or min([THREADS, *cores])

@@ -105,18 +105,16 @@ class Ledger:
         return min(most, len(self._waiting))
 
     def take(self) -> list[tuple[int, str]] | None:
-        """A block of photos, as number and text; none if the caller should ask again later, None if there are no more."""
+        """A block of photos, as number and text; none yet if it is empty, and None if there are no more."""
         if self._is_closed:
             return None
         size = self._block_size()
         if self._again:
             return [(index, self._given[index].text) for index in self._numbers(size) if index in self._given]
         is_patient = time.monotonic() - self._last < PATIENCE
-        # Workers that have died may hold some for good.
-        if (
-            len(self._given) >= size * (BLOCKS * self._workers + 2 * max(0, self._starts - self._workers))
-            and is_patient
-        ):
+        # Workers that have died may hold two blocks each for good.
+        most = size * (BLOCKS * self._workers + 2 * max(0, self._starts - self._workers))
+        if len(self._given) >= most and is_patient:
             return []
         self._last = self._last if is_patient else time.monotonic()
         while len(self._waiting) < size and not self._is_listed and not self._listed.empty():

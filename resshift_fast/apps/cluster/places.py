@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(://|::)")
 _LOCAL = re.compile(r"(file|local)://")
-# Where an object is there as a whole when its upload is complete, and not before. Elsewhere it is uploaded to a temporary
-# name, and moved.
+# Where an object is there as a whole when its upload is complete, and not before. Elsewhere it is uploaded to a
+# temporary name, and moved.
 _WHOLE_AT_ONCE = {"abfs", "abfss", "adl", "az", "gcs", "gs", "oci", "s3", "s3a"}
 _READ_ONLY = {"data", "git", "github", "http", "https", "reference", "tar", "zip"}
 # Packages by which fsspec reaches a store.
@@ -132,9 +132,8 @@ def filesystem(root: str) -> AbstractFileSystem:
     except ValueError as error:
         if protocol in fsspec.available_protocols():
             raise
-        raise ValueError(
-            f"{root}: there is no protocol {protocol}; use such as s3://, gs://, https:// or a path"
-        ) from (error)
+        reason = f"there is no protocol {protocol}; use such as s3://, gs://, https:// or a path"
+        raise ValueError(f"{root}: {reason}") from error
 
 
 def kind(place: Place) -> str:

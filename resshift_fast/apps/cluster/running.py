@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 import warnings
@@ -110,7 +111,7 @@ class Run:
         return found
 
     def _round(self, plan: Division, workers: int) -> Iterator[Any]:
-        """Restore what the ledger hands out; has a next when a block is done. What is lost with a worker is left out."""
+        """Restore what the ledger hands out, without what is lost with a worker; has a next when a block is done."""
         import ray
         from ray.data import ActorPoolStrategy, DataContext
 
@@ -118,6 +119,7 @@ class Run:
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.max_errored_blocks = -1
+        context.target_max_block_size = 1  # bytes: each row, which has several photos, is handed on at once
         photos = ray.data.read_datasource(
             _source(self._ledger),
             override_num_blocks=1,
@@ -180,7 +182,7 @@ def _blocks(ledger: Any) -> Iterator[Any]:
 
     while (block := ray.get(ledger.take.remote())) is not None:
         if block:
-            yield pa.table({"index": [index for index, _ in block], "item": [text for _, text in block]})
+            yield pa.table({"photos": [json.dumps(block)]})
         else:
             time.sleep(PAUSE)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import tempfile
@@ -87,11 +88,12 @@ class Worker:
         import numpy as np
         import ray
 
-        for index, text in zip(block["index"].tolist(), block["item"].tolist(), strict=True):
+        photos = [photo for row in block["photos"] for photo in json.loads(row)]
+        for index, text in photos:
             if ray.get(self._ledger.begin.remote(index)):
                 outcome = restored(Item.from_json(text), self._restorer, self._skip_existing)
                 ray.get(self._ledger.end.remote(index, outcome))
-        return {"done": np.array([len(block["index"])])}
+        return {"done": np.array([len(photos)])}
 
 
 def restored(item: Item, restorer: Restorer, skip_existing: bool) -> dict[str, Any]:
