@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 from resshift_fast.apps import extras
 
@@ -100,9 +102,29 @@ def connected(address: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         raise UnreachableError(_why_not(address, error)) from error
     try:
-        yield
+        with redirect_stdout(_OfOneThread(sys.stdout)):
+            yield
     finally:
         ray.shutdown()
+
+
+class _OfOneThread(io.TextIOBase):
+    """A stream for the thread that makes it; Ray's threads print what they hear of lost machines on stdout.
+
+    Args:
+        stream: where the text goes.
+    """
+
+    def __init__(self, stream: TextIO):
+        self._stream, self._thread = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        """Write text, or drop that of another thread."""
+        return self._stream.write(text) if threading.get_ident() == self._thread else len(text)
+
+    def flush(self) -> None:
+        """Send on what has been written."""
+        self._stream.flush()
 
 
 @contextmanager
