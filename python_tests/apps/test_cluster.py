@@ -4,12 +4,8 @@ import json
 import os
 from pathlib import Path
 
-import pytest
-from other_projects import needs
-
-needs("fsspec")
-
 import fsspec
+import pytest
 
 from resshift_fast.apps.cluster import connecting, ledger, listing, places, worker
 from resshift_fast.apps.cluster.connecting import Division, division

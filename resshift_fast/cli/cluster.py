@@ -74,7 +74,8 @@ def _wanted(request: Request) -> Wanted:
         raise ValueError(f"-o {request.out} names one file; with --ray, name a folder, such as {Path(out.path).stem}")
     mask = request.naming["mask"]
     return Wanted(
-        inputs=tuple(request.patterns),
+        # A path goes to programs that were started in other folders.
+        inputs=tuple(text if places.is_uri(text) else places.place_of(text).path for text in request.patterns),
         out=out,
         recursive=request.recursive,
         suffix=request.naming["suffix"],

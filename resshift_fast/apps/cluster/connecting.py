@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from resshift_fast.apps import extras
 
-MODULES = {"ray": "ray[data]", "pyarrow": "ray[data]", "fsspec": "fsspec"}
+MODULES = {"ray": "ray[data]", "pyarrow": "pyarrow", "fsspec": "fsspec"}
 LOCAL = "local"
 SECONDS = 20.0  # for a cluster to answer
 THREADS = 4  # of a worker on a CPU, unless others are asked for

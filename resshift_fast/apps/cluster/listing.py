@@ -74,7 +74,7 @@ class Wanted:
     """What to list.
 
     Args:
-        inputs: paths, globs and URIs of photos, videos and folders.
+        inputs: absolute paths, globs and URIs of photos, videos and folders.
         out: the folder for the results.
         recursive: also list the folders below folders; results go to folders of the same names.
         suffix: of the photos' results; None keeps each photo's own.
@@ -272,7 +272,7 @@ def _named(sources: Sequence[Place], folder: Place, masks: _Masks, wanted: Wante
         stems = files.unique_stems(paths)
         names = [f"{stem}{files.suffix_of(path, suffix)}" for stem, path in zip(stems, paths, strict=True)]
         outputs += [(one, folder.pure / name) for one, name in zip(group, names, strict=True)]
-    compare = [None] * len(outputs)
+    compare: list[str | None] = [None] * len(outputs)
     if wanted.compare:
         found = files.comparison_outputs([output for _, output in outputs], FileSet(), wanted.compare)
         compare = [path.name for path in found]

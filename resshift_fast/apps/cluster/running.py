@@ -6,7 +6,7 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -49,7 +49,7 @@ class Run:
         self._threads = threads
         self._ledger: Any = None
 
-    def outcomes(self) -> Iterator[tuple[Any, Standing]]:
+    def outcomes(self) -> Generator[tuple[Any, Standing], None, None]:
         """What becomes of each photo, and remarks of the listing, as they come, and how far the run is.
 
         Raises:
