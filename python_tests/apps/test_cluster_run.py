@@ -65,10 +65,8 @@ def test_stores_a_bad_photo_and_resuming(photos, tmp_path):
     done = names(folder)[0]
     (out / done).write_bytes(b"an earlier result")
     # To fsspec these are no files of this machine, so they are copied there and back.
-    run = restore(
-        f"dir::file://{source}", "-o", f"dir::file://{out}", "--ray", "local", "--ray-workers", "1", "--seed", "3",
-        "--skip-existing", "--json",
-    )  # fmt: skip
+    stores = (f"simplecache::file://{source}", "-o", f"simplecache::file://{out}")
+    run = restore(*stores, "--ray", "local", "--ray-workers", 1, "--seed", 3, "--skip-existing", "--json")
     assert run.returncode == 1 and "2 restored, 1 failed, 1 skipped" in run.stderr, run.stderr
     assert "bad.png is a text file" in run.stderr.splitlines()[-2]
     assert len([json.loads(line) for line in run.stdout.splitlines()]) == 4

@@ -22,7 +22,7 @@ from resshift_fast.images.files import natural_key
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(://|::)")
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9_+.-]*(://|::)")
 _LOCAL = re.compile(r"(file|local)://")
 # Where an object is there as a whole when its upload is complete, and not before. Elsewhere it is uploaded to a
 # temporary name, and moved.
