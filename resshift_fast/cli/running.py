@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from resshift_fast.cli import cluster, console, faces, reporting, several
+from resshift_fast.cli import console, faces, reporting, several
 from resshift_fast.cli.plan import Job, Tally, plan_jobs, refuse_originals
 from resshift_fast.cli.request import Request, environment, load
 from resshift_fast.core.claims import announced
@@ -28,6 +28,8 @@ def run(request: Request, tally: Tally) -> int:
             _check(request, spec)
             fitting = _fitting(request, spec)
             if request.ray is not None:
+                from resshift_fast.cli import cluster  # late, as it imports the readers of videos
+
                 cluster.restore(request, tally, fitting)
             elif jobs := _jobs_to_do(request, tally, fitting):
                 _restore(jobs, request, tally, fitting)
