@@ -90,22 +90,45 @@ def connected(address: str) -> Iterator[None]:
     import ray
 
     own = {"include_dashboard": False, "object_store_memory": _MEMORY} if address == LOCAL else {}
+    with _own_stdout():
+        try:
+            with _without_stderr():
+                ray.init(
+                    address=address,
+                    runtime_env={"env_vars": _variables()},
+                    log_to_driver=False,
+                    logging_level=logging.CRITICAL,
+                    **own,
+                )
+        except (Exception, SystemExit) as error:
+            raise UnreachableError(_why_not(address, error)) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _own_stdout() -> Iterator[None]:
+    """Keep stdout for this thread: what Ray's threads, native code and processes print there is dropped."""
+    sys.stdout.flush()
     try:
-        with _without_stderr():
-            ray.init(
-                address=address,
-                runtime_env={"env_vars": _variables()},
-                log_to_driver=False,
-                logging_level=logging.CRITICAL,
-                **own,
-            )
-    except (Exception, SystemExit) as error:
-        raise UnreachableError(_why_not(address, error)) from error
-    try:
+        has_descriptor = sys.stdout.fileno() == 1
+    except (OSError, ValueError):
+        has_descriptor = False
+    if not has_descriptor:
         with redirect_stdout(_OfOneThread(sys.stdout)):
             yield
-    finally:
-        ray.shutdown()
+        return
+    encoding, errors = sys.stdout.encoding, sys.stdout.errors
+    with os.fdopen(os.dup(1), "w", encoding=encoding, errors=errors) as own, open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 1)
+        try:
+            with redirect_stdout(_OfOneThread(own)):
+                yield
+        finally:
+            own.flush()
+            os.dup2(own.fileno(), 1)
 
 
 class _OfOneThread(io.TextIOBase):
