@@ -44,7 +44,7 @@ def main(photos, out, *options):
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     second = cluster.add_node(**node)
     command = [sys.executable, "-m", "resshift_fast", "restore", "--ray", cluster.address, photos, "-o", out]
-    lines, killed = [], []
+    lines, strays, killed = [], [], []
     try:
         with subprocess.Popen(
             [*command, "--threads", "1", "--json", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -52,7 +52,11 @@ def main(photos, out, *options):
             signal.signal(signal.SIGALRM, lambda *_: program.kill())
             signal.alarm(SECONDS)
             for line in program.stdout:
-                lines.append(json.loads(line) | {"at": time.monotonic()})
+                try:
+                    lines.append(json.loads(line) | {"at": time.monotonic()})
+                except ValueError:
+                    strays.append(line)
+                    continue
                 if len(lines) == total // 4 and workers(cluster.head_node):
                     killed.append("worker")
                     os.kill(workers(cluster.head_node)[0], signal.SIGKILL)
@@ -60,7 +64,8 @@ def main(photos, out, *options):
                     killed.append("node")
                     cluster.remove_node(second, allow_graceful=False)
             said = program.stderr.read()
-        print(json.dumps({"code": program.returncode, "killed": killed, "lines": lines, "said": said}))
+        found = {"code": program.returncode, "killed": killed, "lines": lines, "strays": strays, "said": said}
+        print(json.dumps(found), flush=True)
     finally:
         cluster.shutdown()
 

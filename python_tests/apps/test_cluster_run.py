@@ -45,6 +45,7 @@ def test_a_killed_worker_and_a_killed_node_lose_no_photo(photos, tmp_path):
     run = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
+    assert not found["strays"], "on stdout are lines that are none of --json"
     assert found["code"] == 0 and found["killed"] == ["worker", "node"], found["said"]
     assert Counter(Path(line["input"]).name for line in found["lines"]) == Counter(names(folder))
     # A result may have been written when its worker was killed.

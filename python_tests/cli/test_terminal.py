@@ -143,3 +143,29 @@ def test_a_stream_is_given_up_once(monkeypatch):
     assert stream.write("one") == 3 and stream.write("two") == 3
     stream.flush()
     assert calls == ["one"] and isinstance(stream.error, BrokenPipeError)
+
+
+@pytest.mark.parametrize("has_descriptor", [True, False])
+def test_stdout_is_kept_for_one_stream(has_descriptor, monkeypatch, capfd):
+    if has_descriptor:
+        monkeypatch.setattr(sys, "stdout", console.Stream(open(1, "w", encoding="ascii", closefd=False)))  # noqa: SIM115
+    print("before")
+    with console.own_stdout() as own:
+        print("of another library")
+        if has_descriptor:
+            subprocess.run(["echo", "of another program"], check=True)
+        print("own", file=own, flush=True)
+    print("after", flush=True)
+    assert capfd.readouterr().out == "before\nown\nafter\n"
+
+
+@needs_full
+@pytest.mark.parametrize("has_descriptor", [True, False])
+def test_an_own_stdout_that_cannot_be_written_is_told(has_descriptor, monkeypatch, capfd, full):
+    if has_descriptor:
+        os.dup2(full.fileno(), 1)
+        full = open(1, "w", encoding="ascii", closefd=False)  # noqa: SIM115
+    monkeypatch.setattr(sys, "stdout", console.Stream(full))
+    with console.own_stdout() as own:
+        print("text", file=own, flush=True)
+    assert sys.stdout.error is not None

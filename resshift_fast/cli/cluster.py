@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from resshift_fast.apps.cluster import connecting, listing, places
 from resshift_fast.apps.cluster.listing import LeftOut, Problem, Wanted
@@ -47,8 +47,9 @@ def restore(request: Request, tally: Tally, fitting: Fitting) -> None:
     else:
         places.check_writable(wanted.out)
     verbose = logging.getLogger("resshift_fast").level == logging.DEBUG
-    told = _Told(request.as_json, tally)
-    with connecting.connected(request.ray):
+    # Ray prints what it hears of lost machines, from threads of its own.
+    with console.own_stdout() as stdout, connecting.connected(request.ray):
+        told = _Told(stdout if request.as_json else None, tally)
         run = Run(
             wanted,
             partial(Part, request, fitting, time.time(), logging.DEBUG if verbose else logging.ERROR),
@@ -159,11 +160,11 @@ class _Told:
     """Says what has become of each photo, and at the end what failed and what is left out.
 
     Args:
-        as_json: print a line of JSON about each, too. tally: is updated.
+        lines: a line of JSON about each is printed there; None for none. tally: is updated.
     """
 
-    def __init__(self, as_json: bool, tally: Tally):
-        self._as_json, self._tally = as_json, tally
+    def __init__(self, lines: TextIO | None, tally: Tally):
+        self._lines, self._tally = lines, tally
         self._left_out: Counter[str] = Counter()
         self._names: dict[str, list[str]] = {}
         self._failures: list[str] = []
@@ -205,8 +206,8 @@ class _Told:
         console.say(f"error: {text}", logging.ERROR)
 
     def _print(self, **fields: object) -> None:
-        if self._as_json:
-            reporting.print_json(**fields)
+        if self._lines is not None:
+            reporting.print_json(self._lines, **fields)
 
     def sum_up(self) -> None:
         """Name what is left out and what failed: the first of each, if there are many."""

@@ -5,9 +5,10 @@ import logging
 import os
 import sys
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
 from threading import RLock
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from resshift_fast.core.memory import ResultTooLargeError, is_out_of_memory
 from resshift_fast.core.text import visible
@@ -85,6 +86,31 @@ def prepare_streams() -> None:
             stream.reconfigure(errors=_HANDLER)
         if not isinstance(stream, Stream):
             setattr(sys, name, Stream(stream))
+
+
+@contextmanager
+def own_stdout() -> Iterator[TextIO]:
+    """Keep stdout for the stream that is yielded: what else prints there is dropped, native code too."""
+    before = sys.stdout
+    before.flush()
+    with open(os.devnull, "w", encoding="utf-8") as nothing, redirect_stdout(nothing):
+        try:
+            has_descriptor = before.fileno() == 1
+        except (OSError, ValueError):
+            has_descriptor = False
+        if not has_descriptor:
+            yield before
+            return
+        with os.fdopen(os.dup(1), "w", encoding=before.encoding, errors=before.errors) as copy:
+            own = Stream(copy)
+            os.dup2(nothing.fileno(), 1)
+            try:
+                yield cast("TextIO", own)
+            finally:
+                own.flush()
+                os.dup2(copy.fileno(), 1)
+                if isinstance(before, Stream):
+                    before.error = before.error or own.error
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:

@@ -9,6 +9,7 @@ from resshift_fast.cli import console
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import TextIO
 
     from resshift_fast.cli.plan import Job
 
@@ -22,9 +23,9 @@ def left_out(count: int, names: Sequence[str], reason: str) -> str:
     return f"left out {count}: {', '.join(names)}{others}: {reason}"
 
 
-def print_json(**fields: object) -> None:
-    """Print one line of JSON on stdout."""
-    print(json.dumps(fields), flush=True)
+def print_json(stream: TextIO | None = None, /, **fields: object) -> None:
+    """Print one line of JSON on a stream, by default stdout."""
+    print(json.dumps(fields), file=stream, flush=True)
 
 
 class Report:

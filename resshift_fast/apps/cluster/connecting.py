@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import re
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any
 
 from resshift_fast.apps import extras
 
@@ -90,64 +88,21 @@ def connected(address: str) -> Iterator[None]:
     import ray
 
     own = {"include_dashboard": False, "object_store_memory": _MEMORY} if address == LOCAL else {}
-    with _own_stdout():
-        try:
-            with _without_stderr():
-                ray.init(
-                    address=address,
-                    runtime_env={"env_vars": _variables()},
-                    log_to_driver=False,
-                    logging_level=logging.CRITICAL,
-                    **own,
-                )
-        except (Exception, SystemExit) as error:
-            raise UnreachableError(_why_not(address, error)) from error
-        try:
-            yield
-        finally:
-            ray.shutdown()
-
-
-@contextmanager
-def _own_stdout() -> Iterator[None]:
-    """Keep stdout for this thread: what Ray's threads, native code and processes print there is dropped."""
-    sys.stdout.flush()
     try:
-        has_descriptor = sys.stdout.fileno() == 1
-    except (OSError, ValueError):
-        has_descriptor = False
-    if not has_descriptor:
-        with redirect_stdout(_OfOneThread(sys.stdout)):
-            yield
-        return
-    encoding, errors = sys.stdout.encoding, sys.stdout.errors
-    with os.fdopen(os.dup(1), "w", encoding=encoding, errors=errors) as own, open(os.devnull, "wb") as nothing:
-        os.dup2(nothing.fileno(), 1)
-        try:
-            with redirect_stdout(_OfOneThread(own)):
-                yield
-        finally:
-            own.flush()
-            os.dup2(own.fileno(), 1)
-
-
-class _OfOneThread(io.TextIOBase):
-    """A stream for the thread that makes it; Ray's threads print what they hear of lost machines on stdout.
-
-    Args:
-        stream: where the text goes.
-    """
-
-    def __init__(self, stream: TextIO):
-        self._stream, self._thread = stream, threading.get_ident()
-
-    def write(self, text: str) -> int:
-        """Write text, or drop that of another thread."""
-        return self._stream.write(text) if threading.get_ident() == self._thread else len(text)
-
-    def flush(self) -> None:
-        """Send on what has been written."""
-        self._stream.flush()
+        with _without_stderr():
+            ray.init(
+                address=address,
+                runtime_env={"env_vars": _variables()},
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
+                **own,
+            )
+    except (Exception, SystemExit) as error:
+        raise UnreachableError(_why_not(address, error)) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 @contextmanager
