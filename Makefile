@@ -20,12 +20,13 @@ OLDER := 3.6.0
 OLDER_TRITON := $(VENV)/triton-$(OLDER)
 ARCHITECTURES ?= 90
 
-.PHONY: help demo test test-slow quick proofs sanitize neon gpu gpu-offline lint style types docs clean
+.PHONY: help demo test test-slow test-all quick proofs sanitize neon gpu gpu-offline lint style types docs clean
 
 help:
 	@echo "make demo   install into $(VENV), restore $(PHOTO) and show it beside the original"
 	@echo "make test   install into $(VENV) and run the tests on $(WORKERS) workers"
 	@echo "make test-slow  the tests that take many seconds each, which make test leaves out"
+	@echo "make test-all   both in one go"
 	@echo "make quick  one case of every test of the operators and kernels, and the rule of imports, in two minutes"
 	@echo "make proofs compile every kernel for six architectures, and with Triton $(OLDER) for ARCHITECTURES=\"$(ARCHITECTURES)\","
 	@echo "            and compare with the budgets (minutes, no GPU)"
@@ -44,19 +45,24 @@ demo: $(INSTALLED)
 	@echo "restored photo:    $(OUT)/$(basename $(notdir $(PHOTO))).png"
 	@echo "before and after:  $(OUT)/$(basename $(notdir $(PHOTO)))_compare.png"
 
-# One thread for each worker: more would only wait for one another.
+# One thread for each worker: more would only wait for one another. Each begins with a part of its own, so that what the tests
+# of a file share is made once, and takes over from others when it is done.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+	$(PYTEST) -m "not slow"
 
 # Compilations, whole networks through slow paths, and programs that are ended from outside.
 test-slow: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m slow
+	$(PYTEST) -m slow
+
+test-all: $(INSTALLED)
+	$(PYTEST)
 
 # What a change of an operator is most likely to break. What starts processes or traces whole networks is left to `make test`.
 QUICK := python_tests/test_house.py python_tests/backends/test_dispatch.py python_tests/diffusion python_tests/ops \
 	python_tests/kernels --ignore=python_tests/kernels/test_budgets.py --ignore=python_tests/kernels/test_ahead.py
 quick: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --most-cases=1 $(QUICK)
+	$(PYTEST) -q --most-cases=1 $(QUICK)
 
 # KNOWN=SEED takes over what is recorded of kernels that are as they were when their budgets were accepted, of those in Triton
 # but for a sample, which that text selects; OBJECTS=build/native/cuda reads the library for CUDA that was built there, for the
