@@ -265,6 +265,14 @@ print(json.dumps([len(ours), len(theirs), ours == theirs]))
     assert found[0] == found[1] > 10 and found[2]
 
 
+def test_a_process_that_has_imported_nothing_else_knows_all_operators():
+    script = "from resshift_fast.restoration import precompilation as p; import torch\n"
+    script += "print(len(dict(p.verification_case(torch.float16, torch.device('cuda', 0), 90).orders)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    inference = [operator for operator in backends.OPERATORS.values() if not operator.training]
+    assert int(done.stdout) == 2 * len(inference) > 20, done.stderr
+
+
 @pytest.mark.slow
 def test_one_step_has_the_kernels_of_all_steps(machine):
     found = _in_a_compiling_process(

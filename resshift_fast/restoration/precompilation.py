@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+import resshift_fast.ops  # noqa: F401 - registers the operators whose kernels are compiled
 from resshift_fast import backends
 from resshift_fast.backends import verification
 from resshift_fast.core.cache import read_json
