@@ -13,6 +13,7 @@ from resshift_fast.models.catalog import MODELS, get
 
 NAMES = (
     "nano-x4",
+    "photo-x1",
     "realsr-x4-v1",
     "realsr-x4-v2",
     "realsr-x4-v3",
@@ -76,7 +77,7 @@ def test_a_model_without_weights_is_not_proposed(name):
 
 @pytest.mark.parametrize("name", ["", "zzzzzz", 4], ids=repr)
 def test_a_name_similar_to_none_is_refused_with_all_names(name):
-    with pytest.raises(ValueError, match=r"unknown model .*; models: nano-x4, realsr-x4-v1"):
+    with pytest.raises(ValueError, match=r"unknown model .*; models: nano-x4, photo-x1, realsr-x4-v1"):
         get(name)
 
 
@@ -120,7 +121,7 @@ def test_builds_its_parts(spec):
     assert denoiser.config == spec.denoiser and stage.config == spec.first_stage
     for network in (denoiser, stage):
         assert catalog.parameters(network.config) == sum(parameter.numel() for parameter in network.parameters())
-    assert isinstance(stage, SpaceToDepth if spec.name == "nano-x4" else VQAutoencoder)
+    assert isinstance(stage, SpaceToDepth if spec.name in ("nano-x4", "photo-x1") else VQAutoencoder)
     # Only a latent that consists of image values may be clamped to their range.
     assert spec.clamp_x0 == isinstance(stage, SpaceToDepth)
 

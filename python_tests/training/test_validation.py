@@ -53,6 +53,15 @@ def test_a_degradation_that_cuts_patches_is_validated_on_whole_squares(photos):
     assert pair.high.shape == (64, 64, 3) and {low.shape for low in pair.low.values()} == {(16, 16, 3)}
 
 
+def test_without_enlarging_only_degraded_photos_are_validated(photos):
+    """A clean input would be the photo itself, whose infinite PSNR no result can gain on."""
+    (pair,) = from_photos(photos, 1, Mixture(clean=1.0, marks=1.0), limit=1, side=64)
+    assert list(pair.low) == ["degraded"] and pair.low["degraded"].shape == (64, 64, 3)
+    validation = Validation([pair], 1)
+    gain = validation.run(lambda low, _: low).gain
+    assert gain == 0.0 and np.isfinite(validation.run(lambda low, _: low * 0.9).gain)
+
+
 def test_photos_of_any_size_are_validated(tmp_path):
     """200 pixels are 50 latent ones, which a network with windows of 8 takes padded to 64 only."""
     pixels = np.random.default_rng(0).integers(0, 256, (200, 203, 3), dtype=np.uint8)

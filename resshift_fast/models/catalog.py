@@ -141,6 +141,8 @@ AUTOENCODERS = {"vq-f4": VQ_F4, "vq-f8-face": VQ_F8_FACE, "vq-f4-nano": VQ_F4_NA
 VQ_F4_WEIGHTS = _official("autoencoder_vq_f4.pth")
 FOUR_STEPS = Schedule(steps=4, kappa=2.0, power=0.3, min_noise_level=0.2, etas_end=0.99)
 FIFTEEN_STEPS = Schedule(steps=15, kappa=2.0, power=0.3, min_noise_level=0.04, etas_end=0.99)
+# One step from nearly y itself, for models that are given nothing to invent.
+ONE_SHIFT = Schedule(steps=4, kappa=0.02, power=0.3, min_noise_level=0.2, etas_end=0.99, one_step=True)
 REALSR = SwinUNetConfig()
 REALSR_X2 = SwinUNetConfig(lq_size=128)
 INPAINT = SwinUNetConfig(lq_size=256, cond_mask=True)
@@ -158,9 +160,12 @@ NANO = SwinUNetConfig(
     swin_embed_dim=64,
     mlp_ratio=2.0,
 )
+# Of twice the resolution: a latent pixel has the channels of 2×2 pixels, so that JPEG's blocks and noise are seen well.
+PHOTO_X1 = replace(NANO, in_channels=12, out_channels=12, lq_size=128)
 # Written down, since to count them is to build the networks, for which torch has to be loaded.
 _PARAMETERS = {
     NANO: 2_261_396,
+    PHOTO_X1: 2_241_680,
     REALSR: 118_593_583,
     replace(REALSR, noise_channels=1): 118_595_023,
     REALSR_X2: 118_640_431,
@@ -169,6 +174,7 @@ _PARAMETERS = {
     VQ_F4: 55_322_782,
     VQ_F8_FACE: 77_009_115,
     SpaceToDepthConfig(): 0,
+    SpaceToDepthConfig(factor=2): 0,
 }
 
 
@@ -241,6 +247,19 @@ _SPECS = (
         tile=192,
         overlap=16,
         weights=WeightFile("nano-x4.safetensors", None, licence=OWN_LICENCE),
+    ),
+    ModelSpec(
+        name="photo-x1",
+        summary="photos without enlarging: JPEG, noise, slight blur, marks of scans; fast on a CPU",
+        scale=1,
+        denoiser=PHOTO_X1,
+        first_stage=SpaceToDepthConfig(factor=2),
+        schedule=ONE_SHIFT,
+        prediction_type="residual",
+        clamp_x0=True,
+        pad_multiple=32,
+        tile=512,
+        overlap=32,
     ),
     _realsr("realsr-x4-v1", "×4 real-world super-resolution, 15 steps", FIFTEEN_STEPS, "resshift_realsrx4_s15_v1.pth"),
     _realsr("realsr-x4-v2", "×4 real-world super-resolution, 15 steps", FIFTEEN_STEPS, "resshift_realsrx4_s15_v2.pth"),

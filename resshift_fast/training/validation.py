@@ -219,6 +219,8 @@ def from_photos(
 ) -> list[Pair]:
     """Pairs of photos, whose low-quality versions "clean" (bicubic) and "degraded", or "masked", are made here.
 
+    At scale 1 there is no "clean" one: it would be the photo itself, over which nothing gains.
+
     Args:
         source: the photos, as in `list_photos`. Those that are unreadable or below 64 pixels a side are skipped with a
             warning.
@@ -242,6 +244,8 @@ def from_photos(
         high, low, mask = _degraded(degradation, high, scale, number)
         if mask is not None:
             pairs.append(Pair(high, {MASKED: low}, mask))
+        elif scale == 1:
+            pairs.append(Pair(high, {"degraded": low}))
         else:
             clean = resized(high, high.shape[0] // scale, high.shape[1] // scale, "bicubic")
             pairs.append(Pair(high, {"clean": clean, "degraded": low}))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from resshift_fast.training.degradations.scans import marked
 from resshift_fast.training.opencv import cv2
 
 if TYPE_CHECKING:
@@ -134,15 +135,21 @@ class Mixture:
     """Probability that the 8×8 grid does not start at the patch's corner."""
     second_order: float = 0.3
     """Probability of a first round of noise and JPEG at an intermediate size, as for a photo that was shared twice."""
+    marks: float = 0.0
+    """Probability of the dust, hairs and scratches of a scan; see `scans.marked`."""
+    marks_most: int = 6
+    """Largest number of them on a patch."""
 
     def __post_init__(self) -> None:
         shares = ("clean", "blur", "anisotropic", "noise", "gray_noise", "signal_noise", "jpeg", "jpeg_shift",
-                  "second_order")  # fmt: skip
+                  "second_order", "marks")  # fmt: skip
         for name in shares:
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} is a probability, expected 0 to 1, got {getattr(self, name)}")
         if len(self.resize_kinds) != len(self.resize_weights) or sum(self.resize_weights) <= 0:
             raise ValueError("resize_weights needs one non-negative value for each of resize_kinds, not all zero")
+        if self.marks_most < 1:
+            raise ValueError(f"marks_most must be at least 1, got {self.marks_most}")
 
     def degrade(self, image: np.ndarray, scale: int, rng: np.random.Generator) -> np.ndarray:
         """Make the low-quality version of an image.
@@ -166,6 +173,8 @@ class Mixture:
             return resize(image, height, width, "bicubic")
         if rng.random() < self.blur:
             image = self._blurred(image, rng)
+        if self.marks and rng.random() < self.marks:  # without marks there is no draw, as before there were any
+            image = marked(image, rng, int(rng.integers(1, self.marks_most + 1)))
         if rng.random() < self.second_order:
             factor = rng.uniform(1.0, max(1.0, scale / 2))
             image = resize(image, round(height * factor), round(width * factor), self._resize_kind(rng))
