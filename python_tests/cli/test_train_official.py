@@ -14,8 +14,9 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 from resshift_fast.cli.app import app
-from resshift_fast.models import official_config
+from resshift_fast.models import catalog, official_config
 from resshift_fast.models.catalog import build_first_stage
+from resshift_fast.training.degradations.masks import Masks
 
 pytest.importorskip("omegaconf", reason="omegaconf, which reads YAML, is not installed")
 
@@ -130,6 +131,20 @@ def test_a_recipe_sets_what_no_option_gives(folder, made):
     assert run(folder / "photos", "-o", folder / "run", "--config", folder / "mixed.yaml").exit_code == 0
     config, _ = made[1]
     assert (config.loss, config.mixture.clean, config.betas) == ("mse", 0.9, (0.5, 0.9))
+
+
+@pytest.mark.parametrize(
+    ("model", "degradation", "patch"), [("photo-x1", "mixture", 64), ("photo-inpaint", "masks", 128)]
+)
+def test_the_recipes_without_enlarging(folder, made, model, degradation, patch):
+    file = Path(__file__).parents[2] / "examples" / f"{model}.yaml"
+    found = run(folder / "photos", "-o", folder / "run", "--config", file)
+    assert found.exit_code == 0, found.output
+    config, spec = made[0]
+    assert spec is None and (config.model, config.degradation) == (model, degradation)
+    assert config.for_model(catalog.get(model)).patch == patch
+    Masks(**config.degradation_options)
+    assert config.mixture.marks == (0.2 if model == "photo-x1" else 0.0)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,8 @@ def test_official_keys_and_shapes(model):
 
 
 def test_all_official_entries_are_covered():
-    assert set(OFFICIAL) == set(catalog.MODELS) - {"nano-x4", "distilled-x4", "distilled-x2"}
+    own = {"nano-x4", "photo-x1", "photo-inpaint", "distilled-x4", "distilled-x2"}
+    assert set(OFFICIAL) == set(catalog.MODELS) - own
 
 
 @pytest.mark.parametrize("model", [pytest.param("faceir", marks=pytest.mark.slow), "realsr-x4-v3"])

@@ -14,6 +14,7 @@ from resshift_fast.models.catalog import MODELS, get
 NAMES = (
     "nano-x4",
     "photo-x1",
+    "photo-inpaint",
     "realsr-x4-v1",
     "realsr-x4-v2",
     "realsr-x4-v3",
@@ -25,6 +26,7 @@ NAMES = (
     "inpaint-face",
     "faceir",
 )
+OWN = ("nano-x4", "photo-x1", "photo-inpaint")
 RELEASED = {
     "realsr-x4-v1": ("resshift_realsrx4_s15_v1.pth", "autoencoder_vq_f4.pth"),
     "realsr-x4-v2": ("resshift_realsrx4_s15_v2.pth", "autoencoder_vq_f4.pth"),
@@ -77,7 +79,7 @@ def test_a_model_without_weights_is_not_proposed(name):
 
 @pytest.mark.parametrize("name", ["", "zzzzzz", 4], ids=repr)
 def test_a_name_similar_to_none_is_refused_with_all_names(name):
-    with pytest.raises(ValueError, match=r"unknown model .*; models: nano-x4, photo-x1, realsr-x4-v1"):
+    with pytest.raises(ValueError, match=r"unknown model .*; models: nano-x4, photo-x1, photo-inpaint, realsr-x4-v1"):
         get(name)
 
 
@@ -90,7 +92,7 @@ def test_parts_are_consistent(spec):
     # The low-quality image has the input's size, unless another one is given, and the latent has the denoiser's.
     ratio = spec.latent_per_input if spec.condition == "image" else 1
     assert denoiser.cond_lq and denoiser.lq_size * ratio == denoiser.image_size
-    assert denoiser.cond_mask == spec.needs_mask
+    assert denoiser.cond_mask == spec.needs_mask and (spec.needs_mask or not spec.filled)
     assert spec.prediction_type in PREDICTION_TYPES
     assert spec.summary and "\n" not in spec.summary and spec.licence
 
@@ -121,7 +123,7 @@ def test_builds_its_parts(spec):
     assert denoiser.config == spec.denoiser and stage.config == spec.first_stage
     for network in (denoiser, stage):
         assert catalog.parameters(network.config) == sum(parameter.numel() for parameter in network.parameters())
-    assert isinstance(stage, SpaceToDepth if spec.name in ("nano-x4", "photo-x1") else VQAutoencoder)
+    assert isinstance(stage, SpaceToDepth if spec.name in OWN else VQAutoencoder)
     # Only a latent that consists of image values may be clamped to their range.
     assert spec.clamp_x0 == isinstance(stage, SpaceToDepth)
 

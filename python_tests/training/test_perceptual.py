@@ -1,5 +1,6 @@
 """The objective towards features, a teacher's pictures and a discriminator, against its formula."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from resshift_fast.training.config import TrainConfig
 from resshift_fast.training.features import FeatureDistance
 from resshift_fast.training.interfaces import Batch, Draws, Parts
 from resshift_fast.training.perceptual import Options, Perceptual, from_config, grid_error
+from resshift_fast.training.rollout import Rollout
 
 STATE = random_weights()
 ONE_STEP = Schedule(steps=4, kappa=0.25, one_step=True)
@@ -89,6 +91,31 @@ def test_a_one_step_model_gets_y_plus_noise_and_its_channels_of_noise():
     ((x_t, seen_t, z),) = seen
     assert t.tolist() == seen_t.tolist() == [0, 0, 0] and z.shape == (3, 2, 16, 16)
     assert float(x_t.mean()) == pytest.approx(-0.5, abs=0.02) and float(x_t.std()) == pytest.approx(0.25, abs=0.02)
+
+
+def test_of_an_inpainting_model_the_hole_alone_counts():
+    seen = []
+
+    def predict(x_t, t, low, mask):
+        seen.append((low, mask))
+        return torch.full_like(x_t, 0.25)
+
+    high, _ = _pictures(2, 32, 5)
+    mask = torch.full((2, 1, 32, 32), -1.0)
+    mask[0, :, 4:20, 8:24] = mask[1, :, :2] = 1.0
+    unknown = mask > 0
+    batch = Batch(high, torch.where(unknown, 0.5, high), mask)
+    objective = _objective(predict, features=0.0, pixel=1.0)
+    objective.parts.spec.scale = 1
+    image, _ = objective.estimate(batch, Draws(0, 0, range(2)))
+    assert seen[0][0] is batch.low and seen[0][1] is mask
+    torch.testing.assert_close(image, torch.where(unknown, 0.25, high))
+    loss = objective.by_sample(image, batch, torch.zeros(2, 2, dtype=torch.int64))
+    errors = (0.25 - high.double()).abs()
+    expected = torch.stack([error[:, hole[0]].mean() for error, hole in zip(errors, unknown, strict=True)])
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+    with pytest.raises(ValueError, match="is an inpainting model, which rollout doesn't train"):
+        Rollout(TrainConfig(data="", run=""), replace(objective.parts, spec=make_spec(needs_mask=True)))
 
 
 def test_the_discriminator_waits_and_then_adds_its_term():

@@ -7,7 +7,7 @@ page of github.com/zsyOAOA/ResShift.
 import difflib
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from resshift_fast.diffusion.schedule import Schedule
 from resshift_fast.images.tiling import Axis, plan_axis
@@ -39,6 +39,8 @@ class ModelSpec:
         pad_multiple: input sides are padded to a multiple of this, in input pixels.
         tile, overlap: default tile side and overlap in input pixels.
         needs_mask: whether it is an inpainting model, which needs a mask.
+        filled: whether an inpainting model is given unknown pixels filled in smoothly instead of black ones; see
+            `restoration.filling`.
         condition: what the denoiser is given of the low-quality image, one of `CONDITIONS`: the image itself; its
             latent y; or the enlarged image, reduced bicubically to the latent's size.
         quantize: whether the result's latent is quantized before it is decoded.
@@ -58,6 +60,7 @@ class ModelSpec:
     tile: int = 512
     overlap: int = 64
     needs_mask: bool = False
+    filled: bool = False
     condition: str = "image"
     quantize: bool = True
     prior_first: bool = False
@@ -162,10 +165,19 @@ NANO = SwinUNetConfig(
 )
 # Of twice the resolution: a latent pixel has the channels of 2×2 pixels, so that JPEG's blocks and noise are seen well.
 PHOTO_X1 = replace(NANO, in_channels=12, out_channels=12, lq_size=128)
+PHOTO_INPAINT = replace(
+    NANO,
+    num_res_blocks=(1, 1, 2),
+    channel_mult=(1, 1.5, 2),
+    swin_embed_dim=128,
+    lq_size=256,
+    cond_mask=True,
+)
 # Written down, since to count them is to build the networks, for which torch has to be loaded.
 _PARAMETERS = {
     NANO: 2_261_396,
     PHOTO_X1: 2_241_680,
+    PHOTO_INPAINT: 5_126_120,
     REALSR: 118_593_583,
     replace(REALSR, noise_channels=1): 118_595_023,
     REALSR_X2: 118_640_431,
@@ -190,6 +202,21 @@ def _realsr(name: str, summary: str, schedule: Schedule, filename: str) -> Model
         overlap=32,
         weights=_official(filename),
         autoencoder_weights=VQ_F4_WEIGHTS,
+    )
+
+
+def _small(name: str, summary: str, sizes: SwinUNetConfig, *, factor: int, **others: Any) -> ModelSpec:
+    """A model of this project for photos at scale 1, with one step, over blocks of factor × factor pixels."""
+    return ModelSpec(
+        name=name,
+        summary=summary,
+        scale=1,
+        denoiser=sizes,
+        first_stage=SpaceToDepthConfig(factor=factor),
+        schedule=ONE_SHIFT,
+        prediction_type="residual",
+        clamp_x0=True,
+        **others,
     )
 
 
@@ -248,18 +275,23 @@ _SPECS = (
         overlap=16,
         weights=WeightFile("nano-x4.safetensors", None, licence=OWN_LICENCE),
     ),
-    ModelSpec(
-        name="photo-x1",
-        summary="photos without enlarging: JPEG, noise, slight blur, marks of scans; fast on a CPU",
-        scale=1,
-        denoiser=PHOTO_X1,
-        first_stage=SpaceToDepthConfig(factor=2),
-        schedule=ONE_SHIFT,
-        prediction_type="residual",
-        clamp_x0=True,
+    _small(
+        "photo-x1",
+        "repair of photos without enlarging: JPEG, noise, slight blur, marks of scans",
+        PHOTO_X1,
+        factor=2,
         pad_multiple=32,
-        tile=512,
         overlap=32,
+    ),
+    _small(
+        "photo-inpaint",
+        "inpainting of photos, small; smooth where much is missing",
+        PHOTO_INPAINT,
+        factor=4,
+        pad_multiple=128,
+        overlap=128,
+        needs_mask=True,
+        filled=True,
     ),
     _realsr("realsr-x4-v1", "×4 real-world super-resolution, 15 steps", FIFTEEN_STEPS, "resshift_realsrx4_s15_v1.pth"),
     _realsr("realsr-x4-v2", "×4 real-world super-resolution, 15 steps", FIFTEEN_STEPS, "resshift_realsrx4_s15_v2.pth"),

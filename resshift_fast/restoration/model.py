@@ -16,7 +16,7 @@ from resshift_fast.models.autoencoder import SpaceToDepth, VQAutoencoder
 from resshift_fast.models.catalog import ModelSpec
 from resshift_fast.models.derived import Preparable
 from resshift_fast.models.swin_unet import SwinUNet
-from resshift_fast.restoration import enlarging
+from resshift_fast.restoration import enlarging, filling
 from resshift_fast.restoration.sampler import LatentChain
 
 
@@ -80,7 +80,7 @@ class Restoration(nn.Module):
         spec = self.spec
         mask_channel = None
         if mask is not None:
-            image = torch.where(mask, -1.0, image)
+            image = filling.fill(image, mask) if spec.filled else torch.where(mask, -1.0, image)
             mask_channel = mask.float() * 2 - 1
         dtype = next((p.dtype for p in self.first_stage.parameters()), torch.float32)
         with nvtx.stage("encode"):

@@ -8,6 +8,8 @@ x̂ is the decoded estimate of x_0, x the true picture, τ the one that a teache
 the distance of `features`. The error to a teacher's picture has no average over what is likely in it, which is what
 makes results of the error to the true picture smooth; the true picture corrects the teacher's mistakes. Real-ESRGAN
 (arXiv 2107.10833, section 3.4) has the same three kinds of terms. The discriminator takes true pictures as real.
+
+Of inpainting models x̂ has the known pixels of x, and the mean of |x̂ − z| is that of the unknown ones.
 """
 
 from __future__ import annotations
@@ -133,7 +135,10 @@ class Perceptual:
         return Loss(loss, t)
 
     def estimate(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
-        """The decoded x̂_0, [B, 3, P, P] nominally in [−1, 1] and not clamped, and the steps, int64 [B]."""
+        """The decoded x̂_0, [B, 3, P, P] nominally in [−1, 1] and not clamped, and the steps, int64 [B].
+
+        Of inpainting models it has the known pixels of the true picture.
+        """
         parts = self.parts
         with torch.no_grad():
             x0 = parts.first_stage.encode(batch.high)
@@ -141,7 +146,8 @@ class Perceptual:
         found = self.chain.sample(batch, x0, y, draws)
         row = parts.table[found.t].T[..., None, None, None]
         latent = x0_from_prediction(found.x_t, found.prediction.to(y.dtype), y, row, parts.spec.prediction_type)
-        return decode(parts.first_stage, latent), found.t
+        image = decode(parts.first_stage, latent)
+        return image if batch.mask is None else torch.where(batch.mask > 0, image, batch.high), found.t
 
     def by_sample(self, image: Tensor, batch: Batch, places: Tensor) -> Tensor:
         """The loss without the adversarial one, [B].
@@ -163,6 +169,8 @@ class Perceptual:
             if not weight or picture is None:
                 continue
             pixel = (image - picture).abs().mean((1, 2, 3))
+            if batch.mask is not None:  # where nothing is unknown, there is no error either
+                pixel = pixel / (batch.mask > 0).float().mean((1, 2, 3)).clamp_min(1e-6)
             self._means.count(f"{start}pixel_loss", pixel)
             total = total + weight * self.options.pixel * pixel
             if own is not None:

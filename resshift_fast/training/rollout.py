@@ -56,13 +56,11 @@ class Chain:
         parts: of the training.
 
     Raises:
-        ValueError: for an inpainting model, or where rollout needs an x_0 that the model does not predict.
+        ValueError: where rollout needs an x_0 that the model does not predict.
     """
 
     def __init__(self, config: TrainConfig, parts: Parts):
         kind = parts.spec.prediction_type
-        if getattr(parts.spec, "needs_mask", False):
-            raise ValueError(f"{config.model} is an inpainting model; this objective trains models without a mask only")
         if config.rollout and kind not in ("x0", "residual"):
             raise ValueError(f"rollout needs a model that predicts x0 or the residual, not {kind}; set rollout to 0")
         self.config, self.parts = config, parts
@@ -81,11 +79,11 @@ class Chain:
         noise = draws.normal(*y.shape[1:])
         source = x0
         if self._last and draws.of_batch() < self.config.rollout:
-            source = self._own_x0(y, batch.low, draws.normal(*y.shape[1:]))
+            source = self._own_x0(y, batch, draws.normal(*y.shape[1:]))
         x_t = self.x_t(source, y, t, noise)
         channels = self._noise_channels
         z = (draws.normal(channels, *y.shape[2:]),) if channels else ()
-        return Sample(t, noise, x_t, self.parts.predict(x_t, t, batch.low, None, *z))
+        return Sample(t, noise, x_t, self.parts.predict(x_t, t, batch.low, batch.mask, *z))
 
     def draw_t(self, draws: Draws) -> Tensor:
         """Timesteps, int64 [B]; T − 1 with the probability `first_step_weight`."""
@@ -103,9 +101,9 @@ class Chain:
         return ops.q_sample(torch.where(start, y, x0), y, t, self.parts.table, noise)
 
     @torch.no_grad()
-    def _own_x0(self, y: Tensor, low: Tensor, noise: Tensor) -> Tensor:
+    def _own_x0(self, y: Tensor, batch: Batch, noise: Tensor) -> Tensor:
         t = torch.full((len(y),), self._last, dtype=torch.int64, device=y.device)
-        prediction = self.parts.predict(self.x_t(y, y, t, noise), t, low, None).float()
+        prediction = self.parts.predict(self.x_t(y, y, t, noise), t, batch.low, batch.mask).float()
         x0 = y - prediction if self.parts.spec.prediction_type == "residual" else prediction
         return x0.clamp(-1, 1) if self.parts.spec.clamp_x0 else x0
 
@@ -118,10 +116,15 @@ class Rollout:
         parts: of the training.
 
     Raises:
-        ValueError: as of `Chain`.
+        ValueError: for an inpainting model, or as of `Chain`.
     """
 
     def __init__(self, config: TrainConfig, parts: Parts):
+        if getattr(parts.spec, "needs_mask", False):
+            raise ValueError(
+                f"{config.model} is an inpainting model, which rollout doesn't train; use the objective perceptual, or "
+                "official"
+            )
         self.config, self.parts, self.chain = config, parts, Chain(config, parts)
 
     def __call__(self, batch: Batch, draws: Draws) -> Loss:

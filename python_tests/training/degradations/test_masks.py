@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from resshift_fast.restoration.filling import fill
 from resshift_fast.training import choices
 from resshift_fast.training.degradations.masks import HARMONICS, MaskDraw, Masks, rasterized
 from resshift_fast.training.interfaces import Draws
@@ -94,6 +95,16 @@ def test_a_batch_has_holes_of_minus_one():
     assert (batch.low[hidden] == -1).all() and torch.equal(batch.low[~hidden], high[~hidden])
     again = Masks().degrade_batch(high[3:], 1, Draws(0, 0, [3, 4]))
     assert torch.equal(again.mask, batch.mask[3:])
+
+
+def test_a_model_may_be_given_holes_that_are_filled_in_smoothly():
+    high = torch.rand(3, 3, 40, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    make = choices.chosen(choices.DEGRADATIONS, "degradation", "masks")
+    masks = make(SimpleNamespace(degradation_options={"largest": 0.5}), SimpleNamespace(filled=True))
+    assert masks == Masks(largest=0.5, filled=True)
+    batch, plain = (each.degrade_batch(high, 1, Draws(0, 0, range(3))) for each in (masks, Masks(largest=0.5)))
+    assert torch.equal(batch.mask, plain.mask) and torch.equal(batch.low, fill(plain.low, plain.mask > 0))
+    assert not torch.equal(batch.low, plain.low)
 
 
 @pytest.mark.parametrize("height, width", [(1, 1), (8, 300)])

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from resshift_fast.restoration.filling import fill
 from resshift_fast.training.degradations.drawing import check_range, check_weights, from_options, pick
 from resshift_fast.training.interfaces import Batch, Draws
 
@@ -69,6 +70,8 @@ class Masks:
     """Period of the lines of a grid in pixels, whatever the picture's size."""
     largest: float = 0.95
     """Largest unknown share of a picture; shapes after the first are left out where a mask would pass it."""
+    filled: bool = False
+    """Fill unknown pixels in smoothly instead of with −1; see `restoration.filling`."""
 
     def __post_init__(self) -> None:
         check_weights("masks", len(KINDS), weights=self.weights)
@@ -137,7 +140,7 @@ class Masks:
     def degrade_batch(self, high: Tensor, scale: int, draws: Draws) -> Batch:
         """Make a training batch with masks; arguments as of `interfaces.BatchDegradation`.
 
-        The low-quality picture is the high-quality one with −1 where the mask is 1.
+        The low-quality picture is the high-quality one with −1, or `filled`, where the mask is 1.
 
         Raises:
             ValueError: for a scale other than 1.
@@ -147,7 +150,8 @@ class Masks:
         height, width = high.shape[2:]
         drawn = self.draw(draws, height, width)
         mask = torch.stack([rasterized(one, height, width, high.device, self.largest) for one in drawn])[:, None]
-        return Batch(high, torch.where(mask, -1.0, high), mask.to(high.dtype) * 2 - 1)
+        low = fill(high, mask) if self.filled else torch.where(mask, -1.0, high)
+        return Batch(high, low, mask.to(high.dtype) * 2 - 1)
 
 
 # Uniform values that one mask needs at most: 20 strokes of 20 segments are the most that the settings allow.
@@ -213,6 +217,6 @@ def _blob(row: Tensor, column: Tensor, r0: float, c0: float, radius: float, *wav
     return ((row - r0).square() + (column - c0).square()).sqrt() <= radius * outline
 
 
-def from_config(config: TrainConfig, _spec: Any) -> Masks:
-    """The degradation "masks" of a configuration."""
-    return from_options(Masks, config.degradation_options)
+def from_config(config: TrainConfig, spec: Any) -> Masks:
+    """The degradation "masks" of a configuration; `filled` is the model's unless it is given."""
+    return from_options(Masks, {"filled": getattr(spec, "filled", False)} | config.degradation_options)

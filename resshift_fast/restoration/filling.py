@@ -1,0 +1,40 @@
+r"""Fills unknown pixels in smoothly from the known ones, for inpainting models that then add what is missing.
+
+Pull and push (Gortler et al., The Lumigraph, SIGGRAPH 1996, section 3.4): images x with weights w are halved,
+
+.. math::
+    W = \sum_{2 \times 2} w, \quad w' = \min(1, W), \quad x' = \frac{1}{W} \sum_{2 \times 2} w\,x,
+
+down to one pixel, and from there on blended with the enlarged coarser image: :math:`w\,x + (1 - w)\,\mathrm{up}(x')`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LEVELS = 12  # halvings, whatever the size, so that a program of any size is the same: enough for 4096 pixels
+
+
+def fill(image: Tensor, unknown: Tensor) -> Tensor:
+    """Replace unknown pixels by a smooth continuation of the known ones, which stay bit for bit.
+
+    Args:
+        image: [B, C, H, W] of a floating-point dtype; unknown pixels may have any finite value.
+        unknown: bool [B, 1, H, W].
+
+    Returns:
+        Like image; within the range of the known pixels, and 0 where an image has none.
+    """
+    weight = (~unknown).to(image.dtype)
+    levels = [(image * weight, weight)]  # of weighted images
+    for _ in range(LEVELS):
+        # The zeros beyond the border are of no weight; of even sides they are left out.
+        total, weight = (4 * F.avg_pool2d(F.pad(each, (0, 1, 0, 1)), 2) for each in levels[-1])
+        capped = weight.clamp_max(1)
+        levels.append((total * (capped / weight.clamp_min(1e-6)), capped))
+    filled = levels[-1][0]
+    for weighted, weight in reversed(levels[:-1]):
+        height, width = weighted.shape[2:]
+        coarser = F.interpolate(filled, scale_factor=2, mode="bilinear", align_corners=False)[:, :, :height, :width]
+        filled = weighted + (1 - weight) * coarser
+    return torch.where(unknown, filled, image)
