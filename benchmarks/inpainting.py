@@ -119,9 +119,8 @@ def measure(args: argparse.Namespace) -> common.Report:
                     figures = hole_psnr(result, photo, mask), _distance(distance, result, photo)
                     for one in (label, "all"):
                         found.setdefault((one, name), []).append(figures)
-    rows = [
-        _row(*key, values, found) for key, values in sorted(found.items(), key=lambda one: _order(*one[0], methods))
-    ]
+    order = [(kind, name) for kind in (*KINDS, "all") for name in methods]
+    rows = [_row(kind, name, found) for kind, name in order]
     columns = {"holes": "", "method": "", "PSNR-Y": ".2f", "model's gain dB": "+.2f", "features": ".4f"}
     if distance is None:
         del columns["features"]
@@ -137,14 +136,8 @@ def _distance(distance: FeatureDistance | None, image: np.ndarray, photo: np.nda
         return float(distance(to_tensor(image[None]), to_tensor(photo[None])))
 
 
-def _order(kind: str, name: str, methods: dict[str, Fill]) -> tuple[int, int]:
-    return (*KINDS, "all").index(kind), list(methods).index(name)
-
-
-def _row(
-    kind: str, name: str, figures: list[tuple[float, float]], found: dict[tuple[str, str], list[tuple[float, float]]]
-) -> dict[str, Any]:
-    psnr, features = np.mean(figures, axis=0).tolist()
+def _row(kind: str, name: str, found: dict[tuple[str, str], list[tuple[float, float]]]) -> dict[str, Any]:
+    psnr, features = np.mean(found[kind, name], axis=0).tolist()
     own = float(np.mean(found[kind, MODEL], axis=0)[0])
     return {
         "holes": kind,

@@ -59,14 +59,20 @@ def degradations(mixture: Mixture) -> dict[str, Degrade]:
         return low
 
     found: dict[str, Degrade] = {CLEAN: lambda image, rng: image}
-    for quality in (30, 50, 70, 90):
-        found[f"JPEG {quality}"] = lambda image, rng, quality=quality: jpeg(image, quality)
-    for sigma in (5, 15, 25):
-        found[f"noise {sigma}"] = lambda image, rng, sigma=sigma: add_noise(image, rng, sigma)
+    found |= {f"JPEG {quality}": _compressed(quality) for quality in (30, 50, 70, 90)}
+    found |= {f"noise {sigma}": _noisy(sigma) for sigma in (5, 15, 25)}
     found["blur 0.8"] = lambda image, rng: gaussian_blur(image, 0.8)
     found["scan"] = lambda image, rng: jpeg(add_noise(marked(image, rng, 10), rng, 6.0, gray=True), 75)
     found[MIXTURE] = changed
     return found
+
+
+def _compressed(quality: int) -> Degrade:
+    return lambda image, rng: jpeg(image, quality)
+
+
+def _noisy(sigma: float) -> Degrade:
+    return lambda image, rng: add_noise(image, rng, sigma)
 
 
 def psnr_rgb(image: np.ndarray, reference: np.ndarray) -> float:
