@@ -29,7 +29,7 @@ from resshift_fast.training.photos import read_rgb
 from resshift_fast.training.pixels import to_images, to_tensor
 
 Fill = Callable[[np.ndarray, np.ndarray], np.ndarray]
-MODEL = "model"
+MODEL, SMOOTH = "model", "given"  # what the model is given, too
 SEED = 20261130  # of the masks
 RADIUS = 3  # pixels around a pixel that OpenCV's inpainters look at, as in its examples
 RELAXATIONS = 500  # of the diffusion, which begins near its solution
@@ -69,7 +69,7 @@ def mask_of(kind: int, number: int, time: int, height: int, width: int) -> np.nd
 
 
 def smooth(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The continuation that photo-inpaint is given, by pull and push."""
+    """The continuation that photo-inpaint is given."""
     return to_images(fill(to_tensor(image[None]), torch.from_numpy(mask)[None, None]))[0]
 
 
@@ -104,7 +104,7 @@ def measure(args: argparse.Namespace) -> common.Report:
         "Telea": opencv(cv2.INPAINT_TELEA),
         "Navier-Stokes": opencv(cv2.INPAINT_NS),
         "diffusion": diffusion,
-        "pull and push": smooth,
+        SMOOTH: smooth,
     }
     photos = [read_rgb(str(path)) for path in find_images([args.photos])[: args.limit]]
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}

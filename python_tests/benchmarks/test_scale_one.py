@@ -52,10 +52,10 @@ def test_a_model_that_predicts_nothing_repairs_nothing_and_takes_nothing(script,
 def test_a_model_that_predicts_nothing_fills_in_as_it_is_given(script, photos, tmp_path):
     found = summary(script("inpainting"), tmp_path, photos, "--no-features", "--times", 1)
     kinds = ("strokes", "boxes", "blobs", "grid", "all")
-    methods = ("model", "Telea", "Navier-Stokes", "diffusion", "pull and push")
+    methods = ("model", "Telea", "Navier-Stokes", "diffusion", "given")
     assert list(found) == [f"{kind}, {method}" for kind in kinds for method in methods]
     for kind in kinds:
-        own, given = (found[f"{kind}, {method}"]["PSNR-Y"] for method in ("model", "pull and push"))
+        own, given = (found[f"{kind}, {method}"]["PSNR-Y"] for method in ("model", "given"))
         assert own == pytest.approx(given, abs=0.05) and 5 < own < 60
         assert found[f"{kind}, Telea"]["model's gain dB"] == pytest.approx(own - found[f"{kind}, Telea"]["PSNR-Y"])
 

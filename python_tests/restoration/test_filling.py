@@ -26,6 +26,12 @@ def _formula(image, unknown):
             for row, across in _taps(i, len(coarse)):
                 value += across * sum(along * coarse[row, column] for column, along in _taps(j, coarse.shape[1]))
             found[i, j] = w[i, j] * x[i, j] + (1 - w[i, j]) * value
+        for _ in range(8):
+            padded = np.pad(found, 1, mode="edge")
+            around = [
+                padded[1 + i : 1 + i + height, 1 + j : 1 + j + width] for i, j in ((-1, 0), (1, 0), (0, -1), (0, 1))
+            ]
+            found = w * x + (1 - w) * sum(around) / 4
         return found
 
     return np.where(unknown, pushed(np.where(unknown, 0.0, image), (~unknown).astype(float)), image)

@@ -5,13 +5,17 @@ Pull and push (Gortler et al., The Lumigraph, SIGGRAPH 1996, section 3.4): image
 .. math::
     W = \sum_{2 \times 2} w, \quad w' = \min(1, W), \quad x' = \frac{1}{W} \sum_{2 \times 2} w\,x,
 
-down to one pixel, and from there on blended with the enlarged coarser image: :math:`w\,x + (1 - w)\,\mathrm{up}(x')`.
+down to one pixel, and from there on blended with the enlarged coarser image,
+:math:`z = w\,x + (1 - w)\,\mathrm{up}(x')`.
+Each z is then relaxed towards the solution of Laplace's equation in the hole, by some steps
+:math:`z \leftarrow w\,x + (1 - w)\,\bar z` with the mean of the four neighbours; at borders the normal derivative is 0.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+RELAXATIONS = 8  # steps on each level
 LEVELS = 12  # halvings, whatever the size, so that a program of any size is the same: enough for 4096 pixels
 
 
@@ -37,4 +41,13 @@ def fill(image: Tensor, unknown: Tensor) -> Tensor:
         height, width = weighted.shape[2:]
         coarser = F.interpolate(filled, scale_factor=2, mode="bilinear", align_corners=False)[:, :, :height, :width]
         filled = weighted + (1 - weight) * coarser
+        for _ in range(RELAXATIONS):
+            filled = weighted + (1 - weight) * _neighbours(filled)
     return torch.where(unknown, filled, image)
+
+
+def _neighbours(image: Tensor) -> Tensor:
+    """The mean of the four neighbours of each pixel; beyond the border a pixel is its own neighbour."""
+    padded = F.pad(image, (1, 1, 1, 1), mode="replicate")
+    vertical = padded[:, :, :-2, 1:-1] + padded[:, :, 2:, 1:-1]
+    return (vertical + padded[:, :, 1:-1, :-2] + padded[:, :, 1:-1, 2:]) / 4
