@@ -28,7 +28,8 @@ def marked(image: np.ndarray, rng: np.random.Generator, count: int) -> np.ndarra
         kind, angle, thickness = rng.integers(3), rng.uniform(0, 2 * np.pi), int(rng.integers(1, 3))
         if kind == 0:
             radius = rng.uniform(0.5, 2.5)
-            cv2.circle(cover, _fixed(centre), _fixed(radius), 255, -1, cv2.LINE_AA, FRACTION)
+            x, y, size = (round(value * 2**FRACTION) for value in (*centre, radius))
+            cv2.circle(cover, (x, y), size, 255, -1, cv2.LINE_AA, FRACTION)
         else:
             length, bend = (rng.uniform(10, max(height, width)), 0.0) if kind == 1 else (rng.uniform(8, 40), 2.0)
             turns = angle + bend * rng.uniform(-1, 1) * np.linspace(-1, 1, 9)
@@ -40,9 +41,3 @@ def marked(image: np.ndarray, rng: np.random.Generator, count: int) -> np.ndarra
         tone = np.float32(rng.uniform(190, 255) if rng.random() < 0.5 else rng.uniform(0, 60))
         found += opacity.astype(np.float32) * (tone - found)
     return np.rint(found).astype(np.uint8)
-
-
-def _fixed(values: np.ndarray | float) -> tuple[int, ...] | int:
-    """Coordinates as OpenCV takes those with fractions."""
-    scaled = np.rint(np.asarray(values) * 2**FRACTION).astype(int)
-    return int(scaled) if scaled.ndim == 0 else tuple(int(one) for one in scaled)
