@@ -17,10 +17,19 @@ from resshift_fast import backends, images
 from resshift_fast.core import devices, dtypes, forks
 from resshift_fast.core.memory import ResultTooLargeError, is_out_of_memory
 from resshift_fast.diffusion.noise import check_seed
-from resshift_fast.images.batches import Job, Tile, crop, crop_mask, needs_restoring, plan_batches, shape_of
+from resshift_fast.images.batches import (
+    Job,
+    Tile,
+    count_tiles,
+    crop,
+    crop_mask,
+    needs_restoring,
+    plan_batches,
+    shape_of,
+)
 from resshift_fast.images.sources import Source, sources_of
 from resshift_fast.images.tiling import Axis, Blender
-from resshift_fast.models import catalog, loading
+from resshift_fast.models import catalog, cores, loading
 from resshift_fast.models.catalog import ModelSpec
 from resshift_fast.models.layers import Module, prepack_weights_
 from resshift_fast.restoration import compilation, precompilation
@@ -219,7 +228,9 @@ class Pipeline:
                 tiles need less memory.
             overlap: input pixels that neighbouring tiles share; None takes the model's default, at most a quarter of
                 a tile.
-            batch_size: tiles that are restored at once; None takes 1 on a CPU and 4 elsewhere.
+            batch_size: tiles that are restored at once; None takes 4, and on a CPU the fewest that occupy its threads
+                together, by `models.cores`: 1 with up to two threads, at most 8. Results depend on it, and so on the
+                number of threads, by rounding errors.
             noise: "field", a function of the seed and the pixel's position, so that it does not depend on the tiling;
                 or "torch", drawn with torch's generator in the official program's order.
             layout: of arrays and tensors: "BCHW", "BHWC", "CHW", "HWC" or "HW"; None takes the usual one of the table.
@@ -243,7 +254,6 @@ class Pipeline:
         )
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected at least 1")
-        batch_size = batch_size or (1 if self.device.type == "cpu" else 4)
         jobs = [
             self._job(source, mask, one, tile, overlap) for source, mask, one in zip(sources, masks, seeds, strict=True)
         ]
@@ -335,8 +345,12 @@ class Pipeline:
         blender = Blender(rows, columns, self.spec.scale, partial(source.write, mask=mask))
         return Job(source, mask, rows, columns, seed, blender)
 
-    def _run(self, jobs: list[Job], batch_size: int, noise: str, progress: inputs.Progress) -> None:
-        batches = list(plan_batches(jobs, batch_size))
+    def _run(self, jobs: list[Job], batch_size: int | None, noise: str, progress: inputs.Progress) -> None:
+        sizes = {
+            shape: batch_size or cores.default_batch_size(self.spec, shape, count, self.device, self.dtype)
+            for shape, count in count_tiles(jobs).items()
+        }
+        batches = list(plan_batches(jobs, sizes))
         generator = torch.Generator(self.device).manual_seed(jobs[0].seed) if noise == "torch" and jobs else None
         steps = self.spec.schedule.num_steps
         needed = [any(needs_restoring(jobs[tile.image], tile) for tile in batch) for batch in batches]

@@ -209,4 +209,10 @@ void run(const Loop& loop) {
   instance()->run(loop, threads);
 }
 
+void run_alone(const Loop& loop) {
+  Shared shared(loop);
+  shared.work();
+  shared.rethrow();
+}
+
 }  // namespace resshift::cpu

@@ -22,4 +22,7 @@ struct Loop {
 // once, also from within a loop. Rethrows what a subrange throws first; others that had not begun by then are left out.
 void run(const Loop& loop);
 
+// Run the same subranges on the caller's thread alone.
+void run_alone(const Loop& loop);
+
 }  // namespace resshift::cpu

@@ -8,9 +8,11 @@ RESSHIFT_FAST_CUDA_LIBRARY name other files to load, such as builds with sanitiz
 import ctypes
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 LIBRARIES = ("cpu", "cuda")
 FOLDER = Path(__file__).parents[1]
@@ -65,3 +67,49 @@ def operator(library: str, name: str) -> Any:
     import torch
 
     return getattr(getattr(torch.ops, f"resshift_fast_{library}"), name).default
+
+
+class Loop(NamedTuple):
+    """A loop whose iterations threads share, as a kernel of the library "cpu" divides it.
+
+    Args:
+        iterations: of the loop.
+        grain: iterations that a thread takes at least.
+        seconds: of the processor, that all of it took on one thread; 0 where it did not run.
+    """
+
+    iterations: int
+    grain: int
+    seconds: float = 0.0
+
+    @property
+    def pieces(self) -> int:
+        """Into how many parts it can be divided."""
+        return -(-self.iterations // self.grain)
+
+
+@contextmanager
+def recorded_loops(threads: int, *, run: bool = True) -> Iterator[list[Loop]]:
+    """Record the loops of the CPU kernels that this thread calls within the block.
+
+    Kernels divide their work as if for `threads` threads, and this thread does all of it. Without `run` no loop runs:
+    results have the right shapes and no values, and no memory is written to. Blocks cannot be nested.
+
+    Yields:
+        A list, empty within the block and complete after it.
+
+    Raises:
+        ValueError: if threads is below 1.
+        RuntimeError: where there is no library "cpu".
+    """
+    if threads < 1:
+        raise ValueError(f"threads is {threads}, expected at least 1")
+    if reason := missing("cpu"):
+        raise RuntimeError(f"the kernels in C++ that are to be recorded are missing: the library {reason}")
+    found: list[Loop] = []
+    operator("cpu", "record_loops")(threads, run)
+    try:
+        yield found
+    finally:
+        for iterations, grain, nanoseconds in operator("cpu", "recorded_loops")().tolist():
+            found.append(Loop(iterations, grain, nanoseconds / 1e9))

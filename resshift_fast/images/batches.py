@@ -1,6 +1,6 @@
 """Tiles of several photos, grouped into batches that go through the networks together."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,19 +43,33 @@ class Job:
     blender: Blender
 
 
-def plan_batches(jobs: list[Job], batch_size: int) -> Iterator[list[Tile]]:
-    """Batches of at most `batch_size` consecutive tiles of one shape, in row-major order, image by image.
+def count_tiles(jobs: list[Job]) -> dict[tuple[int, int], int]:
+    """(height, width) of a tile to how many there are of it, in all images."""
+    counts: dict[tuple[int, int], int] = {}
+    for job in jobs:
+        shape = job.rows.tile, job.columns.tile
+        counts[shape] = counts.get(shape, 0) + len(job.rows.starts) * len(job.columns.starts)
+    return counts
+
+
+def plan_batches(jobs: list[Job], batch_sizes: Mapping[tuple[int, int], int]) -> Iterator[list[Tile]]:
+    """Batches of consecutive tiles of one shape, in row-major order, image by image.
 
     Tiles that the mask does not reach need no network, and are never in one batch with tiles that do.
+
+    Args:
+        jobs: the images.
+        batch_sizes: (height, width) of a tile to the most that share a batch.
     """
     batch: list[Tile] = []
     kind: tuple | None = None
     for i, job in enumerate(jobs):
+        shape = job.rows.tile, job.columns.tile
         for row, top in enumerate(job.rows.starts):
             for column, left in enumerate(job.columns.starts):
                 tile = Tile(i, row, column, top, left)
-                its_kind = (job.rows.tile, job.columns.tile, needs_restoring(job, tile))
-                if batch and (len(batch) == batch_size or its_kind != kind):
+                its_kind = (shape, needs_restoring(job, tile))
+                if batch and (len(batch) == batch_sizes[shape] or its_kind != kind):
                     yield batch
                     batch = []
                 batch, kind = [*batch, tile], its_kind
