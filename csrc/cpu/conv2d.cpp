@@ -10,12 +10,16 @@
 namespace resshift::cpu {
 namespace {
 
-constexpr std::int64_t kOwnChunk = 16;        // tiles that one thread transforms for itself: they fit its level-2 cache
-constexpr std::int64_t kShared = 7 << 20;     // most floats that all threads share, unless one chunk is larger
-constexpr std::int64_t kSlice = 64;           // channels whose transformed weights fit a level-2 cache
-constexpr std::int64_t kGradientChunk = 512;  // tiles whose transforms are held at once
+constexpr std::int64_t kOwnChunk = 16;     // tiles that one thread transforms for itself: they fit its level-2 cache
+constexpr std::int64_t kLeastChunk = 4;    // of them, where there are many threads
+constexpr std::int64_t kShared = 7 << 20;  // most floats that few threads share, unless one chunk is larger
+constexpr std::int64_t kSharedEach = 1 << 19;  // and for each of many: where they share less, some have nothing to do
+constexpr std::int64_t kSlice = 64;            // channels whose transformed weights fit a level-2 cache
+constexpr std::int64_t kGradientChunk = 512;   // tiles whose transforms are held at once
+constexpr std::int64_t kTransformTiles = 5;    // that are multiplied in the time of transforming the weights
 constexpr std::int64_t kTileGrain = 2;
-constexpr std::int64_t kLine = 64;  // bytes of a cache line
+constexpr std::int64_t kChannelGrain = 16;  // whose weights a thread transforms at least
+constexpr std::int64_t kLine = 64;          // bytes of a cache line
 
 // Read a part of the weights in order, so that they are in the level-3 cache when column blocks read them with large
 // strides: memory delivers scattered lines at a tenth of its rate.
@@ -30,9 +34,9 @@ void prefetch_weights(const Conv2d& call, std::int64_t part, std::int64_t parts)
 // For large weights: tiles are transformed first, some chunks at a time, and shared; every thread transforms the
 // weights of its own column blocks and multiplies them with all of those tiles.
 void run_with_shared_tiles(const Conv2d& call, const WinogradPlan& plan) {
-  const std::int64_t together = std::clamp<std::int64_t>(kShared / plan.input_size(), 1, plan.chunks());
+  const std::int64_t threads = get_num_threads(), shared = std::max(kShared, threads * kSharedEach);
+  const std::int64_t together = std::clamp<std::int64_t>(shared / plan.input_size(), 1, plan.chunks());
   const Workspace tiles(together * plan.input_size());
-  const std::int64_t threads = get_num_threads();
   parallel_for(0, threads, 1, [&](std::int64_t begin, std::int64_t end) {
     for (; begin < end; ++begin) prefetch_weights(call, begin, threads);
   });
@@ -75,9 +79,12 @@ void run_with_shared_tiles(const Conv2d& call, const WinogradPlan& plan) {
 void run_with_shared_weights(const Conv2d& call, const WinogradPlan& plan) {
   const Workspace weights(plan.column_blocks * plan.weight_size());
   const auto transform = RSF_KERNEL(winograd_weights);
-  parallel_for(0, plan.column_blocks, 1, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t block = begin; block < end; ++block) {
-      transform(call, plan, block, 0, call.channels, weights.data() + block * plan.weight_size());
+  parallel_for(0, plan.column_blocks * call.channels, kChannelGrain, [&](std::int64_t begin, std::int64_t end) {
+    while (begin < end) {
+      const std::int64_t block = begin / call.channels, channel = begin % call.channels;
+      const std::int64_t stop = std::min(channel + end - begin, call.channels);
+      transform(call, plan, block, channel, stop, weights.data() + block * plan.weight_size() + channel * plan.columns);
+      begin += stop - channel;
     }
   });
   const auto input = RSF_KERNEL(winograd_input);
@@ -98,17 +105,28 @@ void run_with_shared_weights(const Conv2d& call, const WinogradPlan& plan) {
   });
 }
 
-// Tiles that a column block is multiplied with at once: many, to use transformed weights often, but not so many that
-// the last round leaves threads without work.
+// Tiles that a thread transforms for itself and multiplies with all weights: fewer where threads would get none.
+std::int64_t own_chunk(const WinogradPlan& whole) {
+  const std::int64_t threads = get_num_threads();
+  std::int64_t chunk = kOwnChunk;
+  while (chunk > kLeastChunk && divide_up(whole.tiles, chunk) < threads) chunk /= 2;
+  return chunk;
+}
+
+// Tiles that a column block is multiplied with at once: those with which the threads are done first. More of them use
+// transformed weights more often, fewer leave less of the threads idle in the last round.
 std::int64_t shared_chunk(const WinogradPlan& whole) {
   const std::int64_t threads = get_num_threads();
-  std::int64_t chunk = std::min<std::int64_t>(128, whole.tiles);
-  auto leaves_threads_idle = [&](std::int64_t size) {
-    const std::int64_t items = whole.column_blocks * divide_up(whole.tiles, size);
-    return round_up(items, threads) * 10 > items * 11;
-  };
-  while (chunk > 16 && leaves_threads_idle(chunk)) chunk = (chunk + 1) / 2;
-  return chunk;
+  std::int64_t chunk = std::min<std::int64_t>(128, whole.tiles), best = chunk, least = INT64_MAX;
+  for (;; chunk = (chunk + 1) / 2) {
+    const std::int64_t items = whole.column_blocks * divide_up(whole.tiles, chunk);
+    const std::int64_t time = divide_up(items, threads) * (chunk + kTransformTiles);
+    if (time < least) {
+      least = time;
+      best = chunk;
+    }
+    if (chunk <= kLeastChunk) return best;
+  }
 }
 
 }  // namespace
@@ -119,7 +137,7 @@ void conv2d(const Conv2d& call, int tile) {
   // Weights can only be shared whole, tiles also in part.
   const std::int64_t all_weights = whole.column_blocks * whole.weight_size();
   if (all_weights < std::min(whole.input_size(), kShared)) {
-    return run_with_shared_weights(call, plan(call, tile, kOwnChunk, call.channels));
+    return run_with_shared_weights(call, plan(call, tile, own_chunk(whole), call.channels));
   }
   run_with_shared_tiles(call, plan(call, tile, shared_chunk(whole), kSlice));
 }

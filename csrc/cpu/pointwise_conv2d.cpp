@@ -20,7 +20,7 @@ void run_by_pixels(const PointwiseConv2d& call) {
 }  // namespace
 
 void pointwise_conv2d(const PointwiseConv2d& call) {
-  by_columns(call.pixels, call.out_channels) ? run_by_columns(call) : run_by_pixels(call);
+  by_columns(call.pixels, call.channels, call.out_channels) ? run_by_columns(call) : run_by_pixels(call);
 }
 
 }  // namespace resshift::cpu

@@ -19,10 +19,13 @@ inline std::int64_t pointwise_grain(std::int64_t multiplications) {
 inline std::int64_t pixel_grain(std::int64_t multiplications) { return round_up(pointwise_grain(multiplications), 24); }
 
 // Whether threads should share the output channels rather than the pixels: every thread then reads all pixels, but the
-// weight is read and packed only once.
-inline bool by_columns(std::int64_t pixels, std::int64_t out_channels) {
+// weight is read and packed only once. They should if all have about as many, or if of the pixels some would get none.
+inline bool by_columns(std::int64_t pixels, std::int64_t channels, std::int64_t out_channels) {
   const std::int64_t threads = get_num_threads(), parts = divide_up(out_channels, kColumnUnit);
-  return threads > 1 && pixels <= out_channels && round_up(parts, threads) * 10 <= parts * 11;
+  if (threads == 1 || pixels > out_channels) return false;
+  if (round_up(parts, threads) * 10 <= parts * 11) return true;
+  const std::int64_t by_pixels = divide_up(pixels, pixel_grain(channels * out_channels));
+  return by_pixels < threads && divide_up(parts, threads) * by_pixels < parts;
 }
 
 // Every thread packs the weight of some output channels and computes them for all pixels.

@@ -57,7 +57,10 @@ void swin_mlp(const SwinMlp& call) {
   first.out_channels = second.channels = call.hidden;
   first.image_pixels = second.image_pixels = call.pixels;
   first.pixels = second.pixels = call.batch * call.pixels;
-  if (!by_columns(first.pixels, first.out_channels) || !by_columns(second.pixels, second.out_channels)) {
+  const auto has_columns = [](const PointwiseConv2d& half) {
+    return by_columns(half.pixels, half.channels, half.out_channels);
+  };
+  if (!has_columns(first) || !has_columns(second)) {
     return run_by_pixels(first, second);
   }
   const Workspace hidden(first.pixels * first.out_channels);

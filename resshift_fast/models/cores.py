@@ -31,10 +31,13 @@ GAIN = 1.1  # in throughput, for which a batch is worth twice the memory
 FEW_THREADS = 2  # one tile occupies them
 BYTES_PER_THREAD = 128 << 20  # of memory, which a machine with many cores has for each
 LIVE_IMAGES = 8  # at once, of the largest size in a network, with what kernels transform them to
-# Of a 3×3 convolution: weighted multiplications to transform the weights between two channels, and the part of the
-# others that it takes to transform tiles, where threads do that first.
-WEIGHT_TRANSFORM = 200.0
-TILE_TRANSFORM = 0.1
+# What is not in proportion to the multiplications, in the same unit: to transform the weights between two channels of a
+# 3×3 convolution, and the bytes of these; to transform a channel of a pixel, where threads do that first; and to draw
+# a value of noise.
+WEIGHT_TRANSFORM, TRANSFORMED_BYTES = 300.0, 256.0
+TILE_TRANSFORM = 150.0
+BLOCK = 32  # output channels that are multiplied at once, with AVX-512
+NOISE = 400.0
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,11 @@ class Processor:
         call: seconds on one thread that calling an operator takes.
     """
 
-    rate: float = 4e10
-    core_bandwidth: float = 12e9
+    rate: float = 5e10
+    core_bandwidth: float = 10e9
     bandwidth: float = 150e9
     hand_out: float = 1e-6
-    call: float = 40e-6
+    call: float = 1e-4
 
 
 SERVER = Processor()
@@ -82,8 +85,7 @@ def work_of(call: Call, tiles: Tiles, threads: int) -> list[Work]:
     An operator of PyTorch is one loop with a piece for every thread.
     """
     area = tiles.height * tiles.width
-    pixels = tiles.batch * area * (area if call.is_between_pixels else 1)
-    multiplications = cost.multiplications(call) * pixels
+    multiplications = cost.multiplications(call) * tiles.batch * area * (area if call.is_between_pixels else 1)
     read, weights, written = _bytes(call, tiles)
     found = loops.of_call(call, tiles, threads)
     if not found:
@@ -92,29 +94,33 @@ def work_of(call: Call, tiles: Tiles, threads: int) -> list[Work]:
     norm = [Work(n, 0, read if i == 1 else 0) for i, n in enumerate(pieces[: 3 * call.normalized])]
     rest = pieces[len(norm) :]
     if call.operator in ("conv2d", "upsample_conv2d"):
-        transform = WEIGHT_TRANSFORM * call.channels * call.out_channels
-        return norm + _convolution(rest, multiplications, transform, read, weights, written)
+        return norm + _convolution(call, rest, multiplications, read, weights, written, tiles)
     if call.operator == "swin_mlp" and len(rest) == 2:  # one loop for each convolution
         return norm + [Work(n, multiplications / 2, (read + weights + written) / 2) for n in rest]
+    if call.operator in ("prior_sample", "posterior_step"):
+        multiplications = NOISE * call.channels * tiles.batch * area
     preparing = [Work(n, 0, 0) for n in rest[:-1]]
     return [*norm, *preparing, Work(rest[-1], multiplications, read + weights + written)]
 
 
 def _convolution(
-    pieces: list[int], multiplications: float, transform: float, read: float, weights: float, written: float
+    call: Call, pieces: list[int], multiplications: float, read: float, weights: float, written: float, tiles: Tiles
 ) -> list[Work]:
     """Of a 3×3 convolution: threads transform the weights, or tiles some at a time, and then multiply."""
     if not pieces:
         return []
+    pairs = call.channels * call.out_channels
     if len(pieces) == 2:
-        return [Work(pieces[0], transform, weights), Work(pieces[1], multiplications, read + written)]
+        transform = Work(pieces[0], WEIGHT_TRANSFORM * pairs, weights + TRANSFORMED_BYTES * pairs)
+        return [transform, Work(pieces[1], multiplications, read + written)]
     first, *others = pieces
     times = len(others) / 2
+    values = tiles.batch * tiles.height * tiles.width * call.side**2 * call.channels
     works = [Work(first, 0, weights)]
-    for tiles, products in zip(others[::2], others[1::2], strict=True):
-        works.append(Work(tiles, TILE_TRANSFORM * multiplications / times, read / times))
-        both = (1 - TILE_TRANSFORM) * multiplications + transform
-        works.append(Work(products, both / times, written / times))
+    for transforms, products in zip(others[::2], others[1::2], strict=True):
+        works.append(Work(transforms, TILE_TRANSFORM * values / times, read / times))
+        again = WEIGHT_TRANSFORM * pairs * products / -(-call.out_channels // BLOCK)  # by every piece, for its block
+        works.append(Work(products, multiplications / times + again, written / times))
     return works
 
 
