@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import common
@@ -98,25 +99,34 @@ def lost(spec: ModelSpec, tiles: Tiles, threads: int, processor: cores.Processor
     return ", ".join(f"{name} {100 * shares[name]:.0f} %" for name in largest)
 
 
-def measured(pipe: Pipeline, tiles: Tiles, side: int, threads: int, args: argparse.Namespace) -> float:
-    """Seconds that a batch would take on so many cores, from the processor's time of every loop on one."""
-    picture = [common.photo(side, side)] * tiles.batch
-    best: list[Loop] = []
-    outside = float("inf")
-    for _ in range(args.runs):
+class Measured:
+    """Restorations of a batch on one thread, divided as for so many cores: the least time of every loop."""
+
+    def __init__(self, pipe: Pipeline, tiles: Tiles, side: int, threads: int):
+        self.pipe, self.tiles, self.side, self.threads = pipe, tiles, side, threads
+        self.loops: list[Loop] = []
+        self.outside = float("inf")
+
+    def run(self, seed: int) -> None:
+        """Restore once more."""
+        picture = [common.photo(self.side, self.side)] * self.tiles.batch
         began = time.thread_time()
-        with recorded_loops(threads) as found:
-            pipe(picture, seed=args.seed, tile=side, batch_size=tiles.batch, progress=False)
-        outside = min(outside, time.thread_time() - began - sum(loop.seconds for loop in found))
-        best = [min(pair, key=lambda loop: loop.seconds) for pair in zip(best or found, found, strict=True)]
-    within = sum(
-        -(-loop.pieces // threads) / loop.pieces * loop.seconds
-        + cores.SERVER.hand_out * (min(loop.pieces, threads) - 1)
-        for loop in best
-    )
-    # PyTorch's operators are outside the loops, but are shared too.
-    by_torch = [times * work.seconds(1, cores.SERVER) for times, work in pytorch_work(pipe.spec, tiles)]
-    return within + outside - sum(by_torch) * (1 - 1 / threads)
+        with recorded_loops(self.threads) as found:
+            self.pipe(picture, seed=seed, tile=self.side, batch_size=self.tiles.batch, progress=False)
+        self.outside = min(self.outside, time.thread_time() - began - sum(loop.seconds for loop in found))
+        pairs = zip(self.loops or found, found, strict=True)
+        self.loops = [min(pair, key=lambda loop: loop.seconds) for pair in pairs]
+
+    def seconds(self) -> float:
+        """Of a batch on so many cores, with the loops' pieces shared evenly."""
+        within = sum(
+            -(-loop.pieces // self.threads) / loop.pieces * loop.seconds
+            + cores.SERVER.hand_out * (min(loop.pieces, self.threads) - 1)
+            for loop in self.loops
+        )
+        # PyTorch's operators are outside the loops, but are shared too.
+        by_torch = [n * work.seconds(1, cores.SERVER) for n, work in pytorch_work(self.pipe.spec, self.tiles)]
+        return within + self.outside - sum(by_torch) * (1 - 1 / self.threads)
 
 
 def pytorch_work(spec: ModelSpec, tiles: Tiles) -> list[tuple[int, cores.Work]]:
@@ -133,17 +143,21 @@ def check(args: argparse.Namespace) -> common.Report:
     """Time restorations, and compare ratios with the model's."""
     import torch
 
-    pipe, rows = common.load(args), []
+    pipe = common.load(args)
+    rows: list[dict[str, Any]] = []
     if pipe.device.type != "cpu" or pipe.spec.needs_mask:
         raise ValueError(f"{pipe.spec.name} on {pipe.device}: expected a model without masks, on a CPU: --device cpu")
     torch.set_num_threads(1)  # PyTorch's operators; the kernels' loops are divided as they are told
-    for side in args.sides:
-        for batch in args.batches:
-            tiles = tiles_of(pipe.spec, side, batch, args.dtype)
-            for threads in args.cores:
-                seconds = measured(pipe, tiles, side, threads, args)
-                row = {"side": side, "batch": batch, "cores": threads, "s": seconds, "ratio": 1.0}
-                rows.append(row | {"predicted s": cores.seconds(pipe.spec, tiles, threads)})
+    cases = [
+        Measured(pipe, tiles_of(pipe.spec, side, batch, args.dtype), side, threads)
+        for side, batch, threads in product(args.sides, args.batches, args.cores)
+    ]
+    for _ in range(args.runs):  # in turns, as other programs come and go
+        for case in cases:
+            case.run(args.seed)
+    for case in cases:
+        row = {"side": case.side, "batch": case.tiles.batch, "cores": case.threads, "s": case.seconds()}
+        rows.append(row | {"predicted s": cores.seconds(pipe.spec, case.tiles, case.threads)})
     for row in rows:
         row["ratio"] = row["s"] / rows[0]["s"]
         row["predicted"] = row["predicted s"] / rows[0]["predicted s"]

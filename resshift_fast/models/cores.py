@@ -7,7 +7,7 @@ weighted multiplications, which reads and writes b bytes, takes
     \qquad p = \min(n, P)
 
 for the rate R of a core, the bandwidth W₁ of one core and W of all, and the time h that it takes to hand work to a
-thread. Calling an operator takes time on one thread. It is no simulation of caches, from which data are read faster.
+thread. Calling an operator, and memory for its result, take time on one thread. It is no simulation of caches, from which data are read faster.
 """
 
 from __future__ import annotations
@@ -52,13 +52,15 @@ class Processor:
         core_bandwidth, bandwidth: bytes that a core, and all together, read or write in a second.
         hand_out: seconds for every thread that is handed a part of a loop.
         call: seconds on one thread that calling an operator takes.
+        allocation: bytes a second of results, whose memory one thread gets from the system and gives back.
     """
 
-    rate: float = 5e10
+    rate: float = 4.5e10
     core_bandwidth: float = 10e9
     bandwidth: float = 150e9
     hand_out: float = 1e-6
-    call: float = 1e-4
+    call: float = 2.5e-4
+    allocation: float = 12e9
 
 
 SERVER = Processor()
@@ -86,7 +88,8 @@ def work_of(call: Call, tiles: Tiles, threads: int) -> list[Work]:
     """
     area = tiles.height * tiles.width
     multiplications = cost.multiplications(call) * tiles.batch * area * (area if call.is_between_pixels else 1)
-    read, weights, written = _bytes(call, tiles)
+    read, weights, result = _bytes(call, tiles)
+    written = result * (1 + call.residual)  # with the image that is added to it
     found = loops.of_call(call, tiles, threads)
     if not found:
         return [Work(threads, multiplications, read + weights + written)]
@@ -125,7 +128,7 @@ def _convolution(
 
 
 def _bytes(call: Call, tiles: Tiles) -> tuple[float, float, float]:
-    """Of the image that is read, of weights, and of the result with the image that is added to it."""
+    """Of the image that is read, of weights, and of the result."""
     pixels = tiles.batch * tiles.height * tiles.width * call.side**2 * tiles.dtype.itemsize
     growth = {"upsample_conv2d": 4.0, "strided_conv2d": 0.25}.get(call.operator, 1.0)
     matrix = call.channels * call.out_channels * tiles.dtype.itemsize
@@ -137,8 +140,7 @@ def _bytes(call: Call, tiles: Tiles) -> tuple[float, float, float]:
         "swin_mlp": 2.0 * call.channels * call.hidden * tiles.dtype.itemsize,
     }
     images = {"window_attention": 3, "spatial_attention": 3, "posterior_step": 3}.get(call.operator, 1)
-    written = (1 + call.residual) * call.out_channels * growth * pixels
-    return images * call.channels * pixels, weights.get(call.operator, 0.0), written
+    return images * call.channels * pixels, weights.get(call.operator, 0.0), call.out_channels * growth * pixels
 
 
 def seconds_by_operator(
@@ -152,8 +154,10 @@ def seconds_by_operator(
     found: dict[str, tuple[float, float]] = {}
     for times, call in calls.of_restoration(spec):
         within = sum(work.seconds(threads, processor) for work in work_of(call, tiles, threads))
+        *_, result = _bytes(call, tiles)
+        called = processor.call + result / processor.allocation
         before = found.get(call.operator, (0.0, 0.0))
-        found[call.operator] = (before[0] + times * within, before[1] + times * processor.call)
+        found[call.operator] = (before[0] + times * within, before[1] + times * called)
     return found
 
 
