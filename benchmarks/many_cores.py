@@ -69,7 +69,7 @@ def predict(args: argparse.Namespace) -> common.Report:
             default = cores.batch_size(spec, tiles_of(spec, side, max(args.batches), args.dtype), threads)
             for batch in args.batches:
                 tiles = tiles_of(spec, side, batch, args.dtype)
-                parts = cores.seconds_by_operator(spec, tiles, threads, processor)
+                parts = cores.spent_by_operator(spec, tiles, threads, processor)
                 seconds = sum(map(sum, parts.values()))
                 rows.append(
                     {
@@ -92,9 +92,9 @@ def lost(spec: ModelSpec, tiles: Tiles, threads: int, processor: cores.Processor
     if threads == 1:
         return ""
     whole = sum(map(sum, parts.values()))
-    ideal = cores.seconds_by_operator(spec, tiles, 1, processor)
-    shares = {name: (within - ideal[name][0] / threads) / whole for name, (within, _) in parts.items()}
-    shares["calls"] = sum(called for _, called in parts.values()) / whole
+    alone = cores.spent_by_operator(spec, tiles, 1, processor)
+    shares = {name: (spent.loops - alone[name].loops / threads) / whole for name, spent in parts.items()}
+    shares["outside of loops"] = sum(spent.outside for spent in parts.values()) / whole
     largest = sorted(shares, key=shares.__getitem__, reverse=True)[:2]
     return ", ".join(f"{name} {100 * shares[name]:.0f} %" for name in largest)
 

@@ -228,9 +228,8 @@ class Pipeline:
                 tiles need less memory.
             overlap: input pixels that neighbouring tiles share; None takes the model's default, at most a quarter of
                 a tile.
-            batch_size: tiles that are restored at once; None takes 4, and on a CPU the fewest that occupy its threads
-                together, by `models.cores`: 1 with up to two threads, at most 8. Results depend on it, and so on the
-                number of threads, by rounding errors.
+            batch_size: tiles that are restored at once. None takes 4; on a CPU 1 to 8, the fewest that occupy its
+                threads by `models.cores`: 1 with up to two threads or noise="torch". Results depend on it by rounding.
             noise: "field", a function of the seed and the pixel's position, so that it does not depend on the tiling;
                 or "torch", drawn with torch's generator in the official program's order.
             layout: of arrays and tensors: "BCHW", "BHWC", "CHW", "HWC" or "HW"; None takes the usual one of the table.
@@ -346,6 +345,8 @@ class Pipeline:
         return Job(source, mask, rows, columns, seed, blender)
 
     def _run(self, jobs: list[Job], batch_size: int | None, noise: str, progress: inputs.Progress) -> None:
+        if noise == "torch" and self.device.type == "cpu":
+            batch_size = batch_size or 1  # it is drawn for a batch at once, and must not depend on the threads
         sizes = {
             shape: batch_size or cores.default_batch_size(self.spec, shape, count, self.device, self.dtype)
             for shape, count in count_tiles(jobs).items()

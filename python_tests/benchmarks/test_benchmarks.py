@@ -16,6 +16,7 @@ from PIL import Image
 from pipelines import integers, photo
 
 from resshift_fast import Pipeline, images
+from resshift_fast.backends import native
 from resshift_fast.images.tiling import plan_axis
 from resshift_fast.models import catalog
 from resshift_fast.training.metrics import psnr_y, ssim_y
@@ -56,7 +57,7 @@ def pixels(path):
     return np.asarray(Image.open(path))
 
 
-@pytest.mark.parametrize("name", ["quality", "tiling", "tile_cost", "memory", "speed", "serving"])
+@pytest.mark.parametrize("name", ["quality", "tiling", "tile_cost", "many_cores", "memory", "speed", "serving"])
 def test_help_names_options_and_defaults(name, script, capsys):
     with pytest.raises(SystemExit) as stop:
         script(name).main(["--help"])
@@ -344,4 +345,44 @@ def test_tiles_are_timed_and_compared_with_their_predicted_cost(script, tiny, tm
 
 def test_tiles_that_a_model_cannot_have_are_an_error(script, tiny, capsys):
     assert script("tile_cost").main(["--random-weights", "--sides", "12"]) == 1
+    assert "--sides 12: expected multiples of 8" in capsys.readouterr().err
+
+
+# many_cores
+
+
+@pytest.fixture
+def kernels():
+    """The library whose kernels tell how they divide their work."""
+    if reason := native.missing("cpu"):
+        pytest.skip(f"the C++ library {reason}")
+
+
+def test_many_cores_are_predicted(script, tiny, kernels, tmp_path):
+    rows, _ = run(script("many_cores"), tmp_path, "--sides", 16, "--cores", 1, 32, "--batches", 1, 4)
+    assert [(row["cores"], row["batch"].rstrip(" *")) for row in rows] == [(1, "1"), (1, "4"), (32, "1"), (32, "4")]
+    assert rows[0]["speed-up"] == 1 and rows[0]["batch"] == "1 *"
+    alone, together = rows[2], rows[3]
+    assert 1 < alone["speed-up"] < together["speed-up"] < 32
+    assert together["efficiency %"] == pytest.approx(100 * together["speed-up"] / 32)
+    assert "outside of loops" in alone["most time lost"] and not rows[0]["most time lost"]
+
+
+def test_predictions_depend_on_the_processor(script, tiny, kernels, tmp_path):
+    arguments = "--sides", 16, "--cores", 8, "--batches", 1
+    slow, _ = run(script("many_cores"), tmp_path, *arguments, "--call", 1)
+    fast, _ = run(script("many_cores"), tmp_path, *arguments, "--call", 0)
+    assert slow[0]["ms a tile"] > 1000 > fast[0]["ms a tile"]
+
+
+def test_predictions_are_compared_with_loops_that_ran(script, tiny, kernels, tmp_path):
+    arguments = "--check", "--random-weights", "--sides", 16, "--cores", 1, 8, "--batches", 1, "--runs", 1
+    rows, summary = run(script("many_cores"), tmp_path, *arguments, "--within", 1000)
+    assert [row["cores"] for row in rows] == [1, 8] and all(row["s"] > 0 for row in rows)
+    assert rows[0]["ratio"] == rows[0]["predicted"] == 1
+    assert summary["worst"] == max(abs(row["error %"]) for row in rows) / 100
+
+
+def test_a_side_that_a_model_cannot_have_is_an_error(script, tiny, kernels, capsys):
+    assert script("many_cores").main(["--sides", "12"]) == 1
     assert "--sides 12: expected multiples of 8" in capsys.readouterr().err

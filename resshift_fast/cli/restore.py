@@ -163,7 +163,10 @@ def restore(
         ),
     ] = None,
     batch_size: Annotated[
-        int | None, option("Tiles restored at once. Default: 1 on a CPU, 4 elsewhere.", min=1, metavar="N")
+        int | None,
+        option(
+            "Tiles restored at once. Default: 4; on a CPU 1 to 8, as many as occupy its threads.", min=1, metavar="N"
+        ),
     ] = None,
     threads: Threads = None,
     device: Annotated[

@@ -7,7 +7,7 @@ weighted multiplications, which reads and writes b bytes, takes
     \qquad p = \min(n, P)
 
 for the rate R of a core, the bandwidth W₁ of one core and W of all, and the time h that it takes to hand work to a
-thread. Calling an operator, and memory for its result, take time on one thread. It is no simulation of caches, from which data are read faster.
+thread. Outside of loops, calling an operator takes time on one thread. It is no simulation of caches, from which data are read faster.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from resshift_fast.models.catalog import ModelSpec
 
 BATCHES = (1, 2, 4, 8)
-GAIN = 1.1  # in throughput, for which a batch is worth twice the memory
+GAIN = 1.1  # in throughput, for which more tiles at once are worth their memory
 FEW_THREADS = 2  # one tile occupies them
 BYTES_PER_THREAD = 128 << 20  # of memory, which a machine with many cores has for each
 LIVE_IMAGES = 8  # at once, of the largest size in a network, with what kernels transform them to
@@ -44,26 +44,33 @@ NOISE = 400.0
 class Processor:
     """What the time of work depends on.
 
-    Rates, and what calling and handing out takes, are those of an x86 processor with AVX-512, by
-    benchmarks/many_cores.py; the bandwidths are an assumption about servers with eight channels of memory.
+    The bandwidth of all cores and the time of a hand-out are assumptions, about eight channels of memory and a system
+    call. The others were fitted to `benchmarks/many_cores.py --check` with AVX-512, on a machine with other work.
 
     Args:
         rate: weighted multiplications of a core in a second.
         core_bandwidth, bandwidth: bytes that a core, and all together, read or write in a second.
         hand_out: seconds for every thread that is handed a part of a loop.
-        call: seconds on one thread that calling an operator takes.
-        allocation: bytes a second of results, whose memory one thread gets from the system and gives back.
+        call: seconds on one thread that calling an operator takes at least.
+        growth: bytes of results for which that takes a second longer: they need memory, and leave caches cold.
     """
 
     rate: float = 4.5e10
-    core_bandwidth: float = 10e9
+    core_bandwidth: float = 8e9
     bandwidth: float = 150e9
     hand_out: float = 1e-6
-    call: float = 2.5e-4
-    allocation: float = 12e9
+    call: float = 3e-4
+    growth: float = 12e9
 
 
 SERVER = Processor()
+
+
+class Spent(NamedTuple):
+    """Seconds in an operator's loops, and those outside of them, on one thread."""
+
+    loops: float
+    outside: float
 
 
 class Work(NamedTuple):
@@ -143,27 +150,25 @@ def _bytes(call: Call, tiles: Tiles) -> tuple[float, float, float]:
     return images * call.channels * pixels, weights.get(call.operator, 0.0), call.out_channels * growth * pixels
 
 
-def seconds_by_operator(
-    spec: ModelSpec, tiles: Tiles, threads: int, processor: Processor = SERVER
-) -> dict[str, tuple[float, float]]:
-    """Operator to (seconds in its loops, seconds to call it) of restoring a batch, on so many cores.
+def spent_by_operator(spec: ModelSpec, tiles: Tiles, threads: int, processor: Processor = SERVER) -> dict[str, Spent]:
+    """Operator to the time that restoring a batch spends in it, on so many cores.
 
     Raises:
         RuntimeError: where there is no library "cpu".
     """
-    found: dict[str, tuple[float, float]] = {}
+    found: dict[str, Spent] = {}
     for times, call in calls.of_restoration(spec):
         within = sum(work.seconds(threads, processor) for work in work_of(call, tiles, threads))
+        before = found.get(call.operator, Spent(0.0, 0.0))
         *_, result = _bytes(call, tiles)
-        called = processor.call + result / processor.allocation
-        before = found.get(call.operator, (0.0, 0.0))
-        found[call.operator] = (before[0] + times * within, before[1] + times * called)
+        outside = processor.call + result / processor.growth
+        found[call.operator] = Spent(before.loops + times * within, before.outside + times * outside)
     return found
 
 
 def seconds(spec: ModelSpec, tiles: Tiles, threads: int, processor: Processor = SERVER) -> float:
     """Of restoring a batch on so many cores."""
-    return sum(map(sum, seconds_by_operator(spec, tiles, threads, processor).values()))
+    return sum(map(sum, spent_by_operator(spec, tiles, threads, processor).values()))
 
 
 def bytes_of_tile(spec: ModelSpec, tiles: Tiles) -> float:
@@ -201,7 +206,7 @@ def default_batch_size(
 
 @lru_cache(maxsize=256)
 def batch_size(spec: ModelSpec, tiles: Tiles, threads: int) -> int:
-    """How many tiles occupy a CPU's threads together: the fewest of `BATCHES` beyond which twice as many gain little.
+    """How many tiles occupy a CPU's threads together: the fewest of `BATCHES` compared with which more gain little.
 
     Args:
         spec: the model.
@@ -217,10 +222,6 @@ def batch_size(spec: ModelSpec, tiles: Tiles, threads: int) -> int:
     if threads <= FEW_THREADS:
         return 1
     most = max(1, min(tiles.batch, threads * BYTES_PER_THREAD / bytes_of_tile(spec, tiles)))
-    chosen, throughput = 1, 0.0
-    for batch in BATCHES:
-        reached = batch / seconds(spec, tiles._replace(batch=batch), threads) if batch <= most else 0.0
-        if reached < GAIN * throughput or not reached:
-            break
-        chosen, throughput = batch, reached
-    return chosen
+    throughput = {n: n / seconds(spec, tiles._replace(batch=n), threads) for n in BATCHES if n <= most}
+    best = max(throughput.values())
+    return next(n for n, reached in throughput.items() if GAIN * reached >= best)

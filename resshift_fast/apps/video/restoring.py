@@ -18,6 +18,7 @@ from resshift_fast.images import Photo, resizing
 from resshift_fast.images.errors import ImageError, one_line
 from resshift_fast.images.files import VIDEO_FORMATS
 from resshift_fast.images.fitting import Fitting
+from resshift_fast.models import cores
 
 if TYPE_CHECKING:
     from resshift_fast.apps.video.clips import Clip, Timed
@@ -173,7 +174,8 @@ class _Run:
         first = planned.clip.first
         rows, columns = pipe.plan_tiles(first.height, first.width, options.get("tile"), options.get("overlap"))
         tiles = len(rows.starts) * len(columns.starts)
-        batch = options.get("batch_size") or (1 if pipe.device.type == "cpu" else 4)
+        shape, many = (rows.tile, columns.tile), cores.BATCHES[-1] * tiles
+        batch = options.get("batch_size") or cores.default_batch_size(pipe.spec, shape, many, pipe.device, pipe.dtype)
         # torch's generator would draw other noise for the second frame of a call.
         self._at_once = 1 if options.get("noise") == "torch" else max(1, batch // tiles)
 
