@@ -41,8 +41,11 @@ def test_more_threads_get_more_pieces():
     assert pieces == sorted(pieces) and pieces[-1] >= 2 * pieces[0]
 
 
-def test_an_operator_of_pytorch_has_no_loops():
+def test_what_pytorch_runs_has_no_loops():
     assert loops.of_call(Call("strided_conv2d", 8, 8, taps=9), TILES, 4) == ()
+    small, large = (Call("window_attention", 32, 32, window=window, heads=1) for window in (8, 32))
+    shape = TILES._replace(height=32, width=32)
+    assert loops.of_call(small, shape, 4) and loops.of_call(large, shape, 4) == ()
 
 
 def test_pieces_are_rounded_up():

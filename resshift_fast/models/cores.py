@@ -7,7 +7,8 @@ weighted multiplications, which reads and writes b bytes, takes
     \qquad p = \min(n, P)
 
 for the rate R of a core, the bandwidth W₁ of one core and W of all, and the time h that it takes to hand work to a
-thread. Outside of loops, calling an operator takes time on one thread. It is no simulation of caches, from which data are read faster.
+thread. Outside of loops, calling an operator takes time on one thread, and more the larger its result. It is no
+simulation of caches, from which data are read faster.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class Tiles(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def of_call(call: Call, tiles: Tiles, threads: int) -> tuple[Loop, ...]:
-    """The loops of a call as divided for so many threads; none for an operator of PyTorch.
+    """The loops of a call as divided for so many threads; none for what PyTorch runs, such as too large windows.
 
     The kernels are called, but run nothing and write to no memory.
 
@@ -39,9 +39,13 @@ def of_call(call: Call, tiles: Tiles, threads: int) -> tuple[Loop, ...]:
         ValueError: if threads is below 1.
         RuntimeError: where there is no library "cpu".
     """
+    refused = False
     with recorded_loops(threads, run=False) as loops:
-        getattr(_Kernels(call, tiles), call.operator, lambda: None)()
-    return tuple(loops)
+        try:
+            getattr(_Kernels(call, tiles), call.operator, lambda: None)()
+        except RuntimeError:  # by the kernel
+            refused = True
+    return () if refused else tuple(loops)
 
 
 class _Kernels:
