@@ -11,6 +11,7 @@ is not created by `multiprocessing`, which would run a script without a main gua
 import importlib
 import os
 import pickle
+import select
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
 from typing import Any
 
 import torch
@@ -253,7 +255,7 @@ def compile_jobs(
     advance: Callable[[int, int], None] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> tuple[dict[Job, Outcome], Any]:
-    """Compile into Triton's disk cache in parallel processes, which end when this call returns or raises.
+    """Compile into Triton's disk cache in parallel processes, which end when this call or its process does.
 
     Args:
         source: a function of a module, called as `source(emit, *arguments)` in a fresh process. It passes each job to
@@ -371,6 +373,7 @@ def _compile_all(
     # No other process may hold the pipe open: its end tells the parent that this process has ended.
     with ProcessPoolExecutor(workers, get_context("fork"), initializer=os.close, initargs=(pipe,)) as pool:
         pool.submit(os.getpid).result()  # forks before any thread or mode is started here
+        Thread(target=_end_unread, args=(pipe,), daemon=True).start()
         pool.submit(_build_utilities)
         futures: dict[Job, Any] = {}
 
@@ -387,6 +390,14 @@ def _compile_all(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return result
+
+
+def _end_unread(pipe: int) -> None:
+    """Kill this session's processes when nothing can read from a pipe any more, as when the parent was killed."""
+    poll = select.poll()
+    poll.register(pipe, 0)  # for errors alone, of which this is one
+    poll.poll()
+    os.killpg(0, signal.SIGKILL)
 
 
 def _outcome(job: Job) -> Outcome:

@@ -118,7 +118,8 @@ def test_a_script_without_a_main_guard_runs_once(cache, tmp_path):
     assert python(script, stdout=subprocess.PIPE).communicate(timeout=120)[0] == "started\n({}, None)\n"
 
 
-def test_an_interruption_ends_all_processes(cache, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "killed"])
+def test_an_interruption_ends_all_processes(cache, tmp_path, number):
     file = tmp_path / "pid"
     script = (  # a shell's background jobs ignore SIGINT, and their child processes inherit that
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
@@ -131,8 +132,8 @@ def test_an_interruption_ends_all_processes(cache, tmp_path):
         time.sleep(0.05)
     group = int(file.read_text())
     assert len(_living(group)) >= 3  # the source's process and two workers
-    process.send_signal(signal.SIGINT)
-    assert "KeyboardInterrupt" in process.communicate(timeout=60)[1]
+    process.send_signal(number)
+    assert ("KeyboardInterrupt" in process.communicate(timeout=60)[1]) == (number == signal.SIGINT)
     while _living(group) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not _living(group)
