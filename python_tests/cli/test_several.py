@@ -168,6 +168,23 @@ def _children(process):
 
 
 @pytest.mark.slow
+def test_processes_that_are_interrupted_leave_nothing_begun(tmp_path):
+    out = tmp_path / "out"
+    for i in range(12):
+        Image.linear_gradient("L").resize((40, 40)).rotate(30 * i).convert("RGB").save(tmp_path / f"{i}.png")
+    command = [sys.executable, "-m", "resshift_fast", "restore", tmp_path, "-o", out, "--device", "cpu,cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment) as process:
+        deadline = time.monotonic() + 120
+        while not list(out.glob("*.png")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    assert 0 < len(list(out.glob("*.png"))) < 12
+    assert {path.suffix for path in out.iterdir()} == {".png"}
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_processes_share_a_folder_and_one_that_is_killed_is_no_loss(tmp_path):
     photos, out = tmp_path / "photos", tmp_path / "out"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from resshift_fast.cli import console, reporting
 from resshift_fast.cli.plan import Job, Tally
 from resshift_fast.cli.request import load, prepare_process
+from resshift_fast.core import claims
 from resshift_fast.measure.workers import Worker, WorkerError
 
 if TYPE_CHECKING:
@@ -186,6 +187,8 @@ def restore(jobs: Sequence[Job], request: Request, tally: Tally, fitting: Fittin
         shared.end()
         for worker in workers:
             worker.kill()
+        for folder in {job.output.parent for job in jobs}:  # which has what they had claimed and begun
+            claims.remove_dead(folder)
         raise
     if not tally.stopped:
         shared.fail_rest()

@@ -64,8 +64,9 @@ class Worker:
             self._process.join()
 
     def kill(self) -> None:
-        """End the process at once; a call that another thread waits for raises `WorkerError`."""
+        """End the process, and wait until it has ended; a call that another thread waits for raises `WorkerError`."""
         self._process.kill()
+        self._process.join(GRACE)
 
     def __enter__(self) -> "Worker":
         return self
