@@ -1,4 +1,4 @@
-"""How a restoration would scale to many cores: the model of resshift_fast/models/cores.py, and a check of it.
+"""How a restoration would scale to many cores: the model of resshift_fast/restoration/cores.py, and a check of it.
 
     python benchmarks/many_cores.py
     python benchmarks/many_cores.py --model realsr-x4-v3 --side 128 --cores 8 64
@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import common
 
 from resshift_fast.backends.native import Loop, recorded_loops
-from resshift_fast.models import calls, catalog, cores, loops
-from resshift_fast.models.loops import Tiles
+from resshift_fast.models import calls, catalog
+from resshift_fast.restoration import cores, loops
+from resshift_fast.restoration.loops import Tiles
 
 if TYPE_CHECKING:
     from resshift_fast.models.catalog import ModelSpec

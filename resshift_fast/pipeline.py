@@ -29,10 +29,10 @@ from resshift_fast.images.batches import (
 )
 from resshift_fast.images.sources import Source, sources_of
 from resshift_fast.images.tiling import Axis, Blender
-from resshift_fast.models import catalog, cores, loading
+from resshift_fast.models import catalog, loading
 from resshift_fast.models.catalog import ModelSpec
 from resshift_fast.models.layers import Module, prepack_weights_
-from resshift_fast.restoration import compilation, precompilation
+from resshift_fast.restoration import compilation, cores, precompilation
 from resshift_fast.restoration.model import Restoration
 from resshift_fast.restoration.progress import Progress
 from resshift_fast.restoration.sampler import torch_noise
@@ -229,7 +229,7 @@ class Pipeline:
             overlap: input pixels that neighbouring tiles share; None takes the model's default, at most a quarter of
                 a tile.
             batch_size: tiles that are restored at once. None takes 4; on a CPU 1 to 8, the fewest that occupy its
-                threads by `models.cores`: 1 with up to two threads or noise="torch". Results depend on it by rounding.
+                threads by `restoration.cores`: 1 with up to two threads or noise="torch". It changes rounding.
             noise: "field", a function of the seed and the pixel's position, so that it does not depend on the tiling;
                 or "torch", drawn with torch's generator in the official program's order.
             layout: of arrays and tensors: "BCHW", "BHWC", "CHW", "HWC" or "HW"; None takes the usual one of the table.

@@ -139,7 +139,7 @@ def test_parts_must_divide_the_batch(photos, tmp_path):
 def test_rollout_and_masks_are_refused_where_they_cannot_work(photos, tmp_path):
     with pytest.raises(ValueError, match="rollout"):
         make_trainer(make_config(photos, tmp_path, rollout=0.5), make_spec(prediction_type="epsilon"))
-    with pytest.raises(ValueError, match="mask"):
+    with pytest.raises(ValueError, match="inpainting"):
         make_trainer(make_config(photos, tmp_path), make_spec(needs_mask=True))
     with pytest.raises(ValueError, match="multiple"):
         make_trainer(make_config(photos, tmp_path, patch=62)).run()

@@ -18,7 +18,7 @@ from resshift_fast.images import Photo, resizing
 from resshift_fast.images.errors import ImageError, one_line
 from resshift_fast.images.files import VIDEO_FORMATS
 from resshift_fast.images.fitting import Fitting
-from resshift_fast.models import cores
+from resshift_fast.restoration import cores
 
 if TYPE_CHECKING:
     from resshift_fast.apps.video.clips import Clip, Timed

@@ -8,9 +8,10 @@ from pipelines import SPECS, tiny
 
 from resshift_fast.backends import native
 from resshift_fast.backends.native import Loop, recorded_loops
-from resshift_fast.models import calls, loops
+from resshift_fast.models import calls
 from resshift_fast.models.calls import Call
-from resshift_fast.models.loops import Tiles
+from resshift_fast.restoration import loops
+from resshift_fast.restoration.loops import Tiles
 
 pytestmark = pytest.mark.skipif(native.missing("cpu") is not None, reason="the C++ library is not built")
 

@@ -18,9 +18,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from resshift_fast import backends
-from resshift_fast.models import calls, cost, loops
+from resshift_fast.models import calls, cost
 from resshift_fast.models.calls import Call
-from resshift_fast.models.loops import Tiles
+from resshift_fast.restoration import loops
+from resshift_fast.restoration.loops import Tiles
 
 if TYPE_CHECKING:
     import torch

@@ -8,10 +8,11 @@ from pipelines import SPECS, oracle, photo, pointwise, tiny
 
 from resshift_fast import use_backend
 from resshift_fast.backends import native
-from resshift_fast.models import calls, catalog, cores
+from resshift_fast.models import calls, catalog
 from resshift_fast.models.calls import Call
-from resshift_fast.models.cores import Processor, Work
-from resshift_fast.models.loops import Tiles
+from resshift_fast.restoration import cores
+from resshift_fast.restoration.cores import Processor, Work
+from resshift_fast.restoration.loops import Tiles
 
 pytestmark = pytest.mark.skipif(native.missing("cpu") is not None, reason="the C++ library is not built")
 
