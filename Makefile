@@ -20,13 +20,12 @@ OLDER := 3.6.0
 OLDER_TRITON := $(VENV)/triton-$(OLDER)
 ARCHITECTURES ?= 90
 
-.PHONY: help demo test test-slow test-all quick proofs sanitize neon gpu gpu-offline lint style types docs clean
+.PHONY: help demo test test-slow quick proofs sanitize neon gpu gpu-offline lint style types docs clean
 
 help:
 	@echo "make demo   install into $(VENV), restore $(PHOTO) and show it beside the original"
 	@echo "make test   install into $(VENV) and run the tests on $(WORKERS) workers"
 	@echo "make test-slow  the tests that take many seconds each, which make test leaves out"
-	@echo "make test-all   both in one go"
 	@echo "make quick  one case of every test of the operators and kernels, and the rule of imports, in two minutes"
 	@echo "make proofs compile every kernel for six architectures, and with Triton $(OLDER) for ARCHITECTURES=\"$(ARCHITECTURES)\","
 	@echo "            and compare with the budgets (minutes, no GPU)"
@@ -54,9 +53,6 @@ test: $(INSTALLED)
 # Compilations, whole networks through slow paths, and programs that are ended from outside.
 test-slow: $(INSTALLED)
 	$(PYTEST) -m slow
-
-test-all: $(INSTALLED)
-	$(PYTEST)
 
 # What a change of an operator is most likely to break. What starts processes or traces whole networks is left to `make test`.
 QUICK := python_tests/test_house.py python_tests/backends/test_dispatch.py python_tests/diffusion python_tests/ops \
