@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from resshift_fast.core.devices import available_cores
 from resshift_fast.kernels.dependents import launch_options
 from resshift_fast.kernels.launch import Launch, compiler_options, hash_callees_first
 
@@ -208,11 +209,6 @@ def cache_folder() -> Path:
     from triton import knobs
 
     return Path(knobs.cache.dir)
-
-
-def available_cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

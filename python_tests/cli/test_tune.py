@@ -31,9 +31,9 @@ def test_backends_are_ranked_and_the_order_is_used(program, stand_ins):
     assert lines[0] == f"nano-x4, 16x16 input, batch 1, on {MODEL}; us of all calls together"
     assert lines[1].split() == [
         *("OPERATOR", "DTYPE", "CALLS", "CPU", "us", "CUDA", "us", "REFERENCE", "us", "TRITON", "us"),
-        *("CHOSEN", "SPEED-UP"),
+        *("CHOSEN", "SPEED-UP", "SPREAD"),
     ]
-    assert re.match(rf"{OPERATOR} +float32 +\d+ +[\d,.]+ +[\d,.]+ +[\d,.]+ +- +cpu +\d+\.\d\dx$", lines[2]), lines[2]
+    assert re.match(rf"{OPERATOR} +float32 +\d+ +[\d,.]+ +[\d,.]+ +[\d,.]+ +- +cpu +\d+\.\d\dx +\d+ %$", lines[2])
     assert lines[3].startswith(f"refused: triton for {OPERATOR} in float32: output 0 has relative error")
     assert lines[-1] == f"written: {stand_ins}"
     content = json.loads(stand_ins.read_text())
@@ -49,6 +49,31 @@ def test_backends_are_ranked_and_the_order_is_used(program, stand_ins):
         re.MULTILINE,
     )
     assert re.search(rf"^  {OPERATOR} bfloat16 float16 +cpu: the first that runs on cpu$", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "loads, said",
+    [
+        ([(0.4,), (1.25,)], ["load average: 0.4 before, 1.2 after, on 2 cores"]),
+        ([(1.5,), (2.0,)], ["load average: 1.5 before, 2.0 after, on 2 cores", "other programs have run before"]),
+        ([OSError(), OSError()], []),
+    ],
+    ids=["quiet", "busy", "unknown"],
+)
+def test_the_load_is_said(program, stand_ins, monkeypatch, loads, said):
+    rest = iter(loads)
+
+    def load():
+        value = next(rest)
+        if isinstance(value, OSError):
+            raise value
+        return value
+
+    monkeypatch.setattr("os.getloadavg", load, raising=False)
+    monkeypatch.setattr("resshift_fast.core.devices.available_cores", lambda: 2)
+    lines = program("bench", "tune", *SMALL).out.splitlines()[-1 - len(said) : -1]
+    assert len(lines) == len(said) and all(line.startswith(start) for line, start in zip(lines, said, strict=True))
+    assert said or "load average" not in lines
 
 
 def test_several_dtypes_and_another_file(program, stand_ins, tmp_path):

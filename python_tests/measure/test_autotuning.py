@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from pipelines import photo, tensor_of, tiny
@@ -9,7 +10,7 @@ from slow_backends import LARGE, MODEL, OPERATOR, delayed, installed
 
 from resshift_fast import backends, ops, use_backend
 from resshift_fast.backends import OPERATORS, Kernel, autotune_cache, verification
-from resshift_fast.measure import autotuning
+from resshift_fast.measure import autotuning, timing
 from resshift_fast.measure.autotuning import Call, Drawn, Recorder, Tuning, autotune, content
 
 CPU = torch.device("cpu")
@@ -165,3 +166,27 @@ def test_the_wrong_stand_in_is_correct_for_small_inputs(stand_ins):
     args = (x, 2, weight, weight, 1e-5, None, None, None)
     kernel = backends.kernel(OPERATOR, "triton").function
     assert verification.difference(kernel(*args), OPERATORS[OPERATOR].plain, args) is None
+
+
+@pytest.mark.parametrize(
+    "rounds, is_clear, runs",
+    [
+        ([{"a": [1.0, 1.0, 1.2], "b": [2.0, 2.0, 9.0]}], True, 1),
+        ([{"a": [1.0, 2.0, 9.0], "b": [1.5, 2.5, 8.0]}, {"a": [1.0] * 9, "b": [3.0] * 9}], True, 2),
+        ([{"a": [1.0, 2.0, 3.0], "b": [1.1, 2.1, 3.1]}] * 3, False, 3),
+        ([{"a": [1.0]}], True, 1),
+    ],
+    ids=["clear", "clear later", "unclear", "a single function"],
+)
+def test_what_is_unclear_is_timed_again(monkeypatch, rounds, is_clear, runs):
+    """Milliseconds of each round; `runs` rounds are taken."""
+    rest = iter(rounds)
+    monkeypatch.setattr(timing, "times", lambda *_: next(rest))
+    functions = dict.fromkeys(rounds[0], len)
+    found = autotuning._sampled(2, None, functions, (), 3, timing.Clock(CPU))
+    assert found.is_clear == is_clear and next(rest, None) is (None if runs == len(rounds) else rounds[runs])
+    values = {name: [value for one in rounds[:runs] for value in one[name]] for name in functions}
+    assert found.microseconds == {name: pytest.approx(1e3 * np.median(of_name)) for name, of_name in values.items()}
+    fastest = min(values.values(), key=np.median)
+    low, high = np.quantile(fastest, (0.25, 0.75))
+    assert found.spread == pytest.approx(1e3 * (high - low) / 2)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 from resshift_fast import __version__
 from resshift_fast.cli.console import one_line
 from resshift_fast.cli.options import option
+from resshift_fast.core import devices
 
 if TYPE_CHECKING:
     import torch
@@ -85,8 +86,7 @@ def _version_of(module: str, absent: str) -> str:
 def _cpu() -> str:
     from resshift_fast.backends.autotune_cache import processor
 
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{processor()}, {platform.machine()}, {available} cores usable"
+    return f"{processor()}, {platform.machine()}, {devices.available_cores()} cores usable"
 
 
 def _torch() -> str:

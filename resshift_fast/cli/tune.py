@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +14,8 @@ from resshift_fast.core import devices
 
 if TYPE_CHECKING:
     from resshift_fast.measure.autotuning import Tuning
+
+BUSY = 0.5  # programs for each core, from which on others are said to run
 
 
 def tune(
@@ -46,9 +49,10 @@ def tune(
     """Find the fastest backend of each operator on this device, and store it in the autotune cache.
 
     Restores an image with random weights, then times every backend on the calls that were made, and for convolutions on
-    a CPU every algorithm on each shape. Backends with wrong results are refused. The result replaces earlier ones and
-    is used from then on, unless RESSHIFT_FAST_BACKEND names a backend; resshift-fast doctor shows it. Times are in
-    microseconds for all calls of a restoration.
+    a CPU every algorithm on each shape; where the quartiles of the two fastest overlap, up to three times as long.
+    Backends with wrong results are refused. The result replaces earlier ones and is used from then on, unless
+    RESSHIFT_FAST_BACKEND names a backend; resshift-fast doctor shows it. Times are medians in microseconds for all
+    calls of a restoration, and the spread is half the distance of the fastest one's quartiles.
     """
     from resshift_fast import backends
     from resshift_fast.backends import autotune_cache
@@ -72,6 +76,7 @@ def tune(
             restore = workload.call(pipeline)
             with recorder:
                 restore()
+    load = _load()
     tunings = autotune(recorder.calls, where, repeats, console.say)
     if not tunings:
         raise ValueError(
@@ -84,22 +89,24 @@ def tune(
     autotune_cache.store(content(tunings, where, command), path)
     name = autotune_cache.device_name(where)
     print(f"{model}, {size}x{size} input, batch {batch}, on {name}; us of all calls together")
-    print("\n".join([_table(tunings), *_differing(tunings)]))
+    print("\n".join([_table(tunings), *_differing(tunings), *_unclear(tunings), *_loads(load, _load())]))
     print(f"written: {path}")
 
 
 def _table(tunings: list[Tuning]) -> str:
     """A table with a column for each backend, and lines about those that were refused."""
     names = list(dict.fromkeys(name for found in tunings for name in (*sorted(found.microseconds), *found.refused)))
-    columns = "{:<20} {:<9} {:>7}" + " {:>13}" * len(names) + "  {:<16} {:>8}"
-    lines = [columns.format("OPERATOR", "DTYPE", "CALLS", *(f"{n.upper()} us" for n in names), "CHOSEN", "SPEED-UP")]
+    columns = "{:<20} {:<9} {:>7}" + " {:>13}" * len(names) + "  {:<16} {:>8} {:>7}"
+    first, last = ("OPERATOR", "DTYPE", "CALLS"), ("CHOSEN", "SPEED-UP", "SPREAD")
+    lines = [columns.format(*first, *(f"{n.upper()} us" for n in names), *last)]
     refused = []
     for found in tunings:
         dtype = _short(found)
         times = [f"{found.microseconds[name]:,.1f}" if name in found.microseconds else "-" for name in names]
         chosen = ", ".join(found.order[: found.order.index("reference") or 1])
         ratio = f"{found.microseconds['reference'] / found.total:.2f}x"
-        lines.append(columns.format(found.operator, dtype, f"{found.calls:,}", *times, chosen, ratio))
+        spread = f"{100 * found.spread:.0f} %"
+        lines.append(columns.format(found.operator, dtype, f"{found.calls:,}", *times, chosen, ratio, spread))
         refused += [f"refused: {name} for {found.operator} in {dtype}: {why}" for name, why in found.refused.items()]
         refused += _refused_algorithms(found)
     return "\n".join(lines + refused)
@@ -122,6 +129,34 @@ def _differing(tunings: list[Tuning]) -> list[str]:
         for name, shape in found.shapes.items()
         if shape.choice != shape.default and shape.default in shape.microseconds
     ]
+
+
+def _unclear(tunings: list[Tuning]) -> list[str]:
+    """A line for each operator some of whose calls have two that are as fast."""
+    return [
+        f"{found.operator} in {_short(found)}: calls whose two fastest can't be told apart, in kinds: {found.unclear}"
+        for found in tunings
+        if found.unclear
+    ]
+
+
+def _load() -> float | None:
+    """The programs that have run, or waited for a core, in the last minute on average; None where that isn't known."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return None
+
+
+def _loads(before: float | None, after: float | None) -> list[str]:
+    """A line about the load, if it is known, and one of advice where other programs have run."""
+    if before is None or after is None:
+        return []
+    cores = devices.available_cores()
+    lines = [f"load average: {before:.1f} before, {after:.1f} after, on {cores} cores"]
+    if before > BUSY * cores:
+        lines.append("other programs have run before, and may have changed the times: repeat this without them")
+    return lines
 
 
 def _short(found: Tuning) -> str:

@@ -1,5 +1,6 @@
 """Devices: check that one can be used, make one current, and wait for one."""
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,11 @@ def usable_device(device: "str | torch.device | None") -> "torch.device":
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"device {str(device)!r} cannot be used here: {reason}; use device='cpu'") from None
     return device
+
+
+def available_cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def on(device: "torch.device") -> AbstractContextManager[None]:

@@ -10,7 +10,8 @@ import datetime
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import permutations
-from statistics import median
+from operator import itemgetter
+from statistics import median, quantiles
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from resshift_fast.backends.autotune_cache import REFERENCE
 from resshift_fast.core import accuracy, devices
 from resshift_fast.diffusion.coefficients import NUM_COEFFICIENTS
 from resshift_fast.measure import timing
+
+MOST_ROUNDS = 3  # of timed runs
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,8 @@ class Tuning:
         total: that time, in microseconds.
         refused: backend to what was wrong with its results.
         shapes: shape to the measurements of the kernel's algorithms, if it has several.
+        spread: half the distance of the quartiles of the fastest function's times, relative to them, over all calls.
+        unclear: kinds of calls of which the fastest function is not known, as the quartiles of the two fastest overlap.
     """
 
     operator: str
@@ -127,6 +132,8 @@ class Tuning:
     total: float = 0.0
     refused: dict[str, str] = field(default_factory=dict)
     shapes: dict[str, "Shape"] = field(default_factory=dict)
+    spread: float = 0.0
+    unclear: int = 0
 
 
 @dataclass
@@ -162,11 +169,15 @@ class Sample:
         count: number of such calls.
         shape: the key by which its algorithm is chosen; None if no kernel that takes it has several.
         microseconds: backend or algorithm to the time of a call.
+        spread: half the distance of the quartiles of the fastest one's times, in microseconds.
+        is_clear: whether they lie apart from those of the next one.
     """
 
     count: int
     shape: str | None
     microseconds: dict[str, float]
+    spread: float = 0.0
+    is_clear: bool = True
 
 
 def autotune(
@@ -178,7 +189,8 @@ def autotune(
     """Time every backend that can run here on these calls.
 
     Each result is first compared with float64. Then the backends run in turns, and the median of `repeats` runs is
-    multiplied by the number of such calls. Kernels run in their fastest configurations.
+    multiplied by the number of such calls. Where the quartiles of the two fastest overlap, all run as often again, and
+    once more. Kernels run in their fastest configurations.
 
     Args:
         calls: from `Recorder`. device: the device on which they were made.
@@ -227,11 +239,14 @@ def _autotune(name: str, dtype: torch.dtype, calls: list[Call], clock: timing.Cl
             if kernel.algorithms:
                 shape = kernel.algorithms.shape(*arguments)
             functions |= _right(found, backend, kernel, arguments, plain)
-        samples.append(Sample(call.count, shape, _medians(functions, arguments, repeats, clock)))
+        samples.append(_sampled(call.count, shape, functions, arguments, repeats, clock))
     for backend, kernel in kernels.items():
         if kernel.algorithms:
             _settle(found, backend, kernel.algorithms.functions(dtype), samples)
     _decide(found, [REFERENCE, *(b for b in kernels if b not in found.refused)], samples)
+    fastest = sum(sample.count * min(sample.microseconds.values()) for sample in samples)
+    found.spread = sum(sample.count * sample.spread for sample in samples) / fastest if fastest else 0.0
+    found.unclear = sum(not sample.is_clear for sample in samples)
     return found
 
 
@@ -256,12 +271,32 @@ def _right(
     return {name: function for name, function in functions.items() if name not in wrong}
 
 
-def _medians(
-    functions: dict[str, Callable[..., Any]], arguments: tuple, repeats: int, clock: timing.Clock
-) -> dict[str, float]:
-    """Median microseconds of each function; they run in turns."""
+def _sampled(
+    count: int,
+    shape: str | None,
+    functions: dict[str, Callable[..., Any]],
+    arguments: tuple,
+    repeats: int,
+    clock: timing.Clock,
+) -> Sample:
+    """Time these functions in turns, `MOST_ROUNDS` times as long as it is unclear which is the fastest."""
     prepared = {name: _prepared(function, arguments) for name, function in functions.items()}
-    return {name: 1e3 * median(values) for name, values in timing.times(prepared, repeats, clock).items()}
+    runs: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(MOST_ROUNDS):
+        for name, values in timing.times(prepared, repeats, clock).items():
+            runs[name] += values
+        low, _, high = zip(*sorted((_quartiles(values) for values in runs.values()), key=itemgetter(1)), strict=True)
+        is_clear = len(runs) == 1 or high[0] < low[1]
+        if is_clear:
+            break
+    medians = {name: 1e3 * median(values) for name, values in runs.items()}
+    return Sample(count, shape, medians, 1e3 * (high[0] - low[0]) / 2, is_clear)
+
+
+def _quartiles(values: list[float]) -> tuple[float, float, float]:
+    """The quartiles of these values, of which there may be a single one."""
+    low, middle, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else 3 * values
+    return low, middle, high
 
 
 def _prepared(function: Callable[..., Any], arguments: tuple) -> Callable[[], Callable[[], Any]]:
@@ -340,6 +375,8 @@ def content(tunings: Sequence[Tuning], device: torch.device, command: str) -> di
             "order": list(found.order),
             "microseconds": _rounded(found.microseconds),
             "calls": found.calls,
+            "spread": round(found.spread, 4),
+            "unclear": found.unclear,
             "refused": found.refused,
         }
         if found.shapes:
