@@ -177,12 +177,12 @@ def register() -> Program:
 def _implement(program: Program, schema: Any) -> None:
     name = schema.name.partition("::")[2]
     optional = [isinstance(argument.type, torch._C.OptionalType) for argument in schema.arguments]
-    kind = TENSOR if str(schema.returns[0].type) == "Tensor" else NUMBER
+    kind = TENSOR if any(str(value.type) == "Tensor" for value in schema.returns) else NUMBER
 
     def run(*values: Any) -> Any:
         arguments = [_argument(value, maybe) for value, maybe in zip(values, optional, strict=True)]
         found = program.call(name, arguments, len(schema.returns), kind)
-        return found[0] if len(found) == 1 else tuple(found)
+        return (found[0] if len(found) == 1 else tuple(found)) if found else None
 
     # Where there is no tensor, there is no device to dispatch by.
     program.library.impl(name, run, "CPU" if schema.arguments and kind == TENSOR else "CompositeExplicitAutograd")
