@@ -21,6 +21,7 @@ import numpy as np
 from resshift_fast import images
 from resshift_fast.backends.autotune_cache import processor
 from resshift_fast.cli import console
+from resshift_fast.core.devices import available_cores
 from resshift_fast.core.files import make_folder, write_atomically
 from resshift_fast.images.tiling import reflect
 from resshift_fast.measure import memory
@@ -185,6 +186,25 @@ def spread(values: Sequence[float]) -> float | None:
     return float(statistics.stdev(values)) if len(values) > 1 else None
 
 
+def compare_ratios(rows: Sequence[dict[str, Any]], seconds: str, prediction: str, within: float) -> tuple[float, str]:
+    """Add "ratio", "predicted" and "error %" to rows: their ratios to the first one, as measured and as predicted.
+
+    Args:
+        rows: with `seconds` and `prediction`, the headings of what was measured and of what a model says.
+        within: the largest relative error.
+
+    Returns:
+        (the largest relative error, why the benchmark fails, or "").
+    """
+    first, first_predicted = rows[0][seconds], rows[0][prediction]
+    for row in rows:
+        row["ratio"] = row[seconds] / first
+        row["predicted"] = row[prediction] / first_predicted
+        row["error %"] = 100 * (row["predicted"] / row["ratio"] - 1)
+    worst = max(abs(row["error %"]) for row in rows) / 100
+    return worst, f"a ratio is predicted {worst:.0%} off, more than {within:.0%}" if worst > within else ""
+
+
 def peak_mib() -> float:
     """Peak resident memory of this process so far, in MiB; NaN if the system does not report it."""
     return memory.peak_bytes() / MIB
@@ -197,7 +217,7 @@ def machine(threads: int | None = None, device: Any = None) -> dict[str, Any]:
         threads: torch's threads; None takes them from torch, which imports it.
         device: a torch device; the name of a GPU is added.
     """
-    found: dict[str, Any] = {"cpu": processor(), "cores": _cores()}
+    found: dict[str, Any] = {"cpu": processor(), "cores": available_cores()}
     if hasattr(os, "getloadavg"):
         found["load"] = round(os.getloadavg()[0], 2)
     if threads is None:
@@ -214,10 +234,6 @@ def machine(threads: int | None = None, device: Any = None) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(terse=True),
     }
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine_line(found: dict[str, Any]) -> str:

@@ -159,12 +159,7 @@ def check(args: argparse.Namespace) -> common.Report:
     for case in cases:
         row = {"side": case.side, "batch": case.tiles.batch, "cores": case.threads, "s": case.seconds()}
         rows.append(row | {"predicted s": cores.seconds(pipe.spec, case.tiles, case.threads)})
-    for row in rows:
-        row["ratio"] = row["s"] / rows[0]["s"]
-        row["predicted"] = row["predicted s"] / rows[0]["predicted s"]
-        row["error %"] = 100 * (row["predicted"] / row["ratio"] - 1)
-    worst = max(abs(row["error %"]) for row in rows) / 100
-    problem = f"a ratio is predicted {worst:.0%} off, more than {args.within:.0%}" if worst > args.within else ""
+    worst, problem = common.compare_ratios(rows, "s", "predicted s", args.within)
     columns = {"side": "", "batch": "", "cores": "", "s": ".4f", "predicted s": ".4f"}
     columns |= {"ratio": ".3f", "predicted": ".3f", "error %": "+.1f"}
     notes = [f"Processor's time on one thread, the least of {args.runs} runs, shared as if by so many cores."]

@@ -19,6 +19,7 @@ import common
 import numpy as np
 
 from resshift_fast.images.search import find_images
+from resshift_fast.measure.end_to_end import psnr
 from resshift_fast.models.official_config import load as load_yaml
 from resshift_fast.training import recipe
 from resshift_fast.training.degradations import Mixture, add_noise, gaussian_blur, jpeg
@@ -75,12 +76,6 @@ def _noisy(sigma: float) -> Degrade:
     return lambda image, rng: add_noise(image, rng, sigma)
 
 
-def psnr_rgb(image: np.ndarray, reference: np.ndarray) -> float:
-    """PSNR of all channels in dB, peak 255; infinite for equal images."""
-    error = float(np.mean((image.astype(np.float64) - reference) ** 2))
-    return float("inf") if error == 0.0 else float(10 * np.log10(255.0**2 / error))
-
-
 def figures(
     pipe: Pipeline, photos: list[np.ndarray], degrade: Degrade, times: int, seed: int
 ) -> Iterator[tuple[float, ...]]:
@@ -89,7 +84,12 @@ def figures(
         for time in range(times):
             low = degrade(photo, np.random.default_rng([SEED, number, time]))
             result = pipe(low, seed=seed, progress=False)
-            yield psnr_y(low, photo), psnr_y(result, photo), psnr_rgb(low, photo), psnr_rgb(result, photo)
+            yield (
+                psnr_y(low, photo),
+                psnr_y(result, photo),
+                psnr(low / 255, photo / 255),
+                psnr(result / 255, photo / 255),
+            )
 
 
 def measure(args: argparse.Namespace) -> common.Report:

@@ -98,12 +98,7 @@ def measure(args: argparse.Namespace) -> common.Report:
     least = pipe.spec.pad_multiple
     pipe(common.photo(least, least), progress=False)  # which derives once what depends on the weights alone
     rows = [case.row(pipe, args) for case in measured]
-    for row in rows:
-        row["ratio"] = row["CPU s"] / rows[0]["CPU s"]
-        row["predicted"] = row["multiplications"] / rows[0]["multiplications"]
-        row["error %"] = 100 * (row["predicted"] / row["ratio"] - 1)
-    worst = max(abs(row["error %"]) for row in rows) / 100
-    problem = f"a ratio is predicted {worst:.0%} off, more than {args.within:.0%}" if worst > args.within else ""
+    worst, problem = common.compare_ratios(rows, "CPU s", "multiplications", args.within)
     columns = {"photo": "", "tiles": "", "CPU s": ".3f", "ratio": ".3f", "predicted": ".3f", "error %": "+.1f"}
     notes = [f"Ratios are those to the first row. CPU seconds are the least of {args.runs} runs."]
     return common.Report(f"Cost of tiles of {pipe.spec.name}", columns, rows, notes, {"worst": worst}, problem)

@@ -17,16 +17,7 @@ from resshift_fast import backends, images
 from resshift_fast.core import devices, dtypes, forks
 from resshift_fast.core.memory import ResultTooLargeError, is_out_of_memory
 from resshift_fast.diffusion.noise import check_seed
-from resshift_fast.images.batches import (
-    Job,
-    Tile,
-    count_tiles,
-    crop,
-    crop_mask,
-    needs_restoring,
-    plan_batches,
-    shape_of,
-)
+from resshift_fast.images.batches import Job, Tile, crop, crop_mask, needs_restoring, plan_batches, shape_of
 from resshift_fast.images.sources import Source, sources_of
 from resshift_fast.images.tiling import Axis, Blender
 from resshift_fast.models import catalog, loading
@@ -347,11 +338,11 @@ class Pipeline:
     def _run(self, jobs: list[Job], batch_size: int | None, noise: str, progress: inputs.Progress) -> None:
         if noise == "torch" and self.device.type == "cpu":
             batch_size = batch_size or 1  # it is drawn for a batch at once, and must not depend on the threads
-        sizes = {
-            shape: batch_size or cores.default_batch_size(self.spec, shape, count, self.device, self.dtype)
-            for shape, count in count_tiles(jobs).items()
-        }
-        batches = list(plan_batches(jobs, sizes))
+
+        def most(shape: tuple[int, int], count: int) -> int:
+            return batch_size or cores.default_batch_size(self.spec, shape, count, self.device, self.dtype)
+
+        batches = list(plan_batches(jobs, most))
         generator = torch.Generator(self.device).manual_seed(jobs[0].seed) if noise == "torch" and jobs else None
         steps = self.spec.schedule.num_steps
         needed = [any(needs_restoring(jobs[tile.image], tile) for tile in batch) for batch in batches]

@@ -1,6 +1,6 @@
 """Tiles of several photos, grouped into batches that go through the networks together."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,7 +43,7 @@ class Job:
     blender: Blender
 
 
-def count_tiles(jobs: list[Job]) -> dict[tuple[int, int], int]:
+def _count_tiles(jobs: list[Job]) -> dict[tuple[int, int], int]:
     """(height, width) of a tile to how many there are of it, in all images."""
     counts: dict[tuple[int, int], int] = {}
     for job in jobs:
@@ -52,15 +52,16 @@ def count_tiles(jobs: list[Job]) -> dict[tuple[int, int], int]:
     return counts
 
 
-def plan_batches(jobs: list[Job], batch_sizes: Mapping[tuple[int, int], int]) -> Iterator[list[Tile]]:
+def plan_batches(jobs: list[Job], batch_size: Callable[[tuple[int, int], int], int]) -> Iterator[list[Tile]]:
     """Batches of consecutive tiles of one shape, in row-major order, image by image.
 
     Tiles that the mask does not reach need no network, and are never in one batch with tiles that do.
 
     Args:
         jobs: the images.
-        batch_sizes: (height, width) of a tile to the most that share a batch.
+        batch_size: of the (height, width) of a tile, and how many there are of it, the most that share a batch.
     """
+    most = {shape: batch_size(shape, count) for shape, count in _count_tiles(jobs).items()}
     batch: list[Tile] = []
     kind: tuple | None = None
     for i, job in enumerate(jobs):
@@ -69,7 +70,7 @@ def plan_batches(jobs: list[Job], batch_sizes: Mapping[tuple[int, int], int]) ->
             for column, left in enumerate(job.columns.starts):
                 tile = Tile(i, row, column, top, left)
                 its_kind = (shape, needs_restoring(job, tile))
-                if batch and (len(batch) == batch_sizes[shape] or its_kind != kind):
+                if batch and (len(batch) == most[shape] or its_kind != kind):
                     yield batch
                     batch = []
                 batch, kind = [*batch, tile], its_kind
