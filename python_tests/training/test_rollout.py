@@ -54,10 +54,13 @@ def test_the_share_of_the_first_step_is_as_configured():
     assert shares.tolist() == pytest.approx([0.15, 0.15, 0.7], abs=0.03)
 
 
-@pytest.mark.parametrize(("kind", "expected"), [("l1", 1.5), ("mse", 2.5), ("charbonnier", 1.5)])
-def test_losses_have_known_values(kind, expected):
+@pytest.mark.parametrize(
+    ("kind", "expected", "none"),
+    [("l1", 1.5, 0.0), ("mse", 2.5, 0.0), ("charbonnier", 1.5, 0.0), ("psnr", 3.9794, -50.0)],
+)
+def test_losses_have_known_values(kind, expected, none):
     values = loss_between(torch.tensor([[1.0, 2.0], [5.0, 5.0]]), torch.tensor([[0.0, 4.0], [5.0, 5.0]]), kind)
-    assert values.tolist() == pytest.approx([expected, 0.0], abs=2e-3)
+    assert values.tolist() == pytest.approx([expected, none], abs=2e-3)
 
 
 def test_draws_belong_to_a_sample_whatever_the_division_of_the_batch():

@@ -138,7 +138,7 @@ def train(
     lpips_weights: Annotated[
         Path | None, _option("Linear weights of LPIPS, or the lpips wheel. Default: those of the installed package.")
     ] = None,
-    loss: Annotated[str, _option("l1, mse or charbonnier.")] = "l1",
+    loss: Annotated[str, _option("l1, mse, charbonnier or psnr (10·log10 of the mse).")] = "l1",
     first_step_weight: Annotated[
         float, _option("Probability, 0 to 1, that a patch trains the chain's first step.")
     ] = 0.4,

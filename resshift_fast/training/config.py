@@ -12,7 +12,7 @@ from resshift_fast.training.data import PatchPlan
 from resshift_fast.training.degradations import Mixture
 from resshift_fast.training.interfaces import PatchDegradation
 
-LOSSES = ("l1", "mse", "charbonnier")
+LOSSES = ("l1", "mse", "charbonnier", "psnr")
 PRECISIONS = ("float32", "bfloat16", "float16")
 LEAST_PATCH = 128  # pixels, unless another is given
 
@@ -111,7 +111,7 @@ class TrainConfig:
     ema_decay: float = 0.999
     """Decay of the exponential moving average of the weights; at step n it is at most (1 + n) / (10 + n)."""
     loss: str = "l1"
-    """l1, mse or charbonnier (√(e² + 10⁻⁶)) between the prediction and its target."""
+    """l1, mse, charbonnier (√(e² + 10⁻⁶)) or psnr (in dB) between the prediction and its target."""
     first_step_weight: float = 0.4
     """Probability that a patch trains the chain's first step, t = T − 1, which generates most of the detail; the other
     steps are equally likely."""

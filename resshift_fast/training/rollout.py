@@ -19,13 +19,15 @@ def loss_between(prediction: Tensor, target: Tensor, kind: str) -> Tensor:
 
     Args:
         prediction, target: of any floating-point dtype.
-        kind: "l1", "mse" or "charbonnier" (√(e² + 10⁻⁶)).
+        kind: "l1", "mse", "charbonnier" (√(e² + 10⁻⁶)) or "psnr" (10·log₁₀(mse + 10⁻⁵), the loss of HINet,
+            arXiv 2105.06086, which gives a slightly degraded image the weight of a heavily degraded one).
     """
     error = (prediction.float() - target.float()).flatten(1)
     if kind == "l1":
         return error.abs().mean(1)
-    if kind == "mse":
-        return error.square().mean(1)
+    if kind in ("mse", "psnr"):
+        mse = error.square().mean(1)
+        return mse if kind == "mse" else 10 * (mse + 1e-5).log10()
     return (error.square() + 1e-6).sqrt().mean(1)
 
 
