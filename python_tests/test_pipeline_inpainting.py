@@ -6,10 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from pipelines import WHOLE, integers, oracle, photo, pointwise, tensor_of, tile_statistics, tiny
+from pipelines import WHOLE, integers, oracle, photo, pointwise, tensor_of, tile_statistics, tiny, zero
 
 from resshift_fast import images
 from resshift_fast.images import Photo
+from resshift_fast.restoration.filling import fill_photo
 
 POINTWISE = oracle(pointwise, 1, mask=True)
 H, W = 40, 90
@@ -191,6 +192,19 @@ def test_an_empty_mask_costs_nothing_and_changes_nothing():
 def test_a_mask_as_large_as_the_picture_is_filled():
     result = tiny("inpaint")(photo(H, W), np.ones((H, W), bool), tile=64, progress=False)
     assert result.shape == (H, W, 3) and result.std() > 1
+
+
+@pytest.mark.parametrize("tensors", [False, True])
+def test_a_hole_larger_than_a_tile_is_filled_in_from_the_whole_photo(tensors):
+    image, masked = photo(200, 220), np.zeros((200, 220), bool)
+    masked[10:180, 20:210] = True
+    pipe = oracle(zero, 1, mask=True, kappa=1e-4, filled=True)
+    given = tensor_of(image) if tensors else image
+    result = pipe(given, masked, tile=64, overlap=16, progress=False)
+    result = result[0].permute(1, 2, 0).numpy() * 255 if tensors else result.astype(np.float32)
+    whole = fill_photo(tensor_of(image)[0], torch.from_numpy(masked)).permute(1, 2, 0).numpy() * 255
+    np.testing.assert_allclose(result, whole, atol=0.6)
+    assert result[60:120, 70:150].std() > 1  # a tile of unknown pixels alone would be flat
 
 
 def test_pictures_of_unequal_sizes_with_their_masks_equal_one_by_one():

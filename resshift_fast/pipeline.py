@@ -24,6 +24,7 @@ from resshift_fast.models import catalog, loading
 from resshift_fast.models.catalog import ModelSpec
 from resshift_fast.models.layers import Module, prepack_weights_
 from resshift_fast.restoration import compilation, cores, precompilation
+from resshift_fast.restoration.filling import fill_photo
 from resshift_fast.restoration.model import Restoration
 from resshift_fast.restoration.progress import Progress
 from resshift_fast.restoration.sampler import torch_noise
@@ -325,6 +326,10 @@ class Pipeline:
         rows, columns = self.plan_tiles(source.height, source.width, tile, overlap)
         try:
             source.begin(self.spec.scale, mask)
+            filled = None
+            if mask is not None and self.spec.filled:
+                whole = source.crop(np.arange(source.height), np.arange(source.width))
+                filled = fill_photo(whole, torch.from_numpy(mask))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -333,7 +338,7 @@ class Pipeline:
                 f"{source.height * self.spec.scale} pixels; restore a smaller photo, or its parts"
             ) from error
         blender = Blender(rows, columns, self.spec.scale, partial(source.write, mask=mask))
-        return Job(source, mask, rows, columns, seed, blender)
+        return Job(source, mask, rows, columns, seed, blender, filled)
 
     def _run(self, jobs: list[Job], batch_size: int | None, noise: str, progress: inputs.Progress) -> None:
         if noise == "torch" and self.device.type == "cpu":

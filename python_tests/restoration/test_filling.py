@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from resshift_fast.restoration.filling import fill
+from resshift_fast.restoration.filling import fill, fill_photo
 
 
 def _formula(image, unknown):
@@ -66,3 +66,15 @@ def test_known_pixels_stay_and_the_others_are_within_their_range():
     assert torch.equal(fill(image, torch.zeros_like(unknown)), image)
     constant = fill(torch.where(unknown, 7.0, torch.full_like(image, 0.25)), unknown)
     torch.testing.assert_close(constant, torch.full_like(image, 0.25))
+
+
+@pytest.mark.parametrize("hole", [np.s_[90:130, 70:], np.s_[:, :], np.s_[0:0, 0:0]], ids=["corner", "all", "none"])
+def test_of_a_photo_only_the_surroundings_of_its_hole_are_looked_at(hole):
+    photo = torch.rand(3, 200, 160, generator=torch.Generator().manual_seed(1))
+    unknown = torch.zeros(200, 160, dtype=torch.bool)
+    unknown[hole] = True
+    given, expected = torch.where(unknown, 1e4, photo), photo.clone()
+    if unknown.any():
+        looked_at = np.s_[:, 26:194, 6:] if hole != np.s_[:, :] else np.s_[:, :, :]
+        expected[looked_at] = fill(given[looked_at][None], unknown[None][looked_at][None])[0]
+    assert torch.equal(fill_photo(given, unknown), expected)

@@ -18,6 +18,7 @@ from torch.export import Dim, ExportedProgram
 
 from resshift_fast.backends import use_backend
 from resshift_fast.core.files import replacing
+from resshift_fast.restoration.filling import fill
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -46,6 +47,8 @@ class Exportable(nn.Module):
         """Restore a batch; see `Inputs` for the arguments. Returns float32 [B, 3, H·scale, W·scale] in [0, 1]."""
         margin = self.restoration.margin
         image = image * 2 - 1
+        if mask is not None and self.restoration.spec.filled:
+            image = fill(image, mask)
         if margin:
             image = F.pad(image, (margin,) * 4, mode="reflect")
         seed = torch.zeros(image.shape[0], dtype=torch.int64, device=image.device)

@@ -33,6 +33,8 @@ class Job:
     Args:
         source: its pixels. mask: bool [H, W], True where to fill in; None for a model without masks.
         rows, columns: its tiles. seed: of its noise. blender: accumulates the restored tiles.
+        filled: float32 [3, H, W] in [−1, 1], its pixels with those of the mask filled in; None for a model that does
+            without.
     """
 
     source: Source
@@ -41,6 +43,7 @@ class Job:
     columns: Axis
     seed: int
     blender: Blender
+    filled: Tensor | None = None
 
 
 def _count_tiles(jobs: list[Job]) -> dict[tuple[int, int], int]:
@@ -103,7 +106,8 @@ def _indices(axis: Axis, start: int, margin: int) -> np.ndarray:
 
 def crop(job: Job, tile: Tile, margin: int) -> Tensor:
     """float32 [3, height + 2 · margin, width + 2 · margin] in [−1, 1]: the tile's pixels and those around it."""
-    return job.source.crop(_indices(job.rows, tile.top, margin), _indices(job.columns, tile.left, margin))
+    rows, columns = _indices(job.rows, tile.top, margin), _indices(job.columns, tile.left, margin)
+    return job.source.crop(rows, columns) if job.filled is None else job.filled[:, rows[:, None], columns[None, :]]
 
 
 def crop_mask(job: Job, tile: Tile) -> Tensor:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 RELAXATIONS = 8  # steps on each level
+SURROUNDINGS = 64  # pixels around a hole of a photo that are looked at
 LEVELS = 12  # halvings, whatever the size, so that a program of any size is the same: enough for 4096 pixels
 
 
@@ -44,6 +45,25 @@ def fill(image: Tensor, unknown: Tensor) -> Tensor:
         for _ in range(RELAXATIONS):
             filled = weighted + (1 - weight) * _neighbours(filled)
     return torch.where(unknown, filled, image)
+
+
+def fill_photo(photo: Tensor, unknown: Tensor) -> Tensor:
+    """`fill` of a whole photo, which looks only at its unknown pixels and their surroundings, so that memory is saved.
+
+    Args:
+        photo: float32 [3, H, W]; unknown pixels may have any finite value.
+        unknown: bool [H, W].
+
+    Returns:
+        Like photo, which it may be itself.
+    """
+    places = [torch.nonzero(unknown.any(axis))[:, 0].tolist() for axis in (1, 0)]
+    if not places[0]:
+        return photo
+    rows, columns = (slice(max(0, each[0] - SURROUNDINGS), each[-1] + 1 + SURROUNDINGS) for each in places)
+    filled = photo.clone()
+    filled[:, rows, columns] = fill(photo[None, :, rows, columns], unknown[None, None, rows, columns])[0]
+    return filled
 
 
 def _neighbours(image: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from resshift_fast.models.autoencoder import SpaceToDepth, VQAutoencoder
 from resshift_fast.models.catalog import ModelSpec
 from resshift_fast.models.derived import Preparable
 from resshift_fast.models.swin_unet import SwinUNet
-from resshift_fast.restoration import enlarging, filling
+from resshift_fast.restoration import enlarging
 from resshift_fast.restoration.sampler import LatentChain
 
 
@@ -69,7 +69,8 @@ class Restoration(nn.Module):
             image: float32 [B, 3, H + 2·margin, W + 2·margin] in [−1, 1]; H and W are multiples of `spec.pad_multiple`.
             seed: int64 [B], each in [0, 2⁶³).
             origin: int64 [B, 2], each tile's (row, column) in the whole latent; None means (0, 0).
-            mask: bool [B, 1, H, W], True where to fill in, for inpainting.
+            mask: bool [B, 1, H, W], True where to fill in, for inpainting. Where `spec.filled`, these pixels are filled
+                in smoothly already: the whole photo is, since a hole may be larger than a tile.
             noise: num_steps + 1 tensors like the latent, instead of the noise field; see `sampler.torch_noise`.
             callback: called with (t, x_{t−1}) after every step.
 
@@ -80,7 +81,8 @@ class Restoration(nn.Module):
         spec = self.spec
         mask_channel = None
         if mask is not None:
-            image = filling.fill(image, mask) if spec.filled else torch.where(mask, -1.0, image)
+            if not spec.filled:
+                image = torch.where(mask, -1.0, image)
             mask_channel = mask.float() * 2 - 1
         dtype = next((p.dtype for p in self.first_stage.parameters()), torch.float32)
         with nvtx.stage("encode"):
