@@ -64,15 +64,19 @@ quick: $(INSTALLED)
 # but for a sample, which that text selects; OBJECTS=build/native/cuda reads the library for CUDA that was built there, for the
 # architectures that it has. In `make sanitize` it leaves out runs that are recorded and have not changed, but for one.
 # CASES: of a test that has more, so many are run, here and in `make sanitize`.
+# THIRD: 0, 1 or 2, of the files of tests that the older Triton runs.
 # The older Triton's interpreter needs a NumPy before 2.4.
 KNOWN ?=
 OBJECTS ?=
 CASES ?=
+THIRD ?=
+KERNEL_TESTS = $(filter-out %/test_budgets.py,$(shell \
+	ls python_tests/kernels/test_*.py $(if $(THIRD),| awk 'NR % 3 == $(THIRD)')))
 proofs: $(INSTALLED) $(OLDER_TRITON)/installed
 	$(BIN)/python scripts/kernel_budgets.py $(if $(KNOWN),--known $(KNOWN))
 	PYTHONPATH=$(OLDER_TRITON) $(BIN)/python scripts/kernel_budgets.py $(if $(KNOWN),--known $(KNOWN)) --arch $(ARCHITECTURES)
 	PYTHONPATH=$(OLDER_TRITON) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --most-cases=$(or $(CASES),3) \
-		python_tests/kernels --ignore=python_tests/kernels/test_budgets.py
+		$(KERNEL_TESTS)
 	$(BIN)/python scripts/cuda_budgets.py $(if $(OBJECTS),--objects $(OBJECTS)) $(if $(KNOWN),--known)
 
 $(OLDER_TRITON)/installed: | $(INSTALLED)
