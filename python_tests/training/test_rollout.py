@@ -63,6 +63,20 @@ def test_losses_have_known_values(kind, expected, none):
     assert values.tolist() == pytest.approx([expected, none], abs=2e-3)
 
 
+@pytest.mark.parametrize("kind", ["l1", "mse", "charbonnier", "psnr"])
+def test_a_loss_of_some_elements_is_that_of_them_alone(kind):
+    generator = torch.Generator().manual_seed(0)
+    prediction, target = torch.randn(2, 3, 3, 4, 5, generator=generator)
+    where = torch.rand(3, 1, 4, 5, generator=generator) < 0.3
+    where[2] = False
+    found = loss_between(torch.where(where, prediction, 1e4), target, kind, where)
+    for one in range(2):
+        chosen = where[one].expand_as(target[one])
+        alone = loss_between(prediction[one][chosen][None], target[one][chosen][None], kind)
+        torch.testing.assert_close(found[one], alone[0])
+    assert found[2] == (-50 if kind == "psnr" else 0)
+
+
 def test_draws_belong_to_a_sample_whatever_the_division_of_the_batch():
     def values(draws):
         return [draws.normal(2, 3), draws.uniform(), draws.integers(0, 1000, 2)], draws.of_batch()

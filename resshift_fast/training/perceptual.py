@@ -1,15 +1,16 @@
 r"""The objective of models that show texture: pixels, features, and a discriminator, also towards a teacher's pictures.
 
 .. math::
-    L = \sum_{z \in \{x, \tau\}} s_z \left(a\,\mathrm{mean}\,|\hat x - z| + b\,d(\hat x, z)\right) + c\,L_\mathrm{GAN},
+    L = \sum_{z \in \{x, \tau\}} s_z \left(a\,e(\hat x, z) + b\,d(\hat x, z)\right) + c\,L_\mathrm{GAN},
     \qquad s_\tau = s,\ s_x = 1 - s
 
-x̂ is the decoded estimate of x_0, x the true picture, τ the one that a teacher makes of the low-quality picture, and d
-the distance of `features`. The error to a teacher's picture has no average over what is likely in it, which is what
-makes results of the error to the true picture smooth; the true picture corrects the teacher's mistakes. Real-ESRGAN
-(arXiv 2107.10833, section 3.4) has the same three kinds of terms. The discriminator takes true pictures as real.
+x̂ is the decoded estimate of x_0, x the true picture, τ the one that a teacher makes of the low-quality picture, e the
+mean error of pixels, by default the absolute one (`rollout.loss_between`), and d the distance of `features`. The error
+to a teacher's picture has no average over what is likely in it, which is what makes results of the error to the true
+picture smooth; the true picture corrects the teacher's mistakes. Real-ESRGAN (arXiv 2107.10833, section 3.4) has the
+same three kinds of terms. The discriminator takes true pictures as real.
 
-Of inpainting models x̂ has the known pixels of x, and the mean of |x̂ − z| is that of the unknown ones.
+Of inpainting models x̂ has the known pixels of x, and e is the mean over the unknown ones.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from resshift_fast.training.metrics import Metric
 from resshift_fast.training.objective import decode
 from resshift_fast.training.optimization import adamw
 from resshift_fast.training.pixels import to_tensor, upsample
-from resshift_fast.training.rollout import Chain
+from resshift_fast.training.rollout import Chain, loss_between
 from resshift_fast.training.validation import BEST, FEATURES
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Options:
     """Settings of the objective."""
 
     pixel: float = 1.0
-    """Weight a of the mean absolute error of pixels in [−1, 1]."""
+    """Weight a of the mean error of pixels in [−1, 1], which is of the kind that the setting `loss` names."""
     features: float = 0.05
     """Weight b of the distance of features."""
     grid: float = 0.0
@@ -86,7 +87,7 @@ class Perceptual:
     """The loss of the decoded x̂_0 of a random step, and the discriminator with its own.
 
     Args:
-        config: `lr`, `betas`, `weight_decay` and `patch` are used, and what `rollout.Chain` uses.
+        config: `loss`, `lr`, `betas`, `weight_decay` and `patch` are used, and what `rollout.Chain` uses.
         parts: of the training; the first stage is frozen here.
         options: settings.
         features: the distance, on the device; needed if `options.features` is not 0.
@@ -110,6 +111,7 @@ class Perceptual:
                 f"features has weight {options.features}, but no distance was given; pass one, or set it to 0"
             )
         self.parts, self.options, self.features, self.chain = parts, options, features, Chain(config, parts)
+        self.loss = config.loss
         cast(nn.Module, parts.first_stage).requires_grad_(False)
         found = PatchDiscriminator(options.disc_channels, options.disc_layers)
         if options.adversarial:
@@ -168,9 +170,7 @@ class Perceptual:
         for start, weight, picture in wanted:
             if not weight or picture is None:
                 continue
-            pixel = (image - picture).abs().mean((1, 2, 3))
-            if batch.mask is not None:  # where nothing is unknown, there is no error either
-                pixel = pixel / (batch.mask > 0).float().mean((1, 2, 3)).clamp_min(1e-6)
+            pixel = loss_between(image, picture, self.loss, None if batch.mask is None else batch.mask > 0)
             self._means.count(f"{start}pixel_loss", pixel)
             total = total + weight * self.options.pixel * pixel
             if own is not None:

@@ -14,21 +14,26 @@ from resshift_fast.training.objective import target
 from resshift_fast.training.pixels import upsample
 
 
-def loss_between(prediction: Tensor, target: Tensor, kind: str) -> Tensor:
+def loss_between(prediction: Tensor, target: Tensor, kind: str, where: Tensor | None = None) -> Tensor:
     """Mean error of each sample of two tensors of one shape [B, ...], float32 [B].
 
     Args:
         prediction, target: of any floating-point dtype.
         kind: "l1", "mse", "charbonnier" (√(e² + 10⁻⁶)) or "psnr" (10·log₁₀(mse + 10⁻⁵), the loss of HINet,
             arXiv 2105.06086, which gives a slightly degraded image the weight of a heavily degraded one).
+        where: bool, which elements the mean is over, expandable to their shape; None for all. Without any it is 0.
     """
-    error = (prediction.float() - target.float()).flatten(1)
+    error = prediction.float() - target.float()
     if kind == "l1":
-        return error.abs().mean(1)
-    if kind in ("mse", "psnr"):
-        mse = error.square().mean(1)
-        return mse if kind == "mse" else 10 * (mse + 1e-5).log10()
-    return (error.square() + 1e-6).sqrt().mean(1)
+        error = error.abs()
+    else:
+        error = error.square() if kind in ("mse", "psnr") else (error.square() + 1e-6).sqrt()
+    if where is None:
+        mean = error.flatten(1).mean(1)
+    else:
+        kept = where.expand_as(error).flatten(1)
+        mean = torch.where(kept, error.flatten(1), 0).sum(1) / kept.sum(1).clamp_min(1)
+    return 10 * (mean + 1e-5).log10() if kind == "psnr" else mean
 
 
 @dataclass(frozen=True)
