@@ -40,7 +40,7 @@ def test_the_command_trains_and_continues(photos, tmp_path, tiny_model):
     assert _command(*arguments).exit_code == 0
     refused = _command(*arguments, "--no-resume")
     assert refused.exit_code == 1 and "last.pt exists" in refused.output
-    assert _command(*arguments, "--override", "steps=3,lr=1e-4").exit_code == 0
+    assert _command(*arguments, "--override", "steps=3", "--override", "lr=1e-4").exit_code == 0
     assert "steps was 2 and is now 3; lr was 0.0006 and is now 0.0001" in (tmp_path / "log.csv").read_text()
     unknown = _command(*arguments, "--override", "stepz=3")
     assert unknown.exit_code == 1 and "stepz cannot be overridden; did you mean steps?" in unknown.output

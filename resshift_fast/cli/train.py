@@ -139,6 +139,7 @@ def train(
         Path | None, _option("Linear weights of LPIPS, or the lpips wheel. Default: those of the installed package.")
     ] = None,
     loss: Annotated[str, _option("l1, mse, charbonnier or psnr (10·log10 of the mse).")] = "l1",
+    loss_floor: Annotated[float, _option("What psnr adds to the mse of values in -1 to 1.")] = 1e-3,
     first_step_weight: Annotated[
         float, _option("Probability, 0 to 1, that a patch trains the chain's first step.")
     ] = 0.4,
@@ -192,10 +193,10 @@ def train(
     save_minutes: Annotated[float, _option("Longest time between checkpoints, in minutes.")] = 10.0,
     resume: Annotated[bool, _option("Continue from the run folder's last.pt.")] = True,
     changes: Annotated[
-        str | None,
+        list[str] | None,
         _option(
             "Settings to continue with other values of, such as lr=1e-4,steps=20000,batch=16,precision=float32; "
-            "they are noted in log.csv. Default: none.",
+            "they are noted in log.csv. May be repeated. Default: none.",
             "--override",
         ),
     ] = None,
@@ -213,7 +214,7 @@ def train(
     settings["given"] = {"compile" if name == "compile_model" else name for name in given}
     for name in ("ctx", "clean", "threads", "resume", "changes"):
         del settings[name]
-    conclude(run, lambda: _run(settings, clean, threads, resume, changes))
+    conclude(run, lambda: _run(settings, clean, threads, resume, ",".join(changes or ())))
 
 
 def conclude(run: Path, training: Callable[[], bool]) -> None:
@@ -257,7 +258,7 @@ def start(config: TrainConfig, make: Callable[[TrainConfig], Training], *, threa
         trainer.processes.leave()
 
 
-def _run(settings: dict, clean: float, threads: int | None, resume: bool, changes: str | None) -> bool:
+def _run(settings: dict, clean: float, threads: int | None, resume: bool, changes: str) -> bool:
     """Train; returns whether the run is complete."""
     from resshift_fast.training.config import TrainConfig
     from resshift_fast.training.degradations import Mixture
@@ -265,7 +266,7 @@ def _run(settings: dict, clean: float, threads: int | None, resume: bool, change
 
     settings["val_metrics"] = tuple(filter(None, settings["val_metrics"].split(",")))
     spec, settings = _described(settings)
-    config = TrainConfig(**({"mixture": Mixture(clean=clean)} | settings)).overridden(changes or "")
+    config = TrainConfig(**({"mixture": Mixture(clean=clean)} | settings)).overridden(changes)
     return start(
         config, lambda one: Trainer(one) if spec is None else Trainer(one, spec), threads=threads, resume=resume
     )

@@ -117,10 +117,10 @@ def train_autoencoder(
     save_minutes: Annotated[float, option("Longest time between checkpoints, in minutes.")] = 10.0,
     resume: Annotated[bool, option("Continue from the run folder's last.pt.")] = True,
     changes: Annotated[
-        str | None,
+        list[str] | None,
         option(
             "Settings to continue with other values of, such as lr=1e-5,steps=90000,batch=16,precision=float32; "
-            "they are noted in log.csv. Default: none.",
+            "they are noted in log.csv. May be repeated. Default: none.",
             "--override",
         ),
     ] = None,
@@ -134,10 +134,10 @@ def train_autoencoder(
     settings["compile"] = settings.pop("compile_model")
     for name in ("config_file", "threads", "resume", "changes"):
         del settings[name]
-    conclude(run, lambda: _run(settings, config_file, threads, resume, changes))
+    conclude(run, lambda: _run(settings, config_file, threads, resume, ",".join(changes or ())))
 
 
-def _run(settings: dict, config_file: Path | None, threads: int | None, resume: bool, changes: str | None) -> bool:
+def _run(settings: dict, config_file: Path | None, threads: int | None, resume: bool, changes: str) -> bool:
     """Train; returns whether the run is complete."""
     from resshift_fast.models import official_config
     from resshift_fast.models.autoencoder import AutoencoderConfig
@@ -158,7 +158,7 @@ def _run(settings: dict, config_file: Path | None, threads: int | None, resume: 
         sizes, settings["model"] = described, path.stem
     config = TrainConfig(**settings, objective="vqgan", objective_options=options, betas=BETAS)
     return start(
-        config.overridden(changes or ""),
+        config.overridden(changes),
         lambda one: AutoencoderTrainer(one, sizes),
         threads=threads,
         resume=resume,

@@ -112,6 +112,8 @@ class TrainConfig:
     """Decay of the exponential moving average of the weights; at step n it is at most (1 + n) / (10 + n)."""
     loss: str = "l1"
     """l1, mse, charbonnier (√(e² + 10⁻⁶)) or psnr (in dB) between the prediction and its target."""
+    loss_floor: float = 1e-3
+    """Mean squared error of values in [−1, 1] that is added to that of an image before psnr takes its logarithm."""
     first_step_weight: float = 0.4
     """Probability that a patch trains the chain's first step, t = T − 1, which generates most of the detail; the other
     steps are equally likely."""
@@ -182,6 +184,8 @@ class TrainConfig:
             for name in names:
                 if getattr(self, name) < least:
                     raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not 0 < self.loss_floor < math.inf:
+            raise ValueError(f"loss_floor must be above 0, got {self.loss_floor}")
         for name in ("first_step_weight", "rollout", "recolour"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} is a probability, expected 0 to 1, got {getattr(self, name)}")

@@ -87,7 +87,7 @@ class Perceptual:
     """The loss of the decoded x̂_0 of a random step, and the discriminator with its own.
 
     Args:
-        config: `loss`, `lr`, `betas`, `weight_decay` and `patch` are used, and what `rollout.Chain` uses.
+        config: `loss`, `loss_floor`, `lr`, `betas`, `weight_decay` and `patch` are used, and what `rollout.Chain` uses.
         parts: of the training; the first stage is frozen here.
         options: settings.
         features: the distance, on the device; needed if `options.features` is not 0.
@@ -111,7 +111,7 @@ class Perceptual:
                 f"features has weight {options.features}, but no distance was given; pass one, or set it to 0"
             )
         self.parts, self.options, self.features, self.chain = parts, options, features, Chain(config, parts)
-        self.loss = config.loss
+        self.error = partial(loss_between, kind=config.loss, floor=config.loss_floor)
         cast(nn.Module, parts.first_stage).requires_grad_(False)
         found = PatchDiscriminator(options.disc_channels, options.disc_layers)
         if options.adversarial:
@@ -170,7 +170,7 @@ class Perceptual:
         for start, weight, picture in wanted:
             if not weight or picture is None:
                 continue
-            pixel = loss_between(image, picture, self.loss, None if batch.mask is None else batch.mask > 0)
+            pixel = self.error(image, picture, where=None if batch.mask is None else batch.mask > 0)
             self._means.count(f"{start}pixel_loss", pixel)
             total = total + weight * self.options.pixel * pixel
             if own is not None:

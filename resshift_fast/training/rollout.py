@@ -14,14 +14,17 @@ from resshift_fast.training.objective import target
 from resshift_fast.training.pixels import upsample
 
 
-def loss_between(prediction: Tensor, target: Tensor, kind: str, where: Tensor | None = None) -> Tensor:
+def loss_between(
+    prediction: Tensor, target: Tensor, kind: str, where: Tensor | None = None, *, floor: float = 1e-3
+) -> Tensor:
     """Mean error of each sample of two tensors of one shape [B, ...], float32 [B].
 
     Args:
         prediction, target: of any floating-point dtype.
-        kind: "l1", "mse", "charbonnier" (√(e² + 10⁻⁶)) or "psnr" (10·log₁₀(mse + 10⁻⁵), the loss of HINet,
+        kind: "l1", "mse", "charbonnier" (√(e² + 10⁻⁶)) or "psnr" (10·log₁₀(mse + floor), the loss of HINet,
             arXiv 2105.06086, which gives a slightly degraded image the weight of a heavily degraded one).
         where: bool, which elements the mean is over, expandable to their shape; None for all. Without any it is 0.
+        floor: of "psnr". Images with a smaller mse weigh like that: else those without an error would outweigh others.
     """
     error = prediction.float() - target.float()
     if kind == "l1":
@@ -33,7 +36,7 @@ def loss_between(prediction: Tensor, target: Tensor, kind: str, where: Tensor | 
     else:
         kept = where.expand_as(error).flatten(1)
         mean = torch.where(kept, error.flatten(1), 0).sum(1) / kept.sum(1).clamp_min(1)
-    return 10 * (mean + 1e-5).log10() if kind == "psnr" else mean
+    return 10 * (mean + floor).log10() if kind == "psnr" else mean
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ class Rollout:
     """Error of the prediction at a random timestep; x_t may be built from the network's own estimate of x_0.
 
     Args:
-        config: `loss` is used, and what `Chain` uses.
+        config: `loss` and `loss_floor` are used, and what `Chain` uses.
         parts: of the training.
 
     Raises:
@@ -142,4 +145,4 @@ class Rollout:
         found = self.chain.sample(batch, x0, y, draws)
         row = parts.table[found.t].T[..., None, None, None]
         wanted = target(parts.spec.prediction_type, x0, y, found.noise, row)
-        return Loss(loss_between(found.prediction, wanted, self.config.loss), found.t)
+        return Loss(loss_between(found.prediction, wanted, self.config.loss, floor=self.config.loss_floor), found.t)
