@@ -26,6 +26,7 @@ from resshift_fast.training.degradations import Mixture, add_noise, gaussian_blu
 from resshift_fast.training.degradations.scans import marked
 from resshift_fast.training.metrics import psnr_y
 from resshift_fast.training.photos import read_rgb
+from resshift_fast.training.validation import changed
 
 if TYPE_CHECKING:
     from resshift_fast.pipeline import Pipeline
@@ -52,19 +53,12 @@ def degradations(mixture: Mixture) -> dict[str, Degrade]:
     """What is done to a clean photo, by name."""
     mixed = replace(mixture, clean=0.0)
 
-    def changed(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """By the mixture, which sometimes has nothing to do, over which no PSNR gains."""
-        low = image
-        while np.array_equal(low, image):
-            low = mixed.degrade(image, 1, rng)
-        return low
-
     found: dict[str, Degrade] = {CLEAN: lambda image, rng: image}
     found |= {f"JPEG {quality}": _compressed(quality) for quality in (30, 50, 70, 90)}
     found |= {f"noise {sigma}": _noisy(sigma) for sigma in (5, 15, 25)}
     found["blur 0.8"] = lambda image, rng: gaussian_blur(image, 0.8)
     found["scan"] = lambda image, rng: jpeg(add_noise(marked(image, rng, 10), rng, 6.0, gray=True), 75)
-    found[MIXTURE] = changed
+    found[MIXTURE] = lambda image, rng: changed(mixed, image, 1, rng)
     return found
 
 

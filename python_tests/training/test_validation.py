@@ -62,6 +62,15 @@ def test_without_enlarging_only_degraded_photos_are_validated(photos):
     assert gain == 0.0 and np.isfinite(validation.run(lambda low, _: low * 0.9).gain)
 
 
+def test_at_scale_1_every_photo_is_degraded(photos):
+    rare = {"blur": 0.2, "noise": 0.1, "jpeg": 0.1, "second_order": 0.0}
+    for pair in from_photos(photos, 1, Mixture(**rare, resize_kinds=("bicubic",), resize_weights=(1.0,)), limit=6):
+        assert not np.array_equal(pair.high, pair.low["degraded"])
+    nothing = Mixture(blur=0.0, noise=0.0, jpeg=0.0, second_order=0.0)
+    with pytest.raises(ValueError, match="the degradation changes nothing at scale 1"):
+        from_photos(photos, 1, nothing, limit=1)
+
+
 def test_photos_of_any_size_are_validated(tmp_path):
     """200 pixels are 50 latent ones, which a network with windows of 8 takes padded to 64 only."""
     pixels = np.random.default_rng(0).integers(0, 256, (200, 203, 3), dtype=np.uint8)

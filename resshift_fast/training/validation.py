@@ -20,7 +20,7 @@ from resshift_fast.images.errors import ImageError
 from resshift_fast.training.degradations import Mixture
 from resshift_fast.training.degradations import resize as resized
 from resshift_fast.training.degradations.second_order import SecondOrder
-from resshift_fast.training.interfaces import BatchDegradation, Degradation, Draws
+from resshift_fast.training.interfaces import BatchDegradation, Degradation, Draws, PatchDegradation
 from resshift_fast.training.metrics import Metric, psnr_y
 from resshift_fast.training.photos import list_photos, read_rgb
 from resshift_fast.training.pixels import to_images, to_tensor, upsample
@@ -343,7 +343,22 @@ def _degraded(
         if batch.high.shape[1] != high.shape[2]:
             high = to_images(batch.high)[0]
         return high, to_images(batch.low)[0], None if batch.mask is None else batch.mask[0, 0].numpy()
-    return high, degradation.degrade(high, scale, np.random.default_rng([SEED, number])), None
+    return high, changed(degradation, high, scale, np.random.default_rng([SEED, number])), None
+
+
+def changed(degradation: PatchDegradation, image: np.ndarray, scale: int, rng: np.random.Generator) -> np.ndarray:
+    """The low-quality version of an image, drawn again where it is the image itself, over which no PSNR gains.
+
+    Args: as of `degradation.degrade`.
+
+    Raises:
+        ValueError: if 100 draws change nothing.
+    """
+    for _ in range(100):
+        low = degradation.degrade(image, scale, rng)
+        if scale > 1 or not np.array_equal(low, image):
+            return low
+    raise ValueError("the degradation changes nothing at scale 1, so there is nothing to validate; leave val out")
 
 
 def _rgb(image: np.ndarray) -> np.ndarray:
