@@ -55,13 +55,13 @@ def mask_of(kind: int, number: int, time: int, height: int, width: int) -> np.nd
     """A mask of a kind, bool [H, W], of at least one and at most half of the pixels.
 
     Raises:
-        ValueError: if 100 draws give none.
+        ValueError: if 1,000 draws give none.
     """
     weights = tuple(float(one == kind) for one in range(len(KINDS)))
     assert len(weights) == 4
     masks = Masks(weights=weights, largest=0.5)
-    for attempt in range(100):
-        (drawn,) = masks.draw(Draws(SEED, 100 * time + attempt, [number]), height, width)
+    for attempt in range(1000):
+        (drawn,) = masks.draw(Draws(SEED, 1000 * time + attempt, [number]), height, width)
         mask = rasterized(drawn, height, width, torch.device("cpu"), masks.largest).numpy()
         if 0 < mask.mean() <= 0.5:
             return mask

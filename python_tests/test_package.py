@@ -57,7 +57,7 @@ def test_models_choose_no_backend(path):
     assert not any(word in source for word in ("cuda", "triton", "is_available", "backends"))
 
 
-DOCUMENTS = [ROOT.parent / "README.md", ROOT / "weights" / "nano-x4.md"]
+DOCUMENTS = [ROOT.parent / "README.md", *sorted((ROOT / "weights").glob("*.md"))]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

@@ -2,14 +2,17 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pipelines import CPU, SPECS, integers, oracle, photo, pointwise, tensor_of, tiny, zero
 
 from resshift_fast import Pipeline, pipeline, sample
 from resshift_fast.models import catalog
+from resshift_fast.training.metrics import psnr_y
 from resshift_fast.weights import download
 from resshift_fast.weights.checkpoints import CheckpointError, save_safetensors
 
@@ -232,6 +235,26 @@ def test_the_embedded_model_is_the_default_and_stays_close_to_the_picture(loads)
     result, plain = sample(image, device="cpu", progress=False), oracle(zero)(image, progress=False)
     assert result.shape == (96, 128, 3) and loads == ["nano-x4"]
     assert 0 < np.abs(result / 255 - plain / 255).mean() < 0.05
+
+
+def test_the_embedded_model_of_scale_1_takes_noise_away_and_leaves_a_clean_photo():
+    path = Path(__file__).parents[1] / "examples" / "nuthatch.jpg"
+    clean = np.asarray(Image.open(path))
+    noisy = np.clip(clean + np.random.default_rng(0).normal(0, 20, clean.shape), 0, 255).round().astype(np.uint8)
+    pipe = Pipeline.from_pretrained("photo-x1", device="cpu")
+    kept, restored = (psnr_y(pipe(each, progress=False), clean) for each in (clean, noisy))
+    assert kept > 40 and restored > psnr_y(noisy, clean) + 1
+
+
+def test_with_a_mask_the_embedded_inpainting_model_is_the_default(loads):
+    image, masked = photo(40, 56), np.zeros((40, 56), bool)
+    masked[12:20, 8:40] = True
+    result = sample(np.where(masked[..., None], np.uint8(0), image), mask=masked, device="cpu", progress=False)
+    assert loads == ["photo-inpaint"]
+    np.testing.assert_array_equal(result[~masked], image[~masked])
+    assert psnr_y(result[masked][None], image[masked][None]) > 15
+    with pytest.raises(ValueError, match="nano-x4 takes no mask"):
+        sample(image, "nano-x4", mask=masked, device="cpu")
 
 
 def test_sample_keeps_one_pipeline_and_reloads_on_change(files, loads):

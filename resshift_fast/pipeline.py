@@ -238,11 +238,8 @@ class Pipeline:
             raise ValueError(f"noise is {noise!r}, expected 'field' or 'torch'")
         if noise == "torch" and len(set(seeds)) > 1:
             raise ValueError("noise='torch' draws in order from one seed; give a single seed, or use noise='field'")
-        tile, overlap, batch_size = (
-            _integer("tile", tile),
-            _integer("overlap", overlap),
-            _integer("batch_size", batch_size),
-        )
+        tile, overlap = _integer("tile", tile), _integer("overlap", overlap)
+        batch_size = _integer("batch_size", batch_size)
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected at least 1")
         jobs = [
@@ -326,10 +323,8 @@ class Pipeline:
         rows, columns = self.plan_tiles(source.height, source.width, tile, overlap)
         try:
             source.begin(self.spec.scale, mask)
-            filled = None
-            if mask is not None and self.spec.filled:
-                whole = source.crop(np.arange(source.height), np.arange(source.width))
-                filled = fill_photo(whole, torch.from_numpy(mask))
+            fills = mask is not None and self.spec.filled
+            filled = fill_photo(source.whole(), torch.from_numpy(mask)) if fills else None
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -418,16 +413,20 @@ class Pipeline:
 
 
 @overload
-def sample(image: inputs.ImageOrPath, model: str = ..., **options: Unpack[inputs.SampleOptions]) -> Image.Image: ...
+def sample(
+    image: inputs.ImageOrPath, model: str | None = ..., **options: Unpack[inputs.SampleOptions]
+) -> Image.Image: ...
 @overload
-def sample(image: inputs.Pixels, model: str = ..., **options: Unpack[inputs.SampleOptions]) -> inputs.Pixels: ...
+def sample(image: inputs.Pixels, model: str | None = ..., **options: Unpack[inputs.SampleOptions]) -> inputs.Pixels: ...
 @overload
-def sample(image: list[Any], model: str = ..., **options: Unpack[inputs.SampleOptions]) -> list[Any]: ...
+def sample(image: list[Any], model: str | None = ..., **options: Unpack[inputs.SampleOptions]) -> list[Any]: ...
 @overload
-def sample(image: tuple[Any, ...], model: str = ..., **options: Unpack[inputs.SampleOptions]) -> tuple[Any, ...]: ...
+def sample(
+    image: tuple[Any, ...], model: str | None = ..., **options: Unpack[inputs.SampleOptions]
+) -> tuple[Any, ...]: ...
 def sample(
     image: Any,
-    model: str = catalog.DEFAULT_MODEL,
+    model: str | None = None,
     *,
     mask: inputs.Masks | None = None,
     seed: inputs.Seeds = 0,
@@ -444,7 +443,8 @@ def sample(
     Args:
         image, mask, seed: as in `Pipeline.__call__`, which also takes `options` (tile, overlap, batch_size, noise,
             layout, progress).
-        model, device, dtype, weights, autoencoder: as in `Pipeline.from_pretrained`.
+        model: of the catalogue; None means nano-x4 or, with a mask, photo-inpaint.
+        device, dtype, weights, autoencoder: as in `Pipeline.from_pretrained`.
 
     Raises:
         ValueError, TypeError, OSError: as in `Pipeline.__call__` and `Pipeline.from_pretrained`.
@@ -454,6 +454,7 @@ def sample(
         >>> sample(np.zeros((16, 24, 3), dtype=np.uint8)).shape
         (64, 96, 3)
     """
+    model = model or catalog.default_model(masked=mask is not None)
     device = devices.usable_device(device)
     dtype = dtypes.usable_dtype(dtype, device)
     key = (model, _version(weights), _version(autoencoder), str(device), dtype)

@@ -180,3 +180,6 @@ def test_models_that_do_not_fit(bicubic, monkeypatch):
     assert restoring.face_model().name == "faceir"
     monkeypatch.setattr(loading, "is_here", lambda spec: False)
     assert restoring.face_model().name == "inpaint-face"
+    monkeypatch.undo()
+    monkeypatch.setattr(loading, "is_here", lambda spec: spec.weights is not None and spec.weights.url is None)
+    assert restoring.face_model().name == "photo-x1" and restoring.face_model(own_weights=True).name == "faceir"

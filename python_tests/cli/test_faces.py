@@ -124,3 +124,10 @@ def test_weights_of_the_model_of_faces(restore, tmp_path, monkeypatch):
     assert outcome.code == 1 and "bad.pth is a text file; expected weights" in outcome.errors[0]
     error = faces._for_faces(DownloadError("no connection; or pass a copy as weights=FILE (--weights FILE)"))
     assert isinstance(error, DownloadError) and str(error).endswith("pass a copy as --face-weights FILE")
+
+
+def test_without_other_weights_the_embedded_model_restores_faces(monkeypatch, tmp_path):
+    monkeypatch.setattr(Detector, "from_files", lambda path=None: None)
+    monkeypatch.setenv("RESSHIFT_FAST_CACHE", str(tmp_path))
+    loaded = faces.load(FaceOptions(None, None, None, None), oracle(zero), {"device": "cpu", "dtype": "float32"})
+    assert loaded.face_pipe.spec.name == "photo-x1"

@@ -260,6 +260,16 @@ def test_inpainting_keeps_known_pixels(restore, tmp_path):
     assert not np.array_equal(before[masked], after[masked])
 
 
+def test_with_a_mask_the_embedded_inpainting_model_is_the_default(program, tmp_path):
+    photo, mask = make_photo(tmp_path / "photo.png", (40, 36)), make_mask(tmp_path / "mask.png", (40, 36))
+    out = tmp_path / "out.png"
+    assert program("restore", photo, "-o", out, "--mask", mask).code == 0
+    before, after, masked = pixels_of(photo), pixels_of(out), pixels_of(mask) > 0
+    assert before.shape == after.shape and np.array_equal(before[~masked], after[~masked])
+    refused = program("restore", photo, "-o", out, "--mask", mask, "--model", "nano-x4")
+    assert refused.code != 0 and "nano-x4 takes no mask" in refused.err
+
+
 def test_masks_of_a_folder_are_found_by_stem(restore, tmp_path):
     photos, masks, out = tmp_path / "photos", tmp_path / "masks", tmp_path / "out"
     photos.mkdir()

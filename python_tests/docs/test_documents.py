@@ -13,7 +13,7 @@ import pytest
 import torch
 import typer
 from PIL import Image
-from sample_photos import make_photo
+from sample_photos import make_mask, make_photo
 
 from resshift_fast import Pipeline
 from resshift_fast.cli.app import app
@@ -58,9 +58,10 @@ COMMANDS = [(page, words) for page in PAGES for words in commands(page)]
 
 @pytest.fixture
 def namespace(tmp_path, monkeypatch):
-    """The variables that examples use without defining them, and a working directory with the photo that they read."""
+    """The variables that examples use without defining them, and a working directory with the files that they read."""
     monkeypatch.chdir(tmp_path)
     photo = Image.open(make_photo(tmp_path / "photo.jpg", (24, 20)))
+    make_mask(tmp_path / "mask.png", (24, 20))
     channels = {name: torch.zeros(1, 64) for name in ("scale", "shift")}
     pipe = Pipeline.from_pretrained(device="cpu")
     tensors = {"x": torch.randn(1, 64, 8, 8), "weight": torch.ones(64), "bias": torch.zeros(64), **channels}

@@ -153,13 +153,12 @@ def test_official_schedules(name, steps, first):
     assert schedule.sqrt_etas_all[0] == pytest.approx(first)
 
 
-def test_the_embedded_model_is_small():
-    spec = get("nano-x4")
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in catalog.build_denoiser(spec).parameters())
-    assert 100_000 < parameters <= 3_000_000
-    assert spec.weights.url is None and spec.autoencoder_weights is None
-    assert spec.schedule.num_steps == 4
+@pytest.mark.parametrize("name, steps", [("nano-x4", 4), ("photo-x1", 1), ("photo-inpaint", 1)])
+def test_the_embedded_models_are_small(name, steps):
+    spec = get(name)
+    assert 100_000 < catalog.parameters(spec.denoiser) <= 6_000_000
+    assert spec.weights.url is None and spec.autoencoder_weights is None and f"weights/{name}.md" in spec.licence
+    assert spec.schedule.num_steps == steps
 
 
 @pytest.mark.parametrize("spec", [spec for spec in MODELS.values() if not spec.schedule.one_step], ids=lambda s: s.name)

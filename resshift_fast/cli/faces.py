@@ -71,9 +71,8 @@ def load(asked: FaceOptions, pipe: Pipeline, loading: dict[str, Any]) -> FaceRes
 
     files = weights_files(asked.weights, asked.autoencoder)
     try:
-        faces = Pipeline.from_pretrained(
-            face_model(asked.model).name, **files, **loading, progress=not console.is_quiet()
-        )
+        spec = face_model(asked.model, own_weights=any(files.values()))
+        faces = Pipeline.from_pretrained(spec.name, **files, **loading, progress=not console.is_quiet())
     except (OSError, ValueError) as error:
         raise _for_faces(error) from error
     return FaceRestorer(pipe, faces, Detector.from_files(asked.detector and expand_home(asked.detector)))

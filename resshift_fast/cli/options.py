@@ -60,15 +60,14 @@ def _model_names() -> list[str]:
     return list(catalog.MODELS)
 
 
+def model_option(then: str = "") -> Any:
+    """The option --model; `then` ends the sentence of its default."""
+    text = f"A name that `resshift-fast models` lists. Default: nano-x4{then}."
+    return option(text, metavar="NAME", autocompletion=one_of(_model_names))
+
+
 # What commands that run a model have in common.
-Model = Annotated[
-    str,
-    option(
-        "A name that `resshift-fast models` lists. Default: nano-x4.",
-        metavar="NAME",
-        autocompletion=one_of(_model_names),
-    ),
-]
+Model = Annotated[str, model_option()]
 Weights = Annotated[Path | None, option("Weights of the denoiser. Default: the published ones.", metavar="FILE")]
 Autoencoder = Annotated[Path | None, option("Weights of the autoencoder. Default: the published ones.", metavar="FILE")]
 Threads = Annotated[int | None, option("Threads of the CPU that compute. Default: one per core.", min=1, metavar="N")]

@@ -18,9 +18,9 @@ from resshift_fast.cli.options import (
     Autoencoder,
     Backend,
     Dtype,
-    Model,
     Threads,
     Weights,
+    model_option,
     one_of,
     option,
     parsed_by,
@@ -89,7 +89,7 @@ def restore(
             "--recursive",
         ),
     ] = False,
-    model: Model = "nano-x4",
+    model: Annotated[str | None, model_option("; with --mask photo-inpaint")] = None,
     scale: Annotated[
         float | None,
         option(
@@ -120,7 +120,8 @@ def restore(
     face_model: Annotated[
         str | None,
         option(
-            "Model of --faces, of scale 1. Default: faceir.",
+            "Model of --faces, of scale 1. Default: faceir if its weights are on this computer or are given, else "
+            "photo-x1.",
             metavar="NAME",
         ),
     ] = None,
@@ -296,7 +297,7 @@ def restore(
         patterns=patterns,
         out=out,
         recursive=recursive,
-        model=model,
+        model=model or _default_model(masked=mask is not None),
         backend=backend,
         threads=threads,
         skip_existing=skip_existing,
@@ -336,6 +337,12 @@ def restore(
         console.say(f"interrupted {progress}; run again with --skip-existing to continue", logging.ERROR)
         code = 130
     raise typer.Exit(code)
+
+
+def _default_model(masked: bool) -> str:
+    from resshift_fast.models.catalog import default_model
+
+    return default_model(masked)
 
 
 def _refuse(message: str) -> NoReturn:

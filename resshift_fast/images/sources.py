@@ -31,6 +31,10 @@ class Source(ABC):
     def crop(self, rows: np.ndarray, columns: np.ndarray) -> Tensor:
         """Pixels at the given indices, float32 [3, len(rows), len(columns)] in [−1, 1]."""
 
+    def whole(self) -> Tensor:
+        """All pixels, float32 [3, H, W] in [−1, 1]."""
+        return self.crop(np.arange(self.height), np.arange(self.width))
+
     @abstractmethod
     def begin(self, scale: int, mask: np.ndarray | None = None) -> None:
         """Allocate the result, whose sides are `scale` times the input's.

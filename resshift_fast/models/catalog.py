@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 RELEASE = "https://github.com/zsyOAOA/ResShift/releases/download/v2.0/"
 CONDITIONS = ("image", "latent", "enlarged")
 Entry = TypeVar("Entry")
-OWN_LICENCE = "CC BY-SA 4.0 (trained from free photographs, see weights/nano-x4.md)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +131,11 @@ DISTILLED = "distilled-x"  # begins the names of the students of others that tel
 
 def _official(filename: str) -> WeightFile:
     return WeightFile(filename, RELEASE + filename)
+
+
+def _embedded(name: str) -> WeightFile:
+    licence = f"CC BY-SA 4.0 (trained from free photographs, see weights/{name}.md)"
+    return WeightFile(f"{name}.safetensors", None, licence=licence)
 
 
 VQ_F4 = AutoencoderConfig()
@@ -273,7 +277,7 @@ _SPECS = (
         pad_multiple=16,
         tile=192,
         overlap=16,
-        weights=WeightFile("nano-x4.safetensors", None, licence=OWN_LICENCE),
+        weights=_embedded("nano-x4"),
     ),
     _small(
         "photo-x1",
@@ -282,6 +286,7 @@ _SPECS = (
         factor=2,
         pad_multiple=32,
         overlap=32,
+        weights=_embedded("photo-x1"),
     ),
     _small(
         "photo-inpaint",
@@ -292,6 +297,7 @@ _SPECS = (
         overlap=128,
         needs_mask=True,
         filled=True,
+        weights=_embedded("photo-inpaint"),
     ),
     _realsr("realsr-x4-v1", "×4 real-world super-resolution, 15 steps", FIFTEEN_STEPS, "resshift_realsrx4_s15_v1.pth"),
     _realsr("realsr-x4-v2", "×4 real-world super-resolution, 15 steps", FIFTEEN_STEPS, "resshift_realsrx4_s15_v2.pth"),
@@ -335,7 +341,13 @@ _SPECS = (
 
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
 DEFAULT_MODEL = "nano-x4"
+DEFAULT_INPAINTING = "photo-inpaint"
 ONE_STEP = "-1step"  # ends the names of one-step students
+
+
+def default_model(masked: bool) -> str:
+    """The name of the embedded model that is taken where none is named, by whether a mask is given."""
+    return DEFAULT_INPAINTING if masked else DEFAULT_MODEL
 
 
 def get(name: str) -> ModelSpec:

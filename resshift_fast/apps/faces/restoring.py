@@ -20,7 +20,7 @@ from resshift_fast.models import catalog, loading
 from resshift_fast.models.catalog import ModelSpec
 from resshift_fast.pipeline import Pipeline
 
-FACE_MODELS = ("faceir",)  # of the catalogue, the preferred one first
+FACE_MODELS = ("faceir", "photo-x1")  # of the catalogue, the preferred one first; the last one is embedded
 LEAST_EYES = 10.0  # pixels between the eyes, from which a face is restored
 MOST_FACES = 100  # of one picture that are restored
 DETECTED_SIDE = 2048  # of the picture in which faces are sought, at most
@@ -59,10 +59,15 @@ def _faces(count: int) -> str:
     return f"{count} face{'s' * (count != 1)}"
 
 
-def face_model(name: str | None = None) -> ModelSpec:
+def face_model(name: str | None = None, *, own_weights: bool = False) -> ModelSpec:
     """The model that restores faces: the one named, or the first of `FACE_MODELS` whose weights are on this computer.
 
     If there is none, it is the first of them, whose weights `Pipeline.from_pretrained` downloads.
+
+    Args:
+        name: of the catalogue, or None.
+        own_weights: whether the user gives a file of weights, which is one for the first of them unless a name says
+            otherwise.
 
     Raises:
         ValueError: if there is no such model, or it enlarges or needs a mask.
@@ -70,7 +75,7 @@ def face_model(name: str | None = None) -> ModelSpec:
     if name is not None:
         return _checked(catalog.get(name))
     specs = [catalog.get(known) for known in FACE_MODELS]
-    return next((spec for spec in specs if loading.is_here(spec)), specs[0])
+    return next((spec for spec in specs if own_weights or loading.is_here(spec)), specs[0])
 
 
 def _checked(spec: ModelSpec) -> ModelSpec:
