@@ -15,7 +15,9 @@ import torch
 from resshift_fast import __version__, backends, cli, ops
 from resshift_fast.backends import Decision, dispatch, native, registry
 from resshift_fast.cli import app, console
+from resshift_fast.cli.export import export as export_command
 from resshift_fast.cli.restore import restore as restore_command
+from resshift_fast.cli.serve import serve as serve_command
 from resshift_fast.models import catalog
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,8 +61,13 @@ def test_restore_options_say_their_defaults(program):
             assert "Default:" in option, option
 
 
-def test_default_model_is_the_catalogues():
-    assert inspect.signature(restore_command).parameters["model"].default == catalog.DEFAULT_MODEL
+def test_default_models_are_the_catalogues_and_embedded():
+    assert inspect.signature(restore_command).parameters["model"].default is None
+    for command in (export_command, serve_command):
+        assert inspect.signature(command).parameters["model"].default == catalog.DEFAULT_MODEL
+    for masked in (False, True):
+        spec = catalog.get(catalog.default_model(masked))
+        assert spec.needs_mask == masked and spec.weights.url is None
 
 
 def test_unknown_command(program):

@@ -171,7 +171,7 @@ def _children(process):
 def test_processes_that_are_interrupted_leave_nothing_begun(tmp_path):
     out = tmp_path / "out"
     for i in range(12):
-        Image.linear_gradient("L").resize((40, 40)).rotate(30 * i).convert("RGB").save(tmp_path / f"{i}.png")
+        Image.linear_gradient("L").resize((120, 120)).rotate(30 * i).convert("RGB").save(tmp_path / f"{i}.png")
     command = [sys.executable, "-m", "resshift_fast", "restore", tmp_path, "-o", out, "--device", "cpu,cpu"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment) as process:
