@@ -281,7 +281,7 @@ _SPECS = (
     ),
     _small(
         "photo-x1",
-        "repair of photos without enlarging: JPEG, noise, slight blur, marks of scans",
+        "repair of photos without enlarging: noise and marks of scans, strong JPEG a little",
         PHOTO_X1,
         factor=2,
         pad_multiple=32,
