@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from other_projects import needs
-from pipelines import SPECS, built, fresh, tiny
+from pipelines import SPECS, built, fresh, oracle, tiny, zero
 
 from resshift_fast.apps import export as exporting
 from resshift_fast.models import catalog
@@ -85,6 +85,8 @@ def test_shapes_of_inputs_are_those_of_the_model(name):
 def test_another_kind_or_dtype_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match="the format is 'tflite', expected one of onnx, torch"):
         exporting.export(tiny("x4"), tmp_path / "model", "tflite")
+    with pytest.raises(ValueError, match="can't be exported, as its holes are filled in before"):
+        exporting.export(oracle(zero, 1, mask=True, filled=True), tmp_path / "model", "onnx")
     with pytest.raises(ValueError, match=r"from the CPU in float32, this one is on cpu in torch\.bfloat16"):
         exporting.export(tiny("x4", torch.bfloat16), tmp_path / "model", "torch")
     assert not [*tmp_path.iterdir()]

@@ -18,7 +18,6 @@ from torch.export import Dim, ExportedProgram
 
 from resshift_fast.backends import use_backend
 from resshift_fast.core.files import replacing
-from resshift_fast.restoration.filling import fill
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -47,8 +46,6 @@ class Exportable(nn.Module):
         """Restore a batch; see `Inputs` for the arguments. Returns float32 [B, 3, H·scale, W·scale] in [0, 1]."""
         margin = self.restoration.margin
         image = image * 2 - 1
-        if mask is not None and self.restoration.spec.filled:
-            image = fill(image, mask)
         if margin:
             image = F.pad(image, (margin,) * 4, mode="reflect")
         seed = torch.zeros(image.shape[0], dtype=torch.int64, device=image.device)
@@ -121,11 +118,16 @@ def export(pipe: Pipeline, path: str | Path, kind: str) -> float:
         The largest difference to the model, relative to its largest value.
 
     Raises:
-        ValueError: for another kind, device or dtype. RuntimeError: if the difference is more than 1e-5; then nothing
-            is written. OSError: if the file can't be written.
+        ValueError: for another kind, device or dtype, or a model whose holes are filled in before.
+        RuntimeError: if the difference is more than 1e-5; then nothing is written.
+        OSError: if the file can't be written.
     """
     if kind not in FORMATS:
         raise ValueError(f"the format is {kind!r}, expected one of {', '.join(FORMATS)}")
+    if pipe.spec.filled:  # its halvings down to one pixel are another program for each size
+        raise ValueError(
+            f"{pipe.spec.name} can't be exported, as its holes are filled in before; run it with this package"
+        )
     if pipe.device.type != "cpu" or pipe.dtype != torch.float32:
         raise ValueError(f"a model is exported from the CPU in float32, this one is on {pipe.device} in {pipe.dtype}")
     module, inputs = Exportable(pipe).eval(), Inputs(pipe.spec)

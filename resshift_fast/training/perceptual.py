@@ -111,7 +111,7 @@ class Perceptual:
                 f"features has weight {options.features}, but no distance was given; pass one, or set it to 0"
             )
         self.parts, self.options, self.features, self.chain = parts, options, features, Chain(config, parts)
-        self.error = partial(loss_between, kind=config.loss, floor=config.loss_floor)
+        self._error = partial(loss_between, kind=config.loss, floor=config.loss_floor)
         cast(nn.Module, parts.first_stage).requires_grad_(False)
         found = PatchDiscriminator(options.disc_channels, options.disc_layers)
         if options.adversarial:
@@ -170,7 +170,7 @@ class Perceptual:
         for start, weight, picture in wanted:
             if not weight or picture is None:
                 continue
-            pixel = self.error(image, picture, where=None if batch.mask is None else batch.mask > 0)
+            pixel = self._error(image, picture, where=None if batch.mask is None else batch.mask > 0)
             self._means.count(f"{start}pixel_loss", pixel)
             total = total + weight * self.options.pixel * pixel
             if own is not None:

@@ -23,7 +23,7 @@ def loss_between(
         prediction, target: of any floating-point dtype.
         kind: "l1", "mse", "charbonnier" (√(e² + 10⁻⁶)) or "psnr" (10·log₁₀(mse + floor), the loss of HINet,
             arXiv 2105.06086, which gives a slightly degraded image the weight of a heavily degraded one).
-        where: bool, which elements the mean is over, expandable to their shape; None for all. Without any it is 0.
+        where: bool, which elements the mean is over, expandable to their shape; None for all. Of none the mean is 0.
         floor: of "psnr". Images with a smaller mse weigh like that: else those without an error would outweigh others.
     """
     error = prediction.float() - target.float()

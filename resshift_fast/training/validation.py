@@ -349,10 +349,17 @@ def _degraded(
 def changed(degradation: PatchDegradation, image: np.ndarray, scale: int, rng: np.random.Generator) -> np.ndarray:
     """The low-quality version of an image, drawn again where it is the image itself, over which no PSNR gains.
 
-    Args: as of `degradation.degrade`.
+    Args:
+        degradation: what is done to it.
+        image: uint8 [H, W, C].
+        scale: factor by which the sides become smaller; the sides are multiples of it.
+        rng: draws.
+
+    Returns:
+        uint8 [H/scale, W/scale, C].
 
     Raises:
-        ValueError: if 100 draws change nothing.
+        ValueError: if 100 draws change nothing, or as of `degradation.degrade`.
     """
     for _ in range(100):
         low = degradation.degrade(image, scale, rng)
