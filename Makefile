@@ -50,9 +50,10 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist workstea
 test: $(INSTALLED)
 	$(PYTEST) -m "not slow"
 
-# Compilations, whole networks through slow paths, and programs that are ended from outside.
+# Compilations, whole networks through slow paths, and programs that are ended from outside. HALF=0 or 1 runs every other one.
+HALF ?=
 test-slow: $(INSTALLED)
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow $(if $(HALF),--half $(HALF))
 
 # What a change of an operator is most likely to break. What starts processes or traces whole networks is left to `make test`.
 QUICK := python_tests/test_house.py python_tests/backends/test_dispatch.py python_tests/diffusion python_tests/ops \

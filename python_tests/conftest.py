@@ -44,6 +44,7 @@ settings.load_profile("resshift_fast")
 
 def pytest_addoption(parser):
     parser.addoption("--most-cases", type=int, help="run at most this many cases of each test, a fixed random sample")
+    parser.addoption("--half", type=int, choices=(0, 1), help="run the first or the second of every two cases")
 
 
 def pytest_configure(config):
@@ -52,12 +53,16 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Apply --most-cases before -k, and leave out the same cases every time."""
-    if (most := config.getoption("--most-cases")) is None:
-        return
-    tests = [list(cases) for _, cases in groupby(items, lambda item: item.nodeid.partition("[")[0])]
-    samples = [random.Random(0).sample(cases, min(most, len(cases))) for cases in tests]
-    kept = {case.nodeid for cases in samples for case in cases}
+    """Apply --most-cases and --half before -k, and leave out the same cases every time."""
+    kept = {item.nodeid for item in items}
+    if (most := config.getoption("--most-cases")) is not None:
+        tests = [list(cases) for _, cases in groupby(items, lambda item: item.nodeid.partition("[")[0])]
+        samples = [random.Random(0).sample(cases, min(most, len(cases))) for cases in tests]
+        kept = {case.nodeid for cases in samples for case in cases}
+    if (half := config.getoption("--half")) is not None:
+        for slow in (False, True):
+            alike = [item.nodeid for item in items if (item.get_closest_marker("slow") is not None) == slow]
+            kept -= set(alike[1 - half :: 2])
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in kept])
     items[:] = [item for item in items if item.nodeid in kept]
 

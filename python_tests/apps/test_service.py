@@ -52,6 +52,7 @@ def webp_bomb():
     return bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size, most", [(1, 0), (8, 1)])
 def test_each_result_is_that_of_its_own_call(batch_size, most):
     """Nine at once, of three shapes and of their own seeds: bit for bit if alone, else but for rounding errors."""

@@ -377,6 +377,7 @@ def test_auto_and_reference_give_equal_results():
     torch.testing.assert_close(*results)
 
 
+@pytest.mark.slow
 def test_triton_is_not_imported_unless_it_runs():
     program = """
 import sys, torch

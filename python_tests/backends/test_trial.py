@@ -46,6 +46,7 @@ def test_a_program_without_an_interpreter_starts_nothing(monkeypatch):
     assert "cannot be repeated in this program" in verdict and not certain
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(unavailable("cpu")), reason=f"the cpu backend {unavailable('cpu')}")
 def test_a_kernel_of_the_package_passes():
     assert trial.run(*CALL) == (verification.PASSED, True)

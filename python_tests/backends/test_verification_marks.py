@@ -74,6 +74,7 @@ def test_a_signal_from_outside_is_not_stored(tmp_path):
     assert mark(tmp_path).read_text() == PASSED
 
 
+@pytest.mark.slow
 def test_a_mark_of_a_killed_process_is_replaced_by_the_next_verdict(tmp_path):
     process = start("hangs", tmp_path)
     deadline = time.monotonic() + 60
@@ -86,6 +87,7 @@ def test_a_mark_of_a_killed_process_is_replaced_by_the_next_verdict(tmp_path):
     assert mark(tmp_path).read_text() == PASSED
 
 
+@pytest.mark.slow
 def test_one_of_two_processes_waits_for_the_verdict_of_the_other(tmp_path):
     both = [start("slow", tmp_path) for _ in range(2)]
     assert [end(process, tmp_path) for process in both] == [(0, "")] * 2

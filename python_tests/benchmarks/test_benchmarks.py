@@ -207,6 +207,7 @@ def test_tiling_refuses_models_that_need_a_mask(script, capsys):
 # memory
 
 
+@pytest.mark.slow
 def test_memory_of_a_small_image(script, tmp_path):
     rows, summary = run(script("memory"), tmp_path, "--sizes", "20x12", "--random-weights", "--threads", 1, "--seed", 3)
     (row,) = rows
@@ -294,6 +295,7 @@ def test_photo_is_extended_by_reflection(script, tmp_path):
 # serving
 
 
+@pytest.mark.slow
 def test_serving_compares_every_answer(script, tiny, tmp_path, monkeypatch, capsys):
     serving = script("serving")
     pipe = Pipeline.from_pretrained("nano-x4", weights=tiny, device="cpu")

@@ -381,6 +381,7 @@ def test_overhead_measures_every_operator_up_to_its_launch(script, tmp_path):
     assert all(float(row[part]) > 0 for row in rows.values() for part in ("call µs", "start µs"))
 
 
+@pytest.mark.slow
 def test_overhead_includes_tritons_launch_on_a_fake_gpu(tmp_path):
     pytest.importorskip("triton")
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

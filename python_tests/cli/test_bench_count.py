@@ -31,6 +31,7 @@ def rows_of(path):
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
+@pytest.mark.slow
 def test_counts_of_both_paths_and_memory(bench, tmp_path):
     outcome = bench("count", "--batch", 2, "--csv", tmp_path / "found.csv")
     assert outcome.code == 0, outcome.err

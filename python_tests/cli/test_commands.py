@@ -196,6 +196,7 @@ def test_warnings_are_one_line(program, monkeypatch):
     assert "warning: look out\n" in program("doctor").err
 
 
+@pytest.mark.slow
 def test_an_ascii_terminal_gets_plain_text():
     done = subprocess.run(
         [sys.executable, "-m", "resshift_fast", "restore", "×.png", "-o", "out"],

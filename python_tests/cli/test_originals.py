@@ -55,6 +55,7 @@ cli.main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bind", "overlay"])
 def test_one_folder_under_two_mounts(weights, photos, tmp_path, kind):
     mounted = tmp_path / "mounted"

@@ -222,6 +222,7 @@ def test_backend_is_used(restore, photos, tmp_path, monkeypatch):
     assert seen == ["reference"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option, used", [([], "reference"), (["--backend", "auto"], "auto")], ids=["none", "option"])
 def test_the_environment_chooses_the_backend_unless_the_option_does(option, used, photos, tmp_path):
     """In a process of its own, because the variable is read at the import."""

@@ -50,6 +50,7 @@ def test_the_command_trains_and_continues(photos, tmp_path):
     assert refused.exit_code == 1 and "last.pt exists" in refused.output
 
 
+@pytest.mark.slow
 def test_models_and_trainings_take_the_weights(photos, tmp_path):
     yaml = tmp_path / "mine.yaml"
     yaml.write_text(REALSR.replace("PHOTOS", str(photos)))

@@ -130,6 +130,7 @@ def disassembled(library) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 def test_every_function_keeps_to_its_instruction_set(binutils, library):
     """Bindings, code of the standard library and portable kernels must run on every processor."""
     counts = dict.fromkeys(ISAS, 0)
@@ -185,6 +186,7 @@ def child(script: str, **variables: str):
     return subprocess.run([sys.executable, "-c", start + script], env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_an_unknown_name_in_the_environment_sets_no_limit(unlimited):
     done = child("print(cpu.isa())", RESSHIFT_FAST_CPU_ISA="avx1024")
     assert done.stdout == f"{unlimited.limit_isa(3)}\n", done.stderr

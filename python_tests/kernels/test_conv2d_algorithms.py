@@ -197,6 +197,7 @@ def test_the_algorithms_of_upsampling(given, dtype):
     assert taps == [2, 3]
 
 
+@pytest.mark.slow
 def test_the_fastest_is_chosen_for_each_upsampled_shape(monkeypatch):
     """By times that are given; kernels are measured before."""
     monkeypatch.setattr(upsample_conv2d.SPACE, "_chosen", {})

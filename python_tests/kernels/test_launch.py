@@ -29,6 +29,7 @@ def starts():
     return json.loads(found.stdout)
 
 
+@pytest.mark.slow
 def test_a_start_launches_what_triton_would(starts):
     found = starts["every_kernel"]
     assert len({name.partition(" ")[0] for name in found}) >= 15

@@ -92,6 +92,7 @@ def test_the_reference_counts_its_own_operators():
     assert not any(name.startswith("resshift_fast") for name in counter.rows)
 
 
+@pytest.mark.slow
 def test_a_sample_stays_within_the_bound():
     rows = count_sample("realsr-x4-v3", "fused")
     assert total(rows).count <= 760
@@ -141,6 +142,7 @@ def test_a_batch_reads_the_weights_once_and_takes_no_more_memory_a_picture():
     assert 0.9 * one.peak_bytes < sixteen.peak_bytes / 16 <= one.peak_bytes
 
 
+@pytest.mark.slow
 def test_what_is_derived_once_is_counted_apart():
     sample = measure_sample("nano-x4")
     denoiser = catalog.build_denoiser(catalog.get("nano-x4"))

@@ -93,6 +93,7 @@ def test_a_missing_openvino_is_one_line(monkeypatch):
         Runner(Case("openvino", **TINY))
 
 
+@pytest.mark.slow
 def test_operations_are_counted_for_every_tile():
     tiles = catalog.get(tiny_models.ENLARGE).plan_tiles(32, 32)  # of 16 that overlap by 4
     counted = []

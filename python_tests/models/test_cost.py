@@ -58,6 +58,7 @@ def multiplications(spec, side):
     return counter.get_total_flops() // 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_multiplications_are_those_of_the_networks(name, monkeypatch):
     """Without weights, and of convolutions as the reference has them. What no size changes is left out."""

@@ -114,6 +114,7 @@ def test_one_graph_serves_every_size(name):
         assert counter.frame_count == 1, f"traced again for {size}"
 
 
+@pytest.mark.slow
 def test_one_graph_serves_every_size_with_ahead_of_time_autograd():
     function, arguments = program("encode")
     # Without this, floats of modules are traced as inputs first, which takes twice the time and ends in the same graph.
@@ -144,6 +145,7 @@ def test_a_prepared_chain_is_one_graph_that_follows_its_weights():
         assert counter.frame_count == 1, f"traced again for {size}"
 
 
+@pytest.mark.slow
 def test_the_reference_compiles_without_a_break():
     """Its window attention branches on sizes, so the number of graphs is not checked."""
     function, arguments = program("decode")

@@ -265,6 +265,7 @@ print(json.dumps([len(ours), len(theirs), ours == theirs]))
     assert found[0] == found[1] > 10 and found[2]
 
 
+@pytest.mark.slow
 def test_a_process_that_has_imported_nothing_else_knows_all_operators():
     script = "from resshift_fast.restoration import precompilation as p; import torch\n"
     script += "print(len(dict(p.verification_case(torch.float16, torch.device('cuda', 0), 90).orders)))"

@@ -354,6 +354,7 @@ def test_an_invalid_budget_is_an_error(budget):
     assert "--budget" in process.communicate()[1] and process.returncode == 2
 
 
+@pytest.mark.slow
 def test_an_output_that_cannot_be_written_is_an_error_before_anything_runs(tmp_path):
     (tmp_path / "file").write_text("")
     process = start("--rehearse", "--only", "races", "--output", tmp_path / "file" / "folder")
@@ -379,6 +380,7 @@ def test_a_short_rehearsal(tmp_path):
     assert found["races"]["outcomes"]["passed"] > 0
 
 
+@pytest.mark.slow
 def test_steps_that_had_no_time_are_a_failure(tmp_path):
     process = start("--rehearse", "--only", "races", "tune", "--budget", "0.5", "--output", tmp_path)
     _stdout, stderr = process.communicate()
@@ -386,6 +388,7 @@ def test_steps_that_had_no_time_are_a_failure(tmp_path):
     assert {one["verdict"] for one in read(tmp_path)["steps"].values()} == {running.LATE}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 def test_a_run_that_is_stopped_keeps_its_results(number, tmp_path):
     process = start("--rehearse", "--only", "operators", "tune", "--output", tmp_path)

@@ -138,6 +138,7 @@ def test_torch_records_devices_other_than_gpus(tools, tmp_path):
     assert "the device is cpu, and nsys records GPUs" in err
 
 
+@pytest.mark.slow
 def test_with_nsys_only_what_was_recorded_between_start_and_stop_is_reported(tools, tmp_path):
     export = Export(tmp_path / "made.sqlite")
     export.range("resshift_fast/restoration", 0, 1000)
@@ -169,6 +170,7 @@ def test_with_nsys_only_what_was_recorded_between_start_and_stop_is_reported(too
 # ncu
 
 
+@pytest.mark.slow
 def test_without_ncu_it_says_how_to_get_it(tools):
     code, out, err = run(NCU, "group_norm", tools=tools)
     assert code == 1 and not out

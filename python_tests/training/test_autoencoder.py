@@ -28,6 +28,7 @@ def _state(trainer):
     return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_resuming_gives_the_uninterrupted_weights_bit_for_bit(photos, tmp_path, precision):
     whole = make_autoencoder_trainer(make_autoencoder_config(photos, tmp_path / "whole", precision=precision))

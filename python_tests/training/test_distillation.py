@@ -295,6 +295,7 @@ def test_each_optimizer_changes_its_own_network(photos, tmp_path, weights):
     assert not same(before[0], state(student)) and same(trained, state(fake)) and same(before[2], state(teacher))
 
 
+@pytest.mark.slow
 def test_resuming_gives_the_uninterrupted_weights_bit_for_bit(photos, tmp_path, weights, capsys):
     options = {"steps": 3, "val": str(photos), "val_every": 3, "val_side": 64, "val_limit": 1}
     whole = make_trainer(photos, tmp_path / "whole", weights, **options)

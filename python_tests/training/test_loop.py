@@ -64,6 +64,7 @@ def _state(trainer):
     return {name: value.clone() for name, value in networks.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_a_training_with_auxiliary_networks_resumes_bit_for_bit(make, tmp_path, precision):
     whole = make(tmp_path / "whole", precision=precision)
