@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from comparison import DTYPES, LAYOUTS, layouts
 from pairwise import BACKENDS, once, pairwise
 
@@ -22,6 +23,16 @@ def test_equals_cat(size, layout, dtype):
     assert y.dtype == dtype and y.equal(torch.cat([x, other], dim=1))
 
 
+@pairwise(slope=[0.01, 0.2, 1.0], layout=LAYOUTS, dtype=DTYPES, backend=BACKENDS)
+def test_leaky_relu_of_the_second_image(slope, layout, dtype):
+    x, other = (layouts(image)[layout] for image in images(7, 33, dtype=dtype))
+    other[0, :, 0, 0] = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan] * 7)[:33]
+    with torch.no_grad():
+        y = concat(x, other, slope)
+    expected = torch.cat([x, F.leaky_relu(other, slope)], dim=1)
+    torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 def test_threads_change_nothing(two_threads):
     x, other = images(33, 65, 96, 80)
@@ -38,6 +49,8 @@ def test_gradients():
     dy = torch.randn(2, 8, 9, 7)
     found = torch.autograd.grad(concat(x, other), (x, other), dy)
     assert found[0].equal(dy[:, :3]) and found[1].equal(dy[:, 3:])
+    found = torch.autograd.grad(concat(x, other, 0.5), (x, other), dy)
+    assert found[0].equal(dy[:, :3]) and found[1].equal(torch.where(other > 0, dy[:, 3:], dy[:, 3:] / 2))
 
 
 @once
@@ -54,3 +67,11 @@ def test_arguments_that_do_not_fit(changed, error, message):
     x, other = images(3, 5)
     with pytest.raises(error, match=message):
         concat(x, changed(other))
+
+
+@once
+@pytest.mark.parametrize("slope", [0.0, 1.5, float("nan")])
+def test_slopes_that_are_refused(slope):
+    x, other = images(3, 5)
+    with pytest.raises(ValueError, match=rf"concat: slope is {slope}, expected above 0, at most 1"):
+        concat(x, other, slope)

@@ -57,16 +57,16 @@ def test_nothing_runs_while_it_is_planned_and_everything_afterwards():
     x, other = torch.rand(2, 4, 5, 6), torch.rand(2, 3, 5, 6)
     concat = native.operator("cpu", "concat")
     with recorded_loops(3, run=False) as planned:
-        shape = concat(x, other).shape
+        shape = concat(x, other, 1.0).shape
     assert shape == (2, 7, 5, 6) and [loop.iterations for loop in planned] == [60] and planned[0].seconds == 0
-    assert torch.equal(concat(x, other), torch.cat([x, other], 1))
+    assert torch.equal(concat(x, other, 1.0), torch.cat([x, other], 1))
 
 
 def test_an_error_ends_the_recording():
     x = torch.rand(1, 4, 5, 6)
     with pytest.raises(KeyError), recorded_loops(3, run=False):
         raise KeyError
-    assert torch.equal(native.operator("cpu", "concat")(x, x), torch.cat([x, x], 1))
+    assert torch.equal(native.operator("cpu", "concat")(x, x, 1.0), torch.cat([x, x], 1))
 
 
 def test_what_cannot_be_recorded_is_told(monkeypatch):

@@ -124,7 +124,9 @@ class _Kernels:
         self.library.vector_quantize(self._image(self.call.channels), codebook)
 
     def concat(self) -> None:
-        self.library.concat(self._image(self.call.channels), self._image(self.call.out_channels - self.call.channels))
+        self.library.concat(
+            self._image(self.call.channels), self._image(self.call.out_channels - self.call.channels), 1.0
+        )
 
     def prior_sample(self) -> None:
         x, coefficients, seed, lq = self._chain()
