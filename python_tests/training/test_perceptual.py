@@ -15,6 +15,7 @@ from resshift_fast.training.features import FeatureDistance
 from resshift_fast.training.interfaces import Batch, Draws, Parts
 from resshift_fast.training.perceptual import Options, Perceptual, from_config, grid_error
 from resshift_fast.training.rollout import Rollout
+from resshift_fast.training.texture import texture_error
 
 STATE = random_weights()
 ONE_STEP = Schedule(steps=4, kappa=0.25, one_step=True)
@@ -41,7 +42,7 @@ def _objective(predict=None, schedule=ONE_STEP, denoiser=None, **options):
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_the_loss_is_the_formula(share):
     (image, high), (taught, _) = _pictures(2, 32, 1), _pictures(2, 32, 2)
-    objective = _objective(pixel=0.7, teacher_share=share)
+    objective = _objective(pixel=0.7, texture=1.5, teacher_share=share)
     places = torch.tensor([[3, 5], [0, 7]])
 
     def square(pictures):
@@ -49,7 +50,8 @@ def test_the_loss_is_the_formula(share):
 
     def error(picture):
         pixels = (image.double() - picture.double()).abs().mean((1, 2, 3))
-        return 0.7 * pixels + 0.1 * formula(square(image), square(picture), STATE)
+        texture = 1.5 * texture_error(image, picture).double()
+        return 0.7 * pixels + texture + 0.1 * formula(square(image), square(picture), STATE)
 
     batch = Batch(high, torch.zeros(2, 3, 8, 8), taught=taught)
     expected = (1 - share) * error(high) + share * error(taught)

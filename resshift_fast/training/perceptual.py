@@ -1,14 +1,14 @@
 r"""The objective of models that show texture: pixels, features, and a discriminator, also towards a teacher's pictures.
 
 .. math::
-    L = \sum_{z \in \{x, \tau\}} s_z \left(a\,e(\hat x, z) + b\,d(\hat x, z)\right) + c\,L_\mathrm{GAN},
-    \qquad s_\tau = s,\ s_x = 1 - s
+    L = \sum_{z \in \{x, \tau\}} s_z \left(a\,e(\hat x, z) + b\,d(\hat x, z) + t\,e_t(\hat x, z)\right)
+    + c\,L_\mathrm{GAN}, \qquad s_\tau = s,\ s_x = 1 - s
 
 x̂ is the decoded estimate of x_0, x the true picture, τ the one that a teacher makes of the low-quality picture, e the
-mean error of pixels, by default the absolute one (`rollout.loss_between`), and d the distance of `features`. The error
-to a teacher's picture has no average over what is likely in it, which is what makes results of the error to the true
-picture smooth; the true picture corrects the teacher's mistakes. Real-ESRGAN (arXiv 2107.10833, section 3.4) has the
-same three kinds of terms. The discriminator takes true pictures as real.
+mean error of pixels, by default the absolute one (`rollout.loss_between`), d the distance of `features`, and e_t the
+error of `texture`. The error to a teacher's picture has no average over what is likely in it, which is what makes
+results of the error to the true picture smooth; the true picture corrects the teacher's mistakes. Real-ESRGAN (arXiv
+2107.10833, section 3.4) has terms for pixels, features and a discriminator too. This one takes true pictures as real.
 
 Of inpainting models x̂ has the known pixels of x, and e is the mean over the unknown ones.
 """
@@ -36,6 +36,7 @@ from resshift_fast.training.objective import decode
 from resshift_fast.training.optimization import adamw
 from resshift_fast.training.pixels import to_tensor, upsample
 from resshift_fast.training.rollout import Chain, loss_between
+from resshift_fast.training.texture import texture_error
 from resshift_fast.training.validation import BEST, FEATURES
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class Options:
     """Weight a of the mean error of pixels in [−1, 1], which is of the kind that the setting `loss` names."""
     features: float = 0.05
     """Weight b of the distance of features."""
+    texture: float = 0.0
+    """Weight of the error of texture; see `texture.texture_error`."""
     grid: float = 0.0
     """Weight of the error of a grid of four pixels; see `grid_error`."""
     feature_weights: str | None = None
@@ -72,7 +75,7 @@ class Options:
     """Peak learning rate of the discriminator; None takes the model's."""
 
     def __post_init__(self) -> None:
-        for name in ("pixel", "features", "grid", "adversarial", "disc_start", "disc_lead"):
+        for name in ("pixel", "features", "texture", "grid", "adversarial", "disc_start", "disc_lead"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if self.pixel + self.features == 0:
@@ -102,7 +105,7 @@ class Perceptual:
 
     columns = (
         *("pixel_loss", "feature_loss", "teacher_pixel_loss", "teacher_feature_loss"),
-        *("grid_loss", "generator", "discriminator"),
+        *("texture_loss", "teacher_texture_loss", "grid_loss", "generator", "discriminator"),
     )
 
     def __init__(self, config: TrainConfig, parts: Parts, options: Options, features: FeatureDistance | None = None):
@@ -173,6 +176,10 @@ class Perceptual:
             pixel = self._error(image, picture, where=None if batch.mask is None else batch.mask > 0)
             self._means.count(f"{start}pixel_loss", pixel)
             total = total + weight * self.options.pixel * pixel
+            if self.options.texture:
+                texture = texture_error(image, picture)
+                self._means.count(f"{start}texture_loss", texture)
+                total = total + weight * self.options.texture * texture
             if own is not None:
                 with torch.no_grad():
                     expected = self._activations(cut(picture, places))
