@@ -15,6 +15,8 @@ from resshift_fast.diffusion.schedule import Schedule
 from resshift_fast.models import catalog
 from resshift_fast.models.autoencoder import AutoencoderConfig, SpaceToDepth, SpaceToDepthConfig
 from resshift_fast.models.catalog import ModelSpec
+from resshift_fast.models.rrdb import RRDBDenoiser
+from resshift_fast.models.sizes import RRDBConfig
 from resshift_fast.models.swin_unet import SwinUNetConfig
 
 CPU = torch.device("cpu")
@@ -48,6 +50,7 @@ _NANO = replace(catalog.get("nano-x4"), denoiser=_unet(48, 1), tile=64)
 _INPAINT = replace(catalog.get("inpaint-imagenet"), denoiser=_unet(3, 4, mask=True), pad_multiple=64, tile=128)
 SPECS = {
     "x4": _NANO,
+    "x4-rrdb": replace(catalog.get("photo-x4"), denoiser=RRDBConfig(channels=32, growth=16, blocks=1), tile=64),
     "x4-vq": replace(
         catalog.get("realsr-x4-v3"), denoiser=_unet(3, 1), first_stage=_vq(1, 1, 1), pad_multiple=16, tile=64
     ),
@@ -76,7 +79,8 @@ def built(spec: ModelSpec, dtype: torch.dtype = torch.float32) -> Pipeline:
     denoiser, first_stage = fill_(catalog.build_denoiser(spec)), fill_(catalog.build_first_stage(spec))
     with torch.no_grad():
         # Larger predictions would hide the picture, and with it errors in how it is processed.
-        denoiser.out[2].weight *= 0.3
+        last = denoiser.network.last if isinstance(denoiser, RRDBDenoiser) else denoiser.out[2]
+        last.weight *= 0.3
     return Pipeline(spec, denoiser, first_stage, CPU, dtype)
 
 

@@ -128,7 +128,7 @@ def test_nan_in_float32_asks_for_other_weights():
 
 BUILDS = {
     "unknown model": ({"name": "realsr-v3"}, ValueError, "unknown model 'realsr-v3'; did you mean 'realsr-x4-v3'?"),
-    "no name": ({"name": None}, ValueError, "unknown model None"),
+    "no name": ({"name": ""}, ValueError, "unknown model ''"),
     "unknown dtype": ({"dtype": "float8"}, ValueError, "dtype is 'float8', expected one of float32, bfloat16, float16"),
     "unsupported dtype": ({"dtype": torch.float64}, ValueError, "dtype is torch.float64"),
     "unknown device": ({"device": "pocket"}, ValueError, "device 'pocket' cannot be used here: .*; use device='cpu'"),
@@ -165,9 +165,9 @@ def catalogue(monkeypatch):
 @pytest.fixture
 def files(tmp_path, catalogue):
     """Weights files of the small "nano-x4", of a scaled copy of it, of "realsr-x4-v3" and of its autoencoder."""
-    save_safetensors(tiny("x4").denoiser, tmp_path / "nano.safetensors", {})
+    save_safetensors(tiny("x4").denoiser, tmp_path / "nano.safetensors", {"model": "nano-x4"})
     other = {key: value * 1.25 for key, value in tiny("x4").denoiser.state_dict().items() if value.is_floating_point()}
-    save_safetensors(other, tmp_path / "other.safetensors", {})
+    save_safetensors(other, tmp_path / "other.safetensors", {"model": "nano-x4"})
     save_safetensors(tiny("x4-vq").denoiser, tmp_path / "realsr.safetensors", {})
     save_safetensors(tiny("x4-vq").first_stage, tmp_path / "autoencoder.safetensors", {})
     return tmp_path
@@ -230,11 +230,25 @@ def test_sample_is_a_pipeline_in_one_call(files, loads):
         sample(IMAGE, weights=weights, strength=1)
 
 
-def test_the_embedded_model_is_the_default_and_stays_close_to_the_picture(loads):
+def test_the_embedded_models_stay_close_to_the_picture_and_one_is_the_default(loads):
     image = photo(24, 32)
-    result, plain = sample(image, device="cpu", progress=False), oracle(zero)(image, progress=False)
-    assert result.shape == (96, 128, 3) and loads == ["nano-x4"]
-    assert 0 < np.abs(result / 255 - plain / 255).mean() < 0.05
+    plain = oracle(zero)(image, progress=False)
+    for model in (None, "nano-x4"):
+        result = sample(image, model, device="cpu", progress=False)
+        assert result.shape == (96, 128, 3) and 0 < np.abs(result / 255 - plain / 255).mean() < 0.05
+    assert loads == ["photo-x4", "nano-x4"]
+
+
+def test_weights_that_name_their_model_need_no_name(files):
+    assert Pipeline.from_pretrained(weights=files / "nano.safetensors", device="cpu").spec.name == "nano-x4"
+    assert catalog.default_model(weights=files / "nano.safetensors") == "nano-x4"
+    # Without a name, unreadable, of a name that is unknown or for other inputs: an embedded model.
+    save_safetensors(tiny("x4").denoiser, files / "unknown.safetensors", {"model": "mine"})
+    for name in ("realsr.safetensors", "missing.safetensors", "unknown.safetensors"):
+        assert catalog.default_model(weights=files / name) == "photo-x4"
+    assert catalog.default_model(masked=True, weights=files / "nano.safetensors") == "photo-inpaint"
+    with pytest.raises(CheckpointError, match="are of a U-Net, and the denoiser of photo-x4 is none; name their model"):
+        Pipeline.from_pretrained(weights=files / "realsr.safetensors", device="cpu")
 
 
 def test_the_embedded_model_of_scale_1_takes_noise_away_and_leaves_a_clean_photo():

@@ -54,5 +54,5 @@ def save_weights(name: str, folder: Path) -> Path:
     for parameter in denoiser.parameters():
         nn.init.trunc_normal_(parameter, std=0.02, generator=generator)
     path = folder / f"{name}.safetensors"
-    checkpoints.save_safetensors(denoiser, path, {})
+    checkpoints.save_safetensors(denoiser, path, {"model": name})
     return path

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from resshift_fast.models.autoencoder import SpaceToDepth, VQAutoencoder
-    from resshift_fast.models.swin_unet import SwinUNet
+    from resshift_fast.models.catalog import Network
     from resshift_fast.restoration import inputs
 
 
@@ -62,7 +62,7 @@ class Pipeline:
     def __init__(
         self,
         spec: ModelSpec,
-        denoiser: SwinUNet,
+        denoiser: Network,
         first_stage: VQAutoencoder | SpaceToDepth,
         device: torch.device,
         dtype: torch.dtype,
@@ -85,7 +85,7 @@ class Pipeline:
     @classmethod
     def from_pretrained(
         cls,
-        name: str = catalog.DEFAULT_MODEL,
+        name: str | None = None,
         *,
         weights: inputs.Path | None = None,
         autoencoder: inputs.Path | None = None,
@@ -98,7 +98,7 @@ class Pipeline:
         """Build a model of the catalogue and load its weights, downloading them on first use.
 
         Args:
-            name: see `catalog.get`.
+            name: see `catalog.get`; None takes the model that the weights name, without any the embedded photo-x4.
             weights, autoencoder: files to load instead of the published ones. Weights of a one-step student of the
                 model are recognized by their channel of noise; `spec` is then the student's.
             random_weights: load nothing; for tests and measurements.
@@ -113,7 +113,8 @@ class Pipeline:
                 fit (`checkpoints.CheckpointError`).
             FileNotFoundError, OSError: a file that cannot be read or downloaded (`download.DownloadError`).
         """
-        spec, device = catalog.get(name), devices.usable_device(device)
+        spec = catalog.get(catalog.default_model(weights=weights) if name is None else name)
+        device = devices.usable_device(device)
         dtype = dtypes.usable_dtype(dtype, device)
         return cls._build(spec, weights, autoencoder, random_weights, device, dtype, graphs, progress)
 
@@ -443,7 +444,8 @@ def sample(
     Args:
         image, mask, seed: as in `Pipeline.__call__`, which also takes `options` (tile, overlap, batch_size, noise,
             layout, progress).
-        model: of the catalogue; None means nano-x4 or, with a mask, photo-inpaint.
+        model: of the catalogue; None means the one that the weights name, otherwise photo-x4 or, with a mask,
+            photo-inpaint.
         device, dtype, weights, autoencoder: as in `Pipeline.from_pretrained`.
 
     Raises:
@@ -454,7 +456,7 @@ def sample(
         >>> sample(np.zeros((16, 24, 3), dtype=np.uint8)).shape
         (64, 96, 3)
     """
-    model = model or catalog.default_model(masked=mask is not None)
+    model = model or catalog.default_model(masked=mask is not None, weights=weights)
     device = devices.usable_device(device)
     dtype = dtypes.usable_dtype(dtype, device)
     key = (model, _version(weights), _version(autoencoder), str(device), dtype)

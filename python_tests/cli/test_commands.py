@@ -61,10 +61,11 @@ def test_restore_options_say_their_defaults(program):
             assert "Default:" in option, option
 
 
-def test_default_models_are_the_catalogues_and_embedded():
-    assert inspect.signature(restore_command).parameters["model"].default is None
-    for command in (export_command, serve_command):
-        assert inspect.signature(command).parameters["model"].default == catalog.DEFAULT_MODEL
+def test_default_models_are_the_catalogues_and_embedded(program):
+    for command in (restore_command, export_command, serve_command):
+        assert inspect.signature(command).parameters["model"].default is None
+    for command in ("restore", "export", "serve"):
+        assert f"else {catalog.DEFAULT_MODEL}" in " ".join(program(command, "--help").out.split())
     for masked in (False, True):
         spec = catalog.get(catalog.default_model(masked))
         assert spec.needs_mask == masked and spec.weights.url is None
@@ -110,11 +111,11 @@ def test_models_as_json(program, monkeypatch, tmp_path):
     assert (weights["bytes"], weights["state"]) == (2_500_000, "downloaded")
     assert (autoencoder["bytes"], autoencoder["state"]) == (55_322_782 * 4, "not downloaded")
     assert listed["realsr-x2"]["weights"] == []
-    assert [name for name, entry in listed.items() if entry["default"]] == ["nano-x4"]
+    assert [name for name, entry in listed.items() if entry["default"]] == ["photo-x4"]
 
 
 def test_models_of_other_sizes_have_an_unknown_number_of_parameters(program, models):
-    assert re.search(r"nano-x4\* +×4 +4 +unknown ", program("models").out)
+    assert re.search(r"nano-x4 +×4 +4 +unknown ", program("models").out)
 
 
 def test_models_loads_no_torch():
@@ -216,7 +217,7 @@ def test_an_ascii_file_gets_plain_text(monkeypatch):
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert not end.value.code
-    assert re.search(rb"nano-x4\* +x4 ", written.getvalue())
+    assert re.search(rb"photo-x4\* +x4 ", written.getvalue())
 
 
 def test_a_closed_pipe_is_no_error():

@@ -300,7 +300,7 @@ def test_embedded_model_is_the_default(program, weights, photos, tmp_path, monke
 
     embedded = weights[tiny_models.ENLARGE]
     monkeypatch.setattr(download, "local_path", lambda file: embedded if file.url is None else pytest.fail(file.url))
-    spec = catalog.MODELS[catalog.DEFAULT_MODEL]
+    spec = catalog.MODELS[tiny_models.ENLARGE]
     catalog.MODELS[catalog.DEFAULT_MODEL] = replace(spec, weights=catalog.WeightFile(embedded.name, None))
     assert program("restore", photos / "a.png", "-o", tmp_path / "out.png").code == 0
     assert size_of(tmp_path / "out.png") == (96, 80)

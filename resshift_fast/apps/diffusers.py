@@ -22,7 +22,7 @@ from resshift_fast.diffusion.schedule import Schedule
 from resshift_fast.images.sources import sources_of
 from resshift_fast.models import catalog, loading
 from resshift_fast.models.catalog import ModelSpec, WeightFile
-from resshift_fast.models.sizes import AutoencoderConfig, SpaceToDepthConfig, SwinUNetConfig
+from resshift_fast.models.sizes import AutoencoderConfig, RRDBConfig, SpaceToDepthConfig, SwinUNetConfig
 
 try:
     from diffusers import ConfigMixin, DiffusionPipeline, ImagePipelineOutput, ModelMixin
@@ -69,7 +69,7 @@ class ResShiftPipeline(DiffusionPipeline):
     @classmethod
     def from_model(
         cls,
-        name: str = catalog.DEFAULT_MODEL,
+        name: str | None = None,
         *,
         weights: Path | None = None,
         autoencoder: Path | None = None,
@@ -79,8 +79,9 @@ class ResShiftPipeline(DiffusionPipeline):
 
         Args and Raises as in `resshift_fast.Pipeline.from_pretrained`.
         """
+        chosen = catalog.get(catalog.default_model(weights=weights) if name is None else name)
         spec, denoiser, first_stage = loading.build(
-            catalog.get(name), weights=weights, autoencoder=autoencoder, random_weights=random_weights
+            chosen, weights=weights, autoencoder=autoencoder, random_weights=random_weights
         )
         model = ResShiftModel(to_data(spec))
         model.restorer.denoiser.load_state_dict(denoiser.state_dict())
@@ -158,8 +159,9 @@ def from_data(data: dict[str, Any]) -> ModelSpec:
         if parts.get(key) is not None:
             parts[key] = WeightFile(**parts[key])
     first_stage = AutoencoderConfig if "codebook_size" in sizes["first_stage"] else SpaceToDepthConfig
+    denoiser = RRDBConfig if "growth" in sizes["denoiser"] else SwinUNetConfig
     return ModelSpec(
-        denoiser=SwinUNetConfig(**sizes["denoiser"]),
+        denoiser=denoiser(**sizes["denoiser"]),
         first_stage=first_stage(**sizes["first_stage"]),
         schedule=Schedule(**sizes["schedule"]),
         **parts,

@@ -11,8 +11,7 @@ from resshift_fast.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from resshift_fast.models.autoencoder import SpaceToDepth, VQAutoencoder
-    from resshift_fast.models.catalog import ModelSpec
-    from resshift_fast.models.swin_unet import SwinUNet
+    from resshift_fast.models.catalog import ModelSpec, Network
 
 
 class Restorer(nn.Module):
@@ -25,7 +24,7 @@ class Restorer(nn.Module):
         spec, denoiser, first_stage: as given.
     """
 
-    def __init__(self, spec: ModelSpec, denoiser: SwinUNet, first_stage: VQAutoencoder | SpaceToDepth):
+    def __init__(self, spec: ModelSpec, denoiser: Network, first_stage: VQAutoencoder | SpaceToDepth):
         super().__init__()
         self.spec = spec
         self.denoiser, self.first_stage = denoiser, first_stage

@@ -17,8 +17,6 @@ from torch import Tensor
 from resshift_fast.apps.movable import Restorer
 from resshift_fast.models import catalog, depth, loading
 from resshift_fast.models.catalog import ModelSpec
-from resshift_fast.models.sizes import SwinUNetConfig
-from resshift_fast.models.swin_unet import SwinUNet
 from resshift_fast.weights import checkpoints
 
 try:
@@ -38,6 +36,7 @@ if TYPE_CHECKING:
     from resshift_fast.restoration.inputs import Path
 
 ID = "ResShift"
+_FIRST = {loading.FIRST_CONVOLUTION, "network.first.weight"}  # of which the denoisers have one
 _PREFERRED = ("realsr-x4-v3", "inpaint-imagenet")  # of the models whose denoisers have equal shapes
 
 
@@ -112,7 +111,7 @@ def install(
 
 def fitting(state: Mapping[str, Any]) -> list[ModelSpec]:
     """The models of the catalogue whose denoiser has exactly these weights, by names and shapes."""
-    if loading.FIRST_CONVOLUTION not in state:
+    if not _FIRST & state.keys():
         return []
     shapes = {name: tuple(x.shape) for name, x in state.items() if isinstance(x, Tensor)}
     specs = []
@@ -120,8 +119,8 @@ def fitting(state: Mapping[str, Any]) -> list[ModelSpec]:
         specs.append(model)
         if not model.schedule.one_step:
             student = catalog.one_step(model)
-            specs.append(replace(student, denoiser=depth.of_weights(student.denoiser, state)))
-    return [spec for spec in specs if _shapes(spec.denoiser).items() <= shapes.items()]
+            specs.append(replace(student, denoiser=depth.of_weights(catalog.unet_of(student), state)))
+    return [spec for spec in specs if _shapes(spec).items() <= shapes.items()]
 
 
 def chosen(specs: Sequence[ModelSpec]) -> ModelSpec:
@@ -130,6 +129,7 @@ def chosen(specs: Sequence[ModelSpec]) -> ModelSpec:
 
 
 @cache
-def _shapes(sizes: SwinUNetConfig) -> dict[str, tuple[int, ...]]:
+def _shapes(model: ModelSpec) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
-        return {name: tuple(parameter.shape) for name, parameter in SwinUNet(sizes).named_parameters()}
+        denoiser = catalog.build_denoiser(model)
+        return {name: tuple(parameter.shape) for name, parameter in denoiser.named_parameters()}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def compile_kernels(
     model: Annotated[
-        str | None, option("Model that will restore. Default: nano-x4.", "--model", metavar="NAME")
+        str | None, option("Model that will restore. Default: photo-x4.", "--model", metavar="NAME")
     ] = None,
     size: Annotated[
         str | None,

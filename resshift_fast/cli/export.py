@@ -9,7 +9,7 @@ import typer
 
 from resshift_fast.apps import extras
 from resshift_fast.cli import console
-from resshift_fast.cli.options import Autoencoder, Model, Weights, option, weights_files
+from resshift_fast.cli.options import Autoencoder, Model, Weights, chosen_model, option, weights_files
 
 MODULES = {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"}
 
@@ -24,7 +24,7 @@ def export(
             show_default=False,
         ),
     ],
-    model: Model = "nano-x4",
+    model: Model = None,
     weights: Weights = None,
     autoencoder: Autoencoder = None,
     output: Annotated[
@@ -49,7 +49,7 @@ def export(
     result is compared with the model at three sizes. This takes minutes.
     """
     if kind == "kernels":
-        _export_operators(model, weights or autoencoder, output, repository)
+        _export_operators(model or weights or autoencoder, output, repository)
         return
     from resshift_fast.apps import export as exporting
 
@@ -59,6 +59,7 @@ def export(
         raise ValueError(f"the format is {kind!r}, expected one of {', '.join(exporting.FORMATS)}, kernels")
     if repository is not None:
         raise ValueError(f"--repository is of kernels, not of {kind}; leave it out")
+    model = chosen_model(model, weights)
     path = output or Path(f"{model}.{'onnx' if kind == 'onnx' else 'pt2'}")
     _export_model(kind, model, weights_files(weights, autoencoder), path)
 
@@ -83,10 +84,8 @@ def _export_model(kind: str, model: str, files: dict[str, Any], path: Path) -> N
         print(f"noise_channels [B, {pipe.spec.denoiser.noise_channels}, {side}·n, {side}·m], standard normal")
 
 
-def _export_operators(model: str, weights: Path | None, output: Path | None, repository: str | None) -> None:
-    from resshift_fast.models import catalog
-
-    if model != catalog.DEFAULT_MODEL or weights is not None:
+def _export_operators(model: str | Path | None, output: Path | None, repository: str | None) -> None:
+    if model is not None:
         raise ValueError("kernels has the operators, not a model; leave --model, --weights and --autoencoder out")
     from resshift_fast.apps.hub import folder
 

@@ -60,14 +60,21 @@ def _model_names() -> list[str]:
     return list(catalog.MODELS)
 
 
+def chosen_model(model: str | None, weights: Path | None, masked: bool = False) -> str:
+    """The value of --model, or what it is by default."""
+    from resshift_fast.models.catalog import default_model
+
+    return model or default_model(masked, weights)
+
+
 def model_option(then: str = "") -> Any:
     """The option --model; `then` ends the sentence of its default."""
-    text = f"A name that `resshift-fast models` lists. Default: nano-x4{then}."
+    text = f"A name that `resshift-fast models` lists. Default: that of --weights, else photo-x4{then}."
     return option(text, metavar="NAME", autocompletion=one_of(_model_names))
 
 
 # What commands that run a model have in common.
-Model = Annotated[str, model_option()]
+Model = Annotated[str | None, model_option()]
 Weights = Annotated[Path | None, option("Weights of the denoiser. Default: the published ones.", metavar="FILE")]
 Autoencoder = Annotated[Path | None, option("Weights of the autoencoder. Default: the published ones.", metavar="FILE")]
 Threads = Annotated[int | None, option("Threads of the CPU that compute. Default: one per core.", min=1, metavar="N")]

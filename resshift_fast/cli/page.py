@@ -20,6 +20,7 @@ from resshift_fast.cli.options import (
     Port,
     Threads,
     Weights,
+    chosen_model,
     option,
     weights_files,
 )
@@ -58,13 +59,13 @@ def page(
     for name, value in (("megapixels", max_megapixels), ("megabytes", max_megabytes)):
         if not 0 < value < 1e6:
             raise ValueError(f"--max-{name} is {value}, expected a positive number")
-    if (weights or autoencoder) and len(models or ["nano-x4"]) > 1:
+    if (weights or autoencoder) and len(models or [""]) > 1:
         raise ValueError("--weights and --autoencoder are for one model; name one --model")
     from resshift_fast.apps.listening import bound
     from resshift_fast.backends import preferred, use_backend
     from resshift_fast.images.limits import limited
 
-    chosen = models or (["nano-x4"] if weights else [])
+    chosen = models or ([chosen_model(None, weights)] if weights else [])
     files = weights_files(weights, autoencoder)
     with bound(host, port) as listener:
         port = listener.getsockname()[1]

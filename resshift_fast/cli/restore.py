@@ -20,6 +20,7 @@ from resshift_fast.cli.options import (
     Dtype,
     Threads,
     Weights,
+    chosen_model,
     model_option,
     one_of,
     option,
@@ -297,7 +298,7 @@ def restore(
         patterns=patterns,
         out=out,
         recursive=recursive,
-        model=model or _default_model(masked=mask is not None),
+        model=chosen_model(model, weights, masked=mask is not None),
         backend=backend,
         threads=threads,
         skip_existing=skip_existing,
@@ -337,12 +338,6 @@ def restore(
         console.say(f"interrupted {progress}; run again with --skip-existing to continue", logging.ERROR)
         code = 130
     raise typer.Exit(code)
-
-
-def _default_model(masked: bool) -> str:
-    from resshift_fast.models.catalog import default_model
-
-    return default_model(masked)
 
 
 def _refuse(message: str) -> NoReturn:

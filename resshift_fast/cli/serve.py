@@ -17,6 +17,7 @@ from resshift_fast.cli.options import (
     Port,
     Threads,
     Weights,
+    chosen_model,
     option,
     weights_files,
 )
@@ -37,7 +38,7 @@ MODULES = {
 
 
 def serve(
-    model: Model = "nano-x4",
+    model: Model = None,
     weights: Weights = None,
     autoencoder: Autoencoder = None,
     host: Host = "127.0.0.1",
@@ -93,7 +94,7 @@ def serve(
 
     with bound(host, port) as listener, use_backend(backend or preferred()), limited_threads(threads):
         files = weights_files(weights, autoencoder)
-        pipe = Pipeline.from_pretrained(model, **files, device=device, dtype=dtype)
+        pipe = Pipeline.from_pretrained(chosen_model(model, weights), **files, device=device, dtype=dtype)
         _run(pipe, limits, batch_size, listener)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from resshift_fast.models.sizes import FEATURE_CHANNELS, AutoencoderConfig, SwinUNetConfig
+from resshift_fast.models.sizes import FEATURE_CHANNELS, AutoencoderConfig, DenoiserConfig, RRDBConfig, SwinUNetConfig
 
 if TYPE_CHECKING:
     from resshift_fast.models.catalog import ModelSpec
@@ -17,7 +17,7 @@ class Call:
     """One call of an operator.
 
     Args:
-        operator: of `resshift_fast.ops`, or "strided_conv2d", "linear" and "silu" of PyTorch.
+        operator: of `resshift_fast.ops`, or "strided_conv2d", "linear", "silu", "leaky_relu" and "add" of PyTorch.
         channels, out_channels: of its image and of its result.
         side: pixels along a side of its image for one latent pixel.
         normalized: whether it normalizes its image. residual: whether it adds another one.
@@ -84,8 +84,10 @@ def _swin(channels: int, side: float, config: SwinUNetConfig) -> Iterator[Call]:
     yield Call("pointwise_conv2d", width, channels, side)
 
 
-def condition(config: SwinUNetConfig) -> Iterator[Call]:
+def condition(config: DenoiserConfig) -> Iterator[Call]:
     """Of the low-quality image's features."""
+    if isinstance(config, RRDBConfig):
+        return
     size, channels, width = config.lq_size, 4 if config.cond_mask else 3, FEATURE_CHANNELS
     while config.cond_lq and size > config.image_size:
         side = size / config.image_size
@@ -95,8 +97,30 @@ def condition(config: SwinUNetConfig) -> Iterator[Call]:
         size, channels, width = size // 2, 2 * width, 2 * width
 
 
-def denoiser(config: SwinUNetConfig) -> Iterator[Call]:
+def denoiser(config: DenoiserConfig) -> Iterator[Call]:
     """Of one evaluation."""
+    yield from _rrdb(config) if isinstance(config, RRDBConfig) else _swin_unet(config)
+
+
+def _rrdb(config: RRDBConfig) -> Iterator[Call]:
+    channels, growth = config.channels, config.growth
+    yield Call("conv2d", config.in_channels + config.lq_channels, channels)
+    for _ in range(3 * config.blocks):
+        for width in range(channels, channels + 4 * growth, growth):
+            yield Call("conv2d", width, growth)
+            yield Call("concat", width, width + growth)
+        yield Call("conv2d", channels + 4 * growth, channels)
+        yield Call("add", channels, channels)
+    yield Call("conv2d", channels, channels)
+    for side in (1.0, 2.0):
+        yield Call("upsample_conv2d", channels, channels, side)
+        yield Call("leaky_relu", channels, channels, 2 * side)
+    yield Call("conv2d", channels, channels, 4.0)
+    yield Call("leaky_relu", channels, channels, 4.0)
+    yield Call("conv2d", channels, 3, 4.0)
+
+
+def _swin_unet(config: SwinUNetConfig) -> Iterator[Call]:
     base = config.model_channels
     widths = [int(mult * base) for mult in config.channel_mult]
     levels = range(len(widths))

@@ -7,18 +7,22 @@ page of github.com/zsyOAOA/ResShift.
 import difflib
 from dataclasses import dataclass, replace
 from itertools import product
+from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from resshift_fast.diffusion.schedule import Schedule
 from resshift_fast.images.tiling import Axis, plan_axis
 from resshift_fast.models import cost
-from resshift_fast.models.sizes import AutoencoderConfig, SpaceToDepthConfig, SwinUNetConfig
+from resshift_fast.models.sizes import AutoencoderConfig, DenoiserConfig, RRDBConfig, SpaceToDepthConfig, SwinUNetConfig
 from resshift_fast.weights.published import OFFICIAL_LICENCE as OFFICIAL_LICENCE
 from resshift_fast.weights.published import WeightFile as WeightFile
 
 if TYPE_CHECKING:
     from resshift_fast.models.autoencoder import SpaceToDepth, VQAutoencoder
+    from resshift_fast.models.rrdb import RRDBDenoiser
     from resshift_fast.models.swin_unet import SwinUNet
+
+    Network = SwinUNet | RRDBDenoiser  # the denoisers
 
 RELEASE = "https://github.com/zsyOAOA/ResShift/releases/download/v2.0/"
 CONDITIONS = ("image", "latent", "enlarged")
@@ -50,7 +54,7 @@ class ModelSpec:
     name: str
     summary: str
     scale: int
-    denoiser: SwinUNetConfig
+    denoiser: DenoiserConfig
     first_stage: AutoencoderConfig | SpaceToDepthConfig
     schedule: Schedule
     prediction_type: str = "x0"
@@ -133,8 +137,8 @@ def _official(filename: str) -> WeightFile:
     return WeightFile(filename, RELEASE + filename)
 
 
-def _embedded(name: str) -> WeightFile:
-    licence = f"CC BY-SA 4.0 (trained from free photographs, see weights/{name}.md)"
+def _embedded(name: str, origin: str = "") -> WeightFile:
+    licence = f"CC BY-SA 4.0 (trained from free photographs{origin}, see weights/{name}.md)"
     return WeightFile(f"{name}.safetensors", None, licence=licence)
 
 
@@ -169,6 +173,7 @@ NANO = SwinUNetConfig(
 )
 # Of twice the resolution: a latent pixel has the channels of 2×2 pixels, so that JPEG's blocks and noise are seen well.
 PHOTO_X1 = replace(NANO, in_channels=12, out_channels=12, lq_size=128)
+PHOTO_X4 = RRDBConfig()
 PHOTO_INPAINT = replace(
     NANO,
     num_res_blocks=(1, 1, 2),
@@ -182,6 +187,7 @@ _PARAMETERS = {
     NANO: 2_261_396,
     PHOTO_X1: 2_241_680,
     PHOTO_INPAINT: 5_126_120,
+    PHOTO_X4: 3_776_003,
     REALSR: 118_593_583,
     replace(REALSR, noise_channels=1): 118_595_023,
     REALSR_X2: 118_640_431,
@@ -279,6 +285,19 @@ _SPECS = (
         overlap=16,
         weights=_embedded("nano-x4"),
     ),
+    ModelSpec(
+        name="photo-x4",
+        summary="×4 super-resolution of photos, embedded, one step: sharp, with texture that may be invented",
+        scale=4,
+        denoiser=PHOTO_X4,
+        first_stage=SpaceToDepthConfig(),
+        schedule=Schedule(steps=4, kappa=0.25, power=0.3, min_noise_level=0.2, etas_end=0.99, one_step=True),
+        clamp_x0=True,
+        pad_multiple=4,
+        tile=192,
+        overlap=16,
+        weights=_embedded("photo-x4", origin=" and Real-ESRGAN's weights, which are BSD-3-Clause"),
+    ),
     _small(
         "photo-x1",
         "repair of photos without enlarging: noise and marks of scans, strong JPEG a little",
@@ -340,14 +359,33 @@ _SPECS = (
 )
 
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
-DEFAULT_MODEL = "nano-x4"
+DEFAULT_MODEL = "photo-x4"
 DEFAULT_INPAINTING = "photo-inpaint"
 ONE_STEP = "-1step"  # ends the names of one-step students
 
 
-def default_model(masked: bool) -> str:
-    """The name of the embedded model that is taken where none is named, by whether a mask is given."""
+def default_model(masked: bool = False, weights: str | PathLike[str] | None = None) -> str:
+    """The name of the model that is taken where none is named.
+
+    Args:
+        masked: whether a mask is given.
+        weights: a file of weights. Those of a training name their model, which is taken; otherwise it is an embedded
+            one.
+    """
+    found = None if weights is None else _named_by(weights)
+    if found is not None and found.needs_mask == masked:
+        return found.name
     return DEFAULT_INPAINTING if masked else DEFAULT_MODEL
+
+
+def _named_by(weights: str | PathLike[str]) -> ModelSpec | None:
+    """The model that the metadata of a file name; None without any, or for a file that cannot be read."""
+    from resshift_fast.weights.checkpoints import CheckpointError, read_metadata
+
+    try:
+        return get(read_metadata(weights).get("model", ""))
+    except (OSError, CheckpointError, ValueError):
+        return None
 
 
 def get(name: str) -> ModelSpec:
@@ -387,6 +425,17 @@ def _found(table: dict[str, Entry], name: str, kind: str, usable: list[str]) -> 
     raise ValueError(f"unknown {kind} {name!r}; {hint}{kind}s: {', '.join(table)}")
 
 
+def unet_of(spec: ModelSpec) -> SwinUNetConfig:
+    """The sizes of a model's U-Net.
+
+    Raises:
+        ValueError: if its denoiser is another network.
+    """
+    if not isinstance(spec.denoiser, SwinUNetConfig):
+        raise ValueError(f"the denoiser of {spec.name} is no U-Net, and so it is neither a teacher nor a student")
+    return spec.denoiser
+
+
 def one_step(spec: ModelSpec) -> ModelSpec:
     """The one-step student of a model (arXiv 2503.13358).
 
@@ -397,7 +446,7 @@ def one_step(spec: ModelSpec) -> ModelSpec:
         spec,
         name=spec.name + ONE_STEP,
         summary=f"one-step student of {spec.name}",
-        denoiser=replace(spec.denoiser, noise_channels=1),
+        denoiser=replace(unet_of(spec), noise_channels=1),
         schedule=replace(spec.schedule, one_step=True),
         weights=None,
     )
@@ -408,7 +457,7 @@ def teacher_of(student: ModelSpec) -> ModelSpec:
     return replace(
         student,
         name=student.name.removesuffix(ONE_STEP),
-        denoiser=replace(student.denoiser, noise_channels=0),
+        denoiser=replace(unet_of(student), noise_channels=0),
         schedule=replace(student.schedule, one_step=False),
     )
 
@@ -425,13 +474,17 @@ def _nearest(name: str, usable: list[str]) -> str | None:
     return best if best is not None and (likeness(best)[2] >= 0.3) else None
 
 
-def parameters(sizes: SwinUNetConfig | AutoencoderConfig | SpaceToDepthConfig) -> int | None:
+def parameters(sizes: DenoiserConfig | AutoencoderConfig | SpaceToDepthConfig) -> int | None:
     """Number of parameters of a network with these sizes; None if it is no network of the catalogue."""
     return _PARAMETERS.get(sizes)
 
 
-def build_denoiser(spec: ModelSpec) -> "SwinUNet":
-    """A `SwinUNet` of the model's sizes with fresh weights."""
+def build_denoiser(spec: ModelSpec) -> "Network":
+    """The denoiser of the model's sizes with fresh weights."""
+    if isinstance(spec.denoiser, RRDBConfig):
+        from resshift_fast.models.rrdb import RRDBDenoiser
+
+        return RRDBDenoiser(spec.denoiser)
     from resshift_fast.models.swin_unet import SwinUNet
 
     return SwinUNet(spec.denoiser)

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from resshift_fast.models import catalog, depth
 from resshift_fast.models.catalog import ModelSpec
+from resshift_fast.models.sizes import SwinUNetConfig
 from resshift_fast.weights import checkpoints, download
 
 if TYPE_CHECKING:
     from resshift_fast.models.autoencoder import SpaceToDepth, VQAutoencoder
-    from resshift_fast.models.swin_unet import SwinUNet
+    from resshift_fast.models.catalog import Network
 
 Path = str | os.PathLike[str]
 
@@ -35,7 +36,7 @@ def build(
     autoencoder: Path | None = None,
     random_weights: bool = False,
     progress: bool = True,
-) -> tuple[ModelSpec, SwinUNet, VQAutoencoder | SpaceToDepth]:
+) -> tuple[ModelSpec, Network, VQAutoencoder | SpaceToDepth]:
     """The networks of a model on the CPU.
 
     Args:
@@ -105,13 +106,18 @@ def trained_as(
     first = next((tensor for key, tensor in state.items() if key.endswith(FIRST_CONVOLUTION)), None)
     if first is None or first.dim() != 4:
         return spec
-    config = spec.denoiser
+    if not isinstance(spec.denoiser, SwinUNetConfig):
+        raise checkpoints.CheckpointError(
+            f"these weights are of a U-Net, and the denoiser of {spec.name} is none; name their model"
+        )
+    config = catalog.unet_of(spec)
     extra = first.shape[1] - config.in_channels - config.lq_channels
     if extra == 1 and not spec.schedule.one_step:
         spec = catalog.one_step(spec)
-    elif extra == -1 and config.noise_channels == 1:
-        spec = replace(spec, denoiser=replace(config, noise_channels=0))
-    sizes = depth.of_weights(spec.denoiser, state) if spec.schedule.one_step else spec.denoiser
+        config = catalog.unet_of(spec)
+    if extra == -1 and config.noise_channels == 1:
+        config = replace(config, noise_channels=0)
+    sizes = depth.of_weights(config, state) if spec.schedule.one_step else config
     return spec if sizes == spec.denoiser else replace(spec, denoiser=sizes)
 
 

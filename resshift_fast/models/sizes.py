@@ -1,6 +1,7 @@
 """Sizes of the networks, as data: the catalogue lists models without loading torch."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 FEATURE_CHANNELS = 16  # width of the first stage of the low-quality image's feature extractor; each stage doubles it
 
@@ -56,6 +57,33 @@ class SwinUNetConfig:
     def downsampling(self) -> int:
         """Factor between the latent's side and the lowest level's."""
         return 2 ** (len(self.channel_mult) - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RRDBConfig:
+    """Sizes of an `RRDBDenoiser`.
+
+    Args:
+        in_channels, out_channels: latent channels in and out, those of a `SpaceToDepth` stage of factor 4.
+        channels: of the features.
+        growth: of the inner convolutions of a dense block.
+        blocks: residual-in-residual dense blocks.
+    """
+
+    in_channels: int = 48
+    out_channels: int = 48
+    channels: int = 64
+    growth: int = 32
+    blocks: int = 5
+
+    cond_lq: ClassVar[bool] = True
+    cond_mask: ClassVar[bool] = False
+    noise_channels: ClassVar[int] = 0
+    lq_channels: ClassVar[int] = 3
+    downsampling: ClassVar[int] = 1
+
+
+DenoiserConfig = SwinUNetConfig | RRDBConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,11 @@ It never synchronizes and depends on shapes, not on values, so that it can be co
 graph.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +18,11 @@ from resshift_fast.core import nvtx
 from resshift_fast.models.autoencoder import SpaceToDepth, VQAutoencoder
 from resshift_fast.models.catalog import ModelSpec
 from resshift_fast.models.derived import Preparable
-from resshift_fast.models.swin_unet import SwinUNet
 from resshift_fast.restoration import enlarging
 from resshift_fast.restoration.sampler import LatentChain
+
+if TYPE_CHECKING:
+    from resshift_fast.models.catalog import Network
 
 
 class Restoration(nn.Module):
@@ -33,7 +38,7 @@ class Restoration(nn.Module):
 
     filters: Tensor
 
-    def __init__(self, spec: ModelSpec, denoiser: SwinUNet, first_stage: VQAutoencoder | SpaceToDepth):
+    def __init__(self, spec: ModelSpec, denoiser: Network, first_stage: VQAutoencoder | SpaceToDepth):
         super().__init__()
         self.spec = spec
         self.margin = enlarging.MARGIN if spec.scale > 1 else 0

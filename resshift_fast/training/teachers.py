@@ -46,7 +46,7 @@ def prepare(config: TrainConfig, spec: Any) -> tuple[TrainConfig, ModelSpec]:
     student = catalog.one_step(spec)
     blocks = config.objective_options.get("num_res_blocks")
     if blocks is not None:
-        student = replace(student, denoiser=_with_blocks(student.denoiser, blocks))
+        student = replace(student, denoiser=_with_blocks(catalog.unet_of(student), blocks))
     return replace(config, init_from=config.init_from or str(path)), student
 
 
@@ -55,7 +55,7 @@ def of_student(student: ModelSpec, state: Mapping[str, Tensor]) -> ModelSpec:
     from resshift_fast.models import catalog, depth
 
     spec = catalog.teacher_of(student)
-    return replace(spec, denoiser=depth.of_weights(spec.denoiser, state))
+    return replace(spec, denoiser=depth.of_weights(catalog.unet_of(spec), state))
 
 
 def _with_blocks(sizes: SwinUNetConfig, blocks: Any) -> SwinUNetConfig:
