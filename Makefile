@@ -53,7 +53,7 @@ test: $(INSTALLED)
 # Compilations, whole networks through slow paths, and programs that are ended from outside. HALF=0 or 1 runs every other one.
 HALF ?=
 test-slow: $(INSTALLED)
-	$(PYTEST) -m slow $(if $(HALF),--half $(HALF))
+	$(PYTEST) -m slow $(if $(HALF),--half=$(HALF))
 
 # What a change of an operator is most likely to break. What starts processes or traces whole networks is left to `make test`.
 QUICK := python_tests/test_house.py python_tests/backends/test_dispatch.py python_tests/diffusion python_tests/ops \

@@ -218,7 +218,7 @@ def test_models_with_weights_here_are_offered(monkeypatch, tmp_path):
     from resshift_fast.apps.page import Page, offered
 
     monkeypatch.setenv("RESSHIFT_FAST_CACHE", str(tmp_path))
-    assert [spec.name for spec in offered([])] == ["nano-x4", "photo-x1", "photo-inpaint"]
+    assert [spec.name for spec in offered([])] == ["photo-x4", "nano-x4", "photo-x1", "photo-inpaint"]
     assert [spec.name for spec in offered(["realsr-x4-v3", "inpaint-face"])] == ["realsr-x4-v3", "inpaint-face"]
     with pytest.raises(ValueError, match="nano-x5"):
         offered(["nano-x5"])

@@ -13,8 +13,8 @@ from resshift_fast.models.catalog import MODELS, get
 from resshift_fast.models.sizes import SwinUNetConfig
 
 NAMES = (
-    "nano-x4",
     "photo-x4",
+    "nano-x4",
     "photo-x1",
     "photo-inpaint",
     "realsr-x4-v1",
@@ -44,7 +44,7 @@ unets = pytest.mark.parametrize("spec", UNETS.values(), ids=UNETS)
 
 
 def test_names():
-    assert tuple(MODELS) == NAMES and catalog.DEFAULT_MODEL in MODELS
+    assert tuple(MODELS) == NAMES and NAMES[0] == catalog.DEFAULT_MODEL
     assert all(get(name) is MODELS[name] and MODELS[name].name == name for name in NAMES)
 
 
@@ -83,7 +83,7 @@ def test_a_model_without_weights_is_not_proposed(name):
 
 @pytest.mark.parametrize("name", ["", "zzzzzz", 4], ids=repr)
 def test_a_name_similar_to_none_is_refused_with_all_names(name):
-    with pytest.raises(ValueError, match=r"unknown model .*; models: nano-x4, photo-x4, photo-x1, photo-inpaint"):
+    with pytest.raises(ValueError, match=r"unknown model .*; models: photo-x4, nano-x4, photo-x1, photo-inpaint"):
         get(name)
 
 

@@ -272,6 +272,19 @@ def _inpaint(name: str, summary: str, filename: str, autoencoder: WeightFile) ->
 
 _SPECS = (
     ModelSpec(
+        name="photo-x4",
+        summary="×4 super-resolution of photos, embedded, one step: sharp, with texture that may be invented",
+        scale=4,
+        denoiser=PHOTO_X4,
+        first_stage=SpaceToDepthConfig(),
+        schedule=Schedule(steps=4, kappa=0.25, power=0.3, min_noise_level=0.2, etas_end=0.99, one_step=True),
+        clamp_x0=True,
+        pad_multiple=4,
+        tile=192,
+        overlap=16,
+        weights=_embedded("photo-x4", origin=" and Real-ESRGAN's weights, which are BSD-3-Clause"),
+    ),
+    ModelSpec(
         name="nano-x4",
         summary="×4 super-resolution, embedded, fast on a CPU; mild restoration with high fidelity",
         scale=4,
@@ -284,19 +297,6 @@ _SPECS = (
         tile=192,
         overlap=16,
         weights=_embedded("nano-x4"),
-    ),
-    ModelSpec(
-        name="photo-x4",
-        summary="×4 super-resolution of photos, embedded, one step: sharp, with texture that may be invented",
-        scale=4,
-        denoiser=PHOTO_X4,
-        first_stage=SpaceToDepthConfig(),
-        schedule=Schedule(steps=4, kappa=0.25, power=0.3, min_noise_level=0.2, etas_end=0.99, one_step=True),
-        clamp_x0=True,
-        pad_multiple=4,
-        tile=192,
-        overlap=16,
-        weights=_embedded("photo-x4", origin=" and Real-ESRGAN's weights, which are BSD-3-Clause"),
     ),
     _small(
         "photo-x1",
