@@ -142,9 +142,10 @@ def measure(args: argparse.Namespace) -> common.Report:
     features = None if args.no_features else FeatureDistance.from_files(args.features)
     piqe = naturalness()
     compared, notes = methods(args)
-    rows = []
+    rows, count = [], 0
     for folder in args.folders:
         images = [(read_8_bit(low), read_8_bit(high)) for low, high in pairs(folder, None)]
+        count += len(images)
         for low, high in images:
             if high.shape != (low.shape[0] * SCALE, low.shape[1] * SCALE, 3):
                 raise ValueError(f"{folder}: {low.shape} does not enlarge to {high.shape}; sides must be {SCALE} times")
@@ -163,8 +164,8 @@ def measure(args: argparse.Namespace) -> common.Report:
         "PIQE": ".1f",
         "seconds": ".3f",
     }
-    summary: dict[str, Any] = {"images": sum(len(pairs(folder, None)) for folder in args.folders)}
-    return common.Report("How enlarged photos look: means, and medians of seconds", columns, rows, notes, summary)
+    title = "How enlarged photos look: means, and medians of seconds"
+    return common.Report(title, columns, rows, notes, {"images": count})
 
 
 def row(

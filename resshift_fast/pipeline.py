@@ -114,8 +114,6 @@ class Pipeline:
             FileNotFoundError, OSError: a file that cannot be read or downloaded (`download.DownloadError`).
         """
         spec = catalog.get(catalog.default_model(weights=weights) if name is None else name)
-        device = devices.usable_device(device)
-        dtype = dtypes.usable_dtype(dtype, device)
         return cls._build(spec, weights, autoencoder, random_weights, device, dtype, graphs, progress)
 
     @classmethod
@@ -143,8 +141,6 @@ class Pipeline:
         from resshift_fast.models import official_config
 
         spec = official_config.read(config)
-        device = devices.usable_device(device)
-        dtype = dtypes.usable_dtype(dtype, device)
         return cls._build(spec, weights, autoencoder, random_weights, device, dtype, graphs, False)
 
     @classmethod
@@ -154,11 +150,13 @@ class Pipeline:
         weights: inputs.Path | None,
         autoencoder: inputs.Path | None,
         random_weights: bool,
-        device: torch.device,
-        dtype: torch.dtype,
+        device: str | torch.device | None,
+        dtype: torch.dtype | str,
         graphs: bool,
         progress: bool,
     ) -> Pipeline:
+        device = devices.usable_device(device)
+        dtype = dtypes.usable_dtype(dtype, device)
         backends.preferred()  # report a wrong RESSHIFT_FAST_BACKEND now, not in the middle of an image
         spec, denoiser, first_stage = loading.build(
             spec, weights=weights, autoencoder=autoencoder, random_weights=random_weights, progress=progress
@@ -444,8 +442,7 @@ def sample(
     Args:
         image, mask, seed: as in `Pipeline.__call__`, which also takes `options` (tile, overlap, batch_size, noise,
             layout, progress).
-        model: of the catalogue; None means the one that the weights name, otherwise photo-x4 or, with a mask,
-            photo-inpaint.
+        model: of the catalogue; None means that of the weights, else photo-x4 or, with a mask, photo-inpaint.
         device, dtype, weights, autoencoder: as in `Pipeline.from_pretrained`.
 
     Raises:

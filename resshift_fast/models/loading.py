@@ -100,6 +100,7 @@ def trained_as(
 
     Raises:
         ValueError: for metadata of a kind of student that is not supported.
+        CheckpointError: for weights of a U-Net and a model whose denoiser is another network.
     """
     if "noise_mode" in metadata:
         return _distilled(spec, metadata)
@@ -110,7 +111,7 @@ def trained_as(
         raise checkpoints.CheckpointError(
             f"these weights are of a U-Net, and the denoiser of {spec.name} is none; name their model"
         )
-    config = catalog.unet_of(spec)
+    config = spec.denoiser
     extra = first.shape[1] - config.in_channels - config.lq_channels
     if extra == 1 and not spec.schedule.one_step:
         spec = catalog.one_step(spec)

@@ -11,6 +11,7 @@ statistics of windows as a loss of Gram matrices does (arXiv 1508.06576), of dif
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -39,8 +40,4 @@ def strengths(image: Tensor) -> list[Tensor]:
 def texture_error(image: Tensor, truth: Tensor) -> Tensor:
     """The error of each image of a batch, [B]; sizes as in `strengths`."""
     pairs = zip(strengths(image), strengths(truth), strict=True)
-    errors = [(one - other).abs().flatten(1).mean(1) for one, other in pairs]
-    total = errors[0]
-    for error in errors[1:]:
-        total = total + error
-    return total / len(errors)
+    return torch.stack([(one - other).abs().flatten(1).mean(1) for one, other in pairs]).mean(0)
