@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from resshift_fast.images.search import find_images
-from resshift_fast.restoration.filling import fill
+from resshift_fast.models.filling import fill
 from resshift_fast.training.degradations.masks import KINDS, Masks, rasterized
 from resshift_fast.training.features import FeatureDistance
 from resshift_fast.training.interfaces import Draws

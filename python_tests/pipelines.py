@@ -15,8 +15,9 @@ from resshift_fast.diffusion.schedule import Schedule
 from resshift_fast.models import catalog
 from resshift_fast.models.autoencoder import AutoencoderConfig, SpaceToDepth, SpaceToDepthConfig
 from resshift_fast.models.catalog import ModelSpec
+from resshift_fast.models.inpaint_unet import InpaintUNet
 from resshift_fast.models.rrdb import RRDBDenoiser
-from resshift_fast.models.sizes import RRDBConfig
+from resshift_fast.models.sizes import InpaintUNetConfig, RRDBConfig
 from resshift_fast.models.swin_unet import SwinUNetConfig
 
 CPU = torch.device("cpu")
@@ -62,6 +63,9 @@ SPECS = {
     ),
     "inpaint": replace(_INPAINT, denoiser=_unet(48, 4, mask=True), first_stage=SpaceToDepthConfig()),
     "inpaint-vq": replace(_INPAINT, first_stage=_vq(1, 1, 1)),
+    "inpaint-unet": replace(
+        catalog.get("photo-inpaint"), denoiser=InpaintUNetConfig(widths=(16, 16, 32), blocks=1), tile=64, overlap=16
+    ),
 }
 
 
@@ -79,9 +83,14 @@ def built(spec: ModelSpec, dtype: torch.dtype = torch.float32) -> Pipeline:
     denoiser, first_stage = fill_(catalog.build_denoiser(spec)), fill_(catalog.build_first_stage(spec))
     with torch.no_grad():
         # Larger predictions would hide the picture, and with it errors in how it is processed.
-        last = denoiser.network.last if isinstance(denoiser, RRDBDenoiser) else denoiser.out[2]
-        last.weight *= 0.3
+        _last_layer(denoiser).weight *= 0.3
     return Pipeline(spec, denoiser, first_stage, CPU, dtype)
+
+
+def _last_layer(denoiser: "catalog.Network") -> nn.Conv2d:
+    if isinstance(denoiser, RRDBDenoiser):
+        return denoiser.network.last
+    return denoiser.last if isinstance(denoiser, InpaintUNet) else denoiser.out[2]
 
 
 @cache

@@ -10,7 +10,7 @@ from pipelines import WHOLE, integers, oracle, photo, pointwise, tensor_of, tile
 
 from resshift_fast import images
 from resshift_fast.images import Photo
-from resshift_fast.restoration.filling import fill_photo
+from resshift_fast.models.filling import fill_photo
 
 POINTWISE = oracle(pointwise, 1, mask=True)
 H, W = 40, 90

@@ -10,7 +10,7 @@ from resshift_fast.diffusion.coefficients import PREDICTION_TYPES
 from resshift_fast.models import catalog
 from resshift_fast.models.autoencoder import SpaceToDepth, VQAutoencoder
 from resshift_fast.models.catalog import MODELS, get
-from resshift_fast.models.sizes import SwinUNetConfig
+from resshift_fast.models.sizes import RRDBConfig, SwinUNetConfig
 
 NAMES = (
     "photo-x4",
@@ -99,7 +99,7 @@ def test_parts_are_consistent(spec):
         assert len(denoiser.num_res_blocks) == len(denoiser.channel_mult)
         assert denoiser.lq_size * ratio == denoiser.image_size
     else:
-        assert ratio == 1 and stage.factor == 4 and spec.schedule.num_steps == 1
+        assert stage.factor == (4 if isinstance(denoiser, RRDBConfig) else 2) and spec.schedule.num_steps == 1
     assert denoiser.cond_mask == spec.needs_mask and (spec.needs_mask or not spec.filled)
     assert spec.prediction_type in PREDICTION_TYPES
     assert spec.summary and "\n" not in spec.summary and spec.licence

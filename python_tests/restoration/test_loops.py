@@ -19,7 +19,10 @@ CONV = Call("conv2d", 64, 48, 2.0)
 TILES = Tiles(16, 24, 2, torch.float32)
 
 
-@pytest.mark.parametrize("name, threads", [("x4", 1), ("x4", 16), ("x4-rrdb", 3), ("x4-vq", 3), ("inpaint-vq", 64)])
+@pytest.mark.parametrize(
+    "name, threads",
+    [("x4", 1), ("x4", 16), ("x4-rrdb", 3), ("x4-vq", 3), ("inpaint-vq", 64), ("inpaint-unet", 2)],
+)
 def test_planned_loops_are_those_of_the_network(name, threads):
     spec, pipe, side, batch = SPECS[name], tiny(name), SPECS[name].pad_multiple, 2
     pictures = torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(0))

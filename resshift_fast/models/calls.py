@@ -6,7 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from resshift_fast.models.sizes import FEATURE_CHANNELS, AutoencoderConfig, DenoiserConfig, RRDBConfig, SwinUNetConfig
+from resshift_fast.models.sizes import (
+    FEATURE_CHANNELS,
+    AutoencoderConfig,
+    DenoiserConfig,
+    InpaintUNetConfig,
+    RRDBConfig,
+    SwinUNetConfig,
+)
 
 if TYPE_CHECKING:
     from resshift_fast.models.catalog import ModelSpec
@@ -17,7 +24,8 @@ class Call:
     """One call of an operator.
 
     Args:
-        operator: of `resshift_fast.ops`, or "strided_conv2d", "linear", "silu", "leaky_relu" and "add" of PyTorch.
+        operator: of `resshift_fast.ops`, or "strided_conv2d", "linear", "silu", "leaky_relu", "avg_pool2d",
+            "interpolate" and "add" of PyTorch.
         channels, out_channels: of its image and of its result.
         side: pixels along a side of its image for one latent pixel.
         normalized: whether it normalizes its image. residual: whether it adds another one.
@@ -86,7 +94,7 @@ def _swin(channels: int, side: float, config: SwinUNetConfig) -> Iterator[Call]:
 
 def condition(config: DenoiserConfig) -> Iterator[Call]:
     """Of the low-quality image's features."""
-    if isinstance(config, RRDBConfig):
+    if not isinstance(config, SwinUNetConfig):
         return
     size, channels, width = config.lq_size, 4 if config.cond_mask else 3, FEATURE_CHANNELS
     while config.cond_lq and size > config.image_size:
@@ -99,7 +107,12 @@ def condition(config: DenoiserConfig) -> Iterator[Call]:
 
 def denoiser(config: DenoiserConfig) -> Iterator[Call]:
     """Of one evaluation."""
-    yield from _rrdb(config) if isinstance(config, RRDBConfig) else _swin_unet(config)
+    if isinstance(config, RRDBConfig):
+        yield from _rrdb(config)
+    elif isinstance(config, InpaintUNetConfig):
+        yield from _inpaint_unet(config)
+    else:
+        yield from _swin_unet(config)
 
 
 def _rrdb(config: RRDBConfig) -> Iterator[Call]:
@@ -118,6 +131,29 @@ def _rrdb(config: RRDBConfig) -> Iterator[Call]:
     yield Call("conv2d", channels, channels, 4.0)
     yield Call("leaky_relu", channels, channels, 4.0)
     yield Call("conv2d", channels, 3, 4.0)
+
+
+def _inpaint_unet(config: InpaintUNetConfig) -> Iterator[Call]:
+    def blocks(level: int) -> Iterator[Call]:
+        width, side = config.widths[level], 0.5**level
+        for _ in range(config.blocks):
+            yield Call("conv2d", width, width, side)
+            yield Call("leaky_relu", width, width, side)
+            yield Call("conv2d", width, width, side, residual=True)
+
+    levels = list(enumerate(zip(config.widths, config.widths[1:], strict=False)))
+    yield Call("conv2d", config.lq_channels, config.widths[0])
+    for level, (upper, lower) in levels:
+        yield from blocks(level)
+        yield Call("avg_pool2d", upper, upper, 0.5**level)
+        yield Call("conv2d", upper, lower, 0.5 ** (level + 1))
+    yield from blocks(len(levels))
+    for level, (upper, lower) in reversed(levels):
+        yield Call("conv2d", lower, upper, 0.5 ** (level + 1))
+        yield Call("interpolate", upper, upper, 0.5 ** (level + 1))
+        yield Call("add", upper, upper, 0.5**level)
+        yield from blocks(level)
+    yield Call("conv2d", config.widths[0], config.out_channels)
 
 
 def _swin_unet(config: SwinUNetConfig) -> Iterator[Call]:

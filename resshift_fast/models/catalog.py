@@ -13,16 +13,24 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from resshift_fast.diffusion.schedule import Schedule
 from resshift_fast.images.tiling import Axis, plan_axis
 from resshift_fast.models import cost
-from resshift_fast.models.sizes import AutoencoderConfig, DenoiserConfig, RRDBConfig, SpaceToDepthConfig, SwinUNetConfig
+from resshift_fast.models.sizes import (
+    AutoencoderConfig,
+    DenoiserConfig,
+    InpaintUNetConfig,
+    RRDBConfig,
+    SpaceToDepthConfig,
+    SwinUNetConfig,
+)
 from resshift_fast.weights.published import OFFICIAL_LICENCE as OFFICIAL_LICENCE
 from resshift_fast.weights.published import WeightFile as WeightFile
 
 if TYPE_CHECKING:
     from resshift_fast.models.autoencoder import SpaceToDepth, VQAutoencoder
+    from resshift_fast.models.inpaint_unet import InpaintUNet
     from resshift_fast.models.rrdb import RRDBDenoiser
     from resshift_fast.models.swin_unet import SwinUNet
 
-    Network = SwinUNet | RRDBDenoiser  # the denoisers
+    Network = SwinUNet | RRDBDenoiser | InpaintUNet  # the denoisers
 
 RELEASE = "https://github.com/zsyOAOA/ResShift/releases/download/v2.0/"
 CONDITIONS = ("image", "latent", "enlarged")
@@ -43,7 +51,7 @@ class ModelSpec:
         tile, overlap: default tile side and overlap in input pixels.
         needs_mask: whether it is an inpainting model, which needs a mask.
         filled: whether an inpainting model is given unknown pixels filled in smoothly instead of black ones; see
-            `restoration.filling`.
+            `models.filling`.
         condition: what the denoiser is given of the low-quality image, one of `CONDITIONS`: the image itself; its
             latent y; or the enlarged image, reduced bicubically to the latent's size.
         quantize: whether the result's latent is quantized before it is decoded.
@@ -174,19 +182,12 @@ NANO = SwinUNetConfig(
 # Of twice the resolution: a latent pixel has the channels of 2×2 pixels, so that JPEG's blocks and noise are seen well.
 PHOTO_X1 = replace(NANO, in_channels=12, out_channels=12, lq_size=128)
 PHOTO_X4 = RRDBConfig()
-PHOTO_INPAINT = replace(
-    NANO,
-    num_res_blocks=(1, 1, 2),
-    channel_mult=(1, 1.5, 2),
-    swin_embed_dim=128,
-    lq_size=256,
-    cond_mask=True,
-)
+PHOTO_INPAINT = InpaintUNetConfig()
 # Written down, since to count them is to build the networks, for which torch has to be loaded.
 _PARAMETERS = {
     NANO: 2_261_396,
     PHOTO_X1: 2_241_680,
-    PHOTO_INPAINT: 5_126_120,
+    PHOTO_INPAINT: 3_883_948,
     PHOTO_X4: 3_776_003,
     REALSR: 118_593_583,
     replace(REALSR, noise_channels=1): 118_595_023,
@@ -215,7 +216,7 @@ def _realsr(name: str, summary: str, schedule: Schedule, filename: str) -> Model
     )
 
 
-def _small(name: str, summary: str, sizes: SwinUNetConfig, *, factor: int, **others: Any) -> ModelSpec:
+def _small(name: str, summary: str, sizes: DenoiserConfig, *, factor: int, **others: Any) -> ModelSpec:
     """A model of this project for photos at scale 1, with one step, over blocks of factor × factor pixels."""
     return ModelSpec(
         name=name,
@@ -311,8 +312,8 @@ _SPECS = (
         "photo-inpaint",
         "inpainting of photos, small; smooth where much is missing",
         PHOTO_INPAINT,
-        factor=4,
-        pad_multiple=128,
+        factor=2,
+        pad_multiple=32,
         overlap=128,
         needs_mask=True,
         filled=True,
@@ -485,6 +486,10 @@ def build_denoiser(spec: ModelSpec) -> "Network":
         from resshift_fast.models.rrdb import RRDBDenoiser
 
         return RRDBDenoiser(spec.denoiser)
+    if isinstance(spec.denoiser, InpaintUNetConfig):
+        from resshift_fast.models.inpaint_unet import InpaintUNet
+
+        return InpaintUNet(spec.denoiser)
     from resshift_fast.models.swin_unet import SwinUNet
 
     return SwinUNet(spec.denoiser)

@@ -83,7 +83,33 @@ class RRDBConfig:
     downsampling: ClassVar[int] = 1
 
 
-DenoiserConfig = SwinUNetConfig | RRDBConfig
+@dataclass(frozen=True, kw_only=True)
+class InpaintUNetConfig:
+    """Sizes of an `InpaintUNet`.
+
+    Args:
+        in_channels, out_channels: latent channels in and out, those of a `SpaceToDepth` stage of factor 2.
+        widths: channels of each level; a level has half the resolution of the one before.
+        blocks: residual blocks of a level on the way down, and on the way up.
+    """
+
+    in_channels: int = 12
+    out_channels: int = 12
+    widths: tuple[int, ...] = (32, 64, 96, 128, 160)
+    blocks: int = 2
+
+    cond_lq: ClassVar[bool] = True
+    cond_mask: ClassVar[bool] = True
+    noise_channels: ClassVar[int] = 0
+    lq_channels: ClassVar[int] = 20
+
+    @property
+    def downsampling(self) -> int:
+        """Factor between the latent's side and the lowest level's."""
+        return 2 ** (len(self.widths) - 1)
+
+
+DenoiserConfig = SwinUNetConfig | RRDBConfig | InpaintUNetConfig
 
 
 @dataclass(frozen=True, kw_only=True)

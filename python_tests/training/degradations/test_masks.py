@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from resshift_fast.restoration.filling import fill
+from resshift_fast.models.filling import fill
 from resshift_fast.training import choices
 from resshift_fast.training.degradations.masks import HARMONICS, MaskDraw, Masks, rasterized
 from resshift_fast.training.interfaces import Draws

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from resshift_fast.restoration.filling import fill
+from resshift_fast.models.filling import fill
 from resshift_fast.training.degradations.drawing import check_range, check_weights, from_options, pick
 from resshift_fast.training.interfaces import Batch, Draws
 
@@ -71,7 +71,7 @@ class Masks:
     largest: float = 0.95
     """Largest unknown share of a picture; shapes after the first are left out where a mask would pass it."""
     filled: bool = False
-    """Fill unknown pixels in smoothly instead of with −1; see `restoration.filling`."""
+    """Fill unknown pixels in smoothly instead of with −1; see `models.filling`."""
 
     def __post_init__(self) -> None:
         check_weights("masks", len(KINDS), weights=self.weights)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from resshift_fast.restoration.filling import fill, fill_photo
+from resshift_fast.models.filling import fill, fill_photo
 
 
 def _formula(image, unknown):
