@@ -22,7 +22,13 @@ from resshift_fast.diffusion.schedule import Schedule
 from resshift_fast.images.sources import sources_of
 from resshift_fast.models import catalog, loading
 from resshift_fast.models.catalog import ModelSpec, WeightFile
-from resshift_fast.models.sizes import AutoencoderConfig, InpaintUNetConfig, RRDBConfig, SpaceToDepthConfig, SwinUNetConfig
+from resshift_fast.models.sizes import (
+    AutoencoderConfig,
+    InpaintUNetConfig,
+    RRDBConfig,
+    SpaceToDepthConfig,
+    SwinUNetConfig,
+)
 
 try:
     from diffusers import ConfigMixin, DiffusionPipeline, ImagePipelineOutput, ModelMixin
@@ -160,7 +166,8 @@ def from_data(data: dict[str, Any]) -> ModelSpec:
             parts[key] = WeightFile(**parts[key])
     first_stage = AutoencoderConfig if "codebook_size" in sizes["first_stage"] else SpaceToDepthConfig
     denoiser = next(
-        kind for key, kind in (("growth", RRDBConfig), ("widths", InpaintUNetConfig), ("image_size", SwinUNetConfig))
+        kind
+        for key, kind in (("growth", RRDBConfig), ("widths", InpaintUNetConfig), ("image_size", SwinUNetConfig))
         if key in sizes["denoiser"]
     )
     return ModelSpec(

@@ -25,7 +25,9 @@ from resshift_fast.models.filling import fill
 FACTOR = 2  # side of a latent pixel's block in pixels
 SLOPE = 0.2  # of the leaky ReLU
 OUTPUT = 0.3  # of the network's output, in standard deviations
-BLOCK = 8  # side in pixels of the squares whose mean and deviation are computed; a pixel's surroundings are three by three
+BLOCK = (
+    8  # side in pixels of the squares whose mean and deviation are computed; a pixel's surroundings are three by three
+)
 NOISE = 0.01  # the smallest standard deviation; of 8 bits it is a little over one level
 
 
