@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "conv2d_threads.h"
 #include "kernels/conv2d.h"
 #include "parallel.h"
 #include "workspace.h"
@@ -10,16 +11,13 @@
 namespace resshift::cpu {
 namespace {
 
-constexpr std::int64_t kOwnChunk = 16;     // tiles that one thread transforms for itself: they fit its level-2 cache
-constexpr std::int64_t kLeastChunk = 4;    // of them, where there are many threads
-constexpr std::int64_t kShared = 7 << 20;  // most floats that few threads share, unless one chunk is larger
+constexpr std::int64_t kShared = 7 << 20;      // most floats that few threads share, unless one chunk is larger
 constexpr std::int64_t kSharedEach = 1 << 19;  // and for each of many: where they share less, some have nothing to do
 constexpr std::int64_t kSlice = 64;            // channels whose transformed weights fit a level-2 cache
 constexpr std::int64_t kGradientChunk = 512;   // tiles whose transforms are held at once
 constexpr std::int64_t kTransformTiles = 5;    // that are multiplied in the time of transforming the weights
 constexpr std::int64_t kTileGrain = 2;
-constexpr std::int64_t kChannelGrain = 16;  // whose weights a thread transforms at least
-constexpr std::int64_t kLine = 64;          // bytes of a cache line
+constexpr std::int64_t kLine = 64;  // bytes of a cache line
 
 // Read a part of the weights in order, so that they are in the level-3 cache when column blocks read them with large
 // strides: memory delivers scattered lines at a tenth of its rate.
@@ -78,15 +76,7 @@ void run_with_shared_tiles(const Conv2d& call, const WinogradPlan& plan) {
 // multiplies them with all weights.
 void run_with_shared_weights(const Conv2d& call, const WinogradPlan& plan) {
   const Workspace weights(plan.column_blocks * plan.weight_size());
-  const auto transform = RSF_KERNEL(winograd_weights);
-  parallel_for(0, plan.column_blocks * call.channels, kChannelGrain, [&](std::int64_t begin, std::int64_t end) {
-    while (begin < end) {
-      const std::int64_t block = begin / call.channels, channel = begin % call.channels;
-      const std::int64_t stop = std::min(channel + end - begin, call.channels);
-      transform(call, plan, block, channel, stop, weights.data() + block * plan.weight_size() + channel * plan.columns);
-      begin += stop - channel;
-    }
-  });
+  transform_weights(call, plan, weights.data());
   const auto input = RSF_KERNEL(winograd_input);
   const auto multiply = RSF_KERNEL(winograd_multiply);
   const auto output = RSF_KERNEL(winograd_output);
@@ -103,14 +93,6 @@ void run_with_shared_weights(const Conv2d& call, const WinogradPlan& plan) {
       }
     }
   });
-}
-
-// Tiles that a thread transforms for itself and multiplies with all weights: fewer where threads would get none.
-std::int64_t own_chunk(const WinogradPlan& whole) {
-  const std::int64_t threads = get_num_threads();
-  std::int64_t chunk = kOwnChunk;
-  while (chunk > kLeastChunk && divide_up(whole.tiles, chunk) < threads) chunk /= 2;
-  return chunk;
 }
 
 // Tiles that a column block is multiplied with at once: those with which the threads are done first. More of them use

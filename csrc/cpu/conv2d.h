@@ -7,7 +7,8 @@
 
 namespace resshift::cpu {
 
-// x is read as group_norm(x), with SiLU where that is set, and after nearest ×2 upsampling.
+// x is read as group_norm(x), with SiLU where that is set, and after nearest ×2 upsampling. The result is multiplied,
+// then goes through a leaky ReLU, then the residual is added.
 struct Conv2d {
   const void* x;               // [B, H, W, C]
   const void* weight;          // [3, 3, C, O], of x's dtype or float32
@@ -19,6 +20,7 @@ struct Conv2d {
   bool silu, upsample;
   std::int64_t batch, height, width, channels, out_channels, padding;
   std::int64_t tap_stride, channel_stride;  // of the weight
+  float scale = 1, slope = 1;               // of the result, and of its leaky ReLU; 1 for none
 
   RSF_INLINE std::int64_t in_height() const { return height << upsample; }
   RSF_INLINE std::int64_t in_width() const { return width << upsample; }

@@ -52,27 +52,44 @@ bool spin_until(const Condition& holds) {
   return holds();
 }
 
+constexpr std::int64_t kMostSegments = 64;
+
 // A loop while it runs. It lives on its caller's stack: who takes part has entered before the caller closes it.
+//
+// Every thread begins with a segment of its own, the same one in every loop, so that it finds in its caches what it
+// wrote in the loop before; then it takes from the ends of the others'.
 class Shared {
  public:
-  explicit Shared(const Loop& loop) : loop_(loop), next_(loop.begin) {}
+  Shared(const Loop& loop, std::int64_t threads)
+      : loop_(loop), segments_(std::min(threads, kMostSegments)), grain_(loop.grain) {
+    const std::int64_t size = loop.end - loop.begin;
+    grain_ *= divide_up(divide_up(size, grain_), std::int64_t{UINT32_MAX});  // so that pieces are counted in 32 bits
+    const std::int64_t pieces = divide_up(size, grain_);
+    untaken_.store(pieces, std::memory_order_relaxed);
+    for (std::int64_t i = 0; i < segments_; ++i) {
+      const Span span{pieces * i / segments_, pieces * (i + 1) / segments_};
+      spans_[i].value.store(packed(span), std::memory_order_relaxed);
+    }
+  }
 
-  // Take subranges until none is left. The first ones are large, as each costs something, and the last ones small, so
-  // that threads end together.
-  void work() {
-    std::int64_t first, last;
-    while (take(first, last)) {
+  // Take pieces until none is left. The first ones are large, as each costs something, and the last ones small, so that
+  // threads end together.
+  void work(std::int64_t thread) {
+    Span span;
+    while (take(thread % segments_, span)) {
       try {
-        loop_.body(loop_.function, first, last);
+        const std::int64_t first = loop_.begin + span.first * grain_, last = loop_.begin + span.last * grain_;
+        loop_.body(loop_.function, first, std::min(last, loop_.end));
       } catch (...) {
-        next_.store(loop_.end, std::memory_order_relaxed);
+        for (std::int64_t i = 0; i < segments_; ++i) spans_[i].value.store(0, std::memory_order_relaxed);
+        untaken_.store(0, std::memory_order_relaxed);
         const std::lock_guard<std::mutex> lock(failing_);
         if (!failure_) failure_ = std::current_exception();
       }
     }
   }
 
-  bool exhausted() const { return next_.load(std::memory_order_relaxed) >= loop_.end; }
+  bool exhausted() const { return untaken_.load(std::memory_order_relaxed) <= 0; }
 
   void rethrow() {
     if (failure_) std::rethrow_exception(failure_);
@@ -82,18 +99,42 @@ class Shared {
   std::atomic<std::int64_t> helpers{0};  // that have entered and not left
 
  private:
-  bool take(std::int64_t& first, std::int64_t& last) {
-    first = next_.load(std::memory_order_relaxed);
-    do {
-      if (first >= loop_.end) return false;
-      const std::int64_t left = loop_.end - first, share = left / (2 * loop_.threads);
-      last = first + std::min(left, std::max(share / loop_.grain, std::int64_t{1}) * loop_.grain);
-    } while (!next_.compare_exchange_weak(first, last, std::memory_order_relaxed));
-    return true;
+  struct Span {
+    std::int64_t first, last;  // pieces
+  };
+  struct alignas(64) Packed {
+    std::atomic<std::uint64_t> value;
+  };
+
+  static std::uint64_t packed(Span span) {
+    return static_cast<std::uint64_t>(span.first) << 32 | static_cast<std::uint64_t>(span.last);
+  }
+
+  // Half of what is left of the thread's own segment, from its beginning, else of another, from its end.
+  bool take(std::int64_t own, Span& span) {
+    for (std::int64_t i = 0; i < segments_; ++i) {
+      std::atomic<std::uint64_t>& value = spans_[(own + i) % segments_].value;
+      std::uint64_t seen = value.load(std::memory_order_relaxed);
+      for (;;) {
+        const auto first = static_cast<std::int64_t>(seen >> 32), last = static_cast<std::int64_t>(seen & UINT32_MAX);
+        if (first >= last) break;
+        const std::int64_t share = (last - first + 1) / 2;
+        span = i ? Span{last - share, last} : Span{first, first + share};
+        const Span left = i ? Span{first, last - share} : Span{first + share, last};
+        if (value.compare_exchange_weak(seen, packed(left), std::memory_order_relaxed)) {
+          untaken_.fetch_sub(share, std::memory_order_relaxed);
+          return true;
+        }
+      }
+    }
+    return false;
   }
 
   const Loop& loop_;
-  std::atomic<std::int64_t> next_;
+  const std::int64_t segments_;
+  std::int64_t grain_;
+  std::atomic<std::int64_t> untaken_{0};  // pieces
+  Packed spans_[kMostSegments];
   std::mutex failing_;
   std::exception_ptr failure_;
 };
@@ -101,9 +142,9 @@ class Shared {
 class Pool {
  public:
   void run(const Loop& loop, std::int64_t threads) {
-    Shared shared(loop);
+    Shared shared(loop, threads);
     open(shared, threads - 1);
-    shared.work();
+    shared.work(0);
     close(shared);
     shared.rethrow();
   }
@@ -128,7 +169,7 @@ class Pool {
   // Where the system has no more threads, the others do the work.
   bool start_thread() {
     try {
-      std::thread([this] { help(); }).detach();
+      std::thread([this, number = threads_ + 1] { help(number); }).detach();
       return true;
     } catch (const std::system_error&) {
       return false;
@@ -147,15 +188,16 @@ class Pool {
     done_.wait(lock, left);
   }
 
-  // A helper's life: enter a loop that wants more threads, take part, and look for the next.
-  [[noreturn]] void help() {
+  // A helper's life: enter a loop that wants more threads, take part, and look for the next. Helpers are numbered
+  // from 1.
+  [[noreturn]] void help(std::int64_t number) {
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
       if (Shared* shared = wanted()) {
         --shared->helpers_wanted;
         shared->helpers.fetch_add(1, std::memory_order_relaxed);
         lock.unlock();
-        shared->work();
+        shared->work(number);
         lock.lock();
         // Under the mutex: the caller may not have begun to wait.
         if (shared->helpers.fetch_sub(1, std::memory_order_release) == 1) done_.notify_all();
@@ -210,8 +252,8 @@ void run(const Loop& loop) {
 }
 
 void run_alone(const Loop& loop) {
-  Shared shared(loop);
-  shared.work();
+  Shared shared(loop, loop.threads);
+  shared.work(0);
   shared.rethrow();
 }
 

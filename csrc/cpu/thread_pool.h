@@ -2,7 +2,7 @@
 //
 // A thread that is late, because another program has its processor, gets fewer iterations, and one that never starts is
 // not waited for: so a loop takes no longer than with the threads that do run. (OpenMP deals out the iterations before,
-// and waits for all its threads at the end.)
+// and waits for all its threads at the end.) One that is in time begins where it began in the loop before.
 #pragma once
 
 #include <cstdint>

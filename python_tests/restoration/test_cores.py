@@ -50,7 +50,7 @@ def test_all_work_is_in_one_of_the_loops(name, threads):
         pixels = 2 * 64**2 * (64**2 if call.is_between_pixels else 1)
         found = sum(work.multiplications for work in cores.work_of(call, shape, threads))
         expected = cost.multiplications(call) * pixels
-        if "conv2d" in call.operator and not call.operator.startswith(("pointwise", "strided")):
+        if call.operator in ("conv2d", "upsample_conv2d", "dense_block"):
             assert found > expected
         elif call.operator not in ("prior_sample", "posterior_step"):
             assert found == pytest.approx(expected), call

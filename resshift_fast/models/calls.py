@@ -29,7 +29,7 @@ class Call:
         channels, out_channels: of its image and of its result.
         side: pixels along a side of its image for one latent pixel.
         normalized: whether it normalizes its image. residual: whether it adds another one.
-        hidden: channels between the two convolutions of `swin_mlp`.
+        hidden: channels between the two convolutions of `swin_mlp`, or the growth of `dense_block`.
         window, heads: of `window_attention`.
         entries: of the codebook of `vector_quantize`.
         taps: of a convolution by PyTorch.
@@ -46,6 +46,12 @@ class Call:
     heads: int = 0
     entries: int = 0
     taps: int = 1
+
+    @property
+    def convolutions(self) -> list[tuple[int, int]]:
+        """(channels, out_channels) of those of `dense_block`."""
+        outs = [self.hidden] * 4 + [self.out_channels]
+        return [(self.channels + i * self.hidden, out) for i, out in enumerate(outs)]
 
     @property
     def is_between_pixels(self) -> bool:
@@ -119,11 +125,7 @@ def _rrdb(config: RRDBConfig) -> Iterator[Call]:
     channels, growth = config.channels, config.growth
     yield Call("conv2d", config.in_channels + config.lq_channels, channels)
     for _ in range(3 * config.blocks):
-        for width in range(channels, channels + 4 * growth, growth):
-            yield Call("conv2d", width, growth)
-            yield Call("concat", width, width + growth)
-        yield Call("conv2d", channels + 4 * growth, channels)
-        yield Call("add", channels, channels)
+        yield Call("dense_block", channels, channels, hidden=growth)
     yield Call("conv2d", channels, channels)
     for side in (1.0, 2.0):
         yield Call("upsample_conv2d", channels, channels, side)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -54,6 +55,8 @@ def multiplications(call: calls.Call) -> float:
     area, weights = call.side**2, call.channels * call.out_channels
     if call.operator == "conv2d":
         return CONV3X3 * 9 * weights * area
+    if call.operator == "dense_block":
+        return CONV3X3 * 9 * sum(math.prod(each) for each in call.convolutions) * area
     if call.operator == "upsample_conv2d":
         return UPSAMPLED * 4 * 9 * weights * area
     if call.operator == "strided_conv2d":  # no Winograd product; one result for four pixels

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resshift_fast import ops
-from resshift_fast.models.derived import Derived, Preparable
 from resshift_fast.models.layers import Conv3x3, UpsampleConv
 from resshift_fast.models.sizes import RRDBConfig
 
@@ -30,40 +29,18 @@ def _active(x: Tensor) -> Tensor:
     return F.leaky_relu(x, SLOPE, inplace=not x.requires_grad)
 
 
-class ResidualConv(Conv3x3, Preparable):
-    """x plus a fifth of a convolution of another image, which a convolution of a fifth of the weights is as well."""
-
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__(in_channels, out_channels)
-        self.scaled = Derived()
-
-    def prepare(self, changed: bool = False) -> None:
-        """Scale the weight."""
-        self.scaled.refresh([self.weight], lambda: self.weight * RESIDUAL, changed)
-
-    def added(self, x: Tensor, image: Tensor) -> Tensor:
-        """x [B, out_channels, H, W] plus a fifth of the convolution of `image` [B, in_channels, H, W]."""
-        scaled = self.scaled.current(lambda: [self.weight])
-        if scaled is None or self.bias is None:
-            return torch.add(x, self(image), alpha=RESIDUAL)
-        return ops.conv2d(image, scaled, self.bias * RESIDUAL, residual=x)
-
-
 class DenseBlock(nn.Module):
     """Five convolutions, each of the input and all earlier results, [B, channels, H, W] to the same."""
 
     def __init__(self, channels: int, growth: int):
         super().__init__()
-        self.convs = nn.ModuleList(Conv3x3(channels + i * growth, growth) for i in range(4))
-        self.convs.append(ResidualConv(channels + 4 * growth, channels))
+        widths = [growth] * 4 + [channels]
+        self.convs = nn.ModuleList(Conv3x3(channels + i * growth, width) for i, width in enumerate(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, channels, H, W] to the same."""
-        found = x
-        for conv in self.convs[:-1]:
-            found = ops.concat(found, conv(found), SLOPE)
-        last: ResidualConv = self.convs[-1]  # type: ignore[assignment]
-        return last.added(x, found)
+        weights, biases = ([getattr(conv, name) for conv in self.convs] for name in ("weight", "bias"))
+        return ops.dense_block(x, weights, biases, slope=SLOPE, scale=RESIDUAL)
 
 
 class RRDBNet(nn.Module):

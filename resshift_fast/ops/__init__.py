@@ -8,6 +8,7 @@ from resshift_fast.ops.conv2d import conv2d_takes_norm as conv2d_takes_norm
 from resshift_fast.ops.conv2d_sum import conv2d_sum as conv2d_sum
 from resshift_fast.ops.conv2d_sum import conv2d_sums as conv2d_sums
 from resshift_fast.ops.conv2d_winograd import pack_conv2d as pack_conv2d
+from resshift_fast.ops.dense_block import dense_block as dense_block
 from resshift_fast.ops.group_norm import group_norm
 from resshift_fast.ops.norm_stats import writes_statistics as writes_statistics
 from resshift_fast.ops.pointwise_conv2d import pointwise_conv2d

@@ -13,6 +13,7 @@ simulation of caches, from which data are read faster.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -107,6 +108,8 @@ def work_of(call: Call, tiles: Tiles, threads: int) -> list[Work]:
     rest = pieces[len(norm) :]
     if call.operator in ("conv2d", "upsample_conv2d"):
         return norm + _convolution(call, rest, multiplications, read, weights, written, tiles)
+    if call.operator == "dense_block":
+        return _dense_block(call, rest, multiplications, read + written, weights)
     if call.operator == "swin_mlp" and len(rest) == 2:  # one loop for each convolution
         return norm + [Work(n, multiplications / 2, (read + weights + written) / 2) for n in rest]
     if call.operator in ("prior_sample", "posterior_step"):
@@ -136,6 +139,17 @@ def _convolution(
     return works
 
 
+def _dense_block(call: Call, pieces: list[int], multiplications: float, images: float, weights: float) -> list[Work]:
+    """Of five 3×3 convolutions: for each, threads transform the weights, and then multiply."""
+    pairs = [channels * out for channels, out in call.convolutions]
+    works = []
+    for transforms, products, each in zip(pieces[::2], pieces[1::2], pairs, strict=True):
+        share = each / sum(pairs)
+        works.append(Work(transforms, WEIGHT_TRANSFORM * each, weights * share + TRANSFORMED_BYTES * each))
+        works.append(Work(products, multiplications * share, images * share))
+    return works
+
+
 def _bytes(call: Call, tiles: Tiles) -> tuple[float, float, float]:
     """Of the image that is read, of weights, and of the result."""
     pixels = tiles.batch * tiles.height * tiles.width * call.side**2 * tiles.dtype.itemsize
@@ -145,10 +159,13 @@ def _bytes(call: Call, tiles: Tiles) -> tuple[float, float, float]:
         "conv2d": 9.0 * matrix,
         "upsample_conv2d": 9.0 * matrix,
         "strided_conv2d": 9.0 * matrix,
+        "dense_block": 9.0 * sum(math.prod(each) for each in call.convolutions) * tiles.dtype.itemsize,
         "pointwise_conv2d": matrix,
         "swin_mlp": 2.0 * call.channels * call.hidden * tiles.dtype.itemsize,
     }
-    images = {"window_attention": 3, "spatial_attention": 3, "posterior_step": 3}.get(call.operator, 1)
+    images = {"window_attention": 3, "spatial_attention": 3, "posterior_step": 3, "dense_block": 2}.get(
+        call.operator, 1
+    )
     return images * call.channels * pixels, weights.get(call.operator, 0.0), call.out_channels * growth * pixels
 
 

@@ -94,6 +94,15 @@ class _Kernels:
     def upsample_conv2d(self) -> None:
         self.conv2d(upsample=True)
 
+    def dense_block(self) -> None:
+        from resshift_fast.ops import conv2d_winograd
+
+        x, shapes = self._image(self.call.channels), self.call.convolutions
+        weights = [self._parameter(3, 3, *each).permute(3, 2, 0, 1) for each in shapes]
+        biases = [self._parameter(out) for _, out in shapes]
+        tile = conv2d_winograd.estimated(x, weights[0], 1)
+        self.library.dense_block(x, *weights, *biases, 1.0, 1.0, tile)
+
     def pointwise_conv2d(self) -> None:
         x = self._image(self.call.channels)
         weight = self._parameter(self.call.out_channels, self.call.channels)

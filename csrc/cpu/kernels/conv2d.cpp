@@ -154,13 +154,15 @@ void output_tile(const Conv2d& call, const WinogradPlan& plan, const TilePlace& 
   const std::int64_t left = call.out_channels - channel, height = call.out_height(), width = call.out_width();
   const Floats bias = call.bias ? load(call.bias + channel, left) : Floats{};
   const std::int64_t columns = smaller(m, width - place.column);
+  const bool leaky = call.slope != 1;
   for (int row = 0; row < m && place.row + row < height; ++row) {
     Floats transformed[m];
     Winograd::output(half[row], transformed);
     const std::int64_t pixel = (place.image * height + place.row + row) * width + place.column;
     const std::int64_t offset = pixel * call.out_channels + channel;
     for (std::int64_t column = 0; column < columns; ++column) {
-      Floats value = transformed[column] + bias;
+      Floats value = (transformed[column] + bias) * call.scale;
+      if (leaky) value = value > 0 ? value : value * call.slope;
       const std::int64_t at = offset + column * call.out_channels;
       if (call.residual) value += load(static_cast<const T*>(call.residual) + at, left);
       store(static_cast<T*>(call.y) + at, value, left);
