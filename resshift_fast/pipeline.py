@@ -22,9 +22,9 @@ from resshift_fast.images.sources import Source, sources_of
 from resshift_fast.images.tiling import Axis, Blender
 from resshift_fast.models import catalog, loading
 from resshift_fast.models.catalog import ModelSpec
+from resshift_fast.models.filling import fill_photo
 from resshift_fast.models.layers import Module, prepack_weights_
 from resshift_fast.restoration import compilation, cores, precompilation
-from resshift_fast.models.filling import fill_photo
 from resshift_fast.restoration.model import Restoration
 from resshift_fast.restoration.progress import Progress
 from resshift_fast.restoration.sampler import torch_noise

@@ -1,4 +1,5 @@
 // Deliberate faults of the kinds that kernels can have, for test_cpu_sanitizers.py.
+#include <atomic>
 #include <chrono>
 #include <numeric>
 #include <thread>
@@ -71,6 +72,13 @@ int64_t shared_sum(Tensor x, int64_t grain, int64_t threads) {
   return static_cast<int64_t>(std::accumulate(data, data + rows * columns, 0.0));
 }
 
+// How many iterations threads of the pool are given in all.
+int64_t shared_size(int64_t size, int64_t threads) {
+  std::atomic<int64_t> total{0};
+  share(0, size, 1, threads, [&](int64_t begin, int64_t end) { total += end - begin; });
+  return total;
+}
+
 // One of the iterations throws.
 void shared_failure(int64_t size, int64_t threads, int64_t wrong) {
   share(0, size, 1, threads, [&](int64_t begin, int64_t end) {
@@ -100,6 +108,7 @@ STABLE_TORCH_LIBRARY(resshift_fast_faults, library) {
   library.def("write(Tensor(a!) x, int beyond) -> ()");
   library.def("read_beyond(Tensor(a!) x, int beyond) -> ()");
   library.def("shared_sum(Tensor(a!) x, int grain, int threads) -> int");
+  library.def("shared_size(int size, int threads) -> int");
   library.def("shared_failure(int size, int threads, int wrong) -> ()");
   library.def("shared_counter(int size, bool alone) -> int");
 }
@@ -112,6 +121,7 @@ STABLE_TORCH_LIBRARY_IMPL(resshift_fast_faults, CompositeExplicitAutograd, libra
   library.impl("write", TORCH_BOX(&write));
   library.impl("read_beyond", TORCH_BOX(&read_beyond));
   library.impl("shared_sum", TORCH_BOX(&shared_sum));
+  library.impl("shared_size", TORCH_BOX(&shared_size));
   library.impl("shared_failure", TORCH_BOX(&shared_failure));
   library.impl("shared_counter", TORCH_BOX(&shared_counter));
 }

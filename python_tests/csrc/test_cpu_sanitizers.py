@@ -80,6 +80,13 @@ def test_threads_share_a_loop(rows, grain, threads):
     assert sums == [rows * 11] * 8 and all((x == 1).all() for x in images)
 
 
+@pytest.mark.parametrize("size", [0, 1, 3 * 2**32 + 5])
+@pytest.mark.parametrize("threads", [1, 2, 70])
+def test_loops_of_any_size_and_number_of_threads(size, threads):
+    assert unavailable("cpu") is None
+    assert torch.ops.resshift_fast_faults.shared_size(size, threads) == size
+
+
 @pytest.mark.parametrize("threads", [1, 4])
 def test_a_failure_in_a_shared_loop_reaches_the_caller(threads):
     assert unavailable("cpu") is None

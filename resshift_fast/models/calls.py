@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from resshift_fast.models.sizes import (
@@ -143,7 +144,7 @@ def _inpaint_unet(config: InpaintUNetConfig) -> Iterator[Call]:
             yield Call("leaky_relu", width, width, side)
             yield Call("conv2d", width, width, side, residual=True)
 
-    levels = list(enumerate(zip(config.widths, config.widths[1:], strict=False)))
+    levels = list(enumerate(pairwise(config.widths)))
     yield Call("conv2d", config.lq_channels, config.widths[0])
     for level, (upper, lower) in levels:
         yield from blocks(level)

@@ -1,7 +1,7 @@
 r"""A denoiser of one step that fills holes in: a U-Net (arXiv 1505.04597) of 3×3 convolutions on local contrast.
 
-It is given a picture y whose hole is filled in smoothly, and predicts y − x_0. With the mean μ and the standard deviation
-σ of a pixel's surroundings,
+It is given a picture y whose hole is filled in smoothly, and predicts y − x_0. With the mean μ and the standard
+deviation σ of a pixel's surroundings,
 
 .. math:: y - x_0 = \tfrac{3}{10}\,\sigma\,f\!\left(\frac{y - \mu}{\sigma},\ \mu,\ \log\sigma,\ \mathrm{mask}\right)
 
@@ -12,15 +12,16 @@ surface. σ is that of known pixels only, continued into the hole by `filling.fi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resshift_fast import ops
+from resshift_fast.models.filling import fill
 from resshift_fast.models.layers import Conv3x3, zero_
 from resshift_fast.models.sizes import InpaintUNetConfig
-from resshift_fast.models.filling import fill
 
 FACTOR = 2  # side of a latent pixel's block in pixels
 SLOPE = 0.2  # of the leaky ReLU
@@ -89,7 +90,7 @@ class InpaintUNet(nn.Module):
         super().__init__()
         self.config = config
         widths = config.widths
-        levels = list(zip(widths, widths[1:], strict=False))
+        levels = list(pairwise(widths))
 
         def blocks(width: int) -> nn.Sequential:
             return nn.Sequential(*(Residual(width) for _ in range(config.blocks)))
