@@ -117,6 +117,13 @@ def test_contrast_of_a_hole_is_that_around_it():
     torch.testing.assert_close(deviation, torch.full_like(deviation, 0.01), rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+def test_surroundings_as_an_operator(layout):
+    _, lq, mask = inputs()
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(surroundings, (lq.contiguous(memory_format=layout), mask), test_utils=checks)
+
+
 def test_a_picture_without_known_pixels_is_finite(denoiser):
     x, lq, _ = inputs()
     assert denoiser(x, TIMESTEPS, lq, torch.ones(2, 1, 32, 48)).isfinite().all()

@@ -20,29 +20,32 @@ SURROUNDINGS = 64  # pixels around a hole of a photo that are looked at
 LEVELS = 12  # halvings, whatever the size, so that a program of any size is the same: enough for 4096 pixels
 
 
-def fill(image: Tensor, unknown: Tensor) -> Tensor:
+def fill(image: Tensor, unknown: Tensor, *, levels: int = LEVELS, relaxations: int = RELAXATIONS) -> Tensor:
     """Replace unknown pixels by a smooth continuation of the known ones, which stay bit for bit.
 
     Args:
         image: [B, C, H, W] of a floating-point dtype; unknown pixels may have any finite value.
         unknown: bool [B, 1, H, W].
+        levels: halvings; 2^levels pixels is the largest side that they bring down to one.
+        relaxations: steps towards the solution of Laplace's equation on each level.
 
     Returns:
         Like image; within the range of the known pixels, and 0 where an image has none.
     """
     weight = (~unknown).to(image.dtype)
-    levels = [(image * weight, weight)]  # of weighted images
-    for _ in range(LEVELS):
+    pyramid = [(image * weight, weight)]  # weighted images, and their weights
+    for _ in range(levels):
         # The zeros beyond the border are of no weight; of even sides they are left out.
-        total, weight = (4 * F.avg_pool2d(F.pad(each, (0, 1, 0, 1)), 2) for each in levels[-1])
+        total, weight = (4 * F.avg_pool2d(F.pad(each, (0, 1, 0, 1)), 2) for each in pyramid[-1])
         capped = weight.clamp_max(1)
-        levels.append((total * (capped / weight.clamp_min(1e-6)), capped))
-    filled = levels[-1][0]
-    for weighted, weight in reversed(levels[:-1]):
+        pyramid.append((total * (capped / weight.clamp_min(1e-6)), capped))
+    filled = pyramid[-1][0]
+    for weighted, weight in reversed(pyramid[:-1]):
         height, width = weighted.shape[2:]
-        coarser = F.interpolate(filled, scale_factor=2, mode="bilinear", align_corners=False)[:, :, :height, :width]
+        coarser = F.interpolate(filled, scale_factor=2, mode="bilinear", align_corners=False)
+        coarser = coarser.narrow(2, 0, height).narrow(3, 0, width)
         filled = weighted + (1 - weight) * coarser
-        for _ in range(RELAXATIONS):
+        for _ in range(relaxations):
             filled = weighted + (1 - weight) * _neighbours(filled)
     return torch.where(unknown, filled, image)
 

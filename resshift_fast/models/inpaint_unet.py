@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from resshift_fast import ops
 from resshift_fast.models.filling import fill
 from resshift_fast.models.layers import Conv3x3, zero_
 from resshift_fast.models.sizes import InpaintUNetConfig
+from resshift_fast.ops.registration import NAMESPACE
 
 FACTOR = 2  # side of a latent pixel's block in pixels
 SLOPE = 0.2  # of the leaky ReLU
@@ -29,6 +31,7 @@ OUTPUT = 0.3  # of the network's output, in standard deviations
 BLOCK = (
     8  # side in pixels of the squares whose mean and deviation are computed; a pixel's surroundings are three by three
 )
+LEVELS = 9  # halvings of these squares by which deviations are continued into holes: enough for 4096 pixels
 NOISE = 0.01  # the smallest standard deviation; of 8 bits it is a little over one level
 
 
@@ -45,33 +48,41 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, channels, H, W] to the same."""
-        first, second = self.convs
+        first, second = (cast("Conv3x3", conv) for conv in self.convs)
         return ops.conv2d(_active(first(x)), second.weight, second.bias, residual=x)
 
 
+@torch.library.custom_op(f"{NAMESPACE}::surroundings", mutates_args=())
 def surroundings(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each pixel's surroundings.
+
+    It is one node to torch.compile, which takes minutes for its halvings of any size.
 
     Args:
         image: float32 [B, 3, H, W], whose hole is filled in smoothly; the sides are multiples of 8.
         mask: [B, 1, H, W], 1 where pixels are unknown and −1 where they are known.
 
     Returns:
-        (mean [B, 3, H, W], of all pixels; deviation [B, 1, H, W], of known ones, over the three colours).
+        (mean [B, 3, H, W], of all pixels; deviation [B, 1, H, W], of known ones, over the three colours), contiguous.
     """
 
     def pooled(x: Tensor) -> Tensor:
         return F.avg_pool2d(F.avg_pool2d(x, BLOCK), 3, 1, 1, count_include_pad=False)
 
     def enlarged(x: Tensor) -> Tensor:
-        return F.interpolate(x, scale_factor=BLOCK, mode="bilinear", align_corners=False)
+        return F.interpolate(x, size=image.shape[2:], mode="bilinear", align_corners=False)
 
     mean = enlarged(pooled(image))
     known = (mask < 0).to(image.dtype)
     share = pooled(known)
     squares = (image - mean).square().mean(1, keepdim=True)
-    variance = fill(pooled(squares * known) / share.clamp_min(1e-6), share == 0)
-    return mean, (enlarged(variance) + NOISE**2).sqrt()
+    variance = fill(pooled(squares * known) / share.clamp_min(1e-6), share == 0, levels=LEVELS, relaxations=0)
+    return mean.contiguous(), (enlarged(variance) + NOISE**2).sqrt().contiguous()
+
+
+@surroundings.register_fake
+def _(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    return image.new_empty(image.shape), image.new_empty(mask.shape)
 
 
 class InpaintUNet(nn.Module):
@@ -148,8 +159,9 @@ class InpaintUNet(nn.Module):
             found = narrowing(F.avg_pool2d(found, 2))
         found = self.down[-1](found)
         for blocks, enlarging in zip(reversed(self.up), reversed(self.enlarging), strict=True):
-            larger = F.interpolate(enlarging(found), scale_factor=2, mode="bilinear", align_corners=False)
-            found = blocks(skips.pop() + larger)
+            skip = skips.pop()
+            larger = F.interpolate(enlarging(found), size=skip.shape[2:], mode="bilinear", align_corners=False)
+            found = blocks(skip + larger)
         return self.last(found) * (OUTPUT * given[:, -1:].exp())
 
     def forward(

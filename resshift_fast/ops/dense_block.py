@@ -47,7 +47,7 @@ class Arguments(NamedTuple):
 
 def _layers(a: Arguments) -> list[tuple[Tensor, Tensor]]:
     """Weight and bias of each convolution."""
-    return list(zip(a[1 : 1 + CONVS], a[1 + CONVS : 1 + 2 * CONVS], strict=True))
+    return [(a.w1, a.b1), (a.w2, a.b2), (a.w3, a.b3), (a.w4, a.b4), (a.w5, a.b5)]
 
 
 @checks.without_autocast
@@ -160,9 +160,12 @@ def dense_block(
     if len(weights) != CONVS or len(biases) != CONVS:
         raise ValueError(f"dense_block: got {len(weights)} weights and {len(biases)} biases, expected {CONVS} of each")
     x = checks.autocast(x)
-    _check(x, *weights, *biases, slope, scale)
+    w1, w2, w3, w4, w5 = weights
+    b1, b2, b3, b4, b5 = biases
+    a = Arguments(x, w1, w2, w3, w4, w5, b1, b2, b3, b4, b5, slope, scale)
+    _check(*a)
     if backends.fused("dense_block", x.device) and not torch.is_grad_enabled():
-        y: Tensor = _op(x, *weights, *biases, slope, scale)
+        y: Tensor = _op(*a)
         return y
     images = x
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
