@@ -21,22 +21,17 @@ from torch import Tensor, nn
 
 from resshift_fast import ops
 from resshift_fast.models.filling import fill
-from resshift_fast.models.layers import Conv3x3, zero_
+from resshift_fast.models.layers import Conv3x3, leaky_relu, zero_
 from resshift_fast.models.sizes import InpaintUNetConfig
 from resshift_fast.ops.registration import NAMESPACE
 
 FACTOR = 2  # side of a latent pixel's block in pixels
-SLOPE = 0.2  # of the leaky ReLU
 OUTPUT = 0.3  # of the network's output, in standard deviations
 BLOCK = (
     8  # side in pixels of the squares whose mean and deviation are computed; a pixel's surroundings are three by three
 )
 LEVELS = 9  # halvings of these squares by which deviations are continued into holes: enough for 4096 pixels
 NOISE = 0.01  # the smallest standard deviation; of 8 bits it is a little over one level
-
-
-def _active(x: Tensor) -> Tensor:
-    return F.leaky_relu(x, SLOPE, inplace=not x.requires_grad)
 
 
 class Residual(nn.Module):
@@ -49,7 +44,7 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, channels, H, W] to the same."""
         first, second = (cast("Conv3x3", conv) for conv in self.convs)
-        return ops.conv2d(_active(first(x)), second.weight, second.bias, residual=x)
+        return ops.conv2d(leaky_relu(first(x)), second.weight, second.bias, residual=x)
 
 
 @torch.library.custom_op(f"{NAMESPACE}::surroundings", mutates_args=())

@@ -4,12 +4,14 @@ import math
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resshift_fast import ops
 from resshift_fast.models.derived import Derived, Preparable
 
 NUM_GROUPS = 32
+SLOPE = 0.2  # of `leaky_relu`
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -301,6 +303,11 @@ def prepack_weights_(module: Module) -> Module:
         elif isinstance(layer, nn.Conv2d):
             layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
     return module
+
+
+def leaky_relu(x: Tensor) -> Tensor:
+    """x, of any shape and floating-point dtype, times 0.2 where it is negative; in place where x needs no gradient."""
+    return F.leaky_relu(x, SLOPE, inplace=not x.requires_grad)
 
 
 def zero_(module: Module) -> Module:

@@ -17,16 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resshift_fast import ops
-from resshift_fast.models.layers import Conv3x3, UpsampleConv
+from resshift_fast.models.layers import SLOPE, Conv3x3, UpsampleConv, leaky_relu
 from resshift_fast.models.sizes import RRDBConfig
 
-SLOPE = 0.2  # of the leaky ReLU
 RESIDUAL = 0.2  # factor of a block's result
 SCALE = 4
-
-
-def _active(x: Tensor) -> Tensor:
-    return F.leaky_relu(x, SLOPE, inplace=not x.requires_grad)
 
 
 class DenseBlock(nn.Module):
@@ -72,8 +67,8 @@ class RRDBNet(nn.Module):
             x = torch.add(x, block(x), alpha=RESIDUAL)
         x = first + self.after_body(x)
         for layer in self.enlarging:
-            x = _active(layer(x))
-        found: Tensor = self.last(_active(self.high(x)))
+            x = leaky_relu(layer(x))
+        found: Tensor = self.last(leaky_relu(self.high(x)))
         return found
 
 
