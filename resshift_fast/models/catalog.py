@@ -4,12 +4,12 @@ The official file names and addresses are only here. Sources for the official mo
 page of github.com/zsyOAOA/ResShift.
 """
 
-import difflib
 from dataclasses import dataclass, replace
 from itertools import product
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from resshift_fast.core.names import nearest
 from resshift_fast.diffusion.schedule import Schedule
 from resshift_fast.images.tiling import Axis, plan_axis
 from resshift_fast.models import cost
@@ -419,7 +419,7 @@ def _found(table: dict[str, Entry], name: str, kind: str, usable: list[str]) -> 
     """The entry called `name`; the error for an unknown one gives the nearest of the usable names, and all."""
     if name in table:
         return table[name]
-    near = _nearest(str(name).strip().lower(), usable)
+    near = nearest(str(name).strip().lower(), usable)
     hint = f"did you mean {near!r}? " if near else ""
     if kind == "model" and "x2" in str(name).lower():
         hint += "restore --scale 2 enlarges twice; "
@@ -461,18 +461,6 @@ def teacher_of(student: ModelSpec) -> ModelSpec:
         denoiser=replace(unet_of(student), noise_channels=0),
         schedule=replace(student.schedule, one_step=False),
     )
-
-
-def _nearest(name: str, usable: list[str]) -> str | None:
-    """The nearest of the usable names, the latest of several; None if none is near."""
-
-    def likeness(known: str) -> tuple[bool, bool, float]:
-        is_part = len(name) > 1 and name in known
-        ratio = 1.0 if is_part else difflib.SequenceMatcher(None, name, known).ratio()
-        return is_part and known.startswith(name), is_part, ratio
-
-    best = max(sorted(usable, reverse=True), key=likeness, default=None)
-    return best if best is not None and (likeness(best)[2] >= 0.3) else None
 
 
 def parameters(sizes: DenoiserConfig | AutoencoderConfig | SpaceToDepthConfig) -> int | None:
