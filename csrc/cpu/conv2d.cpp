@@ -14,7 +14,7 @@ namespace {
 constexpr std::int64_t kShared = 7 << 20;      // most floats that few threads share, unless one chunk is larger
 constexpr std::int64_t kSharedEach = 1 << 19;  // and for each of many: where they share less, some have nothing to do
 constexpr std::int64_t kSlice = 64;            // channels whose transformed weights fit a level-2 cache
-constexpr std::int64_t kGradientChunk = 512;   // tiles whose transforms are held at once
+constexpr std::int64_t kGradientChunk = 64;    // tiles whose transforms stay in the caches until they are multiplied
 constexpr std::int64_t kTransformTiles = 5;    // that are multiplied in the time of transforming the weights
 constexpr std::int64_t kTileGrain = 2;
 constexpr std::int64_t kLine = 64;  // bytes of a cache line
