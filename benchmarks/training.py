@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import common
 
+from resshift_fast.cli import let_threads_sleep
 from resshift_fast.measure import memory, timing
 
 if TYPE_CHECKING:
@@ -257,6 +258,7 @@ def _set_threads(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit code."""
+    let_threads_sleep()
     argv = sys.argv[1:] if argv is None else argv
     args = options().parse_args(argv)
     if args.child:

@@ -1,9 +1,11 @@
 """The benchmark of a training step, with small patches."""
 
 import json
+import os
 
 import pytest
 
+from resshift_fast import cli
 from resshift_fast.training.trainer import Trainer
 
 SMALL = ("--batch", "1", "--patch", "64", "--runs", "1", "--threads", "1")
@@ -26,6 +28,9 @@ def test_both_providers_have_the_same_first_loss(training, tmp_path):
 
 
 def test_different_losses_give_no_speed_up(training, monkeypatch, tmp_path, capsys):
+    for name in cli.WAITING:
+        monkeypatch.setenv(name, "")  # so that it is restored at the end
+        monkeypatch.delenv(name)
     losses = iter([1.0, 1.1] * 2)
     monkeypatch.setattr(training, "in_child", lambda name, argv: {"peak MiB": 1.0})
     monkeypatch.setattr(Trainer, "train_step", lambda self, batch: (next(losses), 1.0))
@@ -33,6 +38,7 @@ def test_different_losses_give_no_speed_up(training, monkeypatch, tmp_path, caps
     assert training.main([*SMALL, "--json", str(found)]) == 1
     assert all(row["speed-up"] is None for row in json.loads(found.read_text())["rows"])
     assert "the first losses differ" in capsys.readouterr().err
+    assert os.environ["GOMP_SPINCOUNT"] == "1000"  # as in the program that trains
 
 
 @pytest.mark.slow

@@ -255,6 +255,17 @@ def test_gradients_in_any_memory_layout(name):
     assert_close("gradient", gradient(x, dy), exact_gradient(x, dy), 1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("pack", [pack_conv2d, torch.Tensor.contiguous], ids=["packed", "contiguous"])
+def test_a_gradient_has_the_strides_of_its_weight(pack, dtype):
+    x, weight, _ = inputs(17, 20, 9, 7, dtype)
+    parameter = pack(weight.to(dtype)).requires_grad_()
+    dy = output_gradient(x, 20, 1)
+    conv2d(x, parameter, padding=1).backward(dy)
+    assert (parameter.grad.stride(), parameter.grad.dtype) == (parameter.stride(), dtype)
+    assert_close("gradient", parameter.grad.float(), exact_gradient(x, dy), 1e-5 if dtype == torch.float32 else 4e-3)
+
+
 @pytest.mark.parametrize("channels, out_channels, height, width", [*BIG, (9, 7, 130, 131)], ids=str)
 def test_neither_threads_nor_earlier_calls_change_gradients(channels, out_channels, height, width, two_threads):
     x, _, _ = inputs(channels, out_channels, height, width)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from resshift_fast.training.config import TrainConfig
 
+FUSED = {"cpu", "cuda"}  # types of devices with a kernel for AdamW in every torch that is supported
+
 
 def learning_rate(config: TrainConfig, step: int) -> float:
     """Learning rate of optimizer step `step`, from 0: linear warm-up, then half a cosine down to min_lr."""
@@ -22,7 +24,7 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def adamw(parameters: Iterable[nn.Parameter], config: TrainConfig, peak: float | None = None) -> torch.optim.Optimizer:
-    """AdamW (arXiv 1711.05101) with a training's decay rates.
+    """AdamW (arXiv 1711.05101) with a training's decay rates, all of a step in one kernel where PyTorch has it.
 
     Args:
         parameters: to train.
@@ -30,7 +32,9 @@ def adamw(parameters: Iterable[nn.Parameter], config: TrainConfig, peak: float |
         peak: the peak learning rate.
     """
     lr = config.lr if peak is None else peak
-    return torch.optim.AdamW(parameters, lr=lr, betas=config.betas, weight_decay=config.weight_decay)
+    found = list(parameters)
+    fused = {one.device.type for one in found} <= FUSED
+    return torch.optim.AdamW(found, lr=lr, betas=config.betas, weight_decay=config.weight_decay, fused=fused or None)
 
 
 class Optimization:

@@ -1,8 +1,11 @@
-// The gradient of group_norm in two passes over dy and x: sums over the pixels of every channel, then dx.
+// The gradient of group_norm in two passes over dy and x: sums over the pixels of every channel, then dx. In between dx
+// holds dz where it takes an exponential to compute and dx has room for all its digits.
 //
 // With c = x − mean, multiplier m and offset o of the channel, z = c·m + o, and dz = dy·f'(z):
 // dshift = Σ dz, dscale = w·rstd·Σ dz·c + b·Σ dz, and dx = dz·m − c·p − r, where p and r are, but for factors of rstd,
 // the means over the group of dz·w·(1+s)·norm(x) and of dz·w·(1+s).
+
+#include <type_traits>
 
 #include "group_norm.h"
 #include "group_norm_rows.h"
@@ -14,6 +17,10 @@ constexpr int kTile = 2;    // rows, and vectors of each, that are computed toge
 constexpr int kChains = 4;  // vectors of a run that are computed together
 constexpr std::int64_t kRows = 512, kRun = 8192;                    // rows and elements that are summed in float32
 enum Row { kMean, kMultiplier, kOffset, kOfDeviation, kConstant };  // of the table of gradients
+
+// Whether dx holds dz between the passes.
+template <bool kSilu, class T>
+constexpr bool kKept = kSilu && std::is_same_v<T, float>;
 
 // x − mean of one vector, and dz.
 struct Gradient {
@@ -30,7 +37,7 @@ struct Gradient {
 
 // Add N rows of V vectors to the sums. A single vector may extend beyond `width`; its columns from there on are zero.
 template <bool kSilu, int N, int V, class T>
-RSF_INLINE void sum_strip(const T* dy, const T* x, std::int64_t stride, std::int64_t first, std::int64_t width,
+RSF_INLINE void sum_strip(const T* dy, const T* x, T* dx, std::int64_t stride, std::int64_t first, std::int64_t width,
                           const Columns (&table)[3], Columns (&sums)[2]) {
   Floats mean[V], multiplier[V], offset[V], total[V], product[V];
   for (int v = 0; v < V; ++v) {
@@ -45,6 +52,7 @@ RSF_INLINE void sum_strip(const T* dy, const T* x, std::int64_t stride, std::int
     for (int v = 0; v < V; ++v) {
       const std::int64_t i = first + v * kLanes, at = row * stride + i, count = V == 1 ? width - i : kLanes;
       const auto g = Gradient::of<kSilu>(load(dy + at, count), load(x + at, count), mean[v], multiplier[v], offset[v]);
+      if (kKept<kSilu, T>) store(dx + at, g.dz, count);
       total[v] += g.dz;
       product[v] += g.dz * g.centered;
     }
@@ -56,16 +64,16 @@ RSF_INLINE void sum_strip(const T* dy, const T* x, std::int64_t stride, std::int
 }
 
 template <bool kSilu, int N, int V, class T>
-void sum_tile(const T* dy, const T* x, std::int64_t stride, std::int64_t width, const Columns (&table)[3],
+void sum_tile(const T* dy, const T* x, T* dx, std::int64_t stride, std::int64_t width, const Columns (&table)[3],
               Columns (&sums)[2]) {
   for (std::int64_t i = 0; i < width; i += V * kLanes) {
-    sum_strip<kSilu, N, V>(dy, x, stride, i, width, table, sums);
+    sum_strip<kSilu, N, V>(dy, x, dx, stride, i, width, table, sums);
   }
 }
 
 // Write the sums over a range of pixels to `out` [C, 2].
 template <bool kSilu, class T>
-void sum_pixels(double* out, const T* dy, const T* x, std::int64_t pixels, std::int64_t channels,
+void sum_pixels(double* out, const T* dy, const T* x, T* dx, std::int64_t pixels, std::int64_t channels,
                 const float* constants) {
   const Rows rows(pixels, channels);
   for (std::int64_t i = 0; i < 2 * channels; ++i) out[i] = 0.0;
@@ -78,13 +86,13 @@ void sum_pixels(double* out, const T* dy, const T* x, std::int64_t pixels, std::
       for (std::int64_t i = 0; i < width; ++i) sums[0].values[i] = sums[1].values[i] = 0.0f;
       std::int64_t row = first, at = first * rows.length + start;
       for (; row + kTile <= last; row += kTile, at += kTile * rows.length) {
-        sum_tile<kSilu, kTile, kTile>(dy + at, x + at, rows.length, width, table, sums);
+        sum_tile<kSilu, kTile, kTile>(dy + at, x + at, dx + at, rows.length, width, table, sums);
       }
       for (; row < last; ++row, at += rows.length) {
-        sum_tile<kSilu, 1, kTile>(dy + at, x + at, rows.length, width, table, sums);
+        sum_tile<kSilu, 1, kTile>(dy + at, x + at, dx + at, rows.length, width, table, sums);
       }
       if (last == rows.count && first + kRows > rows.count) {
-        sum_tile<kSilu, 1, 1>(dy + at, x + at, rows.length, rows.rest_width(start), table, sums);
+        sum_tile<kSilu, 1, 1>(dy + at, x + at, dx + at, rows.length, rows.rest_width(start), table, sums);
       }
       for_groups(start, width, channels, 1, [&](std::int64_t i, std::int64_t n, std::int64_t channel, std::int64_t) {
         for (std::int64_t j = 0; j < n; ++j) {
@@ -98,7 +106,8 @@ void sum_pixels(double* out, const T* dy, const T* x, std::int64_t pixels, std::
 
 // Write the two sums over a run of pixels of one channel; `constants` of other kinds are `stride` apart.
 template <bool kSilu, class T>
-void sum_run(double* out, const T* dy, const T* x, std::int64_t length, const float* constants, std::int64_t stride) {
+void sum_run(double* out, const T* dy, const T* x, T* dx, std::int64_t length, const float* constants,
+             std::int64_t stride) {
   const Floats mean = broadcast(constants[0]), multiplier = broadcast(constants[stride]);
   const Floats offset = broadcast(constants[2 * stride]);
   out[0] = out[1] = 0.0;
@@ -110,12 +119,14 @@ void sum_run(double* out, const T* dy, const T* x, std::int64_t length, const fl
       for (int j = 0; j < kChains; ++j) {
         const std::int64_t at = i + j * kLanes;
         const auto g = Gradient::of<kSilu>(load(dy + at), load(x + at), mean, multiplier, offset);
+        if (kKept<kSilu, T>) store(dx + at, g.dz);
         totals[j] += g.dz;
         products[j] += g.dz * g.centered;
       }
     }
     for (; i < last; i += kLanes) {
       const auto g = Gradient::of<kSilu>(load(dy + i, last - i), load(x + i, last - i), mean, multiplier, offset);
+      if (kKept<kSilu, T>) store(dx + i, g.dz, last - i);
       totals[0] += g.dz;
       products[0] += g.dz * g.centered;
     }
@@ -205,6 +216,7 @@ template <bool kSilu, class T>
 void sum_parts(const GroupNormBackward& call, std::int64_t begin, std::int64_t end) {
   const std::int64_t channels = call.images.channels;
   const Parts parts = pixel_parts(call.images, kSummed);
+  T* dx = static_cast<T*>(call.dx);
   const T *dy = static_cast<const T*>(call.dy), *x = static_cast<const T*>(call.x);
   for_parts(call.images, parts, begin, end,
             [&](std::int64_t plane, std::int64_t part, std::int64_t count, std::int64_t at) {
@@ -212,10 +224,10 @@ void sum_parts(const GroupNormBackward& call, std::int64_t begin, std::int64_t e
               const float* table = gradient_table(call) + image * kGradientRows * channels;
               double* out = channel_sums(call) + (image * parts.count + part) * channels * 2;
               if (call.images.channels_last) {
-                sum_pixels<kSilu>(out, dy + at, x + at, count, channels, table);
+                sum_pixels<kSilu>(out, dy + at, x + at, dx + at, count, channels, table);
               } else {
                 const std::int64_t channel = plane % channels;
-                sum_run<kSilu>(out + channel * 2, dy + at, x + at, count, table + channel, channels);
+                sum_run<kSilu>(out + channel * 2, dy + at, x + at, dx + at, count, table + channel, channels);
               }
             });
 }
@@ -223,16 +235,17 @@ void sum_parts(const GroupNormBackward& call, std::int64_t begin, std::int64_t e
 template <bool kSilu, class T>
 void apply_parts(const GroupNormBackward& call, std::int64_t begin, std::int64_t end) {
   const std::int64_t channels = call.images.channels;
+  constexpr bool kAgain = kSilu && !kKept<kSilu, T>;  // whether dz is computed from dy again
   T* dx = static_cast<T*>(call.dx);
-  const T *dy = static_cast<const T*>(call.dy), *x = static_cast<const T*>(call.x);
+  const T *dy = kKept<kSilu, T> ? dx : static_cast<const T*>(call.dy), *x = static_cast<const T*>(call.x);
   for_parts(call.images, pixel_parts(call.images, kApplied), begin, end,
             [&](std::int64_t plane, std::int64_t, std::int64_t count, std::int64_t at) {
               const std::int64_t image = call.images.channels_last ? plane : plane / channels;
               const float* table = gradient_table(call) + image * kGradientRows * channels;
               if (call.images.channels_last) {
-                apply_to_pixels<kSilu>(dx + at, dy + at, x + at, count, channels, table);
+                apply_to_pixels<kAgain>(dx + at, dy + at, x + at, count, channels, table);
               } else {
-                apply_to_run<kSilu>(dx + at, dy + at, x + at, count, table + plane % channels, channels);
+                apply_to_run<kAgain>(dx + at, dy + at, x + at, count, table + plane % channels, channels);
               }
             });
 }
