@@ -194,7 +194,7 @@ _weight_gradient_op = register(
 
 def _weight_gradient(dy: Tensor, x: Tensor, weight: Tensor, padding: int) -> Tensor:
     """In the weight's strides, because an optimizer's step reads both together."""
-    gradient = _weight_gradient_op(dy, x, padding).permute(3, 2, 0, 1)
+    gradient: Tensor = _weight_gradient_op(dy, x, padding).permute(3, 2, 0, 1)
     if (gradient.stride(), gradient.dtype) == (weight.stride(), weight.dtype):
         return gradient
     return torch.empty_like(weight).copy_(gradient)
