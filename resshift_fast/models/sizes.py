@@ -74,7 +74,7 @@ class RRDBConfig:
     out_channels: int = 48
     channels: int = 64
     growth: int = 32
-    blocks: int = 5
+    blocks: int = 8
 
     cond_lq: ClassVar[bool] = True
     cond_mask: ClassVar[bool] = False
