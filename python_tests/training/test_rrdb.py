@@ -85,8 +85,8 @@ def test_which_blocks_are_kept(blocks, kept):
 
 
 def test_a_denoiser_that_is_larger_than_the_network_is_refused():
-    with pytest.raises(CheckpointError, match="has 2 blocks of 8 channels and 4 more .* the model 5 of 64 and 32"):
-        initial(RRDBNet(8, 4, 2), RRDBConfig())
+    with pytest.raises(CheckpointError, match="has 2 blocks of 8 channels and 4 more .* the model 3 of 64 and 32"):
+        initial(RRDBNet(8, 4, 2), RRDBConfig(blocks=3))
 
 
 def test_the_published_network_is_named(tmp_path, monkeypatch):
