@@ -142,9 +142,9 @@ def from_files(path: str | PathLike[str] | None = None) -> RRDBNet:
 def initial(network: RRDBNet, config: RRDBConfig) -> dict[str, Tensor]:
     """What an `RRDBDenoiser` starts from: the first blocks of a network, its last two, and all around them.
 
-    Of realesrgan-x4plus' 23 blocks these five are the ones that were left when one block after the other was left out
-    without which the results changed least, and these eight are as good as those within 5 %. The weights of x_T, which the
-    network does not read, are zero.
+    If one of realesrgan-x4plus' 23 blocks after the other is left out, always the one without which the results
+    change least, the last five are those that are kept here. The eight that are kept here change the results by 11.9
+    levels RMS, the best eight found so by 11.4. The weights of x_T, which the network does not read, are zero.
 
     Raises:
         CheckpointError: if the network has fewer blocks, or other widths.
