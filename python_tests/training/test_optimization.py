@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from resshift_fast.training.config import TrainConfig
-from resshift_fast.training.optimization import adamw
+from resshift_fast.training.optimization import Optimization, adamw
 
 SHAPES = ((7, 5, 3, 3), (7,), (33, 18))
 
@@ -39,3 +39,16 @@ def test_a_network_on_another_device_has_the_default_implementation():
     assert not group["fused"]
     (group,) = adamw([torch.zeros(3, requires_grad=True)], TrainConfig(data="photos", run="run")).param_groups
     assert group["fused"]
+
+
+def test_gradients_that_overflow_in_float16_change_no_weight():
+    config = TrainConfig(data="photos", run="run", precision="float16")
+    network = torch.nn.Linear(3, 2)
+    optimization = Optimization(network, adamw(network.parameters(), config), config, torch.device("cpu"))
+    before = network.weight.detach().clone()
+    for factor in (float("inf"), 1.0):
+        optimization.begin(1)
+        optimization.backward(network(torch.ones(1, 3)).sum() * factor)
+        optimization.clip()
+        optimization.step()
+        assert network.weight.equal(before) == (factor != 1.0)
