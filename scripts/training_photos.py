@@ -1,7 +1,8 @@
-"""Collect the freely licensed photos that the embedded model is trained on.
+"""Collect the freely licensed photos that the embedded models are trained on.
 
     python scripts/training_photos.py OUT                   # apt-get download, unpack, pick, downscale
     python scripts/training_photos.py OUT --packages DIR    # the packages are already unpacked in DIR/<package>
+    python scripts/training_photos.py OUT --only wallpapers # without the animals, buildings and people of GCompris
 
 Writes OUT/train (every chosen photo at several scales, PNG), OUT/val (256×256 crops of photos that are not in train)
 and OUT/LICENCES.md (who took each picture, under which licence, and what it was used for). Downscaling first makes the
@@ -11,13 +12,16 @@ pixels dense and sharp and removes the JPEG blocks of the originals, so that cro
 from __future__ import annotations
 
 import argparse
+import io
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import qt_resources
 from PIL import Image
 
 MATE = "mate-backgrounds"
@@ -32,6 +36,31 @@ FOLDERS = {
     PLASMA: "usr/share/wallpapers/{}",
     UKUI: "usr/share/backgrounds/{}",
 }
+GCOMPRIS = "gcompris-qt-data"
+# Its activities that have photos; each is a Qt resource collection with a README that names the photographers.
+ACTIVITIES = (
+    "clickgame",
+    "erase",
+    "explore_farm_animals",
+    "explore_monuments",
+    "explore_world_animals",
+    "explore_world_music",
+)
+GCOMPRIS_FOLDER = "usr/share/gcompris-qt/rcc"
+SMALLEST = 500  # pixels of the shorter side; smaller pictures are drawings
+GCOMPRIS_VAL = {
+    "erase/cheetah.webp",
+    "erase/goat.webp",
+    "erase/heron.webp",
+    "explore_farm_animals/owl.webp",
+    "explore_monuments/wonders/petra.webp",
+    "explore_world_animals/polar_bear.webp",
+}
+# Black and white, and framed.
+GCOMPRIS_LEFT_OUT = {
+    "explore_monuments/usa/castleClinton.webp",
+    "explore_monuments/usa/georgeWashingtonBirthplace.webp",
+}
 SHORT_SIDES = (1080, 720, 480, 320, 256)
 VAL_SHORT_SIDES = (640, 360)
 CROP = 256
@@ -41,7 +70,7 @@ MAX_SCALE = 0.8
 
 class Photo(NamedTuple):
     """One picture of a Debian package. The licence is that of the package's debian/copyright; for the Plasma wallpapers
-    it is the one in the wallpaper's own metadata, which is finer than the package's."""
+    and for GCompris it is the one in the wallpaper's own metadata or the folder's README, which are finer."""
 
     package: str
     path: str
@@ -58,7 +87,7 @@ def _plasma(name: str, author: str, licence: str = "LGPL-3 (package: GPL-2+)", u
     return Photo(PLASMA, name, author, licence, use)
 
 
-PHOTOS = (
+WALLPAPERS = (
     Photo(LOMIRI_16, "Bridge_by_Sander_Klootwijk.jpg", "Sander Klootwijk, 2018", "CC-BY-SA-4.0"),
     Photo(LOMIRI_16, "Dragonfly_by_Bolly.jpg", '"Bolly", 2018', "CC-BY-SA-4.0"),
     Photo(LOMIRI_16, "Picture_0B_by_freespace.jpg", 'Trevor "Freespace", 2018', "CC-BY-4.0", "val"),
@@ -102,12 +131,40 @@ PHOTOS = (
 )
 
 
-def fetch_packages(folder: Path) -> None:
+def fetch_packages(folder: Path, names: set[str]) -> None:
     """Download this release's packages with apt-get and unpack each into folder/<package>."""
-    for package in sorted({photo.package for photo in PHOTOS}):
+    for package in sorted(names):
         subprocess.run(["apt-get", "download", package], cwd=folder, check=True)
         archive = next(iter(sorted(folder.glob(f"{package}_*.deb"))))
         subprocess.run(["dpkg-deb", "-x", str(archive), str(folder / package)], check=True)
+
+
+def wallpapers(packages: Path) -> Iterator[tuple[Photo, Image.Image]]:
+    """The chosen wallpapers of desktops."""
+    for photo in WALLPAPERS:
+        with Image.open(packages / photo.package / FOLDERS[photo.package].format(photo.path)) as opened:
+            yield photo, opened.convert("RGB")
+
+
+def gcompris(packages: Path) -> Iterator[tuple[Photo, Image.Image]]:
+    """The photos of GCompris whose author and licence are named beside them."""
+    for activity in ACTIVITIES:
+        files = qt_resources.read(packages / GCOMPRIS / GCOMPRIS_FOLDER / f"{activity}.rcc")
+        for readme in (name for name in files if name.endswith("/README")):
+            credits = qt_resources.credits(files[readme].decode())
+            for name, credit in sorted(credits.items()):
+                path, whole = f"{activity}/{name}", readme.removesuffix("README") + name
+                if path in GCOMPRIS_LEFT_OUT or not name.endswith(".webp") or whole not in files:
+                    continue
+                with Image.open(io.BytesIO(files[whole])) as opened:
+                    if opened.mode != "RGB" or min(opened.size) < SMALLEST:
+                        continue
+                    use = "val" if path in GCOMPRIS_VAL else "train"
+                    yield Photo(GCOMPRIS, path, credit.author, credit.licence, use), opened.convert("RGB")
+
+
+COLLECTIONS = {"wallpapers": wallpapers, "gcompris": gcompris}
+PACKAGES = {"wallpapers": {photo.package for photo in WALLPAPERS}, "gcompris": {GCOMPRIS}}
 
 
 def _resized(image: Image.Image, short_side: int) -> Image.Image:
@@ -138,25 +195,23 @@ def _best_crop(image: Image.Image) -> Image.Image:
     return image.crop((left, top, left + CROP, top + CROP))
 
 
-def prepare(packages: Path, out: Path) -> None:
+def prepare(packages: Path, out: Path, collections: list[str]) -> None:
     """Write OUT/train, OUT/val and OUT/LICENCES.md from the packages unpacked under `packages`."""
     for use in ("train", "val"):
         (out / use).mkdir(parents=True, exist_ok=True)
     rows = ["| file | package | author | licence | used for |", "|---|---|---|---|---|"]
-    for photo in PHOTOS:
-        path = packages / photo.package / FOLDERS[photo.package].format(photo.path)
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
-        stem = photo.path.replace("/contents/images", "").replace("/", "_").rsplit(".", 1)[0]
-        for short_side in SHORT_SIDES if photo.use == "train" else VAL_SHORT_SIDES:
-            if not _usable(image, short_side):
-                continue
-            small = _resized(image, short_side)
-            if photo.use == "val":
-                small = _best_crop(small)
-            small.save(out / photo.use / f"{stem}_{short_side}.png")
-        rows.append(f"| {photo.path} | {photo.package} | {photo.author} | {photo.licence} | {photo.use} |")
-        print(f"{photo.use:5} {photo.path}", flush=True)
+    for collection in collections:
+        for photo, image in COLLECTIONS[collection](packages):
+            stem = photo.path.replace("/contents/images", "").replace("/", "_").rsplit(".", 1)[0]
+            for short_side in SHORT_SIDES if photo.use == "train" else VAL_SHORT_SIDES:
+                if not _usable(image, short_side):
+                    continue
+                small = _resized(image, short_side)
+                if photo.use == "val":
+                    small = _best_crop(small)
+                small.save(out / photo.use / f"{stem}_{short_side}.png")
+            rows.append(f"| {photo.path} | {photo.package} | {photo.author} | {photo.licence} | {photo.use} |")
+            print(f"{photo.use:5} {photo.path}", flush=True)
     (out / "LICENCES.md").write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
@@ -164,13 +219,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="folder to write train/, val/ and LICENCES.md to")
     parser.add_argument("--packages", type=Path, help="folder with the packages already unpacked, one folder each")
+    parser.add_argument(
+        "--only", choices=sorted(COLLECTIONS), help="one collection of photos alone (default: all collections)"
+    )
     arguments = parser.parse_args()
+    collections = list(COLLECTIONS) if arguments.only is None else [arguments.only]
     if arguments.packages is not None:
-        prepare(arguments.packages, arguments.out)
+        prepare(arguments.packages, arguments.out, collections)
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        fetch_packages(Path(folder))
-        prepare(Path(folder), arguments.out)
+        fetch_packages(Path(folder), set().union(*(PACKAGES[collection] for collection in collections)))
+        prepare(Path(folder), arguments.out, collections)
     return 0
 
 
