@@ -89,20 +89,34 @@ def test_other_settings_have_other_files(make):
     assert len(folders) == 4 and make(batches=7).folder in folders
 
 
+def only_reduced(batch):
+    """Whether the low-quality patches are their high-quality ones, bicubically reduced."""
+    high, low = to_images(batch.high), to_images(batch.low)
+    return all(np.abs(resize(h, 8, 8).astype(int) - one).max() <= 1 for h, one in zip(high, low, strict=True))
+
+
 def test_a_share_is_only_reduced(make):
     degradation = SecondOrder(gt_size=32)
     batch = make(BATCH_PLAN, degradation, clean=1.0).batch(0, range(2))
-    high, low = to_images(batch.high), to_images(batch.low)
-    assert high.shape == (2, 32, 32, 3)
-    assert all(np.abs(resize(h, 8, 8).astype(int) - one).max() <= 1 for h, one in zip(high, low, strict=True))
-    degraded = make(BATCH_PLAN, degradation).batch(0, range(2))
-    assert not torch.equal(degraded.low, batch.low)
+    assert batch.high.shape == (2, 3, 32, 32) and only_reduced(batch)
+    assert not only_reduced(make(BATCH_PLAN, degradation).batch(0, range(2)))
+
+
+def test_new_batches_have_a_share_of_their_own(make):
+    degradation = SecondOrder(gt_size=32)
+    taught = make(BATCH_PLAN, degradation, fresh=1.0, fresh_clean=1.0)
+    assert only_reduced(taught.batch(0, range(2)))
+    assert not only_reduced(make(BATCH_PLAN, degradation, fresh=1.0, clean=1.0, fresh_clean=0.0).batch(0, range(2)))
+    assert only_reduced(make(BATCH_PLAN, degradation, fresh=1.0, clean=1.0).batch(0, range(2)))
+    assert taught.folder == make(BATCH_PLAN, degradation).folder  # which keeps the same batches
 
 
 def test_settings_are_checked(make, photos, monkeypatch):
     patches = make().patches
     with pytest.raises(ValueError, match="batches must be at least 1"):
         Options("folder", batches=0)
+    with pytest.raises(ValueError, match="fresh_clean is a probability"):
+        Options("folder", fresh_clean=1.5)
     with pytest.raises(ValueError, match="taught needs a folder"):
         from_config(TrainConfig(data="", run="", taught={"batches": 3}), patches, None)
     other = Patches(patches.photos, PatchPlan(patch=64, scale=2), 0, 2)

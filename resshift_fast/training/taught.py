@@ -53,11 +53,13 @@ class Options:
     """Probability that a low-quality patch is made by bicubic downscaling alone."""
     fresh: float = 0.0
     """Probability that a step gets a new batch without the teacher's pictures, which costs no time of it."""
+    fresh_clean: float | None = None
+    """`clean` of the new batches; None takes the same. A teacher of damaged pictures is worth less for clean ones."""
 
     def __post_init__(self) -> None:
         if self.batches < 1:
             raise ValueError(f"taught: batches must be at least 1, got {self.batches}")
-        check_share("taught", clean=self.clean, fresh=self.fresh)
+        check_share("taught", clean=self.clean, fresh=self.fresh, fresh_clean=self.fresh_clean or 0.0)
 
 
 class Taught:
@@ -110,7 +112,8 @@ class Taught:
         draws = Draws(self.patches.seed, step, indices, stream=STEP_STREAM)
         if draws.of_batch() < self.options.fresh:
             # Further steps than those of the kept batches have other photos and draws.
-            high, low = self._pairs(self.options.batches + step, indices)
+            share = self.options.clean if self.options.fresh_clean is None else self.options.fresh_clean
+            high, low = self._pairs(self.options.batches + step, indices, share)
             return Batch(to_tensor(high), to_tensor(low))
         number = step % self.options.batches
         path = self.folder / f"{number:06d}-{indices[0]}-{len(indices)}.npz"
@@ -123,20 +126,20 @@ class Taught:
         batch = Batch(to_tensor(made["high"]), to_tensor(made["low"]), taught=to_tensor(made["taught"]))
         return turned(batch, int(8 * draws.of_batch()))
 
-    def _pairs(self, number: int, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """High- and low-quality patches, uint8 [B, H, W, 3]."""
+    def _pairs(self, number: int, indices: Sequence[int], clean_share: float) -> tuple[np.ndarray, np.ndarray]:
+        """High- and low-quality patches, uint8 [B, H, W, 3], of which about `clean_share` are reduced bicubically."""
         patches = self.patches
         scale = patches.plan.scale
         batch = paired(patches.batch(number, indices), self.degradation, scale, (patches.seed, number, indices))
         high, low = to_images(batch.high), to_images(batch.low)
-        clean = Draws(patches.seed, number, indices, stream=CLEAN_STREAM).uniform() < self.options.clean
+        clean = Draws(patches.seed, number, indices, stream=CLEAN_STREAM).uniform() < clean_share
         for index in clean.nonzero().flatten().tolist():
             low[index] = resize(high[index], low.shape[1], low.shape[2], "bicubic")
         return high, low
 
     def _taught(self, number: int, indices: Sequence[int]) -> dict[str, np.ndarray]:
         """The patches of a batch and the teacher's pictures, uint8 [B, H, W, 3], by name."""
-        high, low = self._pairs(number, indices)
+        high, low = self._pairs(number, indices, self.options.clean)
         teacher = self._teacher = self._teacher or self._make()
         with torch.inference_mode():
             taught = teacher(to_tensor(low).to(self.device) / 2 + 0.5)
