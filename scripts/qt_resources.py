@@ -13,10 +13,11 @@ COMPRESSED, FOLDER, ZSTANDARD = 1, 2, 4  # flags of a node
 
 
 class Credit(NamedTuple):
-    """Who took a photo, and the licence, as the collection says it."""
+    """Who took a photo, the licence, and the address where it was found or "", as the collection says it."""
 
     author: str
     licence: str
+    source: str = ""
 
 
 def read(path: Path) -> dict[str, bytes]:
@@ -78,6 +79,7 @@ def credits(text: str) -> dict[str, Credit]:
             if line.strip():
                 entries.setdefault(key, []).append(line.strip())
         if {"Copyright", "License", "Files"} <= entries.keys():
-            credit = Credit(" ".join(entries["Copyright"]).lstrip("© "), entries["License"][0])
+            source = entries.get("Source", [""])[0]
+            credit = Credit(" ".join(entries["Copyright"]).lstrip("© "), entries["License"][0], source)
             found.update(dict.fromkeys(entries["Files"], credit))
     return found

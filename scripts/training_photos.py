@@ -77,6 +77,13 @@ class Photo(NamedTuple):
     author: str
     licence: str
     use: str = "train"
+    source: str = ""
+
+    def row(self) -> str:
+        """Its row in the table of licences; the author's name leads to the source."""
+        address = self.source.replace("(", "%28").replace(")", "%29")
+        author = f"[{self.author}]({address})" if address else self.author
+        return f"| {self.path} | {self.package} | {author} | {self.licence} | {self.use} |"
 
 
 def _mate(name: str, author: str, use: str = "train") -> Photo:
@@ -160,7 +167,10 @@ def gcompris(packages: Path) -> Iterator[tuple[Photo, Image.Image]]:
                     if opened.mode != "RGB" or min(opened.size) < SMALLEST:
                         continue
                     use = "val" if path in GCOMPRIS_VAL else "train"
-                    yield Photo(GCOMPRIS, path, credit.author, credit.licence, use), opened.convert("RGB")
+                    yield (
+                        Photo(GCOMPRIS, path, credit.author, credit.licence, use, credit.source),
+                        opened.convert("RGB"),
+                    )
 
 
 COLLECTIONS = {"wallpapers": wallpapers, "gcompris": gcompris}
@@ -210,7 +220,7 @@ def prepare(packages: Path, out: Path, collections: list[str]) -> None:
                 if photo.use == "val":
                     small = _best_crop(small)
                 small.save(out / photo.use / f"{stem}_{short_side}.png")
-            rows.append(f"| {photo.path} | {photo.package} | {photo.author} | {photo.licence} | {photo.use} |")
+            rows.append(photo.row())
             print(f"{photo.use:5} {photo.path}", flush=True)
     (out / "LICENCES.md").write_text("\n".join(rows) + "\n", encoding="utf-8")
 

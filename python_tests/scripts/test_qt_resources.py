@@ -59,7 +59,7 @@ Files: unlicensed.webp
 """
     credit = resources.Credit
     assert resources.credits(readme) == {
-        "butterfly.webp": credit("2014 Jee & Rani", "CC-BY-SA-4.0"),
+        "butterfly.webp": credit("2014 Jee & Rani", "CC-BY-SA-4.0", "https://example.org/File:Butterfly.jpg"),
         "wonders/petra.webp": credit("Berthold Werner", "Public Domain"),
         "wonders/colosseum.webp": credit("Berthold Werner", "Public Domain"),
     }

@@ -14,6 +14,7 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 README = """Copyright: Nosferattus
 License: CC0-1.0
+Source: https://example.org/Crab_(2).jpg
 Files: crab.webp
 
 Copyright: Charles J. Sharp
@@ -74,7 +75,7 @@ def test_photos_of_gcompris(photos, tmp_path, capsys):
     assert sizes(out / "val") == {"erase_cheetah_360.png": (256, 256)}
     assert (out / "LICENCES.md").read_text(encoding="utf-8").splitlines()[2:] == [
         "| erase/cheetah.webp | gcompris-qt-data | Charles J. Sharp | CC-BY-SA-4.0 | val |",
-        "| erase/crab.webp | gcompris-qt-data | Nosferattus | CC0-1.0 | train |",
+        "| erase/crab.webp | gcompris-qt-data | [Nosferattus](https://example.org/Crab_%282%29.jpg) | CC0-1.0 | train |",
     ]
     assert capsys.readouterr().out.splitlines() == ["val   erase/cheetah.webp", "train erase/crab.webp"]
 
