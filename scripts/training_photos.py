@@ -2,7 +2,7 @@
 
     python scripts/training_photos.py OUT                   # apt-get download, unpack, pick, downscale
     python scripts/training_photos.py OUT --packages DIR    # the packages are already unpacked in DIR/<package>
-    python scripts/training_photos.py OUT --only wallpapers # without the animals, buildings and people of GCompris
+    python scripts/training_photos.py OUT --only wallpapers # without the photos and drawings of GCompris
 
 Writes OUT/train (every chosen photo at several scales, PNG), OUT/val (256×256 crops of photos that are not in train)
 and OUT/LICENCES.md (who took each picture, under which licence, and what it was used for). Downscaling first makes the
@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 import qt_resources
-from PIL import Image
+from PIL import Image, ImageOps
 
 MATE = "mate-backgrounds"
 LOMIRI_16 = "lomiri-wallpapers-16.04"
@@ -61,6 +61,8 @@ GCOMPRIS_LEFT_OUT = {
     "explore_monuments/usa/castleClinton.webp",
     "explore_monuments/usa/georgeWashingtonBirthplace.webp",
 }
+CELL = 300  # pixels of a drawing
+SHEET = (3, 2)  # columns and rows of drawings
 SHORT_SIDES = (1080, 720, 480, 320, 256)
 VAL_SHORT_SIDES = (640, 360)
 CROP = 256
@@ -173,8 +175,28 @@ def gcompris(packages: Path) -> Iterator[tuple[Photo, Image.Image]]:
                     )
 
 
-COLLECTIONS = {"wallpapers": wallpapers, "gcompris": gcompris}
-PACKAGES = {"wallpapers": {photo.package for photo in WALLPAPERS}, "gcompris": {GCOMPRIS}}
+def drawings(packages: Path) -> Iterator[tuple[Photo, Image.Image]]:
+    """Sheets of the drawings of GCompris on backgrounds of one colour, every third sheet as a negative: dark areas with
+    bright lines are where JPEG is seen most."""
+    files = qt_resources.read(packages / GCOMPRIS / GCOMPRIS_FOLDER / "lang.rcc")
+    cut_out = []
+    for name in sorted(files):
+        if name.endswith(".webp"):
+            with Image.open(io.BytesIO(files[name])) as opened:
+                if opened.mode == "RGBA":
+                    cut_out.append(opened.resize((CELL, CELL), Image.Resampling.LANCZOS))
+    columns, rows = SHEET
+    colours = np.random.default_rng(0).integers(0, 256, (len(cut_out), 3))
+    for number, start in enumerate(range(0, len(cut_out), columns * rows)):
+        sheet = Image.new("RGB", (columns * CELL, rows * CELL), tuple(colours[number].tolist()))
+        for place, drawing in enumerate(cut_out[start : start + columns * rows]):
+            sheet.paste(drawing, (place % columns * CELL, place // columns * CELL), drawing)
+        sheet = ImageOps.invert(sheet) if number % 3 == 2 else sheet
+        yield Photo(GCOMPRIS, f"lang/sheet{number:02d}", "Art4Apps (drawings)", "CC-BY-SA-3.0"), sheet
+
+
+COLLECTIONS = {"wallpapers": wallpapers, "gcompris": gcompris, "drawings": drawings}
+PACKAGES = {"wallpapers": {photo.package for photo in WALLPAPERS}, "gcompris": {GCOMPRIS}, "drawings": {GCOMPRIS}}
 
 
 def _resized(image: Image.Image, short_side: int) -> Image.Image:

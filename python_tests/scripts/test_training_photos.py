@@ -14,7 +14,7 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 README = """Copyright: Nosferattus
 License: CC0-1.0
-Source: https://example.org/Crab_(2).jpg
+Source: https://example.org/A_(2).jpg
 Files: crab.webp
 
 Copyright: Charles J. Sharp
@@ -75,9 +75,28 @@ def test_photos_of_gcompris(photos, tmp_path, capsys):
     assert sizes(out / "val") == {"erase_cheetah_360.png": (256, 256)}
     assert (out / "LICENCES.md").read_text(encoding="utf-8").splitlines()[2:] == [
         "| erase/cheetah.webp | gcompris-qt-data | Charles J. Sharp | CC-BY-SA-4.0 | val |",
-        "| erase/crab.webp | gcompris-qt-data | [Nosferattus](https://example.org/Crab_%282%29.jpg) | CC0-1.0 | train |",
+        "| erase/crab.webp | gcompris-qt-data | [Nosferattus](https://example.org/A_%282%29.jpg) | CC0-1.0 | train |",
     ]
     assert capsys.readouterr().out.splitlines() == ["val   erase/cheetah.webp", "train erase/crab.webp"]
+
+
+def test_drawings_lie_on_sheets(photos, tmp_path):
+    drawing, photo = io.BytesIO(), io.BytesIO()
+    cut_out = Image.new("RGBA", (30, 30), (10, 20, 30, 255))
+    cut_out.putpixel((0, 0), (10, 20, 30, 0))
+    cut_out.save(drawing, "webp", lossless=True, exact=True)
+    Image.new("RGB", (30, 30)).save(photo, "webp")
+    files = {f"{number:02d}.webp": drawing.getvalue() for number in range(13)} | {"photo.webp": photo.getvalue()}
+    inside = tmp_path / photos.GCOMPRIS / photos.GCOMPRIS_FOLDER
+    inside.mkdir(parents=True)
+    (inside / "lang.rcc").write_bytes(collection(files))
+    sheets = [(photo.path, np.asarray(image)) for photo, image in photos.drawings(tmp_path)]
+    assert [name for name, _ in sheets] == ["lang/sheet00", "lang/sheet01", "lang/sheet02"]
+    full, _, negative = (pixels for _, pixels in sheets)
+    assert full.shape == (600, 900, 3) and (full[150::300, 150::300] == (10, 20, 30)).all()
+    assert (negative[150, 150] == (245, 235, 225)).all()
+    background = negative[300:]
+    assert (background == background[0, 0]).all() and (background[0, 0] == negative[0, 0]).all()
 
 
 def test_each_collection_names_its_packages(photos):
