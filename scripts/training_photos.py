@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -155,10 +156,15 @@ def wallpapers(packages: Path) -> Iterator[tuple[Photo, Image.Image]]:
             yield photo, opened.convert("RGB")
 
 
+def _resources(packages: Path, activity: str) -> dict[str, bytes]:
+    """The files of an activity of GCompris, by their paths in its collection."""
+    return qt_resources.read(packages / GCOMPRIS / GCOMPRIS_FOLDER / f"{activity}.rcc")
+
+
 def gcompris(packages: Path) -> Iterator[tuple[Photo, Image.Image]]:
     """The photos of GCompris whose author and licence are named beside them."""
     for activity in ACTIVITIES:
-        files = qt_resources.read(packages / GCOMPRIS / GCOMPRIS_FOLDER / f"{activity}.rcc")
+        files = _resources(packages, activity)
         for readme in (name for name in files if name.endswith("/README")):
             credits = qt_resources.credits(files[readme].decode())
             for name, credit in sorted(credits.items()):
@@ -178,7 +184,7 @@ def gcompris(packages: Path) -> Iterator[tuple[Photo, Image.Image]]:
 def drawings(packages: Path) -> Iterator[tuple[Photo, Image.Image]]:
     """Sheets of the drawings of GCompris on backgrounds of one colour, every third sheet as a negative: dark areas with
     bright lines are where JPEG is seen most."""
-    files = qt_resources.read(packages / GCOMPRIS / GCOMPRIS_FOLDER / "lang.rcc")
+    files = _resources(packages, "lang")
     cut_out = []
     for name in sorted(files):
         if name.endswith(".webp"):
@@ -228,22 +234,31 @@ def _best_crop(image: Image.Image) -> Image.Image:
 
 
 def prepare(packages: Path, out: Path, collections: list[str]) -> None:
-    """Write OUT/train, OUT/val and OUT/LICENCES.md from the packages unpacked under `packages`."""
+    """Write OUT/train, OUT/val and OUT/LICENCES.md from the packages unpacked under `packages`.
+
+    Args:
+        packages: has a folder for each package.
+        out: is made where it does not exist.
+        collections: names of COLLECTIONS.
+
+    Raises:
+        ValueError: a collection of GCompris can't be read.
+        OSError: a picture is missing, or `out` can't be written.
+    """
     for use in ("train", "val"):
         (out / use).mkdir(parents=True, exist_ok=True)
     rows = ["| file | package | author | licence | used for |", "|---|---|---|---|---|"]
-    for collection in collections:
-        for photo, image in COLLECTIONS[collection](packages):
-            stem = photo.path.replace("/contents/images", "").replace("/", "_").rsplit(".", 1)[0]
-            for short_side in SHORT_SIDES if photo.use == "train" else VAL_SHORT_SIDES:
-                if not _usable(image, short_side):
-                    continue
-                small = _resized(image, short_side)
-                if photo.use == "val":
-                    small = _best_crop(small)
-                small.save(out / photo.use / f"{stem}_{short_side}.png")
-            rows.append(photo.row())
-            print(f"{photo.use:5} {photo.path}", flush=True)
+    for photo, image in chain.from_iterable(COLLECTIONS[collection](packages) for collection in collections):
+        stem = photo.path.replace("/contents/images", "").replace("/", "_").rsplit(".", 1)[0]
+        for short_side in SHORT_SIDES if photo.use == "train" else VAL_SHORT_SIDES:
+            if not _usable(image, short_side):
+                continue
+            small = _resized(image, short_side)
+            if photo.use == "val":
+                small = _best_crop(small)
+            small.save(out / photo.use / f"{stem}_{short_side}.png")
+        rows.append(photo.row())
+        print(f"{photo.use:5} {photo.path}", flush=True)
     (out / "LICENCES.md").write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 

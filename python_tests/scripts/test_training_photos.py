@@ -80,6 +80,11 @@ def test_photos_of_gcompris(photos, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == ["val   erase/cheetah.webp", "train erase/crab.webp"]
 
 
+def test_photos_are_left_out_by_name(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(photos, "GCOMPRIS_LEFT_OUT", {"erase/crab.webp"})
+    assert [photo.path for photo, _ in photos.gcompris(packages(tmp_path, photos))] == ["erase/cheetah.webp"]
+
+
 def test_drawings_lie_on_sheets(photos, tmp_path):
     drawing, photo = io.BytesIO(), io.BytesIO()
     cut_out = Image.new("RGBA", (30, 30), (10, 20, 30, 255))
